@@ -1,0 +1,24 @@
+//! The schedule in Redis: claim, settle, release, protect, quarantine.
+//!
+//! A claim is a lease in the schedule itself (`docs/decisions/0001-lease-in-the-schedule.md`): the script moves the
+//! member's score to the end of the lease, and whoever removes or releases must show that score. The Lua scripts
+//! live in `lua/` at the top of the repository, one file each, and are embedded here; this crate gives each of
+//! them one typed wrapper, and knows neither Postgres nor actors.
+//!
+//! Reading order: [`link`] (the connection) · [`scripts`] (the embedded Lua) · [`claimed`] (what a claim holds) ·
+//! [`schedule`] (the wrappers) · [`quarantine`] (entries, by hand) · [`error`].
+
+pub mod claimed;
+pub mod error;
+pub mod link;
+pub mod quarantine;
+pub mod schedule;
+pub mod scripts;
+
+pub use claimed::{Claim, Claimed, Refusal};
+pub use error::{ErrorClass, ScheduleError};
+pub use link::{Link, LinkSettings};
+pub use quarantine::{QuarantineEntry, Quarantined};
+pub use schedule::{
+    Backlog, ClaimMode, ProtectPage, QuarantineReport, ReleaseReport, Schedule, ScheduleOptions, SettleReport,
+};

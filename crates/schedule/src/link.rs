@@ -1,0 +1,280 @@
+//! The connection: one multiplexed, reconnecting link to Redis, plain or TLS, direct or by Sentinel.
+//!
+//! Every caller clones the link. The first call opens the connection, one that proves broken is thrown away and
+//! the next call opens another; callers meanwhile wait for that one attempt instead of making their own.
+//! With Sentinel each new connection asks for the master again, so a failover is followed.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo,
+    RedisError, TlsCertificates, Value,
+    aio::MultiplexedConnection,
+    sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType},
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    sync::{Mutex, RwLock},
+    time::Instant,
+};
+
+use crate::error::{ErrorClass, ScheduleError};
+
+/// After a failed attempt to connect, callers are refused without another one for this long, so that ten thousand
+/// collectors don't knock at once on a server that is just coming up.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How Redis is reached. `Debug` shows no password.
+#[derive(Clone)]
+pub struct LinkSettings {
+    /// `redis://[user[:password]@]host[:port][/db]`, or `rediss://` for TLS.
+    pub url: SecretString,
+    /// Password; goes before the one in the URL.
+    pub password: Option<SecretString>,
+    /// Database number; goes before the one in the URL.
+    pub db: Option<i64>,
+    /// PEM of the certificate authority to trust, for TLS; the system's are used otherwise.
+    pub ca_pem: Option<Vec<u8>>,
+    /// With Sentinel: the name of the master, and the sentinels' URLs (`url` then only says user, database and TLS).
+    pub sentinel: Option<(String, Vec<String>)>,
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// How long an answer may take.
+    pub response_timeout: Duration,
+}
+
+impl fmt::Debug for LinkSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LinkSettings")
+            .field("connect_timeout", &self.connect_timeout)
+            .field("response_timeout", &self.response_timeout)
+            .field("sentinel", &self.sentinel.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl LinkSettings {
+    /// Settings for a URL, with the timeouts that the worker uses by default (2 s and 5 s).
+    #[must_use]
+    pub fn for_url(url: &str) -> Self {
+        Self {
+            url: SecretString::from(url.to_owned()),
+            password: None,
+            db: None,
+            ca_pem: None,
+            sentinel: None,
+            connect_timeout: Duration::from_secs(2),
+            response_timeout: Duration::from_secs(5),
+        }
+    }
+
+    fn connection_info(&self) -> Result<ConnectionInfo, RedisError> {
+        let info = self.url.expose_secret().into_connection_info()?;
+        let mut redis = info.redis_settings().clone();
+        if let Some(password) = &self.password {
+            redis = redis.set_password(password.expose_secret());
+        }
+        if let Some(db) = self.db {
+            redis = redis.set_db(db);
+        }
+        Ok(info.set_redis_settings(redis))
+    }
+
+    fn certificates(&self) -> TlsCertificates {
+        TlsCertificates { client_tls: None, root_cert: self.ca_pem.clone() }
+    }
+}
+
+/// Where a connection comes from.
+enum Source {
+    Direct(Client),
+    Sentinel(Mutex<SentinelClient>),
+}
+
+struct Open {
+    generation: u64,
+    connection: MultiplexedConnection,
+}
+
+struct Inner {
+    source: Source,
+    config: AsyncConnectionConfig,
+    connect_timeout: Duration,
+    open: RwLock<Option<Open>>,
+    /// Held while connecting; keeps when the last attempt failed and how.
+    connecting: Mutex<Option<(Instant, ScheduleError)>>,
+    generations: AtomicU64,
+}
+
+/// A cheap handle on the one connection.
+#[derive(Clone)]
+pub struct Link(Arc<Inner>);
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Link")
+    }
+}
+
+impl Link {
+    /// Prepares a link; nothing is opened yet.
+    ///
+    /// # Errors
+    /// When URL, certificates or sentinels can't be used; the text shows no password.
+    pub fn new(settings: &LinkSettings) -> Result<Self, ScheduleError> {
+        // The rustls of the redis client takes the process's provider. Another part may have installed it already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(settings.connect_timeout))
+            .set_response_timeout(Some(settings.response_timeout));
+        let source = Self::source(settings).map_err(|error| ScheduleError::new("configure", &error))?;
+        Ok(Self(Arc::new(Inner {
+            source,
+            config,
+            connect_timeout: settings.connect_timeout,
+            open: RwLock::new(None),
+            connecting: Mutex::new(None),
+            generations: AtomicU64::new(0),
+        })))
+    }
+
+    fn source(settings: &LinkSettings) -> Result<Source, RedisError> {
+        let info = settings.connection_info()?;
+        let tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
+        if let Some((master, sentinels)) = &settings.sentinel {
+            let redis: RedisConnectionInfo = info.redis_settings().clone();
+            let mut node = SentinelNodeConnectionInfo::default().set_redis_connection_info(redis);
+            if tls {
+                node = node.set_tls_mode(redis::TlsMode::Secure);
+            }
+            let client = if settings.ca_pem.is_some() {
+                let nodes = sentinels.iter().map(|url| url.as_str().into_connection_info()).collect::<Result<Vec<_>, _>>()?;
+                let addresses = nodes.iter().map(|node| node.addr().clone());
+                let mut builder = redis::sentinel::SentinelClientBuilder::new(
+                    addresses,
+                    master,
+                    SentinelServerType::Master,
+                )?
+                .set_client_to_redis_db(info.redis_settings().db())
+                .set_client_to_redis_certificates(settings.certificates())
+                .set_client_to_redis_tls_mode(redis::TlsMode::Secure);
+                if let Some(password) = info.redis_settings().password() {
+                    builder = builder.set_client_to_redis_password(password);
+                }
+                if let Some(user) = info.redis_settings().username() {
+                    builder = builder.set_client_to_redis_username(user);
+                }
+                builder.build()?
+            } else {
+                SentinelClient::build(sentinels.clone(), master.clone(), Some(node), SentinelServerType::Master)?
+            };
+            return Ok(Source::Sentinel(Mutex::new(client)));
+        }
+        let client = if tls { Client::build_with_tls(info, settings.certificates())? } else { Client::open(info)? };
+        Ok(Source::Direct(client))
+    }
+
+    /// Sends one command and gives its answer; an error comes with the client's own, if there was one.
+    pub(crate) async fn query(
+        &self,
+        operation: &'static str,
+        cmd: &Cmd,
+    ) -> Result<Value, (ScheduleError, Option<RedisError>)> {
+        let (generation, mut connection) = self.connection(operation).await.map_err(|error| (error, None))?;
+        match connection.send_packed_command(cmd).await.and_then(Value::extract_error) {
+            Ok(value) => Ok(value),
+            Err(cause) => {
+                let error = ScheduleError::new(operation, &cause);
+                if error.class.needs_new_connection() {
+                    self.discard(generation).await;
+                }
+                Err((error, Some(cause)))
+            }
+        }
+    }
+
+    /// Sends any command, for callers outside the scripts (status, `verify`).
+    ///
+    /// # Errors
+    /// As Redis answers; see [`ErrorClass`].
+    pub async fn ask(&self, operation: &'static str, cmd: &Cmd) -> Result<Value, ScheduleError> {
+        self.query(operation, cmd).await.map_err(|(error, _)| error)
+    }
+
+    /// The `maxmemory-policy` of the server when Redis may evict keys by itself (any other than `noeviction`):
+    /// balances may then vanish before they are written. `None` when it may not, or when it won't tell.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn eviction_policy(&self) -> Result<Option<String>, ScheduleError> {
+        let mut cmd = redis::cmd("INFO");
+        cmd.arg("memory");
+        let text: String = redis::from_redis_value(self.ask("read memory policy", &cmd).await?)
+            .map_err(|error| ScheduleError::unexpected("read memory policy", error.to_string()))?;
+        let policy = text.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")).map(str::trim);
+        Ok(policy.filter(|policy| *policy != "noeviction").map(str::to_owned))
+    }
+
+    async fn connection(&self, operation: &'static str) -> Result<(u64, MultiplexedConnection), ScheduleError> {
+        if let Some(open) = &*self.0.open.read().await {
+            return Ok((open.generation, open.connection.clone()));
+        }
+        let mut last_failure = self.0.connecting.lock().await;
+        // Whoever held the lock before us may have connected, or failed a moment ago.
+        if let Some(open) = &*self.0.open.read().await {
+            return Ok((open.generation, open.connection.clone()));
+        }
+        if let Some((at, error)) = &*last_failure
+            && at.elapsed() < RECONNECT_PAUSE
+        {
+            return Err(ScheduleError { operation, ..error.clone() });
+        }
+        match self.connect(operation).await {
+            Ok(connection) => {
+                *last_failure = None;
+                let generation = self.0.generations.fetch_add(1, Ordering::Relaxed);
+                *self.0.open.write().await = Some(Open { generation, connection: connection.clone() });
+                Ok((generation, connection))
+            }
+            Err(error) => {
+                *last_failure = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn connect(&self, operation: &'static str) -> Result<MultiplexedConnection, ScheduleError> {
+        let opening = async {
+            match &self.0.source {
+                Source::Direct(client) => client.get_multiplexed_async_connection_with_config(&self.0.config).await,
+                Source::Sentinel(client) => {
+                    client.lock().await.get_async_connection_with_config(&self.0.config).await
+                }
+            }
+        };
+        // The client's own timeout ends with the TCP connection; the handshake behind it needs a bound as well.
+        match tokio::time::timeout(self.0.connect_timeout * 2, opening).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => Err(ScheduleError::new(operation, &error)),
+            Err(_) => Err(ScheduleError {
+                operation,
+                class: ErrorClass::Unavailable,
+                message: format!("no connection within {:?}", self.0.connect_timeout * 2),
+            }),
+        }
+    }
+
+    async fn discard(&self, generation: u64) {
+        let mut open = self.0.open.write().await;
+        if open.as_ref().is_some_and(|open| open.generation == generation) {
+            *open = None;
+        }
+    }
+}

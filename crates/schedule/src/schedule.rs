@@ -1,0 +1,473 @@
+//! One tenant's schedule: a typed wrapper for each script.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use balance_sync_domain::KeySpace;
+use redis::Value;
+
+use crate::{
+    claimed::{Claim, Claimed, Refusal},
+    error::ScheduleError,
+    link::Link,
+    scripts,
+};
+
+/// How a claim keeps others away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClaimMode {
+    /// The lease in the schedule alone.
+    #[default]
+    Lease,
+    /// The lease, and the lock key of the ledger's own worker as well: for the time when both run.
+    Lock,
+}
+
+/// How a schedule is worked. One value for the whole worker.
+#[derive(Debug, Clone)]
+pub struct ScheduleOptions {
+    /// Lease alone, or lease and lock.
+    pub mode: ClaimMode,
+    /// How long a claim holds; a killed worker's claims are due again after it.
+    pub claim_ttl: Duration,
+    /// Remaining lives of claimed, released and waiting values are raised to this; zero leaves them alone.
+    pub protect_floor: Duration,
+    /// Mode `lock`: most members looked at in one claim.
+    pub lock_scan_limit: usize,
+    /// Mode `lock`: what stands in our locks, so that only ours are deleted. Unique per worker process.
+    pub lock_token: String,
+    /// Most entries in a tenant's quarantine.
+    pub quarantine_limit: usize,
+    /// Values longer than this, in bytes, are cut short in quarantine entries.
+    pub quarantine_value_limit: usize,
+    /// How long a member is put off when the quarantine is full.
+    pub quarantine_put_off: Duration,
+}
+
+impl Default for ScheduleOptions {
+    fn default() -> Self {
+        Self {
+            mode: ClaimMode::Lease,
+            claim_ttl: Duration::from_secs(30),
+            protect_floor: Duration::from_secs(900),
+            lock_scan_limit: 5000,
+            lock_token: "balance-sync".to_owned(),
+            quarantine_limit: 10_000,
+            quarantine_value_limit: 65_536,
+            quarantine_put_off: Duration::from_secs(600),
+        }
+    }
+}
+
+/// What settling did.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct SettleReport {
+    /// Redis time after the write, in seconds: with the former score it gives the lag by one clock.
+    pub now: f64,
+    /// Members removed.
+    pub removed: u64,
+    /// Members that stay scheduled, because of a newer mutation or a later claim.
+    pub kept: u64,
+}
+
+/// What releasing did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReleaseReport {
+    /// Members put back, due at once for every worker.
+    pub released: u64,
+    /// Members with a newer mutation or a later claim.
+    pub kept: u64,
+}
+
+/// What quarantining did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QuarantineReport {
+    /// Members now in quarantine.
+    pub quarantined: u64,
+    /// Members with a newer mutation or a later claim: still scheduled.
+    pub kept: u64,
+    /// Members put off because the quarantine is full: still scheduled.
+    pub full: u64,
+}
+
+/// One page of protection.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProtectPage {
+    /// Where the next page begins; `None` when all were seen.
+    pub next: Option<Vec<u8>>,
+    /// Members seen.
+    pub seen: u64,
+    /// Values whose life was raised.
+    pub raised: u64,
+    /// Members without a value.
+    pub absent: u64,
+    /// Smallest remaining life in this page, after raising.
+    pub shortest: Option<Duration>,
+}
+
+/// What waits in a schedule.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Backlog {
+    /// Members whose time has come.
+    pub due: u64,
+    /// Members that a worker holds, or that are put off.
+    pub leased: u64,
+    /// How long the oldest due member has been due, in seconds.
+    pub oldest_due_age: f64,
+}
+
+/// One tenant's schedule on one link. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    link: Link,
+    space: KeySpace,
+    options: Arc<ScheduleOptions>,
+    /// Mode `lock`: where the next claim begins, past a head of foreign locks.
+    resume: Arc<AtomicU64>,
+}
+
+impl Schedule {
+    /// The schedule of the key space, worked over the link.
+    #[must_use]
+    pub fn new(link: Link, space: KeySpace, options: Arc<ScheduleOptions>) -> Self {
+        Self { link, space, options, resume: Arc::new(AtomicU64::new(0)) }
+    }
+
+    /// The keys it works on.
+    #[must_use]
+    pub fn space(&self) -> &KeySpace {
+        &self.space
+    }
+
+    /// The connection it works over.
+    #[must_use]
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// How it is worked.
+    #[must_use]
+    pub fn options(&self) -> &ScheduleOptions {
+        &self.options
+    }
+
+    /// Claims up to `limit` due members with their values.
+    ///
+    /// # Errors
+    /// As Redis answers. Whether something was claimed is then unknown; the leases lapse by themselves.
+    pub async fn claim(&self, limit: usize) -> Result<Claim, ScheduleError> {
+        const OPERATION: &str = "claim";
+        let mut cmd = scripts::CLAIM.call(1);
+        cmd.arg(self.space.schedule())
+            .arg(limit.max(1))
+            .arg(millis(self.options.claim_ttl))
+            .arg(millis(self.options.protect_floor))
+            .arg(self.space.prefix())
+            .arg(self.space.quarantine())
+            .arg(self.lock_prefix())
+            .arg(&self.options.lock_token)
+            .arg(self.options.lock_scan_limit.max(limit))
+            .arg(self.resume.load(Ordering::Relaxed));
+        let Value::Array(parts) = scripts::CLAIM.run(&self.link, &cmd).await? else {
+            return Err(ScheduleError::unexpected(OPERATION, "the script gave no array"));
+        };
+        if parts.len() < 5 || (parts.len() - 5) % 3 != 0 {
+            return Err(ScheduleError::unexpected(OPERATION, format!("the script gave {} parts", parts.len())));
+        }
+        let mut parts = parts.into_iter();
+        let mut head = [Value::Nil, Value::Nil, Value::Nil, Value::Nil, Value::Nil];
+        for (slot, part) in head.iter_mut().zip(parts.by_ref()) {
+            *slot = part;
+        }
+        let now = seconds(OPERATION, &head[0])?;
+        let lease: Arc<str> = Arc::from(text(OPERATION, &head[1])?);
+        let [scheduled, resume, foreign] = [int(OPERATION, &head[2])?, int(OPERATION, &head[3])?, int(OPERATION, &head[4])?];
+        self.resume.store(resume, Ordering::Relaxed);
+        let mut entries = Vec::with_capacity(parts.len() / 3);
+        while let (Some(member), Some(former), Some(value)) = (parts.next(), parts.next(), parts.next()) {
+            let (Value::BulkString(member), Value::BulkString(former)) = (member, former) else {
+                return Err(ScheduleError::unexpected(OPERATION, "a member or score is not a string"));
+            };
+            let former = String::from_utf8(former)
+                .map_err(|_| ScheduleError::unexpected(OPERATION, "a score is not text"))?;
+            let value = match value {
+                Value::BulkString(value) => Some(value),
+                _ => None,
+            };
+            entries.push(Claimed { member, lease: Arc::clone(&lease), former, value });
+        }
+        Ok(Claim { entries, scheduled, now, foreign })
+    }
+
+    /// Removes written members, each only under its lease, and clears their quarantine entries.
+    ///
+    /// # Errors
+    /// As Redis answers. The leases then lapse, and the next write of these members is stale and harmless.
+    pub async fn settle(&self, written: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
+        const OPERATION: &str = "settle";
+        if written.is_empty() {
+            return Ok(SettleReport::default());
+        }
+        let mut cmd = scripts::SETTLE.call(2);
+        cmd.arg(self.space.schedule())
+            .arg(self.space.quarantine())
+            .arg(self.lock_prefix())
+            .arg(&self.options.lock_token);
+        for claimed in written {
+            cmd.arg(&*claimed.lease).arg(&claimed.member);
+        }
+        let value = scripts::SETTLE.run(&self.link, &cmd).await?;
+        let parts = array(OPERATION, &value, 3)?;
+        Ok(SettleReport {
+            now: seconds(OPERATION, &parts[0])?,
+            removed: int(OPERATION, &parts[1])?,
+            kept: int(OPERATION, &parts[2])?,
+        })
+    }
+
+    /// Gives members back at once, each only under its lease, and keeps their values alive.
+    ///
+    /// # Errors
+    /// As Redis answers. The leases then lapse by themselves.
+    pub async fn release(&self, held: &[&Claimed]) -> Result<ReleaseReport, ScheduleError> {
+        if held.is_empty() {
+            return Ok(ReleaseReport::default());
+        }
+        let mut cmd = scripts::RELEASE.call(1);
+        cmd.arg(self.space.schedule())
+            .arg(self.lock_prefix())
+            .arg(&self.options.lock_token)
+            .arg(millis(self.options.protect_floor))
+            .arg(self.space.prefix());
+        for claimed in held {
+            cmd.arg(&*claimed.lease).arg(&claimed.member).arg(&claimed.former);
+        }
+        let value = scripts::RELEASE.run(&self.link, &cmd).await?;
+        let counts = ints("release", &value, 2)?;
+        Ok(ReleaseReport { released: counts[0], kept: counts[1] })
+    }
+
+    /// Moves members that can't be synced into quarantine, each only under its lease.
+    ///
+    /// # Errors
+    /// As Redis answers. The members then stay scheduled and are tried again.
+    pub async fn quarantine(&self, refused: &[(&Claimed, Refusal)]) -> Result<QuarantineReport, ScheduleError> {
+        let mut report = QuarantineReport::default();
+        // Values travel along: keep one call small enough that it doesn't hold Redis up.
+        for page in refused.chunks(200) {
+            let mut cmd = scripts::QUARANTINE.call(2);
+            cmd.arg(self.space.schedule())
+                .arg(self.space.quarantine())
+                .arg(self.lock_prefix())
+                .arg(&self.options.lock_token)
+                .arg(self.options.quarantine_limit)
+                .arg(millis(self.options.quarantine_put_off));
+            for (claimed, refusal) in page {
+                let (value, flag) = self.kept_value(claimed.value.as_deref());
+                cmd.arg(&*claimed.lease)
+                    .arg(&claimed.member)
+                    .arg(refusal.reason)
+                    .arg(&refusal.detail)
+                    .arg(value)
+                    .arg(flag);
+            }
+            let value = scripts::QUARANTINE.run(&self.link, &cmd).await?;
+            let counts = ints("quarantine", &value, 3)?;
+            report.quarantined += counts[0];
+            report.kept += counts[1];
+            report.full += counts[2];
+        }
+        Ok(report)
+    }
+
+    /// One page of protection over everything that is scheduled; begin with `None`.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn protect_page(&self, from: Option<&[u8]>) -> Result<ProtectPage, ScheduleError> {
+        const OPERATION: &str = "protect";
+        let mut cmd = scripts::PROTECT.call(1);
+        cmd.arg(self.space.schedule())
+            .arg(from.unwrap_or(b"0"))
+            .arg(500)
+            .arg(millis(self.options.protect_floor))
+            .arg(self.space.prefix());
+        let value = scripts::PROTECT.run(&self.link, &cmd).await?;
+        let parts = array(OPERATION, &value, 5)?;
+        let cursor = bulk(OPERATION, &parts[0])?;
+        let shortest = match &parts[4] {
+            Value::Int(left) => u64::try_from(*left).ok().map(Duration::from_millis),
+            _ => None,
+        };
+        Ok(ProtectPage {
+            next: (cursor != b"0").then(|| cursor.to_vec()),
+            seen: int(OPERATION, &parts[1])?,
+            raised: int(OPERATION, &parts[2])?,
+            absent: int(OPERATION, &parts[3])?,
+            shortest,
+        })
+    }
+
+    /// Protects everything that was scheduled from this Redis time on; `None` only reads the clock. Gives the Redis
+    /// time to begin with next time, and how many values were raised.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn protect_since(&self, from: Option<f64>) -> Result<(f64, u64), ScheduleError> {
+        const OPERATION: &str = "protect recent";
+        const PAGE: u64 = 500;
+        let (mut begun, mut offset, mut raised) = (None, 0, 0);
+        loop {
+            let mut cmd = scripts::PROTECT_RECENT.call(1);
+            cmd.arg(self.space.schedule())
+                .arg(from.map_or_else(|| "-".to_owned(), |from| format!("{from:.6}")))
+                .arg(offset)
+                .arg(PAGE)
+                .arg(millis(self.options.protect_floor))
+                .arg(self.space.prefix());
+            let value = scripts::PROTECT_RECENT.run(&self.link, &cmd).await?;
+            let parts = array(OPERATION, &value, 3)?;
+            let begun = *begun.get_or_insert(seconds(OPERATION, &parts[0])?);
+            let seen = int(OPERATION, &parts[1])?;
+            raised += int(OPERATION, &parts[2])?;
+            if seen < PAGE {
+                return Ok((begun, raised));
+            }
+            offset += PAGE;
+        }
+    }
+
+    /// Moves up to `page` members of a legacy schedule into this one; gives how many, and how many are left there.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn adopt_legacy(&self, page: usize) -> Result<(u64, u64), ScheduleError> {
+        let mut cmd = scripts::ADOPT.call(2);
+        cmd.arg(self.space.legacy_schedule()).arg(self.space.schedule()).arg(page);
+        let value = scripts::ADOPT.run(&self.link, &cmd).await?;
+        let counts = ints("adopt legacy", &value, 2)?;
+        Ok((counts[0], counts[1]))
+    }
+
+    /// What waits.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn backlog(&self) -> Result<Backlog, ScheduleError> {
+        const OPERATION: &str = "read backlog";
+        let now = seconds_of_time(OPERATION, &self.link.ask(OPERATION, &redis::cmd("TIME")).await?)?;
+        let mut count = redis::cmd("ZCOUNT");
+        count.arg(self.space.schedule()).arg("-inf").arg(now);
+        let due = int(OPERATION, &self.link.ask(OPERATION, &count).await?)?;
+        let mut card = redis::cmd("ZCARD");
+        card.arg(self.space.schedule());
+        let all = int(OPERATION, &self.link.ask(OPERATION, &card).await?)?;
+        let mut head = redis::cmd("ZRANGE");
+        head.arg(self.space.schedule()).arg(0).arg(0).arg("WITHSCORES");
+        let oldest = match self.link.ask(OPERATION, &head).await? {
+            Value::Array(parts) if parts.len() == 2 => seconds(OPERATION, &parts[1])?,
+            _ => now,
+        };
+        Ok(Backlog { due, leased: all.saturating_sub(due), oldest_due_age: (now - oldest).max(0.0) })
+    }
+
+    /// Number of members in any schedule key; used to notice schedules that nobody works.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn scheduled_in(&self, key: &str) -> Result<u64, ScheduleError> {
+        let mut cmd = redis::cmd("ZCARD");
+        cmd.arg(key);
+        int("count schedule", &self.link.ask("count schedule", &cmd).await?)
+    }
+
+    fn lock_prefix(&self) -> &str {
+        match self.options.mode {
+            ClaimMode::Lease => "",
+            ClaimMode::Lock => self.space.lock_prefix(),
+        }
+    }
+
+    fn kept_value(&self, value: Option<&[u8]>) -> (String, &'static str) {
+        let Some(value) = value else { return (String::new(), "-") };
+        // An entry is JSON; what is not text can be shown only approximately, so it never stands in for the value.
+        match std::str::from_utf8(value) {
+            Ok(text) if text.len() <= self.options.quarantine_value_limit => (text.to_owned(), "v"),
+            _ => {
+                let cut = value.len().min(self.options.quarantine_value_limit);
+                (String::from_utf8_lossy(&value[..cut]).into_owned(), "t")
+            }
+        }
+    }
+}
+
+/// Which of the schedules have a due member; one call for many idle tenants. Gives positions in `keys`.
+///
+/// # Errors
+/// As Redis answers.
+pub async fn probe(link: &Link, keys: &[Arc<str>]) -> Result<Vec<usize>, ScheduleError> {
+    const OPERATION: &str = "probe";
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut cmd = scripts::PROBE.call(keys.len());
+    for key in keys {
+        cmd.arg(&**key);
+    }
+    let Value::Array(parts) = scripts::PROBE.run(link, &cmd).await? else {
+        return Err(ScheduleError::unexpected(OPERATION, "the script gave no array"));
+    };
+    parts.iter().map(|part| int(OPERATION, part).map(|at| (at as usize).saturating_sub(1))).collect()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn array<'a>(operation: &'static str, value: &'a Value, len: usize) -> Result<&'a [Value], ScheduleError> {
+    match value {
+        Value::Array(parts) if parts.len() == len => Ok(parts),
+        _ => Err(ScheduleError::unexpected(operation, format!("the script gave no array of {len}"))),
+    }
+}
+
+pub(crate) fn bulk<'a>(operation: &'static str, value: &'a Value) -> Result<&'a [u8], ScheduleError> {
+    match value {
+        Value::BulkString(bytes) => Ok(bytes),
+        _ => Err(ScheduleError::unexpected(operation, "a string was expected")),
+    }
+}
+
+fn text<'a>(operation: &'static str, value: &'a Value) -> Result<&'a str, ScheduleError> {
+    std::str::from_utf8(bulk(operation, value)?).map_err(|_| ScheduleError::unexpected(operation, "text was expected"))
+}
+
+fn seconds(operation: &'static str, value: &Value) -> Result<f64, ScheduleError> {
+    text(operation, value)?.parse().map_err(|_| ScheduleError::unexpected(operation, "a time was expected"))
+}
+
+fn seconds_of_time(operation: &'static str, value: &Value) -> Result<f64, ScheduleError> {
+    let parts = array(operation, value, 2)?;
+    Ok(seconds(operation, &parts[0])? + seconds(operation, &parts[1])? / 1e6)
+}
+
+fn int(operation: &'static str, value: &Value) -> Result<u64, ScheduleError> {
+    match value {
+        Value::Int(n) => {
+            u64::try_from(*n).map_err(|_| ScheduleError::unexpected(operation, "a count was expected, not a negative"))
+        }
+        _ => Err(ScheduleError::unexpected(operation, "a count was expected")),
+    }
+}
+
+pub(crate) fn ints(operation: &'static str, value: &Value, len: usize) -> Result<Vec<u64>, ScheduleError> {
+    match value {
+        Value::Int(_) if len == 1 => Ok(vec![int(operation, value)?]),
+        _ => array(operation, value, len)?.iter().map(|part| int(operation, part)).collect(),
+    }
+}

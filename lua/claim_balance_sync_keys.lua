@@ -1,0 +1,119 @@
+-- Claim due members of one tenant's schedule: a lease in the schedule itself.
+--
+-- KEYS[1]  schedule (sorted set: member = balance key, score = due time in seconds)
+-- ARGV[1]  limit: most members to claim (>= 1)
+-- ARGV[2]  claim TTL in milliseconds: the lease ends this long after now
+-- ARGV[3]  protect floor in milliseconds: shorter remaining lives of claimed values are raised to it (0 = off)
+-- ARGV[4]  tenant prefix: only values whose key begins with it are read ('' = single-tenant: keys that
+--          begin with 'tenant:' are then the foreign ones)
+-- ARGV[5]  quarantine hash of the tenant: supplies the kept value of a member whose value has expired
+-- ARGV[6]  lock prefix ('' = mode `lease`; otherwise mode `lock`: each member's lock is taken too)
+-- ARGV[7]  lock token (mode `lock`)
+-- ARGV[8]  scan limit (mode `lock`): most members looked at in this call
+-- ARGV[9]  offset (mode `lock`): how many due members to pass over, from a call that saw foreign locks only
+--
+-- Result   { now, lease, scheduled, resume, foreign, member, former score, value | false, member, ... }
+--          now        Redis time, seconds with six decimals
+--          lease      the lease score of every member in this answer
+--          scheduled  members in the schedule, due or not
+--          resume     offset for the next call (0 = from the head)
+--          foreign    members passed over because another worker holds their lock
+--
+-- Atomic: reading what is due, moving each score to the end of the lease, reading the values.
+-- The lease lies half-way between two microseconds. Producers write whole microseconds, so no producer can
+-- write a score that equals a lease, and a mutation during the flush is always noticed.
+
+local limit, scan_limit, offset = tonumber(ARGV[1]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local ttl_ms, floor_ms = tonumber(ARGV[2]), tonumber(ARGV[3])
+local prefix, lock_prefix, token = ARGV[4], ARGV[6], ARGV[7]
+local PAGE = 1000 -- unpack() and the C stack of Lua take some 8,000 values; stay far below
+
+local time = redis.call('TIME')
+local now = string.format('%s.%06d', time[1], time[2])
+local micros = tonumber(time[2]) + ttl_ms * 1000
+local lease = string.format('%d.%06d5', tonumber(time[1]) + math.floor(micros / 1000000), micros % 1000000)
+
+local members, formers = {}, {}
+local resume, foreign = 0, 0
+
+if lock_prefix == '' then
+  local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
+  for i = 1, #due, 2 do
+    members[#members + 1] = due[i]
+    formers[#formers + 1] = due[i + 1]
+  end
+else
+  local at, seen = offset, 0
+  while #members < limit do
+    if seen >= scan_limit then
+      -- What was passed over stays where it is: go on behind it next time, or it would hide the rest for ever.
+      if #members == 0 then resume = at end
+      break
+    end
+    local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', at, math.min(limit, PAGE))
+    if #due == 0 then break end
+    for i = 1, #due, 2 do
+      local lock = lock_prefix .. due[i]
+      local taken = redis.call('SET', lock, token, 'NX', 'PX', ttl_ms)
+      if not taken and redis.call('GET', lock) == token then
+        taken = redis.call('SET', lock, token, 'PX', ttl_ms)
+      end
+      seen, at = seen + 1, at + 1
+      if taken then
+        members[#members + 1] = due[i]
+        formers[#formers + 1] = due[i + 1]
+        if #members == limit then break end
+      else
+        foreign = foreign + 1
+      end
+    end
+  end
+end
+
+local result = { now, lease, redis.call('ZCARD', KEYS[1]), resume, foreign }
+for first = 1, #members, PAGE do
+  local last = math.min(first + PAGE - 1, #members)
+  local scores, keys, at_key = {}, {}, {}
+  for i = first, last do
+    local member = members[i]
+    scores[#scores + 1] = lease
+    scores[#scores + 1] = member
+    local own
+    if prefix == '' then
+      own = string.sub(member, 1, 7) ~= 'tenant:'
+    else
+      own = string.sub(member, 1, #prefix) == prefix
+    end
+    if own then
+      keys[#keys + 1] = member
+      at_key[i] = #keys
+    end
+  end
+  redis.call('ZADD', KEYS[1], 'XX', unpack(scores))
+  local values = {}
+  if #keys > 0 then values = redis.call('MGET', unpack(keys)) end
+  for i = first, last do
+    local member, value = members[i], false
+    if at_key[i] then
+      value = values[at_key[i]]
+      if value then
+        if floor_ms > 0 then
+          local left = redis.call('PTTL', member)
+          if left >= 0 and left < floor_ms then redis.call('PEXPIRE', member, floor_ms) end
+        end
+      else
+        local kept = redis.call('HGET', ARGV[5], member)
+        if kept then
+          local ok, entry = pcall(cjson.decode, kept)
+          if ok and type(entry) == 'table' and type(entry.value) == 'string' and not entry.truncated then
+            value = entry.value
+          end
+        end
+      end
+    end
+    result[#result + 1] = member
+    result[#result + 1] = formers[i]
+    result[#result + 1] = value
+  end
+end
+return result

@@ -1,0 +1,68 @@
+-- Quarantine: take members that can't be synced out of the schedule, each only while its score is still our
+-- lease, and keep them in a hash of the tenant with the reason.
+--
+-- KEYS[1]  schedule
+-- KEYS[2]  quarantine hash (field = member, value = JSON entry)
+-- ARGV[1]  lock prefix ('' = mode `lease`)
+-- ARGV[2]  lock token (mode `lock`)
+-- ARGV[3]  most entries kept; a new member beyond that stays scheduled and is put off
+-- ARGV[4]  how long such a member is put off, milliseconds
+-- ARGV[5…] sixes: lease score, member, reason, detail, value ('' with has = 0), flags
+--          flags: 'v' = a value is given, 't' = it was cut short, '-' = none
+--
+-- Result   { quarantined, kept, full }
+--          quarantined  members moved into the hash (or whose entry was renewed)
+--          kept         members with a newer mutation or a later claim: left as they are
+--          full         members put off because the hash is full
+--
+-- Atomic: comparing, removing from the schedule, writing the entry. `first_at` and `count` of a member that was
+-- quarantined before go on.
+
+local lock_prefix, token, most, put_off_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local time = redis.call('TIME')
+local now = string.format('%s.%06d', time[1], time[2])
+local micros = tonumber(time[2]) + put_off_ms * 1000
+local later = string.format('%d.%06d5', tonumber(time[1]) + math.floor(micros / 1000000), micros % 1000000)
+local quarantined, kept, full = 0, 0, 0
+local entries = redis.call('HLEN', KEYS[2])
+
+for i = 5, #ARGV, 6 do
+  local lease, member = ARGV[i], ARGV[i + 1]
+  local score = redis.call('ZSCORE', KEYS[1], member)
+  if score and tonumber(score) == tonumber(lease) then
+    local before = redis.call('HGET', KEYS[2], member)
+    if not before and entries >= most then
+      redis.call('ZADD', KEYS[1], 'XX', later, member)
+      full = full + 1
+    else
+      local entry = {
+        reason = ARGV[i + 2], detail = ARGV[i + 3], first_at = now, last_at = now, count = 1,
+        truncated = ARGV[i + 5] == 't',
+      }
+      if ARGV[i + 5] ~= '-' then entry.value = ARGV[i + 4] end
+      if before then
+        local ok, old = pcall(cjson.decode, before)
+        if ok and type(old) == 'table' then
+          entry.first_at = old.first_at or now
+          entry.count = (tonumber(old.count) or 0) + 1
+          -- A value that has expired since must not push out the copy that was kept.
+          if entry.value == nil and old.value ~= nil then
+            entry.value, entry.truncated = old.value, old.truncated
+          end
+        end
+      else
+        entries = entries + 1
+      end
+      redis.call('HSET', KEYS[2], member, cjson.encode(entry))
+      redis.call('ZREM', KEYS[1], member)
+      quarantined = quarantined + 1
+    end
+    if lock_prefix ~= '' then
+      local lock = lock_prefix .. member
+      if redis.call('GET', lock) == token then redis.call('DEL', lock) end
+    end
+  else
+    kept = kept + 1
+  end
+end
+return { quarantined, kept, full }

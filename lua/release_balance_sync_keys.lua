@@ -1,0 +1,52 @@
+-- Release: give claimed members back at once, each only while its score is still our lease.
+--
+-- KEYS[1]  schedule
+-- ARGV[1]  lock prefix ('' = mode `lease`)
+-- ARGV[2]  lock token (mode `lock`): only locks that carry it are deleted
+-- ARGV[3]  protect floor in milliseconds: shorter remaining lives of the values are raised to it (0 = off)
+-- ARGV[4]  tenant prefix: only values whose key begins with it are touched ('' = single-tenant)
+-- ARGV[5…] triples: lease score, member, former score
+--
+-- Result   { released, kept }
+--          released  members put back to their former score: due again for every worker
+--          kept      members with a newer mutation or a later claim: left as they are
+--
+-- Atomic: comparing, restoring, unlocking, protecting.
+
+local lock_prefix, token, floor_ms, prefix = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local PAGE = 1000
+local released, kept = 0, 0
+
+local function own(member)
+  if prefix == '' then return string.sub(member, 1, 7) ~= 'tenant:' end
+  return string.sub(member, 1, #prefix) == prefix
+end
+
+for first = 5, #ARGV, 3 * PAGE do
+  local last = math.min(first + 3 * PAGE - 1, #ARGV)
+  local page = {}
+  for i = first, last, 3 do page[#page + 1] = ARGV[i + 1] end
+  local scores = redis.call('ZMSCORE', KEYS[1], unpack(page))
+  local back = {}
+  for n = 1, #page do
+    local i = first + 3 * (n - 1)
+    if scores[n] and tonumber(scores[n]) == tonumber(ARGV[i]) then
+      back[#back + 1] = ARGV[i + 2]
+      back[#back + 1] = page[n]
+      released = released + 1
+      if lock_prefix ~= '' then
+        local lock = lock_prefix .. page[n]
+        if redis.call('GET', lock) == token then redis.call('DEL', lock) end
+      end
+    else
+      kept = kept + 1
+    end
+    -- Whoever writes this member next, its value must live until then.
+    if floor_ms > 0 and own(page[n]) then
+      local left = redis.call('PTTL', page[n])
+      if left >= 0 and left < floor_ms then redis.call('PEXPIRE', page[n], floor_ms) end
+    end
+  end
+  if #back > 0 then redis.call('ZADD', KEYS[1], 'XX', unpack(back)) end
+end
+return { released, kept }
