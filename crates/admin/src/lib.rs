@@ -1,0 +1,15 @@
+//! What people and machines ask a running worker over HTTP: is it alive, is it ready, what are its numbers.
+//!
+//! - [`server`]: the listener, its limits and the table of paths.
+//! - `health`: `/livez` and `/readyz`, decided from the fleet's status.
+//! - [`metrics`]: `/metrics` in Prometheus' text format.
+//!
+//! Everything is read from [`balance_sync_fleet::status`] at the moment of the question; nothing is kept up to date
+//! beside it, so that a worker nobody asks does no work for it.
+
+mod health;
+pub mod metrics;
+pub mod server;
+
+pub use metrics::{ConnectionSource, ServerConnections};
+pub use server::{AdminServer, AdminSettings, start, start_with_connections};

@@ -1,0 +1,101 @@
+//! `/metrics`: the fleet's atomics as Prometheus text, made when somebody asks.
+//!
+//! - `families`: which metrics there are, with names, units and sources.
+//! - `rows`: which tenants get a label of their own, and totals that never fall.
+//! - `exposition`: the text format.
+//!
+//! Base units throughout (seconds). All names begin with `balance_sync_`, but for the ledger's `balance_synced`, whose
+//! name is kept because dashboards are built on it.
+
+mod exposition;
+mod families;
+mod rows;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use balance_sync_fleet::{ServerUsage, status::FleetStatus};
+
+use self::{exposition::Page, rows::Memory};
+
+/// Content type of the text, as Prometheus expects it.
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// This worker's connections on one Postgres server, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerConnections {
+    /// The server, `host:port`; becomes a label.
+    pub server: String,
+    /// Connections that exist.
+    pub open: u64,
+    /// Connections nobody works with.
+    pub idle: u64,
+    /// Operations under way that hold a place in the budget.
+    pub in_use: u64,
+    /// Operations that wait for a place.
+    pub waiting: u64,
+    /// Most connections that may exist.
+    pub limit: u64,
+}
+
+impl From<ServerUsage> for ServerConnections {
+    fn from(usage: ServerUsage) -> Self {
+        Self {
+            server: usage.server,
+            open: usage.open as u64,
+            idle: usage.idle as u64,
+            in_use: usage.in_use as u64,
+            waiting: usage.waiting as u64,
+            limit: usage.limit as u64,
+        }
+    }
+}
+
+/// Asked at each scrape for the connections on each server. Must not block.
+pub type ConnectionSource = Box<dyn Fn() -> Vec<ServerConnections> + Send + Sync>;
+
+/// The metrics of one worker.
+pub struct Metrics {
+    status: Arc<FleetStatus>,
+    connections: Option<ConnectionSource>,
+    /// How many tenants (and servers) get a label of their own.
+    limit: usize,
+    memory: Mutex<Memory>,
+}
+
+impl Metrics {
+    /// Metrics of that fleet, with at most `limit` values of the label `tenant_id` besides `other`.
+    #[must_use]
+    pub fn new(status: Arc<FleetStatus>, limit: usize, connections: Option<ConnectionSource>) -> Self {
+        Self { status, connections, limit, memory: Mutex::default() }
+    }
+
+    /// The text of a scrape. Takes tens of milliseconds for thousands of tenants: not for a thread that others wait
+    /// for.
+    ///
+    /// # Errors
+    ///
+    /// When a metric can't be written in the text format, which would be a mistake in its definition.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        let snapshot = {
+            // What a panic leaves behind is at worst a count that is missing from `other`.
+            let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+            memory.snapshot(&self.status.tenants(), self.limit)
+        };
+        let mut page = Page::default();
+        families::worker(&mut page, &self.status, &snapshot)?;
+        families::tenants(&mut page, &snapshot)?;
+        if let Some(connections) = &self.connections {
+            families::connections(&mut page, connections(), self.limit)?;
+        }
+        Ok(page.into_text())
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").field("limit", &self.limit).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,499 @@
+//! Which tenants get a label of their own, and how the rest is summed.
+//!
+//! A time series per tenant is what an operator wants and what Prometheus can't bear without bound. The tenants with
+//! the largest backlogs get rows of their own, the others share the row [`OTHER`]. Two things make that harder than it
+//! looks:
+//!
+//! - **Counters must not fall.** Summing whoever is in `other` at the moment would make it fall when a tenant leaves
+//!   it, and Prometheus takes every fall for a restart and counts the whole value anew. So `other` grows by what its
+//!   tenants have counted since the last scrape, and keeps that when they leave.
+//! - **Rows must not change hands for nothing.** Each tenant that was in the table once costs Prometheus a set of time
+//!   series, and small backlogs change all the time. So a tenant that has a row yields it only to a clearly larger
+//!   backlog.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+    mem,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use balance_sync_fleet::{
+    gather::Trigger,
+    status::{BUCKETS, Histogram, TenantState, TenantStatus},
+};
+
+/// Label of the row that the remaining tenants share.
+pub(super) const OTHER: &str = "other";
+/// A tenant with a row is ranked as if its backlog were this many times larger …
+const KEEP_FACTOR: u64 = 2;
+/// … and this many members more.
+const KEEP_SLACK: u64 = 100;
+
+/// The counters of a tenant, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Counter {
+    Updated,
+    Stale,
+    Quarantined,
+    Expired,
+    Released,
+    Kept,
+    BatchFailures,
+    CleanupFailures,
+    Skips,
+    QuarantineFull,
+    Starts,
+}
+
+impl Counter {
+    const ALL: [Self; 11] = [
+        Self::Updated,
+        Self::Stale,
+        Self::Quarantined,
+        Self::Expired,
+        Self::Released,
+        Self::Kept,
+        Self::BatchFailures,
+        Self::CleanupFailures,
+        Self::Skips,
+        Self::QuarantineFull,
+        Self::Starts,
+    ];
+
+    fn of(self, status: &TenantStatus) -> &AtomicU64 {
+        match self {
+            Self::Updated => &status.updated,
+            Self::Stale => &status.stale,
+            Self::Quarantined => &status.quarantined,
+            Self::Expired => &status.expired,
+            Self::Released => &status.released,
+            Self::Kept => &status.kept,
+            Self::BatchFailures => &status.batch_failures,
+            Self::CleanupFailures => &status.cleanup_failures,
+            Self::Skips => &status.skips,
+            Self::QuarantineFull => &status.quarantine_full,
+            Self::Starts => &status.starts,
+        }
+    }
+}
+
+/// A histogram at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Distribution {
+    cumulative: [u64; BUCKETS.len()],
+    /// Number of observations.
+    pub(super) count: u64,
+    micros: u64,
+}
+
+impl Distribution {
+    pub(super) fn read(histogram: &Histogram) -> Self {
+        let mut cumulative = [0; BUCKETS.len()];
+        for (into, value) in cumulative.iter_mut().zip(histogram.cumulative()) {
+            *into = value;
+        }
+        // Bucket and count are two atomics: the count may lag behind, and a bucket above it would be refused.
+        let count = histogram.count().max(cumulative[BUCKETS.len() - 1]);
+        Self { cumulative, count, micros: (histogram.sum() * 1e6).round() as u64 }
+    }
+
+    /// Upper bounds, in seconds, with the number of observations at or below each.
+    pub(super) fn buckets(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
+        BUCKETS.into_iter().zip(self.cumulative)
+    }
+
+    /// Sum of the observations, in seconds.
+    pub(super) fn seconds(&self) -> f64 {
+        self.micros as f64 / 1e6
+    }
+
+    fn add_growth(&mut self, now: &Self, before: &Self) {
+        for (at, into) in self.cumulative.iter_mut().enumerate() {
+            *into += now.cumulative[at].saturating_sub(before.cumulative[at]);
+        }
+        self.count += now.count.saturating_sub(before.count);
+        // The observation that `before` had in its count only is in the growth of the buckets only.
+        self.count = self.count.max(self.cumulative[BUCKETS.len() - 1]);
+        self.micros += now.micros.saturating_sub(before.micros);
+    }
+}
+
+/// What a tenant, or several together, have counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    counters: [u64; Counter::ALL.len()],
+    /// Flushes, in the order of [`Trigger::ALL`].
+    pub(super) batches: [u64; Trigger::ALL.len()],
+    /// Mutation to row.
+    pub(super) lag: Distribution,
+}
+
+impl Totals {
+    fn read(status: &TenantStatus) -> Self {
+        let mut totals = Self { lag: Distribution::read(&status.lag), ..Self::default() };
+        for counter in Counter::ALL {
+            totals.counters[counter as usize] = counter.of(status).load(Relaxed);
+        }
+        for (into, from) in totals.batches.iter_mut().zip(&status.batches) {
+            *into = from.load(Relaxed);
+        }
+        totals
+    }
+
+    pub(super) fn get(&self, counter: Counter) -> u64 {
+        self.counters[counter as usize]
+    }
+
+    fn add_growth(&mut self, now: &Self, before: &Self) {
+        for (at, into) in self.counters.iter_mut().enumerate() {
+            *into += now.counters[at].saturating_sub(before.counters[at]);
+        }
+        for (at, into) in self.batches.iter_mut().enumerate() {
+            *into += now.batches[at].saturating_sub(before.batches[at]);
+        }
+        self.lag.add_growth(&now.lag, &before.lag);
+    }
+}
+
+/// What a tenant, or several together, are like now.
+#[derive(Debug, Default)]
+pub(super) struct Gauges {
+    /// Members in the schedule.
+    pub(super) scheduled: u64,
+    /// Members in a schedule of the key form that isn't configured.
+    pub(super) other_form: u64,
+    /// Smallest remaining life of a value that waits, in milliseconds; `None` = not known.
+    pub(super) shortest_life_ms: Option<u64>,
+}
+
+impl Gauges {
+    fn add(&mut self, status: &TenantStatus) {
+        self.scheduled += status.scheduled.load(Relaxed);
+        self.other_form += status.other_form.load(Relaxed);
+        let life = Some(status.shortest_life_ms.load(Relaxed)).filter(|life| *life != u64::MAX);
+        self.shortest_life_ms = self.shortest_life_ms.into_iter().chain(life).min();
+    }
+}
+
+/// The samples of one value of the label `tenant_id`.
+#[derive(Debug, Default)]
+pub(super) struct Row {
+    pub(super) label: String,
+    pub(super) totals: Totals,
+    pub(super) gauges: Gauges,
+    /// Degraded tenants by reason; at most one in the row of a single tenant.
+    pub(super) degraded: BTreeMap<&'static str, u64>,
+}
+
+impl Row {
+    fn add_now(&mut self, status: &TenantStatus, degraded: Option<&'static str>) {
+        self.gauges.add(status);
+        if let Some(reason) = degraded {
+            *self.degraded.entry(reason).or_default() += 1;
+        }
+    }
+}
+
+/// All tenants at one moment.
+#[derive(Debug, Default)]
+pub(super) struct Snapshot {
+    /// Rows in order of tenant id, [`OTHER`] last.
+    pub(super) rows: Vec<Row>,
+    /// Tenants by state, in the order of [`TenantState::ALL`].
+    pub(super) states: [u64; TenantState::ALL.len()],
+    /// Members locked by other workers, all tenants together.
+    pub(super) foreign_locked: u64,
+    /// Members put off because of a full quarantine, all tenants together since the worker's start.
+    pub(super) quarantine_full: u64,
+}
+
+/// What was there at the last scrape.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// By the address of the status: a tenant that went and came back has a new one, whose counters begin at 0.
+    seen: HashMap<usize, Seen>,
+    /// Sum of the tenants without a row; `None` as long as there was none.
+    other: Option<Totals>,
+    quarantine_full: u64,
+}
+
+#[derive(Debug)]
+struct Seen {
+    /// Keeps the address from being given to another status.
+    _status: Weak<TenantStatus>,
+    totals: Totals,
+    has_row: bool,
+}
+
+impl Memory {
+    /// Reads all tenants, given in order of id, and gives at most `limit` of them a row.
+    pub(super) fn snapshot(&mut self, tenants: &[Arc<TenantStatus>], limit: usize) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        let mut before = mem::take(&mut self.seen);
+        let has_row = self.choose(&before, tenants, limit);
+        let mut other = Row { label: OTHER.to_owned(), ..Row::default() };
+
+        for (status, has_row) in tenants.iter().zip(has_row) {
+            let address = Arc::as_ptr(status).addr();
+            let now = Totals::read(status);
+            let last = before.remove(&address).map(|seen| seen.totals).unwrap_or_default();
+
+            let state = status.state();
+            let at = TenantState::ALL.iter().position(|known| *known == state.state).unwrap_or_default();
+            snapshot.states[at] += 1;
+            let degraded = (state.state == TenantState::Degraded).then(|| state.reason.unwrap_or("unknown"));
+
+            snapshot.foreign_locked += status.foreign_locked.load(Relaxed);
+            self.quarantine_full +=
+                now.get(Counter::QuarantineFull).saturating_sub(last.get(Counter::QuarantineFull));
+
+            if has_row {
+                let mut row =
+                    Row { label: status.tenant().label().to_owned(), totals: now.clone(), ..Row::default() };
+                row.add_now(status, degraded);
+                snapshot.rows.push(row);
+            } else {
+                self.other.get_or_insert_default().add_growth(&now, &last);
+                other.add_now(status, degraded);
+            }
+            self.seen.insert(address, Seen { _status: Arc::downgrade(status), totals: now, has_row });
+        }
+
+        snapshot.quarantine_full = self.quarantine_full;
+        if let Some(totals) = &self.other {
+            // It stays once it was there, so that its counters don't come and go.
+            snapshot.rows.push(Row { totals: totals.clone(), ..other });
+        }
+        snapshot
+    }
+
+    /// Which of the tenants get a row.
+    fn choose(
+        &self,
+        before: &HashMap<usize, Seen>,
+        tenants: &[Arc<TenantStatus>],
+        limit: usize,
+    ) -> Vec<bool> {
+        // A tenant that is really called `other` must not have a second row of that label.
+        let (eligible, candidates): (Vec<usize>, Vec<Candidate>) = tenants
+            .iter()
+            .enumerate()
+            .filter(|(_, status)| status.tenant().label() != OTHER)
+            .map(|(at, status)| {
+                let has_row = before.get(&Arc::as_ptr(status).addr()).is_some_and(|seen| seen.has_row);
+                (at, Candidate { backlog: status.scheduled.load(Relaxed), has_row })
+            })
+            .unzip();
+        let mut has_row = vec![false; tenants.len()];
+        for at in choose(&candidates, limit) {
+            has_row[eligible[at]] = true;
+        }
+        has_row
+    }
+}
+
+/// A tenant that may get a row.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    backlog: u64,
+    /// It had one at the last scrape.
+    has_row: bool,
+}
+
+impl Candidate {
+    fn rank(&self) -> u64 {
+        if self.has_row {
+            self.backlog.saturating_mul(KEEP_FACTOR).saturating_add(KEEP_SLACK)
+        } else {
+            self.backlog
+        }
+    }
+}
+
+/// The indices of those who get a row: by rank, then by place, which is the order of ids.
+fn choose(candidates: &[Candidate], limit: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..candidates.len()).collect();
+    if candidates.len() > limit {
+        order.sort_by_key(|at| (Reverse(candidates[*at].rank()), *at));
+        order.truncate(limit);
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use balance_sync_domain::TenantId;
+    use balance_sync_fleet::status::FleetStatus;
+    use balance_sync_tenants::Tenant;
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn add(fleet: &FleetStatus, id: &str, scheduled: u64, updated: u64) -> Arc<TenantStatus> {
+        let status = fleet.tenant(&Tenant::Id(TenantId::parse(id).unwrap()));
+        status.scheduled.store(scheduled, Relaxed);
+        status.updated.store(updated, Relaxed);
+        status
+    }
+
+    fn updated(snapshot: &Snapshot) -> Vec<(&str, u64)> {
+        snapshot.rows.iter().map(|row| (row.label.as_str(), row.totals.get(Counter::Updated))).collect()
+    }
+
+    #[test]
+    fn the_largest_backlogs_get_rows_the_rest_is_summed() {
+        let fleet = FleetStatus::default();
+        let mut memory = Memory::default();
+        for (id, scheduled, count) in [("a", 5, 1), ("b", 900, 10), ("c", 5, 100), ("d", 7, 1000)] {
+            add(&fleet, id, scheduled, count);
+        }
+        assert_eq!(
+            updated(&memory.snapshot(&fleet.tenants(), 9)),
+            [("a", 1), ("b", 10), ("c", 100), ("d", 1000)],
+            "nothing is summed below the limit"
+        );
+
+        let mut memory = Memory::default();
+        let snapshot = memory.snapshot(&fleet.tenants(), 3);
+        assert_eq!(updated(&snapshot), [("a", 1), ("b", 10), ("d", 1000), (OTHER, 100)], "a before c by id");
+        assert_eq!(snapshot.rows[3].gauges.scheduled, 5);
+    }
+
+    #[test]
+    fn other_keeps_what_its_tenants_counted_when_they_leave_it() {
+        let fleet = FleetStatus::default();
+        let mut memory = Memory::default();
+        add(&fleet, "a", 1000, 1);
+        let b = add(&fleet, "b", 0, 50);
+        let c = add(&fleet, "c", 0, 7);
+        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1)), [("a", 1), (OTHER, 57)]);
+
+        // b gets the row: its own count is whole, other loses nothing, and a's growth from now on is other's.
+        b.scheduled.store(1_000_000, Relaxed);
+        b.updated.store(60, Relaxed);
+        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1)), [("b", 60), (OTHER, 57)]);
+        add(&fleet, "a", 1000, 4);
+        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1)), [("b", 60), (OTHER, 60)]);
+
+        // Tenants that are forgotten take nothing away either, and one that comes back begins anew.
+        fleet.forget(c.tenant());
+        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1)), [("b", 60), (OTHER, 60)]);
+        add(&fleet, "c", 0, 9);
+        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1)), [("b", 60), (OTHER, 69)]);
+    }
+
+    #[test]
+    fn a_row_is_yielded_to_a_clearly_larger_backlog_only() {
+        let fleet = FleetStatus::default();
+        let mut memory = Memory::default();
+        add(&fleet, "a", 10, 0);
+        let b = add(&fleet, "b", 0, 0);
+        let first = |snapshot: Snapshot| snapshot.rows[0].label.clone();
+        assert_eq!(first(memory.snapshot(&fleet.tenants(), 1)), "a");
+        b.scheduled.store(120, Relaxed);
+        assert_eq!(first(memory.snapshot(&fleet.tenants(), 1)), "a");
+        b.scheduled.store(121, Relaxed);
+        assert_eq!(first(memory.snapshot(&fleet.tenants(), 1)), "b");
+    }
+
+    #[test]
+    fn a_tenant_called_other_shares_the_row_of_that_name() {
+        let fleet = FleetStatus::default();
+        let mut memory = Memory::default();
+        add(&fleet, "other", 99, 5);
+        add(&fleet, "z", 0, 6);
+        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 9)), [("z", 6), (OTHER, 5)]);
+    }
+
+    #[test]
+    fn the_shared_row_has_the_smallest_life_and_counts_the_degraded() {
+        let fleet = FleetStatus::default();
+        for (id, life) in [("a", 9000), ("b", u64::MAX), ("c", 4000)] {
+            add(&fleet, id, 0, 0).shortest_life_ms.store(life, Relaxed);
+        }
+        add(&fleet, "a", 0, 0).degrade("redis", String::new());
+        add(&fleet, "b", 0, 0).degrade("redis", String::new());
+        let snapshot = Memory::default().snapshot(&fleet.tenants(), 0);
+        assert_eq!(snapshot.rows.len(), 1);
+        assert_eq!(snapshot.rows[0].gauges.shortest_life_ms, Some(4000));
+        assert_eq!(snapshot.rows[0].degraded, BTreeMap::from([("redis", 2)]));
+        assert_eq!(snapshot.states.iter().sum::<u64>(), 3);
+    }
+
+    #[test]
+    fn a_histogram_is_whole_even_if_the_count_lags_behind() {
+        let before = Distribution { cumulative: [9; BUCKETS.len()], count: 10, micros: 0 };
+        let now = Distribution { cumulative: [10; BUCKETS.len()], count: 10, micros: 5 };
+        let mut sum = Distribution::default();
+        sum.add_growth(&now, &before);
+        assert_eq!((sum.cumulative[BUCKETS.len() - 1], sum.count, sum.micros), (1, 1, 5));
+    }
+
+    #[test]
+    fn reading_while_others_count_never_gives_a_bucket_above_the_count() {
+        let histogram = Histogram::default();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Relaxed) {
+                    histogram.observe(0.004);
+                }
+            });
+            for _ in 0..10_000 {
+                let read = Distribution::read(&histogram);
+                assert!(read.cumulative.is_sorted() && read.count >= read.cumulative[BUCKETS.len() - 1]);
+            }
+            stop.store(true, Relaxed);
+        });
+    }
+
+    proptest! {
+        #[test]
+        fn as_many_as_allowed_are_chosen_and_choosing_again_changes_nothing(
+            tenants in vec((0_u64..500, any::<bool>()), 0..60),
+            limit in 0_usize..70,
+        ) {
+            let candidates: Vec<_> =
+                tenants.iter().map(|(backlog, has_row)| Candidate { backlog: *backlog, has_row: *has_row }).collect();
+            let chosen = choose(&candidates, limit);
+            prop_assert_eq!(chosen.len(), limit.min(candidates.len()));
+
+            let mut again = candidates;
+            for (at, candidate) in again.iter_mut().enumerate() {
+                candidate.has_row = chosen.contains(&at);
+            }
+            let mut second = choose(&again, limit);
+            let mut first = chosen;
+            first.sort_unstable();
+            second.sort_unstable();
+            prop_assert_eq!(first, second);
+        }
+
+        #[test]
+        fn counters_never_fall(
+            steps in vec(vec((0_u64..1000, 0_u64..50), 6), 1..12),
+            limit in 0_usize..7,
+        ) {
+            let fleet = FleetStatus::default();
+            let mut memory = Memory::default();
+            let tenants: Vec<_> = (0..6).map(|n| add(&fleet, &format!("t{n}"), 0, 0)).collect();
+            let mut last: HashMap<String, u64> = HashMap::new();
+            for step in steps {
+                for (status, (scheduled, growth)) in tenants.iter().zip(step) {
+                    status.scheduled.store(scheduled, Relaxed);
+                    status.updated.fetch_add(growth, Relaxed);
+                }
+                let snapshot = memory.snapshot(&fleet.tenants(), limit);
+                for (label, count) in updated(&snapshot) {
+                    prop_assert!(count >= last.insert(label.to_owned(), count).unwrap_or(0), "{} fell", label);
+                }
+            }
+        }
+    }
+}

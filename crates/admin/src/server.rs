@@ -1,0 +1,211 @@
+//! The listener: one thread, small limits, and the table of paths.
+//!
+//! It must answer even when the worker is busy, so it has a thread of its own, and rendering metrics happens beside
+//! that thread. It takes no signals: when the worker ends is decided elsewhere, and this interface is stopped last, so
+//! that a drain can be watched.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration, time::Instant};
+
+use actix_rt::{System, task::JoinHandle};
+use actix_web::{
+    App, HttpResponse, HttpServer, Resource,
+    dev::ServerHandle,
+    guard,
+    http::header::ContentType,
+    middleware::DefaultHeaders,
+    web::{self, Data, ServiceConfig},
+};
+use balance_sync_fleet::status::FleetStatus;
+
+use crate::{
+    health::{self, Verdict},
+    metrics::{CONTENT_TYPE, ConnectionSource, Metrics},
+};
+
+/// Connections at a time; more wait to be accepted. Scrapers and probes need a handful.
+const MAX_CONNECTIONS: usize = 128;
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 64;
+/// A client that takes longer to send a request's head is cut off.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longer than most scrape intervals, so that scrapers can keep their connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(65);
+/// How long [`AdminServer::stop`] waits for answers under way, in seconds.
+const STOP_SECONDS: u64 = 2;
+/// Threads for rendering; scrapes beyond that wait in line.
+const RENDER_THREADS: usize = 2;
+
+/// How the interface is reached and what it shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AdminSettings {
+    /// Where it listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// How many tenants get time series of their own at `/metrics`; the others are summed under `other`.
+    pub metrics_tenants: usize,
+}
+
+impl AdminSettings {
+    /// Tenants with time series of their own, unless told otherwise: some 40 series each make 80,000, which one
+    /// Prometheus takes from a worker without effort.
+    pub const DEFAULT_METRICS_TENANTS: usize = 2000;
+}
+
+/// The interface, listening. Dropping it leaves it running until the system ends.
+#[derive(Debug)]
+pub struct AdminServer {
+    address: SocketAddr,
+    handle: ServerHandle,
+    task: JoinHandle<io::Result<()>>,
+}
+
+impl AdminServer {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops listening, lets answers under way end for at most two seconds, and returns when all is closed.
+    pub async fn stop(self) {
+        self.handle.stop(true).await;
+        match self.task.await {
+            Ok(Ok(())) => tracing::debug!(address = %self.address, "admin interface stopped"),
+            Ok(Err(error)) => {
+                tracing::warn!(address = %self.address, %error, "admin interface ended with an error");
+            }
+            Err(error) => tracing::warn!(address = %self.address, %error, "admin interface ended early"),
+        }
+    }
+}
+
+/// What the handlers read.
+#[derive(Debug)]
+struct Shared {
+    status: Arc<FleetStatus>,
+    started: Instant,
+    metrics: Metrics,
+}
+
+/// Binds and answers from then on. `started` is the moment from which [`FleetStatus::last_pass_ms`] counts. Must be
+/// called inside an actix system.
+///
+/// # Errors
+///
+/// When the address can't be listened on, or outside an actix system.
+pub fn start(settings: AdminSettings, status: Arc<FleetStatus>, started: Instant) -> io::Result<AdminServer> {
+    serve(settings, status, started, None)
+}
+
+/// As [`start`], with gauges of the connections on each Postgres server.
+///
+/// # Errors
+///
+/// As [`start`].
+pub fn start_with_connections(
+    settings: AdminSettings,
+    status: Arc<FleetStatus>,
+    started: Instant,
+    connections: ConnectionSource,
+) -> io::Result<AdminServer> {
+    serve(settings, status, started, Some(connections))
+}
+
+fn serve(
+    settings: AdminSettings,
+    status: Arc<FleetStatus>,
+    started: Instant,
+    connections: Option<ConnectionSource>,
+) -> io::Result<AdminServer> {
+    let AdminSettings { listen, metrics_tenants } = settings;
+    if System::try_current().is_none() {
+        return Err(io::Error::other("the admin interface has to be started inside an actix system"));
+    }
+    let metrics = Metrics::new(Arc::clone(&status), metrics_tenants, connections);
+    let shared = Data::new(Shared { status, started, metrics });
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(shared.clone())
+            .wrap(
+                DefaultHeaders::new()
+                    .add(("x-content-type-options", "nosniff"))
+                    .add(("x-frame-options", "DENY"))
+                    .add(("referrer-policy", "no-referrer"))
+                    .add(("cache-control", "no-store")),
+            )
+            .configure(routes)
+    })
+    .workers(1)
+    .worker_max_blocking_threads(RENDER_THREADS)
+    .max_connections(MAX_CONNECTIONS)
+    .backlog(BACKLOG)
+    .client_request_timeout(REQUEST_TIMEOUT)
+    .keep_alive(KEEP_ALIVE)
+    .shutdown_timeout(STOP_SECONDS)
+    .disable_signals()
+    .bind(listen)
+    .map_err(|error| io::Error::new(error.kind(), format!("can't listen on {listen}: {error}")))?;
+
+    let address = server.addrs().first().copied().unwrap_or(listen);
+    let server = server.run();
+    let handle = server.handle();
+    let task = actix_rt::spawn(server);
+    tracing::info!(%address, "admin interface listens");
+    Ok(AdminServer { address, handle, task })
+}
+
+/// All paths. No handler reads a request's body, so none is ever held in memory.
+fn routes(config: &mut ServiceConfig) {
+    config
+        .service(readable("/livez", web::to(livez)))
+        .service(readable("/readyz", web::to(readyz)))
+        .service(readable("/metrics", web::to(metrics)))
+        .default_service(web::to(not_found));
+}
+
+/// A path that answers GET and HEAD, and 405 to everything else.
+fn readable(path: &str, route: actix_web::Route) -> Resource {
+    web::resource(path)
+        .route(route.guard(guard::Any(guard::Get()).or(guard::Head())))
+        .default_service(web::to(method_not_allowed))
+}
+
+async fn livez(shared: Data<Shared>) -> HttpResponse {
+    answer(health::liveness(&shared.status, shared.started.elapsed()))
+}
+
+async fn readyz(shared: Data<Shared>) -> HttpResponse {
+    answer(health::readiness(&shared.status))
+}
+
+fn answer(verdict: Verdict) -> HttpResponse {
+    match verdict {
+        Ok(text) => plain(HttpResponse::Ok(), text),
+        Err(reason) => plain(HttpResponse::ServiceUnavailable(), &reason),
+    }
+}
+
+async fn metrics(shared: Data<Shared>) -> HttpResponse {
+    match web::block(move || shared.metrics.render()).await {
+        Ok(Ok(text)) => HttpResponse::Ok().content_type(CONTENT_TYPE).body(text),
+        Ok(Err(error)) => {
+            tracing::error!(%error, "metrics can't be rendered");
+            plain(HttpResponse::InternalServerError(), "metrics can't be rendered")
+        }
+        // The pool that renders is closed: the server stops.
+        Err(_) => plain(HttpResponse::ServiceUnavailable(), "stopping"),
+    }
+}
+
+async fn not_found() -> HttpResponse {
+    plain(HttpResponse::NotFound(), "not found")
+}
+
+async fn method_not_allowed() -> HttpResponse {
+    let mut response = HttpResponse::MethodNotAllowed();
+    response.insert_header(("allow", "GET, HEAD"));
+    plain(response, "method not allowed")
+}
+
+fn plain(mut response: actix_web::HttpResponseBuilder, text: &str) -> HttpResponse {
+    response.content_type(ContentType::plaintext()).body(format!("{text}\n"))
+}

@@ -1,0 +1,433 @@
+//! A running server asked over real HTTP: paths, health, metrics, and whether the text is valid exposition format.
+
+#![allow(clippy::unwrap_used)]
+
+mod exposition;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use balance_sync_admin::{
+    AdminServer, AdminSettings, ServerConnections, metrics::Metrics, start, start_with_connections,
+};
+use balance_sync_domain::TenantId;
+use balance_sync_fleet::status::{FleetStatus, Stage, TenantState, TenantStatus};
+use balance_sync_tenants::Tenant;
+use exposition::Exposition;
+use proptest::prelude::*;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+type Labels<'a> = &'a [(&'a str, &'a str)];
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn settings(metrics_tenants: usize) -> AdminSettings {
+    AdminSettings { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), metrics_tenants }
+}
+
+fn serve(fleet: &Arc<FleetStatus>) -> AdminServer {
+    start(settings(2000), Arc::clone(fleet), Instant::now()).unwrap()
+}
+
+fn tenant(fleet: &FleetStatus, id: &str) -> Arc<TenantStatus> {
+    fleet.tenant(&Tenant::Id(TenantId::parse(id).unwrap()))
+}
+
+struct Answer {
+    status: u16,
+    /// In lower case.
+    head: String,
+    body: String,
+}
+
+async fn ask(address: SocketAddr, method: &str, path: &str) -> Answer {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let answer = timeout(PATIENCE, exchange).await.expect("no answer");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let head = head.to_lowercase();
+    assert!(!head.contains("transfer-encoding"), "the tests read plain bodies only");
+    Answer { status: head.split(' ').nth(1).unwrap().parse().unwrap(), body: body.to_owned(), head }
+}
+
+async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let answer = ask(address, "GET", path).await;
+    (answer.status, answer.body)
+}
+
+async fn scrape(address: SocketAddr) -> Exposition {
+    let answer = ask(address, "GET", "/metrics").await;
+    assert_eq!(answer.status, 200);
+    assert!(
+        answer.head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"),
+        "{}",
+        answer.head
+    );
+    Exposition::parse(&answer.body).unwrap_or_else(|error| panic!("{error}\n{}", answer.body))
+}
+
+#[actix_rt::test]
+async fn paths_methods_and_headers() {
+    let server = serve(&Arc::default());
+    assert_ne!(server.address().port(), 0);
+
+    let answer = ask(server.address(), "GET", "/nowhere").await;
+    assert_eq!((answer.status, answer.body.as_str()), (404, "not found\n"));
+    assert!(answer.head.contains("x-content-type-options: nosniff"), "{}", answer.head);
+    assert!(answer.head.contains("content-type: text/plain; charset=utf-8"), "{}", answer.head);
+
+    let answer = ask(server.address(), "POST", "/metrics").await;
+    assert_eq!(answer.status, 405);
+    assert!(answer.head.contains("allow: get, head"), "{}", answer.head);
+
+    let answer = ask(server.address(), "HEAD", "/livez").await;
+    assert_eq!((answer.status, answer.body.as_str()), (200, ""));
+    assert!(answer.head.contains("x-content-type-options: nosniff"), "{}", answer.head);
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn ready_between_the_first_reconcile_and_the_drain() {
+    let fleet = Arc::<FleetStatus>::default();
+    let server = serve(&fleet);
+    let (status, body) = get(server.address(), "/readyz").await;
+    assert_eq!((status, body.contains("no reconcile pass")), (503, true), "{body}");
+    assert_eq!(scrape(server.address()).await.value("balance_sync_ready", &[]), 0.0);
+
+    fleet.reconciled.store(true, Relaxed);
+    assert_eq!(get(server.address(), "/readyz").await, (200, "ready\n".to_owned()));
+    assert_eq!(scrape(server.address()).await.value("balance_sync_ready", &[]), 1.0);
+
+    fleet.draining.store(true, Relaxed);
+    let (status, body) = get(server.address(), "/readyz").await;
+    assert_eq!((status, body.contains("draining")), (503, true), "{body}");
+    assert_eq!(get(server.address(), "/livez").await.0, 200);
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn alive_while_passes_are_made() {
+    let fleet = Arc::<FleetStatus>::default();
+    // A start in the past stands for the time that has gone by, so that nothing has to be waited for.
+    let started = Instant::now().checked_sub(Duration::from_secs(100)).unwrap();
+    let server = start(settings(1), Arc::clone(&fleet), started).unwrap();
+    assert_eq!(get(server.address(), "/livez").await.0, 200, "the bound is not known");
+
+    fleet.pass_bound_ms.store(60_000, Relaxed);
+    let (status, body) = get(server.address(), "/livez").await;
+    assert_eq!((status, body.contains("the bound is 60.000 s")), (503, true), "{body}");
+
+    fleet.last_pass_ms.store(95_000, Relaxed);
+    assert_eq!(get(server.address(), "/livez").await, (200, "alive\n".to_owned()));
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn a_worker_without_tenants_has_valid_metrics() {
+    let server = serve(&Arc::default());
+    let metrics = scrape(server.address()).await;
+    assert_eq!(metrics.value("balance_sync_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), 1.0);
+    assert_eq!(metrics.value("balance_sync_tenants", &[("state", "degraded")]), 0.0);
+    assert_eq!(metrics.value("balance_sync_reconcile_duration_seconds_count", &[]), 0.0);
+    server.stop().await;
+}
+
+/// A fleet in which every number is another one.
+fn busy_fleet() -> Arc<FleetStatus> {
+    let fleet = Arc::<FleetStatus>::default();
+    let acme = tenant(&fleet, "acme");
+    for (n, counter) in [
+        &acme.updated,
+        &acme.stale,
+        &acme.quarantined,
+        &acme.expired,
+        &acme.released,
+        &acme.kept,
+        &acme.batch_failures,
+        &acme.cleanup_failures,
+        &acme.skips,
+        &acme.quarantine_full,
+        &acme.starts,
+        &acme.scheduled,
+        &acme.foreign_locked,
+        &acme.other_form,
+        &acme.batches[0],
+        &acme.batches[1],
+        &acme.batches[2],
+    ]
+    .iter()
+    .enumerate()
+    {
+        counter.store(101 + n as u64, Relaxed);
+    }
+    acme.shortest_life_ms.store(12_345, Relaxed);
+    acme.lag.observe(0.02);
+    acme.lag.observe(0.03);
+    acme.lag.observe(3000.0);
+    acme.degrade("postgres_connection", "refused".to_owned());
+    tenant(&fleet, "zeta").enter(TenantState::Idle);
+    for (n, counter) in [
+        &fleet.passes,
+        &fleet.started,
+        &fleet.stopped,
+        &fleet.reaped,
+        &fleet.panics,
+        &fleet.poll_failures,
+        &fleet.redis_errors,
+        &fleet.refused_ids,
+        &fleet.removals_held,
+    ]
+    .iter()
+    .enumerate()
+    {
+        counter.store(201 + n as u64, Relaxed);
+    }
+    fleet.reconcile.observe(0.002);
+    fleet.observe(Stage::Update, Duration::from_millis(40));
+    fleet
+}
+
+#[actix_rt::test]
+async fn every_metric_has_its_name_type_help_and_value() {
+    let fleet = busy_fleet();
+    let connections = || {
+        vec![ServerConnections {
+            server: "db:5432".to_owned(),
+            open: 5,
+            idle: 2,
+            in_use: 3,
+            waiting: 1,
+            limit: 20,
+        }]
+    };
+    let server =
+        start_with_connections(settings(10), Arc::clone(&fleet), Instant::now(), Box::new(connections))
+            .unwrap();
+    let metrics = scrape(server.address()).await;
+
+    let acme = [("tenant_id", "acme")];
+    let expected: &[(&str, &str, Labels<'_>, f64)] = &[
+        ("balance_synced", "counter", &acme, 101.0),
+        ("balance_sync_batch_failures_total", "counter", &acme, 107.0),
+        ("balance_sync_cleanup_failures_total", "counter", &acme, 108.0),
+        ("balance_sync_tenant_skip_total", "counter", &acme, 109.0),
+        ("balance_sync_tenant_collector_starts_total", "counter", &acme, 111.0),
+        ("balance_sync_balances_total", "counter", &[("tenant_id", "acme"), ("outcome", "updated")], 101.0),
+        ("balance_sync_balances_total", "counter", &[("tenant_id", "acme"), ("outcome", "stale")], 102.0),
+        (
+            "balance_sync_balances_total",
+            "counter",
+            &[("tenant_id", "acme"), ("outcome", "quarantined")],
+            103.0,
+        ),
+        ("balance_sync_balances_total", "counter", &[("tenant_id", "acme"), ("outcome", "expired")], 104.0),
+        ("balance_sync_balances_total", "counter", &[("tenant_id", "acme"), ("outcome", "released")], 105.0),
+        ("balance_sync_balances_total", "counter", &[("tenant_id", "acme"), ("outcome", "kept")], 106.0),
+        ("balance_sync_batches_total", "counter", &[("tenant_id", "acme"), ("trigger", "size")], 115.0),
+        ("balance_sync_batches_total", "counter", &[("tenant_id", "acme"), ("trigger", "timeout")], 116.0),
+        ("balance_sync_batches_total", "counter", &[("tenant_id", "acme"), ("trigger", "drain")], 117.0),
+        ("balance_sync_scheduled", "gauge", &acme, 112.0),
+        ("balance_sync_other_key_form", "gauge", &acme, 114.0),
+        ("balance_sync_smallest_remaining_life_seconds", "gauge", &acme, 12.345),
+        (
+            "balance_sync_tenant_degraded",
+            "gauge",
+            &[("tenant_id", "acme"), ("reason", "postgres_connection")],
+            1.0,
+        ),
+        ("balance_sync_quarantine_full_total", "counter", &[], 110.0),
+        ("balance_sync_foreign_locked", "gauge", &[], 113.0),
+        ("balance_sync_tenants", "gauge", &[("state", "degraded")], 1.0),
+        ("balance_sync_tenants", "gauge", &[("state", "idle")], 1.0),
+        ("balance_sync_tenants", "gauge", &[("state", "syncing")], 0.0),
+        ("balance_sync_reconcile_passes_total", "counter", &[], 201.0),
+        ("balance_sync_collector_starts_total", "counter", &[], 202.0),
+        ("balance_sync_collector_stops_total", "counter", &[], 203.0),
+        ("balance_sync_collector_reaped_total", "counter", &[], 204.0),
+        ("balance_sync_collector_panics_total", "counter", &[], 205.0),
+        ("balance_sync_tenant_list_failures_total", "counter", &[], 206.0),
+        ("balance_sync_redis_errors_total", "counter", &[], 207.0),
+        ("balance_sync_tenants_refused", "gauge", &[], 208.0),
+        ("balance_sync_removals_held", "gauge", &[], 209.0),
+        ("balance_sync_ready", "gauge", &[], 0.0),
+        ("balance_sync_build_info", "gauge", &[("version", env!("CARGO_PKG_VERSION"))], 1.0),
+        ("balance_sync_postgres_connections_open", "gauge", &[("server", "db:5432")], 5.0),
+        ("balance_sync_postgres_connections_idle", "gauge", &[("server", "db:5432")], 2.0),
+        ("balance_sync_postgres_connections_in_use", "gauge", &[("server", "db:5432")], 3.0),
+        ("balance_sync_postgres_connections_waiting", "gauge", &[("server", "db:5432")], 1.0),
+        ("balance_sync_postgres_connections_limit", "gauge", &[("server", "db:5432")], 20.0),
+    ];
+    for (name, kind, labels, value) in expected {
+        assert_eq!(metrics.kind(name), Some(*kind), "{name}");
+        assert_eq!(metrics.value(name, labels), *value, "{name} {labels:?}");
+    }
+    let histograms: &[(&str, Labels<'_>, f64, f64)] = &[
+        ("balance_sync_lag_seconds", &acme, 3.0, 3000.05),
+        ("balance_sync_stage_duration_seconds", &[("stage", "update")], 1.0, 0.04),
+        ("balance_sync_stage_duration_seconds", &[("stage", "claim")], 0.0, 0.0),
+        ("balance_sync_reconcile_duration_seconds", &[], 1.0, 0.002),
+    ];
+    for (name, labels, count, sum) in histograms {
+        assert_eq!(metrics.kind(name), Some("histogram"), "{name}");
+        assert_eq!(metrics.value(&format!("{name}_count"), labels), *count, "{name} {labels:?}");
+        assert_eq!(metrics.value(&format!("{name}_sum"), labels), *sum, "{name} {labels:?}");
+    }
+    let bucket =
+        |bound| metrics.value("balance_sync_lag_seconds_bucket", &[("tenant_id", "acme"), ("le", bound)]);
+    assert_eq!([bucket("0.01"), bucket("0.02"), bucket("0.03"), bucket("120")], [0.0, 1.0, 2.0, 2.0]);
+
+    // Nothing beyond what is listed here, so that a new metric enters the list too.
+    for name in metrics.families() {
+        let known =
+            expected.iter().any(|entry| entry.0 == name) || histograms.iter().any(|entry| entry.0 == name);
+        assert!(known, "{name} is not tested");
+        assert!(name == "balance_synced" || name.starts_with("balance_sync_"), "{name}");
+        assert!(metrics.help(name).is_some_and(|help| help.len() > 10), "{name} has no help text");
+        let counter = metrics.kind(name) == Some("counter");
+        assert_eq!(counter, name.ends_with("_total") || name == "balance_synced", "{name}");
+    }
+
+    // Absent, not 0, when not known or not so.
+    let zeta = [("tenant_id", "zeta")];
+    assert_eq!(metrics.get("balance_sync_smallest_remaining_life_seconds", &zeta), None);
+    assert_eq!(metrics.with_label("balance_sync_tenant_degraded", "tenant_id", "zeta"), 0);
+    assert_eq!(metrics.value("balance_synced", &zeta), 0.0);
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn only_so_many_tenants_have_series_of_their_own() {
+    let fleet = Arc::<FleetStatus>::default();
+    for n in 0..50 {
+        let status = tenant(&fleet, &format!("t{n:02}"));
+        status.updated.store(1, Relaxed);
+        status.scheduled.store(n, Relaxed);
+    }
+    let server = start(settings(10), Arc::clone(&fleet), Instant::now()).unwrap();
+    let metrics = scrape(server.address()).await;
+    let labels = metrics.label_values("balance_synced", "tenant_id");
+    let expected: Vec<_> = (40..50).map(|n| format!("t{n:02}")).chain(["other".to_owned()]).collect();
+    assert_eq!(labels, expected);
+    assert_eq!(metrics.value("balance_synced", &[("tenant_id", "other")]), 40.0);
+    assert_eq!(
+        metrics.value("balance_sync_scheduled", &[("tenant_id", "other")]),
+        f64::from((0..40).sum::<i32>())
+    );
+    assert_eq!(metrics.value("balance_sync_tenants", &[("state", "starting")]), 50.0);
+    for name in metrics.families() {
+        assert!(metrics.label_values(name, "tenant_id").len() <= 11, "{name}");
+    }
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn ten_thousand_tenants_are_rendered_within_a_scrape_and_health_answers_meanwhile() {
+    let fleet = Arc::<FleetStatus>::default();
+    for n in 0..10_000 {
+        let status = tenant(&fleet, &format!("tenant-{n}"));
+        status.scheduled.store(n, Relaxed);
+        status.lag.observe(0.02);
+    }
+    let server = serve(&fleet);
+    let address = server.address();
+    let begun = Instant::now();
+    let scrape = actix_rt::spawn(async move { get(address, "/metrics").await });
+    while !scrape.is_finished() {
+        assert_eq!(get(address, "/livez").await.0, 200);
+    }
+    let (status, text) = scrape.await.unwrap();
+    // Prometheus gives up after 10 s by default; even an unoptimised build on a busy machine must make it.
+    assert!(begun.elapsed() < Duration::from_secs(10), "took {:?}", begun.elapsed());
+    assert_eq!(status, 200);
+    let metrics = Exposition::parse(&text).unwrap();
+    assert_eq!(metrics.label_values("balance_synced", "tenant_id").len(), 2001);
+    assert_eq!(metrics.value("balance_sync_lag_seconds_count", &[("tenant_id", "other")]), 8000.0);
+    server.stop().await;
+}
+
+#[actix_rt::test]
+async fn a_taken_address_is_an_error_that_names_it() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let listen = taken.local_addr().unwrap();
+    let error = start(AdminSettings { listen, metrics_tenants: 1 }, Arc::default(), Instant::now())
+        .expect_err("taken");
+    assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+    assert!(error.to_string().contains(&listen.to_string()), "{error}");
+}
+
+#[test]
+fn outside_a_system_it_refuses_to_start() {
+    let error = start(settings(1), Arc::default(), Instant::now()).expect_err("no system");
+    assert!(error.to_string().contains("actix system"), "{error}");
+}
+
+#[actix_rt::test]
+async fn after_stop_nobody_listens_even_if_a_scraper_keeps_its_connection() {
+    // An address that no other test and no other program uses: nobody else can take the port meanwhile.
+    let listen = SocketAddr::from((Ipv4Addr::new(127, 41, 7, 83), 0));
+    let server = start(AdminSettings { listen, metrics_tenants: 1 }, Arc::default(), Instant::now()).unwrap();
+    let address = server.address();
+    let mut kept = TcpStream::connect(address).await.unwrap();
+    kept.write_all(b"GET /livez HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    let mut first = [0; 15];
+    timeout(PATIENCE, kept.read_exact(&mut first)).await.expect("no answer").unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200 OK");
+
+    timeout(PATIENCE, server.stop()).await.expect("stop hangs");
+    assert!(TcpStream::connect(address).await.is_err());
+}
+
+proptest! {
+    #[test]
+    fn any_label_value_comes_back_as_it_went_in(
+        names in proptest::collection::btree_set("[a-z\"\\\\\n\r{}=, \u{e4}\u{1F600}]{0,12}", 1..5),
+    ) {
+        let servers: Vec<_> = names
+            .iter()
+            .map(|name| ServerConnections {
+                server: name.clone(), open: 7, idle: 0, in_use: 0, waiting: 0, limit: 9,
+            })
+            .collect();
+        let metrics = Metrics::new(Arc::default(), 100, Some(Box::new(move || servers.clone())));
+        let text = metrics.render().unwrap();
+        let parsed = Exposition::parse(&text).map_err(TestCaseError::fail)?;
+        for name in &names {
+            prop_assert_eq!(parsed.get("balance_sync_postgres_connections_open", &[("server", name)]), Some(7.0));
+        }
+    }
+}
+
+#[test]
+fn servers_beyond_the_limit_and_labels_that_repeat_are_summed() {
+    let connections = || {
+        [("a:1", 1), ("b:1", 5), ("b:1", 6), ("c:1", 3)]
+            .map(|(server, in_use)| ServerConnections {
+                server: server.to_owned(),
+                open: in_use,
+                idle: 0,
+                in_use,
+                waiting: 0,
+                limit: 10,
+            })
+            .to_vec()
+    };
+    let metrics = Metrics::new(Arc::default(), 2, Some(Box::new(connections)));
+    let parsed = Exposition::parse(&metrics.render().unwrap()).unwrap();
+    let in_use = |server| parsed.value("balance_sync_postgres_connections_in_use", &[("server", server)]);
+    assert_eq!([in_use("b:1"), in_use("c:1"), in_use("other")], [6.0, 3.0, 6.0]);
+    assert_eq!(parsed.value("balance_sync_postgres_connections_limit", &[("server", "other")]), 20.0);
+}

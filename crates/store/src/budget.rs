@@ -1,0 +1,430 @@
+//! How many connections this worker may have open on each server, and who has them.
+//!
+//! Thousands of tenants keep their databases on one server, and a Postgres connection belongs to one database. So the
+//! bound that matters is per server, and connections must move between databases: when all are open and one database
+//! needs a connection, the one that has been idle longest, whichever database it belongs to, is closed for it.
+//!
+//! Why not a pool per database from the driver: it retries a refused connection until its own deadline and then says
+//! "timed out" whatever the server said, so that the class of the error is lost; and two pools cannot pass a place
+//! from one to the other without the sum exceeding the bound for a moment.
+//!
+//! How it stays within the bound. A *permit* (a FIFO semaphore, as many as the budget) is held by whoever works with a
+//! connection; a *slot* is held by each open connection, from before it is opened until after it is closed. A slot is
+//! given only while fewer than the budget exist. A holder of a permit without a connection is never stuck: the other
+//! permits account for at most budget − 1 connections, so there is a free slot, or an idle connection whose slot it
+//! takes over, or one being closed, which is waited for.
+//!
+//! Permits are per server, so a server that does not answer holds up nobody else. Within a server one database uses
+//! at most its own `max_connections` permits, each for at most the connect timeout or the operation timeout.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use futures::future;
+use sqlx::{Connection, PgConnection};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
+
+/// A connection this old is closed instead of being kept: servers and the boxes between leak, and a role's changed
+/// settings apply to new sessions only.
+const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
+
+/// How often idle connections are looked at, at the least.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a polite goodbye may take before the socket is simply closed.
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The bound on open connections per server, for all databases of a worker. A cheap clone of one shared state.
+#[derive(Clone)]
+pub struct ConnectionBudget(Arc<Inner>);
+
+struct Inner {
+    per_server: usize,
+    next_database: AtomicU64,
+    servers: Mutex<HashMap<String, Weak<Server>>>,
+}
+
+/// The connections of this worker on one server, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerUsage {
+    /// The server, `host:port`.
+    pub server: String,
+    /// Connections that exist, those being opened or closed included. Never above `limit`.
+    pub open: usize,
+    /// Connections nobody works with.
+    pub idle: usize,
+    /// Places in the budget that are taken by operations under way.
+    pub in_use: usize,
+    /// Operations that wait for a place.
+    pub waiting: usize,
+    /// The budget.
+    pub limit: usize,
+}
+
+impl ConnectionBudget {
+    /// A budget of so many open connections per server; 0 is taken for 1, as no work is possible without any.
+    #[must_use]
+    pub fn new(per_server: u32) -> ConnectionBudget {
+        ConnectionBudget(Arc::new(Inner {
+            per_server: per_server.max(1) as usize,
+            next_database: AtomicU64::new(0),
+            servers: Mutex::new(HashMap::new()),
+        }))
+    }
+
+    /// The bound per server.
+    #[must_use]
+    pub fn per_server(&self) -> usize {
+        self.0.per_server
+    }
+
+    /// The servers that have databases, in order of name.
+    #[must_use]
+    pub fn servers(&self) -> Vec<ServerUsage> {
+        let servers: Vec<Arc<Server>> = lock(&self.0.servers).values().filter_map(Weak::upgrade).collect();
+        let mut usage: Vec<ServerUsage> = servers.iter().map(|server| server.usage()).collect();
+        usage.sort_by(|a, b| a.server.cmp(&b.server));
+        usage
+    }
+
+    /// The server of that key, and a number for one more database on it.
+    pub(crate) fn register(&self, server_key: &str) -> (Arc<Server>, u64) {
+        let database = self.0.next_database.fetch_add(1, Ordering::Relaxed);
+        let mut servers = lock(&self.0.servers);
+        if let Some(server) = servers.get(server_key).and_then(Weak::upgrade) {
+            return (server, database);
+        }
+        servers.retain(|_, server| server.strong_count() > 0);
+        let server = Arc::new(Server::new(server_key.to_owned(), self.0.per_server));
+        servers.insert(server_key.to_owned(), Arc::downgrade(&server));
+        (server, database)
+    }
+}
+
+impl fmt::Debug for ConnectionBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionBudget").field("per_server", &self.0.per_server).finish_non_exhaustive()
+    }
+}
+
+/// One server: its permits, its slots and its idle connections.
+pub(crate) struct Server {
+    key: String,
+    limit: usize,
+    pub(crate) permits: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    /// A slot has become free, or a connection idle.
+    freed: Notify,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Slots given out.
+    open: usize,
+    open_by: HashMap<u64, usize>,
+    /// The longest idle first.
+    idle: VecDeque<Idle>,
+    sweeper: Option<JoinHandle<()>>,
+}
+
+struct Idle {
+    open: Open,
+    since: Instant,
+    timeout: Duration,
+}
+
+/// An open connection with the slot it occupies. Dropping it closes the socket without a word.
+pub(crate) struct Open {
+    pub(crate) connection: PgConnection,
+    slot: Slot,
+    opened: Instant,
+}
+
+impl Open {
+    pub(crate) fn new(connection: PgConnection, slot: Slot) -> Open {
+        Open { connection, slot, opened: Instant::now() }
+    }
+
+    /// Says goodbye to the server, within `limit`; the slot is free afterwards in any case.
+    pub(crate) async fn close(self, limit: Duration) {
+        drop(self.close_keeping_slot(limit).await);
+    }
+
+    async fn close_keeping_slot(self, limit: Duration) -> Slot {
+        // An error or a timeout changes nothing: the socket is closed either way.
+        let _ = tokio::time::timeout(limit, self.connection.close()).await;
+        self.slot
+    }
+}
+
+/// The right to have one connection open on a server. Free again when dropped.
+pub(crate) struct Slot {
+    server: Arc<Server>,
+    database: u64,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut state = self.server.state();
+        state.open -= 1;
+        state.leave(self.database);
+        drop(state);
+        self.server.freed.notify_one();
+    }
+}
+
+/// What a holder of a permit gets.
+pub(crate) enum Claim {
+    /// A connection of its own database that was idle.
+    Pooled(Open),
+    /// The right to open one.
+    Slot(Slot),
+}
+
+enum Step {
+    Done(Claim),
+    Evict(Open),
+    Wait,
+}
+
+impl State {
+    fn enter(&mut self, database: u64) {
+        *self.open_by.entry(database).or_default() += 1;
+    }
+
+    fn leave(&mut self, database: u64) {
+        if let Some(count) = self.open_by.get_mut(&database) {
+            *count -= 1;
+            if *count == 0 {
+                self.open_by.remove(&database);
+            }
+        }
+    }
+}
+
+impl Server {
+    fn new(key: String, limit: usize) -> Server {
+        Server {
+            key,
+            limit,
+            permits: Arc::new(Semaphore::new(limit)),
+            waiting: AtomicUsize::new(0),
+            freed: Notify::new(),
+            state: Mutex::new(State::default()),
+        }
+    }
+
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Counts the caller among the waiting until the guard is dropped.
+    pub(crate) fn waiting(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(self)
+    }
+
+    /// A connection or the right to open one, for a caller who holds a permit. With `fresh`, never a pooled one.
+    /// Waits only for connections that are just being closed.
+    pub(crate) async fn claim(self: &Arc<Server>, database: u64, fresh: bool) -> Claim {
+        loop {
+            let mut freed = pin!(self.freed.notified());
+            // Registered before looking: of two slots freed in between, none may be missed.
+            freed.as_mut().enable();
+            match self.step(database, fresh) {
+                Step::Done(claim) => return claim,
+                Step::Evict(open) => {
+                    tracing::debug!(server = %self.key, "connection of another database closed for this one");
+                    let mut slot = open.close_keeping_slot(CLOSE_TIMEOUT).await;
+                    self.rededicate(&mut slot, database);
+                    return Claim::Slot(slot);
+                }
+                Step::Wait => freed.await,
+            }
+        }
+    }
+
+    fn step(self: &Arc<Server>, database: u64, fresh: bool) -> Step {
+        let mut state = self.state();
+        let own = state.idle.iter().rposition(|idle| idle.open.slot.database == database);
+        if !fresh && let Some(idle) = own.and_then(|newest| state.idle.remove(newest)) {
+            return Step::Done(Claim::Pooled(idle.open));
+        }
+        if state.open < self.limit {
+            state.open += 1;
+            state.enter(database);
+            return Step::Done(Claim::Slot(Slot { server: Arc::clone(self), database }));
+        }
+        match state.idle.pop_front() {
+            Some(idle) => Step::Evict(idle.open),
+            None => Step::Wait,
+        }
+    }
+
+    /// Hands a slot from the database it was used for to another.
+    fn rededicate(&self, slot: &mut Slot, database: u64) {
+        let mut state = self.state();
+        state.leave(slot.database);
+        state.enter(database);
+        slot.database = database;
+    }
+
+    /// Keeps a connection that works for the next one who needs it, or closes it if it is too old. To be called before
+    /// the permit is given back, so that whoever gets the permit finds the connection.
+    pub(crate) fn keep(self: &Arc<Server>, open: Open, timeout: Duration) {
+        // Without a runtime nobody would ever close it: this is a program on its way out.
+        let Ok(runtime) = Handle::try_current() else { return };
+        if open.opened.elapsed() > MAX_LIFETIME {
+            runtime.spawn(open.close(CLOSE_TIMEOUT));
+            return;
+        }
+        let mut state = self.state();
+        state.idle.push_back(Idle { open, since: Instant::now(), timeout });
+        // The sweeper's runtime may have ended before us: actors' threads come and go.
+        if state.sweeper.as_ref().is_none_or(JoinHandle::is_finished) {
+            state.sweeper = Some(runtime.spawn(sweep(Arc::downgrade(self))));
+        }
+        drop(state);
+        self.freed.notify_one();
+    }
+
+    /// Takes away all idle connections of a database.
+    pub(crate) fn take_idle(&self, database: u64) -> Vec<Open> {
+        let mut state = self.state();
+        let (taken, kept): (Vec<_>, Vec<_>) =
+            state.idle.drain(..).partition(|idle| idle.open.slot.database == database);
+        state.idle = kept.into();
+        taken.into_iter().map(|idle| idle.open).collect()
+    }
+
+    /// Open and idle connections of a database.
+    pub(crate) fn count(&self, database: u64) -> (usize, usize) {
+        let state = self.state();
+        let idle = state.idle.iter().filter(|idle| idle.open.slot.database == database).count();
+        (state.open_by.get(&database).copied().unwrap_or(0), idle)
+    }
+
+    fn usage(&self) -> ServerUsage {
+        let state = self.state();
+        ServerUsage {
+            server: self.key.clone(),
+            open: state.open,
+            idle: state.idle.len(),
+            in_use: self.limit - self.permits.available_permits(),
+            waiting: self.waiting.load(Ordering::Relaxed),
+            limit: self.limit,
+        }
+    }
+
+    /// Takes what has been idle or open for too long, and says whether the sweeper is still needed.
+    fn take_expired(&self) -> (Vec<Open>, bool) {
+        let mut state = self.state();
+        let (expired, kept): (Vec<_>, Vec<_>) = state.idle.drain(..).partition(|idle| {
+            idle.since.elapsed() >= idle.timeout || idle.open.opened.elapsed() > MAX_LIFETIME
+        });
+        state.idle = kept.into();
+        let go_on = !state.idle.is_empty();
+        if !go_on {
+            // Under the lock, so that the next `keep` sees it and starts another.
+            state.sweeper = None;
+        }
+        (expired.into_iter().map(|idle| idle.open).collect(), go_on)
+    }
+
+    /// The lock on the state. A connection or a slot must not be dropped under it: a slot's drop takes it too.
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+/// See [`Server::waiting`].
+pub(crate) struct Waiting<'s>(&'s Server);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Closes idle connections when their time has come, as long as there are any.
+async fn sweep(server: Weak<Server>) {
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let Some(server) = server.upgrade() else { return };
+        let (expired, go_on) = server.take_expired();
+        if !expired.is_empty() {
+            tracing::debug!(server = %server.key, connections = expired.len(), "idle connections closed");
+            future::join_all(expired.into_iter().map(|open| open.close(CLOSE_TIMEOUT))).await;
+        }
+        if !go_on {
+            return;
+        }
+    }
+}
+
+/// Locks even after a panic elsewhere: all changes under these locks are complete at every point that can panic.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use futures::FutureExt;
+
+    use super::*;
+
+    fn slot(claim: Claim) -> Slot {
+        match claim {
+            Claim::Slot(slot) => slot,
+            Claim::Pooled(_) => panic!("nothing was pooled"),
+        }
+    }
+
+    #[tokio::test]
+    async fn slots_are_bounded_per_server_and_come_back() {
+        let budget = ConnectionBudget::new(2);
+        let (server, a) = budget.register("one:5432");
+        let (same, b) = budget.register("one:5432");
+        let (other, c) = budget.register("two:5432");
+        assert!(Arc::ptr_eq(&server, &same));
+        assert!(!Arc::ptr_eq(&server, &other));
+
+        let first = slot(server.claim(a, false).await);
+        let second = slot(server.claim(b, false).await);
+        assert_eq!((server.count(a), server.count(b)), ((1, 0), (1, 0)));
+
+        let mut third = std::pin::pin!(server.claim(b, false));
+        assert!(third.as_mut().now_or_never().is_none(), "a third slot on a server with a budget of two");
+        let _elsewhere = slot(other.claim(c, false).await);
+
+        drop(first);
+        let _third = slot(third.await);
+        assert_eq!((server.count(a), server.count(b)), ((0, 0), (2, 0)));
+        assert_eq!(budget.servers().iter().map(|s| (s.open, s.limit)).collect::<Vec<_>>(), [(2, 2), (1, 2)]);
+        drop(second);
+    }
+
+    #[tokio::test]
+    async fn a_server_without_databases_is_forgotten() {
+        let budget = ConnectionBudget::new(1);
+        drop(budget.register("gone:5432"));
+        assert!(budget.servers().is_empty());
+    }
+
+    #[test]
+    fn a_budget_of_nothing_is_one() {
+        assert_eq!(ConnectionBudget::new(0).per_server(), 1);
+    }
+}

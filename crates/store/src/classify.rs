@@ -1,0 +1,311 @@
+//! What went wrong, in classes that each call for one reaction.
+//!
+//! The one table from SQLSTATE to class is [`SQLSTATES`]; the reaction to each class is the caller's. Messages are what
+//! Postgres or the system said, never a connection string, and never the detail of a Postgres error (which repeats
+//! whole rows).
+
+use std::borrow::Cow;
+use std::fmt;
+
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
+
+/// A kind of failure, as far as the reaction to it differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ErrorClass {
+    /// Not connected, or no longer: refused, reset, shutting down, starting up.
+    Connection,
+    /// The server, the role, the database or our own budget has no connection to give.
+    TooManyConnections,
+    /// No answer in time: statement timeout, lock timeout, or a connection that has gone silent.
+    Timeout,
+    /// The server takes no writes: a standby, or a primary just demoted.
+    ReadOnly,
+    /// Another transaction was in the way; the same statement may succeed at once.
+    Contention,
+    /// Wrong user or password.
+    Credentials,
+    /// There is no such database, or it admits nobody.
+    DatabaseMissing,
+    /// A table, schema or column that the statement needs is not there or has another type.
+    NotProvisioned,
+    /// The role may not do this.
+    Permission,
+    /// A value that Postgres refuses.
+    Refused,
+    /// The server is out of disk, memory or another resource.
+    Resources,
+    /// The settings can't work: a certificate that can't be read or trusted, TLS the server doesn't offer.
+    Configuration,
+    /// This [`crate::Database`] has been closed. Its successor, if there is one, may be used at once.
+    Closed,
+    /// Anything else: a fault in the server or in this program.
+    Internal,
+}
+
+/// SQLSTATE, or its first two characters (its class in the standard's sense), to our class. A whole code goes before its
+/// class. From the Postgres manual, appendix A.
+const SQLSTATES: &[(&str, ErrorClass)] = &[
+    ("08", ErrorClass::Connection),
+    ("09", ErrorClass::Refused), // triggered action exception
+    ("21", ErrorClass::Refused), // cardinality violation, from a trigger
+    ("22", ErrorClass::Refused),
+    ("23", ErrorClass::Refused),
+    ("25006", ErrorClass::ReadOnly),
+    ("25P03", ErrorClass::Timeout), // idle in transaction
+    ("25P04", ErrorClass::Timeout), // transaction timeout
+    ("26", ErrorClass::Connection), // a prepared statement is gone: another session is behind this connection
+    ("27", ErrorClass::Refused),    // triggered data change violation
+    ("28", ErrorClass::Credentials),
+    ("3D", ErrorClass::DatabaseMissing),
+    ("3F", ErrorClass::NotProvisioned),
+    ("40", ErrorClass::Contention),
+    ("40002", ErrorClass::Refused), // an integrity constraint, checked at commit
+    ("40003", ErrorClass::Connection), // whether the statement took effect is not known: write again
+    ("42", ErrorClass::NotProvisioned),
+    ("42501", ErrorClass::Permission),
+    ("42601", ErrorClass::Internal), // a syntax error is ours
+    ("44", ErrorClass::Refused),     // a view's check option
+    ("53", ErrorClass::Resources),
+    ("53300", ErrorClass::TooManyConnections),
+    ("54", ErrorClass::Resources),
+    ("55000", ErrorClass::DatabaseMissing), // at connect: the database admits no connections
+    ("55006", ErrorClass::Connection),      // object in use: the database is being dropped or copied
+    ("55P03", ErrorClass::Timeout), // lock timeout: the lock has been waited for, so not again at once
+    ("57014", ErrorClass::Timeout), // statement timeout, or cancelled by an administrator
+    ("57P01", ErrorClass::Connection),
+    ("57P02", ErrorClass::Connection),
+    ("57P03", ErrorClass::Connection),
+    ("57P04", ErrorClass::DatabaseMissing),
+    ("57P05", ErrorClass::Connection),
+    ("58", ErrorClass::Resources), // the server's disk or files
+    ("P0", ErrorClass::Refused),   // raised by a trigger: it judges rows
+];
+
+/// The class of a SQLSTATE; [`ErrorClass::Internal`] if it is in no row of the table.
+#[must_use]
+pub fn class_of_sqlstate(sqlstate: &str) -> ErrorClass {
+    let of = |wanted: &str| SQLSTATES.iter().find(|(code, _)| *code == wanted).map(|(_, class)| *class);
+    of(sqlstate).or_else(|| sqlstate.get(..2).and_then(of)).unwrap_or(ErrorClass::Internal)
+}
+
+impl ErrorClass {
+    /// All classes, in the order of the enum: for tables and metrics.
+    pub const ALL: [ErrorClass; 14] = [
+        ErrorClass::Connection,
+        ErrorClass::TooManyConnections,
+        ErrorClass::Timeout,
+        ErrorClass::ReadOnly,
+        ErrorClass::Contention,
+        ErrorClass::Credentials,
+        ErrorClass::DatabaseMissing,
+        ErrorClass::NotProvisioned,
+        ErrorClass::Permission,
+        ErrorClass::Refused,
+        ErrorClass::Resources,
+        ErrorClass::Configuration,
+        ErrorClass::Closed,
+        ErrorClass::Internal,
+    ];
+
+    /// The name in logs, metrics and states.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            ErrorClass::Connection => "connection",
+            ErrorClass::TooManyConnections => "too_many_connections",
+            ErrorClass::Timeout => "timeout",
+            ErrorClass::ReadOnly => "read_only",
+            ErrorClass::Contention => "contention",
+            ErrorClass::Credentials => "credentials",
+            ErrorClass::DatabaseMissing => "database_missing",
+            ErrorClass::NotProvisioned => "not_provisioned",
+            ErrorClass::Permission => "permission",
+            ErrorClass::Refused => "refused",
+            ErrorClass::Resources => "resources",
+            ErrorClass::Configuration => "configuration",
+            ErrorClass::Closed => "closed",
+            ErrorClass::Internal => "internal",
+        }
+    }
+
+    /// Whether the same write may succeed later without anybody changing settings, schema or data.
+    #[must_use]
+    pub const fn is_transient(self) -> bool {
+        matches!(
+            self,
+            ErrorClass::Connection
+                | ErrorClass::TooManyConnections
+                | ErrorClass::Timeout
+                | ErrorClass::ReadOnly
+                | ErrorClass::Contention
+                | ErrorClass::Resources
+                | ErrorClass::Closed
+        )
+    }
+}
+
+impl fmt::Display for ErrorClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A failed call to Postgres. Holds no secret and no connection string.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{class}: {message}{}", sqlstate.as_ref().map(|s| format!(" (SQLSTATE {s})")).unwrap_or_default())]
+pub struct StoreError {
+    class: ErrorClass,
+    sqlstate: Option<String>,
+    message: Cow<'static, str>,
+    /// Whether the session is still usable: Postgres answered, and only the statement failed.
+    session_survives: bool,
+}
+
+impl StoreError {
+    pub(crate) fn new(class: ErrorClass, message: impl Into<Cow<'static, str>>) -> StoreError {
+        StoreError { class, sqlstate: None, message: message.into(), session_survives: false }
+    }
+
+    pub(crate) fn closed() -> StoreError {
+        StoreError::new(ErrorClass::Closed, "the connections of this database have been closed")
+    }
+
+    /// The class, which decides the reaction.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        self.class
+    }
+
+    /// The SQLSTATE, if the error came from Postgres.
+    #[must_use]
+    pub fn sqlstate(&self) -> Option<&str> {
+        self.sqlstate.as_deref()
+    }
+
+    /// What Postgres or the system said.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Whether the same write may succeed later by itself.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        self.class.is_transient()
+    }
+
+    pub(crate) fn session_survives(&self) -> bool {
+        self.session_survives
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> StoreError {
+        match &error {
+            sqlx::Error::Database(database) => match database.try_downcast_ref::<PgDatabaseError>() {
+                Some(postgres) => from_postgres(postgres),
+                None => StoreError::new(ErrorClass::Internal, database.message().to_owned()),
+            },
+            sqlx::Error::Io(io) if io.kind() == std::io::ErrorKind::TimedOut => {
+                StoreError::new(ErrorClass::Timeout, io.to_string())
+            }
+            sqlx::Error::Io(io) => StoreError::new(ErrorClass::Connection, io.to_string()),
+            // What comes in is not the protocol: the stream is out of step, or somebody else answers on that port.
+            sqlx::Error::Protocol(_) => StoreError::new(ErrorClass::Connection, error.to_string()),
+            sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => {
+                StoreError::new(ErrorClass::Configuration, error.to_string())
+            }
+            _ => StoreError::new(ErrorClass::Internal, error.to_string()),
+        }
+    }
+}
+
+/// The class of an error, which may have ended the session. A fatal one is never about a row or a table, whatever its code:
+/// a start-up setting the server does not know is "invalid value" (22023) or "undefined object" (42704). Taken for a
+/// refused value it would send every balance of the tenant to quarantine.
+fn class_of(sqlstate: &str, fatal: bool) -> ErrorClass {
+    match class_of_sqlstate(sqlstate) {
+        ErrorClass::Refused | ErrorClass::NotProvisioned | ErrorClass::Contention if fatal => {
+            ErrorClass::Configuration
+        }
+        class => class,
+    }
+}
+
+fn from_postgres(error: &PgDatabaseError) -> StoreError {
+    let fatal = matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic);
+    let class = class_of(error.code(), fatal);
+    // A session that answered "read only" or "no such statement" belongs to a server, or to a pooler's server, that we
+    // no longer want to talk to; and after what we don't understand a fresh one is the safer choice.
+    let keep = !matches!(class, ErrorClass::Connection | ErrorClass::ReadOnly | ErrorClass::Internal);
+    StoreError {
+        class,
+        sqlstate: Some(error.code().to_owned()),
+        message: error.message().to_owned().into(),
+        session_survives: keep && !fatal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_row_of_the_failure_table() {
+        for (sqlstate, class) in [
+            ("08006", ErrorClass::Connection),
+            ("57P01", ErrorClass::Connection),
+            ("57P03", ErrorClass::Connection),
+            ("53300", ErrorClass::TooManyConnections),
+            ("57014", ErrorClass::Timeout),
+            ("55P03", ErrorClass::Timeout),
+            ("25006", ErrorClass::ReadOnly),
+            ("40P01", ErrorClass::Contention),
+            ("40001", ErrorClass::Contention),
+            ("28P01", ErrorClass::Credentials),
+            ("28000", ErrorClass::Credentials),
+            ("3D000", ErrorClass::DatabaseMissing),
+            ("42P01", ErrorClass::NotProvisioned),
+            ("42703", ErrorClass::NotProvisioned),
+            ("3F000", ErrorClass::NotProvisioned),
+            ("42501", ErrorClass::Permission),
+            ("22003", ErrorClass::Refused),
+            ("22P02", ErrorClass::Refused),
+            ("23514", ErrorClass::Refused),
+            ("P0001", ErrorClass::Refused),
+            ("53100", ErrorClass::Resources),
+            ("53200", ErrorClass::Resources),
+            ("54000", ErrorClass::Resources),
+            ("58030", ErrorClass::Resources),
+            ("XX000", ErrorClass::Internal),
+            ("0A000", ErrorClass::Internal),
+            ("", ErrorClass::Internal),
+            ("é", ErrorClass::Internal),
+        ] {
+            assert_eq!(class_of_sqlstate(sqlstate), class, "{sqlstate}");
+        }
+    }
+
+    #[test]
+    fn a_fatal_error_is_not_about_rows() {
+        assert_eq!(class_of("22023", true), ErrorClass::Configuration);
+        assert_eq!(class_of("42704", true), ErrorClass::Configuration);
+        assert_eq!(class_of("22023", false), ErrorClass::Refused);
+        assert_eq!(class_of("28P01", true), ErrorClass::Credentials);
+        assert_eq!(class_of("42501", true), ErrorClass::Permission);
+    }
+
+    #[test]
+    fn the_table_says_each_code_once() {
+        for (i, (code, _)) in SQLSTATES.iter().enumerate() {
+            assert!(code.len() == 2 || code.len() == 5, "{code}");
+            assert!(SQLSTATES[i + 1..].iter().all(|(other, _)| other != code), "{code} stands twice");
+        }
+    }
+
+    #[test]
+    fn names_are_distinct() {
+        let names: std::collections::BTreeSet<_> = ErrorClass::ALL.iter().map(|c| c.as_str()).collect();
+        assert_eq!(names.len(), ErrorClass::ALL.len());
+    }
+}

@@ -1,0 +1,231 @@
+//! One database: opened lazily, shared cheaply, closed within a deadline.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures::future;
+use sqlx::PgConnection;
+use sqlx::postgres::PgConnectOptions;
+use tokio::sync::{Semaphore, watch};
+
+use crate::budget::{CLOSE_TIMEOUT, ConnectionBudget, Open, Server, lock};
+use crate::classify::{ErrorClass, StoreError};
+use crate::session::{Operation, Session};
+use crate::spec::DatabaseSpec;
+
+/// A database of one tenant, or of several that keep their schemas in it: a small pool of connections, none of which is
+/// open before it is needed. A cheap clone. When the last clone is dropped its idle connections are closed.
+#[derive(Clone)]
+pub struct Database(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) id: u64,
+    pub(crate) spec: DatabaseSpec,
+    pub(crate) options: PgConnectOptions,
+    pub(crate) operation_timeout: Duration,
+    pub(crate) server: Arc<Server>,
+    pub(crate) phase: watch::Sender<Phase>,
+    /// As many as `limit`: this database's share of the server's permits can't be larger.
+    permits: Arc<Semaphore>,
+    limit: u32,
+    last_used: Mutex<Instant>,
+    /// Kept so that databases of one budget meet on one server for as long as one of them exists.
+    _budget: ConnectionBudget,
+}
+
+/// How far the closing has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Open,
+    /// Nothing new begins; what is under way may end.
+    Closing,
+    /// What is still under way is broken off.
+    Aborted,
+}
+
+/// The connections of one database at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PoolUsage {
+    /// Connections that exist, those being opened or closed included.
+    pub open: u32,
+    /// Of these, those nobody works with.
+    pub idle: u32,
+    /// Of these, those somebody works with.
+    pub in_use: u32,
+    /// The most there may be: the spec's `max_connections`, or the server's budget if that is less.
+    pub limit: u32,
+}
+
+impl Database {
+    /// A database that is not connected yet; no call to the server is made.
+    ///
+    /// # Errors
+    /// [`ErrorClass::Configuration`] if the spec can't work: an empty host, database or user name, no connections,
+    /// a certificate without a key.
+    pub fn open(spec: DatabaseSpec, budget: ConnectionBudget) -> Result<Database, StoreError> {
+        spec.validate()?;
+        let (server, id) = budget.register(&spec.server_key());
+        let limit = spec.max_connections.min(u32::try_from(server.limit()).unwrap_or(u32::MAX));
+        Ok(Database(Arc::new(Inner {
+            id,
+            options: spec.connect_options(),
+            operation_timeout: spec.operation_timeout(),
+            spec,
+            server,
+            _budget: budget,
+            phase: watch::Sender::new(Phase::Open),
+            permits: Arc::new(Semaphore::new(limit as usize)),
+            limit,
+            last_used: Mutex::new(Instant::now()),
+        })))
+    }
+
+    /// The spec it was opened with.
+    #[must_use]
+    pub fn spec(&self) -> &DatabaseSpec {
+        &self.0.spec
+    }
+
+    /// Asks the server for an answer, connecting if there is no idle connection.
+    ///
+    /// # Errors
+    /// What keeps it from answering, by class.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.session().await?.run(&Ping).await
+    }
+
+    /// Its connections now.
+    #[must_use]
+    pub fn usage(&self) -> PoolUsage {
+        let (open, idle) = self.0.server.count(self.0.id);
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        PoolUsage {
+            open: count(open),
+            idle: count(idle),
+            in_use: count(open.saturating_sub(idle)),
+            limit: self.0.limit,
+        }
+    }
+
+    /// Since when nobody has used it (its opening counts as use); `None` while somebody does.
+    #[must_use]
+    pub fn idle_since(&self) -> Option<Instant> {
+        (self.in_flight() == 0).then(|| *lock(&self.0.last_used))
+    }
+
+    /// Whether [`Database::close`] has been called.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        *self.0.phase.borrow() != Phase::Open
+    }
+
+    /// Closes it: nothing new begins, what is under way may end within `grace` and is broken off then (a write that is
+    /// broken off may or may not have happened; repeating it is harmless). Says how many operations were broken off.
+    pub async fn close(&self, grace: Duration) -> usize {
+        let deadline = Instant::now() + grace;
+        self.advance(Phase::Closing);
+        let quiet = tokio::time::timeout(grace, self.0.permits.acquire_many(self.0.limit)).await.is_ok();
+        let broken_off = if quiet { 0 } else { self.in_flight() };
+        self.advance(Phase::Aborted);
+        let left =
+            deadline.saturating_duration_since(Instant::now()).clamp(CLOSE_TIMEOUT / 10, CLOSE_TIMEOUT);
+        let idle = self.0.server.take_idle(self.0.id);
+        future::join_all(idle.into_iter().map(|open| open.close(left))).await;
+        broken_off
+    }
+
+    /// A place in this database's pool, then in the server's budget: in this order, because whoever waits for the former
+    /// must not keep others from the latter.
+    pub(crate) async fn session(&self) -> Result<Session, StoreError> {
+        let waiting = self.0.server.waiting();
+        let both = async {
+            let own = Arc::clone(&self.0.permits).acquire_owned().await.map_err(|_| StoreError::closed())?;
+            let shared =
+                Arc::clone(&self.0.server.permits).acquire_owned().await.map_err(|_| StoreError::closed())?;
+            Ok::<_, StoreError>((shared, own))
+        };
+        let mut phase = self.0.phase.subscribe();
+        let permits = tokio::select! {
+            biased;
+            _ = phase.wait_for(|phase| *phase != Phase::Open) => return Err(StoreError::closed()),
+            permits = tokio::time::timeout(self.0.spec.acquire_timeout, both) => {
+                permits.map_err(|_| self.no_place())??
+            }
+        };
+        drop(waiting);
+        Ok(Session::new(self.clone(), permits))
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
+    pub(crate) fn server_key(&self) -> &str {
+        self.0.server.key()
+    }
+
+    /// The error for a place that did not become free in time.
+    pub(crate) fn no_place(&self) -> StoreError {
+        let within = self.0.spec.acquire_timeout;
+        StoreError::new(
+            ErrorClass::TooManyConnections,
+            format!(
+                "no connection became free within {within:?}: this database may use {}, all databases on {} together {}",
+                self.0.limit,
+                self.0.server.key(),
+                self.0.server.limit()
+            ),
+        )
+    }
+
+    /// Takes back a connection that works.
+    pub(crate) fn keep(&self, open: Open) {
+        *lock(&self.0.last_used) = Instant::now();
+        // While closing it is kept too: `close` takes it once it has all permits, and says goodbye properly.
+        if *self.0.phase.borrow() != Phase::Aborted {
+            self.0.server.keep(open, self.0.spec.idle_timeout);
+        }
+    }
+
+    /// Drops what lies idle, without a word to the server.
+    pub(crate) fn drop_idle(&self) {
+        drop(self.0.server.take_idle(self.0.id));
+    }
+
+    fn in_flight(&self) -> usize {
+        self.0.limit as usize - self.0.permits.available_permits().min(self.0.limit as usize)
+    }
+
+    fn advance(&self, to: Phase) {
+        self.0.phase.send_if_modified(|phase| {
+            let later = *phase == Phase::Open || to == Phase::Aborted;
+            if later {
+                *phase = to;
+            }
+            later
+        });
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        drop(self.server.take_idle(self.id));
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Database").field("spec", &self.0.spec).field("usage", &self.usage()).finish()
+    }
+}
+
+struct Ping;
+
+impl Operation for Ping {
+    type Output = ();
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        sqlx::query("SELECT 1").execute(connection).await.map(|_| ())
+    }
+}

@@ -1,0 +1,27 @@
+//! Postgres: where the balances of a tenant end.
+//!
+//! One [`Database`] stands for one database of one tenant, or of several tenants that keep their schemas in it.
+//! It writes balances in batches, tells what became of each of them ([`Outcome`]), and sorts what goes wrong into
+//! few classes ([`ErrorClass`]) so that the caller needs no knowledge of SQLSTATEs. All databases of one worker share
+//! a [`ConnectionBudget`], which bounds the connections that are open on each server.
+//!
+//! Nothing here creates or alters anything: the schema belongs to the ledger.
+
+mod budget;
+mod classify;
+mod database;
+mod identifier;
+mod row;
+mod session;
+mod spec;
+mod update;
+mod verify;
+
+pub use budget::{ConnectionBudget, ServerUsage};
+pub use classify::{ErrorClass, StoreError, class_of_sqlstate};
+pub use database::{Database, PoolUsage};
+pub use identifier::{InvalidIdentifier, MAX_IDENTIFIER_BYTES, Table};
+pub use row::{Outcome, Row, RowResult};
+pub use spec::{DatabaseSpec, InvalidTlsMode, PoolKey, TlsMode};
+pub use update::CHUNK_ROWS;
+pub use verify::StoredRow;

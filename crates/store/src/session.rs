@@ -1,0 +1,137 @@
+//! One caller's use of a database: a place in the pool, a connection, and what happens when it breaks.
+
+use std::future::Future;
+
+use sqlx::{ConnectOptions, PgConnection};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::budget::{Claim, Open};
+use crate::classify::{ErrorClass, StoreError};
+use crate::database::{Database, Phase};
+
+/// One statement and the reading of its answer. Must be harmless to repeat: after a broken connection it is.
+pub(crate) trait Operation {
+    /// What it answers.
+    type Output: Send;
+
+    /// Runs it on a connection.
+    fn run(
+        &self,
+        connection: &mut PgConnection,
+    ) -> impl Future<Output = Result<Self::Output, sqlx::Error>> + Send;
+}
+
+/// A place in the pool and in the budget of the server, and the connection, from the first statement on. When dropped,
+/// the connection goes back to the pool if it is in a known state, and is closed otherwise (an error, or a caller who
+/// was cancelled in the middle of a statement).
+pub(crate) struct Session {
+    database: Database,
+    /// Absent before the first statement, after a failure, and while a statement runs.
+    open: Option<Open>,
+    /// The connection comes from the pool and has not answered yet: the server may have closed it long ago.
+    unproven: bool,
+    // After `open`: the connection must be back before the permits are, and fields drop in this order.
+    _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+}
+
+impl Session {
+    pub(crate) fn new(database: Database, permits: (OwnedSemaphorePermit, OwnedSemaphorePermit)) -> Session {
+        Session { database, open: None, unproven: false, _permits: permits }
+    }
+
+    /// Runs a statement within the operation timeout, connecting first if need be. If the connection came from the
+    /// pool and turns out to be dead at its first use, once more on a fresh one.
+    pub(crate) async fn run<O: Operation>(&mut self, operation: &O) -> Result<O::Output, StoreError> {
+        let mut fresh = false;
+        loop {
+            let mut open = match self.open.take() {
+                Some(open) => open,
+                None => self.connection(fresh).await?,
+            };
+            let error = match self.attempt(&mut open, operation).await {
+                Ok(output) => {
+                    self.unproven = false;
+                    self.open = Some(open);
+                    return Ok(output);
+                }
+                Err(error) => error,
+            };
+            if error.session_survives() {
+                self.unproven = false;
+                self.open = Some(open);
+                return Err(error);
+            }
+            drop(open);
+            if matches!(error.class(), ErrorClass::Connection | ErrorClass::Timeout | ErrorClass::ReadOnly) {
+                // What befell this connection has most likely befallen those that lie idle beside it.
+                self.database.drop_idle();
+            }
+            let retry = self.unproven && !fresh && error.class() == ErrorClass::Connection;
+            self.unproven = false;
+            if !retry {
+                return Err(error);
+            }
+            tracing::debug!(server = %self.database.server_key(), error = %error, "pooled connection was dead, connecting anew");
+            fresh = true;
+        }
+    }
+
+    async fn connection(&mut self, fresh: bool) -> Result<Open, StoreError> {
+        let inner = self.database.inner();
+        let claim = inner.server.claim(inner.id, fresh);
+        // Bounded although it only ever waits for connections that are being closed, within a second each.
+        let claim = tokio::time::timeout(inner.spec.acquire_timeout, claim);
+        let claim = self.unless_aborted(claim).await?.map_err(|_| self.database.no_place())?;
+        let slot = match claim {
+            Claim::Pooled(open) => {
+                self.unproven = true;
+                return Ok(open);
+            }
+            Claim::Slot(slot) => slot,
+        };
+        let timeout = inner.spec.connect_timeout;
+        match self.unless_aborted(tokio::time::timeout(timeout, inner.options.connect())).await? {
+            Ok(Ok(connection)) => Ok(Open::new(connection, slot)),
+            Ok(Err(sqlx::Error::Io(io)))
+                if io.kind() == std::io::ErrorKind::NotFound && inner.spec.root_cert.is_some() =>
+            {
+                Err(StoreError::new(ErrorClass::Configuration, format!("a TLS certificate file: {io}")))
+            }
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(StoreError::new(
+                ErrorClass::Timeout,
+                format!("not connected within {timeout:?}: no answer"),
+            )),
+        }
+    }
+
+    async fn attempt<O: Operation>(&self, open: &mut Open, operation: &O) -> Result<O::Output, StoreError> {
+        let timeout = self.database.inner().operation_timeout;
+        let running = tokio::time::timeout(timeout, operation.run(&mut open.connection));
+        match self.unless_aborted(running).await? {
+            Ok(result) => result.map_err(StoreError::from),
+            Err(_) => Err(StoreError::new(
+                ErrorClass::Timeout,
+                format!("no answer to a statement within {timeout:?}: connection given up"),
+            )),
+        }
+    }
+
+    /// Ends when the database's drain deadline has passed: what hangs must not outlive the worker.
+    async fn unless_aborted<F: Future>(&self, future: F) -> Result<F::Output, StoreError> {
+        let mut phase = self.database.inner().phase.subscribe();
+        tokio::select! {
+            biased;
+            output = future => Ok(output),
+            _ = phase.wait_for(|phase| *phase == Phase::Aborted) => Err(StoreError::closed()),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.database.keep(open);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Reading rows back, to compare them with what Redis holds.
+
+use sqlx::{PgConnection, Row as _, SqlStr};
+
+use crate::classify::StoreError;
+use crate::database::Database;
+use crate::identifier::Table;
+use crate::row::Row;
+use crate::session::Operation;
+use crate::update::{CHUNK_ROWS, SAME_ROW, identities, place};
+
+/// A row as it stands in Postgres.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredRow {
+    /// Its version; −1 if it has none.
+    pub version: i64,
+    /// `available`, as Postgres writes it; `NULL` if it has none. So the other amounts.
+    pub available: String,
+    /// `on_hold`.
+    pub on_hold: String,
+    /// `overdraft_used`.
+    pub overdraft_used: String,
+    /// Whether all three amounts are equal, as numbers, to those it was asked for with.
+    pub same_amounts: bool,
+}
+
+impl Database {
+    /// The stored rows of these balances, in their order; `None` where there is none under that organization and ledger, or
+    /// it is deleted. The comparison of amounts is made by Postgres, so that `1.50` and `1.5` are equal at any length.
+    ///
+    /// # Errors
+    /// By class, as for [`Database::update`].
+    pub async fn fetch(&self, table: &Table, rows: &[Row<'_>]) -> Result<Vec<Option<StoredRow>>, StoreError> {
+        let mut stored = Vec::with_capacity(rows.len());
+        if rows.is_empty() {
+            return Ok(stored);
+        }
+        let mut session = self.session().await?;
+        let rows: Vec<&Row<'_>> = rows.iter().collect();
+        for chunk in rows.chunks(CHUNK_ROWS) {
+            stored.append(&mut session.run(&Compare { sql: table.compare_sql(), rows: chunk }).await?);
+        }
+        Ok(stored)
+    }
+}
+
+pub(crate) fn compare_sql(table: &str) -> String {
+    format!(
+        "SELECT v.n, coalesce(b.version, -1), coalesce(b.available::text, 'NULL'), coalesce(b.on_hold::text, 'NULL'), \
+                coalesce(b.overdraft_used::text, 'NULL'), \
+                (b.available, b.on_hold, b.overdraft_used) IS NOT DISTINCT FROM \
+                (v.available::numeric, v.on_hold::numeric, v.overdraft_used::numeric) \
+         FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[]) WITH ORDINALITY \
+              AS v(id, organization_id, ledger_id, available, on_hold, overdraft_used, n) \
+         JOIN {table} AS b ON {SAME_ROW}"
+    )
+}
+
+struct Compare<'s> {
+    sql: SqlStr,
+    rows: &'s [&'s Row<'s>],
+}
+
+impl Operation for Compare<'_> {
+    type Output = Vec<Option<StoredRow>>;
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<Self::Output, sqlx::Error> {
+        let (ids, organizations, ledgers) = identities(self.rows);
+        let found = sqlx::query(self.sql.clone())
+            .bind(ids)
+            .bind(organizations)
+            .bind(ledgers)
+            .bind(self.rows.iter().map(|r| r.available).collect::<Vec<&str>>())
+            .bind(self.rows.iter().map(|r| r.on_hold).collect::<Vec<&str>>())
+            .bind(self.rows.iter().map(|r| r.overdraft_used).collect::<Vec<&str>>())
+            .fetch_all(connection)
+            .await?;
+        let mut stored = vec![None; self.rows.len()];
+        for row in found {
+            let value = StoredRow {
+                version: row.try_get(1)?,
+                available: row.try_get(2)?,
+                on_hold: row.try_get(3)?,
+                overdraft_used: row.try_get(4)?,
+                same_amounts: row.try_get(5)?,
+            };
+            place(&mut stored, row.try_get(0)?, value);
+        }
+        Ok(stored)
+    }
+}

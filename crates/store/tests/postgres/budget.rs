@@ -1,0 +1,171 @@
+//! Many databases on one server, and few connections.
+
+use std::time::{Duration, Instant};
+
+use balance_sync_sandbox::eventually;
+use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, Outcome, Table};
+
+use crate::support::{PASSWORD, PATIENCE, Tenant, row, server};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_databases_share_five_connections() {
+    const DATABASES: usize = 20;
+    const BUDGET: usize = 5;
+    const WRITES: i64 = 4;
+    let tenants: Vec<Tenant> = futures::future::join_all(
+        (0..DATABASES).map(|n| async move { Tenant::new(&format!("budget_{n}")).await }),
+    )
+    .await;
+    for tenant in &tenants {
+        tenant.seed(3).await;
+    }
+    let budget = ConnectionBudget::new(BUDGET as u32);
+    let databases: Vec<Database> =
+        tenants.iter().map(|tenant| Database::open(tenant.spec(), budget.clone()).unwrap()).collect();
+
+    // Each database has two writers, forty for five connections.
+    let writers: Vec<_> = databases
+        .iter()
+        .flat_map(|database| [database.clone(), database.clone()])
+        .map(|database| {
+            tokio::spawn(async move {
+                for version in 2..2 + WRITES {
+                    let rows = [row(1, version), row(2, version), row(3, version)];
+                    let outcomes = database.update(&Table::unqualified(), &rows).await.unwrap();
+                    assert!(!outcomes.contains(&Outcome::Missing));
+                }
+            })
+        })
+        .collect();
+
+    // The server's own count lags: a backend takes a moment to end after we have closed the connection. So a count above
+    // the budget counts only if it stays above it.
+    let mut watcher = tenants[0].server.connect("postgres").await.unwrap();
+    let (mut above_since, mut most) = (None, 0);
+    while writers.iter().any(|writer| !writer.is_finished()) {
+        let usage = &budget.servers()[0];
+        assert!(usage.open <= BUDGET && usage.in_use <= BUDGET, "{usage:?}");
+        most = most.max(usage.open);
+        let backends: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM pg_stat_activity WHERE usename LIKE 'budget\\_%'")
+                .fetch_one(&mut watcher)
+                .await
+                .unwrap();
+        if backends > BUDGET as i64 {
+            let since = *above_since.get_or_insert_with(Instant::now);
+            assert!(since.elapsed() < Duration::from_millis(500), "{backends} connections for half a second");
+        } else {
+            above_since = None;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(most, BUDGET, "the budget is there to be used");
+    for writer in writers {
+        writer.await.unwrap();
+    }
+
+    let usage = &budget.servers()[0];
+    assert_eq!((usage.in_use, usage.waiting), (0, 0));
+    for database in &databases {
+        assert_eq!(database.close(PATIENCE).await, 0);
+    }
+    assert_eq!(budget.servers()[0].open, 0);
+}
+
+/// Permits are per server: one that never answers keeps nobody from another.
+#[tokio::test]
+async fn a_server_that_never_answers_holds_up_no_other() {
+    let tenant = Tenant::new("elsewhere").await;
+    tenant.seed(1).await;
+    let hole = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let budget = ConnectionBudget::new(1);
+    let silent = DatabaseSpec { port: hole.local_addr().unwrap().port(), ..tenant.spec() };
+    let silent = Database::open(silent, budget.clone()).unwrap();
+    let stuck = tokio::spawn({
+        let silent = silent.clone();
+        async move { silent.ping().await }
+    });
+    eventually(PATIENCE, "the attempt to connect", || async { silent.usage().in_use == 1 }).await.unwrap();
+    let database = Database::open(tenant.spec(), budget.clone()).unwrap();
+    assert_eq!(database.update(&Table::unqualified(), &[row(1, 2)]).await.unwrap(), [Outcome::Updated]);
+    assert!(!stuck.is_finished());
+    assert_eq!(silent.close(Duration::ZERO).await, 1);
+    assert!(stuck.await.unwrap().is_err());
+}
+
+/// A database whose rows are locked uses its own share of the budget, not the others'.
+#[tokio::test]
+async fn a_stuck_database_leaves_room_for_its_neighbours() {
+    let (stuck, healthy) = (Tenant::new("stuck").await, Tenant::new("healthy").await);
+    stuck.seed(1).await;
+    healthy.seed(1).await;
+    let mut blocker = stuck.server.connect("stuck").await.unwrap();
+    sqlx::raw_sql("BEGIN; SELECT FROM balance FOR UPDATE").execute(&mut blocker).await.unwrap();
+    let budget = ConnectionBudget::new(3);
+    let narrow = Database::open(DatabaseSpec { max_connections: 2, ..stuck.spec() }, budget.clone()).unwrap();
+    let writes: Vec<_> = (0..8)
+        .map(|n| {
+            let database = narrow.clone();
+            tokio::spawn(async move { database.update(&Table::unqualified(), &[row(1, 2 + n)]).await })
+        })
+        .collect();
+    eventually(PATIENCE, "two writes that wait for the lock", || async { narrow.usage().in_use == 2 })
+        .await
+        .unwrap();
+    let other = Database::open(healthy.spec(), budget.clone()).unwrap();
+    assert_eq!(other.update(&Table::unqualified(), &[row(1, 2)]).await.unwrap(), [Outcome::Updated]);
+    assert_eq!(narrow.usage().in_use, 2);
+    sqlx::raw_sql("ROLLBACK").execute(&mut blocker).await.unwrap();
+    for write in writes {
+        write.await.unwrap().unwrap();
+    }
+    assert_eq!(stuck.stored(1).await, "10 v9");
+}
+
+#[tokio::test]
+async fn idle_connections_are_closed_and_used_ones_kept() {
+    let tenant = Tenant::new("idle").await;
+    let fleeting = DatabaseSpec { idle_timeout: Duration::from_millis(1), ..tenant.spec() };
+    let lasting = DatabaseSpec { idle_timeout: Duration::from_secs(600), ..tenant.spec() };
+    let budget = ConnectionBudget::new(4);
+    let fleeting = Database::open(fleeting, budget.clone()).unwrap();
+    let lasting = Database::open(lasting, budget.clone()).unwrap();
+    assert_eq!((fleeting.usage().open, fleeting.usage().limit), (0, 4), "opened lazily");
+    let opened = fleeting.idle_since().unwrap();
+    fleeting.ping().await.unwrap();
+    lasting.ping().await.unwrap();
+    assert!(fleeting.idle_since().unwrap() > opened);
+    eventually(PATIENCE, "the end of the idle connection", || async { fleeting.usage().open == 0 })
+        .await
+        .unwrap();
+    eventually(PATIENCE, "its end on the server", || async { tenant.backends().await == 1 }).await.unwrap();
+    assert_eq!(lasting.usage().idle, 1);
+    drop(lasting);
+    eventually(PATIENCE, "the end of the other", || async { tenant.backends().await == 0 }).await.unwrap();
+}
+
+/// Closing lets what is under way end, and refuses what is new.
+#[tokio::test]
+async fn closing_waits_for_what_is_under_way() {
+    let tenant = Tenant::new("closing").await;
+    tenant.seed(1).await;
+    let database = tenant.database();
+    let mut blocker = server().await.connect("closing").await.unwrap();
+    sqlx::raw_sql("BEGIN; SELECT FROM balance FOR UPDATE").execute(&mut blocker).await.unwrap();
+    let running = tokio::spawn({
+        let database = database.clone();
+        async move { database.update(&Table::unqualified(), &[row(1, 2)]).await }
+    });
+    eventually(PATIENCE, "the write under way", || async { database.usage().in_use == 1 }).await.unwrap();
+    let closing = tokio::spawn({
+        let database = database.clone();
+        async move { database.close(PATIENCE).await }
+    });
+    eventually(PATIENCE, "the closing", || async { database.is_closed() }).await.unwrap();
+    assert!(database.ping().await.is_err());
+    sqlx::raw_sql("ROLLBACK").execute(&mut blocker).await.unwrap();
+    assert_eq!(running.await.unwrap().unwrap(), [Outcome::Updated]);
+    assert_eq!(closing.await.unwrap(), 0);
+    eventually(PATIENCE, "the end on the server", || async { tenant.backends().await == 0 }).await.unwrap();
+    assert!(!format!("{database:?}").contains(PASSWORD));
+}

@@ -1,0 +1,8 @@
+//! The store against a real Postgres. One server for all tests of a process; each test has databases of its own.
+#![allow(clippy::unwrap_used)]
+
+mod budget;
+mod failures;
+mod isolation;
+mod support;
+mod update;
