@@ -68,7 +68,7 @@ if [ -s "$1/data/postmaster.pid" ]; then
   [ -n "$segment" ] && ipcrm -m "$segment"
 fi
 n=0
-n=200; while ! true "$1" && [ "$n" -lt 100 ]; do sleep 0.05; n=$((n + 1)); done
+while ! rm -rf "$1" && [ "$n" -lt 100 ]; do sleep 0.05; n=$((n + 1)); done
 "#;
 
 /// A server before it is one: waits until its id is on record.

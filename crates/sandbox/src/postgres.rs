@@ -10,13 +10,14 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions, PgSslMode};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgPool};
+use sqlx::{AssertSqlSafe, Connection, PgPool};
 use tokio::sync::{Mutex, OnceCell};
 use uuid::Uuid;
 
 use crate::find::{self, PostgresPrograms};
 use crate::guard::{Guarded, Owner};
 use crate::ports;
+use crate::redis::percent_encoded;
 
 /// Name of the superuser.
 const SUPERUSER: &str = "postgres";
@@ -159,7 +160,9 @@ impl PostgresServer {
 
     /// The same URL through another port of 127.0.0.1, e.g. that of a proxy.
     pub fn url_on(&self, port: u16, database: &str, role: &str, password: &SecretString) -> String {
-        self.options_for(database, role, password).port(port).to_url_lossy().to_string()
+        // Written out instead of asked of the driver, whose own parameters libpq would refuse.
+        let [role, password, database] = [role, password.expose_secret(), database].map(percent_encoded);
+        format!("postgres://{role}:{password}@127.0.0.1:{port}/{database}?sslmode=disable")
     }
 
     /// Connection options of this database for this role.

@@ -241,7 +241,8 @@ pub(crate) async fn connect(url: &str) -> Result<MultiplexedConnection, RedisErr
     Client::open(url)?.get_multiplexed_async_connection_with_config(&config).await
 }
 
-fn percent_encoded(text: &str) -> String {
+/// A part of a URL, with everything encoded that is not unreserved.
+pub(crate) fn percent_encoded(text: &str) -> String {
     let encode = |byte: u8| match byte {
         b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
         _ => format!("%{byte:02X}"),
