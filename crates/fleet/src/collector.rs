@@ -1,0 +1,716 @@
+//! A tenant's collector: claim, gather, flush, and what it does when that fails.
+//!
+//! Plain async code that knows no actors ([`crate::collector_actor`] is its shell). Three modes: *busy* (a claim came
+//! back full: claim again at once, only what still fits), *draining* (some buffered, nothing more due: wait for the
+//! poll interval or the flush timeout), *idle* (nothing at all: back off). Claims go on while flushes are in flight, so
+//! that Redis and Postgres work at the same time.
+//!
+//! No future that holds claims is ever dropped half-way while the collector runs: a claim in flight and a flush in
+//! flight stay pinned in the loop's state across its turns.
+
+use std::{
+    collections::HashMap,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use balance_sync_schedule::{Claim, Claimed, ScheduleError};
+use futures::{
+    FutureExt, StreamExt,
+    future::LocalBoxFuture,
+    stream::FuturesUnordered,
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backoff::{Backoff, jittered},
+    failure::{Pace, Reaction, SinkError, reaction, redis_reaction},
+    flush::{FlushEnd, flush, release},
+    gather::{Gather, Trigger},
+    ports::{Queue, Sink, Survey, Sweep},
+    status::{FleetStatus, Stage, TenantState, TenantStatus},
+};
+
+/// While values need protection, what was scheduled since the last look is looked at this often.
+const PROTECT_RECENT_EVERY: Duration = Duration::from_secs(1);
+/// How long giving back what a final flush left may take. Redis answers in milliseconds or is away, and then the claims
+/// lapse by themselves.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How a collector works. One value for the whole worker.
+#[derive(Debug, Clone)]
+pub struct CollectorOptions {
+    /// Members in one flush at most.
+    pub batch_size: usize,
+    /// A flush is made this long after the first member entered the empty buffer.
+    pub flush_timeout: Duration,
+    /// How long a collector waits that found nothing more due while it has work.
+    pub poll_interval: Duration,
+    /// Longest wait of an idle collector between two looks.
+    pub idle_backoff_max: Duration,
+    /// Flushes in flight at most.
+    pub pipeline_depth: usize,
+    /// Longest time the write of one flush may take.
+    pub flush_deadline: Duration,
+    /// Longest time the final flush may take after a stop, before what is left is released.
+    pub drain_deadline: Duration,
+    /// Longest time a collector whose tenant is removed goes on emptying the schedule before it drains.
+    pub leave_deadline: Duration,
+    /// When work waits longer than this, the values that wait are protected.
+    pub protect_after: Duration,
+    /// Lives are raised to this; whole sweeps come every third of it.
+    pub protect_floor: Duration,
+    /// How often legacy schedules and the other key form are looked at.
+    pub survey_interval: Duration,
+    /// First delay after a failure.
+    pub backoff_min: Duration,
+    /// Longest delay after a failure that may be over at any moment.
+    pub backoff_max: Duration,
+    /// Longest delay after a failure that somebody has to mend.
+    pub backoff_long: Duration,
+}
+
+impl Default for CollectorOptions {
+    fn default() -> Self {
+        Self {
+            batch_size: 500,
+            flush_timeout: Duration::from_millis(50),
+            poll_interval: Duration::from_millis(25),
+            idle_backoff_max: Duration::from_secs(1),
+            pipeline_depth: 2,
+            flush_deadline: Duration::from_secs(20),
+            drain_deadline: Duration::from_secs(8),
+            leave_deadline: Duration::from_secs(36),
+            protect_after: Duration::from_secs(2),
+            protect_floor: Duration::from_secs(900),
+            survey_interval: Duration::from_secs(60),
+            backoff_min: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(2),
+            backoff_long: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What a stopped collector leaves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Members written in the final flushes.
+    pub flushed: usize,
+    /// Members given back: due at once for other workers.
+    pub released: usize,
+    /// Members whose claims could not be given back: due again when the claim TTL ends.
+    pub orphaned: usize,
+}
+
+/// What the collector works with.
+pub struct Collector<Q, S> {
+    /// The tenant's schedule.
+    pub queue: Q,
+    /// The tenant's Postgres.
+    pub sink: S,
+    /// How it works.
+    pub options: Arc<CollectorOptions>,
+    /// Counters of the worker.
+    pub fleet: Arc<FleetStatus>,
+    /// State and counters of the tenant.
+    pub status: Arc<TenantStatus>,
+}
+
+impl<Q: Queue, S: Sink> Collector<Q, S> {
+    /// Works until it is told to stop, then drains within its deadline.
+    pub async fn run(self, stop: CancellationToken) -> Drained {
+        let mut turn = Turn::new(&self);
+        while !stop.is_cancelled() {
+            turn.step(&stop).await;
+        }
+        if self.status.leaving.load(Relaxed) {
+            turn.empty().await;
+        }
+        turn.drain().await
+    }
+}
+
+/// On which side a tenant fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// Redis: nothing can be claimed or given back, but what is held can still be written.
+    Queue,
+    /// Postgres, or the way to it: nothing can be written.
+    Sink,
+}
+
+/// Why a tenant is degraded, and how far it is on its way back.
+struct Degraded {
+    side: Side,
+    reaction: Reaction,
+    backoff: Backoff,
+    /// No claim before this.
+    until: Instant,
+    /// The wait is over and nothing spoke against trying: one batch may go.
+    trying: bool,
+}
+
+/// Time-consuming work beside claim and flush.
+enum Chore {
+    Sweep(Result<Sweep, ScheduleError>),
+    Recent(Result<(f64, u64), ScheduleError>),
+    Survey(Result<Survey, ScheduleError>),
+}
+
+struct Flight {
+    claimed: Rc<Vec<Claimed>>,
+    since: Instant,
+}
+
+type Answered = (Duration, Result<Claim, ScheduleError>);
+
+/// The loop's state. Futures borrow queue and sink, which outlive it.
+struct Turn<'a, Q, S> {
+    queue: &'a Q,
+    sink: &'a S,
+    options: &'a CollectorOptions,
+    fleet: &'a FleetStatus,
+    status: &'a TenantStatus,
+
+    gather: Gather,
+    flights: FuturesUnordered<LocalBoxFuture<'a, (u64, FlushEnd)>>,
+    in_flight: HashMap<u64, Flight>,
+    next_flight: u64,
+
+    claiming: Option<(usize, LocalBoxFuture<'a, Answered>)>,
+    idling: Option<LocalBoxFuture<'a, ()>>,
+    next_claim: Instant,
+    idle_delay: Duration,
+
+    degraded: Option<Degraded>,
+    probing: Option<LocalBoxFuture<'a, Result<(), SinkError>>>,
+
+    chore: Option<LocalBoxFuture<'a, Chore>>,
+    next_survey: Instant,
+    next_sweep: Option<Instant>,
+    next_recent: Instant,
+    recent_from: Option<f64>,
+    /// The schedule's head was older than `protect_after` at the last claim.
+    behind: bool,
+}
+
+impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
+    fn new(collector: &'a Collector<Q, S>) -> Self {
+        let options = &*collector.options;
+        let now = Instant::now();
+        Self {
+            queue: &collector.queue,
+            sink: &collector.sink,
+            options,
+            fleet: &collector.fleet,
+            status: &collector.status,
+            gather: Gather::new(options.batch_size, options.flush_timeout),
+            flights: FuturesUnordered::new(),
+            in_flight: HashMap::new(),
+            next_flight: 0,
+            claiming: None,
+            idling: None,
+            next_claim: now,
+            idle_delay: options.poll_interval,
+            degraded: None,
+            probing: None,
+            chore: None,
+            next_survey: now,
+            next_sweep: None,
+            next_recent: now,
+            recent_from: None,
+            behind: false,
+        }
+    }
+
+    /// Starts what can be started, then waits for the first thing that happens.
+    async fn step(&mut self, stop: &CancellationToken) {
+        let now = Instant::now();
+        self.start_flushes(now);
+        self.start_probe(now);
+        self.start_claim(now);
+        self.start_chore(now);
+        let wake = self.next_wake(now);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            Some((id, end)) = self.flights.next(), if !self.flights.is_empty() => self.landed(id, end),
+            (limit, answer) = answered(&mut self.claiming), if self.claiming.is_some() => {
+                self.claiming = None;
+                self.claimed(limit, answer);
+            }
+            result = finished(&mut self.probing), if self.probing.is_some() => {
+                self.probing = None;
+                self.probed(result);
+            }
+            end = finished(&mut self.chore), if self.chore.is_some() => {
+                self.chore = None;
+                self.chore_done(end);
+            }
+            () = finished(&mut self.idling), if self.idling.is_some() => {
+                self.idling = None;
+                self.next_claim = Instant::now();
+            }
+            () = tokio::time::sleep_until(wake) => {}
+        }
+    }
+
+    // -- flush ---------------------------------------------------------------------------------------------------
+
+    /// Flushes that may be in flight: one for a tenant that tries its way back.
+    fn depth(&self) -> usize {
+        if self.degraded.is_some() { 1 } else { self.options.pipeline_depth.max(1) }
+    }
+
+    fn start_flushes(&mut self, now: Instant) {
+        while self.flights.len() < self.depth() {
+            let Some(trigger) = self.gather.due(now) else { return };
+            let batch = self.gather.take();
+            self.start_flush(batch, trigger, self.options.flush_deadline);
+        }
+    }
+
+    fn start_flush(&mut self, batch: Vec<Claimed>, trigger: Trigger, deadline: Duration) {
+        let claimed = Rc::new(batch);
+        let id = self.next_flight;
+        self.next_flight += 1;
+        self.in_flight.insert(id, Flight { claimed: Rc::clone(&claimed), since: Instant::now() });
+        let (queue, sink, fleet, status) = (self.queue, self.sink, self.fleet, self.status);
+        self.flights.push(
+            async move { (id, flush(queue, sink, &claimed, trigger, deadline, fleet, status).await) }.boxed_local(),
+        );
+    }
+
+    fn landed(&mut self, id: u64, end: FlushEnd) {
+        self.in_flight.remove(&id);
+        match end.failure {
+            None => {
+                // Only a claim can tell that Redis is back.
+                if end.answered && self.fails(Side::Sink) {
+                    self.recovered();
+                }
+            }
+            Some(error) => {
+                self.sink_failed(&error);
+                self.give_back_buffer();
+            }
+        }
+    }
+
+    /// What waits in the buffer can't be written either: others may be able to, and its lease would lapse here.
+    fn give_back_buffer(&mut self) {
+        if self.gather.is_empty() {
+            return;
+        }
+        let claimed = Rc::new(self.gather.take());
+        let id = self.next_flight;
+        self.next_flight += 1;
+        self.in_flight.insert(id, Flight { claimed: Rc::clone(&claimed), since: Instant::now() });
+        let (queue, status) = (self.queue, self.status);
+        self.flights.push(
+            async move {
+                let held: Vec<&Claimed> = claimed.iter().collect();
+                let released = release(queue, &held, status).await;
+                let orphaned = if released.is_none() { held.len() } else { 0 };
+                let released = released.unwrap_or_default();
+                (id, FlushEnd { claimed: claimed.len(), released, orphaned, ..FlushEnd::default() })
+            }
+            .boxed_local(),
+        );
+    }
+
+    // -- claim ---------------------------------------------------------------------------------------------------
+
+    fn start_claim(&mut self, now: Instant) {
+        let room = self.gather.room();
+        if self.claiming.is_some() || self.idling.is_some() || room == 0 || now < self.next_claim {
+            return;
+        }
+        if let Some(degraded) = &self.degraded
+            && (!degraded.trying || !self.flights.is_empty())
+        {
+            return;
+        }
+        let queue = self.queue;
+        self.claiming = Some((
+            room,
+            async move {
+                let begun = Instant::now();
+                let answer = queue.claim(room).await;
+                (begun.elapsed(), answer)
+            }
+            .boxed_local(),
+        ));
+    }
+
+    fn claimed(&mut self, limit: usize, (took, answer): Answered) {
+        let now = Instant::now();
+        let claim = match answer {
+            Ok(claim) => claim,
+            Err(error) => {
+                self.fleet.redis_errors.fetch_add(1, Relaxed);
+                self.degrade(Side::Queue, redis_reaction(error.class), &error.to_string());
+                return;
+            }
+        };
+        self.fleet.observe(Stage::Claim, took);
+        self.status.scheduled.store(claim.scheduled, Relaxed);
+        self.status.foreign_locked.store(claim.foreign, Relaxed);
+        match &self.degraded {
+            Some(degraded) if degraded.side == Side::Queue => self.recovered(),
+            Some(degraded) if !degraded.trying => {
+                // It was under way when a flush failed: what it brought can't be written either, and an empty answer
+                // says nothing about Postgres.
+                self.gather.add(claim.entries, now);
+                self.give_back_buffer();
+                return;
+            }
+            _ => {}
+        }
+        let found = claim.entries.len();
+        // Not simply the first: a lease that lapsed tells no time.
+        let oldest = claim.entries.iter().find_map(Claimed::scheduled_at);
+        self.behind = found == limit
+            && oldest.is_some_and(|at| claim.now - at > self.options.protect_after.as_secs_f64());
+        self.gather.add(claim.entries, now);
+        if found > 0 {
+            self.idle_delay = self.options.poll_interval;
+            if self.degraded.is_none() {
+                self.enter(TenantState::Syncing);
+            }
+        }
+        if found == limit {
+            self.next_claim = now;
+        } else if found > 0 || !self.gather.is_empty() || !self.flights.is_empty() {
+            // Less than asked for: nothing more is due at this moment.
+            self.next_claim = now + self.options.poll_interval;
+        } else {
+            // A tenant on its way back has nothing to write, and nothing spoke against trying. Should it still fail, the
+            // next mutation tells.
+            self.recovered();
+            self.enter(TenantState::Idle);
+            let delay = self.idle_delay;
+            self.idle_delay = (delay * 2).min(self.options.idle_backoff_max).max(self.options.poll_interval);
+            let queue = self.queue;
+            self.idling = Some(async move { queue.idle(delay).await }.boxed_local());
+        }
+    }
+
+    // -- failure and recovery ------------------------------------------------------------------------------------
+
+    fn fails(&self, side: Side) -> bool {
+        self.degraded.as_ref().is_some_and(|degraded| degraded.side == side)
+    }
+
+    fn sink_failed(&mut self, error: &SinkError) {
+        let reaction = reaction(error);
+        if reaction.refetch {
+            self.sink.refetch();
+        }
+        if reaction.skip {
+            self.status.skips.fetch_add(1, Relaxed);
+        }
+        self.degrade(Side::Sink, reaction, &error.to_string());
+    }
+
+    fn degrade(&mut self, side: Side, reaction: Reaction, detail: &str) {
+        let cap = match reaction.pace {
+            Pace::Short => self.options.backoff_max,
+            Pace::Long => self.options.backoff_long,
+        };
+        let mut backoff = match self.degraded.take() {
+            Some(before) if before.reaction.pace == reaction.pace => before.backoff,
+            _ => Backoff::new(self.options.backoff_min, cap),
+        };
+        let delay = backoff.next_delay();
+        let failures = backoff.failures();
+        self.degraded = Some(Degraded { side, reaction, backoff, until: Instant::now() + delay, trying: false });
+        if self.status.degrade(reaction.reason, detail.to_owned()) {
+            tracing::warn!(reason = reaction.reason, error = detail, "tenant degraded");
+        } else {
+            tracing::debug!(reason = reaction.reason, error = detail, failures, ?delay, "tenant still degraded");
+        }
+    }
+
+    fn recovered(&mut self) {
+        if let Some(degraded) = self.degraded.take() {
+            tracing::info!(reason = degraded.reaction.reason, "tenant recovered");
+            self.enter(TenantState::Syncing);
+        }
+    }
+
+    fn enter(&self, state: TenantState) {
+        if state != TenantState::Stopping && self.status.leaving.load(Relaxed) {
+            return;
+        }
+        if self.status.enter(state) {
+            tracing::debug!(state = state.name(), "state");
+        }
+    }
+
+    fn start_probe(&mut self, now: Instant) {
+        let Some(degraded) = &mut self.degraded else { return };
+        if degraded.trying || self.probing.is_some() || now < degraded.until || !self.flights.is_empty() {
+            return;
+        }
+        if degraded.reaction.ping {
+            let (sink, deadline) = (self.sink, self.options.flush_deadline);
+            self.probing = Some(
+                async move {
+                    tokio::time::timeout(deadline, sink.ping())
+                        .await
+                        .unwrap_or(Err(SinkError::Deadline(deadline)))
+                }
+                .boxed_local(),
+            );
+        } else {
+            degraded.trying = true;
+            self.next_claim = now;
+            self.idling = None;
+        }
+    }
+
+    fn probed(&mut self, result: Result<(), SinkError>) {
+        match result {
+            Ok(()) => {
+                if let Some(degraded) = &mut self.degraded {
+                    degraded.trying = true;
+                    self.next_claim = Instant::now();
+                    self.idling = None;
+                }
+            }
+            Err(error) => self.sink_failed(&error),
+        }
+    }
+
+    // -- chores --------------------------------------------------------------------------------------------------
+
+    /// Whether values may have to wait: the tenant can't write, a flush takes long, or the head of the schedule is old.
+    fn must_protect(&self, now: Instant) -> bool {
+        // With Redis away nothing could be protected.
+        self.fails(Side::Sink)
+            || self.behind
+            || self.in_flight.values().any(|flight| now - flight.since > self.options.protect_after)
+    }
+
+    fn start_chore(&mut self, now: Instant) {
+        if self.chore.is_some() {
+            return;
+        }
+        let queue = self.queue;
+        if !self.options.protect_floor.is_zero() && self.must_protect(now) {
+            // Redis's clock is read before the first sweep: a sweep may miss what is scheduled while it goes on, and
+            // what comes after that moment is looked at by itself. Both times are kept when the need passes, so that
+            // flushes that are slow one by one don't make a sweep each.
+            if self.recent_from.is_some() && self.next_sweep.is_none_or(|at| at <= now) {
+                self.next_sweep = Some(now + jittered(self.options.protect_floor / 3));
+                self.next_recent = now;
+                self.chore = Some(async move { Chore::Sweep(queue.sweep().await) }.boxed_local());
+                return;
+            }
+            if self.next_recent <= now {
+                self.next_recent = now + PROTECT_RECENT_EVERY;
+                let from = self.recent_from;
+                self.chore = Some(async move { Chore::Recent(queue.protect_since(from).await) }.boxed_local());
+                return;
+            }
+        }
+        if self.next_survey <= now {
+            self.next_survey = now + jittered(self.options.survey_interval);
+            self.chore = Some(async move { Chore::Survey(queue.survey().await) }.boxed_local());
+        }
+    }
+
+    fn chore_done(&mut self, end: Chore) {
+        match end {
+            Chore::Sweep(Ok(sweep)) => {
+                let life = sweep.shortest.map_or(u64::MAX, |life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX));
+                self.status.shortest_life_ms.store(life, Relaxed);
+                if sweep.raised > 0 {
+                    tracing::info!(raised = sweep.raised, absent = sweep.absent, "waiting values protected");
+                }
+            }
+            Chore::Recent(Ok((now, raised))) => {
+                // A margin for scores written in the very microsecond of the look.
+                self.recent_from = Some(now - 0.001);
+                if raised > 0 {
+                    tracing::debug!(raised, "values scheduled meanwhile protected");
+                }
+            }
+            Chore::Survey(Ok(survey)) => {
+                if survey.adopted > 0 {
+                    // They come with the scores of old mutations, which only a sweep finds.
+                    self.next_sweep = None;
+                    tracing::warn!(members = survey.adopted, "members of a legacy schedule adopted");
+                }
+                if self.status.other_form.swap(survey.other_form, Relaxed) != survey.other_form
+                    && survey.other_form > 0
+                {
+                    tracing::error!(
+                        members = survey.other_form,
+                        "the ledger schedules this tenant under the other form of its id, which nobody works; see tenants.key_form"
+                    );
+                }
+            }
+            // Never at once: Redis may refuse in no time for as long as it is away.
+            Chore::Sweep(Err(error)) => self.next_sweep = Some(self.chore_failed(&error, self.options.backoff_max)),
+            Chore::Recent(Err(error)) => self.next_recent = self.chore_failed(&error, self.options.backoff_max),
+            Chore::Survey(Err(error)) => {
+                let again = self.chore_failed(&error, self.options.backoff_long);
+                self.next_survey = self.next_survey.min(again);
+            }
+        }
+    }
+
+    /// The claim loop reports Redis failures as the tenant's state; here they only mean: later again.
+    fn chore_failed(&self, error: &ScheduleError, delay: Duration) -> Instant {
+        self.fleet.redis_errors.fetch_add(1, Relaxed);
+        tracing::debug!(%error, "upkeep of the schedule failed");
+        Instant::now() + jittered(delay)
+    }
+
+    fn next_wake(&self, now: Instant) -> Instant {
+        let mut wake = if self.chore.is_none() { self.next_survey } else { now + Duration::from_secs(3600) };
+        let mut sooner = |at: Instant| wake = wake.min(at);
+        if self.flights.len() < self.depth()
+            && let Some(deadline) = self.gather.deadline()
+        {
+            sooner(deadline);
+        }
+        if self.claiming.is_none() && self.idling.is_none() && self.gather.room() > 0 {
+            match &self.degraded {
+                None => sooner(self.next_claim),
+                Some(degraded) if degraded.trying && self.flights.is_empty() => sooner(self.next_claim),
+                Some(_) => {}
+            }
+        }
+        if let Some(degraded) = &self.degraded
+            && !degraded.trying
+            && self.probing.is_none()
+            && self.flights.is_empty()
+        {
+            sooner(degraded.until);
+        }
+        if self.chore.is_none() && !self.options.protect_floor.is_zero() {
+            if self.must_protect(now) {
+                sooner(self.next_recent);
+                if self.recent_from.is_some() {
+                    sooner(self.next_sweep.unwrap_or(now));
+                }
+            } else if let Some(oldest) = self.in_flight.values().map(|flight| flight.since).min() {
+                sooner(oldest + self.options.protect_after + Duration::from_millis(1));
+            }
+        }
+        // A moment in the past would spin; whatever is due is started at the next turn.
+        wake.max(now + Duration::from_micros(100))
+    }
+
+    // -- leave ---------------------------------------------------------------------------------------------------
+
+    /// The tenant is being removed: nobody will come back for what is left in its schedule, so work goes on until that is
+    /// empty, as far as its database lets us. What a killed worker holds comes due within the claim TTL.
+    async fn empty(&mut self) {
+        self.enter(TenantState::Stopping);
+        let deadline = Instant::now() + self.options.leave_deadline;
+        let never = CancellationToken::new();
+        self.status.scheduled.store(u64::MAX, Relaxed);
+        self.idling = None;
+        self.next_claim = Instant::now();
+        while self.degraded.is_none() {
+            let is_empty = self.status.scheduled.load(Relaxed) == 0
+                && self.gather.is_empty()
+                && self.flights.is_empty()
+                && self.claiming.is_none();
+            // A step holds nothing that is lost when it is dropped: futures that hold claims stay in the loop's state.
+            if is_empty || tokio::time::timeout_at(deadline, self.step(&never)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    // -- drain ---------------------------------------------------------------------------------------------------
+
+    async fn drain(mut self) -> Drained {
+        self.enter(TenantState::Stopping);
+        let deadline = Instant::now() + self.options.drain_deadline;
+        let mut drained = Drained::default();
+        self.idling = None;
+        self.probing = None;
+        self.chore = None;
+        self.last_flush();
+        // A claim in flight may bring members: waiting for it is the only way to give them back. Flushes go on meanwhile.
+        while !self.flights.is_empty() || self.claiming.is_some() {
+            tokio::select! {
+                biased;
+                Some((id, end)) = self.flights.next(), if !self.flights.is_empty() => {
+                    self.in_flight.remove(&id);
+                    drained.flushed += end.updated + end.stale;
+                    drained.released += end.released;
+                    drained.orphaned += end.orphaned;
+                    if let Some(error) = end.failure {
+                        tracing::warn!(%error, released = end.released, "final flush failed");
+                    }
+                }
+                (_, (_, answer)) = answered(&mut self.claiming), if self.claiming.is_some() => {
+                    self.claiming = None;
+                    match answer {
+                        Ok(claim) => self.gather.add(claim.entries, Instant::now()),
+                        Err(error) => tracing::debug!(%error, "last claim failed"),
+                    }
+                    self.last_flush();
+                }
+                () = tokio::time::sleep_until(deadline) => break,
+            }
+        }
+        if self.claiming.take().is_some() {
+            tracing::warn!("last claim was not answered in time, what it may have claimed lapses by itself");
+        }
+        // Dropping a flush here is safe: whether its write commits or not, the version guard and the lease decide.
+        self.flights = FuturesUnordered::new();
+        let left: Vec<Rc<Vec<Claimed>>> = self.in_flight.drain().map(|(_, flight)| flight.claimed).collect();
+        let held: Vec<&Claimed> = left.iter().flat_map(|claimed| claimed.iter()).collect();
+        if !held.is_empty() {
+            let releasing = tokio::time::timeout(RELEASE_DEADLINE, release(self.queue, &held, self.status));
+            // Those that were not ours any more need nobody to give them back.
+            let (released, orphaned) = match releasing.await {
+                Ok(Some(released)) => (released, 0),
+                Ok(None) | Err(_) => (0, held.len()),
+            };
+            drained.released += released;
+            drained.orphaned += orphaned;
+            tracing::warn!(released, orphaned, "flush did not end within the drain deadline, its claims are given back");
+        }
+        drained
+    }
+
+    /// Writes what is buffered, or gives it back where Postgres is known to be away. A tenant that must no longer be
+    /// served is tried all the same: a last flush gets the database that was known.
+    fn last_flush(&mut self) {
+        if self.gather.is_empty() {
+            return;
+        }
+        match &self.degraded {
+            Some(degraded) if degraded.side == Side::Sink && !degraded.reaction.skip => self.give_back_buffer(),
+            _ => {
+                let batch = self.gather.take();
+                // The drain's own deadline comes first, and gives everything back at once.
+                self.start_flush(batch, Trigger::Drain, 2 * self.options.drain_deadline);
+            }
+        }
+    }
+}
+
+async fn answered<'a>(slot: &mut Option<(usize, LocalBoxFuture<'a, Answered>)>) -> (usize, Answered) {
+    match slot {
+        Some((limit, future)) => (*limit, future.await),
+        None => futures::future::pending().await,
+    }
+}
+
+async fn finished<T>(slot: &mut Option<LocalBoxFuture<'_, T>>) -> T {
+    match slot {
+        Some(future) => future.await,
+        None => futures::future::pending().await,
+    }
+}

@@ -1,0 +1,114 @@
+//! The failure table: what a tenant does about each kind of failure (`docs/reliability.md`).
+//!
+//! In every case the claims are released, or lapse when Redis itself is away; the table says how the tenant goes on.
+
+use balance_sync_schedule::ErrorClass as RedisClass;
+use balance_sync_store::{ErrorClass as StoreClass, InvalidIdentifier, StoreError};
+use balance_sync_tenants::DirectoryError;
+
+/// Why a batch could not be written.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SinkError {
+    /// The tenant's database could not be had: the tenant service gave no answer, or says it must not be served.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The schema name can't be used.
+    #[error(transparent)]
+    Schema(#[from] InvalidIdentifier),
+    /// Postgres failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The flush took longer than its deadline; whether it was written is unknown, and doesn't matter.
+    #[error("postgres: no answer within the flush deadline of {0:?}")]
+    Deadline(std::time::Duration),
+    /// The tenant manager has ended: the worker is stopping.
+    #[error("tenant manager has ended")]
+    ManagerGone,
+}
+
+/// How long the tenant waits between tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// The failure may be over at any moment (`postgres.backoff_max`).
+    Short,
+    /// Somebody has to do something first (`postgres.backoff_long`).
+    Long,
+}
+
+/// What the tenant does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reaction {
+    /// The reason in its state: short and stable.
+    pub reason: &'static str,
+    /// How long it waits.
+    pub pace: Pace,
+    /// Whether its configuration is fetched afresh: the answer in force may be out of date.
+    pub refetch: bool,
+    /// Whether it asks Postgres for a sign of life before it claims again. Where a sign of life proves nothing (a
+    /// missing table answers pings), it claims one batch and tries.
+    pub ping: bool,
+    /// Whether this is a tenant passed over, rather than a write that failed.
+    pub skip: bool,
+}
+
+const fn row(reason: &'static str, pace: Pace, refetch: bool, ping: bool) -> Reaction {
+    Reaction { reason, pace, refetch, ping, skip: false }
+}
+
+const fn skip(reason: &'static str, pace: Pace) -> Reaction {
+    Reaction { reason, pace, refetch: true, ping: true, skip: true }
+}
+
+/// The reaction to a failed write.
+#[must_use]
+pub fn reaction(error: &SinkError) -> Reaction {
+    use Pace::{Long, Short};
+    match error {
+        SinkError::Store(error) => match error.class() {
+            StoreClass::Connection => row("postgres_connection", Short, false, true),
+            StoreClass::TooManyConnections => row("postgres_too_many_connections", Short, false, true),
+            StoreClass::Timeout => row("postgres_timeout", Short, false, true),
+            StoreClass::ReadOnly => row("postgres_read_only", Short, true, false),
+            // The store has retried these at once already.
+            StoreClass::Contention => row("postgres_contention", Short, false, false),
+            StoreClass::Credentials => row("postgres_credentials", Long, true, true),
+            StoreClass::DatabaseMissing => row("postgres_database_missing", Long, true, true),
+            StoreClass::NotProvisioned => row("postgres_not_provisioned", Long, true, false),
+            StoreClass::Permission => row("postgres_permission", Long, true, false),
+            StoreClass::Resources => row("postgres_resources", Short, false, false),
+            StoreClass::Configuration => row("postgres_configuration", Long, true, true),
+            // Its successor may be used at once.
+            StoreClass::Closed => row("postgres_connection", Short, false, false),
+            // The store isolates refused values; one that comes here is a fault of ours, as any other.
+            StoreClass::Refused | StoreClass::Internal => row("postgres_internal", Long, false, false),
+        },
+        SinkError::Deadline(_) => row("postgres_timeout", Short, false, true),
+        SinkError::Directory(error) => match error {
+            DirectoryError::NotFound => skip("tenant_not_found", Long),
+            DirectoryError::Suspended => skip("tenant_suspended", Long),
+            DirectoryError::Purged => skip("tenant_purged", Long),
+            DirectoryError::Forbidden { .. } => skip("tenant_forbidden", Long),
+            DirectoryError::Malformed { .. } => skip("tenant_config_malformed", Long),
+            DirectoryError::Unauthorized => skip("tenant_service_unauthorized", Long),
+            DirectoryError::Unavailable { .. } | DirectoryError::BreakerOpen { .. } => {
+                skip("tenant_service_unavailable", Short)
+            }
+        },
+        SinkError::Schema(_) => skip("tenant_config_malformed", Long),
+        SinkError::ManagerGone => skip("stopping", Short),
+    }
+}
+
+/// The reaction to a failed call to Redis: nothing can be released then, claims lapse by themselves.
+#[must_use]
+pub fn redis_reaction(class: RedisClass) -> Reaction {
+    let pace = match class {
+        RedisClass::Unavailable
+        | RedisClass::Loading
+        | RedisClass::ReadOnly
+        | RedisClass::OutOfMemory
+        | RedisClass::Cluster => Pace::Short,
+        RedisClass::Credentials | RedisClass::WrongType | RedisClass::Unexpected => Pace::Long,
+    };
+    row(class.name(), pace, false, false)
+}

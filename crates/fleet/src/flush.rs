@@ -1,0 +1,297 @@
+//! One flush: decode, aggregate, update, settle. What happens to each claimed member is decided here.
+
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
+
+use balance_sync_domain::{BalanceRef, BalanceValue, Candidate, KeySpace, aggregate, effective_key};
+use balance_sync_schedule::{Claimed, Refusal};
+use balance_sync_store::{Outcome, Row, RowResult};
+
+use crate::{
+    failure::SinkError,
+    gather::Trigger,
+    ports::{Queue, Sink},
+    status::{FleetStatus, Stage, TenantStatus},
+};
+
+/// Reason of members whose value had expired in Redis before anybody looked.
+pub const REASON_EXPIRED: &str = "value_expired";
+/// Reason of members without a row in Postgres.
+pub const REASON_MISSING: &str = "missing_row";
+/// Reason of members that Postgres refuses.
+pub const REASON_REFUSED: &str = "refused_by_postgres";
+
+/// How a flush ended.
+#[derive(Debug, Default)]
+pub struct FlushEnd {
+    /// Claimed members in the flush.
+    pub claimed: usize,
+    /// Rows written.
+    pub updated: usize,
+    /// Members whose row was as new or newer.
+    pub stale: usize,
+    /// Members put in quarantine.
+    pub quarantined: usize,
+    /// Members given back.
+    pub released: usize,
+    /// Members whose claims were neither settled nor given back: they lapse by themselves.
+    pub orphaned: usize,
+    /// Postgres has taken rows in, whatever became of them: it works.
+    pub answered: bool,
+    /// Why nothing was written.
+    pub failure: Option<SinkError>,
+}
+
+struct Decoded<'a> {
+    /// Position among the claimed.
+    at: usize,
+    balance: BalanceRef<'a>,
+    value: BalanceValue,
+}
+
+/// Carries one batch. Never fails as a whole without having tried to give its members back.
+pub async fn flush<Q: Queue, S: Sink>(
+    queue: &Q,
+    sink: &S,
+    claimed: &[Claimed],
+    trigger: Trigger,
+    deadline: Duration,
+    fleet: &FleetStatus,
+    status: &TenantStatus,
+) -> FlushEnd {
+    let begun = Instant::now();
+    let mut refused: Vec<(&Claimed, Refusal)> = Vec::new();
+    let decoded = decode(queue.space(), claimed, &mut refused);
+    for (member, refusal) in &refused {
+        if refusal.reason == REASON_EXPIRED {
+            status.expired.fetch_add(1, Relaxed);
+            tracing::warn!(
+                member = %String::from_utf8_lossy(&member.member),
+                "value expired in redis before it was written, its last mutation is lost unless the ledger still has it"
+            );
+        }
+    }
+    let candidates: Vec<Candidate<'_>> = decoded
+        .iter()
+        .map(|entry| Candidate {
+            organization: entry.balance.organization,
+            ledger: entry.balance.ledger,
+            alias: entry.balance.alias,
+            asset: &entry.value.asset_code,
+            key: effective_key(&entry.balance, &entry.value),
+            version: entry.value.version,
+        })
+        .collect();
+    let newest = aggregate(&candidates);
+    let rows: Vec<Row<'_>> = newest
+        .winners
+        .iter()
+        .map(|&at| {
+            let entry = &decoded[at];
+            Row {
+                id: entry.value.id,
+                organization: entry.balance.organization,
+                ledger: entry.balance.ledger,
+                available: entry.value.available.as_str(),
+                on_hold: entry.value.on_hold.as_str(),
+                overdraft_used: entry.value.overdraft_used.as_str(),
+                version: entry.value.version,
+            }
+        })
+        .collect();
+    fleet.observe(Stage::Gather, begun.elapsed());
+
+    let mut end = FlushEnd { claimed: claimed.len(), ..FlushEnd::default() };
+    let last = trigger == Trigger::Drain || status.leaving.load(Relaxed);
+    let update_begun = Instant::now();
+    let results = if rows.is_empty() {
+        Ok(Vec::new())
+    } else {
+        match tokio::time::timeout(deadline, sink.update(&rows, last)).await {
+            Ok(results) => results,
+            Err(_) => Err(SinkError::Deadline(deadline)),
+        }
+    };
+    fleet.observe(Stage::Update, update_begun.elapsed());
+
+    let settle_begun = Instant::now();
+    let mut written: Vec<&Claimed> = Vec::with_capacity(decoded.len());
+    match results {
+        Ok(results) => {
+            end.answered = !results.is_empty();
+            let mut of_winner: Vec<Option<&RowResult>> = vec![None; decoded.len()];
+            for (&winner, result) in newest.winners.iter().zip(&results) {
+                of_winner[winner] = Some(result);
+            }
+            for (index, entry) in decoded.iter().enumerate() {
+                let member = &claimed[entry.at];
+                let own = newest.winner_of[index] == index;
+                match of_winner[newest.winner_of[index]] {
+                    Some(RowResult::Ok(Outcome::Updated)) if own => {
+                        end.updated += 1;
+                        written.push(member);
+                    }
+                    Some(RowResult::Ok(Outcome::Updated | Outcome::Stale)) => {
+                        end.stale += 1;
+                        written.push(member);
+                    }
+                    Some(RowResult::Ok(Outcome::Missing)) => {
+                        refused.push((member, missing(entry)));
+                    }
+                    Some(RowResult::Refused { sqlstate, message }) => {
+                        let detail = format!("SQLSTATE {sqlstate}: {message}");
+                        refused.push((member, Refusal { reason: REASON_REFUSED, detail }));
+                    }
+                    // One result per row is the sink's contract; without one the member keeps its lease and comes
+                    // again.
+                    None => {
+                        end.orphaned += 1;
+                        tracing::error!("a row came back without a result");
+                    }
+                }
+            }
+            settle(queue, &written, &mut end, status).await;
+        }
+        Err(failure) => {
+            let held: Vec<&Claimed> = decoded.iter().map(|entry| &claimed[entry.at]).collect();
+            match release(queue, &held, status).await {
+                Some(released) => end.released = released,
+                None => end.orphaned += held.len(),
+            }
+            end.failure = Some(failure);
+            status.batch_failures.fetch_add(1, Relaxed);
+        }
+    }
+    isolate(queue, &refused, &mut end, status).await;
+    fleet.observe(Stage::Settle, settle_begun.elapsed());
+    let at = Trigger::ALL.iter().position(|known| *known == trigger).unwrap_or_default();
+    status.batches[at].fetch_add(1, Relaxed);
+    tracing::debug!(
+        trigger = trigger.name(),
+        claimed = end.claimed,
+        updated = end.updated,
+        stale = end.stale,
+        quarantined = end.quarantined,
+        released = end.released,
+        took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "flushed"
+    );
+    end
+}
+
+fn decode<'a>(
+    space: &KeySpace,
+    claimed: &'a [Claimed],
+    refused: &mut Vec<(&'a Claimed, Refusal)>,
+) -> Vec<Decoded<'a>> {
+    let mut decoded = Vec::with_capacity(claimed.len());
+    for (at, entry) in claimed.iter().enumerate() {
+        let balance = match BalanceRef::parse(space, &entry.member) {
+            Ok(balance) => balance,
+            Err(error) => {
+                refused.push((entry, Refusal { reason: error.reason(), detail: error.to_string() }));
+                continue;
+            }
+        };
+        let Some(value) = &entry.value else {
+            let detail = "the value expired in Redis before anybody looked".to_owned();
+            refused.push((entry, Refusal { reason: REASON_EXPIRED, detail }));
+            continue;
+        };
+        match BalanceValue::decode(value) {
+            Ok(value) => decoded.push(Decoded { at, balance, value }),
+            Err(error) => refused.push((entry, Refusal { reason: error.reason(), detail: error.to_string() })),
+        }
+    }
+    decoded
+}
+
+fn missing(entry: &Decoded<'_>) -> Refusal {
+    Refusal {
+        reason: REASON_MISSING,
+        detail: format!(
+            "no row with id {} in organization {} and ledger {}, or it is deleted",
+            entry.value.id, entry.balance.organization, entry.balance.ledger
+        ),
+    }
+}
+
+async fn settle<Q: Queue>(queue: &Q, written: &[&Claimed], end: &mut FlushEnd, status: &TenantStatus) {
+    status.updated.fetch_add(end.updated as u64, Relaxed);
+    status.stale.fetch_add(end.stale as u64, Relaxed);
+    if written.is_empty() {
+        return;
+    }
+    match queue.settle(written).await {
+        Ok(report) => {
+            status.kept.fetch_add(report.kept, Relaxed);
+            for member in written {
+                if let Some(scheduled_at) = member.scheduled_at() {
+                    status.lag.observe(report.now - scheduled_at);
+                }
+            }
+        }
+        Err(error) => {
+            // The rows are in Postgres. The leases lapse, and the next write of these members is stale.
+            end.orphaned += written.len();
+            status.cleanup_failures.fetch_add(1, Relaxed);
+            tracing::warn!(members = written.len(), %error, "rows are written but could not be settled in redis");
+        }
+    }
+}
+
+async fn isolate<Q: Queue>(
+    queue: &Q,
+    refused: &[(&Claimed, Refusal)],
+    end: &mut FlushEnd,
+    status: &TenantStatus,
+) {
+    if refused.is_empty() {
+        return;
+    }
+    match queue.quarantine(refused).await {
+        Ok(report) => {
+            end.quarantined = usize::try_from(report.quarantined).unwrap_or(usize::MAX);
+            status.quarantined.fetch_add(report.quarantined, Relaxed);
+            if report.full > 0 {
+                status.quarantine_full.fetch_add(report.full, Relaxed);
+                tracing::error!(members = report.full, "quarantine is full, members are put off and stay scheduled");
+            }
+            // Expired values have had their line already.
+            for (member, refusal) in refused.iter().filter(|(_, refusal)| refusal.reason != REASON_EXPIRED) {
+                tracing::warn!(
+                    member = %String::from_utf8_lossy(&member.member),
+                    reason = refusal.reason,
+                    detail = %refusal.detail,
+                    "balance can't be synced, quarantined"
+                );
+            }
+        }
+        Err(error) => {
+            end.orphaned += refused.len();
+            status.cleanup_failures.fetch_add(1, Relaxed);
+            tracing::warn!(members = refused.len(), %error, "members could not be quarantined, they stay scheduled");
+        }
+    }
+}
+
+/// Gives members back; how many were still ours to give. `None` when Redis failed, which is logged: the leases lapse by
+/// themselves.
+pub async fn release<Q: Queue>(queue: &Q, held: &[&Claimed], status: &TenantStatus) -> Option<usize> {
+    if held.is_empty() {
+        return Some(0);
+    }
+    match queue.release(held).await {
+        Ok(report) => {
+            status.released.fetch_add(report.released, Relaxed);
+            Some(usize::try_from(report.released).unwrap_or(usize::MAX))
+        }
+        Err(error) => {
+            status.cleanup_failures.fetch_add(1, Relaxed);
+            tracing::warn!(members = held.len(), %error, "claims could not be released, they lapse by themselves");
+            None
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! A tenant's lane: the real queue and the real sink of a collector.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::Addr;
+use balance_sync_domain::KeySpace;
+use balance_sync_schedule::{
+    Claim, Claimed, QuarantineReport, Refusal, ReleaseReport, Schedule, ScheduleError, SettleReport,
+};
+use balance_sync_store::{ErrorClass, Row, RowResult};
+use balance_sync_tenants::Tenant;
+
+use crate::{
+    failure::SinkError,
+    ports::{Queue, Sink, Survey, Sweep},
+    prober::Prober,
+    tenant_manager::{GetPool, Refetch, TenantManager, TenantPool},
+};
+
+/// Members adopted from a legacy schedule in one call.
+const ADOPT_PAGE: usize = 500;
+/// Waits longer than this are left to the prober.
+const SHORT_WAIT: Duration = Duration::from_millis(150);
+
+/// The schedule in Redis.
+#[derive(Debug)]
+pub struct RedisQueue {
+    schedule: Schedule,
+    /// The key space of the id form that is not configured, for tenants that have another.
+    other: Option<KeySpace>,
+    prober: Prober,
+    key: Arc<str>,
+}
+
+impl RedisQueue {
+    /// The queue of one tenant.
+    #[must_use]
+    pub fn new(schedule: Schedule, other: Option<KeySpace>, prober: Prober) -> Self {
+        let key = Arc::from(schedule.space().schedule());
+        Self { schedule, other, prober, key }
+    }
+}
+
+impl Queue for RedisQueue {
+    fn space(&self) -> &KeySpace {
+        self.schedule.space()
+    }
+
+    async fn claim(&self, limit: usize) -> Result<Claim, ScheduleError> {
+        self.schedule.claim(limit).await
+    }
+
+    async fn settle(&self, written: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
+        self.schedule.settle(written).await
+    }
+
+    async fn release(&self, held: &[&Claimed]) -> Result<ReleaseReport, ScheduleError> {
+        self.schedule.release(held).await
+    }
+
+    async fn quarantine(&self, refused: &[(&Claimed, Refusal)]) -> Result<QuarantineReport, ScheduleError> {
+        self.schedule.quarantine(refused).await
+    }
+
+    async fn sweep(&self) -> Result<Sweep, ScheduleError> {
+        let mut sweep = Sweep::default();
+        let mut from: Option<Vec<u8>> = None;
+        loop {
+            let page = self.schedule.protect_page(from.as_deref()).await?;
+            sweep.raised += page.raised;
+            sweep.absent += page.absent;
+            sweep.shortest = match (sweep.shortest, page.shortest) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+            match page.next {
+                Some(next) => from = Some(next),
+                None => return Ok(sweep),
+            }
+        }
+    }
+
+    async fn protect_since(&self, from: Option<f64>) -> Result<(f64, u64), ScheduleError> {
+        self.schedule.protect_since(from).await
+    }
+
+    async fn survey(&self) -> Result<Survey, ScheduleError> {
+        let mut survey = Survey::default();
+        loop {
+            let (adopted, left) = self.schedule.adopt_legacy(ADOPT_PAGE).await?;
+            survey.adopted += adopted;
+            if left == 0 || adopted == 0 {
+                break;
+            }
+        }
+        if let Some(other) = &self.other {
+            survey.other_form = self.schedule.scheduled_in(other.schedule()).await?
+                + self.schedule.scheduled_in(other.legacy_schedule()).await?;
+        }
+        Ok(survey)
+    }
+
+    async fn idle(&self, delay: Duration) {
+        if delay <= SHORT_WAIT {
+            tokio::time::sleep(delay).await;
+        } else {
+            self.prober.wait(Arc::clone(&self.key)).await;
+        }
+    }
+}
+
+/// The tenant's Postgres, by way of the tenant manager.
+#[derive(Debug)]
+pub struct PostgresSink {
+    manager: Addr<TenantManager>,
+    tenant: Tenant,
+}
+
+impl PostgresSink {
+    /// The sink of one tenant.
+    #[must_use]
+    pub fn new(manager: Addr<TenantManager>, tenant: Tenant) -> Self {
+        Self { manager, tenant }
+    }
+
+    async fn pool(&self, last: bool) -> Result<TenantPool, SinkError> {
+        let ask = GetPool { tenant: self.tenant.clone(), last };
+        self.manager.send(ask).await.unwrap_or(Err(SinkError::ManagerGone))
+    }
+
+    /// Settings that may be out of date are fetched afresh once, so that a rotated password costs no failed flush.
+    async fn newer(&self, pool: &TenantPool, error: SinkError) -> Result<TenantPool, SinkError> {
+        let SinkError::Store(store) = &error else { return Err(error) };
+        if !matches!(store.class(), ErrorClass::Credentials | ErrorClass::DatabaseMissing | ErrorClass::Closed) {
+            return Err(error);
+        }
+        let ask = Refetch { tenant: self.tenant.clone(), revision: Some(pool.revision) };
+        match self.manager.send(ask).await.unwrap_or(Err(SinkError::ManagerGone)) {
+            Ok(newer) if newer.revision != pool.revision => Ok(newer),
+            _ => Err(error),
+        }
+    }
+}
+
+impl Sink for PostgresSink {
+    async fn update(&self, rows: &[Row<'_>], last: bool) -> Result<Vec<RowResult>, SinkError> {
+        let pool = self.pool(last).await?;
+        match pool.database.update_isolating(&pool.table, rows).await {
+            Ok(results) => Ok(results),
+            Err(error) => {
+                let newer = self.newer(&pool, error.into()).await?;
+                Ok(newer.database.update_isolating(&newer.table, rows).await?)
+            }
+        }
+    }
+
+    async fn ping(&self) -> Result<(), SinkError> {
+        let pool = self.pool(false).await?;
+        match pool.database.ping().await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let newer = self.newer(&pool, error.into()).await?;
+                Ok(newer.database.ping().await?)
+            }
+        }
+    }
+
+    fn refetch(&self) {
+        // A hint: the next flush asks for the pool anyway, and a full mailbox means that many others do too.
+        let _ = self.manager.try_send(Refetch { tenant: self.tenant.clone(), revision: None });
+    }
+}

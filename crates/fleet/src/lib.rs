@@ -1,0 +1,27 @@
+//! The fleet: a supervisor that keeps one collector per tenant, and a tenant manager that gives them their databases.
+//!
+//! Reading order, along the way of a mutation: [`plan`] and [`supervisor`] (which collectors run) · [`collector_actor`]
+//! (one collector's life) · [`collector`] (its loop) · [`gather`] (its buffer) · [`flush`] (one batch) · [`failure`]
+//! (what a failure leads to) · [`lane`] (the real Redis and Postgres behind it) · [`tenant_manager`] (databases) ·
+//! [`prober`] (idle tenants) · [`partition`] (which tenants are this worker's) · [`hints`] (events of the tenant service) ·
+//! [`status`] (what is known of all this) · [`worker`] (all of it together).
+
+pub mod backoff;
+pub mod collector;
+pub mod collector_actor;
+pub mod failure;
+pub mod flush;
+pub mod gather;
+pub mod hints;
+pub mod lane;
+pub mod partition;
+pub mod plan;
+pub mod ports;
+pub mod prober;
+pub mod status;
+pub mod supervisor;
+pub mod tenant_manager;
+pub mod worker;
+
+pub use balance_sync_store::{ConnectionBudget, ServerUsage};
+pub use worker::{Worker, WorkerSettings};

@@ -1,0 +1,70 @@
+//! What a collector needs of the outside, as traits: Redis on one side, Postgres on the other.
+//!
+//! The collector's loop is generic over them, so that its timing is tested on paused time with fakes in memory. The
+//! real ones are [`crate::lane`]'s.
+
+use std::{future::Future, time::Duration};
+
+use balance_sync_domain::KeySpace;
+use balance_sync_schedule::{
+    Claim, Claimed, QuarantineReport, Refusal, ReleaseReport, ScheduleError, SettleReport,
+};
+use balance_sync_store::{Row, RowResult};
+
+use crate::failure::SinkError;
+
+/// What a survey of a tenant's keys found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Members moved here from a legacy schedule.
+    pub adopted: u64,
+    /// Members in the schedule of the key form that is not configured: nobody works them.
+    pub other_form: u64,
+}
+
+/// What a sweep over all scheduled values found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sweep {
+    /// Values whose life was raised.
+    pub raised: u64,
+    /// Members without a value.
+    pub absent: u64,
+    /// Smallest remaining life after raising.
+    pub shortest: Option<Duration>,
+}
+
+/// A tenant's schedule.
+pub trait Queue {
+    /// The keys it works on.
+    fn space(&self) -> &KeySpace;
+    /// Claims up to `limit` due members.
+    fn claim(&self, limit: usize) -> impl Future<Output = Result<Claim, ScheduleError>>;
+    /// Removes written members.
+    fn settle(&self, written: &[&Claimed]) -> impl Future<Output = Result<SettleReport, ScheduleError>>;
+    /// Gives members back.
+    fn release(&self, held: &[&Claimed]) -> impl Future<Output = Result<ReleaseReport, ScheduleError>>;
+    /// Isolates members that can't be synced.
+    fn quarantine(
+        &self,
+        refused: &[(&Claimed, Refusal)],
+    ) -> impl Future<Output = Result<QuarantineReport, ScheduleError>>;
+    /// Keeps all scheduled values alive.
+    fn sweep(&self) -> impl Future<Output = Result<Sweep, ScheduleError>>;
+    /// Keeps alive what was scheduled since; see `Schedule::protect_since`.
+    fn protect_since(&self, from: Option<f64>) -> impl Future<Output = Result<(f64, u64), ScheduleError>>;
+    /// Looks after legacy schedules and key forms.
+    fn survey(&self) -> impl Future<Output = Result<Survey, ScheduleError>>;
+    /// Waits about so long, or until something may be due.
+    fn idle(&self, delay: Duration) -> impl Future<Output = ()>;
+}
+
+/// A tenant's Postgres.
+pub trait Sink {
+    /// Writes rows; one result per row, in order. `last` = the collector is stopping: a database that may no longer be
+    /// served is used as far as it still lets us.
+    fn update(&self, rows: &[Row<'_>], last: bool) -> impl Future<Output = Result<Vec<RowResult>, SinkError>>;
+    /// Asks for a sign of life.
+    fn ping(&self) -> impl Future<Output = Result<(), SinkError>>;
+    /// The tenant's configuration may be out of date.
+    fn refetch(&self);
+}

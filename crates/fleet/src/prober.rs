@@ -1,0 +1,252 @@
+//! One probe for many idle tenants.
+//!
+//! A claim for nothing costs Redis and the worker some twenty microseconds; ten thousand idle tenants asking once a
+//! second would keep both busy. Collectors that have been idle for a while wait here instead: one task per thread asks
+//! for all of them with one read-only script call per few hundred schedules, and wakes those with a due member.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use balance_sync_schedule::{Link, ScheduleError, schedule::probe};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+/// Schedules in one call: some 100 µs of Redis, so that nobody waits long behind it.
+const PAGE: usize = 250;
+/// Schedules whose time comes within this part of the interval are looked at together.
+const TOGETHER: u32 = 8;
+
+struct Waiting {
+    key: Arc<str>,
+    wake: oneshot::Sender<()>,
+}
+
+/// A handle on a thread's probe. It ends when the last handle is dropped.
+#[derive(Debug, Clone)]
+pub struct Prober(mpsc::UnboundedSender<Waiting>);
+
+impl Prober {
+    /// Starts the probe on the current thread's runtime; each waiting schedule is looked at once per `interval`.
+    #[must_use]
+    pub fn start(link: Link, interval: Duration) -> Self {
+        Self::start_with(async move |page: &[Arc<str>]| probe(&link, page).await, interval)
+    }
+
+    fn start_with(
+        probe: impl AsyncFn(&[Arc<str>]) -> Result<Vec<usize>, ScheduleError> + 'static,
+        interval: Duration,
+    ) -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        actix_rt::spawn(Round::new(interval).run(probe, receiver));
+        Self(sender)
+    }
+
+    /// Waits until the schedule has a due member. Also ends when Redis can't be asked: the claim that follows then says
+    /// what is wrong.
+    pub async fn wait(&self, key: Arc<str>) {
+        let (wake, woken) = oneshot::channel();
+        if self.0.send(Waiting { key, wake }).is_ok() {
+            // An error means that the probe has ended: claiming is the answer to that as well.
+            let _ = woken.await;
+        }
+    }
+}
+
+/// Who waits, and when each is looked at.
+struct Round {
+    interval: Duration,
+    /// By schedule. More than one waits for the same only for a moment, when a collector was replaced.
+    waiting: HashMap<Arc<str>, Vec<oneshot::Sender<()>>>,
+    /// Each waiting schedule once, the next first.
+    turns: VecDeque<(Instant, Arc<str>)>,
+}
+
+impl Round {
+    fn new(interval: Duration) -> Self {
+        Self { interval, waiting: HashMap::new(), turns: VecDeque::new() }
+    }
+
+    async fn run(
+        mut self,
+        probe: impl AsyncFn(&[Arc<str>]) -> Result<Vec<usize>, ScheduleError>,
+        mut arrivals: mpsc::UnboundedReceiver<Waiting>,
+    ) {
+        loop {
+            let next = self.turns.front().map_or_else(Instant::now, |(at, _)| *at);
+            tokio::select! {
+                biased;
+                new = arrivals.recv() => match new {
+                    Some(new) => self.enter(new),
+                    None => return,
+                },
+                () = tokio::time::sleep_until(next), if !self.turns.is_empty() => {
+                    let page = self.page();
+                    if page.is_empty() {
+                        continue;
+                    }
+                    match probe(&page).await {
+                        Ok(due) => self.looked_at(&page, &due),
+                        Err(error) => {
+                            tracing::debug!(%error, "probe failed");
+                            page.iter().for_each(|key| self.wake(key));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// It has just looked by itself, so the first look is an interval away: times in `turns` only grow.
+    fn enter(&mut self, Waiting { key, wake }: Waiting) {
+        let waiting = self.waiting.entry(Arc::clone(&key)).or_default();
+        if waiting.is_empty() {
+            self.turns.push_back((Instant::now() + self.interval, key));
+        }
+        waiting.push(wake);
+    }
+
+    /// Takes the schedules whose turn it is, without those that nobody waits for any more.
+    fn page(&mut self) -> Vec<Arc<str>> {
+        let until = Instant::now() + self.interval / TOGETHER;
+        let mut page = Vec::new();
+        while page.len() < PAGE
+            && let Some((_, key)) = self.turns.pop_front_if(|(at, _)| *at <= until)
+        {
+            let Some(waiting) = self.waiting.get_mut(&key) else { continue };
+            waiting.retain(|wake| !wake.is_closed());
+            if waiting.is_empty() {
+                self.waiting.remove(&key);
+            } else {
+                page.push(key);
+            }
+        }
+        page
+    }
+
+    fn looked_at(&mut self, page: &[Arc<str>], due: &[usize]) {
+        for key in due.iter().filter_map(|at| page.get(*at)) {
+            self.wake(key);
+        }
+        let next = Instant::now() + self.interval;
+        let still = page.iter().filter(|key| self.waiting.contains_key(*key));
+        self.turns.extend(still.map(|key| (next, Arc::clone(key))));
+    }
+
+    fn wake(&mut self, key: &Arc<str>) {
+        for wake in self.waiting.remove(key).unwrap_or_default() {
+            // Whoever waited may have been stopped.
+            let _ = wake.send(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{cell::RefCell, collections::HashSet, rc::Rc};
+
+    use balance_sync_schedule::ErrorClass;
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(1);
+
+    /// A Redis that knows what is due, and how often it was asked for how many.
+    #[derive(Default)]
+    struct Fake {
+        due: RefCell<HashSet<String>>,
+        down: RefCell<bool>,
+        asked: RefCell<Vec<usize>>,
+    }
+
+    fn start(fake: &Rc<Fake>) -> Prober {
+        let fake = Rc::clone(fake);
+        Prober::start_with(
+            async move |page: &[Arc<str>]| {
+                fake.asked.borrow_mut().push(page.len());
+                if *fake.down.borrow() {
+                    let message = "down".to_owned();
+                    return Err(ScheduleError { operation: "probe", class: ErrorClass::Unavailable, message });
+                }
+                let due = fake.due.borrow();
+                Ok((0..page.len()).filter(|at| due.contains(&*page[*at])).collect())
+            },
+            INTERVAL,
+        )
+    }
+
+    fn wait(prober: &Prober, key: &str) -> tokio::task::JoinHandle<()> {
+        let (prober, key) = (prober.clone(), Arc::from(key));
+        tokio::task::spawn_local(async move { prober.wait(key).await })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_waiter_is_looked_at_within_the_interval_however_many_there_are() {
+        LocalSet::new()
+            .run_until(async {
+                let fake = Rc::new(Fake::default());
+                let prober = start(&fake);
+                let mut waits = Vec::new();
+                for n in 0..1000 {
+                    waits.push(wait(&prober, &format!("k{n}")));
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                let before = fake.asked.borrow().len();
+                tokio::time::sleep(10 * INTERVAL).await;
+                let calls = fake.asked.borrow().len() - before;
+                assert!(calls <= 10 * 20, "{calls} calls in ten intervals for a thousand schedules");
+                assert!(waits.iter().all(|wait| !wait.is_finished()), "nothing is due");
+
+                let begun = Instant::now();
+                fake.due.borrow_mut().insert("k500".to_owned());
+                waits.swap_remove(500).await.unwrap();
+                assert!(begun.elapsed() <= INTERVAL + Duration::from_millis(5), "{:?}", begun.elapsed());
+                assert!(waits.iter().all(|wait| !wait.is_finished()), "the others are left asleep");
+            })
+            .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_are_woken_when_redis_is_away_and_then_nothing_is_asked() {
+        LocalSet::new()
+            .run_until(async {
+                let fake = Rc::new(Fake::default());
+                fake.down.replace(true);
+                let prober = start(&fake);
+                let waits = (0..600).map(|n| prober.wait(Arc::from(format!("k{n}"))));
+                futures::future::join_all(waits).await;
+                let calls = fake.asked.borrow().len();
+                tokio::time::sleep(10 * INTERVAL).await;
+                assert_eq!((calls, fake.asked.borrow().len()), (3, 3));
+            })
+            .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_dropped_is_forgotten_and_who_waits_twice_is_woken_twice() {
+        LocalSet::new()
+            .run_until(async {
+                let fake = Rc::new(Fake::default());
+                let prober = start(&fake);
+                let gone = tokio::time::timeout(INTERVAL / 2, prober.wait(Arc::from("gone"))).await;
+                assert!(gone.is_err());
+                tokio::time::sleep(10 * INTERVAL).await;
+                assert!(fake.asked.borrow().is_empty(), "nobody waits for it any more");
+
+                let (first, second) = (wait(&prober, "twice"), wait(&prober, "twice"));
+                tokio::time::sleep(5 * INTERVAL).await;
+                assert!(!first.is_finished() && !second.is_finished(), "one must not push the other out");
+                assert!(fake.asked.borrow().iter().all(|schedules| *schedules == 1));
+                fake.due.borrow_mut().insert("twice".to_owned());
+                first.await.unwrap();
+                second.await.unwrap();
+            })
+            .await;
+    }
+}

@@ -1,0 +1,387 @@
+//! What is known of each tenant and of the fleet: states, counters, lag. Written by collectors and supervisor, read
+//! by metrics and the admin interface.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use balance_sync_tenants::Tenant;
+use dashmap::DashMap;
+
+use crate::gather::Trigger;
+
+/// What a tenant's collector is doing, under the names shown everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TenantState {
+    /// It was started and has not asked Redis yet.
+    Starting,
+    /// Nothing is due.
+    Idle,
+    /// Members are on their way to Postgres.
+    Syncing,
+    /// It can't write at present; the reason says why.
+    Degraded,
+    /// An operator halted it.
+    Paused,
+    /// It flushes what it holds and ends.
+    Stopping,
+}
+
+impl TenantState {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 6] =
+        [Self::Starting, Self::Idle, Self::Syncing, Self::Degraded, Self::Paused, Self::Stopping];
+
+    /// The name in logs, metrics and answers.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Idle => "idle",
+            Self::Syncing => "syncing",
+            Self::Degraded => "degraded",
+            Self::Paused => "paused",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// A state with its reason and its beginning.
+#[derive(Debug, Clone)]
+pub struct StateInfo {
+    /// The state.
+    pub state: TenantState,
+    /// Why, when degraded: a short, stable name.
+    pub reason: Option<&'static str>,
+    /// Why, in words; no secrets.
+    pub detail: Option<String>,
+    /// Wall-clock time of the change, in seconds since 1970. For people; nothing is decided by it.
+    pub since: f64,
+}
+
+/// Upper bounds of the histogram buckets, in seconds.
+pub const BUCKETS: [f64; 18] = [
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+];
+
+/// A histogram of seconds over [`BUCKETS`].
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [AtomicU64; BUCKETS.len()],
+    count: AtomicU64,
+    micros: AtomicU64,
+}
+
+impl Histogram {
+    /// Counts one observation, in seconds.
+    pub fn observe(&self, seconds: f64) {
+        let seconds = seconds.max(0.0);
+        if let Some(at) = BUCKETS.iter().position(|bound| seconds <= *bound) {
+            self.buckets[at].fetch_add(1, Relaxed);
+        }
+        self.count.fetch_add(1, Relaxed);
+        self.micros.fetch_add((seconds * 1e6) as u64, Relaxed);
+    }
+
+    /// Number of observations.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count.load(Relaxed)
+    }
+
+    /// Sum of all observations, in seconds.
+    #[must_use]
+    pub fn sum(&self) -> f64 {
+        self.micros.load(Relaxed) as f64 / 1e6
+    }
+
+    /// Observations at or below each bound of [`BUCKETS`].
+    #[must_use]
+    pub fn cumulative(&self) -> Vec<u64> {
+        let mut total = 0;
+        self.buckets
+            .iter()
+            .map(|bucket| {
+                total += bucket.load(Relaxed);
+                total
+            })
+            .collect()
+    }
+
+    /// The bound of the bucket in which the quantile (0 to 1) lies; `None` without observations, infinite beyond the
+    /// last bucket.
+    #[must_use]
+    pub fn quantile(&self, quantile: f64) -> Option<f64> {
+        let count = self.count();
+        if count == 0 {
+            return None;
+        }
+        let rank = (quantile * count as f64).ceil().max(1.0) as u64;
+        let at = self.cumulative().iter().position(|seen| *seen >= rank);
+        Some(at.map_or(f64::INFINITY, |at| BUCKETS[at]))
+    }
+}
+
+/// The steps of a flush, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Asking Redis for due members.
+    Claim,
+    /// Decoding and aggregating.
+    Gather,
+    /// The statement in Postgres, with getting a connection.
+    Update,
+    /// Removing, quarantining and releasing in Redis.
+    Settle,
+}
+
+impl Stage {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::Claim, Self::Gather, Self::Update, Self::Settle];
+
+    /// Short, stable name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Claim => "claim",
+            Self::Gather => "gather",
+            Self::Update => "update",
+            Self::Settle => "settle",
+        }
+    }
+}
+
+/// One tenant's state and counters.
+#[derive(Debug)]
+pub struct TenantStatus {
+    tenant: Tenant,
+    state: Mutex<StateInfo>,
+    /// Rows written.
+    pub updated: AtomicU64,
+    /// Balances whose row was as new or newer.
+    pub stale: AtomicU64,
+    /// Members put in quarantine.
+    pub quarantined: AtomicU64,
+    /// Members whose value had expired before anybody looked.
+    pub expired: AtomicU64,
+    /// Members that stayed scheduled at settling, because a newer mutation came.
+    pub kept: AtomicU64,
+    /// Members given back unwritten.
+    pub released: AtomicU64,
+    /// Flushes that failed.
+    pub batch_failures: AtomicU64,
+    /// Settle calls that failed after the commit.
+    pub cleanup_failures: AtomicU64,
+    /// Times the tenant was passed over because its database could not be had.
+    pub skips: AtomicU64,
+    /// Members in the schedule at the last claim, due or not.
+    pub scheduled: AtomicU64,
+    /// Members passed over at the last claim because another worker holds their lock.
+    pub foreign_locked: AtomicU64,
+    /// Smallest remaining life of a scheduled value at the last protection pass, in milliseconds; `u64::MAX` = unknown.
+    pub shortest_life_ms: AtomicU64,
+    /// Members put off because the quarantine is full.
+    pub quarantine_full: AtomicU64,
+    /// Members found in a schedule of the key form that is not configured (protocol §1).
+    pub other_form: AtomicU64,
+    /// Set before the collector is stopped because its tenant was removed: it empties the schedule first.
+    pub leaving: AtomicBool,
+    /// Starts of this tenant's collector.
+    pub starts: AtomicU64,
+    /// Time from a mutation in Redis to its row, by Redis's clock.
+    pub lag: Histogram,
+    /// Flushes by what triggered them.
+    pub batches: [AtomicU64; Trigger::ALL.len()],
+}
+
+impl TenantStatus {
+    /// A tenant that is starting.
+    #[must_use]
+    pub fn new(tenant: Tenant) -> Self {
+        Self {
+            tenant,
+            state: Mutex::new(StateInfo {
+                state: TenantState::Starting,
+                reason: None,
+                detail: None,
+                since: wall_clock(),
+            }),
+            updated: AtomicU64::new(0),
+            stale: AtomicU64::new(0),
+            quarantined: AtomicU64::new(0),
+            expired: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
+            released: AtomicU64::new(0),
+            batch_failures: AtomicU64::new(0),
+            cleanup_failures: AtomicU64::new(0),
+            skips: AtomicU64::new(0),
+            scheduled: AtomicU64::new(0),
+            foreign_locked: AtomicU64::new(0),
+            shortest_life_ms: AtomicU64::new(u64::MAX),
+            quarantine_full: AtomicU64::new(0),
+            other_form: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
+            starts: AtomicU64::new(0),
+            lag: Histogram::default(),
+            batches: Default::default(),
+        }
+    }
+
+    /// Whose status it is.
+    #[must_use]
+    pub fn tenant(&self) -> &Tenant {
+        &self.tenant
+    }
+
+    /// The state now.
+    #[must_use]
+    pub fn state(&self) -> StateInfo {
+        self.lock().clone()
+    }
+
+    /// Enters a state without a reason; gives whether it is another one than before.
+    pub fn enter(&self, state: TenantState) -> bool {
+        let mut info = self.lock();
+        if info.state == state {
+            return false;
+        }
+        *info = StateInfo { state, reason: None, detail: None, since: wall_clock() };
+        true
+    }
+
+    /// Enters `degraded`; gives whether state or reason are others than before. `since` stays while it stays degraded.
+    pub fn degrade(&self, reason: &'static str, detail: String) -> bool {
+        let mut info = self.lock();
+        let changed = info.state != TenantState::Degraded || info.reason != Some(reason);
+        if info.state != TenantState::Degraded {
+            info.since = wall_clock();
+        }
+        info.state = TenantState::Degraded;
+        info.reason = Some(reason);
+        info.detail = Some(detail);
+        changed
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, StateInfo> {
+        // A panic while holding it can't leave the value half-written.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counters of the whole worker, and the registry of its tenants.
+#[derive(Debug, Default)]
+pub struct FleetStatus {
+    tenants: DashMap<Tenant, Arc<TenantStatus>>,
+    /// Set by the first reconcile pass that knew the tenants.
+    pub reconciled: AtomicBool,
+    /// Set when the worker drains.
+    pub draining: AtomicBool,
+    /// Reconcile passes finished.
+    pub passes: AtomicU64,
+    /// When the last pass ended, in milliseconds since the worker's start.
+    pub last_pass_ms: AtomicU64,
+    /// Longest time without a pass before the worker counts as stuck, in milliseconds.
+    pub pass_bound_ms: AtomicU64,
+    /// Duration of reconcile passes.
+    pub reconcile: Histogram,
+    /// Tenant list polls that failed.
+    pub poll_failures: AtomicU64,
+    /// Listed ids that were refused, at the last poll.
+    pub refused_ids: AtomicU64,
+    /// Collectors reaped after a panic.
+    pub panics: AtomicU64,
+    /// Collectors that ended by themselves, panics among them.
+    pub reaped: AtomicU64,
+    /// Collectors stopped.
+    pub stopped: AtomicU64,
+    /// Collectors started.
+    pub started: AtomicU64,
+    /// Removals that the membership guard holds back at present.
+    pub removals_held: AtomicU64,
+    /// Durations of claims, decoding, updates and settling.
+    pub stages: [Histogram; Stage::ALL.len()],
+    /// Redis calls that failed.
+    pub redis_errors: AtomicU64,
+    /// Live workers that share the tenants out, this one among them; 0 while that isn't known, or without partition.
+    pub workers: AtomicU64,
+    /// Wanted tenants that are this worker's to look after.
+    pub owned: AtomicU64,
+}
+
+impl FleetStatus {
+    /// The tenant's status, made if it isn't there. It outlives restarts of the collector, so counters only grow.
+    #[must_use]
+    pub fn tenant(&self, tenant: &Tenant) -> Arc<TenantStatus> {
+        if let Some(found) = self.tenants.get(tenant) {
+            return Arc::clone(&found);
+        }
+        Arc::clone(
+            &self.tenants.entry(tenant.clone()).or_insert_with(|| Arc::new(TenantStatus::new(tenant.clone()))),
+        )
+    }
+
+    /// Forgets a tenant that is no longer served.
+    pub fn forget(&self, tenant: &Tenant) {
+        self.tenants.remove(tenant);
+    }
+
+    /// All tenants, in id order.
+    #[must_use]
+    pub fn tenants(&self) -> Vec<Arc<TenantStatus>> {
+        let mut all: Vec<_> = self.tenants.iter().map(|entry| Arc::clone(entry.value())).collect();
+        all.sort_by(|a, b| a.tenant().cmp(b.tenant()));
+        all
+    }
+
+    /// Counts a stage's duration.
+    pub fn observe(&self, stage: Stage, took: Duration) {
+        let at = Stage::ALL.iter().position(|known| *known == stage).unwrap_or_default();
+        self.stages[at].observe(took.as_secs_f64());
+    }
+
+    /// Whether traffic and alerts may rely on this worker: it has reconciled once and doesn't drain.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.reconciled.load(Relaxed) && !self.draining.load(Relaxed)
+    }
+}
+
+fn wall_clock() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_name_the_bucket() {
+        let histogram = Histogram::default();
+        assert_eq!(histogram.quantile(0.5), None);
+        for _ in 0..99 {
+            histogram.observe(0.004);
+        }
+        histogram.observe(500.0);
+        assert_eq!(histogram.quantile(0.5), Some(0.005));
+        assert_eq!(histogram.quantile(0.99), Some(0.005));
+        assert_eq!(histogram.quantile(1.0), Some(f64::INFINITY));
+        assert_eq!(histogram.count(), 100);
+    }
+
+    #[test]
+    fn degraded_keeps_its_beginning_and_tells_changes_of_reason() {
+        let status = TenantStatus::new(Tenant::Single);
+        assert!(status.degrade("postgres_connection", "refused".to_owned()));
+        let since = status.state().since;
+        assert!(!status.degrade("postgres_connection", "refused again".to_owned()));
+        assert!(status.degrade("postgres_credentials", "no".to_owned()));
+        assert_eq!(status.state().since, since);
+        assert!(status.enter(TenantState::Idle));
+        assert!(!status.enter(TenantState::Idle));
+        assert_eq!(status.state().reason, None);
+    }
+}

@@ -1,0 +1,451 @@
+//! The tenant manager: each tenant's database, opened on first use, shared where it can be, swapped when settings change.
+//!
+//! Collectors ask for their database at each flush, so a change takes effect with the next one. What is known is served
+//! at once and looked up again in the background when it has become old; what is not known is fetched once, however
+//! many ask. An ill tenant service changes nothing about what is known. What is known of a tenant is kept for as long as
+//! it is served, also when it is idle: some kilobytes each, and a balance that comes while the service is ill finds its
+//! way. Connections are another matter; the databases close those that nobody uses by themselves.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::prelude::*;
+use balance_sync_domain::TenantId;
+use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, PoolKey, PoolUsage, Table, TlsMode};
+use balance_sync_tenants::{DirectoryError, Tenant, TenantDatabase, TenantDirectory, TlsMode as TenantTls};
+use tokio::{sync::oneshot, time::Instant};
+
+use crate::failure::SinkError;
+
+/// A background look that failed is repeated after this, not only after the whole interval.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// How long a replaced database may finish what it has begun.
+const CLOSE_GRACE: Duration = Duration::from_secs(10);
+/// Longest time for one look-up. The tenant service's client has its own, shorter bounds; this is for a directory without.
+const LOOK_UP_BOUND: Duration = Duration::from_secs(60);
+
+/// Limits and intervals, from the worker's configuration.
+#[derive(Debug, Clone)]
+pub struct ManagerOptions {
+    /// How long a tenant's settings count as fresh.
+    pub settings_ttl: Duration,
+    /// Most connections per database; what the tenant's own settings ask for is clamped to it.
+    pub connections_per_tenant: u32,
+    /// Statement timeout where the tenant's settings name none.
+    pub statement_timeout: Duration,
+    /// Longest time to connect.
+    pub connect_timeout: Duration,
+    /// Longest wait for a connection.
+    pub acquire_timeout: Duration,
+    /// Connections that nobody used for this long are closed: the database of an idle tenant holds none.
+    pub idle_timeout: Duration,
+    /// Shown in `pg_stat_activity`.
+    pub application_name: String,
+}
+
+impl Default for ManagerOptions {
+    fn default() -> Self {
+        Self {
+            settings_ttl: Duration::from_secs(60),
+            connections_per_tenant: 2,
+            statement_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
+            acquire_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            application_name: "balance-sync".to_owned(),
+        }
+    }
+}
+
+impl ManagerOptions {
+    /// What the store needs to know to open a tenant's database: its settings within these limits.
+    #[must_use]
+    pub fn spec(&self, settings: &TenantDatabase) -> DatabaseSpec {
+        let asked = settings.settings;
+        let limit = self.connections_per_tenant.max(1);
+        DatabaseSpec {
+            host: settings.host.clone(),
+            port: settings.port,
+            database: settings.database.clone(),
+            username: settings.username.clone(),
+            password: settings.password.clone(),
+            tls: match settings.tls {
+                TenantTls::Disable => TlsMode::Disable,
+                TenantTls::Prefer => TlsMode::Prefer,
+                TenantTls::Require => TlsMode::Require,
+                TenantTls::VerifyCa => TlsMode::VerifyCa,
+                TenantTls::VerifyFull => TlsMode::VerifyFull,
+            },
+            root_cert: settings.root_cert.clone(),
+            cert: settings.cert.clone(),
+            key: settings.key.clone(),
+            max_connections: asked.max_open_conns.unwrap_or(limit).clamp(1, limit),
+            statement_timeout: Some(
+                asked
+                    .statement_timeout
+                    .map_or(self.statement_timeout, |asked| asked.min(self.statement_timeout)),
+            ),
+            connect_timeout: self.connect_timeout,
+            acquire_timeout: self.acquire_timeout,
+            idle_timeout: self.idle_timeout,
+            application_name: self.application_name.clone(),
+        }
+    }
+}
+
+/// A tenant's database and its table.
+#[derive(Debug, Clone)]
+pub struct TenantPool {
+    /// The connections, perhaps shared with other tenants of the same database.
+    pub database: Database,
+    /// The balance table, in the tenant's schema if it has one.
+    pub table: Table,
+    /// Grows with each change of the tenant's settings.
+    pub revision: u64,
+}
+
+/// Asks for a tenant's database.
+#[derive(Message)]
+#[rtype(result = "Result<TenantPool, SinkError>")]
+pub struct GetPool {
+    /// Whose.
+    pub tenant: Tenant,
+    /// For a final flush: what was last known is given even if the tenant must no longer be served.
+    pub last: bool,
+}
+
+/// Says that the settings of this revision don't work: they are fetched afresh unless that has happened already. The
+/// answer is what is in force then.
+#[derive(Message)]
+#[rtype(result = "Result<TenantPool, SinkError>")]
+pub struct Refetch {
+    /// Whose.
+    pub tenant: Tenant,
+    /// The revision that failed; `None` = whatever is in force.
+    pub revision: Option<u64>,
+}
+
+/// Says that a tenant's settings may have changed. They are looked up again if they are known; nothing is opened for a
+/// tenant that nobody serves here.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "()")]
+pub struct Hint(pub TenantId);
+
+/// Says that a tenant is no longer served: its database is closed unless others share it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct TenantGone(pub Tenant);
+
+/// Closes everything; nothing is given out afterwards.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct CloseAll {
+    /// How long what has begun may take.
+    pub grace: Duration,
+}
+
+/// Asks how a tenant's connections are used; `None` when none is open.
+#[derive(Message)]
+#[rtype(result = "Option<PoolUsage>")]
+pub struct GetUsage(pub Tenant);
+
+struct Entry {
+    settings: TenantDatabase,
+    pool: TenantPool,
+    key: PoolKey,
+    /// When the settings are to be looked up again.
+    stale_at: Instant,
+    /// The tenant must not be served; the pool is kept for its final flush.
+    refused: Option<DirectoryError>,
+}
+
+/// The actor.
+pub struct TenantManager {
+    directory: Arc<dyn TenantDirectory>,
+    budget: ConnectionBudget,
+    options: ManagerOptions,
+    entries: HashMap<Tenant, Entry>,
+    fetching: HashSet<Tenant>,
+    /// Those among `fetching` that have gone meanwhile and that nobody has asked for since: their answer is not kept.
+    gone: HashSet<Tenant>,
+    /// Those among `fetching` that are to be looked up once more: the answer under way may not know yet what a hint is about.
+    hinted: HashSet<Tenant>,
+    waiters: HashMap<Tenant, Vec<oneshot::Sender<Result<TenantPool, SinkError>>>>,
+    revisions: u64,
+    closed: bool,
+}
+
+impl TenantManager {
+    /// A manager without open databases.
+    #[must_use]
+    pub fn new(directory: Arc<dyn TenantDirectory>, budget: ConnectionBudget, options: ManagerOptions) -> Self {
+        Self {
+            directory,
+            budget,
+            options,
+            entries: HashMap::new(),
+            fetching: HashSet::new(),
+            gone: HashSet::new(),
+            hinted: HashSet::new(),
+            waiters: HashMap::new(),
+            revisions: 0,
+            closed: false,
+        }
+    }
+
+    fn fetch(&mut self, tenant: &Tenant, ctx: &mut Context<Self>) {
+        self.gone.remove(tenant);
+        if !self.fetching.insert(tenant.clone()) {
+            return;
+        }
+        let (directory, tenant) = (Arc::clone(&self.directory), tenant.clone());
+        // A task of its own: a panic over one tenant's settings must not end the manager of all.
+        let looking_up = actix_rt::spawn({
+            let tenant = tenant.clone();
+            async move { tokio::time::timeout(LOOK_UP_BOUND, directory.database(&tenant)).await }
+        });
+        let fetching = async move {
+            let answer = match looking_up.await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(_)) => Err(DirectoryError::unavailable(format!("no answer within {LOOK_UP_BOUND:?}"))),
+                Err(_) => Err(DirectoryError::unavailable("the look-up panicked")),
+            };
+            (tenant, answer)
+        };
+        ctx.spawn(fetching.into_actor(self).map(|(tenant, answer), manager, ctx| {
+            manager.fetched(&tenant, answer);
+            if manager.hinted.remove(&tenant) && manager.entries.contains_key(&tenant) {
+                manager.fetch(&tenant, ctx);
+            }
+        }));
+    }
+
+    fn fetched(&mut self, tenant: &Tenant, answer: Result<TenantDatabase, DirectoryError>) {
+        self.fetching.remove(tenant);
+        if self.gone.remove(tenant) {
+            return;
+        }
+        if self.closed {
+            self.answer(tenant, &Err(SinkError::ManagerGone));
+            return;
+        }
+        let result = match answer {
+            Ok(settings) => self.take_settings(tenant, settings),
+            Err(error) => self.take_error(tenant, error),
+        };
+        self.answer(tenant, &result);
+    }
+
+    fn take_settings(&mut self, tenant: &Tenant, settings: TenantDatabase) -> Result<TenantPool, SinkError> {
+        let stale_at = Instant::now() + self.options.settings_ttl;
+        if let Some(entry) = self.entries.get_mut(tenant)
+            && entry.settings.same_as(&settings)
+        {
+            entry.stale_at = stale_at;
+            entry.refused = None;
+            return Ok(entry.pool.clone());
+        }
+        let spec = self.options.spec(&settings);
+        let key = spec.pool_key();
+        let (table, database) = match self.open(&settings, &key, spec) {
+            Ok(opened) => opened,
+            Err(error) => {
+                let Some(entry) = self.entries.get_mut(tenant) else { return Err(error) };
+                // As with an answer that can't be read: what is known stays in force, and the service is not asked
+                // again at each flush.
+                entry.stale_at = Instant::now() + RETRY_AFTER.min(self.options.settings_ttl);
+                tracing::warn!(tenant_id = %tenant, %error, "new settings of the tenant's database can't be used, the known ones stay in force");
+                return Ok(entry.pool.clone());
+            }
+        };
+        self.revisions += 1;
+        let pool = TenantPool { database, table, revision: self.revisions };
+        let entry = Entry { settings, pool: pool.clone(), key, stale_at, refused: None };
+        match self.entries.insert(tenant.clone(), entry) {
+            Some(before) => {
+                tracing::info!(tenant_id = %tenant, "settings of the tenant's database changed, connections are swapped");
+                self.close_unless_shared(before);
+            }
+            None => tracing::debug!(tenant_id = %tenant, "database of the tenant known"),
+        }
+        Ok(pool)
+    }
+
+    fn take_error(&mut self, tenant: &Tenant, error: DirectoryError) -> Result<TenantPool, SinkError> {
+        let Some(entry) = self.entries.get_mut(tenant) else { return Err(error.into()) };
+        entry.stale_at = Instant::now() + RETRY_AFTER.min(self.options.settings_ttl);
+        if error.is_transient() {
+            tracing::debug!(tenant_id = %tenant, %error, "settings could not be looked up again, the known ones stay in force");
+            return Ok(entry.pool.clone());
+        }
+        if entry.refused.as_ref() != Some(&error) {
+            tracing::warn!(tenant_id = %tenant, %error, "tenant must not be served");
+        }
+        entry.refused = Some(error.clone());
+        Err(error.into())
+    }
+
+    fn answer(&mut self, tenant: &Tenant, result: &Result<TenantPool, SinkError>) {
+        for waiter in self.waiters.remove(tenant).unwrap_or_default() {
+            // Whoever asked may have given up.
+            let _ = waiter.send(result.clone());
+        }
+    }
+
+    fn open(
+        &self,
+        settings: &TenantDatabase,
+        key: &PoolKey,
+        spec: DatabaseSpec,
+    ) -> Result<(Table, Database), SinkError> {
+        let table = match &settings.schema {
+            Some(schema) => Table::in_schema(schema)?,
+            None => Table::unqualified(),
+        };
+        let database = match self.shared(key, &spec) {
+            Some(database) => database,
+            None => Database::open(spec, self.budget.clone())?,
+        };
+        Ok((table, database))
+    }
+
+    /// A database that another tenant uses with the same settings.
+    fn shared(&self, key: &PoolKey, spec: &DatabaseSpec) -> Option<Database> {
+        self.entries
+            .values()
+            .find(|entry| {
+                entry.key == *key && entry.pool.database.spec().same_as(spec) && !entry.pool.database.is_closed()
+            })
+            .map(|entry| entry.pool.database.clone())
+    }
+
+    fn close_unless_shared(&self, entry: Entry) {
+        let still_used = self.entries.values().any(|other| {
+            other.key == entry.key && other.pool.database.spec().same_as(entry.pool.database.spec())
+        });
+        if !still_used {
+            let database = entry.pool.database;
+            actix_rt::spawn(async move {
+                let broken_off = database.close(CLOSE_GRACE).await;
+                if broken_off > 0 {
+                    tracing::warn!(connections = broken_off, "replaced connections did not end in time");
+                }
+            });
+        }
+    }
+
+    fn wait_for_fetch(
+        &mut self,
+        tenant: &Tenant,
+        ctx: &mut Context<Self>,
+    ) -> ResponseFuture<Result<TenantPool, SinkError>> {
+        let (sender, receiver) = oneshot::channel();
+        self.waiters.entry(tenant.clone()).or_default().push(sender);
+        self.fetch(tenant, ctx);
+        Box::pin(async move { receiver.await.unwrap_or(Err(SinkError::ManagerGone)) })
+    }
+}
+
+impl Actor for TenantManager {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        // Each flush of each tenant sends one message: room for all of them at once.
+        ctx.set_mailbox_capacity(4096);
+    }
+}
+
+impl Handler<GetPool> for TenantManager {
+    type Result = ResponseFuture<Result<TenantPool, SinkError>>;
+
+    fn handle(&mut self, GetPool { tenant, last }: GetPool, ctx: &mut Self::Context) -> Self::Result {
+        if self.closed {
+            return Box::pin(std::future::ready(Err(SinkError::ManagerGone)));
+        }
+        match self.entries.get(&tenant) {
+            Some(entry) if last => Box::pin(std::future::ready(Ok(entry.pool.clone()))),
+            Some(entry) if entry.refused.is_some() => self.wait_for_fetch(&tenant, ctx),
+            Some(entry) => {
+                let pool = entry.pool.clone();
+                if entry.stale_at <= Instant::now() {
+                    self.fetch(&tenant, ctx);
+                }
+                Box::pin(std::future::ready(Ok(pool)))
+            }
+            None => self.wait_for_fetch(&tenant, ctx),
+        }
+    }
+}
+
+impl Handler<Refetch> for TenantManager {
+    type Result = ResponseFuture<Result<TenantPool, SinkError>>;
+
+    fn handle(&mut self, Refetch { tenant, revision }: Refetch, ctx: &mut Self::Context) -> Self::Result {
+        if self.closed {
+            return Box::pin(std::future::ready(Err(SinkError::ManagerGone)));
+        }
+        match self.entries.get(&tenant) {
+            Some(entry) if revision.is_some_and(|revision| entry.pool.revision > revision) => {
+                Box::pin(std::future::ready(Ok(entry.pool.clone())))
+            }
+            _ => self.wait_for_fetch(&tenant, ctx),
+        }
+    }
+}
+
+impl Handler<Hint> for TenantManager {
+    type Result = ();
+
+    fn handle(&mut self, Hint(id): Hint, ctx: &mut Self::Context) {
+        // The event may name a UUID in another form than the list (protocol §1).
+        let forms = [id.to_simple_uuid_form(), id.to_dashed_uuid_form(), Some(id)];
+        for tenant in forms.into_iter().flatten().map(Tenant::Id) {
+            if self.fetching.contains(&tenant) {
+                self.hinted.insert(tenant);
+            } else if self.entries.contains_key(&tenant) && !self.closed {
+                self.fetch(&tenant, ctx);
+            }
+        }
+    }
+}
+
+impl Handler<TenantGone> for TenantManager {
+    type Result = ();
+
+    fn handle(&mut self, TenantGone(tenant): TenantGone, _: &mut Self::Context) {
+        if self.fetching.contains(&tenant) {
+            self.gone.insert(tenant.clone());
+        }
+        // Nobody is left who could want the answer.
+        self.waiters.remove(&tenant);
+        if let Some(entry) = self.entries.remove(&tenant) {
+            self.close_unless_shared(entry);
+        }
+    }
+}
+
+impl Handler<CloseAll> for TenantManager {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, CloseAll { grace }: CloseAll, _: &mut Self::Context) -> Self::Result {
+        self.closed = true;
+        for waiter in self.waiters.drain().flat_map(|(_, waiters)| waiters) {
+            let _ = waiter.send(Err(SinkError::ManagerGone));
+        }
+        let databases: Vec<Database> = self.entries.drain().map(|(_, entry)| entry.pool.database).collect();
+        Box::pin(async move {
+            futures::future::join_all(databases.iter().map(|database| database.close(grace))).await;
+        })
+    }
+}
+
+impl Handler<GetUsage> for TenantManager {
+    type Result = MessageResult<GetUsage>;
+
+    fn handle(&mut self, GetUsage(tenant): GetUsage, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.entries.get(&tenant).map(|entry| entry.pool.database.usage()))
+    }
+}

@@ -1,0 +1,245 @@
+//! A whole worker: threads, links, manager and supervisor, wired together.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::prelude::*;
+use balance_sync_schedule::{Link, LinkSettings, Schedule, ScheduleError, ScheduleOptions};
+use balance_sync_store::ConnectionBudget;
+use balance_sync_tenants::{KeyForm, Membership, TenantDirectory, other_key_space};
+use tokio::{sync::oneshot, task::JoinHandle};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::{
+    collector::{Collector, CollectorOptions},
+    collector_actor::{CollectorActor, Incarnation},
+    hints::{self, EventSettings},
+    lane::{PostgresSink, RedisQueue},
+    partition::{Partition, PartitionSettings},
+    prober::Prober,
+    status::FleetStatus,
+    supervisor::{Drain, DrainReport, Poll, Spawner, Supervisor, SupervisorOptions},
+    tenant_manager::{CloseAll, ManagerOptions, TenantManager},
+};
+
+/// Everything a worker needs to know.
+pub struct WorkerSettings {
+    /// Where tenants come from.
+    pub directory: Arc<dyn TenantDirectory>,
+    /// Redis.
+    pub redis: LinkSettings,
+    /// How schedules are worked.
+    pub schedule: ScheduleOptions,
+    /// How collectors work.
+    pub collector: CollectorOptions,
+    /// How databases are managed.
+    pub manager: ManagerOptions,
+    /// Connections per Postgres server at most.
+    pub connections_per_server: u32,
+    /// How the fleet is supervised.
+    pub supervisor: SupervisorOptions,
+    /// The guard on the tenant list.
+    pub membership: Membership,
+    /// Threads that run collectors; 0 = one per core.
+    pub threads: usize,
+    /// Where the tenant service's events are heard; `None` = nowhere.
+    pub events: Option<EventSettings>,
+    /// How tenants are shared out among the workers; `None` = this one looks after all of them.
+    pub partition: Option<PartitionSettings>,
+}
+
+/// A running worker.
+pub struct Worker {
+    supervisor: Addr<Supervisor>,
+    manager: Addr<TenantManager>,
+    fleet: Arc<FleetStatus>,
+    budget: ConnectionBudget,
+    link: Link,
+    arbiters: Vec<Arbiter>,
+    /// Ends what runs beside the collectors.
+    beside: DropGuard,
+    registration: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts a worker on the current actix system.
+    ///
+    /// # Errors
+    /// When the Redis settings can't be used. Redis, Postgres and tenant service need not answer yet.
+    pub fn start(settings: WorkerSettings) -> Result<Self, ScheduleError> {
+        let threads = match settings.threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            threads => threads,
+        };
+        let fleet = Arc::new(FleetStatus::default());
+        let budget = ConnectionBudget::new(settings.connections_per_server);
+        let manager =
+            TenantManager::new(Arc::clone(&settings.directory), budget.clone(), settings.manager).start();
+        let link = Link::new(&settings.redis)?;
+        let mut lanes = Vec::with_capacity(threads);
+        let mut arbiters = Vec::with_capacity(threads);
+        for _ in 0..threads {
+            let arbiter = Arbiter::new();
+            let link = Link::new(&settings.redis)?;
+            // The probe runs on the thread whose collectors it wakes.
+            let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+            let (probe_link, interval) = (link.clone(), settings.collector.idle_backoff_max);
+            arbiter.spawn_fn(move || {
+                let _ = sender.send(Prober::start(probe_link, interval));
+            });
+            let Ok(prober) = receiver.recv_timeout(Duration::from_secs(10)) else {
+                return Err(ScheduleError {
+                    operation: "start",
+                    class: balance_sync_schedule::ErrorClass::Unexpected,
+                    message: "a worker thread did not start".to_owned(),
+                });
+            };
+            lanes.push(LaneThread { arbiter: arbiter.handle(), link, prober });
+            arbiters.push(arbiter);
+        }
+        let spawner = LaneSpawner {
+            threads: lanes,
+            next: 0,
+            manager: manager.clone(),
+            fleet: Arc::clone(&fleet),
+            schedule: Arc::new(settings.schedule),
+            collector: Arc::new(settings.collector),
+            key_form: settings.supervisor.key_form,
+        };
+        let supervisor = Supervisor::new(
+            settings.directory,
+            Some(manager.clone()),
+            Box::new(spawner),
+            Arc::clone(&fleet),
+            settings.membership,
+            settings.supervisor,
+        );
+        let beside = CancellationToken::new();
+        let (supervisor, registration) = match settings.partition {
+            Some(partition) => {
+                let (listed, known) = oneshot::channel();
+                let supervisor = supervisor.sharing(listed).start();
+                let partition = Partition::new(
+                    partition,
+                    link.clone(),
+                    supervisor.clone().recipient(),
+                    supervisor.clone().recipient(),
+                    Arc::clone(&fleet),
+                );
+                let running = actix_rt::spawn(partition.run(known, beside.clone()));
+                (supervisor, Some(running))
+            }
+            None => (supervisor.start(), None),
+        };
+        if let Some(events) = settings.events {
+            let (poll, hint) = (supervisor.clone().recipient(), manager.clone().recipient());
+            actix_rt::spawn(hints::listen(events, poll, hint, beside.clone()));
+        }
+        warn_about_eviction(link.clone());
+        Ok(Self { supervisor, manager, fleet, budget, link, arbiters, beside: beside.drop_guard(), registration })
+    }
+
+    /// States and counters.
+    #[must_use]
+    pub fn fleet(&self) -> &Arc<FleetStatus> {
+        &self.fleet
+    }
+
+    /// Connections per Postgres server.
+    #[must_use]
+    pub fn budget(&self) -> &ConnectionBudget {
+        &self.budget
+    }
+
+    /// The tenant manager.
+    #[must_use]
+    pub fn manager(&self) -> &Addr<TenantManager> {
+        &self.manager
+    }
+
+    /// A link to Redis for questions beside the collectors'.
+    #[must_use]
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// Polls the tenant list now.
+    pub fn poll(&self) {
+        // A hint: if the mailbox is full, a poll is under way anyway.
+        let _ = self.supervisor.try_send(Poll);
+    }
+
+    /// Stops claiming, flushes, releases, closes connections; each within its bound. Reports what was left.
+    pub async fn drain(self, close_grace: Duration) -> DrainReport {
+        // First of all, so that other workers take over while this one still flushes.
+        drop(self.beside);
+        let report = self.supervisor.send(Drain).await.unwrap_or_default();
+        if let Some(registration) = self.registration {
+            // It has ended by itself or panicked: either way it is over, and the lease lapses at the latest.
+            let _ = registration.await;
+        }
+        let _ = self.manager.send(CloseAll { grace: close_grace }).await;
+        for arbiter in &self.arbiters {
+            arbiter.stop();
+        }
+        report
+    }
+}
+
+struct LaneThread {
+    arbiter: ArbiterHandle,
+    link: Link,
+    prober: Prober,
+}
+
+/// Starts real collectors, spread over the worker's threads.
+pub struct LaneSpawner {
+    threads: Vec<LaneThread>,
+    next: usize,
+    manager: Addr<TenantManager>,
+    fleet: Arc<FleetStatus>,
+    schedule: Arc<ScheduleOptions>,
+    collector: Arc<CollectorOptions>,
+    key_form: KeyForm,
+}
+
+impl Spawner for LaneSpawner {
+    fn spawn(&mut self, incarnation: Incarnation) {
+        let thread = &self.threads[self.next % self.threads.len()];
+        self.next += 1;
+        let tenant = incarnation.tenant.clone();
+        let schedule =
+            Schedule::new(thread.link.clone(), tenant.key_space(self.key_form), Arc::clone(&self.schedule));
+        let queue = RedisQueue::new(schedule, other_key_space(&tenant, self.key_form), thread.prober.clone());
+        let collector = Collector {
+            queue,
+            sink: PostgresSink::new(self.manager.clone(), tenant.clone()),
+            options: Arc::clone(&self.collector),
+            fleet: Arc::clone(&self.fleet),
+            status: self.fleet.tenant(&tenant),
+        };
+        CollectorActor::start_in_arbiter(&thread.arbiter, move |_| CollectorActor::new(incarnation, collector));
+    }
+}
+
+/// Says loudly that Redis may throw balances away, as soon as Redis can be asked.
+fn warn_about_eviction(link: Link) {
+    actix_rt::spawn(async move {
+        let mut backoff = crate::backoff::Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+        loop {
+            match link.eviction_policy().await {
+                Ok(None) => return,
+                Ok(Some(policy)) => {
+                    tracing::error!(
+                        maxmemory_policy = policy,
+                        "redis may evict balances before they are written: set maxmemory-policy to noeviction"
+                    );
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "memory policy of redis not known yet");
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+            }
+        }
+    });
+}
