@@ -1,0 +1,56 @@
+//! The commands, one file each.
+
+pub(crate) mod check;
+pub(crate) mod demo;
+pub(crate) mod load;
+pub(crate) mod quarantine;
+pub(crate) mod run;
+pub(crate) mod sandbox;
+pub(crate) mod verify;
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use balance_sync_tenants::{Tenant, TenantDirectory};
+
+use crate::config::{self, Config};
+
+/// The configuration of the file and the process's environment.
+///
+/// # Errors
+/// Everything that is wrong with it.
+fn load_config(file: Option<&Path>) -> anyhow::Result<Config> {
+    Ok(config::load(file, std::env::vars_os())?)
+}
+
+/// The active tenants of these ids, or all of them if none is named; in id order.
+///
+/// # Errors
+/// When the list can't be read or an id is not in it.
+async fn chosen_tenants(directory: &dyn TenantDirectory, ids: &[String]) -> anyhow::Result<Vec<Tenant>> {
+    let listed = directory.active().await.context("reading the tenant list")?;
+    let mut tenants: Vec<Tenant> = listed
+        .tenants
+        .into_iter()
+        .map(|listed| listed.tenant)
+        .filter(|tenant| ids.is_empty() || ids.iter().any(|id| id == tenant.label()))
+        .collect();
+    if let Some(unknown) = ids.iter().find(|id| !tenants.iter().any(|tenant| tenant.label() == id.as_str())) {
+        bail!("tenant {unknown} is not among the active ones");
+    }
+    tenants.sort();
+    Ok(tenants)
+}
+
+/// Waits for SIGINT or SIGTERM and names it.
+///
+/// # Errors
+/// When signals can't be listened to.
+async fn interrupted() -> std::io::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(tokio::select! {
+        _ = int.recv() => "SIGINT",
+        _ = term.recv() => "SIGTERM",
+    })
+}

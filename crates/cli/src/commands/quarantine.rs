@@ -1,0 +1,143 @@
+//! `quarantine`: what could not be synced, why, and what to do about it.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::bail;
+use balance_sync_schedule::{Link, Quarantined, Schedule};
+use balance_sync_tenants::Tenant;
+use serde_json::{Value, json};
+
+use crate::{
+    EXIT_OK,
+    args::{QuarantineChange, QuarantineCommand, QuarantineFilter},
+    wiring,
+};
+
+/// There are entries, or some of those named are not there.
+const EXIT_SOME: u8 = 1;
+
+/// The command.
+///
+/// # Errors
+/// When tenants or Redis can't be asked.
+pub(crate) async fn quarantine(file: Option<&Path>, command: QuarantineCommand) -> anyhow::Result<u8> {
+    match command {
+        QuarantineCommand::List(filter) => {
+            let found = find(file, &filter).await?;
+            list(&found, filter.json)?;
+            Ok(if found.is_empty() { EXIT_OK } else { EXIT_SOME })
+        }
+        QuarantineCommand::Show { member, filter } => {
+            let found = find(file, &filter).await?;
+            let Some(found) = found.iter().find(|found| found.name() == member) else {
+                bail!("{member}: not in quarantine");
+            };
+            if filter.json {
+                println!("{}", found.json(true));
+            } else {
+                found.print();
+            }
+            Ok(EXIT_OK)
+        }
+        QuarantineCommand::Retry(change) => apply(file, &change, "retry").await,
+        QuarantineCommand::Drop(change) => apply(file, &change, "drop").await,
+    }
+}
+
+struct Found {
+    tenant: Tenant,
+    schedule: Schedule,
+    quarantined: Quarantined,
+}
+
+impl Found {
+    fn name(&self) -> String {
+        String::from_utf8_lossy(&self.quarantined.member).into_owned()
+    }
+
+    fn json(&self, with_value: bool) -> Value {
+        let entry = &self.quarantined.entry;
+        let mut json = json!({
+            "tenant": self.tenant.label(), "member": self.name(), "reason": entry.reason, "detail": entry.detail,
+            "first_at": entry.first_at, "last_at": entry.last_at, "count": entry.count,
+        });
+        if with_value {
+            json["value"] = json!(entry.value);
+            json["truncated"] = json!(entry.truncated);
+        }
+        json
+    }
+
+    fn print(&self) {
+        let entry = &self.quarantined.entry;
+        println!("tenant     {}", self.tenant);
+        println!("member     {}", self.name());
+        println!("reason     {}", entry.reason);
+        println!("detail     {}", entry.detail);
+        println!("first at   {} (Redis time, seconds)", entry.first_at);
+        println!("last at    {}", entry.last_at);
+        println!("count      {}", entry.count);
+        match &entry.value {
+            Some(value) => println!("value{}     {value}", if entry.truncated { " (cut)" } else { "" }),
+            None => println!("value      none, it had expired"),
+        }
+    }
+}
+
+async fn find(file: Option<&Path>, filter: &QuarantineFilter) -> anyhow::Result<Vec<Found>> {
+    let config = super::load_config(file)?;
+    let directory = wiring::directory(&config)?;
+    let link = Link::new(&config.redis.link)?;
+    let options = Arc::new(wiring::schedule_options(&config));
+    let mut found = Vec::new();
+    for tenant in super::chosen_tenants(directory.as_ref(), &filter.tenant).await? {
+        let schedule = Schedule::new(link.clone(), tenant.key_space(config.tenants.key_form), Arc::clone(&options));
+        for quarantined in schedule.quarantine_list().await? {
+            if filter.reason.as_ref().is_none_or(|reason| *reason == quarantined.entry.reason) {
+                found.push(Found { tenant: tenant.clone(), schedule: schedule.clone(), quarantined });
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn list(found: &[Found], as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        let entries: Vec<Value> = found.iter().map(|found| found.json(false)).collect();
+        println!("{}", serde_json::to_string(&entries)?);
+        return Ok(());
+    }
+    for entry in found {
+        println!(
+            "{}  {}  {} times  {}\n    {}",
+            entry.tenant,
+            entry.quarantined.entry.reason,
+            entry.quarantined.entry.count,
+            entry.name(),
+            entry.quarantined.entry.detail
+        );
+    }
+    println!("quarantine: {} balances", found.len());
+    Ok(())
+}
+
+async fn apply(file: Option<&Path>, change: &QuarantineChange, what: &str) -> anyhow::Result<u8> {
+    let found = find(file, &change.filter).await?;
+    let chosen: Vec<&Found> =
+        found.iter().filter(|found| change.all || change.member.contains(&found.name())).collect();
+    let mut done = 0;
+    for found in &chosen {
+        let member = [found.quarantined.member.as_slice()];
+        done += match what {
+            "retry" => found.schedule.quarantine_retry(&member).await?,
+            _ => found.schedule.quarantine_drop(&member).await?,
+        };
+    }
+    let absent = if change.all { 0 } else { change.member.len().saturating_sub(chosen.len()) };
+    if change.filter.json {
+        println!("{}", json!({"command": what, "done": done, "absent": absent}));
+    } else {
+        println!("quarantine {what}: {done} done, {absent} not in quarantine");
+    }
+    Ok(if absent == 0 { EXIT_OK } else { EXIT_SOME })
+}

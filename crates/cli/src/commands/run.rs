@@ -1,0 +1,100 @@
+//! `run`: a worker, from start to drain.
+
+use std::{path::Path, sync::atomic::Ordering::Relaxed, time::Instant};
+
+use anyhow::Context;
+use balance_sync_admin::{AdminServer, AdminSettings, ServerConnections};
+use balance_sync_fleet::{Worker, supervisor::DrainReport};
+
+use crate::{EXIT_OK, config::Config, telemetry, wiring};
+
+/// Some work could not be finished or given back while draining.
+const EXIT_LEFT_BEHIND: u8 = 1;
+
+/// Runs until a signal comes.
+///
+/// # Errors
+/// When the configuration is wrong or the admin address can't be listened on. Redis, Postgres and tenant service need not
+/// answer: the worker waits for them.
+pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
+    let config = super::load_config(file)?;
+    telemetry::init(&config.log)?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        worker = config.worker.name,
+        claim_mode = ?config.claim.mode,
+        batch_size = config.collector.batch_size,
+        "balance-sync starts"
+    );
+    for note in &config.notes {
+        tracing::warn!(%note, "configuration");
+    }
+    let started = Instant::now();
+    let worker = Worker::start(wiring::worker_settings(&config)?)?;
+    let admin = start_admin(&config, &worker, started)?;
+
+    let signal = super::interrupted().await.context("listening to signals")?;
+    tracing::info!(signal, "draining: no more claims, what is held is flushed or given back");
+    // Told before the supervisor is, so that no balancer sends anything to a worker that is on its way out.
+    worker.fleet().draining.store(true, Relaxed);
+    let drain_started = Instant::now();
+    let report = worker.drain(config.collector.drain_deadline).await;
+    let code = tell(&report, drain_started);
+    if let Some(admin) = admin {
+        admin.stop().await;
+    }
+    Ok(code)
+}
+
+fn start_admin(config: &Config, worker: &Worker, started: Instant) -> anyhow::Result<Option<AdminServer>> {
+    if !config.admin.enabled {
+        return Ok(None);
+    }
+    let settings =
+        AdminSettings { listen: config.admin.listen, metrics_tenants: AdminSettings::DEFAULT_METRICS_TENANTS };
+    let budget = worker.budget().clone();
+    let connections = Box::new(move || {
+        budget
+            .servers()
+            .into_iter()
+            .map(|server| ServerConnections {
+                server: server.server,
+                open: server.open as u64,
+                idle: server.idle as u64,
+                in_use: server.in_use as u64,
+                waiting: server.waiting as u64,
+                limit: server.limit as u64,
+            })
+            .collect()
+    });
+    let server = balance_sync_admin::start_with_connections(
+        settings,
+        std::sync::Arc::clone(worker.fleet()),
+        started,
+        connections,
+    )
+    .with_context(|| format!("admin.listen = {}: can't listen there", config.admin.listen))?;
+    tracing::info!(address = %server.address(), "admin interface listens");
+    Ok(Some(server))
+}
+
+fn tell(report: &DrainReport, started: Instant) -> u8 {
+    let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    for (tenant, members) in &report.orphaned {
+        tracing::warn!(tenant_id = %tenant, members, "claims left behind, they come due again when the claim TTL ends");
+    }
+    for tenant in &report.killed {
+        tracing::error!(tenant_id = %tenant, "collector broken off, its claims come due again when the claim TTL ends");
+    }
+    let orphaned: usize = report.orphaned.values().sum();
+    tracing::info!(
+        collectors = report.stopped,
+        flushed = report.flushed,
+        released = report.released,
+        orphaned,
+        killed = report.killed.len(),
+        took_ms,
+        "drained"
+    );
+    if orphaned == 0 && report.killed.is_empty() { EXIT_OK } else { EXIT_LEFT_BEHIND }
+}

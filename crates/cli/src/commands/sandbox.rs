@@ -1,0 +1,79 @@
+//! `sandbox`: private servers for trying things by hand, and for foreign producers.
+
+use anyhow::Context;
+use balance_sync_sandbox::{Isolation, Sandbox, SandboxOptions};
+use secrecy::ExposeSecret;
+use serde_json::json;
+
+use crate::{
+    EXIT_OK,
+    args::{IsolationArg, SandboxArgs},
+};
+
+/// Stays until interrupted; leaves nothing behind.
+///
+/// # Errors
+/// When a server can't be started; the text says what to install.
+pub(crate) async fn sandbox(args: SandboxArgs) -> anyhow::Result<u8> {
+    // Listened to from the beginning: an interrupt while the servers start must clean up as well.
+    let interrupted = super::interrupted();
+    tokio::pin!(interrupted);
+    if !args.json {
+        eprintln!("starting Redis, Postgres and a tenant service with {} tenants …", args.tenants);
+    }
+    let sandbox = tokio::select! {
+        started = Sandbox::start(options(&args)) => started?,
+        signal = &mut interrupted => {
+            signal.context("listening to signals")?;
+            return Ok(EXIT_OK);
+        }
+    };
+    if args.json {
+        println!("{}", describe(&sandbox));
+    } else {
+        println!("redis           {}", sandbox.redis_url());
+        println!("tenant service  {}", sandbox.service().base_url());
+        println!("config          {}", sandbox.config_path().display());
+        for tenant in sandbox.tenants() {
+            let schema = tenant.schema.as_ref().map(|schema| format!("  schema {schema}")).unwrap_or_default();
+            println!("tenant          {}  {}{schema}", tenant.id, tenant.database_url());
+        }
+        println!("\nin other terminals:");
+        println!("  balance-sync run    --config {}", sandbox.config_path().display());
+        println!("  balance-sync load   --config {} --rate 5000 --seconds 20", sandbox.config_path().display());
+        println!("  balance-sync verify --config {}", sandbox.config_path().display());
+        println!("\nCtrl-C ends and removes all of it");
+    }
+    interrupted.await.context("listening to signals")?;
+    sandbox.stop().await?;
+    Ok(EXIT_OK)
+}
+
+fn options(args: &SandboxArgs) -> SandboxOptions {
+    SandboxOptions {
+        tenants: args.tenants as usize,
+        balances: args.balances as usize,
+        isolation: match args.isolation {
+            IsolationArg::Database => Isolation::Database,
+            IsolationArg::Schema => Isolation::Schema,
+            IsolationArg::Mixed => Isolation::Mixed,
+        },
+        ..SandboxOptions::default()
+    }
+}
+
+/// The line of JSON. The credentials in it open servers that listen on loopback only and end with this process.
+fn describe(sandbox: &Sandbox) -> serde_json::Value {
+    let tenants: Vec<_> = sandbox
+        .tenants()
+        .iter()
+        .map(|tenant| json!({"id": tenant.id, "database_url": tenant.database_url(), "schema": tenant.schema}))
+        .collect();
+    json!({
+        "redis_url": sandbox.redis_url(),
+        "tenant_service_url": sandbox.service().base_url(),
+        "api_key": sandbox.service().api_key().expose_secret(),
+        "config": sandbox.config_path(),
+        "tenants": tenants,
+    })
+}

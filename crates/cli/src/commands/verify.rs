@@ -1,0 +1,437 @@
+//! `verify`: Redis against Postgres, balance by balance.
+//!
+//! Redis holds a balance for an hour after its last mutation; what it holds is compared, what it no longer holds can't be.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use balance_sync_domain::{BalanceRef, BalanceValue, KeySpace};
+use balance_sync_fleet::tenant_manager::ManagerOptions;
+use balance_sync_schedule::{Link, Schedule, ScheduleOptions};
+use balance_sync_store::{ConnectionBudget, Database, Row, Table};
+use balance_sync_tenants::{Tenant, TenantDirectory};
+use futures::{StreamExt, TryStreamExt};
+use redis::Value;
+use serde::Serialize;
+
+use crate::{
+    EXIT_OK,
+    args::{VerifyArgs, seconds},
+    config::Config,
+    wiring,
+};
+
+/// Something differs.
+const EXIT_DIFFERENT: u8 = 1;
+/// Balances compared in one go.
+const PAGE: usize = 500;
+/// Tenants compared at the same time.
+const AT_ONCE: usize = 8;
+/// Between two comparisons with `--wait`.
+const AGAIN_AFTER: Duration = Duration::from_millis(200);
+
+/// One tenant's result. Numbers of balances.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct TenantResult {
+    /// Its id.
+    pub tenant: String,
+    /// Balances that Redis holds.
+    pub balances: u64,
+    /// Same version and same amounts on both sides.
+    pub equal: u64,
+    /// Postgres has an older version.
+    pub behind: u64,
+    /// Postgres has no such row.
+    pub missing: u64,
+    /// Postgres has a newer version: Redis lost something.
+    pub ahead: u64,
+    /// Same version, other amounts.
+    pub different: u64,
+    /// Keys or values that can't be read.
+    pub unreadable: u64,
+    /// Members in quarantine.
+    pub quarantined: u64,
+    /// Members still scheduled.
+    pub scheduled: u64,
+    /// Behind or missing in Postgres and not scheduled: nobody would write them. With `--repair --apply` they are
+    /// scheduled again.
+    pub unscheduled: u64,
+}
+
+impl TenantResult {
+    /// Whether everything that can be compared is the same on both sides.
+    pub fn is_equal(&self) -> bool {
+        self.behind + self.missing + self.ahead + self.different + self.unreadable == 0
+    }
+}
+
+/// The whole result.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Verification {
+    /// What [`TenantResult::unscheduled`] counts: tenant and member.
+    #[serde(skip)]
+    unscheduled: Vec<(Tenant, Vec<u8>)>,
+    /// By tenant, in id order.
+    pub tenants: Vec<TenantResult>,
+    /// Some of the balances that differ, with what differs.
+    pub differences: Vec<String>,
+    /// Members scheduled again.
+    pub repaired: u64,
+}
+
+impl Verification {
+    /// Whether all tenants are equal.
+    pub fn is_equal(&self) -> bool {
+        self.tenants.iter().all(TenantResult::is_equal)
+    }
+
+    /// Sum of one number over all tenants.
+    pub fn total(&self, number: fn(&TenantResult) -> u64) -> u64 {
+        self.tenants.iter().map(number).sum()
+    }
+}
+
+/// The command.
+///
+/// # Errors
+/// When tenants, Redis or a Postgres can't be asked: then nothing can be told (exit code 2).
+pub(crate) async fn verify(file: Option<&Path>, args: VerifyArgs) -> anyhow::Result<u8> {
+    let config = super::load_config(file)?;
+    let verifier = Verifier::new(&config)?;
+    let deadline = args.wait.map(|wait| Instant::now() + seconds(wait));
+    let result = loop {
+        let result = verifier.compare(&args.tenant, args.show).await?;
+        if result.is_equal() || deadline.is_none_or(|deadline| Instant::now() >= deadline) {
+            break result;
+        }
+        tokio::time::sleep(AGAIN_AFTER).await;
+    };
+    let mut result = result;
+    if args.apply {
+        result.repaired = verifier.repair(&result).await?;
+    }
+    if args.json {
+        println!("{}", serde_json::to_string(&result)?);
+    } else {
+        print_table(&result);
+        if args.apply {
+            println!("repair: {} balances scheduled again", result.repaired);
+        } else if args.repair {
+            let would = result.total(|row| row.unscheduled);
+            println!("repair: {would} balances would be scheduled again; --apply does it");
+        }
+    }
+    Ok(if result.is_equal() { EXIT_OK } else { EXIT_DIFFERENT })
+}
+
+fn print_table(result: &Verification) {
+    println!(
+        "{:<38} {:>9} {:>9} {:>8} {:>8} {:>7} {:>9} {:>10} {:>11} {:>9}",
+        "tenant", "balances", "equal", "behind", "missing", "ahead", "different", "unreadable", "quarantined", "scheduled"
+    );
+    for row in &result.tenants {
+        println!(
+            "{:<38} {:>9} {:>9} {:>8} {:>8} {:>7} {:>9} {:>10} {:>11} {:>9}",
+            row.tenant,
+            row.balances,
+            row.equal,
+            row.behind,
+            row.missing,
+            row.ahead,
+            row.different,
+            row.unreadable,
+            row.quarantined,
+            row.scheduled
+        );
+    }
+    for difference in &result.differences {
+        println!("{difference}");
+    }
+    println!(
+        "verify: {} balances in {} tenants, {} behind, {} missing",
+        result.total(|row| row.balances),
+        result.tenants.len(),
+        result.total(|row| row.behind),
+        result.total(|row| row.missing)
+    );
+}
+
+/// One tenant, compared.
+struct Compared {
+    tenant: Tenant,
+    result: TenantResult,
+    differences: Vec<String>,
+    unscheduled: Vec<Vec<u8>>,
+}
+
+/// Compares; holds what it needs for that.
+pub(crate) struct Verifier {
+    directory: Arc<dyn TenantDirectory>,
+    link: Link,
+    options: Arc<ScheduleOptions>,
+    manager: ManagerOptions,
+    budget: ConnectionBudget,
+    key_form: balance_sync_tenants::KeyForm,
+}
+
+impl Verifier {
+    /// A verifier for the configured Redis and tenants.
+    ///
+    /// # Errors
+    /// When the configuration can't be used.
+    pub fn new(config: &Config) -> anyhow::Result<Self> {
+        Ok(Self {
+            directory: wiring::directory(config)?,
+            link: Link::new(&config.redis.link)?,
+            options: Arc::new(wiring::schedule_options(config)),
+            manager: ManagerOptions {
+                application_name: "balance-sync verify".to_owned(),
+                ..wiring::manager_options(config)
+            },
+            budget: ConnectionBudget::new(config.postgres.connections_per_server),
+            key_form: config.tenants.key_form,
+        })
+    }
+
+    /// Compares the tenants of these ids, or all active ones.
+    ///
+    /// # Errors
+    /// When something can't be asked.
+    pub async fn compare(&self, only: &[String], show: usize) -> anyhow::Result<Verification> {
+        let tenants = super::chosen_tenants(self.directory.as_ref(), only).await?;
+        let mut members = self.members(&tenants).await?;
+        let mut results: Vec<Compared> = futures::stream::iter(tenants.iter().map(|tenant| {
+            let members = members.remove(tenant).unwrap_or_default();
+            async move {
+                self.compare_tenant(tenant, &members, show)
+                    .await
+                    .with_context(|| format!("tenant {tenant} could not be compared"))
+            }
+        }))
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await?;
+        results.sort_by(|a, b| a.tenant.cmp(&b.tenant));
+        let mut verification = Verification::default();
+        for compared in results {
+            verification.tenants.push(compared.result);
+            verification.differences.extend(compared.differences);
+            let tenant = compared.tenant;
+            verification.unscheduled.extend(compared.unscheduled.into_iter().map(|member| (tenant.clone(), member)));
+        }
+        verification.differences.truncate(show);
+        Ok(verification)
+    }
+
+    /// Schedules again what is behind and not scheduled. Writes Redis only; a worker does the rest. Gives how many.
+    ///
+    /// # Errors
+    /// When Redis can't be written.
+    pub async fn repair(&self, found: &Verification) -> anyhow::Result<u64> {
+        let mut by_tenant: BTreeMap<&Tenant, Vec<&[u8]>> = BTreeMap::new();
+        for (tenant, member) in &found.unscheduled {
+            by_tenant.entry(tenant).or_default().push(member);
+        }
+        let mut repaired = 0;
+        for (tenant, members) in by_tenant {
+            let space = tenant.key_space(self.key_form);
+            let schedule = Schedule::new(self.link.clone(), space, Arc::clone(&self.options));
+            repaired += schedule.schedule_again(&members).await?;
+        }
+        Ok(repaired)
+    }
+
+    /// The balance keys of each tenant, from one pass over the keys of Redis.
+    async fn members(&self, tenants: &[Tenant]) -> anyhow::Result<BTreeMap<Tenant, Vec<Vec<u8>>>> {
+        let by_prefix: BTreeMap<Vec<u8>, &Tenant> = tenants
+            .iter()
+            .map(|tenant| (tenant.key_space(self.key_form).balance_prefix().as_bytes().to_vec(), tenant))
+            .collect();
+        let pattern = match tenants {
+            [tenant] => format!("{}*", escaped(tenant.key_space(self.key_form).balance_prefix())),
+            _ => "*balance:{transactions}:*".to_owned(),
+        };
+        let mut found: BTreeMap<Tenant, BTreeSet<Vec<u8>>> = BTreeMap::new();
+        let mut cursor = b"0".to_vec();
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(&cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(2000);
+            let Value::Array(parts) = self.link.ask("scan balances", &scan).await? else {
+                bail!("SCAN gave no array");
+            };
+            let [Value::BulkString(next), Value::Array(keys)] = parts.as_slice() else {
+                bail!("SCAN gave no page");
+            };
+            for key in keys {
+                let Value::BulkString(key) = key else { continue };
+                if let Some(tenant) = owner(key).and_then(|prefix| by_prefix.get(prefix)) {
+                    found.entry((*tenant).clone()).or_default().insert(key.clone());
+                }
+            }
+            if next == b"0" {
+                break;
+            }
+            cursor.clone_from(next);
+        }
+        Ok(found.into_iter().map(|(tenant, keys)| (tenant, keys.into_iter().collect())).collect())
+    }
+
+    async fn compare_tenant(
+        &self,
+        tenant: &Tenant,
+        members: &[Vec<u8>],
+        show: usize,
+    ) -> anyhow::Result<Compared> {
+        let space = tenant.key_space(self.key_form);
+        let schedule = Schedule::new(self.link.clone(), space.clone(), Arc::clone(&self.options));
+        let mut result = TenantResult { tenant: tenant.label().to_owned(), ..TenantResult::default() };
+        let mut differences = Vec::new();
+        let mut unscheduled: Vec<Vec<u8>> = Vec::new();
+        if !members.is_empty() {
+            let settings = self.directory.database(tenant).await?;
+            let table = match &settings.schema {
+                Some(schema) => Table::in_schema(schema)?,
+                None => Table::unqualified(),
+            };
+            let database = Database::open(self.manager.spec(&settings), self.budget.clone())?;
+            for page in members.chunks(PAGE) {
+                let behind = self.compare_page(&space, page, &database, &table, &mut result, &mut differences).await?;
+                unscheduled.extend(schedule.not_scheduled(&behind).await?);
+                differences.truncate(show);
+            }
+            database.close(Duration::from_secs(1)).await;
+        }
+        let backlog = schedule.backlog().await?;
+        result.scheduled = backlog.due + backlog.leased;
+        result.quarantined = schedule.quarantine_len().await?;
+        // Quarantined members are looked after by hand.
+        let mut free = Vec::with_capacity(unscheduled.len());
+        for member in unscheduled {
+            if result.quarantined == 0 || schedule.quarantine_get(&member).await?.is_none() {
+                free.push(member);
+            }
+        }
+        result.unscheduled = free.len() as u64;
+        Ok(Compared { tenant: tenant.clone(), result, differences, unscheduled: free })
+    }
+
+    async fn compare_page(
+        &self,
+        space: &KeySpace,
+        members: &[Vec<u8>],
+        database: &Database,
+        table: &Table,
+        result: &mut TenantResult,
+        differences: &mut Vec<String>,
+    ) -> anyhow::Result<Vec<Vec<u8>>> {
+        let mut get = redis::cmd("MGET");
+        for member in members {
+            get.arg(member);
+        }
+        let Value::Array(values) = self.link.ask("read balances", &get).await? else {
+            bail!("MGET gave no array");
+        };
+        let mut note = |member: &[u8], what: String| {
+            differences.push(format!("{}: {what}", String::from_utf8_lossy(member)));
+        };
+        let mut balances: Vec<(&[u8], BalanceRef<'_>, BalanceValue)> = Vec::with_capacity(members.len());
+        for (member, value) in members.iter().zip(&values) {
+            // Expired since the scan: nothing is left to compare.
+            let Value::BulkString(value) = value else { continue };
+            result.balances += 1;
+            match (BalanceRef::parse(space, member), BalanceValue::decode(value)) {
+                (Ok(balance), Ok(value)) => balances.push((member, balance, value)),
+                (Err(error), _) => {
+                    result.unreadable += 1;
+                    note(member, error.to_string());
+                }
+                (_, Err(error)) => {
+                    result.unreadable += 1;
+                    note(member, error.to_string());
+                }
+            }
+        }
+        let rows: Vec<Row<'_>> = balances
+            .iter()
+            .map(|(_, balance, value)| Row {
+                id: value.id,
+                organization: balance.organization,
+                ledger: balance.ledger,
+                available: value.available.as_str(),
+                on_hold: value.on_hold.as_str(),
+                overdraft_used: value.overdraft_used.as_str(),
+                version: value.version,
+            })
+            .collect();
+        let stored = database.fetch(table, &rows).await?;
+        let mut behind = Vec::new();
+        for ((member, _, value), stored) in balances.iter().zip(stored) {
+            let version = value.version;
+            match stored {
+                None => {
+                    result.missing += 1;
+                    behind.push(member.to_vec());
+                    note(member, format!("missing in Postgres, version {version} in Redis"));
+                }
+                Some(row) if row.version < version => {
+                    result.behind += 1;
+                    behind.push(member.to_vec());
+                    note(member, format!("behind: version {} in Postgres, {version} in Redis", row.version));
+                }
+                Some(row) if row.version > version => {
+                    result.ahead += 1;
+                    note(member, format!("ahead: version {} in Postgres, {version} in Redis", row.version));
+                }
+                Some(row) if !row.same_amounts => {
+                    result.different += 1;
+                    note(member, format!("other amounts at the same version {version}"));
+                }
+                Some(_) => result.equal += 1,
+            }
+        }
+        Ok(behind)
+    }
+}
+
+/// The part of a balance key up to and with its `balance:{transactions}:`.
+fn owner(key: &[u8]) -> Option<&[u8]> {
+    const MARK: &[u8] = b"balance:{transactions}:";
+    let at = if key.starts_with(b"tenant:") {
+        key.windows(MARK.len()).position(|window| window == MARK)?
+    } else {
+        key.starts_with(MARK).then_some(0)?
+    };
+    Some(&key[..at + MARK.len()])
+}
+
+/// A literal for `MATCH`.
+fn escaped(literal: &str) -> String {
+    literal.chars().fold(String::with_capacity(literal.len()), |mut out, c| {
+        if matches!(c, '*' | '?' | '[' | ']' | '\\') {
+            out.push('\\');
+        }
+        out.push(c);
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_belongs_to_the_tenant_of_its_prefix() {
+        assert_eq!(
+            owner(b"tenant:a:balance:{transactions}:o:l:@x#default"),
+            Some(&b"tenant:a:balance:{transactions}:"[..])
+        );
+        assert_eq!(owner(b"balance:{transactions}:o:l:@x#default"), Some(&b"balance:{transactions}:"[..]));
+        assert_eq!(owner(b"tenant:a:schedule:{transactions}:balance-sync-v2"), None);
+        assert_eq!(owner(b"other"), None);
+    }
+}

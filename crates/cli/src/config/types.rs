@@ -1,0 +1,137 @@
+//! The configuration once it is known to be good: what the rest of the binary works with.
+//!
+//! Everything here has been checked, ranges and relations included; nobody needs to look twice.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use balance_sync_schedule::LinkSettings;
+use balance_sync_tenants::{KeyForm, StaticTenant, TenantDatabase};
+use secrecy::SecretString;
+use url::Url;
+
+use super::print::Effective;
+use super::problem::ConfigNote;
+pub(crate) use super::raw::{Claim, Collector, Log, LogFormat, Postgres, Quarantine, Supervisor};
+
+/// A validated configuration.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// Redis with the balances.
+    pub redis: Redis,
+    /// Which tenants there are.
+    pub tenants: Tenants,
+    /// Gathering and flushing.
+    pub collector: Collector,
+    /// Claiming, and keeping from expiry.
+    pub claim: Claim,
+    /// Pools, limits, backoff.
+    pub postgres: Postgres,
+    /// Limits of the quarantine.
+    pub quarantine: Quarantine,
+    /// Starting and stopping.
+    pub supervisor: Supervisor,
+    /// HTTP.
+    pub admin: Admin,
+    /// Log.
+    pub log: Log,
+    /// This worker among the others.
+    pub worker: Worker,
+    /// What the operator should see in the log at start.
+    pub notes: Vec<ConfigNote>,
+    /// The values in force with their origins, secrets masked.
+    pub(super) effective: Effective,
+}
+
+/// `[redis]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Redis {
+    /// Server or sentinels, credentials, TLS, timeouts.
+    pub link: LinkSettings,
+}
+
+/// `[tenants]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Tenants {
+    /// Where the list comes from.
+    pub source: TenantSource,
+    /// Mean time between two polls; each varies by ±10 %.
+    pub poll_interval: Duration,
+    /// Share of running tenants, 0 to 1, whose removal at once must be confirmed when it is larger.
+    pub max_removed_share: f64,
+    /// Polls in a row that must confirm it.
+    pub confirm_polls: u32,
+    /// How ids stand in keys.
+    pub key_form: KeyForm,
+    /// Where tenant events are heard; none when they are off.
+    pub events: Option<Events>,
+}
+
+/// `tenants.source` with the section that belongs to it.
+#[derive(Debug, Clone)]
+pub(crate) enum TenantSource {
+    /// Ask the tenant service.
+    Service(Service),
+    /// These tenants; at least one, ids unlike each other.
+    Static(Vec<StaticTenant>),
+    /// One tenant without a prefix.
+    Single(TenantDatabase),
+}
+
+/// `[tenants.service]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Service {
+    /// `https`, or `http` where that is allowed; without credentials, query and fragment.
+    pub url: Url,
+    /// Sent as `X-API-Key`; never empty, visible ASCII.
+    pub api_key: SecretString,
+    /// Service whose tenants are asked for.
+    pub service: String,
+    /// Whether `http` was allowed.
+    pub allow_plain_http: bool,
+    /// One request.
+    pub request_timeout: Duration,
+    /// The connection for it.
+    pub connect_timeout: Duration,
+    /// Largest body, in bytes.
+    pub max_body: usize,
+    /// Repeats after a passing failure.
+    pub retries: u32,
+    /// Failures in a row that open the circuit breaker.
+    pub breaker_threshold: u32,
+    /// How long it stays open.
+    pub breaker_timeout: Duration,
+    /// How long connection settings are used before they are read again.
+    pub settings_ttl: Duration,
+}
+
+/// Tenant events on Redis Pub/Sub.
+#[derive(Debug, Clone)]
+pub(crate) struct Events {
+    /// Channel.
+    pub channel: String,
+    /// The Redis that carries it.
+    pub link: LinkSettings,
+}
+
+/// `[admin]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Admin {
+    /// Whether to listen at all.
+    pub enabled: bool,
+    /// Where.
+    pub listen: SocketAddr,
+}
+
+/// `[worker]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Worker {
+    /// Name, unlike all others'; 1 to 128 letters, digits, `-`, `_`, `.`.
+    pub name: String,
+    /// Whether tenants are shared out.
+    pub partition: bool,
+    /// Workers per tenant.
+    pub replicas: usize,
+    /// A worker silent for this long is gone.
+    pub lease: Duration,
+}

@@ -1,0 +1,438 @@
+//! From the raw configuration to [`Config`]: ranges, relations between values, and what only looks like a value.
+//!
+//! Relations follow from what the values are for, and each says which keys disagree: a claim must outlive the flush
+//! that it covers, or balances are written twice; a stop must give a running flush its time; a flush must give
+//! Postgres its. None of them guards correctness, which rests on the claim and the version guard; they guard against a
+//! worker that only seems to work.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use super::layers::Layers;
+use super::print::Effective;
+use super::problem::{ConfigError, ConfigNote, Origin, Problem, quoted};
+use super::raw::{self, ByteSize, MASK, Raw};
+use super::types::{Admin, Config, Worker};
+use super::{redis, tenants};
+
+/// A claim must outlive its flush by this part of the flush's deadline (1/4): for the clocks of two machines, and for
+/// the way to Redis and back.
+const LEASE_MARGIN: u32 = 4;
+
+/// A waiting balance must live longer than this many claims: one that lapses, one that repeats it, and one to spare.
+const PROTECTED_CLAIMS: u32 = 3;
+
+/// A value with a smallest and a largest.
+pub(super) trait Ranged: PartialOrd + Copy {
+    /// As it is written in a configuration.
+    fn written(self) -> String;
+}
+
+impl Ranged for u32 {
+    fn written(self) -> String {
+        self.to_string()
+    }
+}
+
+impl Ranged for usize {
+    fn written(self) -> String {
+        self.to_string()
+    }
+}
+
+impl Ranged for f64 {
+    fn written(self) -> String {
+        self.to_string()
+    }
+}
+
+impl Ranged for Duration {
+    fn written(self) -> String {
+        humantime::format_duration(self).to_string()
+    }
+}
+
+impl Ranged for ByteSize {
+    fn written(self) -> String {
+        self.to_string()
+    }
+}
+
+/// Collects what is wrong and what is worth a note while values are checked.
+pub(super) struct Check<'a> {
+    layers: &'a Layers,
+    problems: Vec<Problem>,
+    notes: Vec<ConfigNote>,
+}
+
+impl Check<'_> {
+    pub(super) fn origin(&self, key: &str) -> Origin {
+        self.layers.origin(key)
+    }
+
+    /// Refuses a key's value; once per key, since what follows from a refused value is no news.
+    pub(super) fn refuse(&mut self, key: &str, value: Option<String>, reason: impl Into<String>) {
+        if !self.refused(key) {
+            let origin = Some(self.origin(key));
+            self.problems.push(Problem { key: key.to_owned(), value, origin, reason: reason.into() });
+        }
+    }
+
+    pub(super) fn refused(&self, key: &str) -> bool {
+        self.problems.iter().any(|problem| problem.key == key)
+    }
+
+    pub(super) fn note(&mut self, key: &str, text: impl Into<String>) {
+        self.notes.push(ConfigNote { key: key.to_owned(), text: text.into() });
+    }
+
+    /// A value must be in range. One from the ledger's variables is clamped, as it was legal where it was set.
+    pub(super) fn within<T: Ranged>(&mut self, key: &str, value: &mut T, allowed: RangeInclusive<T>) {
+        if allowed.contains(value) {
+            return;
+        }
+        let origin = self.origin(key);
+        if matches!(origin, Origin::Ledger(_)) {
+            let bound = if *value < *allowed.start() { *allowed.start() } else { *allowed.end() };
+            self.note(key, format!("{} ({origin}) is clamped to {}", value.written(), bound.written()));
+            *value = bound;
+        } else {
+            self.outside(key, *value, allowed);
+        }
+    }
+
+    /// A value must be in range, whoever set it: of a port or a database there is no nearest one.
+    pub(super) fn exactly_within<T: Ranged>(&mut self, key: &str, value: T, allowed: RangeInclusive<T>) {
+        if !allowed.contains(&value) {
+            self.outside(key, value, allowed);
+        }
+    }
+
+    fn outside<T: Ranged>(&mut self, key: &str, value: T, allowed: RangeInclusive<T>) {
+        let reason = format!("allowed: {} to {}", allowed.start().written(), allowed.end().written());
+        self.refuse(key, Some(value.written()), reason);
+    }
+
+    /// A value must not be below, or above, what follows from others.
+    fn relation<T: Ranged>(
+        &mut self,
+        key: &str,
+        value: T,
+        must: Must<T>,
+        others: &[(&str, String)],
+        why: &str,
+    ) {
+        let (holds, word, limit) = match must {
+            Must::AtLeast(limit) => (value >= limit, "at least", limit),
+            Must::Above(limit) => (value > limit, "more than", limit),
+            Must::AtMost(limit) => (value <= limit, "at most", limit),
+        };
+        if holds || others.iter().any(|(other, _)| self.refused(other)) {
+            return;
+        }
+        let mut reason = format!("allowed: {word} {}, because of", limit.written());
+        for (index, (other, text)) in others.iter().enumerate() {
+            let comma = if index == 0 { "" } else { " and" };
+            // Writing into a String can't fail.
+            let _ = write!(reason, "{comma} {other} = {text} ({})", self.origin(other));
+        }
+        let _ = write!(reason, "; {why}");
+        self.refuse(key, Some(value.written()), reason);
+    }
+
+    /// Text that may be empty stands for "not set".
+    pub(super) fn secret(&mut self, key: &str, value: &SecretString) -> Option<SecretString> {
+        match value.expose_secret() {
+            "" => None,
+            MASK => {
+                self.refuse(
+                    key,
+                    None,
+                    format!("{MASK} stands for a secret where one is printed; allowed: the secret"),
+                );
+                None
+            }
+            _ => Some(value.clone()),
+        }
+    }
+
+    /// A secret that goes into an HTTP header.
+    pub(super) fn header_secret(&mut self, key: &str, value: &SecretString) -> Option<SecretString> {
+        let secret = self.secret(key, value)?;
+        if secret.expose_secret().bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Some(secret);
+        }
+        self.refuse(key, None, "allowed: visible ASCII characters, as it is sent in a header");
+        None
+    }
+}
+
+/// What a relation asks of a value.
+#[derive(Clone, Copy)]
+enum Must<T> {
+    AtLeast(T),
+    Above(T),
+    AtMost(T),
+}
+
+/// Checks the range of a field under its own name, so that key and field can't differ.
+macro_rules! within {
+    ($check:ident, $raw:ident . $($part:ident).+, $allowed:expr) => {
+        $check.within(&[$(stringify!($part)),+].join("."), &mut $raw.$($part).+, $allowed)
+    };
+}
+
+pub(super) const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+pub(super) const fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+const fn minutes(minutes: u64) -> Duration {
+    Duration::from_secs(60 * minutes)
+}
+
+/// Checks everything; see the module.
+pub(super) fn validate(
+    mut raw: Raw,
+    layers: &Layers,
+    problems: Vec<Problem>,
+    notes: Vec<ConfigNote>,
+) -> Result<Config, ConfigError> {
+    let check = &mut Check { layers, problems, notes };
+    ranges(check, &mut raw);
+    relations(check, &raw);
+    let link = redis::link(check, &raw.redis);
+    let tenants = tenants::tenants(check, &mut raw, link.as_ref());
+    let admin = admin(check, &raw.admin);
+    log(check, &raw.log);
+    let worker = worker(check, &raw.worker);
+
+    let effective = match Effective::new(&raw, layers) {
+        Ok(effective) => Some(effective),
+        Err(error) => {
+            check.refuse("", None, format!("can't be shown: {}", error));
+            None
+        }
+    };
+    let Check { problems, notes, .. } = check;
+    let (problems, notes) = (std::mem::take(problems), std::mem::take(notes));
+    match (problems.is_empty(), link, tenants, admin, effective) {
+        (true, Some(link), Some(tenants), Some(admin), Some(effective)) => Ok(Config {
+            redis: super::Redis { link },
+            tenants,
+            collector: raw.collector,
+            claim: raw.claim,
+            postgres: raw.postgres,
+            quarantine: raw.quarantine,
+            supervisor: raw.supervisor,
+            admin,
+            log: raw.log,
+            worker,
+            notes,
+            effective,
+        }),
+        _ => Err(ConfigError { problems }),
+    }
+}
+
+/// The ranges, as `config/default.toml` tells them; a test compares the two.
+fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
+    check.exactly_within("redis.db", raw.redis.db, 0..=65_535);
+    within!(check, raw.redis.response_timeout, ms(100)..=minutes(1));
+    within!(check, raw.redis.connect_timeout, ms(100)..=minutes(1));
+
+    within!(check, raw.tenants.poll_interval, ms(100)..=minutes(10));
+    within!(check, raw.tenants.max_removed_share, 0.0..=1.0);
+    within!(check, raw.tenants.confirm_polls, 1..=100);
+    within!(check, raw.tenants.service.request_timeout, ms(100)..=minutes(1));
+    within!(check, raw.tenants.service.connect_timeout, ms(100)..=minutes(1));
+    within!(check, raw.tenants.service.max_body, ByteSize(1_000)..=ByteSize(1_000_000_000));
+    within!(check, raw.tenants.service.retries, 0..=10);
+    within!(check, raw.tenants.service.breaker_threshold, 1..=1000);
+    within!(check, raw.tenants.service.breaker_timeout, ms(100)..=minutes(10));
+    within!(check, raw.tenants.service.settings_ttl, ms(100)..=minutes(60));
+    check.exactly_within("tenants.events_redis.port", raw.tenants.events_redis.port, 1..=65_535);
+    check.exactly_within("tenants.single.port", raw.tenants.single.port, 1..=65_535);
+
+    // The bounds of what the ledger's variables can set are such that no relation below fails by clamping alone.
+    within!(check, raw.collector.batch_size, 1..=10_000);
+    within!(check, raw.collector.flush_timeout, ms(1)..=secs(5));
+    within!(check, raw.collector.poll_interval, ms(1)..=secs(1));
+    within!(check, raw.collector.idle_backoff_max, ms(1)..=minutes(1));
+    within!(check, raw.collector.pipeline_depth, 1..=16);
+    within!(check, raw.collector.flush_deadline, ms(100)..=minutes(10));
+    within!(check, raw.collector.drain_deadline, ms(100)..=minutes(10));
+    within!(check, raw.collector.crash_delay_min, ms(10)..=minutes(10));
+    within!(check, raw.collector.crash_delay_max, ms(10)..=minutes(60));
+
+    within!(check, raw.claim.ttl, secs(1)..=minutes(60));
+    within!(check, raw.claim.lock_scan_limit, 1..=1_000_000);
+    within!(check, raw.claim.protect_floor, secs(3)..=minutes(12 * 60));
+    within!(check, raw.claim.protect_after, secs(0)..=minutes(10));
+    within!(check, raw.claim.legacy_interval, ms(100)..=minutes(60));
+
+    within!(check, raw.postgres.connections_per_tenant, 1..=100);
+    within!(check, raw.postgres.connections_per_server, 1..=10_000);
+    within!(check, raw.postgres.statement_timeout, ms(100)..=minutes(10));
+    within!(check, raw.postgres.connect_timeout, ms(100)..=minutes(1));
+    within!(check, raw.postgres.acquire_timeout, ms(100)..=minutes(5));
+    within!(check, raw.postgres.idle_timeout, ms(100)..=minutes(60));
+    within!(check, raw.postgres.backoff_min, ms(1)..=minutes(1));
+    within!(check, raw.postgres.backoff_max, ms(1)..=minutes(10));
+    within!(check, raw.postgres.backoff_long, ms(10)..=minutes(60));
+
+    within!(check, raw.quarantine.max_entries, 1..=1_000_000);
+    within!(check, raw.quarantine.max_value_bytes, 64..=1_048_576);
+
+    within!(check, raw.supervisor.start_concurrency, 1..=10_000);
+    within!(check, raw.supervisor.stop_deadline, ms(100)..=minutes(60));
+    within!(check, raw.supervisor.threads, 0..=256);
+
+    within!(check, raw.worker.replicas, 1..=64);
+    within!(check, raw.worker.lease, ms(200)..=minutes(10));
+}
+
+/// The relations between values.
+fn relations(check: &mut Check<'_>, raw: &Raw) {
+    use Must::{Above, AtLeast, AtMost};
+    let (collector, claim, postgres) = (&raw.collector, &raw.claim, &raw.postgres);
+    check.relation(
+        "claim.ttl",
+        claim.ttl,
+        AtLeast(collector.flush_timeout + collector.flush_deadline + collector.flush_deadline / LEASE_MARGIN),
+        &[
+            ("collector.flush_timeout", collector.flush_timeout.written()),
+            ("collector.flush_deadline", collector.flush_deadline.written()),
+        ],
+        "a claim must outlive gathering and flush by a quarter",
+    );
+    check.relation(
+        "claim.protect_floor",
+        claim.protect_floor,
+        Above(claim.ttl * PROTECTED_CLAIMS),
+        &[("claim.ttl", claim.ttl.written())],
+        "a waiting balance must live through three claims",
+    );
+    check.relation(
+        "collector.flush_deadline",
+        collector.flush_deadline,
+        AtLeast(postgres.acquire_timeout + postgres.statement_timeout),
+        &[
+            ("postgres.acquire_timeout", postgres.acquire_timeout.written()),
+            ("postgres.statement_timeout", postgres.statement_timeout.written()),
+        ],
+        "a flush waits for a connection and then for the statement",
+    );
+    check.relation(
+        "collector.idle_backoff_max",
+        collector.idle_backoff_max,
+        AtLeast(collector.poll_interval),
+        &[("collector.poll_interval", collector.poll_interval.written())],
+        "an idle tenant isn't looked at more often than one with balances",
+    );
+    check.relation(
+        "collector.crash_delay_max",
+        collector.crash_delay_max,
+        AtLeast(collector.crash_delay_min),
+        &[("collector.crash_delay_min", collector.crash_delay_min.written())],
+        "the delay grows from one to the other",
+    );
+    check.relation(
+        "supervisor.stop_deadline",
+        raw.supervisor.stop_deadline,
+        AtLeast(collector.drain_deadline),
+        &[("collector.drain_deadline", collector.drain_deadline.written())],
+        "a stop must give the final flush its time",
+    );
+    check.relation(
+        "postgres.connections_per_tenant",
+        postgres.connections_per_tenant,
+        AtMost(postgres.connections_per_server),
+        &[("postgres.connections_per_server", postgres.connections_per_server.written())],
+        "a tenant's pool is part of its server's",
+    );
+    check.relation(
+        "postgres.connect_timeout",
+        postgres.connect_timeout,
+        AtMost(postgres.acquire_timeout),
+        &[("postgres.acquire_timeout", postgres.acquire_timeout.written())],
+        "connecting is part of waiting for a connection",
+    );
+    check.relation(
+        "postgres.backoff_max",
+        postgres.backoff_max,
+        AtLeast(postgres.backoff_min),
+        &[("postgres.backoff_min", postgres.backoff_min.written())],
+        "the wait grows from one to the other",
+    );
+    check.relation(
+        "postgres.backoff_long",
+        postgres.backoff_long,
+        AtLeast(postgres.backoff_max),
+        &[("postgres.backoff_max", postgres.backoff_max.written())],
+        "what doesn't heal by itself isn't asked more often than what does",
+    );
+    check.relation(
+        "tenants.service.connect_timeout",
+        raw.tenants.service.connect_timeout,
+        AtMost(raw.tenants.service.request_timeout),
+        &[("tenants.service.request_timeout", raw.tenants.service.request_timeout.written())],
+        "connecting is part of a request",
+    );
+}
+
+fn admin(check: &mut Check<'_>, raw: &raw::Admin) -> Option<Admin> {
+    let Ok(listen) = raw.listen.trim().parse::<SocketAddr>() else {
+        check.refuse(
+            "admin.listen",
+            Some(quoted(&raw.listen)),
+            "allowed: address:port, as 127.0.0.1:8090 or [::]:8090",
+        );
+        return None;
+    };
+    if raw.enabled && !listen.ip().is_loopback() {
+        check.note(
+            "admin.listen",
+            format!("{listen} can be reached from elsewhere: health and metrics are shown to whoever asks"),
+        );
+    }
+    Some(Admin { enabled: raw.enabled, listen })
+}
+
+/// `EnvFilter` takes any single word for the name of a module, so that a misspelt level would mean "trace this module".
+fn log(check: &mut Check<'_>, log: &raw::Log) {
+    let words = log.level.split(',').map(str::trim);
+    let misspelt = |word: &str| !word.contains(['=', '[']) && word.parse::<LevelFilter>().is_err();
+    if words.clone().any(misspelt) || EnvFilter::builder().parse(&log.level).is_err() {
+        let allowed = "allowed: error, warn, info, debug, trace, off, or module=level, separated by commas";
+        check.refuse("log.level", Some(quoted(&log.level)), allowed);
+    }
+}
+
+fn worker(check: &mut Check<'_>, raw: &raw::Worker) -> Worker {
+    /// Longest name: it stands in Redis, and in the name of every connection to Postgres.
+    const LONGEST: usize = 128;
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let name = if raw.name.is_empty() {
+        let host =
+            nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+        let host: String = host.chars().map(|c| if fits(c) { c } else { '-' }).take(LONGEST - 16).collect();
+        format!("{}-{}", if host.is_empty() { "worker" } else { &host }, std::process::id())
+    } else {
+        if raw.name.len() > LONGEST || !raw.name.chars().all(fits) {
+            let allowed = format!("allowed: 1 to {LONGEST} letters, digits, \"-\", \"_\" and \".\"");
+            check.refuse("worker.name", Some(quoted(&raw.name)), allowed);
+        }
+        raw.name.clone()
+    };
+    Worker { name, partition: raw.partition, replicas: raw.replicas, lease: raw.lease }
+}

@@ -1,0 +1,151 @@
+//! From the configuration to the parts of a worker.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use balance_sync_fleet::{
+    WorkerSettings,
+    collector::CollectorOptions,
+    hints::EventSettings,
+    partition::{self, PartitionSettings},
+    plan::Limits,
+    supervisor::SupervisorOptions,
+    tenant_manager::ManagerOptions,
+};
+use balance_sync_schedule::ScheduleOptions;
+use balance_sync_tenants::{Membership, ServiceDirectory, ServiceSettings, StaticDirectory, TenantDirectory};
+
+use crate::config::{Config, TenantSource};
+
+/// Between the end of a removed tenant's last work and the moment its collector would be broken off.
+const LEAVE_MARGIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Where tenants come from.
+///
+/// # Errors
+/// When the tenant service's settings can't be used.
+pub(crate) fn directory(config: &Config) -> anyhow::Result<Arc<dyn TenantDirectory>> {
+    Ok(match &config.tenants.source {
+        TenantSource::Service(service) => Arc::new(
+            ServiceDirectory::new(ServiceSettings {
+                service: service.service.clone(),
+                allow_plain_http: service.allow_plain_http,
+                connect_timeout: service.connect_timeout,
+                request_timeout: service.request_timeout,
+                max_body_bytes: service.max_body,
+                retries: service.retries,
+                breaker_threshold: service.breaker_threshold,
+                breaker_timeout: service.breaker_timeout,
+                ..ServiceSettings::new(service.url.clone(), service.api_key.clone())
+            })
+            .context("tenants.service")?,
+        ),
+        TenantSource::Static(tenants) => Arc::new(StaticDirectory::new(tenants.clone()).context("tenants.list")?),
+        TenantSource::Single(database) => Arc::new(StaticDirectory::single(database.clone())),
+    })
+}
+
+/// How schedules are worked. The lock token is the worker's name with a part of its own per start, because a lock that a
+/// former process left is not ours.
+pub(crate) fn schedule_options(config: &Config) -> ScheduleOptions {
+    ScheduleOptions {
+        mode: config.claim.mode.into(),
+        claim_ttl: config.claim.ttl,
+        protect_floor: config.claim.protect_floor,
+        lock_scan_limit: config.claim.lock_scan_limit,
+        lock_token: format!("{}:{}", config.worker.name, uuid::Uuid::new_v4().simple()),
+        quarantine_limit: config.quarantine.max_entries,
+        quarantine_value_limit: config.quarantine.max_value_bytes,
+        ..ScheduleOptions::default()
+    }
+}
+
+/// How databases are managed.
+pub(crate) fn manager_options(config: &Config) -> ManagerOptions {
+    let settings_ttl = match &config.tenants.source {
+        TenantSource::Service(service) => service.settings_ttl,
+        TenantSource::Static(_) | TenantSource::Single(_) => ManagerOptions::default().settings_ttl,
+    };
+    ManagerOptions {
+        settings_ttl,
+        connections_per_tenant: config.postgres.connections_per_tenant,
+        statement_timeout: config.postgres.statement_timeout,
+        connect_timeout: config.postgres.connect_timeout,
+        acquire_timeout: config.postgres.acquire_timeout,
+        idle_timeout: config.postgres.idle_timeout,
+        application_name: format!("balance-sync {}", config.worker.name),
+    }
+}
+
+/// A whole worker.
+///
+/// # Errors
+/// When the tenant service's settings can't be used.
+pub(crate) fn worker_settings(config: &Config) -> anyhow::Result<WorkerSettings> {
+    Ok(WorkerSettings {
+        directory: directory(config)?,
+        redis: config.redis.link.clone(),
+        schedule: schedule_options(config),
+        collector: CollectorOptions {
+            batch_size: config.collector.batch_size,
+            flush_timeout: config.collector.flush_timeout,
+            poll_interval: config.collector.poll_interval,
+            idle_backoff_max: config.collector.idle_backoff_max,
+            pipeline_depth: config.collector.pipeline_depth,
+            flush_deadline: config.collector.flush_deadline,
+            drain_deadline: config.collector.drain_deadline,
+            leave_deadline: config.supervisor.stop_deadline.saturating_sub(config.collector.drain_deadline + LEAVE_MARGIN),
+            protect_after: config.claim.protect_after,
+            protect_floor: config.claim.protect_floor,
+            survey_interval: config.claim.legacy_interval,
+            backoff_min: config.postgres.backoff_min,
+            backoff_max: config.postgres.backoff_max,
+            backoff_long: config.postgres.backoff_long,
+        },
+        manager: manager_options(config),
+        connections_per_server: config.postgres.connections_per_server,
+        supervisor: SupervisorOptions {
+            poll_interval: config.tenants.poll_interval,
+            key_form: config.tenants.key_form,
+            limits: Limits {
+                start_concurrency: config.supervisor.start_concurrency,
+                stop_deadline: config.supervisor.stop_deadline,
+                crash_delay_min: config.collector.crash_delay_min,
+                crash_delay_max: config.collector.crash_delay_max,
+            },
+        },
+        membership: Membership::new(config.tenants.max_removed_share, config.tenants.confirm_polls),
+        threads: config.supervisor.threads,
+        events: config
+            .tenants
+            .events
+            .as_ref()
+            .map(|events| EventSettings { channel: events.channel.clone(), link: events.link.clone() }),
+        partition: config.worker.partition.then(|| PartitionSettings {
+            name: config.worker.name.clone(),
+            group: group(config),
+            replicas: config.worker.replicas,
+            lease: config.worker.lease,
+            key_form: config.tenants.key_form,
+            overdue: partition::OVERDUE,
+        }),
+    })
+}
+
+/// The workers that serve the same tenants as this one: a worker of another fleet on the same Redis must not be counted
+/// on, nor one whose configuration lists other tenants. Those that differ while a change is rolled out count each group by
+/// itself, which costs work and nothing else.
+fn group(config: &Config) -> String {
+    let (kind, tenants) = match &config.tenants.source {
+        TenantSource::Service(service) => ("service", format!("{} {}", service.url, service.service)),
+        TenantSource::Static(tenants) => {
+            let mut ids: Vec<&str> = tenants.iter().map(|tenant| tenant.id.as_str()).collect();
+            ids.sort_unstable();
+            ("static", ids.join(" "))
+        }
+        TenantSource::Single(_) => ("single", String::new()),
+    };
+    // Only to make a short name of it; equal for equal text in all workers.
+    let text = format!("{} {tenants}", config.tenants.key_form);
+    format!("{kind}-{}", uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, text.as_bytes()).simple())
+}
