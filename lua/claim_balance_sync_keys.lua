@@ -6,7 +6,7 @@
 -- ARGV[3]  protect floor in milliseconds: shorter remaining lives of claimed values are raised to it (0 = off)
 -- ARGV[4]  tenant prefix: only values whose key begins with it are read ('' = single-tenant: keys that
 --          begin with 'tenant:' are then the foreign ones)
--- ARGV[5]  quarantine hash of the tenant: supplies the kept value of a member whose value has expired
+-- ARGV[5]  quarantine hash of the tenant: supplies the kept value of a retried member whose value has expired
 -- ARGV[6]  lock prefix ('' = mode `lease`; otherwise mode `lock`: each member's lock is taken too)
 -- ARGV[7]  lock token (mode `lock`)
 -- ARGV[8]  scan limit (mode `lock`): most members looked at in this call
@@ -22,6 +22,8 @@
 -- Atomic: reading what is due, moving each score to the end of the lease, reading the values.
 -- The lease lies half-way between two microseconds. Producers write whole microseconds, so no producer can
 -- write a score that equals a lease, and a mutation during the flush is always noticed.
+-- A kept value stands in only while nothing but the retry, and claims since, has scheduled the member: once a newer
+-- mutation came, the kept value is older than what was lost, and writing it would hide the loss.
 
 local limit, scan_limit, offset = tonumber(ARGV[1]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local ttl_ms, floor_ms = tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -47,11 +49,15 @@ else
   while #members < limit do
     if seen >= scan_limit then
       -- What was passed over stays where it is: go on behind it next time, or it would hide the rest for ever.
-      if #members == 0 then resume = at end
+      -- What is claimed now is no longer due then.
+      resume = at - #members
       break
     end
     local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'WITHSCORES', 'LIMIT', at, math.min(limit, PAGE))
-    if #due == 0 then break end
+    if #due == 0 then
+      if seen > 0 or at == 0 then break end
+      at = 0 -- the head has become shorter since: begin again
+    end
     for i = 1, #due, 2 do
       local lock = lock_prefix .. due[i]
       local taken = redis.call('SET', lock, token, 'NX', 'PX', ttl_ms)
@@ -105,8 +111,15 @@ for first = 1, #members, PAGE do
         local kept = redis.call('HGET', ARGV[5], member)
         if kept then
           local ok, entry = pcall(cjson.decode, kept)
-          if ok and type(entry) == 'table' and type(entry.value) == 'string' and not entry.truncated then
-            value = entry.value
+          local retry = ok and type(entry) == 'table' and entry.retry
+          if type(retry) == 'table' and type(entry.value) == 'string' and not entry.truncated then
+            local former = tonumber(formers[i])
+            if former == tonumber(retry[1]) or former == tonumber(retry[2]) then
+              value = entry.value
+              -- Released, the member has its former score again; lapsed, it has this lease.
+              entry.retry = { formers[i], lease }
+              redis.call('HSET', ARGV[5], member, cjson.encode(entry))
+            end
           end
         end
       end

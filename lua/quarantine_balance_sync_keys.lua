@@ -16,7 +16,7 @@
 --          full         members put off because the hash is full
 --
 -- Atomic: comparing, removing from the schedule, writing the entry. `first_at` and `count` of a member that was
--- quarantined before go on.
+-- quarantined before go on. Our lock goes unless a later claim holds the member.
 
 local lock_prefix, token, most, put_off_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local time = redis.call('TIME')
@@ -25,6 +25,12 @@ local micros = tonumber(time[2]) + put_off_ms * 1000
 local later = string.format('%d.%06d5', tonumber(time[1]) + math.floor(micros / 1000000), micros % 1000000)
 local quarantined, kept, full = 0, 0, 0
 local entries = redis.call('HLEN', KEYS[2])
+
+local function unlock(member)
+  if lock_prefix == '' then return end
+  local lock = lock_prefix .. member
+  if redis.call('GET', lock) == token then redis.call('DEL', lock) end
+end
 
 for i = 5, #ARGV, 6 do
   local lease, member = ARGV[i], ARGV[i + 1]
@@ -43,11 +49,11 @@ for i = 5, #ARGV, 6 do
       if before then
         local ok, old = pcall(cjson.decode, before)
         if ok and type(old) == 'table' then
-          entry.first_at = old.first_at or now
+          if type(old.first_at) == 'string' then entry.first_at = old.first_at end
           entry.count = (tonumber(old.count) or 0) + 1
           -- A value that has expired since must not push out the copy that was kept.
-          if entry.value == nil and old.value ~= nil then
-            entry.value, entry.truncated = old.value, old.truncated
+          if entry.value == nil and type(old.value) == 'string' then
+            entry.value, entry.truncated = old.value, old.truncated == true
           end
         end
       else
@@ -57,12 +63,11 @@ for i = 5, #ARGV, 6 do
       redis.call('ZREM', KEYS[1], member)
       quarantined = quarantined + 1
     end
-    if lock_prefix ~= '' then
-      local lock = lock_prefix .. member
-      if redis.call('GET', lock) == token then redis.call('DEL', lock) end
-    end
+    unlock(member)
   else
     kept = kept + 1
+    -- A newer mutation is due for everybody; a later claim, perhaps our own, still needs its lock.
+    if not score or tonumber(score) <= tonumber(now) then unlock(member) end
   end
 end
 return { quarantined, kept, full }

@@ -11,11 +11,19 @@
 --          released  members put back to their former score: due again for every worker
 --          kept      members with a newer mutation or a later claim: left as they are
 --
--- Atomic: comparing, restoring, unlocking, protecting.
+-- Atomic: comparing, restoring, unlocking, protecting. Our lock goes unless a later claim holds the member.
 
 local lock_prefix, token, floor_ms, prefix = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local PAGE = 1000
 local released, kept = 0, 0
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+
+local function unlock(member)
+  if lock_prefix == '' then return end
+  local lock = lock_prefix .. member
+  if redis.call('GET', lock) == token then redis.call('DEL', lock) end
+end
 
 local function own(member)
   if prefix == '' then return string.sub(member, 1, 7) ~= 'tenant:' end
@@ -34,12 +42,11 @@ for first = 5, #ARGV, 3 * PAGE do
       back[#back + 1] = ARGV[i + 2]
       back[#back + 1] = page[n]
       released = released + 1
-      if lock_prefix ~= '' then
-        local lock = lock_prefix .. page[n]
-        if redis.call('GET', lock) == token then redis.call('DEL', lock) end
-      end
+      unlock(page[n])
     else
       kept = kept + 1
+      -- A newer mutation is due for everybody; a later claim, perhaps our own, still needs its lock.
+      if not scores[n] or tonumber(scores[n]) <= now then unlock(page[n]) end
     end
     -- Whoever writes this member next, its value must live until then.
     if floor_ms > 0 and own(page[n]) then

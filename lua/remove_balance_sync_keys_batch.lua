@@ -11,13 +11,21 @@
 --          removed  members whose score was still the lease
 --          kept     members with a newer mutation or a later claim: they stay scheduled
 --
--- Atomic: comparing the scores, removing, unlocking, clearing. Scores are compared as numbers, because the
--- text form of a double differs between Redis versions.
+-- Atomic: comparing the scores, removing, unlocking, clearing. Our lock goes unless a later claim holds the
+-- member. Scores are compared as numbers, because the text form of a double differs between Redis versions.
 
 local lock_prefix, token = ARGV[1], ARGV[2]
 local PAGE = 1000
 local removed, kept = 0, 0
 local quarantined = redis.call('EXISTS', KEYS[2]) == 1
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+
+local function unlock(member)
+  if lock_prefix == '' then return end
+  local lock = lock_prefix .. member
+  if redis.call('GET', lock) == token then redis.call('DEL', lock) end
+end
 
 for first = 3, #ARGV, 2 * PAGE do
   local last = math.min(first + 2 * PAGE - 1, #ARGV)
@@ -30,19 +38,15 @@ for first = 3, #ARGV, 2 * PAGE do
       ours[#ours + 1] = page[n]
     else
       kept = kept + 1
+      -- A newer mutation is due for everybody; a later claim, perhaps our own, still needs its lock.
+      if not scores[n] or tonumber(scores[n]) <= now then unlock(page[n]) end
     end
   end
   if #ours > 0 then
     removed = removed + redis.call('ZREM', KEYS[1], unpack(ours))
     if quarantined then redis.call('HDEL', KEYS[2], unpack(ours)) end
-    if lock_prefix ~= '' then
-      for n = 1, #ours do
-        local lock = lock_prefix .. ours[n]
-        if redis.call('GET', lock) == token then redis.call('DEL', lock) end
-      end
-    end
+    for n = 1, #ours do unlock(ours[n]) end
   end
 end
 
-local time = redis.call('TIME')
 return { string.format('%s.%06d', time[1], time[2]), removed, kept }

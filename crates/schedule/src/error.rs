@@ -96,12 +96,18 @@ fn classify(error: &RedisError) -> ErrorClass {
         Some("WRONGTYPE") => return ErrorClass::WrongType,
         _ => {}
     }
+    // Without a password Redis refuses long commands before it looks at them, and has no code for that.
+    if error.detail().is_some_and(|detail| detail.contains("unauthenticated")) {
+        return ErrorClass::Credentials;
+    }
     match error.kind() {
         ErrorKind::Io
         | ErrorKind::ClusterConnectionNotFound
         | ErrorKind::MasterNameNotFoundBySentinel
         | ErrorKind::NoValidReplicasFoundBySentinel => ErrorClass::Unavailable,
-        ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => ErrorClass::Credentials,
+        ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => {
+            ErrorClass::Credentials
+        }
         ErrorKind::Server(ServerErrorKind::BusyLoading) => ErrorClass::Loading,
         ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown) => ErrorClass::ReadOnly,
         ErrorKind::Server(

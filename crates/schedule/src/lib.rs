@@ -6,7 +6,8 @@
 //! them one typed wrapper, and knows neither Postgres nor actors.
 //!
 //! Reading order: [`link`] (the connection) · [`scripts`] (the embedded Lua) · [`claimed`] (what a claim holds) ·
-//! [`schedule`] (the wrappers) · [`quarantine`] (entries, by hand) · [`error`].
+//! [`schedule`] (the wrappers) · [`quarantine`] (entries, by hand) · [`workers`] (who else is there) ·
+//! [`subscription`] (messages) · [`error`].
 
 pub mod claimed;
 pub mod error;
@@ -14,6 +15,8 @@ pub mod link;
 pub mod quarantine;
 pub mod schedule;
 pub mod scripts;
+pub mod subscription;
+pub mod workers;
 
 pub use claimed::{Claim, Claimed, Refusal};
 pub use error::{ErrorClass, ScheduleError};
@@ -22,3 +25,5 @@ pub use quarantine::{QuarantineEntry, Quarantined};
 pub use schedule::{
     Backlog, ClaimMode, ProtectPage, QuarantineReport, ReleaseReport, Schedule, ScheduleOptions, SettleReport,
 };
+pub use subscription::Subscription;
+pub use workers::{Registered, Workers};

@@ -14,8 +14,8 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo,
-    RedisError, TlsCertificates, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
+    RedisConnectionInfo, RedisError, TlsCertificates, Value,
     aio::MultiplexedConnection,
     sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType},
 };
@@ -93,7 +93,7 @@ impl LinkSettings {
 }
 
 /// Where a connection comes from.
-enum Source {
+pub(crate) enum Source {
     Direct(Client),
     Sentinel(Mutex<SentinelClient>),
 }
@@ -129,12 +129,14 @@ impl Link {
     /// # Errors
     /// When URL, certificates or sentinels can't be used; the text shows no password.
     pub fn new(settings: &LinkSettings) -> Result<Self, ScheduleError> {
-        // The rustls of the redis client takes the process's provider. Another part may have installed it already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(settings.connect_timeout))
             .set_response_timeout(Some(settings.response_timeout));
-        let source = Self::source(settings).map_err(|error| ScheduleError::new("configure", &error))?;
+        // Nothing was asked of the network: whatever is wrong, waiting does not mend it.
+        let source = Self::source(settings).map_err(|error| ScheduleError {
+            class: ErrorClass::Unexpected,
+            ..ScheduleError::new("configure", &error)
+        })?;
         Ok(Self(Arc::new(Inner {
             source,
             config,
@@ -145,7 +147,9 @@ impl Link {
         })))
     }
 
-    fn source(settings: &LinkSettings) -> Result<Source, RedisError> {
+    pub(crate) fn source(settings: &LinkSettings) -> Result<Source, RedisError> {
+        // The rustls of the redis client takes the process's provider. Another part may have installed it already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let info = settings.connection_info()?;
         let tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
         if let Some((master, sentinels)) = &settings.sentinel {
@@ -155,7 +159,10 @@ impl Link {
                 node = node.set_tls_mode(redis::TlsMode::Secure);
             }
             let client = if settings.ca_pem.is_some() {
-                let nodes = sentinels.iter().map(|url| url.as_str().into_connection_info()).collect::<Result<Vec<_>, _>>()?;
+                let nodes = sentinels
+                    .iter()
+                    .map(|url| url.as_str().into_connection_info())
+                    .collect::<Result<Vec<_>, _>>()?;
                 let addresses = nodes.iter().map(|node| node.addr().clone());
                 let mut builder = redis::sentinel::SentinelClientBuilder::new(
                     addresses,
@@ -173,11 +180,17 @@ impl Link {
                 }
                 builder.build()?
             } else {
-                SentinelClient::build(sentinels.clone(), master.clone(), Some(node), SentinelServerType::Master)?
+                SentinelClient::build(
+                    sentinels.clone(),
+                    master.clone(),
+                    Some(node),
+                    SentinelServerType::Master,
+                )?
             };
             return Ok(Source::Sentinel(Mutex::new(client)));
         }
-        let client = if tls { Client::build_with_tls(info, settings.certificates())? } else { Client::open(info)? };
+        let client =
+            if tls { Client::build_with_tls(info, settings.certificates())? } else { Client::open(info)? };
         Ok(Source::Direct(client))
     }
 
@@ -222,7 +235,10 @@ impl Link {
         Ok(policy.filter(|policy| *policy != "noeviction").map(str::to_owned))
     }
 
-    async fn connection(&self, operation: &'static str) -> Result<(u64, MultiplexedConnection), ScheduleError> {
+    async fn connection(
+        &self,
+        operation: &'static str,
+    ) -> Result<(u64, MultiplexedConnection), ScheduleError> {
         if let Some(open) = &*self.0.open.read().await {
             return Ok((open.generation, open.connection.clone()));
         }
@@ -253,7 +269,9 @@ impl Link {
     async fn connect(&self, operation: &'static str) -> Result<MultiplexedConnection, ScheduleError> {
         let opening = async {
             match &self.0.source {
-                Source::Direct(client) => client.get_multiplexed_async_connection_with_config(&self.0.config).await,
+                Source::Direct(client) => {
+                    client.get_multiplexed_async_connection_with_config(&self.0.config).await
+                }
                 Source::Sentinel(client) => {
                     client.lock().await.get_async_connection_with_config(&self.0.config).await
                 }

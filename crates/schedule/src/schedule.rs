@@ -177,7 +177,10 @@ impl Schedule {
             return Err(ScheduleError::unexpected(OPERATION, "the script gave no array"));
         };
         if parts.len() < 5 || (parts.len() - 5) % 3 != 0 {
-            return Err(ScheduleError::unexpected(OPERATION, format!("the script gave {} parts", parts.len())));
+            return Err(ScheduleError::unexpected(
+                OPERATION,
+                format!("the script gave {} parts", parts.len()),
+            ));
         }
         let mut parts = parts.into_iter();
         let mut head = [Value::Nil, Value::Nil, Value::Nil, Value::Nil, Value::Nil];
@@ -186,7 +189,8 @@ impl Schedule {
         }
         let now = seconds(OPERATION, &head[0])?;
         let lease: Arc<str> = Arc::from(text(OPERATION, &head[1])?);
-        let [scheduled, resume, foreign] = [int(OPERATION, &head[2])?, int(OPERATION, &head[3])?, int(OPERATION, &head[4])?];
+        let [scheduled, resume, foreign] =
+            [int(OPERATION, &head[2])?, int(OPERATION, &head[3])?, int(OPERATION, &head[4])?];
         self.resume.store(resume, Ordering::Relaxed);
         let mut entries = Vec::with_capacity(parts.len() / 3);
         while let (Some(member), Some(former), Some(value)) = (parts.next(), parts.next(), parts.next()) {
@@ -256,7 +260,10 @@ impl Schedule {
     ///
     /// # Errors
     /// As Redis answers. The members then stay scheduled and are tried again.
-    pub async fn quarantine(&self, refused: &[(&Claimed, Refusal)]) -> Result<QuarantineReport, ScheduleError> {
+    pub async fn quarantine(
+        &self,
+        refused: &[(&Claimed, Refusal)],
+    ) -> Result<QuarantineReport, ScheduleError> {
         let mut report = QuarantineReport::default();
         // Values travel along: keep one call small enough that it doesn't hold Redis up.
         for page in refused.chunks(200) {
@@ -376,6 +383,51 @@ impl Schedule {
         Ok(Backlog { due, leased: all.saturating_sub(due), oldest_due_age: (now - oldest).max(0.0) })
     }
 
+    /// Of these members, those that are not scheduled.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn not_scheduled(&self, members: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, ScheduleError> {
+        const OPERATION: &str = "look up scores";
+        if members.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut cmd = redis::cmd("ZMSCORE");
+        cmd.arg(self.space.schedule());
+        for member in members {
+            cmd.arg(member);
+        }
+        let value = self.link.ask(OPERATION, &cmd).await?;
+        let scores = array(OPERATION, &value, members.len())?;
+        Ok(members
+            .iter()
+            .zip(scores)
+            .filter(|(_, score)| **score == Value::Nil)
+            .map(|(member, _)| member.clone())
+            .collect())
+    }
+
+    /// Schedules members as due now, those that are not scheduled; gives how many.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn schedule_again(&self, members: &[&[u8]]) -> Result<u64, ScheduleError> {
+        const OPERATION: &str = "schedule again";
+        let mut done = 0;
+        for page in members.chunks(500) {
+            let now = seconds_of_time(OPERATION, &self.link.ask(OPERATION, &redis::cmd("TIME")).await?)?;
+            let mut cmd = redis::cmd("ZADD");
+            // NX: what was scheduled meanwhile is newer, and a lease is not ours to break. Whole microseconds, so that no
+            // score can equal a lease.
+            cmd.arg(self.space.schedule()).arg("NX");
+            for member in page {
+                cmd.arg(format!("{now:.6}")).arg(member);
+            }
+            done += int(OPERATION, &self.link.ask(OPERATION, &cmd).await?)?;
+        }
+        Ok(done)
+    }
+
     /// Number of members in any schedule key; used to notice schedules that nobody works.
     ///
     /// # Errors
@@ -411,6 +463,14 @@ impl Schedule {
 /// # Errors
 /// As Redis answers.
 pub async fn probe(link: &Link, keys: &[Arc<str>]) -> Result<Vec<usize>, ScheduleError> {
+    probe_overdue(link, keys, Duration::ZERO).await
+}
+
+/// As [`probe`], but only those with a member that has been due for longer than `by`: nobody seems to work them.
+///
+/// # Errors
+/// As Redis answers.
+pub async fn probe_overdue(link: &Link, keys: &[Arc<str>], by: Duration) -> Result<Vec<usize>, ScheduleError> {
     const OPERATION: &str = "probe";
     if keys.is_empty() {
         return Ok(Vec::new());
@@ -419,6 +479,7 @@ pub async fn probe(link: &Link, keys: &[Arc<str>]) -> Result<Vec<usize>, Schedul
     for key in keys {
         cmd.arg(&**key);
     }
+    cmd.arg(by.as_secs_f64());
     let Value::Array(parts) = scripts::PROBE.run(link, &cmd).await? else {
         return Err(ScheduleError::unexpected(OPERATION, "the script gave no array"));
     };
@@ -444,7 +505,8 @@ pub(crate) fn bulk<'a>(operation: &'static str, value: &'a Value) -> Result<&'a 
 }
 
 fn text<'a>(operation: &'static str, value: &'a Value) -> Result<&'a str, ScheduleError> {
-    std::str::from_utf8(bulk(operation, value)?).map_err(|_| ScheduleError::unexpected(operation, "text was expected"))
+    std::str::from_utf8(bulk(operation, value)?)
+        .map_err(|_| ScheduleError::unexpected(operation, "text was expected"))
 }
 
 fn seconds(operation: &'static str, value: &Value) -> Result<f64, ScheduleError> {
@@ -458,9 +520,8 @@ fn seconds_of_time(operation: &'static str, value: &Value) -> Result<f64, Schedu
 
 fn int(operation: &'static str, value: &Value) -> Result<u64, ScheduleError> {
     match value {
-        Value::Int(n) => {
-            u64::try_from(*n).map_err(|_| ScheduleError::unexpected(operation, "a count was expected, not a negative"))
-        }
+        Value::Int(n) => u64::try_from(*n)
+            .map_err(|_| ScheduleError::unexpected(operation, "a count was expected, not a negative")),
         _ => Err(ScheduleError::unexpected(operation, "a count was expected")),
     }
 }

@@ -1,0 +1,97 @@
+//! A subscription to one channel of Redis Pub/Sub.
+//!
+//! It needs a connection of its own, which carries nothing else. It doesn't reconnect: whoever listens has missed
+//! messages when it breaks, and has to know.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use redis::{
+    Value,
+    aio::{PubSub, PubSubSink, PubSubStream},
+};
+use tokio::time::{Interval, MissedTickBehavior, interval_at};
+
+use crate::{
+    error::{ErrorClass, ScheduleError},
+    link::{Link, LinkSettings, Source},
+};
+
+/// How often a silent connection is asked for a sign of life: one that was cut off without a word would otherwise be
+/// listened to for ever.
+const PING_EVERY: Duration = Duration::from_secs(10);
+
+const OPERATION: &str = "subscribe";
+
+/// A live subscription.
+pub struct Subscription {
+    sink: PubSubSink,
+    messages: PubSubStream,
+    pings: Interval,
+    answer_within: Duration,
+}
+
+impl std::fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Subscription")
+    }
+}
+
+impl Subscription {
+    /// Connects and subscribes; messages published from then on are heard.
+    ///
+    /// # Errors
+    /// When the settings can't be used, or as Redis answers.
+    pub async fn open(settings: &LinkSettings, channel: &str) -> Result<Self, ScheduleError> {
+        let opening = async {
+            // With Sentinel the master is asked for anew each time, so that a failover is followed.
+            let client = match Link::source(settings)? {
+                Source::Direct(client) => client,
+                Source::Sentinel(sentinels) => sentinels.into_inner().async_get_client().await?,
+            };
+            let mut connection: PubSub = client.get_async_pubsub().await?;
+            connection.subscribe(channel).await?;
+            Ok(connection.split())
+        };
+        // As long as any other connection may take with its handshake.
+        let bound = settings.connect_timeout * 2;
+        let (sink, messages) = match tokio::time::timeout(bound, opening).await {
+            Ok(Ok(halves)) => halves,
+            Ok(Err(error)) => return Err(ScheduleError::new(OPERATION, &error)),
+            Err(_) => return Err(unavailable(format!("no connection within {bound:?}"))),
+        };
+        let mut pings = interval_at(tokio::time::Instant::now() + PING_EVERY, PING_EVERY);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self { sink, messages, pings, answer_within: settings.response_timeout })
+    }
+
+    /// Waits for the next message and gives its payload. Nothing is lost when the wait is given up.
+    ///
+    /// # Errors
+    /// When the connection is gone; the subscription is then of no more use.
+    pub async fn next(&mut self) -> Result<Vec<u8>, ScheduleError> {
+        loop {
+            tokio::select! {
+                biased;
+                message = self.messages.next() => {
+                    return message
+                        .map(|message| message.get_payload_bytes().to_vec())
+                        .ok_or_else(|| unavailable("the connection was closed".to_owned()));
+                }
+                _ = self.pings.tick() => self.ping().await?,
+            }
+        }
+    }
+
+    async fn ping(&mut self) -> Result<(), ScheduleError> {
+        match tokio::time::timeout(self.answer_within, self.sink.ping::<Value>()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(ScheduleError::new(OPERATION, &error)),
+            Err(_) => Err(unavailable(format!("no answer within {:?}", self.answer_within))),
+        }
+    }
+}
+
+fn unavailable(message: String) -> ScheduleError {
+    ScheduleError { operation: OPERATION, class: ErrorClass::Unavailable, message }
+}

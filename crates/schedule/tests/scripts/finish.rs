@@ -1,0 +1,177 @@
+//! Settling and releasing: only under the lease.
+
+use std::time::Duration;
+
+use crate::{Tenant, all, names, number, refusal, tell};
+
+#[tokio::test]
+async fn written_members_leave_the_schedule_and_newer_mutations_stay() {
+    let tenant = Tenant::new("settle").await;
+    for name in ["a", "b", "c"] {
+        tenant.mutate(name, "{}").await;
+    }
+    let schedule = tenant.lease_mode();
+    let claim = schedule.claim(10).await.unwrap();
+    let (newer, score) = tenant.mutate("b", "{}").await;
+    let report = schedule.settle(&all(&claim.entries)).await.unwrap();
+    assert_eq!((report.removed, report.kept), (2, 1));
+    assert!(report.now >= claim.now);
+    assert_eq!(tenant.score(&tenant.member("a")).await, None);
+    assert_eq!(tenant.score(&tenant.member("c")).await, None);
+    assert_eq!(number(&tenant.score(&newer).await.unwrap()), number(&score));
+    assert_eq!(names(&schedule.claim(10).await.unwrap().entries), [newer]);
+    // Twice, or nothing at all, does no harm.
+    let again = schedule.settle(&all(&claim.entries)).await.unwrap();
+    assert_eq!(again.removed, 0);
+    assert_eq!(schedule.settle(&[]).await.unwrap().removed, 0);
+}
+
+#[tokio::test]
+async fn a_mutation_in_the_microsecond_of_the_former_score_stays() {
+    let tenant = Tenant::new("settle-same").await;
+    let (member, score) = tenant.mutate("a", "old").await;
+    let schedule = tenant.lease_mode();
+    let claim = schedule.claim(1).await.unwrap();
+    tenant.schedule(&member, &score).await;
+    assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 0);
+    assert_eq!(schedule.release(&all(&claim.entries)).await.unwrap().released, 0);
+    assert_eq!(number(&tenant.score(&member).await.unwrap()), number(&score));
+}
+
+#[tokio::test]
+async fn a_mutation_in_the_microsecond_in_which_the_lease_ends_stays() {
+    let tenant = Tenant::new("settle-end").await;
+    let (member, _) = tenant.mutate("a", "old").await;
+    let schedule = tenant.lease_mode();
+    let claim = schedule.claim(1).await.unwrap();
+    let lease = &claim.entries[0].lease;
+    let before = &lease[..lease.len() - 1];
+    for score in [before.to_owned(), format!("{:.6}", number(before) + 0.000_001)] {
+        tenant.schedule(&member, &score).await;
+        assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 0, "{score} is no lease");
+        assert_eq!(schedule.release(&all(&claim.entries)).await.unwrap().released, 0, "{score} is no lease");
+    }
+}
+
+#[tokio::test]
+async fn a_later_claim_is_not_settled_by_the_earlier() {
+    let tenant = Tenant::new("settle-later").await;
+    let (member, _) = tenant.mutate("a", "old").await;
+    let schedule = tenant.lease_mode();
+    let first = schedule.claim(1).await.unwrap();
+    tenant.mutate("a", "new").await;
+    let second = schedule.claim(1).await.unwrap();
+    assert_eq!(second.entries[0].value.as_deref(), Some(&b"new"[..]));
+    assert_eq!(schedule.settle(&all(&first.entries)).await.unwrap().removed, 0);
+    assert_eq!(number(&tenant.score(&member).await.unwrap()), number(&second.entries[0].lease));
+    assert_eq!(schedule.settle(&all(&second.entries)).await.unwrap().removed, 1);
+    assert_eq!(tenant.score(&member).await, None);
+}
+
+#[tokio::test]
+async fn a_good_write_clears_the_quarantine_entry_of_what_it_removes_alone() {
+    let tenant = Tenant::new("settle-clear").await;
+    let mended = tenant.quarantined("mended", "bad").await;
+    let overtaken = tenant.quarantined("overtaken", "bad").await;
+    let other = tenant.quarantined("other", "bad").await;
+    tenant.mutate("mended", "good").await;
+    tenant.mutate("overtaken", "good").await;
+    let schedule = tenant.lease_mode();
+    let claim = schedule.claim(10).await.unwrap();
+    tenant.mutate("overtaken", "better").await;
+    let report = schedule.settle(&all(&claim.entries)).await.unwrap();
+    assert_eq!((report.removed, report.kept), (1, 1));
+    assert!(schedule.quarantine_get(mended.as_bytes()).await.unwrap().is_none());
+    assert!(schedule.quarantine_get(overtaken.as_bytes()).await.unwrap().is_some());
+    assert!(schedule.quarantine_get(other.as_bytes()).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn released_members_have_their_very_former_score_and_are_due_at_once() {
+    let tenant = Tenant::new("release").await;
+    let scores = [
+        "-inf",
+        "-5.5",
+        "0",
+        "1e-07",
+        "17",
+        "1700000000",
+        "1700000000.466168",
+        "1700000000.4727299",
+        "1700000001.0000005",
+        "1700000001.9999995",
+    ];
+    let mut before = Vec::new();
+    for (n, score) in scores.into_iter().enumerate() {
+        let member = tenant.member(&format!("m{n}"));
+        tenant.schedule(&member, score).await;
+        before.push((member.clone(), tenant.score(&member).await));
+    }
+    let schedule = tenant.lease_mode();
+    let claim = schedule.claim(100).await.unwrap();
+    assert_eq!(claim.entries.len(), scores.len());
+    let report = schedule.release(&all(&claim.entries)).await.unwrap();
+    assert_eq!((report.released, report.kept), (scores.len() as u64, 0));
+    for ((member, score), claimed) in before.iter().zip(&claim.entries) {
+        assert_eq!(&tenant.score(member).await, score);
+        assert_eq!(Some(&claimed.former), score.as_ref(), "the former score is what Redis printed");
+    }
+    let other = Tenant::new("release").await.lease_mode();
+    assert_eq!(names(&other.claim(100).await.unwrap().entries), names(&claim.entries));
+    assert_eq!(schedule.release(&[]).await.unwrap().released, 0);
+}
+
+#[tokio::test]
+async fn releasing_leaves_newer_mutations_later_claims_and_removed_members_alone() {
+    let tenant = Tenant::new("release-newer").await;
+    for name in ["newer", "claimed", "removed"] {
+        tenant.mutate(name, "old").await;
+    }
+    let schedule = tenant.lease_mode();
+    let first = schedule.claim(10).await.unwrap();
+    tenant.mutate("claimed", "new").await;
+    let second = schedule.claim(10).await.unwrap();
+    let (newer, score) = tenant.mutate("newer", "new").await;
+    tell!(tenant, "ZREM", tenant.space.schedule(), tenant.member("removed"));
+
+    let report = schedule.release(&all(&first.entries)).await.unwrap();
+    assert_eq!((report.released, report.kept), (0, 3));
+    assert_eq!(number(&tenant.score(&newer).await.unwrap()), number(&score));
+    let lease = number(&second.entries[0].lease);
+    assert_eq!(number(&tenant.score(&tenant.member("claimed")).await.unwrap()), lease);
+    assert_eq!(tenant.score(&tenant.member("removed")).await, None, "releasing schedules nothing anew");
+}
+
+#[tokio::test]
+async fn releasing_keeps_values_alive_for_whoever_is_next() {
+    let tenant = Tenant::new("release-protect").await;
+    for name in ["ours", "newer", "endless"] {
+        tenant.mutate(name, "{}").await;
+    }
+    let schedule = tenant.with(|options| options.protect_floor = Duration::from_secs(900));
+    let claim = schedule.claim(10).await.unwrap();
+    tenant.mutate("newer", "{}").await;
+    for name in ["ours", "newer"] {
+        tell!(tenant, "PEXPIRE", tenant.member(name), 20_000);
+    }
+    tell!(tenant, "PERSIST", tenant.member("endless"));
+    schedule.release(&all(&claim.entries)).await.unwrap();
+    for name in ["ours", "newer"] {
+        let life = tenant.life(&tenant.member(name)).await;
+        assert!((20_001..=900_000).contains(&life), "{name}: {life}");
+    }
+    assert_eq!(tenant.life(&tenant.member("endless")).await, -1);
+}
+
+#[tokio::test]
+async fn quarantining_is_no_way_around_the_lease_either() {
+    let tenant = Tenant::new("finish-quarantine").await;
+    let (member, _) = tenant.mutate("a", "old").await;
+    let schedule = tenant.lease_mode();
+    let first = schedule.claim(1).await.unwrap();
+    let (_, score) = tenant.mutate("a", "new").await;
+    let report = schedule.quarantine(&[(&first.entries[0], refusal("bad"))]).await.unwrap();
+    assert_eq!((report.quarantined, report.kept, report.full), (0, 1, 0));
+    assert_eq!(number(&tenant.score(&member).await.unwrap()), number(&score));
+    assert_eq!(schedule.quarantine_len().await.unwrap(), 0);
+}

@@ -1,0 +1,294 @@
+//! The connection under faults: each ends in a clear class, and in recovery.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use balance_sync_sandbox::{RedisOptions, RedisServer, eventually, free_port};
+use balance_sync_schedule::{ErrorClass, Link, LinkSettings, Schedule, ScheduleOptions};
+use secrecy::SecretString;
+
+use crate::{SOON, Tenant, all, common::space_of, tell};
+
+const PASSWORD: &str = "s3cret:/p@ss#%word";
+
+fn schedule_on(settings: &LinkSettings) -> Schedule {
+    Schedule::new(Link::new(settings).unwrap(), space_of("t"), Arc::new(ScheduleOptions::default()))
+}
+
+/// Waits until the schedule works again.
+async fn recovers(schedule: &Schedule) {
+    eventually(SOON, "recovery", || async { schedule.claim(1).await.map(drop) }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_forgot_the_scripts_is_taught_them_again() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    let schedule = tenant.lease_mode();
+    for _ in 0..2 {
+        let (member, _) = tenant.mutate("a", "{}").await;
+        let claim = schedule.claim(1).await.unwrap();
+        tell!(tenant, "SCRIPT", "FLUSH");
+        assert_eq!(schedule.release(&all(&claim.entries)).await.unwrap().released, 1);
+        let claim = schedule.claim(1).await.unwrap();
+        tell!(tenant, "SCRIPT", "FLUSH");
+        assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 1);
+        assert_eq!(tenant.score(&member).await, None);
+    }
+    tell!(tenant, "SCRIPT", "FLUSH");
+    let (page, since) = tokio::join!(schedule.protect_page(None), schedule.protect_since(Some(0.0)));
+    assert_eq!((page.unwrap().seen, since.unwrap().1), (0, 0));
+}
+
+#[tokio::test]
+async fn a_killed_server_is_found_again() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let schedule = schedule_on(&LinkSettings::for_url(&server.url()));
+    schedule.claim(1).await.unwrap();
+    server.kill().unwrap();
+    for _ in 0..3 {
+        let error = schedule.claim(1).await.unwrap_err();
+        assert_eq!((error.class, error.is_transient()), (ErrorClass::Unavailable, true), "{error}");
+    }
+    server.start_again().await.unwrap();
+    recovers(&schedule).await;
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    tenant.mutate("a", "{}").await;
+    assert_eq!(schedule.claim(1).await.unwrap().entries.len(), 1);
+}
+
+#[tokio::test]
+async fn many_callers_of_a_dead_server_fail_fast_and_all_recover() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let schedule = schedule_on(&LinkSettings::for_url(&server.url()));
+    schedule.claim(1).await.unwrap();
+    let before = clients(&server).await;
+    server.kill().unwrap();
+    let callers = |wanted: bool| {
+        let calls = (0..200).map(|_| {
+            tokio::spawn({
+                let schedule = schedule.clone();
+                async move { schedule.claim(1).await.is_ok() }
+            })
+        });
+        let calls: Vec<_> = calls.collect();
+        async move {
+            for call in calls {
+                assert_eq!(call.await.unwrap(), wanted);
+            }
+        }
+    };
+    let begun = Instant::now();
+    callers(false).await;
+    assert!(begun.elapsed() < Duration::from_secs(3), "200 callers took {:?}", begun.elapsed());
+    server.start_again().await.unwrap();
+    recovers(&schedule).await;
+    callers(true).await;
+    assert_eq!(clients(&server).await, before, "still one connection for all of them");
+}
+
+/// Connections of others than this question's own.
+async fn clients(server: &RedisServer) -> usize {
+    let mut connection = server.connect().await.unwrap();
+    let list: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut connection).await.unwrap();
+    list.lines()
+        .filter(|line| !line.contains("cmd=client"))
+        .filter(|line| line.contains("cmd=evalsha"))
+        .count()
+}
+
+#[tokio::test]
+async fn a_frozen_server_is_unavailable_and_recovers() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let mut settings = LinkSettings::for_url(&server.url());
+    settings.response_timeout = Duration::from_millis(200);
+    settings.connect_timeout = Duration::from_millis(300);
+    let schedule = schedule_on(&settings);
+    schedule.claim(1).await.unwrap();
+    server.pause().unwrap();
+    // First without an answer, then without a connection.
+    for _ in 0..3 {
+        let begun = Instant::now();
+        let error = schedule.claim(1).await.unwrap_err();
+        assert_eq!((error.class, error.is_transient()), (ErrorClass::Unavailable, true), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(3), "it took {:?}", begun.elapsed());
+    }
+    server.resume().unwrap();
+    recovers(&schedule).await;
+}
+
+#[tokio::test]
+async fn nobody_at_the_port_is_unavailable() {
+    let url = format!("redis://127.0.0.1:{}/0", free_port().unwrap());
+    let error = schedule_on(&LinkSettings::for_url(&url)).claim(1).await.unwrap_err();
+    assert_eq!(error.class, ErrorClass::Unavailable, "{error}");
+    assert_eq!(error.operation, "claim");
+}
+
+#[tokio::test]
+async fn passwords_open_the_door_and_are_never_shown() {
+    let password = SecretString::from(PASSWORD.to_owned());
+    let options = RedisOptions { password: Some(password.clone()), ..RedisOptions::default() };
+    let server = RedisServer::start(options).await.unwrap();
+    let bare = format!("redis://127.0.0.1:{}/0", server.port());
+
+    schedule_on(&LinkSettings::for_url(&server.url())).claim(1).await.unwrap();
+    let mut right = LinkSettings::for_url(&bare);
+    right.password = Some(password);
+    right.db = Some(3);
+    schedule_on(&right).claim(1).await.unwrap();
+
+    let mut wrong = right.clone();
+    wrong.password = Some(SecretString::from("wr0ng-one".to_owned()));
+    for settings in [wrong, LinkSettings::for_url(&bare)] {
+        let schedule = schedule_on(&settings);
+        for _ in 0..2 {
+            let error = schedule.claim(1).await.unwrap_err();
+            assert_eq!((error.class, error.is_transient()), (ErrorClass::Credentials, false), "{error}");
+            hides_secrets(&format!("{error} {error:?} {settings:?} {schedule:?}"));
+        }
+    }
+    // The setting goes before the one in the URL.
+    let mut both = LinkSettings::for_url(&format!("redis://:wr0ng-one@127.0.0.1:{}/0", server.port()));
+    assert_eq!(schedule_on(&both).claim(1).await.unwrap_err().class, ErrorClass::Credentials);
+    both.password = right.password.clone();
+    schedule_on(&both).claim(1).await.unwrap();
+
+    server.kill().unwrap();
+    let error = schedule_on(&right).claim(1).await.unwrap_err();
+    hides_secrets(&format!("{error} {error:?} {right:?}"));
+}
+
+#[tokio::test]
+async fn a_password_changed_while_connected_is_named_and_mended() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    tenant.lease_mode().claim(1).await.unwrap();
+    tell!(tenant, "CONFIG", "SET", "requirepass", PASSWORD);
+    tell!(tenant, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes");
+    let refused = || async {
+        let error = tenant.lease_mode().claim(1).await.expect_err("a link without password");
+        (error.class == ErrorClass::Credentials).then_some(())
+    };
+    eventually(SOON, "the refusal", refused).await.unwrap();
+    tell!(tenant, "CONFIG", "SET", "requirepass", "");
+    recovers(&tenant.lease_mode()).await;
+}
+
+fn hides_secrets(text: &str) {
+    for secret in [PASSWORD, "s3cret", "wr0ng-one"] {
+        assert!(!text.contains(secret), "{secret} is shown in: {text}");
+    }
+}
+
+#[test]
+fn urls_that_cannot_be_used_are_refused_without_showing_them() {
+    let urls = [
+        "redis://:s3cret@127.0.0.1:port/0",
+        "redis://:s3cret@127.0.0.1:99999/0",
+        "redis://:s3cret@127.0.0.1/no-db",
+        "http://:s3cret@127.0.0.1",
+        "s3cret",
+        "",
+        "redis://:s3cret@",
+    ];
+    for url in urls {
+        let settings = LinkSettings::for_url(url);
+        if let Err(error) = Link::new(&settings) {
+            assert!(!error.is_transient(), "{url}: {error}");
+            hides_secrets(&format!("{error} {error:?} {settings:?}"));
+        } else {
+            panic!("{url:?} was taken");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_memory_is_named_and_settling_still_works() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    let schedule = tenant.lease_mode();
+    tenant.mutate("a", "{}").await;
+    tenant.mutate("b", "{}").await;
+    let claim = schedule.claim(1).await.unwrap();
+    tell!(tenant, "SET", "filler", "x".repeat(4_000_000));
+    tell!(tenant, "CONFIG", "SET", "maxmemory", "1mb");
+    let error = schedule.claim(1).await.unwrap_err();
+    assert_eq!((error.class, error.is_transient()), (ErrorClass::OutOfMemory, true), "{error}");
+    assert_eq!(
+        schedule.settle(&all(&claim.entries)).await.unwrap().removed,
+        1,
+        "what only removes needs no memory"
+    );
+    tell!(tenant, "CONFIG", "SET", "maxmemory", 0);
+    assert_eq!(schedule.claim(1).await.unwrap().entries.len(), 1);
+}
+
+#[tokio::test]
+async fn a_replica_is_read_only_until_it_is_promoted() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    let schedule = tenant.lease_mode();
+    tenant.mutate("a", "{}").await;
+    schedule.claim(1).await.unwrap();
+    tenant.mutate("a", "{}").await;
+    let nobody = free_port().unwrap();
+    tell!(tenant, "REPLICAOF", "127.0.0.1", nobody);
+    let error = schedule.claim(1).await.unwrap_err();
+    assert_eq!((error.class, error.is_transient()), (ErrorClass::ReadOnly, true), "{error}");
+    // A replica that won't even serve reads while it has no master.
+    tell!(tenant, "CONFIG", "SET", "replica-serve-stale-data", "no");
+    let error = schedule.claim(1).await.unwrap_err();
+    assert_eq!((error.class, error.is_transient()), (ErrorClass::ReadOnly, true), "{error}");
+    tell!(tenant, "REPLICAOF", "NO", "ONE");
+    assert_eq!(schedule.claim(1).await.unwrap().entries.len(), 1);
+}
+
+#[tokio::test]
+async fn a_server_held_up_by_a_script_is_not_ready() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    let schedule = tenant.lease_mode();
+    schedule.claim(1).await.unwrap();
+    tell!(tenant, "CONFIG", "SET", "lua-time-limit", 20);
+    let mut holder = server.connect().await.unwrap();
+    let holding = tokio::spawn(async move {
+        redis::cmd("EVAL").arg("while true do end").arg(0).query_async::<()>(&mut holder).await
+    });
+    let busy = || async {
+        // A call made before the limit has passed is held up until the script ends; so ask while it lasts.
+        match tokio::time::timeout(Duration::from_secs(1), schedule.claim(1)).await {
+            Ok(Err(error)) => (error.class == ErrorClass::Loading).then_some(error),
+            _ => None,
+        }
+    };
+    let error = eventually(SOON, "the refusal", busy).await.unwrap();
+    assert!(error.is_transient());
+    tell!(tenant, "SCRIPT", "KILL");
+    assert!(holding.await.unwrap().is_err());
+    recovers(&schedule).await;
+}
+
+#[tokio::test]
+async fn rights_that_are_missing_are_credentials() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    tell!(tenant, "ACL", "SETUSER", "weak", "on", ">s3cret", "~other:*", "+@all");
+    let url = format!("redis://weak:s3cret@127.0.0.1:{}/0", server.port());
+    let error = schedule_on(&LinkSettings::for_url(&url)).claim(1).await.unwrap_err();
+    assert_eq!(error.class, ErrorClass::Credentials, "{error}");
+    hides_secrets(&format!("{error} {error:?}"));
+}
+
+#[tokio::test]
+async fn a_policy_that_may_evict_is_told() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    assert_eq!(tenant.link.eviction_policy().await.unwrap(), None);
+    for policy in ["allkeys-lru", "volatile-ttl"] {
+        tell!(tenant, "CONFIG", "SET", "maxmemory-policy", policy);
+        assert_eq!(tenant.link.eviction_policy().await.unwrap().as_deref(), Some(policy));
+    }
+}

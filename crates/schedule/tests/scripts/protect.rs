@@ -1,0 +1,150 @@
+//! Values of balances that wait must not expire before they are written.
+
+use std::time::Duration;
+
+use balance_sync_schedule::{ProtectPage, Schedule};
+
+use crate::{Tenant, tell};
+
+/// All pages of one sweep.
+async fn sweep(schedule: &Schedule) -> Vec<ProtectPage> {
+    let mut pages = Vec::new();
+    let mut next: Option<Vec<u8>> = None;
+    loop {
+        let page = schedule.protect_page(next.as_deref()).await.unwrap();
+        next = page.next.clone();
+        pages.push(page);
+        if next.is_none() {
+            return pages;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_sweep_over_many_members_misses_none() {
+    let tenant = Tenant::new("protect-many").await;
+    let members = tenant.schedule_many(5_200).await;
+    // By turns: short, long, without end, no value.
+    let mut pipe = redis::pipe();
+    for (n, member) in members.iter().enumerate() {
+        match n % 4 {
+            0 => pipe.cmd("SET").arg(member).arg("{}").arg("PX").arg(120_000).ignore(),
+            1 => pipe.cmd("SET").arg(member).arg("{}").arg("PX").arg(5_000_000).ignore(),
+            2 => pipe.cmd("SET").arg(member).arg("{}").ignore(),
+            _ => &mut pipe,
+        };
+    }
+    pipe.query_async::<()>(&mut tenant.redis.clone()).await.unwrap();
+
+    let schedule = tenant.with(|options| options.protect_floor = Duration::from_secs(900));
+    let pages = sweep(&schedule).await;
+    assert!(pages.len() > 1, "so many members take more than one page");
+    assert!(pages.iter().map(|page| page.seen).sum::<u64>() >= 5_200);
+    assert!(pages.iter().map(|page| page.absent).sum::<u64>() >= 1_300);
+    assert_eq!(pages.iter().map(|page| page.raised).sum::<u64>(), 1_300);
+    let shortest = pages.iter().filter_map(|page| page.shortest).min().unwrap();
+    assert!((899_000..=900_000).contains(&shortest.as_millis()), "{shortest:?}");
+
+    let mut pipe = redis::pipe();
+    for member in &members {
+        pipe.cmd("PTTL").arg(member);
+    }
+    let lives: Vec<i64> = pipe.query_async(&mut tenant.redis.clone()).await.unwrap();
+    for (n, life) in lives.into_iter().enumerate() {
+        let right = match n % 4 {
+            0 => (600_000..=900_000).contains(&life),
+            1 => (4_000_000..=5_000_000).contains(&life),
+            2 => life == -1,
+            _ => life == -2,
+        };
+        assert!(right, "member {n} has {life} ms left");
+    }
+}
+
+#[tokio::test]
+async fn a_floor_of_zero_only_looks() {
+    let tenant = Tenant::new("protect-look").await;
+    let (member, _) = tenant.mutate("a", "{}").await;
+    tell!(tenant, "PEXPIRE", &member, 100_000);
+    let schedule = tenant.with(|options| options.protect_floor = Duration::ZERO);
+    let pages = sweep(&schedule).await;
+    assert_eq!((pages.len(), pages[0].seen, pages[0].raised, pages[0].absent), (1, 1, 0, 0));
+    assert!((50_000..=100_000).contains(&pages[0].shortest.unwrap().as_millis()));
+}
+
+#[tokio::test]
+async fn nothing_scheduled_and_nothing_mortal_has_no_shortest_life() {
+    let tenant = Tenant::new("protect-empty").await;
+    let schedule = tenant.lease_mode();
+    assert_eq!(sweep(&schedule).await, [ProtectPage::default()]);
+    let (member, _) = tenant.mutate("a", "{}").await;
+    tell!(tenant, "PERSIST", &member);
+    assert_eq!(sweep(&schedule).await, [ProtectPage { seen: 1, ..ProtectPage::default() }]);
+}
+
+#[tokio::test]
+async fn leased_members_are_protected_and_foreign_ones_are_not() {
+    let tenant = Tenant::new("protect-own").await;
+    let (leased, _) = tenant.mutate("leased", "{}").await;
+    let schedule = tenant.lease_mode();
+    assert_eq!(schedule.claim(1).await.unwrap().entries.len(), 1);
+    let foreign = "tenant:protect-other:balance:x";
+    tell!(tenant, "SET", foreign, "{}");
+    tenant.schedule(foreign, "1700000000").await;
+    for key in [leased.as_str(), foreign] {
+        tell!(tenant, "PEXPIRE", key, 50_000);
+    }
+    let pages = sweep(&schedule).await;
+    assert_eq!((pages[0].seen, pages[0].raised, pages[0].absent), (2, 1, 1));
+    assert!(tenant.life(&leased).await > 50_000);
+    assert!(tenant.life(foreign).await <= 50_000);
+
+    tell!(tenant, "PEXPIRE", &leased, 50_000);
+    assert_eq!(schedule.protect_since(Some(1.0)).await.unwrap().1, 1);
+    assert!(tenant.life(foreign).await <= 50_000);
+}
+
+#[tokio::test]
+async fn between_sweeps_what_came_since_is_protected() {
+    let tenant = Tenant::new("protect-since").await;
+    let short = || async {
+        for name in ["before", "after", "at"] {
+            tell!(tenant, "PEXPIRE", tenant.member(name), 50_000);
+        }
+    };
+    tenant.mutate("before", "{}").await;
+    let schedule = tenant.lease_mode();
+    let (begun, raised) = schedule.protect_since(None).await.unwrap();
+    assert_eq!(raised, 0);
+    tenant.mutate("after", "{}").await;
+    // In the very microsecond of the last look: the look may have come before it.
+    let at = tenant.member("at");
+    tell!(tenant, "SET", &at, "{}");
+    tenant.schedule(&at, &format!("{begun:.6}")).await;
+    short().await;
+    let (next, raised) = schedule.protect_since(Some(begun)).await.unwrap();
+    assert!(next > begun);
+    assert_eq!(raised, 2);
+    assert!(tenant.life(&tenant.member("before")).await <= 50_000);
+    assert!(tenant.life(&tenant.member("after")).await > 50_000);
+    assert!(tenant.life(&at).await > 50_000);
+    short().await;
+    assert_eq!(schedule.protect_since(Some(next)).await.unwrap().1, 0);
+}
+
+#[tokio::test]
+async fn what_came_since_is_protected_page_by_page() {
+    let tenant = Tenant::new("protect-pages").await;
+    let members = tenant.schedule_many(1_700).await;
+    let mut pipe = redis::pipe();
+    for member in &members {
+        pipe.cmd("SET").arg(member).arg("{}").arg("PX").arg(50_000).ignore();
+    }
+    pipe.query_async::<()>(&mut tenant.redis.clone()).await.unwrap();
+    // Members of one claim share one score: the pages must not stumble over that.
+    assert_eq!(
+        tenant.with(|o| o.protect_floor = Duration::ZERO).claim(900).await.unwrap().entries.len(),
+        900
+    );
+    assert_eq!(tenant.lease_mode().protect_since(Some(1.0)).await.unwrap().1, 1_700);
+}

@@ -1,0 +1,254 @@
+//! Quarantine: what is kept about a member that can't be synced, and what can be done with it by hand.
+
+use std::time::Duration;
+
+use crate::{Tenant, all, names, number, refusal, tell};
+
+#[tokio::test]
+async fn an_entry_says_why_when_how_often_and_keeps_the_value() {
+    let tenant = Tenant::new("quarantine-entry").await;
+    let value = "{\"Alias\":\"@joão/\u{1F600}\\n\",\"q\":\"\\\"\",\"c\":\"\u{7f}\t\"}";
+    let (member, _) = tenant.mutate("a", value).await;
+    let schedule = tenant.lease_mode();
+    let claim = schedule.claim(1).await.unwrap();
+    let mut why = refusal("missing_row");
+    why.detail = "no row, \"deleted\",\nor foreign: ção".to_owned();
+    let report = schedule.quarantine(&[(&claim.entries[0], why.clone())]).await.unwrap();
+    assert_eq!((report.quarantined, report.kept, report.full), (1, 0, 0));
+    assert_eq!(tenant.score(&member).await, None, "it left the schedule");
+
+    let entry = schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
+    assert_eq!((entry.reason.as_str(), &entry.detail), ("missing_row", &why.detail));
+    assert_eq!(entry.value.as_deref(), Some(value));
+    assert_eq!((entry.truncated, entry.count), (false, 1));
+    assert_eq!(entry.first_at, entry.last_at);
+    assert!(number(&entry.first_at) >= claim.now);
+    assert_eq!(schedule.quarantine_len().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_second_refusal_counts_on_and_keeps_the_first_time() {
+    let tenant = Tenant::new("quarantine-again").await;
+    let member = tenant.quarantined("a", "one").await;
+    let schedule = tenant.lease_mode();
+    let first = schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
+    tenant.mutate("a", "two").await;
+    let claim = schedule.claim(1).await.unwrap();
+    schedule.quarantine(&[(&claim.entries[0], refusal("second"))]).await.unwrap();
+    let second = schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
+    assert_eq!((second.reason.as_str(), second.value.as_deref()), ("second", Some("two")));
+    assert_eq!((second.count, &second.first_at), (2, &first.first_at));
+    assert!(number(&second.last_at) > number(&first.last_at));
+
+    // A value that expired since does not push out the copy.
+    tenant.mutate("a", "three").await;
+    tell!(tenant, "DEL", &member);
+    let claim = schedule.claim(1).await.unwrap();
+    schedule.quarantine(&[(&claim.entries[0], refusal("expired"))]).await.unwrap();
+    let third = schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
+    assert_eq!((third.reason.as_str(), third.value.as_deref(), third.count), ("expired", Some("two"), 3));
+    assert_eq!(schedule.quarantine_len().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn values_that_are_too_long_or_no_text_are_kept_in_part() {
+    let tenant = Tenant::new("quarantine-cut").await;
+    let schedule = tenant.with(|options| options.quarantine_value_limit = 10);
+    let cases: [(&str, &[u8], &str, bool); 4] = [
+        ("exact", b"0123456789", "0123456789", false),
+        ("long", b"0123456789a", "0123456789", true),
+        ("within a character", "012345678é".as_bytes(), "012345678\u{fffd}", true),
+        ("bytes", b"a\xffb", "a\u{fffd}b", true),
+    ];
+    for (name, value, kept, truncated) in cases {
+        let member = tenant.member(name);
+        tell!(tenant, "SET", &member, value);
+        tenant.schedule(&member, "1700000000").await;
+        let claim = schedule.claim(1).await.unwrap();
+        schedule.quarantine(&[(&claim.entries[0], refusal("bad"))]).await.unwrap();
+        let entry = schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
+        assert_eq!((entry.value.as_deref(), entry.truncated), (Some(kept), truncated), "{name}");
+    }
+    let nothing = tenant.member("nothing");
+    tenant.schedule(&nothing, "1700000000").await;
+    let claim = schedule.claim(1).await.unwrap();
+    schedule.quarantine(&[(&claim.entries[0], refusal("bad"))]).await.unwrap();
+    let entry = schedule.quarantine_get(nothing.as_bytes()).await.unwrap().unwrap();
+    assert_eq!((entry.value, entry.truncated), (None, false));
+}
+
+#[tokio::test]
+async fn a_full_quarantine_puts_new_members_off_and_renews_old_ones() {
+    let tenant = Tenant::new("quarantine-full").await;
+    let schedule = tenant.with(|options| {
+        options.quarantine_limit = 2;
+        options.quarantine_put_off = Duration::from_secs(600);
+    });
+    let members = tenant.schedule_many(3).await;
+    let claim = schedule.claim(3).await.unwrap();
+    let refused: Vec<_> = claim.entries.iter().map(|claimed| (claimed, refusal("bad"))).collect();
+    let report = schedule.quarantine(&refused).await.unwrap();
+    assert_eq!((report.quarantined, report.kept, report.full), (2, 0, 1));
+    assert_eq!(schedule.quarantine_len().await.unwrap(), 2);
+    let later = tenant.score(&members[2]).await.unwrap();
+    assert!((number(&later) - claim.now - 600.0).abs() < 30.0, "put off until {later}");
+    assert!(schedule.claim(3).await.unwrap().entries.is_empty(), "put off means not due");
+    assert!(schedule.quarantine_get(members[2].as_bytes()).await.unwrap().is_none());
+    // The put-off score is no score of a producer, nor the lease.
+    assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 0);
+    let micros = number(&later) * 1e6;
+    assert!((micros - micros.round()).abs() > 0.25, "{later}");
+
+    // One that is in already needs no room.
+    tenant.schedule(&members[0], "1700000000").await;
+    let claim = schedule.claim(1).await.unwrap();
+    let report = schedule.quarantine(&[(&claim.entries[0], refusal("bad"))]).await.unwrap();
+    assert_eq!((report.quarantined, report.full), (1, 0));
+}
+
+#[tokio::test]
+async fn retry_schedules_and_the_entry_stays_until_a_write_settles_it() {
+    let tenant = Tenant::new("quarantine-retry").await;
+    let member = tenant.quarantined("a", "value").await;
+    let other = tenant.quarantined("b", "value").await;
+    let schedule = tenant.lease_mode();
+    assert!(schedule.claim(10).await.unwrap().entries.is_empty());
+    assert_eq!(schedule.quarantine_retry(&[member.as_bytes(), b"no such member"]).await.unwrap(), 1);
+    assert_eq!(tenant.score("no such member").await, None);
+    let claim = schedule.claim(10).await.unwrap();
+    assert_eq!(names(&claim.entries), [member.as_str()]);
+    assert_eq!(claim.entries[0].value.as_deref(), Some(&b"value"[..]));
+    assert!(schedule.quarantine_get(member.as_bytes()).await.unwrap().is_some());
+    // While it is being worked, another retry changes nothing.
+    let lease = tenant.score(&member).await;
+    assert_eq!(schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap(), 1);
+    assert_eq!(tenant.score(&member).await, lease);
+    assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 1);
+    assert!(schedule.quarantine_get(member.as_bytes()).await.unwrap().is_none());
+    assert!(schedule.quarantine_get(other.as_bytes()).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_retried_member_whose_value_has_expired_is_written_from_the_kept_copy() {
+    let tenant = Tenant::new("quarantine-kept").await;
+    let value = "{\"Alias\":\"@joão\",\"a/b\":\"\\u0041\u{1F600}\"}";
+    let member = tenant.quarantined("a", value).await;
+    tell!(tenant, "DEL", &member);
+    let schedule = tenant.lease_mode();
+    schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap();
+    // However often it is claimed and given back.
+    for _ in 0..3 {
+        let claim = schedule.claim(1).await.unwrap();
+        assert_eq!(claim.entries[0].value.as_deref(), Some(value.as_bytes()));
+        assert_eq!(schedule.release(&all(&claim.entries)).await.unwrap().released, 1);
+    }
+    // A claim that lapsed, too.
+    let claim = tenant.with(|options| options.claim_ttl = Duration::from_millis(1)).claim(1).await.unwrap();
+    assert_eq!(claim.entries[0].value.as_deref(), Some(value.as_bytes()));
+    let claim = balance_sync_sandbox::eventually(crate::SOON, "the lapse", || async {
+        let claim = schedule.claim(1).await.unwrap();
+        (!claim.entries.is_empty()).then_some(claim)
+    })
+    .await
+    .unwrap();
+    assert_eq!(claim.entries[0].value.as_deref(), Some(value.as_bytes()));
+    let entry = schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
+    assert_eq!((entry.reason.as_str(), entry.count, entry.value.as_deref()), ("first", 1, Some(value)));
+    assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 1);
+    assert_eq!(schedule.quarantine_len().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_kept_copy_never_stands_in_for_a_newer_mutation_that_expired() {
+    let tenant = Tenant::new("quarantine-stale").await;
+    let member = tenant.quarantined("a", "version 1").await;
+    tenant.mutate("a", "version 2").await;
+    tell!(tenant, "DEL", &member);
+    let schedule = tenant.lease_mode();
+    // By hand it changes nothing either: the mutation is what stands in the schedule.
+    schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap();
+    for _ in 0..2 {
+        let claim = schedule.claim(1).await.unwrap();
+        assert_eq!(names(&claim.entries), [member.as_str()]);
+        assert_eq!(claim.entries[0].value, None, "version 2 is lost, and must be seen to be");
+        schedule.release(&all(&claim.entries)).await.unwrap();
+    }
+    let claim = schedule.claim(1).await.unwrap();
+    assert_eq!(schedule.quarantine(&[(&claim.entries[0], refusal("expired"))]).await.unwrap().quarantined, 1);
+    // Also when the mutation comes after a retry.
+    let other = tenant.quarantined("b", "version 1").await;
+    schedule.quarantine_retry(&[other.as_bytes()]).await.unwrap();
+    tenant.mutate("b", "version 2").await;
+    tell!(tenant, "DEL", &other);
+    let claim = schedule.claim(10).await.unwrap();
+    assert!(claim.entries.iter().all(|claimed| claimed.value.is_none()), "{claim:?}");
+}
+
+#[tokio::test]
+async fn a_copy_that_was_cut_short_is_never_written() {
+    let tenant = Tenant::new("quarantine-short").await;
+    let schedule = tenant.with(|options| options.quarantine_value_limit = 4);
+    let (member, _) = tenant.mutate("a", "too long").await;
+    let claim = schedule.claim(1).await.unwrap();
+    schedule.quarantine(&[(&claim.entries[0], refusal("bad"))]).await.unwrap();
+    tell!(tenant, "DEL", &member);
+    schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap();
+    assert_eq!(schedule.claim(1).await.unwrap().entries[0].value, None);
+}
+
+#[tokio::test]
+async fn entries_that_are_not_ours_stop_nothing() {
+    let tenant = Tenant::new("quarantine-alien").await;
+    let schedule = tenant.lease_mode();
+    let aliens =
+        ["not json", "[1]", "7", "{\"reason\":\"x\",\"value\":null}", "{\"value\":5,\"count\":\"x\"}"];
+    for (n, alien) in aliens.into_iter().enumerate() {
+        let member = tenant.member(&format!("a{n}"));
+        tell!(tenant, "HSET", tenant.space.quarantine(), &member, alien);
+    }
+    let listed = schedule.quarantine_list().await.unwrap();
+    assert_eq!(listed.len(), aliens.len());
+    assert!(listed.iter().all(|listed| listed.entry.reason == "unreadable_entry"));
+    let members: Vec<&[u8]> = listed.iter().map(|listed| listed.member.as_slice()).collect();
+    assert_eq!(schedule.quarantine_retry(&members).await.unwrap(), aliens.len() as u64);
+    let claim = schedule.claim(10).await.unwrap();
+    assert_eq!(claim.entries.len(), aliens.len());
+    assert!(claim.entries.iter().all(|claimed| claimed.value.is_none()));
+    let refused: Vec<_> = claim.entries.iter().map(|claimed| (claimed, refusal("bad"))).collect();
+    assert_eq!(schedule.quarantine(&refused).await.unwrap().quarantined, aliens.len() as u64);
+    for listed in schedule.quarantine_list().await.unwrap() {
+        assert_eq!(listed.entry.reason, "bad", "{listed:?}");
+    }
+}
+
+#[tokio::test]
+async fn drop_forgets_entries_and_nothing_else() {
+    let tenant = Tenant::new("quarantine-drop").await;
+    let gone = tenant.quarantined("gone", "{}").await;
+    let stays = tenant.quarantined("stays", "{}").await;
+    tenant.mutate("gone", "{}").await;
+    let schedule = tenant.lease_mode();
+    assert_eq!(schedule.quarantine_drop(&[gone.as_bytes(), b"nobody"]).await.unwrap(), 1);
+    let left = schedule.quarantine_list().await.unwrap();
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].member, stays.as_bytes());
+    assert!(tenant.score(&gone).await.is_some(), "a mutation that came since is not dropped");
+    assert!(tenant.score(&stays).await.is_none());
+}
+
+#[tokio::test]
+async fn many_entries_are_listed_each_once() {
+    let tenant = Tenant::new("quarantine-many").await;
+    let members = tenant.schedule_many(1_300).await;
+    let schedule = tenant.lease_mode();
+    let claim = schedule.claim(2_000).await.unwrap();
+    let refused: Vec<_> = claim.entries.iter().map(|claimed| (claimed, refusal("bad"))).collect();
+    assert_eq!(schedule.quarantine(&refused).await.unwrap().quarantined, 1_300);
+    let listed = schedule.quarantine_list().await.unwrap();
+    assert!(listed.iter().map(|listed| listed.member.as_slice()).eq(members.iter().map(String::as_bytes)));
+    let members: Vec<&[u8]> = members.iter().map(String::as_bytes).collect();
+    assert_eq!(schedule.quarantine_retry(&members).await.unwrap(), 1_300);
+    assert_eq!(schedule.backlog().await.unwrap().due, 1_300);
+    assert_eq!(schedule.quarantine_drop(&members).await.unwrap(), 1_300);
+    assert!(schedule.quarantine_list().await.unwrap().is_empty());
+}

@@ -1,0 +1,26 @@
+-- Register: a worker says that it is alive, or that it leaves, and learns who else is.
+--
+-- KEYS[1]  workers (sorted set: name of a worker, end of its lease)
+-- ARGV[1]  name of this worker
+-- ARGV[2]  lease in milliseconds (0 = it leaves)
+--
+-- Result   { held, { name, name, ... } }
+--          held   1 = this worker's lease still held until this call, 0 = it had lapsed, or never was
+--          names  the workers whose lease holds; this one among them unless it leaves
+--
+-- Atomic: clearing the lapsed, renewing, reading. The key itself goes with the last lease. Claims don't depend on it.
+
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local lease_ms = tonumber(ARGV[2])
+
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.17g', now))
+local held = redis.call('ZSCORE', KEYS[1], ARGV[1]) and 1 or 0
+if lease_ms > 0 then
+  redis.call('ZADD', KEYS[1], string.format('%.17g', now + lease_ms / 1000), ARGV[1])
+else
+  redis.call('ZREM', KEYS[1], ARGV[1])
+end
+local last = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+if last[2] then redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', math.ceil(tonumber(last[2]) * 1000))) end
+return { held, redis.call('ZRANGE', KEYS[1], 0, -1) }
