@@ -190,6 +190,8 @@ fn busy_fleet() -> Arc<FleetStatus> {
         &fleet.redis_errors,
         &fleet.refused_ids,
         &fleet.removals_held,
+        &fleet.workers,
+        &fleet.owned,
     ]
     .iter()
     .enumerate()
@@ -263,6 +265,8 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_redis_errors_total", "counter", &[], 207.0),
         ("balance_sync_tenants_refused", "gauge", &[], 208.0),
         ("balance_sync_removals_held", "gauge", &[], 209.0),
+        ("balance_sync_workers", "gauge", &[], 210.0),
+        ("balance_sync_tenants_owned", "gauge", &[], 211.0),
         ("balance_sync_ready", "gauge", &[], 0.0),
         ("balance_sync_build_info", "gauge", &[("version", env!("CARGO_PKG_VERSION"))], 1.0),
         ("balance_sync_postgres_connections_open", "gauge", &[("server", "db:5432")], 5.0),

@@ -40,7 +40,9 @@ pub(crate) fn directory(config: &Config) -> anyhow::Result<Arc<dyn TenantDirecto
             })
             .context("tenants.service")?,
         ),
-        TenantSource::Static(tenants) => Arc::new(StaticDirectory::new(tenants.clone()).context("tenants.list")?),
+        TenantSource::Static(tenants) => {
+            Arc::new(StaticDirectory::new(tenants.clone()).context("tenants.list")?)
+        }
         TenantSource::Single(database) => Arc::new(StaticDirectory::single(database.clone())),
     })
 }
@@ -94,7 +96,10 @@ pub(crate) fn worker_settings(config: &Config) -> anyhow::Result<WorkerSettings>
             pipeline_depth: config.collector.pipeline_depth,
             flush_deadline: config.collector.flush_deadline,
             drain_deadline: config.collector.drain_deadline,
-            leave_deadline: config.supervisor.stop_deadline.saturating_sub(config.collector.drain_deadline + LEAVE_MARGIN),
+            leave_deadline: config
+                .supervisor
+                .stop_deadline
+                .saturating_sub(config.collector.drain_deadline + LEAVE_MARGIN),
             protect_after: config.claim.protect_after,
             protect_floor: config.claim.protect_floor,
             survey_interval: config.claim.legacy_interval,

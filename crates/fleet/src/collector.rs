@@ -39,6 +39,9 @@ const PROTECT_RECENT_EVERY: Duration = Duration::from_secs(1);
 /// lapse by themselves.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(2);
 
+/// How often a collector that empties the schedule of a removed tenant looks up whether it still may.
+const LEAVE_LOOK_EVERY: Duration = Duration::from_millis(250);
+
 /// How a collector works. One value for the whole worker.
 #[derive(Debug, Clone)]
 pub struct CollectorOptions {
@@ -194,6 +197,8 @@ struct Turn<'a, Q, S> {
     recent_from: Option<f64>,
     /// The schedule's head was older than `protect_after` at the last claim.
     behind: bool,
+    /// There was nothing in the schedule at the last claim, neither due nor held by anybody.
+    exhausted: bool,
 }
 
 impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
@@ -222,6 +227,7 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
             next_recent: now,
             recent_from: None,
             behind: false,
+            exhausted: false,
         }
     }
 
@@ -356,6 +362,7 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         };
         self.fleet.observe(Stage::Claim, took);
         self.status.scheduled.store(claim.scheduled, Relaxed);
+        self.exhausted = claim.scheduled == 0;
         self.status.foreign_locked.store(claim.foreign, Relaxed);
         match &self.degraded {
             Some(degraded) if degraded.side == Side::Queue => self.recovered(),
@@ -614,18 +621,23 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         self.enter(TenantState::Stopping);
         let deadline = Instant::now() + self.options.leave_deadline;
         let never = CancellationToken::new();
-        self.status.scheduled.store(u64::MAX, Relaxed);
+        self.exhausted = false;
         self.idling = None;
         self.next_claim = Instant::now();
-        while self.degraded.is_none() {
-            let is_empty = self.status.scheduled.load(Relaxed) == 0
-                && self.gather.is_empty()
-                && self.flights.is_empty()
-                && self.claiming.is_none();
-            // A step holds nothing that is lost when it is dropped: futures that hold claims stay in the loop's state.
-            if is_empty || tokio::time::timeout_at(deadline, self.step(&never)).await.is_err() {
+        // From now on a database that must no longer be served is used all the same.
+        if self.degraded.as_ref().is_some_and(|degraded| degraded.reaction.skip) {
+            self.degraded = None;
+            self.probing = None;
+        }
+        // Until Postgres fails; Redis may come back. A worker that drains has no time for this.
+        while !self.fails(Side::Sink) && self.status.leaving.load(Relaxed) && Instant::now() < deadline {
+            let calm = self.gather.is_empty() && self.flights.is_empty() && self.claiming.is_none();
+            if calm && self.exhausted {
                 return;
             }
+            // A step holds nothing that is lost when it is dropped: futures that hold claims stay in the loop's state.
+            let look_up = deadline.min(Instant::now() + LEAVE_LOOK_EVERY);
+            let _ = tokio::time::timeout_at(look_up, self.step(&never)).await;
         }
     }
 

@@ -100,8 +100,7 @@ pub struct Unowned;
 /// The owners of a tenant, the first of them first: `replicas` of the workers, or all if they are no more.
 #[must_use]
 pub fn owners<'w>(tenant: &Tenant, workers: &'w BTreeSet<String>, replicas: usize) -> Vec<&'w str> {
-    let mut ranked: Vec<_> =
-        workers.iter().map(|worker| (weight(worker, tenant), worker.as_str())).collect();
+    let mut ranked: Vec<_> = workers.iter().map(|worker| (weight(worker, tenant), worker.as_str())).collect();
     ranked.sort_unstable_by(|a, b| b.cmp(a));
     ranked.into_iter().take(replicas).map(|(_, worker)| worker).collect()
 }
@@ -109,7 +108,8 @@ pub fn owners<'w>(tenant: &Tenant, workers: &'w BTreeSet<String>, replicas: usiz
 /// Whether this worker is among the [`owners`], without putting them in order. It counts itself, listed or not.
 fn owns(name: &str, tenant: &Tenant, workers: &BTreeSet<String>, replicas: usize) -> bool {
     let own = (weight(name, tenant), name);
-    workers.iter().filter(|worker| (weight(worker, tenant), worker.as_str()) > own).take(replicas).count() < replicas
+    workers.iter().filter(|worker| (weight(worker, tenant), worker.as_str()) > own).take(replicas).count()
+        < replicas
 }
 
 /// How much a worker is meant to have a tenant: FNV-1a over both, finished as MurmurHash3 finishes, as FNV alone leaves
@@ -206,7 +206,12 @@ impl Partition {
                         tokio::time::sleep(SETTLE.min(renew)).await;
                         continue;
                     }
-                    if self.seen(registered) { SETTLE.min(renew) } else { renew }
+                    match (registered.held, self.seen(registered)) {
+                        (_, true) => SETTLE.min(renew),
+                        (true, false) => renew,
+                        // The others are to be back before the next look; they retry within `renew`.
+                        (false, false) => renew * 2,
+                    }
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut self.cut_off, true) {
@@ -246,8 +251,10 @@ impl Partition {
         tenants.extend(self.adopted.keys().cloned());
         let mut overdue = Vec::new();
         for page in tenants.chunks(PAGE) {
-            let keys: Vec<Arc<str>> =
-                page.iter().map(|tenant| Arc::from(tenant.key_space(self.settings.key_form).schedule())).collect();
+            let keys: Vec<Arc<str>> = page
+                .iter()
+                .map(|tenant| Arc::from(tenant.key_space(self.settings.key_form).schedule()))
+                .collect();
             match probe_overdue(&self.link, &keys, self.settings.overdue).await {
                 Ok(found) => overdue.extend(found.into_iter().filter_map(|at| page.get(at)).cloned()),
                 Err(error) => {
@@ -376,7 +383,8 @@ mod tests {
         let (workers, acme) = (names(&["a", "b", "c"]), tenant("acme"));
         let owner = owners(&acme, &workers, 1)[0].to_owned();
         for name in &workers {
-            let part = |adopted| Share::Part { name: name.clone(), workers: workers.clone(), replicas: 1, adopted };
+            let part =
+                |adopted| Share::Part { name: name.clone(), workers: workers.clone(), replicas: 1, adopted };
             assert_eq!(part(BTreeSet::new()).contains(&acme), *name == owner);
             assert!(part(BTreeSet::from([acme.clone()])).contains(&acme));
         }

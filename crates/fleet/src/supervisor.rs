@@ -519,6 +519,10 @@ impl Handler<Drain> for Supervisor {
 
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
         self.fleet.draining.store(true, Relaxed);
+        // Who empties the schedule of a removed tenant drains now, as all do.
+        for tenant in self.slots.keys() {
+            self.fleet.tenant(tenant).leaving.store(false, Relaxed);
+        }
         let (sender, receiver) = oneshot::channel();
         self.draining.get_or_insert_default().1.push(sender);
         self.pass_soon(ctx);

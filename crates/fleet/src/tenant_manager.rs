@@ -258,7 +258,7 @@ impl TenantManager {
                 // again at each flush.
                 entry.stale_at = Instant::now() + RETRY_AFTER.min(self.options.settings_ttl);
                 tracing::warn!(tenant_id = %tenant, %error, "new settings of the tenant's database can't be used, the known ones stay in force");
-                return Ok(entry.pool.clone());
+                return entry.refused.clone().map_or_else(|| Ok(entry.pool.clone()), |refused| Err(refused.into()));
             }
         };
         self.revisions += 1;
@@ -278,8 +278,9 @@ impl TenantManager {
         let Some(entry) = self.entries.get_mut(tenant) else { return Err(error.into()) };
         entry.stale_at = Instant::now() + RETRY_AFTER.min(self.options.settings_ttl);
         if error.is_transient() {
-            tracing::debug!(tenant_id = %tenant, %error, "settings could not be looked up again, the known ones stay in force");
-            return Ok(entry.pool.clone());
+            tracing::debug!(tenant_id = %tenant, %error, "settings could not be looked up again, what is known stays in force");
+            // Also that it must not be served.
+            return entry.refused.clone().map_or_else(|| Ok(entry.pool.clone()), |refused| Err(refused.into()));
         }
         if entry.refused.as_ref() != Some(&error) {
             tracing::warn!(tenant_id = %tenant, %error, "tenant must not be served");
@@ -421,6 +422,7 @@ impl Handler<TenantGone> for TenantManager {
         }
         // Nobody is left who could want the answer.
         self.waiters.remove(&tenant);
+        self.hinted.remove(&tenant);
         if let Some(entry) = self.entries.remove(&tenant) {
             self.close_unless_shared(entry);
         }

@@ -94,8 +94,9 @@ impl Schedule {
         }
     }
 
-    /// Schedules quarantined members again, as due now; entries go when a write settles them. Gives how many were
-    /// there.
+    /// Schedules quarantined members again, as due now; entries go when a write settles them. A value that has expired
+    /// since is replaced by the entry's copy, as long as no mutation has scheduled the member meanwhile. Gives how many
+    /// were there.
     ///
     /// # Errors
     /// As Redis answers.

@@ -470,7 +470,11 @@ pub async fn probe(link: &Link, keys: &[Arc<str>]) -> Result<Vec<usize>, Schedul
 ///
 /// # Errors
 /// As Redis answers.
-pub async fn probe_overdue(link: &Link, keys: &[Arc<str>], by: Duration) -> Result<Vec<usize>, ScheduleError> {
+pub async fn probe_overdue(
+    link: &Link,
+    keys: &[Arc<str>],
+    by: Duration,
+) -> Result<Vec<usize>, ScheduleError> {
     const OPERATION: &str = "probe";
     if keys.is_empty() {
         return Ok(Vec::new());

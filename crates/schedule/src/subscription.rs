@@ -10,16 +10,16 @@ use redis::{
     Value,
     aio::{PubSub, PubSubSink, PubSubStream},
 };
-use tokio::time::{Interval, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use crate::{
     error::{ErrorClass, ScheduleError},
     link::{Link, LinkSettings, Source},
 };
 
-/// How often a silent connection is asked for a sign of life: one that was cut off without a word would otherwise be
-/// listened to for ever.
-const PING_EVERY: Duration = Duration::from_secs(10);
+/// How often a connection is asked for a sign of life, in times for which an answer may take: one that was cut off
+/// without a word would otherwise be listened to for ever. Every 10 s by default.
+const PING_EVERY: u32 = 2;
 
 const OPERATION: &str = "subscribe";
 
@@ -60,7 +60,9 @@ impl Subscription {
             Ok(Err(error)) => return Err(ScheduleError::new(OPERATION, &error)),
             Err(_) => return Err(unavailable(format!("no connection within {bound:?}"))),
         };
-        let mut pings = interval_at(tokio::time::Instant::now() + PING_EVERY, PING_EVERY);
+        // The timer knows no interval of zero.
+        let every = (settings.response_timeout * PING_EVERY).max(Duration::from_millis(1));
+        let mut pings = interval_at(Instant::now() + every, every);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self { sink, messages, pings, answer_within: settings.response_timeout })
     }

@@ -108,6 +108,17 @@ pub(super) fn worker(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot)
             status.removals_held.load(Relaxed),
         ),
         (
+            "balance_sync_workers",
+            "Live workers that share the tenants out, this one among them, as it sees them in Redis; 0 while it knows of \
+             none, or without worker.partition.",
+            status.workers.load(Relaxed),
+        ),
+        (
+            "balance_sync_tenants_owned",
+            "Tenants that are this worker's to look after; without worker.partition all of them.",
+            status.owned.load(Relaxed),
+        ),
+        (
             "balance_sync_foreign_locked",
             "Members passed over at each tenant's last claim because another worker holds their lock.",
             snapshot.foreign_locked,

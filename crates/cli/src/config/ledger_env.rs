@@ -141,7 +141,11 @@ fn read<'k>(
                     trimmed.split(',').map(str::trim).filter(|host| !host.is_empty()).collect();
                 return Ok(Some(("redis.sentinels", Value::from(hosts))));
             }
-            Value::from(if trimmed.contains("://") { trimmed.to_owned() } else { format!("redis://{trimmed}") })
+            Value::from(if trimmed.contains("://") {
+                trimmed.to_owned()
+            } else {
+                format!("redis://{trimmed}")
+            })
         }
     };
     Ok(Some((key, value)))

@@ -1,8 +1,8 @@
 //! Adopting a legacy schedule, probing, counting what waits.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use balance_sync_schedule::schedule::probe;
+use balance_sync_schedule::schedule::{probe, probe_overdue};
 
 use crate::{Tenant, all, names, number, tell};
 
@@ -71,6 +71,19 @@ async fn probing_tells_which_schedules_have_a_due_member() {
     assert_eq!(probe(&due.link, &[]).await.unwrap(), [] as [usize; 0]);
     let many: Vec<Arc<str>> = std::iter::repeat_n(Arc::from(due.space.schedule()), 10_000).collect();
     assert_eq!(probe(&due.link, &many).await.unwrap().len(), 10_000);
+}
+
+#[tokio::test]
+async fn probing_for_overdue_members_passes_over_fresh_ones() {
+    let fresh = Tenant::new("probe-fresh").await;
+    let old = Tenant::new("probe-old").await;
+    fresh.mutate("a", "{}").await;
+    old.mutate("a", "{}").await;
+    old.schedule(&old.member("b"), "1700000000").await;
+    let keys: Vec<Arc<str>> = [fresh.space.schedule(), old.space.schedule()].map(Arc::from).to_vec();
+    let hour = Duration::from_secs(3600);
+    assert_eq!(probe_overdue(&old.link, &keys, hour).await.unwrap(), [1]);
+    assert_eq!(probe_overdue(&old.link, &keys, Duration::ZERO).await.unwrap(), [0, 1]);
 }
 
 #[tokio::test]

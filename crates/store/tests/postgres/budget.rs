@@ -20,8 +20,18 @@ async fn twenty_databases_share_five_connections() {
         tenant.seed(3).await;
     }
     let budget = ConnectionBudget::new(BUDGET as u32);
-    let databases: Vec<Database> =
-        tenants.iter().map(|tenant| Database::open(tenant.spec(), budget.clone()).unwrap()).collect();
+    let databases: Vec<Database> = tenants
+        .iter()
+        .map(|tenant| {
+            // Forty writers wait in one queue, and each turn takes a new connection: slow on a busy machine.
+            let patient = DatabaseSpec {
+                acquire_timeout: 6 * PATIENCE,
+                connect_timeout: 6 * PATIENCE,
+                ..tenant.spec()
+            };
+            Database::open(patient, budget.clone()).unwrap()
+        })
+        .collect();
 
     // Each database has two writers, forty for five connections.
     let writers: Vec<_> = databases

@@ -102,8 +102,11 @@ fn log_levels_are_taken_as_the_ledger_names_them() {
 #[test]
 fn traces_that_were_switched_on_are_noted_and_nothing_more() {
     let noted = |value: &str| {
-        let environment =
-            [("ENABLE_TELEMETRY", value), ("OTEL_EXPORTER_OTLP_ENDPOINT", "x"), ("OTEL_RESOURCE_SERVICE_NAME", "y")];
+        let environment = [
+            ("ENABLE_TELEMETRY", value),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "x"),
+            ("OTEL_RESOURCE_SERVICE_NAME", "y"),
+        ];
         let config = complete("", &environment).unwrap();
         config.notes.iter().any(|note| note.key == "ENABLE_TELEMETRY" && note.text.contains("no traces"))
     };

@@ -67,12 +67,8 @@ fn a_printed_secret_is_not_taken_for_one() {
     let error = load(&text, &[]).unwrap_err();
     let mut keys: Vec<_> = error.problems.iter().map(|problem| problem.key.as_str()).collect();
     keys.sort_unstable();
-    let expected = [
-        "redis.url",
-        "tenants.events_redis.password",
-        "tenants.service.api_key",
-        "tenants.single.password",
-    ];
+    let expected =
+        ["redis.url", "tenants.events_redis.password", "tenants.service.api_key", "tenants.single.password"];
     assert_eq!(keys, expected, "{error}");
 }
 
