@@ -3,7 +3,7 @@
 CARGO ?= cargo
 DEMO_ARGS ?=
 
-.PHONY: help setup build demo test lint fmt clean
+.PHONY: help setup build demo test chaos lint fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,10 @@ demo: setup ## Show the main job on private servers (DEMO_ARGS="--tenants 20 --r
 test: setup ## Run all tests: unit, property, real servers, whole system
 	$(CARGO) build --locked --package balance-sync-cli
 	$(CARGO) test --locked --workspace
+
+chaos: setup ## Faults on real servers for a while (CHAOS_SECONDS=120, CHAOS_SEED=random)
+	$(CARGO) build --locked --package balance-sync-cli
+	CHAOS_SECONDS=$${CHAOS_SECONDS:-120} $(CARGO) test --locked --package balance-sync-tests --test chaos -- --nocapture
 
 lint: ## Formatting, clippy, and licences and sources if cargo-deny is installed
 	$(CARGO) fmt --all --check

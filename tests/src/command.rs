@@ -1,0 +1,86 @@
+//! The binary under test, and its commands that end by themselves.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+/// Names the binary, where the one next to the tests isn't meant.
+const BINARY_VARIABLE: &str = "BALANCE_SYNC_BIN";
+/// The binary's file name.
+const BINARY: &str = "balance-sync";
+/// What a command inherits of our environment: a setting in it must not change a test.
+const INHERITED: [&str; 4] = ["PATH", "HOME", "TMPDIR", "LLVM_PROFILE_FILE"];
+/// How long a command may take that ends by itself.
+const ENDS_WITHIN: Duration = Duration::from_secs(60);
+
+/// Where the binary is: `BALANCE_SYNC_BIN`, or in one of the folders above the running test.
+///
+/// # Errors
+/// When it has not been built.
+pub fn balance_sync() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(BINARY_VARIABLE).filter(|path| !path.is_empty()) {
+        let path = PathBuf::from(path);
+        if path.is_file() {
+            return Ok(path);
+        }
+        bail!("{BINARY_VARIABLE} = {}: there is no such file", path.display());
+    }
+    let test = std::env::current_exe().context("the test's own path")?;
+    // target/<profile>/deps/<test> → target/<profile>/balance-sync
+    let found = test.ancestors().skip(1).map(|folder| folder.join(BINARY)).find(|path| path.is_file());
+    found.with_context(|| {
+        format!(
+            "no {BINARY} in the folders above {}: build it first, `cargo build --package balance-sync-cli`, \
+             or name it by {BINARY_VARIABLE}",
+            test.display()
+        )
+    })
+}
+
+/// A command of the binary with nothing but these variables and what every program needs.
+///
+/// # Errors
+/// When the binary has not been built.
+pub fn prepare(args: &[impl AsRef<OsStr>], env: &BTreeMap<String, String>) -> Result<Command> {
+    let mut command = Command::new(balance_sync()?);
+    command.args(args).env_clear();
+    for name in INHERITED {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command.envs(env).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Ok(command)
+}
+
+/// How a command ended.
+#[derive(Debug, Clone)]
+pub struct Finished {
+    /// Its exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// What it wrote to its standard output.
+    pub stdout: String,
+    /// What it wrote to its standard error.
+    pub stderr: String,
+}
+
+/// Runs a command of the binary to its end.
+///
+/// # Errors
+/// When it can't be started, or does not end within a minute; then it is killed.
+pub async fn run(args: &[impl AsRef<OsStr>], env: &[(&str, &str)]) -> Result<Finished> {
+    let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let mut command = tokio::process::Command::from(prepare(args, &env)?);
+    let output = command.kill_on_drop(true).output();
+    let output = tokio::time::timeout(ENDS_WITHIN, output).await;
+    let output = output.with_context(|| format!("{command:?} did not end within {ENDS_WITHIN:?}"))??;
+    Ok(Finished {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}

@@ -1,0 +1,237 @@
+//! The commands around the worker: `check`, `sandbox`, `load`, `verify`.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Child;
+
+use anyhow::{Context, Result, ensure};
+use balance_sync_sandbox::eventually;
+use balance_sync_sandbox::ledger::DEFAULT_TTL;
+use balance_sync_tests::command::prepare;
+use balance_sync_tests::ledger::comes_in_step;
+use balance_sync_tests::worker::password_in;
+use balance_sync_tests::{SOON, Worker, run};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use url::Url;
+
+#[tokio::test]
+async fn check_refuses_bad_values_and_hides_secrets() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("worker.toml");
+    std::fs::write(
+        &file,
+        "[redis]\nurl = \"redis://:hidden-one@127.0.0.1:6379\"\n[tenants.service]\nurl = \"https://tenants.example\"\n\
+         api_key = \"hidden-two\"\n[collector]\nbatch_size = 0\n[claim]\nttl = \"5s\"\nmod = \"lock\"\n",
+    )?;
+    let path = file.to_str().context("a path of text")?;
+    let flush = [("BALANCE_SYNC__COLLECTOR__FLUSH_TIMEOUT", "an hour")];
+    for command in ["check", "run"] {
+        let refused = run(&[command, "--config", path], &flush).await?;
+        assert_eq!(refused.code, Some(2), "{command}: {}", refused.stderr);
+        for part in [
+            "collector.batch_size = 0",
+            "allowed: 1 to 10000",
+            "collector.flush_timeout = \"an hour\"",
+            "BALANCE_SYNC__COLLECTOR__FLUSH_TIMEOUT",
+            "claim.mod",
+            "did you mean claim.mode?",
+            path,
+        ] {
+            assert!(refused.stderr.contains(part), "{command}: {part} is missing in {}", refused.stderr);
+        }
+        assert!(!format!("{refused:?}").contains("hidden-"), "{refused:?}");
+    }
+
+    // A relation between good values, told with both keys.
+    std::fs::write(
+        &file,
+        "[tenants.service]\nurl = \"https://tenants.example\"\napi_key = \"hidden-two\"\n[claim]\nttl = \"5s\"\n",
+    )?;
+    let refused = run(&["check", "--config", path], &[]).await?;
+    assert_eq!(refused.code, Some(2));
+    assert!(
+        refused.stderr.contains("claim.ttl = 5s") && refused.stderr.contains("collector.flush_deadline"),
+        "{}",
+        refused.stderr
+    );
+
+    let missing = run(&["check", "--config", "no/such/file.toml"], &[]).await?;
+    assert!(missing.code == Some(2) && missing.stderr.contains("no/such/file.toml"), "{missing:?}");
+
+    let good = [
+        ("MULTI_TENANT_ENABLED", "true"),
+        ("MULTI_TENANT_URL", "https://tenants.example"),
+        ("MULTI_TENANT_SERVICE_API_KEY", "hidden-two"),
+        ("REDIS_HOST", "127.0.0.1:7001"),
+        ("REDIS_PASSWORD", "hidden-one"),
+        ("BALANCE_SYNC_BATCH_SIZE", "1000000"),
+    ];
+    let accepted = run(&["check"], &good).await?;
+    assert_eq!(accepted.code, Some(0), "{}", accepted.stderr);
+    for part in [
+        "[collector]",
+        "batch_size = 10000",
+        "api_key = \"***\"",
+        "ledger variable MULTI_TENANT_SERVICE_API_KEY",
+        "7001",
+    ] {
+        assert!(accepted.stdout.contains(part), "{part} is missing in {}", accepted.stdout);
+    }
+    assert!(accepted.stderr.contains("is clamped to 10000"), "{}", accepted.stderr);
+    assert!(!format!("{accepted:?}").contains("hidden-"), "{accepted:?}");
+    Ok(())
+}
+
+/// A process that is killed with its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn port_in(url: &str) -> Result<u16> {
+    Url::parse(url)?.port().context("a port")
+}
+
+async fn is_listening(port: u16) -> bool {
+    tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
+}
+
+/// Processes that work in this folder, or name it on their command line.
+fn processes_in(folder: &Path) -> Result<Vec<String>> {
+    let name = folder.to_string_lossy().into_owned();
+    let mut found = Vec::new();
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Ok(found) };
+    for entry in entries.flatten().filter(|entry| entry.file_name().as_encoded_bytes()[0].is_ascii_digit()) {
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        let works_there =
+            std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder));
+        if works_there || command.contains(&name) {
+            found.push(command);
+        }
+    }
+    Ok(found)
+}
+
+#[tokio::test]
+async fn a_sandbox_can_be_worked_and_leaves_nothing() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    // PostgreSQL runs as another user when we are root.
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o1777))?;
+    let env = BTreeMap::from([("TMPDIR".to_owned(), folder.path().to_string_lossy().into_owned())]);
+    let args = ["sandbox", "--json", "--tenants", "4", "--balances", "50"];
+    let mut sandbox = Running(prepare(&args, &env)?.process_group(0).spawn()?);
+    let output = sandbox.0.stdout.take().context("its output")?;
+    let line = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line).map(|_| line)
+    });
+    let line = tokio::time::timeout(SOON, line).await.context("no line")???;
+    let told: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
+    let text = |name: &str| told[name].as_str().map(str::to_owned).with_context(|| format!("no {name}"));
+    let (redis, service, config) = (text("redis_url")?, text("tenant_service_url")?, text("config")?);
+    let tenants = told["tenants"].as_array().context("no tenants")?;
+    assert_eq!(tenants.len(), 4);
+    let mut ports = vec![port_in(&redis)?, port_in(&service)?];
+    let mut secrets = vec![text("api_key")?];
+    for tenant in tenants {
+        let url = tenant["database_url"].as_str().context("no database_url")?;
+        ports.push(port_in(url)?);
+        secrets.extend(password_in(url));
+        assert!(tenant["id"].as_str().is_some() && tenant.get("schema").is_some(), "{tenant}");
+    }
+    assert!(tenants[3]["schema"].is_string() && tenants[0]["schema"].is_null());
+
+    let load = ["load", "--config", &config, "--rate", "400", "--seconds", "1", "--json"];
+    let loaded = run(&load, &[]).await?;
+    assert_eq!(loaded.code, Some(0), "{}", loaded.stderr);
+    let figures: Value = serde_json::from_str(&loaded.stdout)?;
+    assert!(figures["mutations"].as_u64().is_some_and(|mutations| mutations >= 300), "{figures}");
+
+    // Nobody has worked yet: Redis is ahead.
+    let behind = run(&["verify", "--config", &config, "--json"], &[]).await?;
+    assert_eq!(behind.code, Some(1), "{behind:?}");
+    let mut worker = Worker::with_config(Path::new(&config));
+    for secret in &secrets {
+        worker = worker.secret(secret);
+    }
+    let mut worker = worker.start().await?;
+    let equal = run(&["verify", "--config", &config, "--wait", "30"], &[]).await?;
+    assert_eq!(equal.code, Some(0), "{equal:?}");
+    assert!(equal.stdout.contains("in 4 tenants, 0 behind, 0 missing"), "{}", equal.stdout);
+    assert_eq!(worker.stop().await?.code, Some(0));
+    for finished in [&loaded, &behind, &equal] {
+        let said = format!("{finished:?}");
+        assert!(secrets.iter().all(|secret| !said.contains(secret)), "{said}");
+    }
+
+    for port in &ports {
+        assert!(is_listening(*port).await, "port {port}");
+    }
+    assert!(!processes_in(folder.path())?.is_empty());
+    kill(Pid::from_raw(i32::try_from(sandbox.0.id())?), Signal::SIGINT)?;
+    let mut status = None;
+    eventually(SOON, "the sandbox's end", || {
+        status = sandbox.0.try_wait().ok().flatten();
+        std::future::ready(status.is_some())
+    })
+    .await?;
+    assert_eq!(status.and_then(|status| status.code()), Some(0));
+    let left: Vec<_> = std::fs::read_dir(folder.path())?.flatten().map(|entry| entry.path()).collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(processes_in(folder.path())?, Vec::<String>::new());
+    for port in ports {
+        assert!(!is_listening(port).await, "port {port}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn verify_finds_every_kind_of_difference() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(3, 20).await?;
+    let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();
+    let mut worker = Worker::of(&sandbox).start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    assert_eq!(worker.stop().await?.code, Some(0));
+    let verify = || async {
+        let finished = run(&["verify", "--config", &config, "--json"], &[]).await?;
+        let result: Value =
+            serde_json::from_str(&finished.stdout).with_context(|| format!("{finished:?}"))?;
+        anyhow::Ok((finished.code, result))
+    };
+    assert_eq!(verify().await?.0, Some(0));
+
+    let tenant = sandbox.tenants().remove(0);
+    let (other, gone) = (tenant.balances[0].id, tenant.balances[1].id);
+    let sql = format!(
+        "UPDATE balance SET available = available + 0.000000000000000000000000000001 WHERE id = '{other}';
+         DELETE FROM balance WHERE id = '{gone}'"
+    );
+    sandbox.postgres().execute(&tenant.database, &sql).await?;
+    producer.mutate(0, &[2, 3], DEFAULT_TTL).await?;
+    let (code, result) = verify().await?;
+    assert_eq!(code, Some(1));
+    let row = result["tenants"]
+        .as_array()
+        .and_then(|rows| rows.iter().find(|row| row["tenant"] == tenant.id.as_str()));
+    let row = row.context("no result for the tenant")?;
+    let counts = ["different", "missing", "behind", "equal"].map(|name| row[name].as_u64());
+    assert_eq!(counts, [Some(1), Some(1), Some(2), Some(16)], "{result}");
+
+    // What can't be asked is not "equal".
+    sandbox.postgres().stop_immediate().await?;
+    let unknown = run(&["verify", "--config", &config], &[]).await?;
+    ensure!(unknown.code == Some(2), "{unknown:?}");
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! Two workers on the same tenants: nothing is claimed twice, and what a killed one held is taken over (G8).
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadOptions, Progress};
+use balance_sync_tests::ledger::{all_settled, claimed, comes_in_step, flush_hangs, hold_row, row};
+use balance_sync_tests::{Audit, Worker};
+use tokio_util::sync::CancellationToken;
+
+/// The shortest claims that the bounds of a flush leave room for.
+const CLAIM_TTL: Duration = Duration::from_secs(3);
+
+#[tokio::test]
+async fn two_workers_write_nothing_twice_and_one_goes_on_when_the_other_is_killed() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(3, 600).await?;
+    let tenants = sandbox.tenants();
+    for tenant in &tenants {
+        Audit::begin(&sandbox, tenant).await?;
+    }
+    // Small batches: each worker has to claim many times.
+    let small = || Worker::of(&sandbox).set("collector.batch_size", "20");
+    let mut first = small().start().await?;
+    let mut second = small().start().await?;
+    let mut producer = sandbox.producer();
+
+    // One mutation of each balance at a time, and the next only when all are written: whatever is written twice now
+    // was claimed twice, and shows as stale.
+    let mut mutations = 0;
+    for round in 1.. {
+        mutations += i64::try_from(producer.mutate_each(DEFAULT_TTL).await?)?;
+        comes_in_step(&sandbox, &producer).await?;
+        all_settled(&sandbox).await?;
+        let by_each =
+            [first.metric("balance_synced", &[]).await?, second.metric("balance_synced", &[]).await?];
+        assert_eq!(by_each.iter().sum::<f64>(), mutations as f64, "rows written by both");
+        if by_each.iter().all(|written| *written > 0.0) {
+            break;
+        }
+        assert!(round < 10, "one of two workers does everything: {by_each:?}");
+    }
+    for worker in [&first, &second] {
+        for outcome in ["stale", "quarantined", "expired", "released", "kept"] {
+            let count = worker.metric("balance_sync_balances_total", &[("outcome", outcome)]).await?;
+            assert_eq!(count, 0.0, "{outcome} in worker {}", worker.pid());
+        }
+    }
+    let updates = |tenants: Vec<_>| async {
+        let mut updates = 0;
+        for tenant in tenants {
+            let pool = sandbox.pool(&tenant);
+            let audit = Audit::read(&pool, &tenant).await?;
+            pool.close().await;
+            ensure!(audit.updates == audit.distinct && audit.not_forward == 0, "{}: {audit:?}", tenant.id);
+            updates += audit.updates;
+        }
+        anyhow::Ok(updates)
+    };
+    assert_eq!(updates(tenants.clone()).await?, mutations);
+
+    // Under a load that overtakes itself, one is killed.
+    let cancel = CancellationToken::new();
+    let progress = Progress::new(tenants.len());
+    let load = LoadOptions { rate: 1_500.0, hot_key_share: 0.5, ..LoadOptions::default() };
+    let watch = async {
+        let ended = async {
+            first.reaches("balance_synced", &[], mutations as f64 / 2.0 + 300.0).await?;
+            first.kill().await?;
+            // What is mutated from here on doesn't wait for the killed one's claims of 30 s.
+            let killed_at = Instant::now();
+            let from = second.metric("balance_synced", &[]).await?;
+            second.reaches("balance_synced", &[], from + 1_500.0).await?;
+            ensure!(killed_at.elapsed() < Duration::from_secs(20), "{:?}", killed_at.elapsed());
+            Ok(())
+        };
+        let ended = ended.await;
+        cancel.cancel();
+        ended
+    };
+    let (report, watched) = tokio::join!(producer.run(&load, &progress, &cancel), watch);
+    watched?;
+    assert_eq!(report?.errors, 0);
+    drop(first);
+    // The killed one's claims lapse in 30 s, unless a newer mutation takes their place.
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    updates(tenants).await?;
+    assert_eq!(second.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_killed_workers_claims_are_taken_over_within_the_claim_ttl() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 40).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let pool = sandbox.pool(&tenant);
+    let short = |name: &str| {
+        Worker::of(&sandbox)
+            .set("worker.name", name)
+            .set("claim.ttl", "3s")
+            .set("postgres.connect_timeout", "500ms")
+            .set("postgres.acquire_timeout", "500ms")
+            .set("postgres.statement_timeout", "1800ms")
+            .set("collector.flush_deadline", "2300ms")
+            .set("collector.idle_backoff_max", "100ms")
+    };
+    let mut workers = [short("left").start().await?, short("right").start().await?];
+    let mut producer = sandbox.producer();
+    let held = hold_row(&pool, &tenant, 7).await?;
+    producer.mutate_each(DEFAULT_TTL).await?;
+    flush_hangs(&sandbox, &tenant).await?;
+    assert_eq!(claimed(&sandbox, &tenant).await?, 40, "all of them are in the flush that hangs");
+    let name: String = sqlx::query_scalar(
+        "SELECT application_name FROM pg_stat_activity WHERE usename = $1 AND wait_event_type = 'Lock'",
+    )
+    .bind(&tenant.role)
+    .fetch_one(&pool)
+    .await?;
+    if name.contains("right") {
+        workers.reverse();
+    }
+    let [mut victim, mut heir] = workers;
+
+    victim.kill().await?;
+    let killed_at = Instant::now();
+    // Its session outlives it and would write all the same.
+    sandbox.postgres().end_sessions(Some(&tenant.role)).await?;
+    held.rollback().await?;
+    assert_eq!(row(&sandbox, &tenant, 7).await?.version, 1, "nothing is written yet");
+    comes_in_step(&sandbox, &producer).await?;
+    let took = killed_at.elapsed();
+    assert!(took <= CLAIM_TTL + Duration::from_secs(2), "taken over after {took:?}");
+    all_settled(&sandbox).await?;
+    assert_eq!(heir.metric("balance_synced", &[]).await?, 40.0);
+    assert_eq!(heir.stop().await?.code, Some(0));
+    Ok(())
+}

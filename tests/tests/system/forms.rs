@@ -1,0 +1,138 @@
+//! The forms in which a ledger may keep its keys: without tenants, old schedules, UUIDs without dashes.
+
+use anyhow::{Context, Result, ensure};
+use balance_sync_sandbox::eventually;
+use balance_sync_sandbox::ledger::stored_balances;
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadTenant, Producer, TenantKeys, seed_balances};
+use balance_sync_tests::ledger::{all_settled, comes_in_step, redis_time, row, scores};
+use balance_sync_tests::worker::password_in;
+use balance_sync_tests::{SOON, Worker};
+use redis::AsyncCommands;
+
+#[tokio::test]
+async fn a_single_tenant_by_the_ledgers_own_variables() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(0, 0).await?;
+    let (database, role, password) = ("midaz", "midaz", "single-tenant-secret");
+    sandbox.postgres().create_tenant_database(database, role, &password.into()).await?;
+    let pool = sandbox.postgres().pool(database);
+    let balances = seed_balances(&pool, None, "single", 50).await?;
+    let redis_password = password_in(&sandbox.redis().url()).context("a password")?;
+    // All but the address of our own interface, which no variable of the ledger's names.
+    let mut worker = Worker::bare()
+        .env("MULTI_TENANT_ENABLED", "false")
+        .env("REDIS_HOST", &format!("127.0.0.1:{}", sandbox.redis().port()))
+        .env("REDIS_PASSWORD", &redis_password)
+        .env("REDIS_DB", "0")
+        .env("DB_TRANSACTION_HOST", "127.0.0.1")
+        .env("DB_TRANSACTION_PORT", &sandbox.postgres().port().to_string())
+        .env("DB_TRANSACTION_USER", role)
+        .env("DB_TRANSACTION_NAME", database)
+        .env("DB_TRANSACTION_PASSWORD", password)
+        .env("DB_TRANSACTION_SSLMODE", "disable")
+        .env("BALANCE_SYNC_BATCH_SIZE", "20")
+        .env("BALANCE_SYNC_FLUSH_TIMEOUT_MS", "100")
+        .env("BALANCE_SYNC_POLL_INTERVAL_MS", "20")
+        .secret(password)
+        .secret(&redis_password)
+        .start()
+        .await?;
+    let load = LoadTenant { keys: TenantKeys::single(), ..LoadTenant::seeded("single", balances) };
+    let mut producer = Producer::new(&sandbox.redis().url(), vec![load]);
+    for _ in 0..3 {
+        producer.mutate_each(DEFAULT_TTL).await?;
+        eventually(SOON, "the rows", || async {
+            let rows = stored_balances(&pool, None).await?;
+            let load = &producer.tenants()[0];
+            for (balance, version) in load.balances.iter().zip(&load.versions) {
+                let row = rows.iter().find(|row| row.id == balance.id).context("no row")?;
+                ensure!((row.version, &row.amounts) == (*version, &balance.amounts(*version)), "{row:?}");
+            }
+            let left = scores(&sandbox, &TenantKeys::single().schedule()).await?;
+            ensure!(left.is_empty(), "{left:?}");
+            anyhow::Ok(())
+        })
+        .await?;
+    }
+    assert!(
+        worker.metric("balance_sync_batches_total", &[("trigger", "size")]).await? >= 2.0,
+        "batches of 20"
+    );
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn schedules_of_older_ledgers_are_emptied_too() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(4, 10).await?;
+    let tenants = sandbox.tenants();
+    let mut redis = sandbox.redis().connect().await?;
+    let now = redis_time(&mut redis).await?;
+    // Seconds and microseconds in one schedule, some long past.
+    let put =
+        |balance: usize| if balance.is_multiple_of(2) { now.floor() - 60.0 } else { (now - 60.0) * 1e6 };
+    for tenant in &tenants {
+        for (number, balance) in tenant.balances.iter().enumerate() {
+            let member = tenant.keys.member(balance);
+            let () = redis.set_ex(&member, balance.json(4), 3600).await?;
+            let () = redis.zadd(tenant.keys.legacy_schedule(), member, put(number)).await?;
+        }
+    }
+    let mut worker = Worker::of(&sandbox).set("claim.legacy_interval", "500ms").start().await?;
+    let mut producer = sandbox.producer();
+    producer.refresh_versions().await?;
+    comes_in_step(&sandbox, &producer).await?;
+    assert_eq!(row(&sandbox, &tenants[0], 1).await?.version, 4);
+    all_settled(&sandbox).await?;
+
+    // And what an old ledger writes while we run.
+    let tenant = &tenants[1];
+    for (number, balance) in tenant.balances.iter().enumerate() {
+        let member = tenant.keys.member(balance);
+        let () = redis.set_ex(&member, balance.json(5), 3600).await?;
+        let () = redis.zadd(tenant.keys.legacy_schedule(), member, put(number)).await?;
+    }
+    producer.refresh_versions().await?;
+    comes_in_step(&sandbox, &producer).await?;
+    for tenant in &tenants {
+        assert!(scores(&sandbox, &tenant.keys.legacy_schedule()).await?.is_empty());
+    }
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn uuids_without_dashes_are_served_when_told_and_noticed_when_not() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(2, 10).await?;
+    let tenant = sandbox.tenants().remove(1);
+    let simple = tenant.id.replace('-', "");
+    assert_eq!((tenant.id.len(), simple.len()), (36, 32));
+    let load = LoadTenant { keys: TenantKeys::tenant(&simple), ..tenant.load() };
+    let mut producer = Producer::new(&sandbox.redis().url(), vec![sandbox.tenants()[0].load(), load]);
+    producer.mutate_each(DEFAULT_TTL).await?;
+
+    // As listed, nobody works the other form: said loudly, and nothing touched.
+    const OTHER_FORM: &str = "the ledger schedules this tenant under the other form of its id";
+    let mut worker =
+        Worker::of(&sandbox).set("claim.legacy_interval", "200ms").expect_error(OTHER_FORM).start().await?;
+    let id = [("tenant_id", tenant.id.as_str())];
+    worker.reaches("balance_sync_other_key_form", &id, 10.0).await?;
+    let noticed = eventually(SOON, "an ERROR line about the other form", || async {
+        worker.log().lines().into_iter().find(|line| line.message.starts_with(OTHER_FORM))
+    });
+    let line = noticed.await?;
+    assert_eq!((line.level.as_str(), line.tenant_id.as_deref()), ("ERROR", Some(tenant.id.as_str())));
+    assert_eq!(worker.stop().await?.code, Some(0));
+    assert_eq!(row(&sandbox, &tenant, 0).await?.version, 1);
+    assert_eq!(scores(&sandbox, &TenantKeys::tenant(&simple).schedule()).await?.len(), 10);
+
+    let mut worker = Worker::of(&sandbox).set("tenants.key_form", "simple_uuid").start().await?;
+    comes_in_step(&sandbox, &producer).await?;
+    eventually(SOON, "an empty schedule", || async {
+        ensure!(scores(&sandbox, &TenantKeys::tenant(&simple).schedule()).await?.is_empty());
+        anyhow::Ok(())
+    })
+    .await?;
+    assert_eq!(worker.metric("balance_sync_other_key_form", &[]).await?, 0.0);
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}

@@ -1,0 +1,22 @@
+//! Whole-system tests: real worker processes on a real Redis, a real PostgreSQL and a tenant service.
+//!
+//! Each test has a sandbox of its own, waits for conditions instead of sleeping, and leaves nothing behind. The worker
+//! is the built binary (`cargo build --package balance-sync-cli`, or `BALANCE_SYNC_BIN`).
+//!
+//! What a worker logs is part of every test: an ERROR line that the test doesn't expect, a tenant's line without the
+//! tenant's id, or a secret anywhere fails it.
+
+mod commands;
+mod exact;
+mod fleet;
+mod forms;
+mod health;
+mod isolation;
+mod lifecycle;
+mod lock_mode;
+mod outage;
+mod rotation;
+mod service;
+mod shutdown;
+mod triggers;
+mod versions;

@@ -1,0 +1,56 @@
+//! Passwords that change under the worker's hands.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use balance_sync_sandbox::ledger::{LoadOptions, Progress};
+use balance_sync_tests::Worker;
+use balance_sync_tests::ledger::{all_settled, comes_in_step};
+use balance_sync_tests::worker::password_in;
+use tokio_util::sync::CancellationToken;
+
+#[tokio::test]
+async fn a_rotated_password_is_taken_up_and_no_balance_lost() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(3, 100).await?;
+    let mut worker = Worker::of(&sandbox).set("tenants.service.settings_ttl", "10m").start().await?;
+    let mut producer = sandbox.producer();
+    let (cancel, progress) = (CancellationToken::new(), Progress::new(3));
+    let load = LoadOptions { rate: 600.0, ..LoadOptions::default() };
+    let tenants = sandbox.tenants();
+    let rotate = async {
+        let rotated = async {
+            for (round, tenant) in [&tenants[0], &tenants[2], &tenants[0]].into_iter().enumerate() {
+                let id = [("tenant_id", tenant.id.as_str())];
+                let before = worker.metric("balance_synced", &id).await?;
+                worker.reaches("balance_synced", &id, before + 50.0).await?;
+                // With its sessions ended the old password is of no use; without, the first new connection needs it.
+                sandbox.rotate_password(&tenant.id, round != 1).await?;
+                if round == 1 {
+                    sandbox.postgres().end_sessions(Some(&tenant.role)).await?;
+                }
+                let rotated = sandbox.tenant(&tenant.id)?;
+                worker.hide(&password_in(rotated.database_url()).context("a password")?);
+                let at = worker.metric("balance_synced", &id).await?;
+                let begun = std::time::Instant::now();
+                worker.reaches("balance_synced", &id, at + 50.0).await?;
+                anyhow::ensure!(begun.elapsed() < Duration::from_secs(15), "after {:?}", begun.elapsed());
+            }
+            anyhow::Ok(())
+        };
+        let rotated = rotated.await;
+        cancel.cancel();
+        rotated
+    };
+    let (report, rotated) = tokio::join!(producer.run(&load, &progress, &cancel), rotate);
+    rotated?;
+    assert_eq!(report?.errors, 0);
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    assert!(
+        worker.log().find("settings of the tenant's database changed, connections are swapped").is_some()
+    );
+    let metrics = worker.metrics().await?;
+    assert_eq!(metrics.sum("balance_sync_collector_starts_total", &[]), 3.0, "nothing was started again");
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
