@@ -29,25 +29,22 @@ async fn a_full_batch_is_flushed_at_once_and_a_part_of_one_after_its_time() -> R
         .await?;
     let ten: Vec<usize> = (0..10).collect();
     producer.mutate(0, &ten, DEFAULT_TTL).await?;
-    let begun = Instant::now();
     comes_in_step(&sandbox, &producer).await?;
-    let took = begun.elapsed();
     all_settled(&sandbox).await?;
     assert_eq!((batches(&worker, "size").await?, batches(&worker, "timeout").await?), (1.0, 0.0));
-    assert!(took < Duration::from_secs(5), "a full batch took {took:?}");
 
     // 25: two full batches, and the rest when its time has come.
     let more: Vec<usize> = (10..35).collect();
-    producer.mutate(0, &more, DEFAULT_TTL).await?;
     let begun = Instant::now();
+    producer.mutate(0, &more, DEFAULT_TTL).await?;
     worker.reaches("balance_sync_batches_total", &[("trigger", "size")], 3.0).await?;
-    // The last five are written together: any of them tells.
-    if begun.elapsed() < Duration::from_secs(4) {
-        let written = worker.metric("balance_synced", &[]).await?;
+    let written = worker.metric("balance_synced", &[]).await?;
+    // On a machine so slow that the time was over meanwhile this tells nothing.
+    if begun.elapsed() < Duration::from_secs(5) {
         assert_eq!(written, 30.0, "the rest waits for company");
     }
     comes_in_step(&sandbox, &producer).await?;
-    assert!(begun.elapsed() >= Duration::from_secs(4), "the rest did not wait: {:?}", begun.elapsed());
+    assert!(begun.elapsed() >= Duration::from_secs(5), "the rest did not wait: {:?}", begun.elapsed());
     all_settled(&sandbox).await?;
     assert_eq!((batches(&worker, "size").await?, batches(&worker, "timeout").await?), (3.0, 1.0));
     assert_eq!(row(&sandbox, &tenant, 34).await?.version, 2);

@@ -1,0 +1,219 @@
+//! One flush: what becomes of each member of a batch.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{rc::Rc, sync::atomic::Ordering::Relaxed};
+
+use balance_sync_domain::KeySpace;
+use balance_sync_fleet::{
+    failure::SinkError,
+    flush::{FlushEnd, REASON_EXPIRED, REASON_MISSING, REASON_REFUSED, flush},
+    gather::Trigger,
+    ports::Queue,
+    status::{FleetStatus, TenantStatus},
+};
+use balance_sync_schedule::{Claimed, ErrorClass};
+use balance_sync_store::{Outcome, RowResult};
+use balance_sync_tenants::KeyForm;
+use common::*;
+
+struct Bench {
+    queue: FakeQueue,
+    sink: FakeSink,
+    fleet: FleetStatus,
+    status: TenantStatus,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let tenant = tenant("acme");
+        Self {
+            queue: FakeQueue(Rc::new(Redis::new(tenant.key_space(KeyForm::AsListed)))),
+            sink: FakeSink(Rc::new(Postgres::new())),
+            fleet: FleetStatus::default(),
+            status: TenantStatus::new(tenant),
+        }
+    }
+
+    fn space(&self) -> &KeySpace {
+        &self.queue.0.space
+    }
+
+    async fn claim(&self) -> Vec<Claimed> {
+        self.queue.claim(100).await.unwrap().entries
+    }
+
+    async fn flush(&self, claimed: &[Claimed]) -> FlushEnd {
+        flush(&self.queue, &self.sink, claimed, Trigger::Size, secs(5), &self.fleet, &self.status).await
+    }
+
+    fn settled(&self) -> Vec<Vec<u8>> {
+        let mut settled = self.queue.0.settled.borrow().clone();
+        settled.sort();
+        settled
+    }
+
+    fn quarantined(&self) -> Vec<(Vec<u8>, &'static str)> {
+        let mut quarantined = self.queue.0.quarantined.borrow().clone();
+        quarantined.sort();
+        quarantined
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn poison_of_every_kind_is_isolated_and_the_others_are_written_in_the_same_flush() {
+    let bench = Bench::new();
+    let (redis, space) = (&bench.queue.0, bench.space().clone());
+    redis.mutate(0..4, 1);
+    let foreign = member(&tenant("other").key_space(KeyForm::AsListed), 50);
+    let poison: Vec<(Vec<u8>, Option<Vec<u8>>, &str)> = vec![
+        (foreign, None, "member_foreign_tenant"),
+        (b"\xff\xfe".to_vec(), None, "member_not_utf8"),
+        (format!("{}x", space.balance_prefix()).into_bytes(), Some(value(51, 1)), "member_without_organization"),
+        (member(&space, 52), Some(b"not json".to_vec()), "value_not_a_json_object"),
+        (member(&space, 53), Some(b"{}".to_vec()), "value_field_missing"),
+        (member(&space, 54), None, REASON_EXPIRED),
+        (member(&space, 55), Some(value(55, 1)), REASON_MISSING),
+        (member(&space, 56), Some(value(56, 1)), REASON_REFUSED),
+    ];
+    for (member, value, _) in &poison {
+        redis.schedule(member.clone(), value.clone(), 0.0);
+    }
+    bench.sink.0.verdicts.borrow_mut().insert(55, RowResult::Ok(Outcome::Missing));
+    let refused = RowResult::Refused { sqlstate: "22003".to_owned(), message: "numeric field overflow".to_owned() };
+    bench.sink.0.verdicts.borrow_mut().insert(56, refused);
+
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!(bench.settled(), (0..4).map(|n| member(&space, n)).collect::<Vec<_>>());
+    let mut expected: Vec<(Vec<u8>, &str)> =
+        poison.into_iter().map(|(member, _, reason)| (member, reason)).collect();
+    expected.sort();
+    assert_eq!(bench.quarantined(), expected);
+    assert_eq!((end.claimed, end.updated, end.quarantined, end.released, end.orphaned), (12, 4, 8, 0, 0));
+    assert!(end.failure.is_none());
+    assert_eq!(redis.leased() + redis.due(), 0);
+
+    let sent = bench.sink.0.updates.borrow()[0].ids.clone();
+    assert_eq!(sent, [0, 1, 2, 3, 55, 56], "nothing else reaches Postgres, and no other tenant's");
+    assert_eq!(bench.status.expired.load(Relaxed), 1);
+    assert_eq!(bench.status.quarantined.load(Relaxed), 8);
+    assert_eq!(bench.status.batch_failures.load(Relaxed), 0, "poison is no failure of the batch");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_tenants_member_never_reaches_the_sink_even_with_a_value() {
+    let bench = Bench::new();
+    let other = tenant("other").key_space(KeyForm::AsListed);
+    bench.queue.0.schedule(member(&other, 1), Some(value(1, 1)), 0.0);
+    bench.queue.0.schedule(member(&KeySpace::single(), 2), Some(value(2, 1)), 0.0);
+    bench.flush(&bench.claim().await).await;
+    assert!(bench.sink.0.updates.borrow().is_empty());
+    let reasons: Vec<_> = bench.quarantined().into_iter().map(|(_, reason)| reason).collect();
+    assert_eq!(reasons, ["member_without_tenant_prefix", "member_foreign_tenant"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_claims_of_one_balance_the_newest_is_written_once_and_both_are_settled() {
+    let bench = Bench::new();
+    bench.queue.0.mutate([1], 5);
+    let mut claimed = bench.claim().await;
+    // A mutation came, and was claimed into the same batch: the first lease is void by now.
+    bench.queue.0.mutate([1], 6);
+    claimed.extend(bench.claim().await);
+    assert_eq!(claimed.len(), 2);
+    // In either order.
+    for claimed in [claimed.clone(), claimed.into_iter().rev().collect()] {
+        let end = bench.flush(&claimed).await;
+        assert_eq!(end.updated + end.stale, 2);
+    }
+    let updates = bench.sink.0.updates.borrow();
+    assert!(updates.iter().all(|update| update.ids == [1]), "{updates:?}");
+    assert_eq!(bench.sink.0.rows.borrow()[&1], 6);
+    assert_eq!(bench.settled(), [member(bench.space(), 1)]);
+    assert_eq!(bench.status.updated.load(Relaxed), 1);
+    assert_eq!(bench.status.kept.load(Relaxed), 3, "the void lease, and both the second time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn spellings_of_one_balance_share_the_fate_of_the_newest() {
+    for (verdict, settled, quarantined) in
+        [(None, 3, 0), (Some(RowResult::Ok(Outcome::Missing)), 0, 3), (Some(RowResult::Ok(Outcome::Stale)), 3, 0)]
+    {
+        let bench = Bench::new();
+        let prefix = bench.space().balance_prefix().to_owned();
+        for (key, version) in [("#default", 3), ("#", 7), ("", 5)] {
+            let member = format!("{prefix}{ORGANIZATION}:{LEDGER}:@account1{key}").into_bytes();
+            bench.queue.0.schedule(member, Some(value(1, version)), 0.0);
+        }
+        if let Some(verdict) = verdict {
+            bench.sink.0.verdicts.borrow_mut().insert(1, verdict);
+        }
+        bench.flush(&bench.claim().await).await;
+        assert_eq!(bench.sink.0.updates.borrow()[0].ids, [1]);
+        assert_eq!((bench.settled().len(), bench.quarantined().len()), (settled, quarantined));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mutation_during_the_flush_stays_scheduled() {
+    let bench = Bench::new();
+    bench.queue.0.mutate([1, 2], 1);
+    let claimed = bench.claim().await;
+    bench.sink.0.takes.set(ms(100));
+    let during = async {
+        tokio::time::sleep(ms(50)).await;
+        bench.queue.0.mutate([1], 2);
+    };
+    tokio::join!(bench.flush(&claimed), during);
+    assert_eq!(bench.settled(), [member(bench.space(), 2)]);
+    assert_eq!(bench.queue.0.due(), 1);
+    assert_eq!(bench.status.kept.load(Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_postgres_fails_the_good_are_released_and_the_poison_is_isolated() {
+    let bench = Bench::new();
+    bench.queue.0.mutate(0..3, 1);
+    bench.queue.0.schedule(member(bench.space(), 9), Some(b"{}".to_vec()), 0.0);
+    bench.sink.0.is(Mood::Fails(SinkError::Deadline(secs(1))));
+    let end = bench.flush(&bench.claim().await).await;
+    assert!(end.failure.is_some() && !end.answered);
+    assert_eq!((end.released, end.quarantined, end.orphaned), (3, 1, 0));
+    assert_eq!(bench.queue.0.due(), 3);
+    assert_eq!(bench.status.batch_failures.load(Relaxed), 1);
+    assert!(bench.settled().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_redis_refuses_after_the_write_is_counted_and_left_to_lapse() {
+    let bench = Bench::new();
+    bench.queue.0.mutate(0..3, 1);
+    bench.queue.0.schedule(member(bench.space(), 9), Some(b"{}".to_vec()), 0.0);
+    bench.queue.0.fail(&["settle", "quarantine"], ErrorClass::OutOfMemory);
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!((end.updated, end.quarantined, end.orphaned), (3, 0, 4));
+    assert!(end.failure.is_none() && end.answered);
+    assert_eq!(bench.status.cleanup_failures.load(Relaxed), 2);
+    assert_eq!(bench.queue.0.leased(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_of_nothing_but_poison_does_not_ask_postgres() {
+    let bench = Bench::new();
+    bench.queue.0.schedule(member(bench.space(), 9), Some(b"{}".to_vec()), 0.0);
+    bench.sink.0.is(Mood::Panics);
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!((end.quarantined, end.answered), (1, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_without_an_answer_is_given_up_and_released() {
+    let bench = Bench::new();
+    bench.queue.0.mutate(0..3, 1);
+    bench.sink.0.is(Mood::Silent);
+    let end = bench.flush(&bench.claim().await).await;
+    assert!(matches!(end.failure, Some(SinkError::Deadline(after)) if after == secs(5)), "{:?}", end.failure);
+    assert_eq!((end.released, bench.queue.0.due()), (3, 3));
+    assert_eq!(bench.queue.0.at(), secs(5));
+}

@@ -1,0 +1,127 @@
+//! SIGTERM with a hundred tenants, one of whose databases says nothing.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadOptions, Progress, put_raw};
+use balance_sync_sandbox::{Fault, Isolation, Proxy, Sandbox, SandboxOptions, eventually};
+use balance_sync_tests::ledger::{all_settled, claimed, comes_in_step};
+use balance_sync_tests::{SOON, Worker, options};
+use tokio_util::sync::CancellationToken;
+
+use crate::report;
+
+/// Tenants, in schemas of one database.
+const TENANTS: usize = 100;
+/// How long a drain may take.
+const BOUND: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn a_hundred_tenants_drain_in_time_although_one_database_is_silent() -> Result<()> {
+    let wanted = SandboxOptions { isolation: Isolation::Schema, ..options(TENANTS, 20) };
+    let sandbox = Sandbox::start(wanted).await?;
+    let tenants = sandbox.tenants();
+    let silent = &tenants[17];
+    let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], sandbox.postgres().port()))).await?;
+    assert!(sandbox.service().update(&silent.id, |record| record.port = proxy.addr().port()));
+    let mut worker = Worker::of(&sandbox).start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+
+    proxy.set(Fault::BlackHole).await;
+    let (cancel, progress) = (CancellationToken::new(), Progress::new(TENANTS));
+    let load = LoadOptions { rate: 2_000.0, ..LoadOptions::default() };
+    let stop = async {
+        let ended = async {
+            eventually(SOON, "claims on the silent one", || async {
+                ensure!(claimed(&sandbox, silent).await? > 0);
+                Ok(())
+            })
+            .await?;
+            worker.stop().await
+        };
+        let ended = ended.await;
+        cancel.cancel();
+        ended
+    };
+    let (loaded, ended) = tokio::join!(producer.run(&load, &progress, &cancel), stop);
+    let (ended, loaded) = (ended?, loaded?);
+    assert_eq!((ended.code, loaded.errors), (Some(0), 0));
+    assert!(ended.took <= BOUND, "took {:?}", ended.took);
+    let mut left = 0;
+    for tenant in &tenants {
+        left += claimed(&sandbox, tenant).await?;
+    }
+    assert_eq!(left, 0, "claims stay behind");
+    let drained = ended.log.find("drained").map(|line| line.fields).unwrap_or_default();
+    assert_eq!((&drained["collectors"], &drained["orphaned"]), (&TENANTS.into(), &0.into()), "{drained}");
+    assert!(drained["released"].as_u64() >= Some(1), "the silent one's were given back: {drained}");
+    report(
+        &format!("SIGTERM with {TENANTS} tenants, one database black-holed"),
+        &format!(
+            "ended after {:.2} s, {} flushed, {} given back, 0 claims left",
+            ended.took.as_secs_f64(),
+            drained["flushed"],
+            drained["released"]
+        ),
+    );
+
+    proxy.set(Fault::Pass).await;
+    let mut successor = Worker::of(&sandbox).start().await?;
+    comes_in_step(&sandbox, &producer).await?;
+    assert_eq!(successor.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_could_not_be_given_back_is_told() -> Result<()> {
+    let sandbox = Sandbox::start(SandboxOptions { proxied: true, ..options(2, 30) }).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let mut worker = crate::brisk(&sandbox, "w").set("collector.drain_deadline", "2s").start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+
+    // Neither can anything be written nor given back.
+    let (redis, postgres) = (sandbox.redis_proxy(), sandbox.postgres_proxy());
+    let (redis, postgres) = (redis.expect("it was asked for"), postgres.expect("it was asked for"));
+    postgres.set(Fault::BlackHole).await;
+    let mut direct = sandbox.redis().connect().await?;
+    for balance in tenant.balances.iter() {
+        let (member, value) = (tenant.keys.member(balance), balance.json(3));
+        put_raw(&mut direct, &tenant.keys.schedule(), member.as_bytes(), value.as_bytes(), Some(DEFAULT_TTL))
+            .await?;
+    }
+    eventually(SOON, "claimed balances", || async {
+        let held = claimed(&sandbox, &tenant).await?;
+        ensure!(held == 30, "{held}");
+        Ok(())
+    })
+    .await?;
+    redis.set(Fault::BlackHole).await;
+    let ended = worker.stop().await?;
+    assert_eq!(ended.code, Some(1), "something was left behind");
+    assert!(ended.took <= BOUND, "took {:?}", ended.took);
+    let told = ended.log.find("claims left behind, they come due again when the claim TTL ends");
+    let told = told.map(|line| (line.tenant_id, line.fields["members"].clone()));
+    assert_eq!(told, Some((Some(tenant.id.clone()), 30.into())));
+    report(
+        "SIGTERM with Postgres and Redis black-holed",
+        &format!(
+            "ended after {:.2} s, 30 orphaned claims told with their tenant, exit code 1",
+            ended.took.as_secs_f64()
+        ),
+    );
+
+    redis.set(Fault::Pass).await;
+    postgres.set(Fault::Pass).await;
+    let mut successor = crate::brisk(&sandbox, "w2").start().await?;
+    producer.refresh_versions().await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    assert_eq!(successor.stop().await?.code, Some(0));
+    Ok(())
+}

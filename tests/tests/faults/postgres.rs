@@ -1,0 +1,131 @@
+//! G1: an outage of Postgres, however long, and the way back.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use balance_sync_sandbox::eventually;
+use balance_sync_tests::ledger::{all_settled, comes_in_step, scores};
+use balance_sync_tests::{Metrics, SOON, Worker};
+
+use crate::{BUSY, brisk, report};
+
+/// What the producer's values live for.
+const TTL: Duration = Duration::from_secs(5);
+/// To what a life is raised: shorter than the outage, so that raising it once would not be enough.
+const FLOOR: &str = "13s";
+/// How long Postgres is away.
+const OUTAGE: Duration = Duration::from_secs(20);
+/// When failed balances are tried again at the latest, once Postgres is back (`postgres.backoff_max`).
+const RETRIED_WITHIN: Duration = Duration::from_secs(2);
+/// Between mutations during the outage, each of balances that are not touched again.
+const TICK: Duration = Duration::from_millis(500);
+
+fn expired(metrics: &Metrics) -> f64 {
+    metrics.sum("balance_sync_balances_total", &[("outcome", "expired")])
+}
+
+#[tokio::test]
+async fn an_outage_longer_than_the_values_live_loses_nothing() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(3, 130).await?;
+    let tenants = sandbox.tenants();
+    let mut worker = brisk(&sandbox, "w").set("claim.protect_floor", FLOOR).start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+
+    sandbox.postgres().stop_immediate().await?;
+    let begun = Instant::now();
+    // 50 balances at once, and from then on two each half second: each of them only now.
+    let first: Vec<usize> = (0..50).collect();
+    for tenant in 0..tenants.len() {
+        producer.mutate(tenant, &first, TTL).await?;
+    }
+    let mut mutations = tenants.len() * first.len();
+    let mut ticks = tokio::time::interval(TICK);
+    let mut next = first.len();
+    while begun.elapsed() < OUTAGE {
+        ticks.tick().await;
+        for tenant in 0..tenants.len() {
+            let pair = [next, next + 1].map(|balance| balance % 130);
+            mutations += producer.mutate(tenant, &pair, TTL).await?.len();
+        }
+        next += 2;
+    }
+    ensure!(next <= 130, "a balance was mutated twice, which would have renewed its life");
+    let outage = begun.elapsed();
+    worker.reaches("balance_sync_tenant_degraded", &[("reason", "postgres_connection")], 3.0).await?;
+    let page = worker.metrics().await?;
+    let shown = page.sum("balance_sync_smallest_remaining_life_seconds", &[("tenant_id", &tenants[0].id)]);
+    assert!(shown > 0.0 && shown <= 13.0, "the shortest life is shown as {shown} s");
+    let mut shortest = i64::MAX;
+    let mut redis = sandbox.redis().connect().await?;
+    for tenant in &tenants {
+        let waiting = scores(&sandbox, &tenant.keys.schedule()).await?;
+        assert_eq!(waiting.len(), next, "all of them wait");
+        for member in waiting.keys() {
+            let left: i64 = ::redis::cmd("PTTL").arg(member).query_async(&mut redis).await?;
+            ensure!(left > 0, "{member} has expired");
+            shortest = shortest.min(left);
+        }
+    }
+
+    sandbox.postgres().start_again().await?;
+    let back = Instant::now();
+    comes_in_step(&sandbox, &producer).await?;
+    let caught_up = back.elapsed();
+    all_settled(&sandbox).await?;
+    assert_eq!(expired(&worker.metrics().await?), 0.0);
+    assert!(caught_up <= RETRIED_WITHIN + BUSY, "all written {caught_up:?} after Postgres was back");
+    report(
+        &format!("postgres away for {:.1} s, values live {TTL:?}, floor {FLOOR}", outage.as_secs_f64()),
+        &format!(
+            "{mutations} mutations, 0 lost, 0 expired, shortest life left {:.1} s, all written {:.2} s after the return",
+            shortest as f64 / 1e3,
+            caught_up.as_secs_f64()
+        ),
+    );
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// How often the longest backoff was met.
+async fn backs_off(worker: &Worker, tenants: usize) -> Result<()> {
+    eventually(SOON, "the longest backoff of every tenant", || async {
+        let failed = worker.log().lines();
+        let long = failed.iter().filter(|line| {
+            line.message == "tenant still degraded" && line.fields["failures"].as_u64() >= Some(6)
+        });
+        let by: std::collections::BTreeSet<_> = long.filter_map(|line| line.tenant_id.clone()).collect();
+        ensure!(by.len() == tenants, "{by:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn failed_balances_are_retried_within_two_seconds_of_the_return() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(8, 100).await?;
+    // The timeouts and backoffs a worker has by default: they are what is promised.
+    let mut worker = Worker::of(&sandbox).start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(Duration::from_secs(60)).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    sandbox.postgres().stop_immediate().await?;
+    producer.mutate_each(Duration::from_secs(60)).await?;
+    // The worst moment: when waits have become as long as they get.
+    backs_off(&worker, 8).await?;
+    sandbox.postgres().start_again().await?;
+    let back = Instant::now();
+    comes_in_step(&sandbox, &producer).await?;
+    let took = back.elapsed();
+    assert!(took <= RETRIED_WITHIN + BUSY, "the last of 8 tenants was written after {took:?}");
+    all_settled(&sandbox).await?;
+    report(
+        "postgres back after an outage (8 tenants, longest backoff)",
+        &format!("the last of 800 balances written {:.2} s later", took.as_secs_f64()),
+    );
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}

@@ -1,0 +1,247 @@
+//! What Redis can do to a worker, short of telling the truth.
+
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use balance_sync_sandbox::ledger::DEFAULT_TTL;
+use balance_sync_sandbox::{Fault, RedisOptions, Sandbox, SandboxOptions, eventually};
+use balance_sync_tests::ledger::{all_settled, comes_in_step, rows};
+use balance_sync_tests::{Audit, SOON, Worker, options, run};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::{brisk, nothing_backwards, report};
+
+/// Redis with a log that it writes each second, as ledgers run it.
+fn lasting(tenants: usize, balances: usize, extra: &[&str]) -> SandboxOptions {
+    let wanted = options(tenants, balances);
+    let extra = extra.iter().map(|line| (*line).to_owned()).collect();
+    let redis = RedisOptions { appendonly: true, extra, ..wanted.redis.clone() };
+    SandboxOptions { redis, proxied: true, ..wanted }
+}
+
+async fn ask(sandbox: &Sandbox, command: &[&str]) -> Result<()> {
+    let mut redis = sandbox.redis().connect().await?;
+    let mut asked = ::redis::cmd(command[0]);
+    for part in &command[1..] {
+        asked.arg(*part);
+    }
+    asked.query_async::<()>(&mut redis).await.with_context(|| format!("{command:?}"))
+}
+
+/// Waits until all tenants are degraded for this reason.
+async fn degraded(worker: &Worker, reason: &str, tenants: usize) -> Result<Duration> {
+    let begun = Instant::now();
+    worker.reaches("balance_sync_tenant_degraded", &[("reason", reason)], tenants as f64).await?;
+    Ok(begun.elapsed())
+}
+
+async fn nobody_degraded(worker: &Worker) -> Result<()> {
+    eventually(SOON, "no degraded tenant", || async {
+        let count = worker.metric("balance_sync_tenant_degraded", &[]).await?;
+        ensure!(count == 0.0, "there are {count}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_redis_refuses_is_told_and_gone_through() -> Result<()> {
+    const TENANTS: usize = 3;
+    let sandbox = Sandbox::start(lasting(TENANTS, 40, &[])).await?;
+    for tenant in sandbox.tenants() {
+        Audit::begin(&sandbox, &tenant).await?;
+    }
+    let proxy = sandbox.redis_proxy().expect("it was asked for");
+    let mut worker = brisk(&sandbox, "w").start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+
+    // The scripts are gone: nobody notices.
+    ask(&sandbox, &["SCRIPT", "FLUSH"]).await?;
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    assert_eq!(worker.metric("balance_sync_redis_errors_total", &[]).await?, 0.0);
+
+    let black_hole: &[&str] = &[];
+    for (reason, begin, end) in [
+        (
+            "redis_out_of_memory",
+            ["CONFIG SET maxmemory 1mb"].as_slice(),
+            ["CONFIG SET maxmemory 0"].as_slice(),
+        ),
+        ("redis_read_only", &["REPLICAOF 127.0.0.1 1"], &["REPLICAOF NO ONE"]),
+        ("redis_unavailable", black_hole, black_hole),
+    ] {
+        // Frozen for a moment, so that there is work left when the fault begins.
+        worker.signal(Signal::SIGSTOP)?;
+        producer.mutate_each(DEFAULT_TTL).await?;
+        for command in begin {
+            ask(&sandbox, &command.split(' ').collect::<Vec<_>>()).await?;
+        }
+        if begin.is_empty() {
+            proxy.set(Fault::BlackHole).await;
+        }
+        worker.signal(Signal::SIGCONT)?;
+        let noticed = degraded(&worker, reason, TENANTS).await?;
+        assert_eq!(worker.get("/livez").await?.0, 200);
+        for command in end {
+            ask(&sandbox, &command.split(' ').collect::<Vec<_>>()).await?;
+        }
+        proxy.set(Fault::Pass).await;
+        let healed = Instant::now();
+        comes_in_step(&sandbox, &producer).await?;
+        let took = healed.elapsed();
+        all_settled(&sandbox).await?;
+        nobody_degraded(&worker).await?;
+        report(
+            reason,
+            &format!(
+                "told after {:.2} s, all written {:.2} s after its end",
+                noticed.as_secs_f64(),
+                took.as_secs_f64()
+            ),
+        );
+    }
+    for tenant in sandbox.tenants() {
+        nothing_backwards(&sandbox, &tenant).await?;
+    }
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_redis_that_loads_its_data_is_waited_for() -> Result<()> {
+    // Half a millisecond per entry of the log: time to be seen loading.
+    let sandbox = Sandbox::start(lasting(2, 40, &["key-load-delay 500"])).await?;
+    let mut worker = brisk(&sandbox, "w").set("redis.response_timeout", "5s").start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    let mut redis = sandbox.redis().connect().await?;
+    let mut fill = ::redis::pipe();
+    for number in 0..8_000 {
+        fill.cmd("SET").arg(format!("ballast:{number}")).arg("x").ignore();
+    }
+    fill.query_async::<()>(&mut redis).await?;
+    drop(redis);
+    sandbox.redis().kill()?;
+    let (started, noticed) =
+        tokio::join!(sandbox.redis().start_again(), degraded(&worker, "redis_loading", 2));
+    started?;
+    let noticed = noticed?;
+    producer.mutate_each(DEFAULT_TTL).await?;
+    let begun = Instant::now();
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    nobody_degraded(&worker).await?;
+    report(
+        "redis_loading",
+        &format!(
+            "told after {:.2} s, all written {:.2} s after its end",
+            noticed.as_secs_f64(),
+            begun.elapsed().as_secs_f64()
+        ),
+    );
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// The file that commands are appended to.
+fn append_only_file(sandbox: &Sandbox) -> Result<PathBuf> {
+    let folder = sandbox.redis().folder().join("appendonlydir");
+    let found = std::fs::read_dir(&folder)?.flatten().map(|entry| entry.path());
+    found
+        .into_iter()
+        .find(|path| path.to_string_lossy().ends_with(".incr.aof"))
+        .context("no append-only file")
+}
+
+#[tokio::test]
+async fn a_redis_that_lost_its_last_second_never_takes_rows_back() -> Result<()> {
+    let sandbox = Sandbox::start(lasting(2, 40, &[])).await?;
+    for tenant in sandbox.tenants() {
+        Audit::begin(&sandbox, &tenant).await?;
+    }
+    let mut worker = brisk(&sandbox, "w").start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    let file = append_only_file(&sandbox)?;
+    let kept = std::fs::metadata(&file)?.len();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    // The kernel keeps what a killed process wrote. What a machine that fails loses is cut off by hand.
+    sandbox.redis().kill()?;
+    OpenOptions::new().write(true).open(&file)?.set_len(kept)?;
+    sandbox.redis().start_again().await?;
+
+    // Postgres is ahead of Redis now, and verify says so.
+    let config = sandbox.config_path().to_str().context("a path of text")?;
+    let ahead = run(&["verify", "--config", config, "--json"], &[]).await?;
+    let told: Value = serde_json::from_str(&ahead.stdout).with_context(|| format!("{ahead:?}"))?;
+    assert_eq!((ahead.code, &told["tenants"][0]["ahead"]), (Some(1), &40.into()), "{told}");
+    // The ledger goes on from what Redis has: its first mutations are older than the rows.
+    producer.refresh_versions().await?;
+    assert!(producer.tenants().iter().all(|load| load.versions.iter().all(|version| *version == 2)));
+    producer.mutate_each(DEFAULT_TTL).await?;
+    all_settled(&sandbox).await?;
+    for tenant in sandbox.tenants() {
+        assert!(rows(&sandbox, &tenant).await?.values().all(|row| row.version == 4), "{}", tenant.id);
+    }
+    producer.mutate_each(DEFAULT_TTL).await?;
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    for tenant in sandbox.tenants() {
+        nothing_backwards(&sandbox, &tenant).await?;
+    }
+    nobody_degraded(&worker).await?;
+    report(
+        "redis lost two mutations of 80 balances",
+        "0 rows backwards, written again from the first newer version on",
+    );
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_redis_that_comes_back_empty_is_gone_on_with() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(3, 40).await?;
+    for tenant in sandbox.tenants() {
+        Audit::begin(&sandbox, &tenant).await?;
+    }
+    let mut worker = brisk(&sandbox, "w").start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    sandbox.redis().kill()?;
+    degraded(&worker, "redis_unavailable", 3).await?;
+    sandbox.redis().start_again().await?;
+    let back = Instant::now();
+    // Its keys are gone; the ledger fills it from Postgres and goes on.
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    let took = back.elapsed();
+    all_settled(&sandbox).await?;
+    nobody_degraded(&worker).await?;
+    worker.reaches("balance_sync_workers", &[], 1.0).await?;
+    for tenant in sandbox.tenants() {
+        nothing_backwards(&sandbox, &tenant).await?;
+    }
+    report(
+        "redis back, empty",
+        &format!("new mutations written {:.2} s after its return", took.as_secs_f64()),
+    );
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
