@@ -2,8 +2,10 @@
 
 CARGO ?= cargo
 DEMO_ARGS ?=
+BENCH_ARGS ?=
+FUZZ_SECONDS ?= 60
 
-.PHONY: help setup build demo test chaos lint fmt clean
+.PHONY: help setup build demo test chaos bench fuzz coverage lint fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +27,25 @@ test: setup ## Run all tests: unit, property, real servers, whole system
 chaos: setup ## Faults on real servers for a while (CHAOS_SECONDS=120, CHAOS_SEED=random)
 	$(CARGO) build --locked --package balance-sync-cli
 	CHAOS_SECONDS=$${CHAOS_SECONDS:-120} $(CARGO) test --locked --package balance-sync-tests --test chaos -- --nocapture
+
+bench: setup ## Measure speed and cost on private servers (BENCH_ARGS="--only drain_1 --scale 0.1")
+	$(CARGO) build --release --locked --package balance-sync-cli --package balance-sync-tests --bins
+	$(CARGO) bench --locked --package balance-sync-domain
+	target/release/bench $(BENCH_ARGS)
+
+fuzz: ## Feed made-up members and values to the parsers (FUZZ_SECONDS=60 for each)
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+	@# Without a sanitizer, which would need a nightly toolchain: the parsers are safe Rust, and overflows still panic.
+	@# The corpus that is checked in is only read; what is found grows under target/.
+	@for target in member value; do \
+		mkdir -p target/fuzz/corpus/$$target && \
+		$(CARGO) fuzz run --fuzz-dir crates/domain/fuzz --sanitizer none --target-dir target/fuzz $$target \
+			target/fuzz/corpus/$$target crates/domain/fuzz/corpus/$$target \
+			-- -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; \
+	done
+
+coverage: setup ## Line coverage of all crates but the sandbox, by cargo-llvm-cov or cargo-tarpaulin
+	@CARGO="$(CARGO)" sh tests/coverage.sh
 
 lint: ## Formatting, clippy, and licences and sources if cargo-deny is installed
 	$(CARGO) fmt --all --check

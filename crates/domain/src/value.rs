@@ -13,7 +13,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Unexpected, Visitor};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -165,7 +165,8 @@ struct Fields<'a> {
 impl<'a> Fields<'a> {
     fn read(json: &'a [u8]) -> serde_json::Result<Self> {
         let mut deserializer = serde_json::Deserializer::from_slice(json);
-        let fields = deserializer.deserialize_map(FieldsVisitor)?;
+        // Not `deserialize_map`, which repeats a string that stands there instead, whatever its length, in its error.
+        let fields = deserializer.deserialize_any(FieldsVisitor)?;
         deserializer.end()?;
         Ok(fields)
     }
@@ -191,6 +192,11 @@ impl<'de> Visitor<'de> for FieldsVisitor {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a balance as a JSON object")
+    }
+
+    /// For the error alone, which must not repeat the string.
+    fn visit_str<E: Error>(self, _: &str) -> Result<Self::Value, E> {
+        Err(E::invalid_type(Unexpected::Other("string"), &self))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
@@ -513,6 +519,8 @@ mod tests {
     fn errors_name_field_value_and_what_is_allowed() {
         let text = refuse(&with("OnHold", &format!("\"{}\"", "x".repeat(10_000)))).to_string();
         assert!(text.contains("OnHold") && text.contains("decimal number") && text.len() < 1000, "{text}");
+        let text = refuse(&format!("\"{}\"", "\\f".repeat(10_000))).to_string();
+        assert!(text.contains("invalid type: string") && text.len() < 2000, "{text}");
         let text = refuse(&with("Version", "-3")).to_string();
         assert!(text.contains("Version is \"-3\"") && text.contains("9223372036854775807"), "{text}");
     }

@@ -77,7 +77,8 @@ async fn play(lab: &Lab, steps: Vec<(u64, Step)>) -> BTreeMap<u128, i64> {
 }
 
 fn run<T>(test: impl AsyncFnOnce(Lab) -> T) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(LocalSet::new().run_until(async {
         // A write that hangs is given up soon enough for the test's bounds.
         test(Lab::with(CollectorOptions { flush_deadline: secs(3), ..options() })).await

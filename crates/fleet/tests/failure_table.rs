@@ -166,7 +166,10 @@ fn every_answer_of_the_directory_has_its_row() {
         (DirectoryError::Unauthorized, ("tenant_service_unauthorized", Long, all)),
         (DirectoryError::malformed("body", "x"), ("tenant_config_malformed", Long, all)),
         (DirectoryError::unavailable("x"), ("tenant_service_unavailable", Short, all)),
-        (DirectoryError::BreakerOpen { retry_in: Duration::from_secs(1) }, ("tenant_service_unavailable", Short, all)),
+        (
+            DirectoryError::BreakerOpen { retry_in: Duration::from_secs(1) },
+            ("tenant_service_unavailable", Short, all),
+        ),
     ];
     for (error, row) in rows {
         check(error.kind(), reaction(&error.clone().into()), row);

@@ -67,10 +67,14 @@ async fn poison_of_every_kind_is_isolated_and_the_others_are_written_in_the_same
     let (redis, space) = (&bench.queue.0, bench.space().clone());
     redis.mutate(0..4, 1);
     let foreign = member(&tenant("other").key_space(KeyForm::AsListed), 50);
-    let poison: Vec<(Vec<u8>, Option<Vec<u8>>, &str)> = vec![
+    let poison = [
         (foreign, None, "member_foreign_tenant"),
         (b"\xff\xfe".to_vec(), None, "member_not_utf8"),
-        (format!("{}x", space.balance_prefix()).into_bytes(), Some(value(51, 1)), "member_without_organization"),
+        (
+            format!("{}x", space.balance_prefix()).into_bytes(),
+            Some(value(51, 1)),
+            "member_without_organization",
+        ),
         (member(&space, 52), Some(b"not json".to_vec()), "value_not_a_json_object"),
         (member(&space, 53), Some(b"{}".to_vec()), "value_field_missing"),
         (member(&space, 54), None, REASON_EXPIRED),
@@ -81,7 +85,8 @@ async fn poison_of_every_kind_is_isolated_and_the_others_are_written_in_the_same
         redis.schedule(member.clone(), value.clone(), 0.0);
     }
     bench.sink.0.verdicts.borrow_mut().insert(55, RowResult::Ok(Outcome::Missing));
-    let refused = RowResult::Refused { sqlstate: "22003".to_owned(), message: "numeric field overflow".to_owned() };
+    let refused =
+        RowResult::Refused { sqlstate: "22003".to_owned(), message: "numeric field overflow".to_owned() };
     bench.sink.0.verdicts.borrow_mut().insert(56, refused);
 
     let end = bench.flush(&bench.claim().await).await;
@@ -137,9 +142,11 @@ async fn of_two_claims_of_one_balance_the_newest_is_written_once_and_both_are_se
 
 #[tokio::test(start_paused = true)]
 async fn spellings_of_one_balance_share_the_fate_of_the_newest() {
-    for (verdict, settled, quarantined) in
-        [(None, 3, 0), (Some(RowResult::Ok(Outcome::Missing)), 0, 3), (Some(RowResult::Ok(Outcome::Stale)), 3, 0)]
-    {
+    for (verdict, settled, quarantined) in [
+        (None, 3, 0),
+        (Some(RowResult::Ok(Outcome::Missing)), 0, 3),
+        (Some(RowResult::Ok(Outcome::Stale)), 3, 0),
+    ] {
         let bench = Bench::new();
         let prefix = bench.space().balance_prefix().to_owned();
         for (key, version) in [("#default", 3), ("#", 7), ("", 5)] {

@@ -50,7 +50,9 @@ impl World {
     }
 
     fn postgres(&self, tenant: &Tenant) -> Rc<Postgres> {
-        Rc::clone(self.postgres.borrow_mut().entry(tenant.clone()).or_insert_with(|| Rc::new(Postgres::new())))
+        Rc::clone(
+            self.postgres.borrow_mut().entry(tenant.clone()).or_insert_with(|| Rc::new(Postgres::new())),
+        )
     }
 }
 
@@ -111,7 +113,8 @@ impl Bench {
         let world = Rc::new(World::default());
         let begun = Instant::now();
         let manager =
-            TenantManager::new(directory.clone(), ConnectionBudget::new(10), ManagerOptions::default()).start();
+            TenantManager::new(directory.clone(), ConnectionBudget::new(10), ManagerOptions::default())
+                .start();
         let spawner = FakeSpawner {
             world: Rc::clone(&world),
             fleet: Arc::clone(&fleet),
@@ -360,7 +363,11 @@ async fn a_panicking_collector_is_reaped_and_started_with_growing_delay_while_ot
     assert!(bench.fleet.panics.load(Relaxed) >= 5);
     assert_eq!(bench.fleet.panics.load(Relaxed), bench.fleet.reaped.load(Relaxed));
     assert_eq!(bench.starts("good").len(), 1);
-    assert!(bench.redis("good").settled.borrow().len() > 200, "{}", bench.redis("good").settled.borrow().len());
+    assert!(
+        bench.redis("good").settled.borrow().len() > 200,
+        "{}",
+        bench.redis("good").settled.borrow().len()
+    );
 
     let epochs: Vec<_> = bench.world.born.borrow().iter().map(|(_, born)| born.epoch).collect();
     assert!(epochs.windows(2).all(|pair| pair[0] < pair[1]), "{epochs:?}");
@@ -478,7 +485,9 @@ async fn draining_flushes_releases_and_reports() {
     for id in ["fine", "down", "cut"] {
         bench.redis(id).mutate(0..3, 1);
     }
-    bench.until("all are claimed", || ["fine", "down", "cut"].iter().all(|id| bench.redis(id).leased() == 3)).await;
+    bench
+        .until("all are claimed", || ["fine", "down", "cut"].iter().all(|id| bench.redis(id).leased() == 3))
+        .await;
     bench.postgres("down").is(Mood::Silent);
     bench.postgres("cut").is(Mood::Silent);
     bench.redis("cut").fail(&["release"], ErrorClass::Unavailable);

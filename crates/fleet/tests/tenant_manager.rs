@@ -171,11 +171,8 @@ async fn what_a_tenant_asks_for_is_clamped() {
         max_idle_conns: None,
         statement_timeout: timeout.map(secs),
     };
-    let cases = [
-        (limits(None, None), 2, 10),
-        (limits(Some(25), Some(30)), 2, 10),
-        (limits(Some(1), Some(3)), 1, 3),
-    ];
+    let cases =
+        [(limits(None, None), 2, 10), (limits(Some(25), Some(30)), 2, 10), (limits(Some(1), Some(3)), 1, 3)];
     for (n, (settings, connections, timeout)) in cases.into_iter().enumerate() {
         let a = tenant(&format!("t{n}"));
         bench.directory.knows(&a, TenantDatabase { settings, ..database("a", "p") });
@@ -217,7 +214,9 @@ async fn one_of_two_that_share_moves_and_the_other_stays() {
     tokio::time::sleep(secs(30)).await;
     assert!(!stays.database.is_closed());
     assert!(!are_one(&moved.database, &stays.database).await);
-    assert!(are_one(&stays.database, &bench.get(&b).await.unwrap().database).await || old.database.is_closed());
+    assert!(
+        are_one(&stays.database, &bench.get(&b).await.unwrap().database).await || old.database.is_closed()
+    );
 }
 
 #[actix::test]

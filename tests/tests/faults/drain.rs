@@ -1,10 +1,11 @@
 //! SIGTERM with a hundred tenants, one of whose databases says nothing.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadOptions, Progress, put_raw};
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadOptions, Producer, Progress, put_raw, stored_balances};
 use balance_sync_sandbox::{Fault, Isolation, Proxy, Sandbox, SandboxOptions, eventually};
 use balance_sync_tests::ledger::{all_settled, claimed, comes_in_step};
 use balance_sync_tests::{SOON, Worker, options};
@@ -17,6 +18,26 @@ const TENANTS: usize = 100;
 /// How long a drain may take.
 const BOUND: Duration = Duration::from_secs(10);
 
+/// Waits until the rows of all tenants have the versions of the producer. They share a database, and so one connection:
+/// with one each, looking would take longer than what is looked for.
+async fn all_written(sandbox: &Sandbox, producer: &Producer) -> Result<()> {
+    let pool = sandbox.pool(&sandbox.tenants()[0]);
+    eventually(SOON, "all versions in Postgres", || async {
+        for (tenant, load) in sandbox.tenants().iter().zip(producer.tenants()) {
+            let stored = stored_balances(&pool, tenant.schema.as_deref()).await?;
+            let stored: BTreeMap<_, _> = stored.into_iter().map(|row| (row.id, row.version)).collect();
+            for (balance, version) in load.balances.iter().zip(&load.versions) {
+                let found = stored.get(&balance.id);
+                ensure!(found == Some(version), "tenant {}: {found:?}, not {version}", tenant.id);
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    pool.close().await;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_hundred_tenants_drain_in_time_although_one_database_is_silent() -> Result<()> {
     let wanted = SandboxOptions { isolation: Isolation::Schema, ..options(TENANTS, 20) };
@@ -28,7 +49,7 @@ async fn a_hundred_tenants_drain_in_time_although_one_database_is_silent() -> Re
     let mut worker = Worker::of(&sandbox).start().await?;
     let mut producer = sandbox.producer();
     producer.mutate_each(DEFAULT_TTL).await?;
-    comes_in_step(&sandbox, &producer).await?;
+    all_written(&sandbox, &producer).await?;
 
     proxy.set(Fault::BlackHole).await;
     let (cancel, progress) = (CancellationToken::new(), Progress::new(TENANTS));
@@ -57,20 +78,21 @@ async fn a_hundred_tenants_drain_in_time_although_one_database_is_silent() -> Re
     assert_eq!(left, 0, "claims stay behind");
     let drained = ended.log.find("drained").map(|line| line.fields).unwrap_or_default();
     assert_eq!((&drained["collectors"], &drained["orphaned"]), (&TENANTS.into(), &0.into()), "{drained}");
-    assert!(drained["released"].as_u64() >= Some(1), "the silent one's were given back: {drained}");
+    // Its own were given back at the deadline, as far as the load had not overtaken them by then.
+    let given_back = ended.log.find("flush did not end within the drain deadline, its claims are given back");
+    assert_eq!(given_back.and_then(|line| line.tenant_id).as_ref(), Some(&silent.id));
     report(
         &format!("SIGTERM with {TENANTS} tenants, one database black-holed"),
         &format!(
-            "ended after {:.2} s, {} flushed, {} given back, 0 claims left",
+            "ended after {:.2} s, {} flushed meanwhile, 0 claims left",
             ended.took.as_secs_f64(),
-            drained["flushed"],
-            drained["released"]
+            drained["flushed"]
         ),
     );
 
     proxy.set(Fault::Pass).await;
     let mut successor = Worker::of(&sandbox).start().await?;
-    comes_in_step(&sandbox, &producer).await?;
+    all_written(&sandbox, &producer).await?;
     assert_eq!(successor.stop().await?.code, Some(0));
     Ok(())
 }

@@ -17,6 +17,8 @@ const FLOOR: &str = "13s";
 const OUTAGE: Duration = Duration::from_secs(20);
 /// When failed balances are tried again at the latest, once Postgres is back (`postgres.backoff_max`).
 const RETRIED_WITHIN: Duration = Duration::from_secs(2);
+/// Balances of each tenant: enough that none is mutated twice.
+const BALANCES: usize = 160;
 /// Between mutations during the outage, each of balances that are not touched again.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -26,7 +28,7 @@ fn expired(metrics: &Metrics) -> f64 {
 
 #[tokio::test]
 async fn an_outage_longer_than_the_values_live_loses_nothing() -> Result<()> {
-    let sandbox = balance_sync_tests::sandbox(3, 130).await?;
+    let sandbox = balance_sync_tests::sandbox(3, BALANCES).await?;
     let tenants = sandbox.tenants();
     let mut worker = brisk(&sandbox, "w").set("claim.protect_floor", FLOOR).start().await?;
     let mut producer = sandbox.producer();
@@ -47,12 +49,12 @@ async fn an_outage_longer_than_the_values_live_loses_nothing() -> Result<()> {
     while begun.elapsed() < OUTAGE {
         ticks.tick().await;
         for tenant in 0..tenants.len() {
-            let pair = [next, next + 1].map(|balance| balance % 130);
+            let pair = [next, next + 1].map(|balance| balance % BALANCES);
             mutations += producer.mutate(tenant, &pair, TTL).await?.len();
         }
         next += 2;
     }
-    ensure!(next <= 130, "a balance was mutated twice, which would have renewed its life");
+    ensure!(next <= BALANCES, "a balance was mutated twice, which would have renewed its life");
     let outage = begun.elapsed();
     worker.reaches("balance_sync_tenant_degraded", &[("reason", "postgres_connection")], 3.0).await?;
     let page = worker.metrics().await?;

@@ -135,6 +135,8 @@ async fn a_redis_that_loads_its_data_is_waited_for() -> Result<()> {
         tokio::join!(sandbox.redis().start_again(), degraded(&worker, "redis_loading", 2));
     started?;
     let noticed = noticed?;
+    let mut producer = sandbox.producer();
+    producer.refresh_versions().await?;
     producer.mutate_each(DEFAULT_TTL).await?;
     let begun = Instant::now();
     comes_in_step(&sandbox, &producer).await?;
@@ -190,6 +192,7 @@ async fn a_redis_that_lost_its_last_second_never_takes_rows_back() -> Result<()>
     let told: Value = serde_json::from_str(&ahead.stdout).with_context(|| format!("{ahead:?}"))?;
     assert_eq!((ahead.code, &told["tenants"][0]["ahead"]), (Some(1), &40.into()), "{told}");
     // The ledger goes on from what Redis has: its first mutations are older than the rows.
+    let mut producer = sandbox.producer();
     producer.refresh_versions().await?;
     assert!(producer.tenants().iter().all(|load| load.versions.iter().all(|version| *version == 2)));
     producer.mutate_each(DEFAULT_TTL).await?;
@@ -228,7 +231,9 @@ async fn a_redis_that_comes_back_empty_is_gone_on_with() -> Result<()> {
     degraded(&worker, "redis_unavailable", 3).await?;
     sandbox.redis().start_again().await?;
     let back = Instant::now();
-    // Its keys are gone; the ledger fills it from Postgres and goes on.
+    // Its keys are gone; the ledger fills it again and goes on.
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
     producer.mutate_each(DEFAULT_TTL).await?;
     comes_in_step(&sandbox, &producer).await?;
     let took = back.elapsed();

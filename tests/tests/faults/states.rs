@@ -64,11 +64,10 @@ async fn inject(sandbox: &Sandbox, tenant: &SandboxTenant, failure: Failure) -> 
     };
     let ((place, broken), (mend_place, mended)) = match failure {
         Failure::WrongPassword => {
-            let mut right = None;
-            sandbox.service().update(&tenant.id, |record| {
-                right = Some(std::mem::replace(&mut record.password, "wrong".to_owned().into()));
-            });
-            return Ok(Mend::Password(right.context("the service does not know it")?));
+            // Changed in Postgres, while the tenant service goes on giving the former one.
+            let changed: SecretString = uuid::Uuid::new_v4().simple().to_string().into();
+            sandbox.postgres().set_password(role, &changed).await?;
+            return Ok(Mend::Password(changed));
         }
         Failure::Locked => {
             let pool = sandbox.pool(tenant);
@@ -142,7 +141,6 @@ async fn every_failure_of_a_database_has_its_reason_and_an_end() -> Result<()> {
         let mend = inject(&sandbox, tenant, failure).await.with_context(|| format!("{failure:?}"))?;
         mends.push((failure, mend));
     }
-    // The settings with the wrong password have to be read first.
     let asked = sandbox.service().calls(balance_sync_sandbox::ServiceRoute::Connections);
     producer.mutate_each(DEFAULT_TTL).await?;
     for (tenant, (failure, reason)) in failing.iter().zip(FAILURES) {

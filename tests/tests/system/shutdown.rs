@@ -98,7 +98,7 @@ async fn with_postgres_gone_silent_it_gives_back_what_it_holds() -> Result<()> {
         .await?;
     }
     let ended = worker.stop().await?;
-    assert!(ended.took < Duration::from_secs(13), "took {:?}", ended.took);
+    assert!(ended.took < Duration::from_secs(12), "took {:?}", ended.took);
     assert_eq!(ended.code, Some(0), "nothing was left behind");
     for (tenant, former) in sandbox.tenants().iter().zip(&former) {
         assert_eq!(&scores(&sandbox, &tenant.keys.schedule()).await?, former, "due as if never claimed");

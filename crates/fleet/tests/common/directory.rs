@@ -58,7 +58,8 @@ impl FakeDirectory {
 
     pub fn also_lists_refused(&self, ids: &[&str]) {
         if let Reply::Answer(Ok(listing)) = &mut *self.list.lock().unwrap() {
-            let refused = ids.iter().map(|id| RefusedTenant { id: (*id).to_owned(), reason: "test".to_owned() });
+            let refused =
+                ids.iter().map(|id| RefusedTenant { id: (*id).to_owned(), reason: "test".to_owned() });
             listing.refused.extend(refused);
         }
     }

@@ -80,6 +80,9 @@ pub struct ClaimCall {
     pub found: usize,
 }
 
+/// The lease, and what was claimed under it.
+type Held = (Arc<str>, Waiting);
+
 /// What a call to Redis meets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -93,7 +96,7 @@ pub struct Redis {
     pub space: KeySpace,
     begun: Instant,
     due: RefCell<VecDeque<Waiting>>,
-    leased: RefCell<HashMap<Vec<u8>, (Arc<str>, Waiting)>>,
+    leased: RefCell<HashMap<Vec<u8>, Held>>,
     leases: Cell<u64>,
     /// By operation.
     pub faults: RefCell<HashMap<&'static str, Fault>>,
@@ -150,10 +153,14 @@ impl Redis {
 
     /// Schedules any member with any value, due for so many seconds.
     pub fn schedule(&self, member: Vec<u8>, value: Option<Vec<u8>>, age: f64) {
+        self.schedule_at(member, value, &format!("{:.6}", self.now() - age));
+    }
+
+    /// The same with any score.
+    pub fn schedule_at(&self, member: Vec<u8>, value: Option<Vec<u8>>, score: &str) {
         self.leased.borrow_mut().remove(&member);
         self.due.borrow_mut().retain(|waiting| waiting.member != member);
-        let former = format!("{:.6}", self.now() - age);
-        self.due.borrow_mut().push_back(Waiting { member, former, value });
+        self.due.borrow_mut().push_back(Waiting { member, former: score.to_owned(), value });
     }
 
     pub fn due(&self) -> usize {
@@ -280,7 +287,10 @@ impl Queue for FakeQueue {
             let (taken, kept) = self.0.take_leased([*claimed]);
             report.kept += kept;
             report.quarantined += taken.len() as u64;
-            self.0.quarantined.borrow_mut().extend(taken.into_iter().map(|waiting| (waiting.member, refusal.reason)));
+            self.0
+                .quarantined
+                .borrow_mut()
+                .extend(taken.into_iter().map(|waiting| (waiting.member, refusal.reason)));
         }
         self.0.answer("quarantine").await;
         Ok(report)
