@@ -270,6 +270,11 @@ async fn a_suspended_tenant_gets_no_pool_but_for_its_last_flush_and_the_same_aga
         bench.directory.knows(&a, database("a", "p"));
         assert_eq!(bench.get(&a).await.unwrap().revision, first.revision);
         assert!(!first.database.is_closed());
+        let look_ups = bench.directory.look_ups();
+        for _ in 0..10 {
+            bench.get(&a).await.unwrap();
+        }
+        assert_eq!(bench.directory.look_ups(), look_ups, "it is known again");
     }
 }
 

@@ -34,7 +34,7 @@ fn brisk(sandbox: &Sandbox, name: &str) -> WorkerBuilder {
         .set("collector.idle_backoff_max", "100ms")
         .set("postgres.acquire_timeout", "1s")
         .set("postgres.connect_timeout", "1s")
-        .set("postgres.statement_timeout", "1500ms")
+        .set("postgres.statement_timeout", "2s")
         .set("postgres.backoff_long", "2s")
         .set("redis.response_timeout", "1s")
         .set("tenants.service.settings_ttl", "500ms")

@@ -8,7 +8,7 @@ use balance_sync_sandbox::{Fault, Sandbox, SandboxOptions, eventually};
 use balance_sync_tests::ledger::{
     all_settled, claimed, comes_in_step, flush_hangs, hold_row, in_step, row, scores,
 };
-use balance_sync_tests::{Audit, SOON, options};
+use balance_sync_tests::{Audit, SOON, Worker, options};
 use nix::sys::signal::Signal;
 
 use crate::{BUSY, CLAIM_TTL, brisk, nothing_backwards, report};
@@ -86,7 +86,6 @@ async fn a_worker_frozen_beyond_its_lease_does_no_harm() -> Result<()> {
     comes_in_step(&sandbox, &producer).await?;
     all_settled(&sandbox).await?;
     let taken_over = frozen_at.elapsed();
-    assert!(taken_over >= Duration::from_secs(1), "its statement ended with its time, not before");
 
     // Newer ones again, held up in the other's flush while the sleeper wakes.
     let held = hold_row(&pool, &tenant, 11).await?;
@@ -123,7 +122,13 @@ async fn a_commit_whose_answer_was_lost_is_harmless() -> Result<()> {
     let tenant = sandbox.tenants().remove(0);
     let pool = sandbox.pool(&tenant);
     Audit::begin(&sandbox, &tenant).await?;
-    let mut worker = brisk(&sandbox, "w").start().await?;
+    // Time enough to set the fault while the statement waits.
+    let mut worker = brisk(&sandbox, "w")
+        .set("postgres.statement_timeout", "4s")
+        .set("collector.flush_deadline", "5s")
+        .set("claim.ttl", "8s")
+        .start()
+        .await?;
     let mut producer = sandbox.producer();
     // The statement is with Postgres and waits; from here on nothing that Postgres says gets through.
     let held = hold_row(&pool, &tenant, 5).await?;
@@ -154,6 +159,41 @@ async fn a_commit_whose_answer_was_lost_is_harmless() -> Result<()> {
             took.as_secs_f64()
         ),
     );
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_mutation_during_a_flush_is_not_removed_by_it() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 10).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let pool = sandbox.pool(&tenant);
+    // One balance in flight and one in the buffer: the worker claims nothing more, so that the newer mutation of the first
+    // stands in the schedule alone, in nobody's memory. (`system` has the same with a worker that claims it.)
+    let mut worker = Worker::of(&sandbox)
+        .set("collector.batch_size", "1")
+        .set("collector.pipeline_depth", "1")
+        .set("collector.idle_backoff_max", "100ms")
+        .start()
+        .await?;
+    let mut producer = sandbox.producer();
+    let held = hold_row(&pool, &tenant, 3).await?;
+    producer.mutate(0, &[3], DEFAULT_TTL).await?;
+    flush_hangs(&sandbox, &tenant).await?;
+    producer.mutate(0, &[4], DEFAULT_TTL).await?;
+    eventually(SOON, "both claimed", || async {
+        let held = claimed(&sandbox, &tenant).await?;
+        ensure!(held == 2, "{held}");
+        Ok(())
+    })
+    .await?;
+    producer.mutate(0, &[3], DEFAULT_TTL).await?;
+    assert_eq!(claimed(&sandbox, &tenant).await?, 1, "the newer one is due and claimed by nobody");
+    held.rollback().await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    assert_eq!(row(&sandbox, &tenant, 3).await?.version, 3);
+    assert_eq!(worker.metric("balance_sync_balances_total", &[("outcome", "kept")]).await?, 1.0);
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }
