@@ -18,7 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(3);
 /// Between two looks at the connections.
 const COUNT_EVERY: Duration = Duration::from_millis(100);
 /// Numbers of parallel lanes of which the limit's best is taken.
-const LANES: [usize; 4] = [1, 2, 3, 4];
+const LANES: [usize; 3] = [1, 2, 3];
 
 /// What a drain has shown.
 #[derive(Debug, Clone, Copy)]
@@ -71,9 +71,12 @@ pub(crate) async fn watch(rig: &Rig, meter: &Meter, total: u64) -> Result<Draine
         if first.is_none() && sum < total {
             first = Some((meter.read()?, sum));
         }
-        if sum == 0 && let Some((since, balances)) = first {
+        if sum == 0
+            && let Some((since, balances)) = first
+        {
             let spent = meter.read()?.since(&since);
-            let rss_mb = meter.workers.first().map_or(Ok(0.0), |pid| memory_mb(*pid).map(|(_, most)| most))?;
+            let rss_mb =
+                meter.workers.first().map_or(Ok(0.0), |pid| memory_mb(*pid).map(|(_, most)| most))?;
             connections = connections.max(rig.connections().await?);
             return Ok(Drained { balances: balances as f64, spent, connections, rss_mb });
         }
@@ -84,7 +87,10 @@ pub(crate) async fn watch(rig: &Rig, meter: &Meter, total: u64) -> Result<Draine
             connections = connections.max(rig.connections().await?);
             counted = Instant::now();
         }
-        ensure!(begun.elapsed() < ENDS_WITHIN, "{sum} of {total} members are still scheduled after {ENDS_WITHIN:?}");
+        ensure!(
+            begun.elapsed() < ENDS_WITHIN,
+            "{sum} of {total} members are still scheduled after {ENDS_WITHIN:?}"
+        );
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }

@@ -86,7 +86,12 @@ impl Figures {
                 Some((text, false)) => format!("{text}  MISSED"),
                 None => String::new(),
             };
-            let _ = writeln!(table, "{name:<44} {:>12} {spread:>25} {:>3}  {target}", number(median), values.len());
+            let _ = writeln!(
+                table,
+                "{name:<44} {:>12} {spread:>25} {:>3}  {target}",
+                number(median),
+                values.len()
+            );
         }
         table
     }

@@ -77,7 +77,11 @@ pub(crate) fn prepare(rig: &Rig, producer: &Producer) -> Result<Prepared> {
 }
 
 /// Empties the schedules by this many lanes: of one tenant all at once, of several tenants each lane its part of them.
-pub(crate) fn start(prepared: &Prepared, lanes: usize, batch: usize) -> impl Future<Output = Result<()>> + use<> {
+pub(crate) fn start(
+    prepared: &Prepared,
+    lanes: usize,
+    batch: usize,
+) -> impl Future<Output = Result<()>> + use<> {
     let count = prepared.tenants.len();
     let running: Vec<_> = (0..lanes)
         .map(|lane| {

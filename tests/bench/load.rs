@@ -146,8 +146,9 @@ impl Load {
             let balance = &self.targets[sent.target].balances[sent.balance];
             let versions = seen.get(&balance.id).map_or(&[] as &[_], Vec::as_slice);
             let arrived = versions.iter().find(|(version, _)| *version >= sent.version);
-            let (_, at) = arrived
-                .with_context(|| format!("version {} of balance {} never arrived", sent.version, balance.id))?;
+            let (_, at) = arrived.with_context(|| {
+                format!("version {} of balance {} never arrived", sent.version, balance.id)
+            })?;
             millis.push((at - sent.at) / 1000.0);
         }
         ensure!(!millis.is_empty(), "no mutation was watched");
@@ -211,7 +212,10 @@ impl Load {
         )
         .await;
         let (seconds, micros) = time?;
-        ensure!(written?.iter().all(|written| *written == Written::Yes), "somebody else writes these balances");
+        ensure!(
+            written?.iter().all(|written| *written == Written::Yes),
+            "somebody else writes these balances"
+        );
         sent[watched_from..].iter_mut().for_each(|sent| sent.at = seconds * 1e6 + micros);
         Ok(())
     }
@@ -231,7 +235,10 @@ impl Load {
                 tokio::time::sleep(2 * LOOK_EVERY).await;
                 return Ok(());
             }
-            ensure!(begun.elapsed() < ARRIVES_WITHIN, "{left} members are still scheduled after {ARRIVES_WITHIN:?}");
+            ensure!(
+                begun.elapsed() < ARRIVES_WITHIN,
+                "{left} members are still scheduled after {ARRIVES_WITHIN:?}"
+            );
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }

@@ -4,7 +4,11 @@
 //! speed of a machine drifts, so figures of different runs say little about each other. What the cases are and what was
 //! found is in `docs/performance.md`.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the table is the result, and progress goes to stderr")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the table is the result, and progress goes to stderr"
+)]
 
 mod drain;
 mod figures;

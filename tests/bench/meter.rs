@@ -79,7 +79,8 @@ struct Stat {
 }
 
 fn stat(pid: u32) -> Result<Stat> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("process {pid}"))?;
+    let text =
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("process {pid}"))?;
     parse(&text).with_context(|| format!("/proc/{pid}/stat: {text}"))
 }
 
@@ -88,10 +89,7 @@ fn stat(pid: u32) -> Result<Stat> {
 fn parse(text: &str) -> Option<Stat> {
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok();
-    Some(Stat {
-        parent: fields.get(1)?.parse().ok()?,
-        reaped: (ticks(13)? + ticks(14)?) * TICK_US,
-    })
+    Some(Stat { parent: fields.get(1)?.parse().ok()?, reaped: (ticks(13)? + ticks(14)?) * TICK_US })
 }
 
 /// A process with all its descendants, those that have ended included.

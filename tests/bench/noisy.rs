@@ -90,7 +90,8 @@ async fn noisy_tenant(rig: &Rig, balances: usize) -> Result<SandboxTenant> {
     let mut tenant = rig.sandbox.add_tenant("noisy", isolation).await?;
     let pool = rig.sandbox.pool(&tenant);
     sqlx::raw_sql("TRUNCATE balance").execute(&pool).await?;
-    tenant.balances = balance_sync_sandbox::ledger::seed_balances(&pool, None, &tenant.id, balances).await?.into();
+    tenant.balances =
+        balance_sync_sandbox::ledger::seed_balances(&pool, None, &tenant.id, balances).await?.into();
     sqlx::raw_sql("VACUUM ANALYZE balance").execute(&pool).await?;
     pool.close().await;
     Ok(tenant)

@@ -12,7 +12,8 @@ use crate::worker::Worker;
 /// Processes that work at the same time.
 const WORKERS: [usize; 3] = [1, 2, 4];
 /// Members of a schedule, with the names they have in the report.
-const BACKLOGS: [(usize, &str); 3] = [(10_000, "backlog_10k"), (100_000, "backlog_100k"), (1_000_000, "backlog_1m")];
+const BACKLOGS: [(usize, &str); 3] =
+    [(10_000, "backlog_10k"), (100_000, "backlog_100k"), (1_000_000, "backlog_1m")];
 
 /// One, two and four workers on one tenant and on a hundred.
 pub(crate) async fn workers(options: &Options, figures: &mut Figures) -> Result<()> {
@@ -53,7 +54,8 @@ pub(crate) async fn backlog(options: &Options, figures: &mut Figures) -> Result<
         let repeat = if size >= largest { options.repeat.min(2) } else { options.repeat };
         for _ in 0..repeat {
             let versions = everything.tenants()[0].versions[..size].to_vec();
-            let part = LoadTenant { versions, ..LoadTenant::seeded(&tenant.id, tenant.balances[..size].to_vec()) };
+            let part =
+                LoadTenant { versions, ..LoadTenant::seeded(&tenant.id, tenant.balances[..size].to_vec()) };
             let mut producer = Producer::new(&rig.sandbox.redis().url(), vec![part]);
             let total = producer.mutate_each(DEFAULT_TTL).await?;
             let worker = Worker::start(options, rig.sandbox.config_path(), &[])?;

@@ -28,10 +28,8 @@ impl Worker {
     /// for anything.
     pub(crate) fn start(options: &Options, config: &Path, settings: &[(&str, &str)]) -> Result<Self> {
         let address = format!("127.0.0.1:{}", free_port()?);
-        let mut environment = vec![
-            (variable("admin.listen"), address.clone()),
-            (variable("log.level"), "warn".to_owned()),
-        ];
+        let mut environment =
+            vec![(variable("admin.listen"), address.clone()), (variable("log.level"), "warn".to_owned())];
         environment.extend(options.environment()?);
         environment.extend(settings.iter().map(|(key, value)| (variable(key), (*value).to_owned())));
         let environment: Vec<(&str, String)> =

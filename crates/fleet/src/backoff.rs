@@ -33,7 +33,10 @@ impl Backoff {
 
     /// Counts a failure and gives the delay before the next try: between half of the step and the whole.
     pub fn next_delay(&mut self) -> Duration {
-        let step = self.min.saturating_mul(1_u32.checked_shl(self.failures.min(20)).unwrap_or(u32::MAX)).min(self.max);
+        let step = self
+            .min
+            .saturating_mul(1_u32.checked_shl(self.failures.min(20)).unwrap_or(u32::MAX))
+            .min(self.max);
         self.failures = self.failures.saturating_add(1);
         jittered(step)
     }

@@ -202,7 +202,9 @@ fn decode<'a>(
         };
         match BalanceValue::decode(value) {
             Ok(value) => decoded.push(Decoded { at, balance, value }),
-            Err(error) => refused.push((entry, Refusal { reason: error.reason(), detail: error.to_string() })),
+            Err(error) => {
+                refused.push((entry, Refusal { reason: error.reason(), detail: error.to_string() }))
+            }
         }
     }
     decoded
@@ -257,7 +259,10 @@ async fn isolate<Q: Queue>(
             status.quarantined.fetch_add(report.quarantined, Relaxed);
             if report.full > 0 {
                 status.quarantine_full.fetch_add(report.full, Relaxed);
-                tracing::error!(members = report.full, "quarantine is full, members are put off and stay scheduled");
+                tracing::error!(
+                    members = report.full,
+                    "quarantine is full, members are put off and stay scheduled"
+                );
             }
             // Expired values have had their line already.
             for (member, refusal) in refused.iter().filter(|(_, refusal)| refusal.reason != REASON_EXPIRED) {

@@ -131,7 +131,10 @@ impl PostgresSink {
     /// Settings that may be out of date are fetched afresh once, so that a rotated password costs no failed flush.
     async fn newer(&self, pool: &TenantPool, error: SinkError) -> Result<TenantPool, SinkError> {
         let SinkError::Store(store) = &error else { return Err(error) };
-        if !matches!(store.class(), ErrorClass::Credentials | ErrorClass::DatabaseMissing | ErrorClass::Closed) {
+        if !matches!(
+            store.class(),
+            ErrorClass::Credentials | ErrorClass::DatabaseMissing | ErrorClass::Closed
+        ) {
             return Err(error);
         }
         let ask = Refetch { tenant: self.tenant.clone(), revision: Some(pool.revision) };

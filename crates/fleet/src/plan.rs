@@ -150,7 +150,12 @@ impl Plan {
 
 /// Decides a pass.
 #[must_use]
-pub fn plan(wanted: &BTreeSet<Tenant>, slots: &BTreeMap<Tenant, Slot>, now: Instant, limits: &Limits) -> Plan {
+pub fn plan(
+    wanted: &BTreeSet<Tenant>,
+    slots: &BTreeMap<Tenant, Slot>,
+    now: Instant,
+    limits: &Limits,
+) -> Plan {
     let mut plan = Plan::default();
     let mut wake = |at: Instant| {
         plan.next = Some(plan.next.map_or(at, |next: Instant| next.min(at)));
@@ -202,7 +207,9 @@ pub fn plan(wanted: &BTreeSet<Tenant>, slots: &BTreeMap<Tenant, Slot>, now: Inst
             }
         }
     }
-    ready.extend(wanted.iter().filter(|tenant| !slots.contains_key(*tenant) || free.contains(tenant)).map(|t| (t, 0)));
+    ready.extend(
+        wanted.iter().filter(|tenant| !slots.contains_key(*tenant) || free.contains(tenant)).map(|t| (t, 0)),
+    );
     ready.sort();
     let room = limits.start_concurrency.saturating_sub(starting);
     plan.start = ready.into_iter().take(room).map(|(tenant, failures)| (tenant.clone(), failures)).collect();
@@ -318,7 +325,10 @@ mod tests {
     fn a_crash_loop_is_slowed_down_and_forgotten_after_stable_work() {
         let now = Instant::now();
         let ended = |failures, worked| {
-            slots(&[("a", Slot::Ended { exit: Exit::Panicked, worked: Duration::from_secs(worked), failures })])
+            slots(&[(
+                "a",
+                Slot::Ended { exit: Exit::Panicked, worked: Duration::from_secs(worked), failures },
+            )])
         };
         for (before, seconds) in [(0, 1), (1, 2), (2, 4), (5, 32), (6, 60), (1000, 60)] {
             let steps = plan(&set(&["a"]), &ended(before, 0), now, &LIMITS);
@@ -346,7 +356,8 @@ mod tests {
         prop_oneof![
             (0u64..100).prop_map(move |s| Slot::Starting { since: now - second(s), failures: 0 }),
             (0u64..100).prop_map(move |s| Slot::Running { since: now - second(s), failures: 0 }),
-            (0u64..100, any::<bool>()).prop_map(move |(s, killed)| Slot::Stopping { since: now - second(s), killed }),
+            (0u64..100, any::<bool>())
+                .prop_map(move |(s, killed)| Slot::Stopping { since: now - second(s), killed }),
             (0u64..100, 0u32..9, 0usize..3).prop_map(move |(s, failures, exit)| Slot::Ended {
                 exit: [Exit::Stopped, Exit::Panicked, Exit::Killed][exit],
                 worked: second(s),

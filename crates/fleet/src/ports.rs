@@ -62,7 +62,8 @@ pub trait Queue {
 pub trait Sink {
     /// Writes rows; one result per row, in order. `last` = the collector is stopping: a database that may no longer be
     /// served is used as far as it still lets us.
-    fn update(&self, rows: &[Row<'_>], last: bool) -> impl Future<Output = Result<Vec<RowResult>, SinkError>>;
+    fn update(&self, rows: &[Row<'_>], last: bool)
+    -> impl Future<Output = Result<Vec<RowResult>, SinkError>>;
     /// Asks for a sign of life.
     fn ping(&self) -> impl Future<Output = Result<(), SinkError>>;
     /// The tenant's configuration may be out of date.

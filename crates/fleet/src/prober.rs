@@ -172,7 +172,11 @@ mod tests {
                 fake.asked.borrow_mut().push(page.len());
                 if *fake.down.borrow() {
                     let message = "down".to_owned();
-                    return Err(ScheduleError { operation: "probe", class: ErrorClass::Unavailable, message });
+                    return Err(ScheduleError {
+                        operation: "probe",
+                        class: ErrorClass::Unavailable,
+                        message,
+                    });
                 }
                 let due = fake.due.borrow();
                 Ok((0..page.len()).filter(|at| due.contains(&*page[*at])).collect())
@@ -220,7 +224,7 @@ mod tests {
                 fake.down.replace(true);
                 let prober = start(&fake);
                 let waits = (0..600).map(|n| prober.wait(Arc::from(format!("k{n}"))));
-                futures::future::join_all(waits).await;
+                tokio::time::timeout(10 * INTERVAL, futures::future::join_all(waits)).await.unwrap();
                 let calls = fake.asked.borrow().len();
                 tokio::time::sleep(10 * INTERVAL).await;
                 assert_eq!((calls, fake.asked.borrow().len()), (3, 3));

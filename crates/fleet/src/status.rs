@@ -65,7 +65,8 @@ pub struct StateInfo {
 
 /// Upper bounds of the histogram buckets, in seconds.
 pub const BUCKETS: [f64; 18] = [
-    0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    120.0,
 ];
 
 /// A histogram of seconds over [`BUCKETS`].
@@ -320,7 +321,10 @@ impl FleetStatus {
             return Arc::clone(&found);
         }
         Arc::clone(
-            &self.tenants.entry(tenant.clone()).or_insert_with(|| Arc::new(TenantStatus::new(tenant.clone()))),
+            &self
+                .tenants
+                .entry(tenant.clone())
+                .or_insert_with(|| Arc::new(TenantStatus::new(tenant.clone()))),
         )
     }
 

@@ -182,7 +182,9 @@ impl Supervisor {
             let _ = listed.send(());
             ctx.run_later(SHARE_WITHIN, |supervisor, ctx| {
                 if supervisor.share.is_none() {
-                    tracing::warn!("this worker's share of the tenants is not known, it looks after all of them");
+                    tracing::warn!(
+                        "this worker's share of the tenants is not known, it looks after all of them"
+                    );
                     supervisor.take_share(Share::Everything, ctx);
                 }
             });
@@ -212,7 +214,8 @@ impl Supervisor {
         }
         let directory = Arc::clone(&self.directory);
         // A task of its own: a panic over a list must not end the supervisor.
-        let asking = actix_rt::spawn(async move { tokio::time::timeout(POLL_BOUND, directory.active()).await });
+        let asking =
+            actix_rt::spawn(async move { tokio::time::timeout(POLL_BOUND, directory.active()).await });
         let asking = async move {
             match asking.await {
                 Ok(Ok(answer)) => answer,
@@ -251,7 +254,8 @@ impl Supervisor {
         let listed = match answer {
             Ok(mut listing) => {
                 listing.refuse_shared_keys(self.options.key_form);
-                let refused: BTreeSet<String> = listing.refused.iter().map(|entry| entry.id.clone()).collect();
+                let refused: BTreeSet<String> =
+                    listing.refused.iter().map(|entry| entry.id.clone()).collect();
                 for entry in listing.refused.iter().filter(|entry| !self.refused.contains(&entry.id)) {
                     tracing::error!(id = %entry.id, reason = %entry.reason, "listed tenant refused, it is not served");
                 }
@@ -295,7 +299,9 @@ impl Supervisor {
             self.fleet.reconciled.store(true, Relaxed);
         }
         self.fleet.passes.fetch_add(1, Relaxed);
-        self.fleet.last_pass_ms.store(u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX), Relaxed);
+        self.fleet
+            .last_pass_ms
+            .store(u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX), Relaxed);
         self.fleet.reconcile.observe(begun.elapsed().as_secs_f64());
         if !steps.is_empty() {
             tracing::info!(
@@ -366,7 +372,8 @@ impl Supervisor {
         for (tenant, _) in &steps.start {
             self.epochs += 1;
             let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
-            self.live.insert(tenant.clone(), Live { epoch: self.epochs, stop: stop.clone(), kill: kill.clone() });
+            self.live
+                .insert(tenant.clone(), Live { epoch: self.epochs, stop: stop.clone(), kill: kill.clone() });
             self.fleet.started.fetch_add(1, Relaxed);
             let status = self.fleet.tenant(tenant);
             status.leaving.store(false, Relaxed);
@@ -417,7 +424,8 @@ impl Supervisor {
         }
         if let Some((mut report, waiters)) = self.draining.take() {
             // A second request to drain may find some of them ended by now.
-            let killed: BTreeSet<Tenant> = report.killed.drain(..).chain(self.slots.keys().cloned()).collect();
+            let killed: BTreeSet<Tenant> =
+                report.killed.drain(..).chain(self.slots.keys().cloned()).collect();
             report.killed = killed.into_iter().collect();
             for waiter in waiters {
                 let _ = waiter.send(report.clone());
@@ -498,7 +506,9 @@ impl Handler<CollectorEnded> for Supervisor {
             return;
         }
         let (worked, failures) = match self.slots.get(&tenant) {
-            Some(Slot::Running { since, failures } | Slot::Starting { since, failures }) => (since.elapsed(), *failures),
+            Some(Slot::Running { since, failures } | Slot::Starting { since, failures }) => {
+                (since.elapsed(), *failures)
+            }
             _ => (Duration::ZERO, 0),
         };
         self.slots.insert(tenant.clone(), Slot::Ended { exit, worked, failures });

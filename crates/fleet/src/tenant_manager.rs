@@ -181,7 +181,11 @@ pub struct TenantManager {
 impl TenantManager {
     /// A manager without open databases.
     #[must_use]
-    pub fn new(directory: Arc<dyn TenantDirectory>, budget: ConnectionBudget, options: ManagerOptions) -> Self {
+    pub fn new(
+        directory: Arc<dyn TenantDirectory>,
+        budget: ConnectionBudget,
+        options: ManagerOptions,
+    ) -> Self {
         Self {
             directory,
             budget,
@@ -258,7 +262,10 @@ impl TenantManager {
                 // again at each flush.
                 entry.stale_at = Instant::now() + RETRY_AFTER.min(self.options.settings_ttl);
                 tracing::warn!(tenant_id = %tenant, %error, "new settings of the tenant's database can't be used, the known ones stay in force");
-                return entry.refused.clone().map_or_else(|| Ok(entry.pool.clone()), |refused| Err(refused.into()));
+                return entry
+                    .refused
+                    .clone()
+                    .map_or_else(|| Ok(entry.pool.clone()), |refused| Err(refused.into()));
             }
         };
         self.revisions += 1;
@@ -280,7 +287,10 @@ impl TenantManager {
         if error.is_transient() {
             tracing::debug!(tenant_id = %tenant, %error, "settings could not be looked up again, what is known stays in force");
             // Also that it must not be served.
-            return entry.refused.clone().map_or_else(|| Ok(entry.pool.clone()), |refused| Err(refused.into()));
+            return entry
+                .refused
+                .clone()
+                .map_or_else(|| Ok(entry.pool.clone()), |refused| Err(refused.into()));
         }
         if entry.refused.as_ref() != Some(&error) {
             tracing::warn!(tenant_id = %tenant, %error, "tenant must not be served");
@@ -318,7 +328,9 @@ impl TenantManager {
         self.entries
             .values()
             .find(|entry| {
-                entry.key == *key && entry.pool.database.spec().same_as(spec) && !entry.pool.database.is_closed()
+                entry.key == *key
+                    && entry.pool.database.spec().same_as(spec)
+                    && !entry.pool.database.is_closed()
             })
             .map(|entry| entry.pool.database.clone())
     }

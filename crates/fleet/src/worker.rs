@@ -135,7 +135,16 @@ impl Worker {
             actix_rt::spawn(hints::listen(events, poll, hint, beside.clone()));
         }
         warn_about_eviction(link.clone());
-        Ok(Self { supervisor, manager, fleet, budget, link, arbiters, beside: beside.drop_guard(), registration })
+        Ok(Self {
+            supervisor,
+            manager,
+            fleet,
+            budget,
+            link,
+            arbiters,
+            beside: beside.drop_guard(),
+            registration,
+        })
     }
 
     /// States and counters.
@@ -217,7 +226,9 @@ impl Spawner for LaneSpawner {
             fleet: Arc::clone(&self.fleet),
             status: self.fleet.tenant(&tenant),
         };
-        CollectorActor::start_in_arbiter(&thread.arbiter, move |_| CollectorActor::new(incarnation, collector));
+        CollectorActor::start_in_arbiter(&thread.arbiter, move |_| {
+            CollectorActor::new(incarnation, collector)
+        });
     }
 }
 

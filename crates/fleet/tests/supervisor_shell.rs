@@ -175,7 +175,8 @@ impl Bench {
     }
 
     async fn drain(&self) -> DrainReport {
-        self.supervisor.send(Drain).await.unwrap()
+        let draining = self.supervisor.send(Drain);
+        tokio::time::timeout(secs(600), draining).await.expect("draining ends").unwrap()
     }
 
     /// The supervisor hears of the end of a collector, as its shell would tell it.
@@ -315,8 +316,10 @@ async fn hints_poll_at_once_but_a_stream_of_them_is_no_stream_of_polls() {
         bench.supervisor.send(Poll).await.unwrap();
     }
     bench.directory.open();
-    tokio::time::sleep(secs(5)).await;
-    assert_eq!(bench.directory.polls(), polls + 3, "one that was under way, one for all hints meanwhile");
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert_eq!(bench.directory.polls(), polls + 2, "not on the heels of the one that was under way");
+    tokio::time::sleep(secs(4)).await;
+    assert_eq!(bench.directory.polls(), polls + 3, "one for all hints meanwhile");
 }
 
 #[actix::test]

@@ -3,12 +3,7 @@
 //! It reads the rows of each tenant's Postgres and then mutates those balances in Redis: value with version + 1 and
 //! schedule in one atomic step. What it writes are made-up amounts, so it refuses a Redis that is not on this machine.
 
-use std::{
-    net::IpAddr,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use balance_sync_sandbox::ledger::{LoadOptions, LoadTenant, Producer, Progress, SeededBalance, TenantKeys};
@@ -75,7 +70,9 @@ pub(crate) async fn load(file: Option<&Path>, args: LoadArgs) -> anyhow::Result<
         let by_tenant: serde_json::Map<_, _> = ids
             .iter()
             .zip(&progress.tenants)
-            .map(|(id, tenant)| (id.clone(), json!(tenant.mutations.load(std::sync::atomic::Ordering::Relaxed))))
+            .map(|(id, tenant)| {
+                (id.clone(), json!(tenant.mutations.load(std::sync::atomic::Ordering::Relaxed)))
+            })
             .collect();
         println!(
             "{}",
@@ -198,7 +195,12 @@ mod tests {
 
     #[test]
     fn only_loopback_is_local() {
-        for url in ["redis://127.0.0.1:6379", "redis://localhost/0", "redis://:secret@127.9.9.9:1/2", "redis://[::1]:6379"] {
+        for url in [
+            "redis://127.0.0.1:6379",
+            "redis://localhost/0",
+            "redis://:secret@127.9.9.9:1/2",
+            "redis://[::1]:6379",
+        ] {
             assert!(is_local(url), "{url}");
         }
         for url in ["redis://10.0.0.1", "redis://redis:6379", "redis://127.0.0.1.example.org", "nonsense"] {

@@ -35,12 +35,16 @@ pub(crate) async fn sandbox(args: SandboxArgs) -> anyhow::Result<u8> {
         println!("tenant service  {}", sandbox.service().base_url());
         println!("config          {}", sandbox.config_path().display());
         for tenant in sandbox.tenants() {
-            let schema = tenant.schema.as_ref().map(|schema| format!("  schema {schema}")).unwrap_or_default();
+            let schema =
+                tenant.schema.as_ref().map(|schema| format!("  schema {schema}")).unwrap_or_default();
             println!("tenant          {}  {}{schema}", tenant.id, tenant.database_url());
         }
         println!("\nin other terminals:");
         println!("  balance-sync run    --config {}", sandbox.config_path().display());
-        println!("  balance-sync load   --config {} --rate 5000 --seconds 20", sandbox.config_path().display());
+        println!(
+            "  balance-sync load   --config {} --rate 5000 --seconds 20",
+            sandbox.config_path().display()
+        );
         println!("  balance-sync verify --config {}", sandbox.config_path().display());
         println!("\nCtrl-C ends and removes all of it");
     }
@@ -67,7 +71,9 @@ fn describe(sandbox: &Sandbox) -> serde_json::Value {
     let tenants: Vec<_> = sandbox
         .tenants()
         .iter()
-        .map(|tenant| json!({"id": tenant.id, "database_url": tenant.database_url(), "schema": tenant.schema}))
+        .map(
+            |tenant| json!({"id": tenant.id, "database_url": tenant.database_url(), "schema": tenant.schema}),
+        )
         .collect();
     json!({
         "redis_url": sandbox.redis_url(),

@@ -132,7 +132,16 @@ pub(crate) async fn verify(file: Option<&Path>, args: VerifyArgs) -> anyhow::Res
 fn print_table(result: &Verification) {
     println!(
         "{:<38} {:>9} {:>9} {:>8} {:>8} {:>7} {:>9} {:>10} {:>11} {:>9}",
-        "tenant", "balances", "equal", "behind", "missing", "ahead", "different", "unreadable", "quarantined", "scheduled"
+        "tenant",
+        "balances",
+        "equal",
+        "behind",
+        "missing",
+        "ahead",
+        "different",
+        "unreadable",
+        "quarantined",
+        "scheduled"
     );
     for row in &result.tenants {
         println!(
@@ -222,7 +231,9 @@ impl Verifier {
             verification.tenants.push(compared.result);
             verification.differences.extend(compared.differences);
             let tenant = compared.tenant;
-            verification.unscheduled.extend(compared.unscheduled.into_iter().map(|member| (tenant.clone(), member)));
+            verification
+                .unscheduled
+                .extend(compared.unscheduled.into_iter().map(|member| (tenant.clone(), member)));
         }
         verification.differences.truncate(show);
         Ok(verification)
@@ -300,7 +311,8 @@ impl Verifier {
             };
             let database = Database::open(self.manager.spec(&settings), self.budget.clone())?;
             for page in members.chunks(PAGE) {
-                let behind = self.compare_page(&space, page, &database, &table, &mut result, &mut differences).await?;
+                let behind =
+                    self.compare_page(&space, page, &database, &table, &mut result, &mut differences).await?;
                 unscheduled.extend(schedule.not_scheduled(&behind).await?);
                 differences.truncate(show);
             }
