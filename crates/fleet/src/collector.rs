@@ -16,11 +16,7 @@ use std::{
 };
 
 use balance_sync_schedule::{Claim, Claimed, ScheduleError};
-use futures::{
-    FutureExt, StreamExt,
-    future::LocalBoxFuture,
-    stream::FuturesUnordered,
-};
+use futures::{FutureExt, StreamExt, future::LocalBoxFuture, stream::FuturesUnordered};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -284,7 +280,8 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         self.in_flight.insert(id, Flight { claimed: Rc::clone(&claimed), since: Instant::now() });
         let (queue, sink, fleet, status) = (self.queue, self.sink, self.fleet, self.status);
         self.flights.push(
-            async move { (id, flush(queue, sink, &claimed, trigger, deadline, fleet, status).await) }.boxed_local(),
+            async move { (id, flush(queue, sink, &claimed, trigger, deadline, fleet, status).await) }
+                .boxed_local(),
         );
     }
 
@@ -432,11 +429,18 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         };
         let delay = backoff.next_delay();
         let failures = backoff.failures();
-        self.degraded = Some(Degraded { side, reaction, backoff, until: Instant::now() + delay, trying: false });
+        self.degraded =
+            Some(Degraded { side, reaction, backoff, until: Instant::now() + delay, trying: false });
         if self.status.degrade(reaction.reason, detail.to_owned()) {
             tracing::warn!(reason = reaction.reason, error = detail, "tenant degraded");
         } else {
-            tracing::debug!(reason = reaction.reason, error = detail, failures, ?delay, "tenant still degraded");
+            tracing::debug!(
+                reason = reaction.reason,
+                error = detail,
+                failures,
+                ?delay,
+                "tenant still degraded"
+            );
         }
     }
 
@@ -519,7 +523,8 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
             if self.next_recent <= now {
                 self.next_recent = now + PROTECT_RECENT_EVERY;
                 let from = self.recent_from;
-                self.chore = Some(async move { Chore::Recent(queue.protect_since(from).await) }.boxed_local());
+                self.chore =
+                    Some(async move { Chore::Recent(queue.protect_since(from).await) }.boxed_local());
                 return;
             }
         }
@@ -532,7 +537,9 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
     fn chore_done(&mut self, end: Chore) {
         match end {
             Chore::Sweep(Ok(sweep)) => {
-                let life = sweep.shortest.map_or(u64::MAX, |life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX));
+                let life = sweep
+                    .shortest
+                    .map_or(u64::MAX, |life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX));
                 self.status.shortest_life_ms.store(life, Relaxed);
                 if sweep.raised > 0 {
                     tracing::info!(raised = sweep.raised, absent = sweep.absent, "waiting values protected");
@@ -561,8 +568,12 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
                 }
             }
             // Never at once: Redis may refuse in no time for as long as it is away.
-            Chore::Sweep(Err(error)) => self.next_sweep = Some(self.chore_failed(&error, self.options.backoff_max)),
-            Chore::Recent(Err(error)) => self.next_recent = self.chore_failed(&error, self.options.backoff_max),
+            Chore::Sweep(Err(error)) => {
+                self.next_sweep = Some(self.chore_failed(&error, self.options.backoff_max))
+            }
+            Chore::Recent(Err(error)) => {
+                self.next_recent = self.chore_failed(&error, self.options.backoff_max)
+            }
             Chore::Survey(Err(error)) => {
                 let again = self.chore_failed(&error, self.options.backoff_long);
                 self.next_survey = self.next_survey.min(again);
@@ -691,7 +702,11 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
             };
             drained.released += released;
             drained.orphaned += orphaned;
-            tracing::warn!(released, orphaned, "flush did not end within the drain deadline, its claims are given back");
+            tracing::warn!(
+                released,
+                orphaned,
+                "flush did not end within the drain deadline, its claims are given back"
+            );
         }
         drained
     }
@@ -703,7 +718,9 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
             return;
         }
         match &self.degraded {
-            Some(degraded) if degraded.side == Side::Sink && !degraded.reaction.skip => self.give_back_buffer(),
+            Some(degraded) if degraded.side == Side::Sink && !degraded.reaction.skip => {
+                self.give_back_buffer()
+            }
             _ => {
                 let batch = self.gather.take();
                 // The drain's own deadline comes first, and gives everything back at once.
