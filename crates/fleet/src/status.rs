@@ -183,14 +183,25 @@ pub struct TenantStatus {
     pub scheduled: AtomicU64,
     /// Members passed over at the last claim because another worker holds their lock.
     pub foreign_locked: AtomicU64,
-    /// Smallest remaining life of a scheduled value at the last protection pass, in milliseconds; `u64::MAX` = unknown.
+    /// Smallest remaining life of a scheduled value when lives were last looked at, in milliseconds; `u64::MAX` = nothing
+    /// is scheduled, or not known yet.
     pub shortest_life_ms: AtomicU64,
+    /// Members whose time had come when the schedule was last sampled.
+    pub due: AtomicU64,
+    /// Members that a worker held, or that were put off, when the schedule was last sampled.
+    pub leased: AtomicU64,
+    /// How long the oldest due member had been due when the schedule was last sampled, in milliseconds.
+    pub oldest_due_age_ms: AtomicU64,
+    /// Entries in the tenant's quarantine when it was last sampled; `u64::MAX` = not known yet.
+    pub quarantine_entries: AtomicU64,
     /// Members put off because the quarantine is full.
     pub quarantine_full: AtomicU64,
     /// Members found in a schedule of the key form that is not configured (protocol §1).
     pub other_form: AtomicU64,
     /// Set before the collector is stopped because its tenant was removed: it empties the schedule first.
     pub leaving: AtomicBool,
+    /// An operator halted this tenant: nothing is claimed, and what waits is kept alive.
+    pub paused: AtomicBool,
     /// Starts of this tenant's collector.
     pub starts: AtomicU64,
     /// Time from a mutation in Redis to its row, by Redis's clock.
@@ -223,9 +234,14 @@ impl TenantStatus {
             scheduled: AtomicU64::new(0),
             foreign_locked: AtomicU64::new(0),
             shortest_life_ms: AtomicU64::new(u64::MAX),
+            due: AtomicU64::new(0),
+            leased: AtomicU64::new(0),
+            oldest_due_age_ms: AtomicU64::new(0),
+            quarantine_entries: AtomicU64::new(u64::MAX),
             quarantine_full: AtomicU64::new(0),
             other_form: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
             starts: AtomicU64::new(0),
             lag: Histogram::default(),
             batches: Default::default(),
