@@ -50,7 +50,7 @@ coverage: setup ## Line coverage of all crates but the sandbox, by cargo-llvm-co
 lint: ## Formatting, clippy, and licences and sources if cargo-deny is installed
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check bans licenses sources; \
 	else echo "cargo-deny is not installed, licences and sources were not checked (cargo install cargo-deny)"; fi
 
 fmt: ## Format the code
