@@ -5,8 +5,15 @@
 //! poll interval or the flush timeout), *idle* (nothing at all: back off). Claims go on while flushes are in flight, so
 //! that Redis and Postgres work at the same time.
 //!
+//! Here: the loop, its flushes and its claims. In the folder: `recovery` (what it does when that fails), `chores`
+//! (upkeep of the schedule beside it), `drain` (its end).
+//!
 //! No future that holds claims is ever dropped half-way while the collector runs: a claim in flight and a flush in
 //! flight stay pinned in the loop's state across its turns.
+
+mod chores;
+mod drain;
+mod recovery;
 
 use std::{
     collections::HashMap,
@@ -20,23 +27,15 @@ use futures::{FutureExt, StreamExt, future::LocalBoxFuture, stream::FuturesUnord
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::chores::Chore;
 use crate::{
-    backoff::{Backoff, jittered},
-    failure::{Pace, Reaction, SinkError, reaction, redis_reaction},
+    backoff::Backoff,
+    failure::{Reaction, SinkError, redis_reaction},
     flush::{FlushEnd, flush, release},
     gather::{Gather, Trigger},
-    ports::{Queue, Sink, Survey, Sweep},
+    ports::{Queue, Sink},
     status::{FleetStatus, Stage, TenantState, TenantStatus},
 };
-
-/// While values need protection, what was scheduled since the last look is looked at this often.
-const PROTECT_RECENT_EVERY: Duration = Duration::from_secs(1);
-/// How long giving back what a final flush left may take. Redis answers in milliseconds or is away, and then the claims
-/// lapse by themselves.
-const RELEASE_DEADLINE: Duration = Duration::from_secs(2);
-
-/// How often a collector that empties the schedule of a removed tenant looks up whether it still may.
-const LEAVE_LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// How a collector works. One value for the whole worker.
 #[derive(Debug, Clone)]
@@ -149,13 +148,6 @@ struct Degraded {
     until: Instant,
     /// The wait is over and nothing spoke against trying: one batch may go.
     trying: bool,
-}
-
-/// Time-consuming work beside claim and flush.
-enum Chore {
-    Sweep(Result<Sweep, ScheduleError>),
-    Recent(Result<(f64, u64), ScheduleError>),
-    Survey(Result<Survey, ScheduleError>),
 }
 
 struct Flight {
@@ -401,192 +393,7 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         }
     }
 
-    // -- failure and recovery ------------------------------------------------------------------------------------
-
-    fn fails(&self, side: Side) -> bool {
-        self.degraded.as_ref().is_some_and(|degraded| degraded.side == side)
-    }
-
-    fn sink_failed(&mut self, error: &SinkError) {
-        let reaction = reaction(error);
-        if reaction.refetch {
-            self.sink.refetch();
-        }
-        if reaction.skip {
-            self.status.skips.fetch_add(1, Relaxed);
-        }
-        self.degrade(Side::Sink, reaction, &error.to_string());
-    }
-
-    fn degrade(&mut self, side: Side, reaction: Reaction, detail: &str) {
-        let cap = match reaction.pace {
-            Pace::Short => self.options.backoff_max,
-            Pace::Long => self.options.backoff_long,
-        };
-        let mut backoff = match self.degraded.take() {
-            Some(before) if before.reaction.pace == reaction.pace => before.backoff,
-            _ => Backoff::new(self.options.backoff_min, cap),
-        };
-        let delay = backoff.next_delay();
-        let failures = backoff.failures();
-        self.degraded =
-            Some(Degraded { side, reaction, backoff, until: Instant::now() + delay, trying: false });
-        if self.status.degrade(reaction.reason, detail.to_owned()) {
-            tracing::warn!(reason = reaction.reason, error = detail, "tenant degraded");
-        } else {
-            tracing::debug!(
-                reason = reaction.reason,
-                error = detail,
-                failures,
-                ?delay,
-                "tenant still degraded"
-            );
-        }
-    }
-
-    fn recovered(&mut self) {
-        if let Some(degraded) = self.degraded.take() {
-            tracing::info!(reason = degraded.reaction.reason, "tenant recovered");
-            self.enter(TenantState::Syncing);
-        }
-    }
-
-    fn enter(&self, state: TenantState) {
-        if state != TenantState::Stopping && self.status.leaving.load(Relaxed) {
-            return;
-        }
-        if self.status.enter(state) {
-            tracing::debug!(state = state.name(), "state");
-        }
-    }
-
-    fn start_probe(&mut self, now: Instant) {
-        let Some(degraded) = &mut self.degraded else { return };
-        if degraded.trying || self.probing.is_some() || now < degraded.until || !self.flights.is_empty() {
-            return;
-        }
-        if degraded.reaction.ping {
-            let (sink, deadline) = (self.sink, self.options.flush_deadline);
-            self.probing = Some(
-                async move {
-                    tokio::time::timeout(deadline, sink.ping())
-                        .await
-                        .unwrap_or(Err(SinkError::Deadline(deadline)))
-                }
-                .boxed_local(),
-            );
-        } else {
-            degraded.trying = true;
-            self.next_claim = now;
-            self.idling = None;
-        }
-    }
-
-    fn probed(&mut self, result: Result<(), SinkError>) {
-        match result {
-            Ok(()) => {
-                if let Some(degraded) = &mut self.degraded {
-                    degraded.trying = true;
-                    self.next_claim = Instant::now();
-                    self.idling = None;
-                }
-            }
-            Err(error) => self.sink_failed(&error),
-        }
-    }
-
-    // -- chores --------------------------------------------------------------------------------------------------
-
-    /// Whether values may have to wait: the tenant can't write, a flush takes long, or the head of the schedule is old.
-    fn must_protect(&self, now: Instant) -> bool {
-        // With Redis away nothing could be protected.
-        self.fails(Side::Sink)
-            || self.behind
-            || self.in_flight.values().any(|flight| now - flight.since > self.options.protect_after)
-    }
-
-    fn start_chore(&mut self, now: Instant) {
-        if self.chore.is_some() {
-            return;
-        }
-        let queue = self.queue;
-        if !self.options.protect_floor.is_zero() && self.must_protect(now) {
-            // Redis's clock is read before the first sweep: a sweep may miss what is scheduled while it goes on, and
-            // what comes after that moment is looked at by itself. Both times are kept when the need passes, so that
-            // flushes that are slow one by one don't make a sweep each.
-            if self.recent_from.is_some() && self.next_sweep.is_none_or(|at| at <= now) {
-                self.next_sweep = Some(now + jittered(self.options.protect_floor / 3));
-                self.next_recent = now;
-                self.chore = Some(async move { Chore::Sweep(queue.sweep().await) }.boxed_local());
-                return;
-            }
-            if self.next_recent <= now {
-                self.next_recent = now + PROTECT_RECENT_EVERY;
-                let from = self.recent_from;
-                self.chore =
-                    Some(async move { Chore::Recent(queue.protect_since(from).await) }.boxed_local());
-                return;
-            }
-        }
-        if self.next_survey <= now {
-            self.next_survey = now + jittered(self.options.survey_interval);
-            self.chore = Some(async move { Chore::Survey(queue.survey().await) }.boxed_local());
-        }
-    }
-
-    fn chore_done(&mut self, end: Chore) {
-        match end {
-            Chore::Sweep(Ok(sweep)) => {
-                let life = sweep
-                    .shortest
-                    .map_or(u64::MAX, |life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX));
-                self.status.shortest_life_ms.store(life, Relaxed);
-                if sweep.raised > 0 {
-                    tracing::info!(raised = sweep.raised, absent = sweep.absent, "waiting values protected");
-                }
-            }
-            Chore::Recent(Ok((now, raised))) => {
-                // A margin for scores written in the very microsecond of the look.
-                self.recent_from = Some(now - 0.001);
-                if raised > 0 {
-                    tracing::debug!(raised, "values scheduled meanwhile protected");
-                }
-            }
-            Chore::Survey(Ok(survey)) => {
-                if survey.adopted > 0 {
-                    // They come with the scores of old mutations, which only a sweep finds.
-                    self.next_sweep = None;
-                    tracing::warn!(members = survey.adopted, "members of a legacy schedule adopted");
-                }
-                if self.status.other_form.swap(survey.other_form, Relaxed) != survey.other_form
-                    && survey.other_form > 0
-                {
-                    tracing::error!(
-                        members = survey.other_form,
-                        "the ledger schedules this tenant under the other form of its id, which nobody works; see tenants.key_form"
-                    );
-                }
-            }
-            // Never at once: Redis may refuse in no time for as long as it is away.
-            Chore::Sweep(Err(error)) => {
-                self.next_sweep = Some(self.chore_failed(&error, self.options.backoff_max))
-            }
-            Chore::Recent(Err(error)) => {
-                self.next_recent = self.chore_failed(&error, self.options.backoff_max)
-            }
-            Chore::Survey(Err(error)) => {
-                let again = self.chore_failed(&error, self.options.backoff_long);
-                self.next_survey = self.next_survey.min(again);
-            }
-        }
-    }
-
-    /// The claim loop reports Redis failures as the tenant's state; here they only mean: later again.
-    fn chore_failed(&self, error: &ScheduleError, delay: Duration) -> Instant {
-        self.fleet.redis_errors.fetch_add(1, Relaxed);
-        tracing::debug!(%error, "upkeep of the schedule failed");
-        Instant::now() + jittered(delay)
-    }
+    // -- wait ----------------------------------------------------------------------------------------------------
 
     fn next_wake(&self, now: Instant) -> Instant {
         let mut wake = if self.chore.is_none() { self.next_survey } else { now + Duration::from_secs(3600) };
@@ -622,111 +429,6 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         }
         // A moment in the past would spin; whatever is due is started at the next turn.
         wake.max(now + Duration::from_micros(100))
-    }
-
-    // -- leave ---------------------------------------------------------------------------------------------------
-
-    /// The tenant is being removed: nobody will come back for what is left in its schedule, so work goes on until that is
-    /// empty, as far as its database lets us. What a killed worker holds comes due within the claim TTL.
-    async fn empty(&mut self) {
-        self.enter(TenantState::Stopping);
-        let deadline = Instant::now() + self.options.leave_deadline;
-        let never = CancellationToken::new();
-        self.exhausted = false;
-        self.idling = None;
-        self.next_claim = Instant::now();
-        // From now on a database that must no longer be served is used all the same.
-        if self.degraded.as_ref().is_some_and(|degraded| degraded.reaction.skip) {
-            self.degraded = None;
-            self.probing = None;
-        }
-        // Until Postgres fails; Redis may come back. A worker that drains has no time for this.
-        while !self.fails(Side::Sink) && self.status.leaving.load(Relaxed) && Instant::now() < deadline {
-            let calm = self.gather.is_empty() && self.flights.is_empty() && self.claiming.is_none();
-            if calm && self.exhausted {
-                return;
-            }
-            // A step holds nothing that is lost when it is dropped: futures that hold claims stay in the loop's state.
-            let look_up = deadline.min(Instant::now() + LEAVE_LOOK_EVERY);
-            let _ = tokio::time::timeout_at(look_up, self.step(&never)).await;
-        }
-    }
-
-    // -- drain ---------------------------------------------------------------------------------------------------
-
-    async fn drain(mut self) -> Drained {
-        self.enter(TenantState::Stopping);
-        let deadline = Instant::now() + self.options.drain_deadline;
-        let mut drained = Drained::default();
-        self.idling = None;
-        self.probing = None;
-        self.chore = None;
-        self.last_flush();
-        // A claim in flight may bring members: waiting for it is the only way to give them back. Flushes go on meanwhile.
-        while !self.flights.is_empty() || self.claiming.is_some() {
-            tokio::select! {
-                biased;
-                Some((id, end)) = self.flights.next(), if !self.flights.is_empty() => {
-                    self.in_flight.remove(&id);
-                    drained.flushed += end.updated + end.stale;
-                    drained.released += end.released;
-                    drained.orphaned += end.orphaned;
-                    if let Some(error) = end.failure {
-                        tracing::warn!(%error, released = end.released, "final flush failed");
-                    }
-                }
-                (_, (_, answer)) = answered(&mut self.claiming), if self.claiming.is_some() => {
-                    self.claiming = None;
-                    match answer {
-                        Ok(claim) => self.gather.add(claim.entries, Instant::now()),
-                        Err(error) => tracing::debug!(%error, "last claim failed"),
-                    }
-                    self.last_flush();
-                }
-                () = tokio::time::sleep_until(deadline) => break,
-            }
-        }
-        if self.claiming.take().is_some() {
-            tracing::warn!("last claim was not answered in time, what it may have claimed lapses by itself");
-        }
-        // Dropping a flush here is safe: whether its write commits or not, the version guard and the lease decide.
-        self.flights = FuturesUnordered::new();
-        let left: Vec<Rc<Vec<Claimed>>> = self.in_flight.drain().map(|(_, flight)| flight.claimed).collect();
-        let held: Vec<&Claimed> = left.iter().flat_map(|claimed| claimed.iter()).collect();
-        if !held.is_empty() {
-            let releasing = tokio::time::timeout(RELEASE_DEADLINE, release(self.queue, &held, self.status));
-            // Those that were not ours any more need nobody to give them back.
-            let (released, orphaned) = match releasing.await {
-                Ok(Some(released)) => (released, 0),
-                Ok(None) | Err(_) => (0, held.len()),
-            };
-            drained.released += released;
-            drained.orphaned += orphaned;
-            tracing::warn!(
-                released,
-                orphaned,
-                "flush did not end within the drain deadline, its claims are given back"
-            );
-        }
-        drained
-    }
-
-    /// Writes what is buffered, or gives it back where Postgres is known to be away. A tenant that must no longer be
-    /// served is tried all the same: a last flush gets the database that was known.
-    fn last_flush(&mut self) {
-        if self.gather.is_empty() {
-            return;
-        }
-        match &self.degraded {
-            Some(degraded) if degraded.side == Side::Sink && !degraded.reaction.skip => {
-                self.give_back_buffer()
-            }
-            _ => {
-                let batch = self.gather.take();
-                // The drain's own deadline comes first, and gives everything back at once.
-                self.start_flush(batch, Trigger::Drain, 2 * self.options.drain_deadline);
-            }
-        }
     }
 }
 
