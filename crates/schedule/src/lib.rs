@@ -6,13 +6,14 @@
 //! them one typed wrapper, and knows neither Postgres nor actors.
 //!
 //! Reading order: [`link`] (the connection) · [`scripts`] (the embedded Lua) · [`claimed`] (what a claim holds) ·
-//! [`schedule`] (the wrappers) · [`quarantine`] (entries, by hand) · [`workers`] (who else is there) ·
-//! [`subscription`] (messages) · [`error`].
+//! [`schedule`] (the wrappers) · [`quarantine`] (entries, by hand) · [`sample`] (what waits, for the
+//! eye) · [`workers`] (who else is there) · [`subscription`] (messages) · [`error`].
 
 pub mod claimed;
 pub mod error;
 pub mod link;
 pub mod quarantine;
+pub mod sample;
 pub mod schedule;
 pub mod scripts;
 pub mod subscription;
@@ -22,6 +23,7 @@ pub use claimed::{Claim, Claimed, Refusal};
 pub use error::{ErrorClass, ScheduleError};
 pub use link::{Link, LinkSettings};
 pub use quarantine::{QuarantineEntry, Quarantined};
+pub use sample::{Look, PageEnd, Sample, sample};
 pub use schedule::{
     Backlog, ClaimMode, ProtectPage, QuarantineReport, ReleaseReport, Schedule, ScheduleOptions, SettleReport,
 };

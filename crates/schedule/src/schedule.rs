@@ -494,7 +494,11 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn array<'a>(operation: &'static str, value: &'a Value, len: usize) -> Result<&'a [Value], ScheduleError> {
+pub(crate) fn array<'a>(
+    operation: &'static str,
+    value: &'a Value,
+    len: usize,
+) -> Result<&'a [Value], ScheduleError> {
     match value {
         Value::Array(parts) if parts.len() == len => Ok(parts),
         _ => Err(ScheduleError::unexpected(operation, format!("the script gave no array of {len}"))),
@@ -522,7 +526,7 @@ fn seconds_of_time(operation: &'static str, value: &Value) -> Result<f64, Schedu
     Ok(seconds(operation, &parts[0])? + seconds(operation, &parts[1])? / 1e6)
 }
 
-fn int(operation: &'static str, value: &Value) -> Result<u64, ScheduleError> {
+pub(crate) fn int(operation: &'static str, value: &Value) -> Result<u64, ScheduleError> {
     match value {
         Value::Int(n) => u64::try_from(*n)
             .map_err(|_| ScheduleError::unexpected(operation, "a count was expected, not a negative")),

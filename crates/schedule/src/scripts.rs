@@ -67,4 +67,5 @@ script!(QUARANTINE, "quarantine", "quarantine_balance_sync_keys.lua");
 script!(RETRY, "retry quarantined", "retry_quarantined_balances.lua");
 script!(ADOPT, "adopt legacy", "adopt_legacy_schedule.lua");
 script!(PROBE, "probe", "probe_schedules.lua");
+script!(SAMPLE, "sample", "sample_schedules.lua");
 script!(REGISTER, "register worker", "register_worker.lua");

@@ -12,6 +12,7 @@ mod link;
 mod locks;
 mod protect;
 mod quarantine;
+mod sample;
 mod tls;
 
 use std::{sync::Arc, time::Duration};
