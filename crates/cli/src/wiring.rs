@@ -121,6 +121,7 @@ pub(crate) fn worker_settings(config: &Config) -> anyhow::Result<WorkerSettings>
         },
         membership: Membership::new(config.tenants.max_removed_share, config.tenants.confirm_polls),
         threads: config.supervisor.threads,
+        sample_interval: config.supervisor.sample_interval,
         events: config
             .tenants
             .events

@@ -3,8 +3,8 @@
 //! Reading order, along the way of a mutation: [`plan`] and [`supervisor`] (which collectors run) · [`collector_actor`]
 //! (one collector's life) · [`collector`] (its loop) · [`gather`] (its buffer) · [`flush`] (one batch) · [`failure`]
 //! (what a failure leads to) · [`lane`] (the real Redis and Postgres behind it) · [`tenant_manager`] (databases) ·
-//! [`prober`] (idle tenants) · [`partition`] (which tenants are this worker's) · [`hints`] (events of the tenant service) ·
-//! [`status`] (what is known of all this) · [`worker`] (all of it together).
+//! [`prober`] (idle tenants) · [`sampler`] (what waits, for the eye) · [`partition`] (which tenants are this worker's) ·
+//! [`hints`] (events of the tenant service) · [`status`] (what is known of all this) · [`worker`] (all of it together).
 
 pub mod backoff;
 pub mod collector;
@@ -18,6 +18,7 @@ pub mod partition;
 pub mod plan;
 pub mod ports;
 pub mod prober;
+pub mod sampler;
 pub mod status;
 pub mod supervisor;
 pub mod tenant_manager;

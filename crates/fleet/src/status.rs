@@ -179,12 +179,12 @@ pub struct TenantStatus {
     pub cleanup_failures: AtomicU64,
     /// Times the tenant was passed over because its database could not be had.
     pub skips: AtomicU64,
-    /// Members in the schedule at the last claim, due or not.
+    /// Members in the schedule, due or not, when it was last claimed from or sampled.
     pub scheduled: AtomicU64,
     /// Members passed over at the last claim because another worker holds their lock.
     pub foreign_locked: AtomicU64,
-    /// Smallest remaining life of a scheduled value when lives were last looked at, in milliseconds; `u64::MAX` = nothing
-    /// is scheduled, or not known yet.
+    /// Smallest remaining life of a scheduled value, in milliseconds, as far as lives have been looked at
+    /// ([`crate::sampler`]); `u64::MAX` = nothing is scheduled, no value has an end, or not known.
     pub shortest_life_ms: AtomicU64,
     /// Members whose time had come when the schedule was last sampled.
     pub due: AtomicU64,
@@ -192,7 +192,7 @@ pub struct TenantStatus {
     pub leased: AtomicU64,
     /// How long the oldest due member had been due when the schedule was last sampled, in milliseconds.
     pub oldest_due_age_ms: AtomicU64,
-    /// Entries in the tenant's quarantine when it was last sampled; `u64::MAX` = not known yet.
+    /// Entries in the tenant's quarantine when it was last sampled; `u64::MAX` = not known.
     pub quarantine_entries: AtomicU64,
     /// Members put off because the quarantine is full.
     pub quarantine_full: AtomicU64,

@@ -16,6 +16,7 @@ use crate::{
     lane::{PostgresSink, RedisQueue},
     partition::{Partition, PartitionSettings},
     prober::Prober,
+    sampler,
     status::FleetStatus,
     supervisor::{Drain, DrainReport, Poll, Spawner, Supervisor, SupervisorOptions},
     tenant_manager::{CloseAll, ManagerOptions, TenantManager},
@@ -41,6 +42,8 @@ pub struct WorkerSettings {
     pub membership: Membership,
     /// Threads that run collectors; 0 = one per core.
     pub threads: usize,
+    /// How often what waits in the schedules is looked at.
+    pub sample_interval: Duration,
     /// Where the tenant service's events are heard; `None` = nowhere.
     pub events: Option<EventSettings>,
     /// How tenants are shared out among the workers; `None` = this one looks after all of them.
@@ -70,6 +73,7 @@ impl Worker {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             threads => threads,
         };
+        let key_form = settings.supervisor.key_form;
         let fleet = Arc::new(FleetStatus::default());
         let budget = ConnectionBudget::new(settings.connections_per_server);
         let manager =
@@ -103,7 +107,7 @@ impl Worker {
             fleet: Arc::clone(&fleet),
             schedule: Arc::new(settings.schedule),
             collector: Arc::new(settings.collector),
-            key_form: settings.supervisor.key_form,
+            key_form,
         };
         let supervisor = Supervisor::new(
             settings.directory,
@@ -114,6 +118,8 @@ impl Worker {
             settings.supervisor,
         );
         let beside = CancellationToken::new();
+        let (fleet_status, every) = (Arc::clone(&fleet), settings.sample_interval);
+        actix_rt::spawn(sampler::run(link.clone(), fleet_status, key_form, every, beside.clone()));
         let (supervisor, registration) = match settings.partition {
             Some(partition) => {
                 let (listed, known) = oneshot::channel();

@@ -184,8 +184,8 @@ pub(super) fn tenants(page: &mut Page, snapshot: &Snapshot) -> Result<(), Error>
     );
     let mut life = Family::gauge(
         "balance_sync_smallest_remaining_life_seconds",
-        "Smallest remaining life of a scheduled value at the last protection pass, in seconds by Redis; absent while \
-         it is not known.",
+        "Smallest remaining life of a scheduled value, in seconds by Redis, as far as lives have been looked at (of \
+         some thousand values all at every sample, of a million in some minutes); absent while nothing is scheduled.",
     );
     for row in rows {
         let tenant = row.label.as_str();
@@ -210,7 +210,7 @@ pub(super) fn tenants(page: &mut Page, snapshot: &Snapshot) -> Result<(), Error>
     page.write(each(
         Family::gauge(
             "balance_sync_scheduled",
-            "Members in the tenant's schedule at the last claim, due or not.",
+            "Members in the tenant's schedule, due or not, when it was last claimed from or sampled.",
         ),
         rows,
         |row| row.gauges.scheduled as f64,

@@ -254,6 +254,9 @@ pub(crate) struct Supervisor {
     pub stop_deadline: Duration,
     /// Collector threads; 0: one per core.
     pub threads: usize,
+    /// How often what waits in the schedules is looked at.
+    #[serde(with = "humantime_serde")]
+    pub sample_interval: Duration,
 }
 
 #[derive(Debug, Deserialize, Serialize)]

@@ -296,6 +296,7 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
     within!(check, raw.supervisor.start_concurrency, 1..=10_000);
     within!(check, raw.supervisor.stop_deadline, ms(100)..=minutes(60));
     within!(check, raw.supervisor.threads, 0..=256);
+    within!(check, raw.supervisor.sample_interval, ms(100)..=minutes(10));
 
     within!(check, raw.worker.replicas, 1..=64);
     within!(check, raw.worker.lease, ms(200)..=minutes(10));

@@ -1,0 +1,414 @@
+//! What waits in the schedules of this worker's tenants, and how close the next value is to its expiry: looked at on an
+//! interval, for the eye alone. Nothing is decided by it, and the collectors don't wait for it.
+//!
+//! Counts are exact as of the last look. Lives are looked at in part, because a schedule may hold a million members: in
+//! each look the members with the oldest scores, the one whose life was the shortest so far, and a part of the others,
+//! round and round. So what is shown is always the life of a balance that is scheduled now. A shorter one that hides
+//! among the rest is found within one round: at once in a schedule of some thousands, and after some eight minutes in one
+//! of a million, when looks come every 5 s. (A tenant that is behind for longer than `claim.protect_after`, or can't
+//! write, is swept as a whole besides: [`crate::collector`].)
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use balance_sync_schedule::{
+    Link, Look, PageEnd, Sample, ScheduleError,
+    sample::{LIVES_PER_CALL, SCHEDULES_PER_CALL, look},
+};
+use balance_sync_tenants::{KeyForm, Tenant};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::status::{FleetStatus, TenantStatus};
+
+/// Values looked at per interval, shared out among the schedules that are not empty: some 10 ms of Redis.
+const LIVES: usize = 10_000;
+/// Of these, members with the oldest scores, per schedule at most.
+const HEAD: usize = 10;
+/// Values in one page at most: some 500 µs of Redis.
+const PAGE: usize = 500;
+
+/// What is kept of a schedule between two looks at it, while it isn't empty.
+#[derive(Debug, Default)]
+struct Round {
+    /// Where the next page begins; `None` = a new round.
+    from: Option<Vec<u8>>,
+    /// The member with the shortest life that was found.
+    shortest: Option<Vec<u8>>,
+}
+
+/// Samples until it is told to stop.
+pub async fn run(
+    link: Link,
+    fleet: Arc<FleetStatus>,
+    key_form: KeyForm,
+    interval: Duration,
+    stop: CancellationToken,
+) {
+    let sampler = Sampler { fleet, key_form, interval, rounds: HashMap::new(), spare: 0 };
+    let sampling = sampler.run(async move |looks: &[Look<'_>]| look(&link, looks).await);
+    // A look holds nothing that is lost when it is dropped.
+    let _ = stop.run_until_cancelled(sampling).await;
+}
+
+struct Sampler {
+    fleet: Arc<FleetStatus>,
+    key_form: KeyForm,
+    interval: Duration,
+    /// Of the schedules that were not empty at the last look.
+    rounds: HashMap<Tenant, Round>,
+    /// Lives that may still be looked at in this pass, beside the first look at each schedule.
+    spare: usize,
+}
+
+impl Sampler {
+    async fn run(mut self, ask: impl AsyncFn(&[Look<'_>]) -> Result<Vec<Sample>, ScheduleError>) {
+        loop {
+            let begun = Instant::now();
+            let tenants = self.fleet.tenants();
+            // Shared out by what the last pass found: a schedule that fills up meanwhile has its part from the next on.
+            let part = (LIVES / self.rounds.len().max(1)).max(2);
+            self.spare = LIVES;
+            self.rounds
+                .retain(|tenant, _| tenants.binary_search_by(|status| status.tenant().cmp(tenant)).is_ok());
+            // Spread over the interval, so that Redis never has all of it at once.
+            let mut groups = groups(&tenants, |tenant| self.weight(tenant, part)).peekable();
+            let pause = self.interval / u32::try_from(groups.len().max(1)).unwrap_or(u32::MAX);
+            let mut next = begun;
+            while let Some(group) = groups.next() {
+                if let Err(error) = self.look_at(&ask, group, part).await {
+                    tracing::debug!(%error, "schedules could not be sampled");
+                    group.iter().chain(groups.flatten()).for_each(|status| forget(status));
+                    break;
+                }
+                if groups.peek().is_some() {
+                    next += pause;
+                    tokio::time::sleep_until(next).await;
+                }
+            }
+            // Measured from the beginning, but never without a rest.
+            let rest = (self.interval / 4).max(self.interval.saturating_sub(begun.elapsed()));
+            tokio::time::sleep(rest).await;
+        }
+    }
+
+    /// Lives that one look at this tenant takes, about.
+    fn weight(&self, tenant: &Tenant, part: usize) -> usize {
+        if self.rounds.contains_key(tenant) { part.min(HEAD + 1 + PAGE) } else { 0 }
+    }
+
+    /// Looks at a group of tenants in one call, then at what is left of the parts of those with long schedules.
+    async fn look_at(
+        &mut self,
+        ask: &impl AsyncFn(&[Look<'_>]) -> Result<Vec<Sample>, ScheduleError>,
+        group: &[Arc<TenantStatus>],
+        part: usize,
+    ) -> Result<(), ScheduleError> {
+        let spaces: Vec<_> = group.iter().map(|status| status.tenant().key_space(self.key_form)).collect();
+        let head = HEAD.min(part / 2);
+        let page = PAGE.min(part - head);
+        let fresh = Round::default();
+        let looks: Vec<Look<'_>> = group
+            .iter()
+            .zip(&spaces)
+            .map(|(status, space)| {
+                let round = self.rounds.get(status.tenant()).unwrap_or(&fresh);
+                Look { space, head, page, from: round.from.as_deref(), again: round.shortest.as_deref() }
+            })
+            .collect();
+        let samples = ask(&looks).await?;
+        // The head need not be looked at again: its shortest life is carried on like any other.
+        for ((status, space), sample) in group.iter().zip(&spaces).zip(samples) {
+            let mut left = part.saturating_sub(head + page);
+            self.note(status, sample);
+            while left.min(self.spare) > 0
+                && let Some(round) = self.rounds.get(status.tenant())
+                && round.from.is_some()
+            {
+                let page = PAGE.min(left).min(self.spare);
+                left -= page;
+                self.spare -= page;
+                let look = Look {
+                    space,
+                    head: 0,
+                    page,
+                    from: round.from.as_deref(),
+                    again: round.shortest.as_deref(),
+                };
+                for sample in ask(&[look]).await? {
+                    self.note(status, sample);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, status: &TenantStatus, sample: Sample) {
+        let Some(scheduled) = sample.scheduled else {
+            // The collector's state says what is wrong with the key.
+            self.rounds.remove(status.tenant());
+            forget(status);
+            return;
+        };
+        status.scheduled.store(scheduled, Relaxed);
+        status.due.store(sample.due, Relaxed);
+        status.leased.store(sample.leased, Relaxed);
+        status.oldest_due_age_ms.store(millis(sample.oldest_due_age), Relaxed);
+        status.quarantine_entries.store(sample.quarantined.unwrap_or(u64::MAX), Relaxed);
+        let life = sample.shortest.as_ref().map_or(u64::MAX, |(life, _)| millis(*life));
+        status.shortest_life_ms.store(life, Relaxed);
+        if scheduled == 0 {
+            self.rounds.remove(status.tenant());
+            return;
+        }
+        let round = match self.rounds.get_mut(status.tenant()) {
+            Some(round) => round,
+            None => self.rounds.entry(status.tenant().clone()).or_default(),
+        };
+        match sample.page {
+            PageEnd::Next(from) => round.from = Some(from),
+            PageEnd::Last => round.from = None,
+            PageEnd::NotLooked => {}
+        }
+        round.shortest = sample.shortest.map(|(_, member)| member);
+    }
+}
+
+/// What was known may no longer be true: better nothing than that.
+fn forget(status: &TenantStatus) {
+    status.shortest_life_ms.store(u64::MAX, Relaxed);
+    status.quarantine_entries.store(u64::MAX, Relaxed);
+}
+
+/// Tenants that are looked at in one call: no more schedules than that, and no more lives.
+fn groups(
+    tenants: &[Arc<TenantStatus>],
+    weight: impl Fn(&Tenant) -> usize,
+) -> std::vec::IntoIter<&[Arc<TenantStatus>]> {
+    let mut groups = Vec::new();
+    let (mut first, mut lives) = (0, 0);
+    for (at, status) in tenants.iter().enumerate() {
+        let weight = weight(status.tenant());
+        if at > first && (at - first == SCHEDULES_PER_CALL || lives + weight > LIVES_PER_CALL) {
+            groups.push(&tenants[first..at]);
+            (first, lives) = (at, 0);
+        }
+        lives += weight;
+    }
+    if first < tenants.len() {
+        groups.push(&tenants[first..]);
+    }
+    groups.into_iter()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{
+        cell::{Cell, RefCell},
+        rc::Rc,
+    };
+
+    use balance_sync_domain::TenantId;
+    use balance_sync_schedule::ErrorClass;
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(5);
+
+    /// What a look asked for, of a schedule by its key.
+    #[derive(Debug, Clone, PartialEq)]
+    struct Asked {
+        key: String,
+        head: usize,
+        page: usize,
+        from: Option<Vec<u8>>,
+        again: Option<Vec<u8>>,
+    }
+
+    /// A Redis with schedules of so many members each, and every look at it.
+    #[derive(Default)]
+    struct Redis {
+        members: RefCell<HashMap<String, u64>>,
+        /// The position of the member with the shortest life, and that life.
+        shortest: Cell<Option<(usize, u64)>>,
+        away: Cell<bool>,
+        calls: RefCell<Vec<(Instant, Vec<Asked>)>>,
+    }
+
+    impl Redis {
+        fn answer(&self, looks: &[Look<'_>]) -> Result<Vec<Sample>, ScheduleError> {
+            let asked = looks.iter().map(|look| Asked {
+                key: look.space.schedule().to_owned(),
+                head: look.head,
+                page: look.page,
+                from: look.from.map(<[u8]>::to_vec),
+                again: look.again.map(<[u8]>::to_vec),
+            });
+            self.calls.borrow_mut().push((Instant::now(), asked.collect()));
+            if self.away.get() {
+                let class = ErrorClass::Unavailable;
+                return Err(ScheduleError { operation: "sample", class, message: "away".to_owned() });
+            }
+            Ok(looks.iter().map(|look| self.sample(look)).collect())
+        }
+
+        fn sample(&self, look: &Look<'_>) -> Sample {
+            let scheduled = self.members.borrow().get(look.space.schedule()).copied().unwrap_or_default();
+            let mut sample = Sample { scheduled: Some(scheduled), quarantined: Some(0), ..Sample::default() };
+            if scheduled == 0 {
+                return sample;
+            }
+            let begin = look.from.map_or(0, |from| std::str::from_utf8(from).unwrap().parse().unwrap());
+            let end = begin + look.page;
+            let again = look.again.map(|member| std::str::from_utf8(member).unwrap().parse().unwrap());
+            sample.due = scheduled;
+            sample.page = if end as u64 >= scheduled {
+                PageEnd::Last
+            } else {
+                PageEnd::Next(end.to_string().into_bytes())
+            };
+            sample.shortest = Some(match self.shortest.get() {
+                Some((at, life)) if (begin..end).contains(&at) || again == Some(at) => {
+                    (Duration::from_millis(life), at.to_string().into_bytes())
+                }
+                _ => (Duration::from_secs(3600), begin.to_string().into_bytes()),
+            });
+            sample
+        }
+
+        fn lives_asked(&self) -> usize {
+            let calls = self.calls.borrow();
+            calls.iter().flat_map(|(_, looks)| looks).map(|asked| asked.head + asked.page).sum()
+        }
+    }
+
+    fn tenant(n: usize) -> Tenant {
+        Tenant::Id(TenantId::parse(&format!("t{n:05}")).unwrap())
+    }
+
+    fn key(n: usize) -> String {
+        tenant(n).key_space(KeyForm::AsListed).schedule().to_owned()
+    }
+
+    /// A sampler over so many tenants, running beside the test.
+    async fn sampling(tenants: usize, redis: &Rc<Redis>, test: impl AsyncFnOnce(Arc<FleetStatus>)) {
+        let fleet = Arc::new(FleetStatus::default());
+        for n in 0..tenants {
+            let _ = fleet.tenant(&tenant(n));
+        }
+        let sampler = Sampler {
+            fleet: Arc::clone(&fleet),
+            key_form: KeyForm::AsListed,
+            interval: INTERVAL,
+            rounds: HashMap::new(),
+            spare: 0,
+        };
+        let redis = Rc::clone(redis);
+        LocalSet::new()
+            .run_until(async move {
+                let running = tokio::task::spawn_local(
+                    sampler.run(async move |looks: &[Look<'_>]| redis.answer(looks)),
+                );
+                test(fleet).await;
+                running.abort();
+            })
+            .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ten_thousand_idle_tenants_cost_forty_calls_spread_over_the_interval() {
+        let redis = Rc::new(Redis::default());
+        sampling(10_000, &redis, async |_| {
+            tokio::time::sleep(INTERVAL * 9 / 10 + Duration::from_millis(1)).await
+        })
+        .await;
+        let calls = redis.calls.borrow();
+        assert_eq!(calls.iter().map(|(_, looks)| looks.len()).sum::<usize>(), 9_250);
+        assert!(calls.iter().all(|(_, looks)| looks.len() == SCHEDULES_PER_CALL));
+        assert!(calls.windows(2).all(|pair| pair[1].0 - pair[0].0 >= INTERVAL / 50));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backlog_of_a_million_is_gone_through_in_bounded_pieces_and_its_shortest_life_stays_known() {
+        let redis = Rc::new(Redis::default());
+        redis.members.borrow_mut().insert(key(1), 1_000_000);
+        redis.shortest.set(Some((777_777, 5_000)));
+        sampling(3, &redis, async |fleet| {
+            let status = fleet.tenant(&tenant(1));
+            tokio::time::sleep(INTERVAL / 2).await;
+            assert_eq!(status.shortest_life_ms.load(Relaxed), 3_600_000, "the head, until more is known");
+            tokio::time::sleep(INTERVAL).await;
+            for _ in 0..10 {
+                redis.calls.borrow_mut().clear();
+                tokio::time::sleep(INTERVAL).await;
+                assert!(redis.lives_asked() <= LIVES + 3 * (HEAD + PAGE), "{}", redis.lives_asked());
+                let calls = redis.calls.borrow();
+                assert!(calls.iter().flat_map(|(_, looks)| looks).all(|asked| asked.page <= PAGE));
+            }
+            // A round takes a million over LIVES intervals, and some more for the heads.
+            tokio::time::sleep(INTERVAL * 110).await;
+            assert_eq!(status.shortest_life_ms.load(Relaxed), 5_000);
+            // It is looked at again each time, wherever the round is.
+            redis.shortest.set(Some((777_777, 4_000)));
+            tokio::time::sleep(INTERVAL).await;
+            assert_eq!(status.shortest_life_ms.load(Relaxed), 4_000);
+            // Written: what is left has longer to live, and that is said at once.
+            redis.shortest.set(None);
+            tokio::time::sleep(INTERVAL).await;
+            assert_eq!(status.shortest_life_ms.load(Relaxed), 3_600_000);
+            redis.members.borrow_mut().clear();
+            tokio::time::sleep(INTERVAL).await;
+            assert_eq!(status.shortest_life_ms.load(Relaxed), u64::MAX);
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_busy_tenants_share_the_lives_out() {
+        let redis = Rc::new(Redis::default());
+        redis.members.borrow_mut().extend((0..2_000).map(|n| (key(n), 1_000)));
+        sampling(2_000, &redis, async |_| {
+            tokio::time::sleep(INTERVAL * 3 / 2).await;
+            redis.calls.borrow_mut().clear();
+            tokio::time::sleep(INTERVAL).await;
+            let lives = redis.lives_asked();
+            assert!((LIVES * 8 / 10..=LIVES * 12 / 10).contains(&lives), "{lives}");
+            assert!(redis.calls.borrow().iter().all(|(_, looks)| looks.len() <= SCHEDULES_PER_CALL));
+            assert!(
+                redis.calls.borrow().iter().flat_map(|(_, looks)| looks).all(|asked| asked.from.is_some())
+            );
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_can_not_be_asked_is_not_known() {
+        let redis = Rc::new(Redis::default());
+        redis.members.borrow_mut().insert(key(0), 7);
+        sampling(600, &redis, async |fleet| {
+            let status = fleet.tenant(&tenant(0));
+            tokio::time::sleep(INTERVAL / 2).await;
+            assert_eq!(status.shortest_life_ms.load(Relaxed), 3_600_000);
+            assert_eq!(status.quarantine_entries.load(Relaxed), 0);
+            redis.away.set(true);
+            redis.calls.borrow_mut().clear();
+            tokio::time::sleep(INTERVAL).await;
+            assert_eq!(status.shortest_life_ms.load(Relaxed), u64::MAX);
+            assert_eq!(fleet.tenant(&tenant(599)).quarantine_entries.load(Relaxed), u64::MAX);
+            assert!(redis.calls.borrow().len() <= 2, "one try per interval: {}", redis.calls.borrow().len());
+            redis.away.set(false);
+            tokio::time::sleep(INTERVAL * 2).await;
+            assert_eq!(status.shortest_life_ms.load(Relaxed), 3_600_000);
+        })
+        .await;
+    }
+}
