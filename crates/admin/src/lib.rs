@@ -3,6 +3,7 @@
 //! - [`server`]: the listener, its limits and the table of paths.
 //! - `health`: `/livez` and `/readyz`, decided from the fleet's status.
 //! - [`metrics`]: `/metrics` in Prometheus' text format.
+//! - `ui`: the dashboard, embedded; its files are in `ui/`.
 //!
 //! Everything is read from [`balance_sync_fleet::status`] at the moment of the question; nothing is kept up to date
 //! beside it, so that a worker nobody asks does no work for it.
@@ -10,6 +11,7 @@
 mod health;
 pub mod metrics;
 pub mod server;
+mod ui;
 
 pub use metrics::{ConnectionSource, ServerConnections};
 pub use server::{AdminServer, AdminSettings, start, start_with_connections};

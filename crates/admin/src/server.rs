@@ -20,6 +20,7 @@ use balance_sync_fleet::status::FleetStatus;
 use crate::{
     health::{self, Verdict},
     metrics::{CONTENT_TYPE, ConnectionSource, Metrics},
+    ui,
 };
 
 /// Connections at a time; more wait to be accepted. Scrapers and probes need a handful.
@@ -159,6 +160,7 @@ fn routes(config: &mut ServiceConfig) {
         .service(readable("/livez", web::to(livez)))
         .service(readable("/readyz", web::to(readyz)))
         .service(readable("/metrics", web::to(metrics)))
+        .configure(ui::routes)
         .default_service(web::to(not_found));
 }
 

@@ -1,0 +1,232 @@
+//! The dashboard: a page, its modules and its style, embedded in the binary, so that it works where there is no internet
+//! and always fits the worker that serves it.
+//!
+//! All pages are the same `index.html`; which one is shown is decided in the browser by the path. Every file carries a
+//! tag of its content and is asked for again each time: a worker of another version behind the same address must not meet
+//! the modules of this one.
+
+use std::future::ready;
+
+use actix_web::{
+    HttpRequest, HttpResponse, guard,
+    http::header::{
+        CONTENT_SECURITY_POLICY, CONTENT_TYPE, CacheControl, CacheDirective, ETag, EntityTag, Header,
+        IfNoneMatch,
+    },
+    web::{self, ServiceConfig},
+};
+
+/// Nothing is loaded from elsewhere, nothing in the page is run or styled inline, and no other page may frame it or
+/// receive its forms.
+const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+
+/// The paths of pages.
+const PAGES: [&str; 6] = ["/", "/tenants", "/tenants/{id}", "/quarantine", "/why", "/actions"];
+
+const HTML: &str = "text/html; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const STYLE: &str = "text/css; charset=utf-8";
+const IMAGE: &str = "image/svg+xml";
+
+/// An embedded file.
+#[derive(Debug, Clone, Copy)]
+struct File {
+    /// Below `/assets/`.
+    name: &'static str,
+    content_type: &'static str,
+    body: &'static str,
+}
+
+macro_rules! file {
+    ($name:literal, $content_type:expr) => {
+        File { name: $name, content_type: $content_type, body: include_str!(concat!("../ui/", $name)) }
+    };
+}
+
+const INDEX: File = file!("index.html", HTML);
+
+const ASSETS: [File; 24] = [
+    file!("actions.js", SCRIPT),
+    file!("advice.js", SCRIPT),
+    file!("api.js", SCRIPT),
+    file!("base.css", STYLE),
+    file!("chart.js", SCRIPT),
+    file!("dialog.js", SCRIPT),
+    file!("dom.js", SCRIPT),
+    file!("format.js", SCRIPT),
+    file!("grid.js", SCRIPT),
+    file!("icon-alert.svg", IMAGE),
+    file!("icon.svg", IMAGE),
+    file!("live.js", SCRIPT),
+    file!("main.js", SCRIPT),
+    file!("pages.css", STYLE),
+    file!("pages/actions.js", SCRIPT),
+    file!("pages/overview.js", SCRIPT),
+    file!("pages/quarantine.js", SCRIPT),
+    file!("pages/sign-in.js", SCRIPT),
+    file!("pages/tenant.js", SCRIPT),
+    file!("pages/tenants.js", SCRIPT),
+    file!("pages/why.js", SCRIPT),
+    file!("parts.css", STYLE),
+    file!("parts.js", SCRIPT),
+    file!("theme.js", SCRIPT),
+];
+
+/// Pages and assets. They hold nothing of any tenant, so they need no token: the sign-in page is one of them.
+pub(crate) fn routes(config: &mut ServiceConfig) {
+    for path in PAGES {
+        config.service(resource(path, INDEX));
+    }
+    for file in ASSETS {
+        config.service(resource(&format!("/assets/{}", file.name), file));
+    }
+}
+
+/// A path that answers GET and HEAD with this file, and 405 to everything else.
+fn resource(path: &str, file: File) -> actix_web::Resource {
+    let tag = EntityTag::new_strong(format!("{:016x}", digest(file.body.as_bytes())));
+    web::resource(path)
+        .route(
+            web::route()
+                .guard(guard::Any(guard::Get()).or(guard::Head()))
+                .to(move |request: HttpRequest| ready(file.answer(&request, &tag))),
+        )
+        .default_service(web::to(|| {
+            ready(HttpResponse::MethodNotAllowed().insert_header(("allow", "GET, HEAD")).finish())
+        }))
+}
+
+impl File {
+    fn answer(&self, request: &HttpRequest, tag: &EntityTag) -> HttpResponse {
+        let known = match IfNoneMatch::parse(request) {
+            Ok(IfNoneMatch::Any) => true,
+            Ok(IfNoneMatch::Items(tags)) => tags.iter().any(|one| one.weak_eq(tag)),
+            Err(_) => false,
+        };
+        let mut response = if known { HttpResponse::NotModified() } else { HttpResponse::Ok() };
+        response
+            .insert_header(ETag(tag.clone()))
+            .insert_header(CacheControl(vec![CacheDirective::NoCache]))
+            .insert_header((CONTENT_SECURITY_POLICY, POLICY));
+        if known {
+            return response.finish();
+        }
+        response.insert_header((CONTENT_TYPE, self.content_type)).body(self.body)
+    }
+}
+
+/// FNV-1a: tells two versions of a file apart, which is all that a tag is for.
+fn digest(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use actix_web::{App, dev::ServiceResponse, http::StatusCode, test as client};
+
+    use super::*;
+
+    fn files_in(folder: &Path, below: &str, found: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(folder).expect("the folder of the dashboard").flatten() {
+            let name = format!("{below}{}", entry.file_name().to_string_lossy());
+            if entry.path().is_dir() {
+                files_in(&entry.path(), &format!("{name}/"), found);
+            } else {
+                found.insert(name);
+            }
+        }
+    }
+
+    #[test]
+    fn every_file_of_the_dashboard_is_embedded() {
+        let mut there = BTreeSet::new();
+        files_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("ui"), "", &mut there);
+        let embedded: BTreeSet<_> = ASSETS.iter().chain([&INDEX]).map(|file| file.name.to_owned()).collect();
+        assert_eq!(there, embedded);
+    }
+
+    #[test]
+    fn nothing_parses_markup_or_reaches_outside() {
+        for file in ASSETS.iter().chain([&INDEX]) {
+            for forbidden in
+                ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "https://"]
+            {
+                assert!(!file.body.contains(forbidden), "{forbidden} in {}", file.name);
+            }
+            let plain = file.body.replace("http://www.w3.org/", "");
+            assert!(!plain.contains("http://"), "an address in {}", file.name);
+        }
+        // The policy would refuse these; without it they would be inline code.
+        assert!(!INDEX.body.contains(" style=") && !INDEX.body.contains("onclick"));
+        assert!(!INDEX.body.contains("<script>") && !INDEX.body.contains("<style"));
+    }
+
+    /// A reason without advice leaves the one who looks at three in the morning alone with a word.
+    #[test]
+    fn every_documented_reason_has_its_advice() {
+        let guide = include_str!("../../../docs/operations.md");
+        let advice = ASSETS.iter().find(|file| file.name == "advice.js").expect("the advice").body;
+        let table =
+            guide.split("## Reasons").nth(1).and_then(|rest| rest.split("## ").next()).expect("the table");
+        let reasons: Vec<_> = table
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `").and_then(|rest| rest.split(" | ").next()))
+            .flat_map(|cell| cell.split(", "))
+            .map(|name| name.trim_matches('`'))
+            .collect();
+        assert!(reasons.len() > 20, "{reasons:?}");
+        for reason in reasons {
+            assert!(advice.contains(&format!("  {reason}: [")), "no advice for {reason}");
+        }
+    }
+
+    fn header<B>(answer: &ServiceResponse<B>, name: &str) -> String {
+        let value = answer.headers().get(name).and_then(|value| value.to_str().ok());
+        value.unwrap_or_default().to_owned()
+    }
+
+    #[actix_web::test]
+    async fn pages_and_assets_are_served_with_policy_and_tag() {
+        let app = client::init_service(App::new().configure(routes)).await;
+        for path in ["/", "/tenants", "/tenants/acme", "/quarantine", "/why", "/actions"] {
+            let answer = client::call_service(&app, client::TestRequest::get().uri(path).to_request()).await;
+            assert_eq!(answer.status(), StatusCode::OK, "{path}");
+            assert_eq!(header(&answer, "content-type"), HTML);
+            assert_eq!(header(&answer, "content-security-policy"), POLICY);
+            assert_eq!(header(&answer, "cache-control"), "no-cache");
+        }
+        for file in ASSETS {
+            let path = format!("/assets/{}", file.name);
+            let answer = client::call_service(&app, client::TestRequest::get().uri(&path).to_request()).await;
+            assert_eq!(answer.status(), StatusCode::OK, "{path}");
+            assert_eq!(header(&answer, "content-type"), file.content_type, "{path}");
+            let tag = header(&answer, "etag");
+            assert_eq!(client::read_body(answer).await, file.body.as_bytes());
+
+            let again =
+                client::TestRequest::get().uri(&path).insert_header(("if-none-match", tag)).to_request();
+            let again = client::call_service(&app, again).await;
+            assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
+            assert!(client::read_body(again).await.is_empty());
+            let other = client::TestRequest::get()
+                .uri(&path)
+                .insert_header(("if-none-match", "\"other\""))
+                .to_request();
+            assert_eq!(client::call_service(&app, other).await.status(), StatusCode::OK);
+        }
+        for (path, status) in
+            [("/assets/none.js", 404), ("/nothing", 404), ("/tenants/a/b", 404), ("/assets/", 404)]
+        {
+            let answer = client::call_service(&app, client::TestRequest::get().uri(path).to_request()).await;
+            assert_eq!(answer.status().as_u16(), status, "{path}");
+        }
+        let posted =
+            client::call_service(&app, client::TestRequest::post().uri("/tenants").to_request()).await;
+        assert_eq!(posted.status(), StatusCode::METHOD_NOT_ALLOWED);
+    }
+}

@@ -1,0 +1,178 @@
+// What an operator can do: asked for with a confirmation that says what will happen, then followed to its outcome, since
+// "accepted" is not "done".
+
+import { get, post } from "./api.js";
+import { visible } from "./dom.js";
+import { confirmAction, toast } from "./dialog.js";
+import { count, plural } from "./format.js";
+import { live, subscribe } from "./live.js";
+
+/** How long an outcome is waited for before the toast says that none has come. */
+const OUTCOME_WITHIN = 12_000;
+/** The log is looked at this often while an outcome is awaited, beside the events that tell of it. */
+const LOOK_EVERY = 1_000;
+
+/** Names, pictures and consequences of what can be done to a tenant. */
+export const TENANT_ACTIONS = {
+  pause: {
+    label: "Pause",
+    picture: "pause",
+    title: (id) => `Pause ${id}?`,
+    text: "All workers stop claiming its balances within a second and finish what is in flight.",
+    facts: ["Values that wait are kept from expiring.", "It stays paused, also across restarts, until somebody resumes it."],
+    doing: "Pausing",
+    done: "paused",
+  },
+  resume: {
+    label: "Resume",
+    picture: "play",
+    title: (id) => `Resume ${id}?`,
+    text: "Workers claim its balances again, beginning with the oldest.",
+    facts: [],
+    doing: "Resuming",
+    done: "resumed",
+  },
+  flush: {
+    label: "Flush now",
+    picture: "bolt",
+    title: (id) => `Flush ${id} now?`,
+    text: "Its collector stops waiting, be it for more balances or after a failure, and writes at once what is due.",
+    facts: [],
+    doing: "Flushing",
+    done: "flushed",
+  },
+  refresh_credentials: {
+    label: "Re-read credentials",
+    picture: "key",
+    title: (id) => `Re-read the credentials of ${id}?`,
+    text: "Its database settings are fetched afresh from the tenant service, and a waiting collector tries again at once.",
+    facts: ["Connections under the old settings end when their work is done."],
+    doing: "Re-reading credentials of",
+    done: "asked for afresh",
+  },
+};
+
+/** Names of everything that stands in the log. */
+export const ACTION_NAMES = {
+  pause: "Pause",
+  resume: "Resume",
+  flush: "Flush now",
+  refresh_credentials: "Re-read credentials",
+  drain: "Drain worker",
+  quarantine_retry: "Retry from quarantine",
+  quarantine_drop: "Drop from quarantine",
+};
+
+/** Asks, does, and follows an action on a tenant. */
+export async function actOnTenant(id, what) {
+  const action = TENANT_ACTIONS[what];
+  const shown = visible(id);
+  const answer = await confirmAction({
+    title: action.title(shown),
+    text: action.text,
+    facts: action.facts,
+    confirm: action.label,
+    danger: what === "pause",
+  });
+  if (!answer) return;
+  const message = toast(`${action.doing} ${shown}…`);
+  await follow(message, `${action.label}: ${shown}`, id, () =>
+    post(["tenants", id, "actions"], { action: what, note: answer.note }),
+  );
+}
+
+/** Asks for and follows the drain of a worker. */
+export async function drainWorker(worker, workers) {
+  const others = workers.filter((other) => other.name !== worker.name && !other.draining).length;
+  const facts = [
+    others === 0
+      ? "It is the only one: nothing will be synced until another worker starts."
+      : `${plural(others, "other worker")} will take over its ${plural(worker.tenants_owned, "tenant")}.`,
+  ];
+  if (worker.self) facts.push("It serves this page: the dashboard will lose its connection.");
+  const shown = visible(worker.name);
+  const answer = await confirmAction({
+    title: `Drain ${shown}?`,
+    text: "It stops claiming, writes or gives back what it holds, and ends, as after SIGTERM.",
+    facts,
+    confirm: "Drain",
+    danger: true,
+  });
+  if (!answer) return;
+  const message = toast(`Draining ${shown}…`);
+  await follow(message, `Drain: ${shown}`, null, () =>
+    post(["workers", worker.name, "actions"], { action: "drain", note: answer.note }),
+  );
+}
+
+async function follow(message, name, tenant, ask) {
+  let asked;
+  try {
+    asked = await ask();
+  } catch (problem) {
+    message.update("bad", `${name}: ${visible(problem.message)}`);
+    return;
+  }
+  const outcomes = await outcomeOf(asked.action_id, tenant);
+  if (outcomes.length === 0) {
+    const why = live.state === "lost" ? "the connection was lost" : "no worker has answered yet";
+    message.update("bad", `${name}: accepted, but ${why}. The outcome will stand in the log of actions.`);
+    return;
+  }
+  const bad = outcomes.filter((outcome) => outcome.outcome !== "done");
+  const told = bad.length > 0 ? bad : outcomes;
+  const workers = told.map((outcome) => visible(outcome.worker)).join(", ");
+  const details = [...new Set(told.map((outcome) => outcome.detail).filter(Boolean))].map(visible).join("; ");
+  const level = bad.length === outcomes.length ? "bad" : "good";
+  message.update(level, `${name}: ${told[0].outcome} by ${workers}${details ? ` (${details})` : ""}`);
+}
+
+/** Waits until a worker has told the outcome of an action; an empty list when none did in time. */
+function outcomeOf(id, tenant) {
+  return new Promise((resolve) => {
+    let timer = null;
+    const stop = subscribe("action", () => look());
+    const end = setTimeout(() => finish([]), OUTCOME_WITHIN);
+    const finish = (outcomes) => {
+      stop();
+      clearTimeout(timer);
+      clearTimeout(end);
+      resolve(outcomes);
+    };
+    const look = async () => {
+      clearTimeout(timer);
+      timer = setTimeout(look, LOOK_EVERY);
+      const log = await get(["actions"], { tenant, per_page: 50 }).catch(() => null);
+      const action = log?.actions.find((each) => each.id === id);
+      if (action?.outcomes.length) finish(action.outcomes);
+    };
+    look();
+  });
+}
+
+/** Asks for and does a retry or drop of quarantined entries. `request` is the API's body. Returns whether it was done. */
+export async function actOnQuarantine(what, request, number, subject) {
+  const drop = what === "drop";
+  const many = number > 1;
+  const answer = await confirmAction({
+    title: `${drop ? "Drop" : "Retry"} ${many ? plural(number, "entry", "entries") : "this entry"}?`,
+    text: drop
+      ? "What was set aside is forgotten: reason and value are gone. Rows in Postgres stay as they are."
+      : "It goes back into the schedule and is written at the next flush; what still can't be written comes back here.",
+    facts: [subject],
+    confirm: drop ? "Drop" : "Retry",
+    danger: drop,
+    typed: drop && many ? number : null,
+  });
+  if (!answer) return false;
+  const message = toast(`${drop ? "Dropping" : "Retrying"} ${plural(number, "entry", "entries")}…`);
+  try {
+    const done = await post(["quarantine", what], { ...request, note: answer.note });
+    const absent = done.absent > 0 ? `, ${count(done.absent)} were no longer there` : "";
+    message.update("good", `${drop ? "Dropped" : "Scheduled again"}: ${plural(done.done, "entry", "entries")}${absent}`);
+    return true;
+  } catch (problem) {
+    message.update("bad", `${drop ? "Drop" : "Retry"}: ${visible(problem.message)}`);
+    return false;
+  }
+}

@@ -1,0 +1,71 @@
+// What a reason means and what helps: the table of docs/operations.md for the one who has no time to look it up.
+// `action` is what is offered first.
+
+const TENANT = {
+  postgres_connection: ["Its Postgres refuses or resets connections.", "Look at the server. Writing goes on by itself within 2 s of its return.", "flush"],
+  postgres_too_many_connections: ["Server, role or database give no more connections.", "Raise their limit, or lower postgres.connections_per_server.", "flush"],
+  postgres_timeout: ["Its Postgres does not answer in time.", "Look at network, locks and disk of the server.", "flush"],
+  postgres_read_only: ["Its Postgres is a standby or was just demoted.", "Point the tenant service at the primary, then re-read credentials.", "refresh_credentials"],
+  postgres_contention: ["Deadlocks that repeated tries did not solve.", "Find out who else writes these rows.", "flush"],
+  postgres_credentials: ["Postgres refuses user or password.", "Mend the tenant service's entry, then re-read credentials.", "refresh_credentials"],
+  postgres_database_missing: ["There is no such database.", "Mend the tenant service's entry, then re-read credentials.", "refresh_credentials"],
+  postgres_not_provisioned: ["Table, column or schema are missing.", "Has the ledger migrated this tenant? Afterwards: flush now.", "flush"],
+  postgres_permission: ["The role may not update the table.", "GRANT SELECT, UPDATE on balance to the role. Afterwards: flush now.", "flush"],
+  postgres_resources: ["Disk or memory of its Postgres are full.", "Free some. Afterwards: flush now.", "flush"],
+  postgres_configuration: ["Certificates or TLS settings can't work.", "Check sslmode and the certificate paths in the tenant service's entry.", "refresh_credentials"],
+  postgres_internal: ["Postgres fails in a way that has no name here.", "The detail and the worker's log have the SQLSTATE.", "flush"],
+  redis_unavailable: ["Redis gives no answer.", "Look at Redis. Claims lapse by themselves; nothing is lost.", null],
+  redis_loading: ["Redis is starting and loads its data.", "Wait; it goes on by itself.", null],
+  redis_read_only: ["Redis is a replica or fails over.", "Wait for the failover; check which node the workers are told.", null],
+  redis_out_of_memory: ["Redis is full.", "Give it memory: values that wait must not be evicted.", null],
+  redis_cluster: ["Redis moves slots or the cluster is down.", "Look at the cluster.", null],
+  redis_credentials: ["Redis refuses the password or the user's rights.", "Check the configuration of Redis and of the workers.", null],
+  redis_wrong_type: ["A key of ours holds something else.", "Look at who else writes to this Redis.", null],
+  redis_unexpected: ["Redis gave an answer nobody expects.", "Look at the worker's log.", null],
+  tenant_not_found: ["The tenant service does not know it.", "Nothing, unless it should be there.", "refresh_credentials"],
+  tenant_suspended: ["The tenant service has suspended it.", "Nothing, or reactivate it there.", "refresh_credentials"],
+  tenant_purged: ["The tenant service has purged it.", "Nothing.", null],
+  tenant_forbidden: ["The tenant service says that it must not be served.", "Nothing, or reactivate it there.", "refresh_credentials"],
+  tenant_config_malformed: ["Its database settings can't be used.", "The detail names the field; mend it in the tenant service.", "refresh_credentials"],
+  tenant_service_unavailable: ["Its settings are not known yet and the tenant service can't be asked.", "Look at the tenant service.", "refresh_credentials"],
+  tenant_service_unauthorized: ["The tenant service refuses the API key.", "Check tenants.service.api_key.", "refresh_credentials"],
+  collector_crashed: ["Its collector panicked; it starts again after a growing delay.", "Report the worker's log line.", "flush"],
+};
+
+const QUARANTINE = {
+  missing_row: "No row with that id under that organization and ledger, or it is deleted. Restore the row and retry.",
+  value_expired: "The value had expired in Redis before anybody looked: its last mutation is lost unless the ledger has it.",
+  refused_by_postgres: "A check or an overflow: the detail has the SQLSTATE. Mend the row or the schema and retry.",
+};
+
+/** `{ means, todo, action }` of a tenant's reason. */
+export function adviceFor(reason) {
+  const [means, todo, action] = TENANT[reason] ?? ["", "", "flush"];
+  return { means, todo, action };
+}
+
+/** What a reason of quarantine means. */
+export function quarantineMeaning(reason) {
+  if (QUARANTINE[reason]) return QUARANTINE[reason];
+  if (String(reason).startsWith("member_")) return "The member can't be read, or carries another tenant's prefix. Drop it when its writer is mended.";
+  if (/^(value|amount)_/.test(String(reason))) return "The value can't be decoded; the detail names field, value and what is allowed. The balance's next good mutation clears it.";
+  return "";
+}
+
+/** How a tenant is, for people: `level` is bad, warn, note or good. */
+export function assess(row, objective) {
+  const late = typeof row.oldest_due_age_seconds === "number" && row.oldest_due_age_seconds > objective;
+  if (row.state === "unserved") return { level: "bad", word: "unserved" };
+  if (row.state === "degraded") return { level: "bad", word: "degraded" };
+  if (row.paused || row.state === "paused") return { level: "note", word: "paused" };
+  if (late) return { level: "warn", word: "behind" };
+  return { level: "good", word: row.state };
+}
+
+/** The action that helps first, or null. */
+export function firstAid(row, objective) {
+  const { word } = assess(row, objective);
+  if (word === "paused") return "resume";
+  if (word === "degraded") return adviceFor(row.reason).action;
+  return word === "behind" ? "flush" : null;
+}

@@ -1,0 +1,202 @@
+// What is known of the fleet, kept up to date by server-sent events. One store for all pages: they read it, subscribe to
+// it, and are told what changed.
+//
+// "Connected" means that data come: a connection that is open but silent for SILENCE counts as lost, since a number that
+// stands still looks like a number that is true.
+
+import { get, path } from "./api.js";
+import { moment } from "./format.js";
+
+/** Events come every 2 s; after this long without one the data are called old. */
+const SILENCE = 8_000;
+/** Pauses between attempts to connect again. The browser's own attempts end for good at the first odd answer. */
+const RETRY = [1_000, 2_000, 4_000, 8_000];
+/** A tab in the background gives up its connection after this long: browsers allow few per server. */
+const HIDDEN = 60_000;
+/** Points kept of the overview's history: an hour in steps of 5 s. */
+const HISTORY = 720;
+/** The step of the history. */
+const STEP = 5_000;
+
+const listeners = new Map();
+
+/** The store. */
+export const live = {
+  session: null,
+  overview: null,
+  /** Newest first is last; as the API's `history`. */
+  history: [],
+  /** Of the tenant whose page is open: its whole answer. */
+  tenant: null,
+  /** `connecting`, `open` or `lost`. */
+  state: "connecting",
+  /** Since when it is lost. */
+  lostSince: null,
+  /** When data last came, by this browser's clock. */
+  lastData: null,
+  /** Server's clock minus ours. */
+  skew: 0,
+};
+
+/** The server's time, so that ages are right on a laptop whose clock is wrong. */
+export function now() {
+  return Date.now() + live.skew;
+}
+
+/** Objective of freshness in seconds; a tenant older than that is behind. */
+export function objective() {
+  return live.overview?.settings?.freshness_objective_seconds ?? 5;
+}
+
+/** Calls `handler` on `overview`, `tenants`, `tenant`, `action`, `connection`. Returns what ends that. */
+export function subscribe(event, handler) {
+  if (!listeners.has(event)) listeners.set(event, new Set());
+  listeners.get(event).add(handler);
+  return () => listeners.get(event).delete(handler);
+}
+
+function emit(event, detail) {
+  for (const handler of [...(listeners.get(event) ?? [])]) {
+    try {
+      handler(detail);
+    } catch (error) {
+      // One page's mistake must not cut the others off from their data.
+      console.error(error);
+    }
+  }
+}
+
+let source = null;
+let watched = null;
+let attempts = 0;
+let retryTimer = null;
+let silenceTimer = null;
+let hiddenTimer = null;
+
+/** Connects, or connects anew for another tenant's page. */
+export function connect(tenant = watched) {
+  const changed = tenant !== watched;
+  watched = tenant;
+  if (changed) live.tenant = null;
+  if (changed || !source) open();
+}
+
+/** Ends the connection, when nobody is signed in. */
+export function disconnect() {
+  close();
+  clearTimeout(retryTimer);
+  clearTimeout(silenceTimer);
+  watched = null;
+}
+
+/** Tries at once instead of at the next attempt. */
+export function retryNow() {
+  attempts = 0;
+  open();
+}
+
+function close() {
+  source?.close();
+  source = null;
+}
+
+function open() {
+  close();
+  clearTimeout(retryTimer);
+  source = new EventSource(`/api/v1/events${path([], { tenant: watched })}`);
+  source.addEventListener("overview", (event) => received(event, takeOverview));
+  source.addEventListener("tenants", (event) => received(event, (rows) => emit("tenants", rows)));
+  source.addEventListener("tenant", (event) => received(event, takeTenant));
+  source.addEventListener("action", (event) => received(event, (action) => emit("action", action)));
+  source.addEventListener("error", () => lose());
+  expectData();
+}
+
+function received(event, take) {
+  let data;
+  try {
+    data = JSON.parse(event.data);
+  } catch {
+    return;
+  }
+  const wasLost = live.state !== "open";
+  live.lastData = Date.now();
+  expectData();
+  if (wasLost) {
+    const again = live.lostSince !== null;
+    attempts = 0;
+    live.state = "open";
+    live.lostSince = null;
+    emit("connection", { again });
+    // What happened meanwhile is asked for; events tell only what is new.
+    if (again) load().catch(() => {});
+  }
+  take(data);
+}
+
+function expectData() {
+  clearTimeout(silenceTimer);
+  silenceTimer = setTimeout(lose, SILENCE);
+}
+
+function lose() {
+  close();
+  clearTimeout(silenceTimer);
+  clearTimeout(retryTimer);
+  if (live.state !== "lost") {
+    live.state = "lost";
+    live.lostSince = live.lostSince ?? Date.now();
+  }
+  emit("connection", { again: false });
+  const pause = RETRY[Math.min(attempts, RETRY.length - 1)];
+  attempts += 1;
+  retryTimer = setTimeout(async () => {
+    // An EventSource hides the status of the answer; a token that is no longer good must lead to the sign-in page.
+    await get(["session"]).catch(() => {});
+    open();
+  }, pause);
+}
+
+/** Asks for the overview with its whole history. */
+export async function load() {
+  const overview = await get(["overview"]);
+  live.history = [];
+  takeOverview(overview);
+}
+
+function takeOverview(overview) {
+  const at = moment(overview.generated_at);
+  if (at !== null) live.skew = at - Date.now();
+  for (const point of overview.history ?? []) addPoint(point);
+  live.overview = overview;
+  emit("overview", overview);
+}
+
+function addPoint(point) {
+  const last = live.history.at(-1);
+  const step = (of) => Math.floor((moment(of.at) ?? 0) / STEP);
+  if (last && step(point) < step(last)) return;
+  if (last && step(point) === step(last)) live.history[live.history.length - 1] = point;
+  else live.history.push(point);
+  if (live.history.length > HISTORY) live.history.shift();
+}
+
+function takeTenant(tenant) {
+  if (tenant.id !== watched) return;
+  live.tenant = tenant;
+  emit("tenant", tenant);
+}
+
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(hiddenTimer);
+  if (document.hidden) {
+    hiddenTimer = setTimeout(() => {
+      close();
+      clearTimeout(silenceTimer);
+      clearTimeout(retryTimer);
+    }, HIDDEN);
+  } else if (!source && live.session && live.session.role !== "none") {
+    retryNow();
+    load().catch(() => {});
+  }
+});

@@ -1,0 +1,307 @@
+// The frame around the pages: who is signed in, the tabs, the state of the connection, the keys; and which page is shown.
+
+import { get, Problem, remove, whenSignedOut } from "./api.js";
+import { h, icon, setAttr, setIcon, setShown, setText, visible } from "./dom.js";
+import { showDialog } from "./dialog.js";
+import { clock, span } from "./format.js";
+import { connect, disconnect, live, load, retryNow, subscribe } from "./live.js";
+import { button, failed, heading, link, nothing } from "./parts.js";
+import { actionsPage } from "./pages/actions.js";
+import { overviewPage } from "./pages/overview.js";
+import { quarantinePage } from "./pages/quarantine.js";
+import { signInPage } from "./pages/sign-in.js";
+import { tenantPage } from "./pages/tenant.js";
+import { tenantsPage } from "./pages/tenants.js";
+import { whyPage } from "./pages/why.js";
+
+const TABS = [
+  ["/", "Overview", "o"],
+  ["/tenants", "Tenants", "t"],
+  ["/quarantine", "Quarantine", "q"],
+  ["/why", "Why", "w"],
+  ["/actions", "Actions", "a"],
+];
+
+const ROUTES = [
+  [/^\/$/, overviewPage, "Overview"],
+  [/^\/tenants\/?$/, tenantsPage, "Tenants"],
+  [/^\/tenants\/([^/]+)\/?$/, tenantPage, null],
+  [/^\/quarantine\/?$/, quarantinePage, "Quarantine"],
+  [/^\/why\/?$/, whyPage, "Why"],
+  [/^\/actions\/?$/, actionsPage, "Actions"],
+];
+
+const main = document.querySelector("#main");
+let page = null;
+let title = "Overview";
+
+// --- pages ------------------------------------------------------------------------------------------------------------
+
+/** Goes to a page of ours. `replace`: without an entry in the history, for what is only a filter. */
+export function navigate(href, { replace = false, silent = false } = {}) {
+  const url = new URL(href, location.href);
+  if (url.href !== location.href) history[replace ? "replaceState" : "pushState"](null, "", url);
+  if (!silent) show();
+}
+
+function show({ focus = true } = {}) {
+  page?.stop?.();
+  page = null;
+  if (!live.session || (live.session.role === "none" && live.session.auth_required)) {
+    title = "Sign in";
+    page = signInPage({ signedIn: begin });
+  } else {
+    const found = ROUTES.map(([pattern, make, name]) => [location.pathname.match(pattern), make, name]).find(([match]) => match);
+    if (found) {
+      const [match, make, name] = found;
+      const argument = match[1] === undefined ? null : decode(match[1]);
+      title = name ?? visible(argument);
+      connect(make === tenantPage ? argument : null);
+      page = make({ argument, query: new URLSearchParams(location.search), navigate });
+    } else {
+      title = "Not found";
+      page = { node: h("div.page", heading("Nothing is here"), nothing("No such page", null, link("/", "Go to the overview"))) };
+    }
+  }
+  main.replaceChildren(page.node);
+  page.shown?.();
+  showTabs();
+  showTitle();
+  if (focus) {
+    scrollTo(0, 0);
+    (main.querySelector("[data-first]") ?? main.querySelector("h1"))?.focus({ preventScroll: true });
+  }
+}
+
+function decode(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+document.addEventListener("click", (event) => {
+  const anchor = event.target.closest("a[href]");
+  if (!anchor || event.defaultPrevented || event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+  if (anchor.origin !== location.origin || anchor.target || anchor.getAttribute("href").startsWith("#")) return;
+  event.preventDefault();
+  navigate(anchor.href);
+});
+addEventListener("popstate", () => show());
+
+// --- the top ----------------------------------------------------------------------------------------------------------
+
+const tabs = TABS.map(([href, name]) => {
+  const number = h("span.tab-count", { hidden: true });
+  return { href, number, node: h("a.tab", { href }, name, number) };
+});
+document.querySelector(".tabs").append(...tabs.map((tab) => tab.node));
+
+const lamp = h("span.lamp", { "aria-hidden": "true" });
+const lampText = h("span");
+const connection = h("span.connection", lamp, lampText);
+const themeIcon = icon("auto");
+const themeButton = h("button.icon-button.theme", { type: "button", on: { click: nextTheme } }, themeIcon);
+const helpButton = h("button.icon-button.help", { type: "button", "aria-label": "Keys (?)", title: "Keys (?)", on: { click: showKeys } }, icon("question"));
+const who = h("span.who");
+const signOut = button("Sign out", null, async () => {
+  await remove(["session"]).catch(() => {});
+  await begin();
+}, "button.button.small");
+document.querySelector(".top-end").append(connection, who, signOut, helpButton, themeButton);
+
+function showTabs() {
+  const signedIn = live.session && !(live.session.role === "none" && live.session.auth_required);
+  setShown(document.querySelector(".tabs"), signedIn);
+  setShown(connection, signedIn);
+  setShown(helpButton, signedIn);
+  for (const tab of tabs) {
+    const here = tab.href === "/" ? location.pathname === "/" : location.pathname.startsWith(tab.href);
+    setAttr(tab.node, "aria-current", here ? "page" : null);
+  }
+  const named = signedIn && live.session.auth_required;
+  setShown(who, named);
+  setShown(signOut, named);
+  if (named) setText(who, `${visible(live.session.name)} · ${live.session.role}`);
+}
+
+function showCounts() {
+  const overview = live.overview;
+  const counts = [null, unwell(overview), overview?.quarantined ?? 0, null, null];
+  tabs.forEach((tab, index) => {
+    setShown(tab.number, counts[index] > 0);
+    if (counts[index] > 0) {
+      setText(tab.number, String(counts[index]));
+      setAttr(tab.number, "title", index === 1 ? "degraded, paused or unserved" : "entries");
+    }
+  });
+}
+
+function unwell(overview) {
+  if (!overview) return 0;
+  const states = overview.tenants.by_state;
+  return (states.degraded ?? 0) + (states.paused ?? 0) + (overview.tenants.unserved ?? 0);
+}
+
+/** The tab of the browser tells the verdict too: it is what one sees when another page is in front. */
+function showTitle() {
+  const overview = live.overview;
+  const lost = live.state === "lost" && live.lastData !== null;
+  const bad = !lost && overview && ["behind", "degraded"].includes(overview.verdict);
+  const sign = lost || overview?.verdict === "unknown" ? "? " : bad ? "! " : "";
+  document.title = `${sign}${title} · balance-sync`;
+  setAttr(document.querySelector("link[rel=icon]"), "href", bad || lost ? "/assets/icon-alert.svg" : "/assets/icon.svg");
+}
+
+const THEMES = ["auto", "dark", "light"];
+const THEME_ICONS = { auto: "auto", dark: "moon", light: "sun" };
+
+function theme() {
+  return document.documentElement.dataset.theme ?? "auto";
+}
+
+function nextTheme() {
+  const next = THEMES[(THEMES.indexOf(theme()) + 1) % THEMES.length];
+  if (next === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = next;
+  try {
+    localStorage.setItem("theme", next);
+  } catch {
+    // It holds for this page then.
+  }
+  showTheme();
+}
+
+function showTheme() {
+  const name = { auto: "as the system", dark: "dark", light: "light" }[theme()];
+  setIcon(themeIcon, THEME_ICONS[theme()]);
+  setAttr(themeButton, "aria-label", `Theme: ${name}`);
+  setAttr(themeButton, "title", `Theme: ${name}`);
+}
+
+// --- the connection ---------------------------------------------------------------------------------------------------
+
+const bannerText = h("span");
+const banner = h("div.banner", { role: "alert", hidden: true, data: { level: "bad" } }, icon("alert"), bannerText, button("Try now", "retry", retryNow, "button.button.small"));
+const redisText = h("span");
+const redisBanner = h("div.banner", { role: "alert", hidden: true, data: { level: "bad" } }, icon("alert"), redisText);
+document.querySelector(".banners").append(banner, redisBanner);
+
+function showConnection() {
+  const states = { connecting: "Connecting", open: "Live", lost: "Not live" };
+  setAttr(connection, "data-state", live.state);
+  setText(lampText, states[live.state]);
+  const lost = live.state === "lost" && live.lostSince !== null;
+  setShown(banner, lost && live.session);
+  document.body.classList.toggle("is-stale", Boolean(lost));
+  if (!lost) return;
+  const since = `Connection lost at ${clock(live.lostSince)}, ${span(Math.max(1, Math.round((Date.now() - live.lostSince) / 1000)))} ago.`;
+  const data = live.lastData === null ? "No data have come yet." : `What you see is from ${clock(live.lastData)}.`;
+  setText(bannerText, `${since} ${data} Trying again…`);
+}
+
+function showRedis(overview) {
+  const ill = overview.redis === "unavailable";
+  setShown(redisBanner, ill);
+  if (ill) {
+    const detail = overview.detail ? ` (${visible(overview.detail)})` : "";
+    setText(redisText, `Redis can't be reached${detail}. Nothing is being synced and nothing is lost: the numbers below are the last known.`);
+  }
+}
+
+let lastVerdict = null;
+
+/** Says a changed verdict to a screen reader; not every update. */
+function announce(overview) {
+  const reasons = overview.reasons.length ? `: ${overview.reasons[0]}` : "";
+  if (lastVerdict !== null && lastVerdict !== overview.verdict) setText(document.querySelector("#announce"), visible(`Now ${overview.verdict}${reasons}`));
+  lastVerdict = overview.verdict;
+}
+
+subscribe("connection", () => {
+  showConnection();
+  showTitle();
+});
+subscribe("overview", (overview) => {
+  showRedis(overview);
+  showCounts();
+  showTitle();
+  announce(overview);
+});
+setInterval(() => {
+  if (live.state === "lost") showConnection();
+  page?.tick?.();
+}, 1000);
+
+// --- keys -------------------------------------------------------------------------------------------------------------
+
+let leader = 0;
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (event.target.closest("input, textarea, select")) {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  if (!live.session || main.querySelector(".sign-in")) return;
+  const afterG = Date.now() - leader < 1500;
+  leader = event.key === "g" ? Date.now() : 0;
+  const tab = afterG ? TABS.find(([, , key]) => key === event.key) : null;
+  if (tab) {
+    event.preventDefault();
+    navigate(tab[0]);
+  } else if (event.key === "/") {
+    const search = main.querySelector("[data-search]");
+    event.preventDefault();
+    if (search) search.focus();
+    else navigate("/tenants");
+    if (!search) main.querySelector("[data-search]")?.focus();
+  } else if (event.key === "?") {
+    showKeys();
+  }
+});
+
+function showKeys() {
+  const rows = [
+    [["/"], "search on this page"],
+    [["↑", "↓", "Enter"], "choose and open a tenant in the table"],
+    [["Esc"], "close a dialog, leave a field"],
+    ...TABS.map(([, name, key]) => [["g", key], name]),
+    [["?"], "this list"],
+  ];
+  showDialog("Keys", h("dl.keys", rows.flatMap(([keys, what]) => [h("dt", keys.map((key) => h("kbd", key))), h("dd", what)])));
+}
+
+// --- beginning --------------------------------------------------------------------------------------------------------
+
+whenSignedOut(() => {
+  if (live.session && live.session.role !== "none") {
+    live.session = { ...live.session, role: "none", auth_required: true };
+    disconnect();
+    show();
+  }
+});
+
+async function begin() {
+  showTheme();
+  showConnection();
+  try {
+    live.session = await get(["session"]);
+  } catch (problem) {
+    live.session = null;
+    main.replaceChildren(h("div.page", failed(problem instanceof Problem ? problem : new Problem(0, "That went wrong", String(problem)), begin)));
+    return;
+  }
+  if (live.session.role === "none" && live.session.auth_required) {
+    disconnect();
+    live.overview = null;
+    show();
+    return;
+  }
+  connect(null);
+  show({ focus: document.activeElement === document.body });
+  await load().catch(() => {});
+}
+
+begin();
+

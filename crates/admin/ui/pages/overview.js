@@ -1,0 +1,344 @@
+// One look: is anybody behind, since when, why; and beside each the one action that helps first.
+
+import { actOnTenant, drainWorker, TENANT_ACTIONS } from "../actions.js";
+import { adviceFor, assess, firstAid } from "../advice.js";
+import { get } from "../api.js";
+import { lineChart, sparkline } from "../chart.js";
+import { h, icon, keyed, setAttr, setIcon, setShown, setText, visible } from "../dom.js";
+import { bytes, count, plural, rate, span, words } from "../format.js";
+import { live, now, objective, subscribe } from "../live.js";
+import {
+  button,
+  dataTable,
+  heading,
+  link,
+  loading,
+  mayAct,
+  nothing,
+  numberColumn,
+  reasonOf,
+  section,
+  stateBadge,
+  tenantColumn,
+  textColumn,
+  timeAgo,
+} from "../parts.js";
+
+const HOUR = 3_600_000;
+/** Workers are asked for this often; the events don't tell of them. */
+const WORKERS_EVERY = 4;
+const STATES = ["degraded", "unserved", "paused", "starting", "stopping", "syncing", "idle"];
+const VERDICTS = {
+  healthy: { picture: "ok", text: "All tenants are on time" },
+  behind: { picture: "clock", text: "Some tenants are behind" },
+  degraded: { picture: "alert", text: "Some tenants can't be written" },
+  unknown: { picture: "question", text: "Can't tell" },
+};
+
+export function overviewPage({ navigate }) {
+  const tickers = [];
+  const verdict = verdictCard();
+  const tiles = tileRow();
+  const worst = worstTable(tickers);
+  const states = stateBar(navigate);
+  const workers = workerTable(tickers);
+  const charts = chartRow();
+  const content = h(
+    "div.page",
+    h("h1.sr", { tabindex: "-1" }, "Overview"),
+    verdict.node,
+    tiles.node,
+    worst.node,
+    charts.node,
+    h("div.two", states.node, workers.node),
+  );
+  const bones = h("div.page", heading("Overview"), loading(6));
+  const node = h("div", bones, content);
+  setShown(content, false);
+
+  let seconds = 0;
+  const update = () => {
+    const overview = live.overview;
+    if (!overview) return;
+    setShown(bones, false);
+    setShown(content, true);
+    for (const part of [verdict, tiles, worst, states, charts]) part.update(overview);
+  };
+  const askWorkers = () => get(["workers"]).then((answer) => workers.update(answer.workers), () => {});
+  const ends = [subscribe("overview", update), subscribe("connection", ({ again }) => again && askWorkers())];
+  askWorkers();
+  return {
+    node,
+    shown: update,
+    tick() {
+      seconds += 1;
+      for (const tick of tickers) tick();
+      if (seconds % WORKERS_EVERY === 0 && live.state === "open") askWorkers();
+    },
+    stop() {
+      for (const end of ends) end();
+      charts.stop();
+    },
+  };
+}
+
+function verdictCard() {
+  const picture = icon("question");
+  const text = h("p.verdict-text", { id: "verdict" });
+  const reasons = h("ul.reasons");
+  const foot = h("p.verdict-foot");
+  const node = h("section.card.verdict", { "aria-labelledby": "verdict" }, h("span.verdict-icon", picture), h("div", text, reasons, foot));
+  const list = keyed(reasons, (reason) => reason, (reason) => ({ node: h("li", visible(reason)), update() {} }));
+  return {
+    node,
+    update(overview) {
+      const known = VERDICTS[overview.verdict] ?? VERDICTS.unknown;
+      setAttr(node, "data-verdict", overview.verdict);
+      setIcon(picture, known.picture);
+      const none = overview.tenants.total === 0 && overview.verdict === "healthy";
+      setText(text, none ? "No tenants yet" : known.text);
+      list(overview.reasons);
+      const oldest = overview.backlog.oldest_due_age_seconds;
+      const waiting = overview.backlog.due > 0 ? `The oldest due balance waits ${span(oldest)}` : "No balance is due";
+      setText(foot, `${waiting}; the objective is ${span(objective())}. ${plural(overview.tenants.total, "tenant")} on ${plural(overview.workers.live, "live worker")}.`);
+    },
+  };
+}
+
+function tileRow() {
+  const tile = (label, hint, key) => {
+    const value = h("span.tile-value");
+    const more = h("span.tile-more");
+    const spark = key ? sparkline() : null;
+    const node = h("div.tile", h("span.tile-label", { title: hint }, label), value, more, spark?.node ?? null);
+    return { node, set(text, extra, level) {
+      setText(value, text);
+      setText(more, extra);
+      setAttr(node, "data-level", level);
+      spark?.update(live.history.slice(-60).map((point) => point[key] ?? null));
+    } };
+  };
+  const rows = tile("Rows per second", "Rows written to Postgres, over the last 10 s", "rows_per_second");
+  const lag = tile("Lag p99", "From the mutation in Redis to the row in Postgres, over the last 10 s", "p99_seconds");
+  const due = tile("Due", "Members of the schedules whose time has come and that nobody holds", "due");
+  const oldest = tile("Oldest due", "How long the oldest due member has been due", "oldest_due_age_seconds");
+  const quarantined = tile("In quarantine", "Set aside with their reason; they stop nobody");
+  const life = tile("Shortest life", "The least time that is left to a waiting value in Redis; protection raises it");
+  return {
+    node: h("div.tiles", [rows, lag, due, oldest, quarantined, life].map((each) => each.node)),
+    update(overview) {
+      const { rates, lag: lags, backlog } = overview;
+      const limit = objective();
+      rows.set(rate(rates.rows_per_second), rates.failures_per_second > 0 ? `${rate(rates.failures_per_second)} failures/s` : "no failures", rates.failures_per_second > 0 ? "warn" : null);
+      lag.set(span(lags.p99_seconds), `p50 ${span(lags.p50_seconds)}`, lags.p99_seconds > limit ? "warn" : null);
+      due.set(count(backlog.due), `${count(backlog.leased)} leased of ${count(backlog.scheduled)}`);
+      oldest.set(span(backlog.due > 0 ? backlog.oldest_due_age_seconds : 0), `objective ${span(limit)}`, backlog.oldest_due_age_seconds > limit ? "warn" : null);
+      quarantined.set(count(overview.quarantined), overview.expired_total > 0 ? `${count(overview.expired_total)} expired unread` : "none expired unread", overview.quarantined > 0 ? "warn" : null);
+      life.set(overview.shortest_life_seconds === null ? "–" : span(overview.shortest_life_seconds), overview.shortest_life_seconds === null ? "nothing waits" : "until expiry", overview.shortest_life_seconds !== null && overview.shortest_life_seconds < 300 ? "warn" : null);
+    },
+  };
+}
+
+function worstTable(tickers) {
+  const table = dataTable({
+    label: "Tenants that need attention",
+    key: (row) => row.id,
+    columns: [
+      tenantColumn(),
+      {
+        label: "State",
+        wide: true,
+        make(cell) {
+          const badge = stateBadge();
+          const reason = h("span.reason");
+          const advice = h("span.advice");
+          cell.append(badge.node, reason, advice);
+          return (row) => {
+            badge.update(row);
+            setText(reason, visible(reasonOf(row)));
+            setText(advice, row.state === "degraded" ? adviceFor(row.reason).todo : "");
+            setAttr(reason, "title", row.detail ? visible(row.detail) : null);
+          };
+        },
+      },
+      {
+        label: "Since",
+        make(cell) {
+          const since = timeAgo();
+          cell.append(since.node);
+          tickers.push(since.tick);
+          return (row) => since.update(row.since);
+        },
+      },
+      numberColumn("Due", (row) => count(row.due)),
+      numberColumn("Oldest", (row) => (row.due > 0 ? span(row.oldest_due_age_seconds) : "–")),
+      numberColumn("Lag p99", (row) => span(row.lag_p99_seconds)),
+      {
+        label: "What helps",
+        make(cell) {
+          let id = null;
+          let what = null;
+          const act = button("", "bolt", () => actOnTenant(id, what), "button.button.small");
+          const open = link("#", "Open");
+          open.className = "button small ghost";
+          cell.classList.add("row-actions");
+          cell.append(h("div", act, open));
+          return (row) => {
+            id = row.id;
+            what = firstAid(row, objective());
+            setShown(act, what !== null && mayAct());
+            setAttr(open, "href", `/tenants/${encodeURIComponent(id)}`);
+            setAttr(open, "aria-label", `Open ${visible(id)}`);
+            if (what === null) return;
+            setText(act.lastChild, TENANT_ACTIONS[what].label);
+            setIcon(act.firstChild, TENANT_ACTIONS[what].picture);
+          };
+        },
+      },
+    ],
+    empty: nothing("Nobody needs you", "Every tenant is written within its objective."),
+  });
+  const node = section("Needs attention", table.node);
+  const more = link("/tenants?sort=state&order=desc", "All tenants", icon("chevron"));
+  more.className = "card-link";
+  node.querySelector(".card-head").append(more);
+  const title = node.querySelector("h2");
+  return {
+    node,
+    update(overview) {
+      const rows = overview.worst.filter((row) => assess(row, objective()).level !== "good" || row.quarantined > 0);
+      setText(title, rows.length ? `Needs attention (${rows.length}${rows.length === overview.worst.length ? ", the worst first" : ""})` : "Needs attention");
+      table.update(rows);
+    },
+  };
+}
+
+function stateBar(navigate) {
+  const bar = h("div.state-bar", { role: "img" });
+  const legend = h("ul.legend");
+  const node = section("Tenants by state", bar, legend);
+  const parts = STATES.map((name) => {
+    const piece = h("span.state-piece", { data: { state: name } });
+    const badge = stateBadge();
+    badge.show(name, { degraded: "bad", unserved: "bad", paused: "note" }[name] ?? "good");
+    const number = h("span.num");
+    const item = h("li", h("a", { href: `/tenants?state=${name}` }, badge.node, number));
+    bar.append(piece);
+    legend.append(item);
+    return { name, piece, number, item };
+  });
+  return {
+    node,
+    update(overview) {
+      const counts = { ...overview.tenants.by_state, unserved: overview.tenants.unserved };
+      for (const part of parts) {
+        const amount = counts[part.name] ?? 0;
+        part.piece.style.flexGrow = amount;
+        setShown(part.piece, amount > 0);
+        setText(part.number, count(amount));
+        setAttr(part.item, "class", amount === 0 ? "none" : null);
+      }
+      setAttr(bar, "aria-label", parts.map((part) => `${part.name} ${counts[part.name] ?? 0}`).join(", "));
+    },
+  };
+}
+
+function chartRow() {
+  const charts = [
+    lineChart({ title: "Rows per second", windowMs: HOUR, format: rate, series: [{ key: "rows_per_second", name: "rows/s", area: true }] }),
+    lineChart({
+      title: "Lag, Redis to Postgres",
+      windowMs: HOUR,
+      format: span,
+      seconds: true,
+      limit: objective,
+      limitName: "objective",
+      series: [{ key: "p99_seconds", name: "p99", area: true }, { key: "p50_seconds", name: "p50" }],
+    }),
+    lineChart({
+      title: "Oldest due balance",
+      windowMs: HOUR,
+      format: span,
+      seconds: true,
+      limit: objective,
+      limitName: "objective",
+      series: [{ key: "oldest_due_age_seconds", name: "age", area: true }],
+    }),
+  ];
+  return {
+    node: h("section.card.charts", { "aria-label": "The last hour" }, charts.map((chart) => chart.node)),
+    update() {
+      for (const chart of charts) chart.update(live.history, now());
+    },
+    stop() {
+      for (const chart of charts) chart.stop();
+    },
+  };
+}
+
+function workerTable(tickers) {
+  let all = [];
+  const health = (worker) => {
+    const service = worker.tenant_service?.state ?? "ok";
+    const ills = [];
+    if (worker.draining) ills.push("draining");
+    if (worker.redis && worker.redis !== "ok") ills.push(`Redis ${words(worker.redis)}`);
+    if (!["ok", "static"].includes(service)) ills.push(`tenant service: ${words(service)}`);
+    return ills;
+  };
+  const table = dataTable({
+    label: "Workers",
+    key: (worker) => worker.name,
+    columns: [
+      {
+        label: "Worker",
+        wide: true,
+        make(cell) {
+          const name = h("strong.id");
+          const more = h("span.reason");
+          cell.append(name, more);
+          return (worker) => {
+            setText(name, visible(worker.name) + (worker.self ? " (this one)" : ""));
+            setText(more, [`v${worker.version}`, `up ${span(worker.uptime_seconds)}`, ...health(worker)].join(" · "));
+            setAttr(more, "data-level", health(worker).length ? "warn" : null);
+          };
+        },
+      },
+      numberColumn("Tenants", (worker) => count(worker.tenants_owned)),
+      numberColumn("Rows/s", (worker) => rate(worker.rows_per_second)),
+      numberColumn("Postgres", (worker) => `${count(worker.postgres.reduce((sum, server) => sum + server.in_use, 0))} / ${count(worker.postgres.reduce((sum, server) => sum + server.open, 0))}`),
+      numberColumn("Memory", (worker) => bytes(worker.rss_bytes)),
+      {
+        label: "Seen",
+        make(cell) {
+          const seen = timeAgo();
+          cell.append(seen.node);
+          tickers.push(seen.tick);
+          return (worker) => seen.update(worker.seen_at);
+        },
+      },
+      {
+        label: "Action",
+        make(cell) {
+          let worker = null;
+          const drain = button("Drain", "drain", () => drainWorker(worker, all), "button.button.small");
+          cell.classList.add("row-actions");
+          cell.append(h("div", drain));
+          return (item) => {
+            worker = item;
+            setShown(drain, mayAct() && !item.draining);
+            setAttr(drain, "aria-label", `Drain ${visible(item.name)}`);
+          };
+        },
+      },
+    ],
+    empty: nothing("No live worker", "Nothing is being synced. Start one: balance-sync run"),
+  });
+  return {
+    node: section("Workers", table.node),
+    update(workers) {
+      all = workers;
+      table.update(workers);
+    },
+  };
+}

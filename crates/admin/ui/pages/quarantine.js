@@ -1,0 +1,251 @@
+// What was set aside, by reason: one entry with its value, or all of a reason at once, retried or dropped.
+
+import { actOnQuarantine } from "../actions.js";
+import { quarantineMeaning } from "../advice.js";
+import { get } from "../api.js";
+import { showDialog } from "../dialog.js";
+import { h, icon, keyed, setAttr, setShown, setText, visible } from "../dom.js";
+import { count, plural, words } from "../format.js";
+import { live, subscribe } from "../live.js";
+import { button, dataTable, failed, heading, link, loading, mayAct, nothing, numberColumn, pager, readerNote, tenantColumn, timeAgo, timeOfDay } from "../parts.js";
+
+const PER_PAGE = 50;
+/** The list is asked for again when the fleet's number of entries changes, at most this often. */
+const RELOAD_EVERY = 2;
+
+export function quarantinePage({ query, navigate }) {
+  const view = {
+    tenant: query.get("tenant") ?? "",
+    reason: query.get("reason") ?? "",
+    page: Math.max(1, Number.parseInt(query.get("page") ?? "1", 10) || 1),
+  };
+  const search = h("input", { type: "search", placeholder: "Only this tenant", "aria-label": "Only this tenant", "data-search": "", value: view.tenant, autocomplete: "off", spellcheck: "false" });
+  const reasons = h("ul.reason-list", { "aria-label": "By reason" });
+  const meaning = h("p.meaning");
+  const bulkText = h("span");
+  const retryAll = button("Retry all", "retry", () => bulk("retry"));
+  const dropAll = button("Drop all", "trash", () => bulk("drop"), "button.button.danger");
+  const bulkBar = h("div.bulk", bulkText, h("span.spread"), retryAll, dropAll);
+  const note = readerNote();
+  const pages = pager((page) => go({ page }));
+  const tickers = new Set();
+  const table = dataTable({
+    label: "Entries",
+    key: (entry) => `${entry.tenant} ${entry.member}`,
+    columns: entryColumns({ tickers, open: openEntry, one }),
+    empty: nothing("Nothing is in quarantine", "Every balance could be read and written. What can't be is set aside here with its reason, and stops nobody."),
+  });
+  const list = h("section.card", meaning, bulkBar, table.node, pages.node);
+  const place = h("div", loading(6));
+  const node = h(
+    "div.page",
+    heading("Quarantine"),
+    h("form.toolbar", { role: "search" }, h("label.search", icon("search"), search)),
+    reasons,
+    note,
+    place,
+  );
+  node.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
+
+  let controller = new AbortController();
+  let total = 0;
+  let known = null;
+  let seconds = 0;
+  let stale = false;
+
+  const chips = keyed(reasons, ([reason]) => reason, ([reason]) => {
+    const number = h("span.num");
+    const chip = h("button.chip", { type: "button", on: { click: () => go({ reason: view.reason === reason ? "" : reason, page: 1 }) } }, reason ? words(reason) : "All", number);
+    return {
+      node: h("li", chip),
+      update([, amount]) {
+        setText(number, count(amount));
+        setAttr(chip, "aria-pressed", String(view.reason === reason));
+      },
+    };
+  });
+
+  function go(changes) {
+    Object.assign(view, changes);
+    const params = new URLSearchParams();
+    if (view.tenant) params.set("tenant", view.tenant);
+    if (view.reason) params.set("reason", view.reason);
+    if (view.page > 1) params.set("page", view.page);
+    const text = params.toString();
+    navigate(`/quarantine${text ? `?${text}` : ""}`, { replace: true, silent: true });
+    load();
+  }
+
+  async function load() {
+    controller.abort();
+    controller = new AbortController();
+    stale = false;
+    try {
+      const answer = await get(["quarantine"], { tenant: view.tenant, reason: view.reason, page: view.page, per_page: PER_PAGE }, controller.signal);
+      show(answer);
+      if (place.firstChild !== list) place.replaceChildren(list);
+    } catch (problem) {
+      if (problem.name !== "AbortError") place.replaceChildren(failed(problem, load));
+    }
+  }
+
+  function show(answer) {
+    total = answer.total;
+    const sum = Object.values(answer.by_reason).reduce((all, amount) => all + amount, 0);
+    const byReason = Object.entries(answer.by_reason).sort((a, b) => b[1] - a[1]);
+    if (view.reason && !(view.reason in answer.by_reason)) byReason.push([view.reason, 0]);
+    setShown(reasons, byReason.length > 0);
+    chips([["", sum], ...byReason]);
+    setText(meaning, quarantineMeaning(view.reason));
+    setShown(meaning, view.reason && answer.total > 0);
+    setShown(bulkBar, mayAct() && answer.total > 0);
+    setShown(note, !mayAct());
+    setText(bulkText, plural(answer.total, "entry", "entries") + subject());
+    table.update(answer.entries);
+    pages.update(answer);
+  }
+
+  /** What the filter leaves, in words. */
+  function subject() {
+    return `${view.reason ? `, reason ${words(view.reason)}` : ""}${view.tenant ? `, tenant ${visible(view.tenant)}` : ""}`;
+  }
+
+  async function bulk(what) {
+    const everything = !view.reason && !view.tenant;
+    const request = { tenant: view.tenant || null, members: null, reason: view.reason || null, all: everything };
+    const said = everything ? "Everything in quarantine, of all tenants" : `All entries${subject()}`;
+    if (await actOnQuarantine(what, request, total, said)) load();
+  }
+
+  async function one(what, entry, dialog) {
+    const request = { tenant: entry.tenant, members: [entry.member], reason: null, all: false };
+    if (await actOnQuarantine(what, request, 1, visible(entry.member))) {
+      dialog?.close();
+      load();
+    }
+  }
+
+  async function openEntry(entry) {
+    const value = h("div", loading(2));
+    const buttons = mayAct()
+      ? h("div.actions", button("Retry", "retry", () => one("retry", entry, dialog)), button("Drop", "trash", () => one("drop", entry, dialog), "button.button.danger"))
+      : readerNote();
+    const facts = [
+      ["Tenant", link(`/tenants/${encodeURIComponent(entry.tenant)}`, visible(entry.tenant))],
+      ["Member", h("code.breaks", visible(entry.member))],
+      ["Reason", h("span", h("strong", words(entry.reason)), " ", h("span.quiet", quarantineMeaning(entry.reason)))],
+      ["Detail", visible(entry.detail ?? "–")],
+      ["First", timeOfDay(entry.first_at)],
+      ["Last", timeOfDay(entry.last_at)],
+      ["Times", count(entry.count)],
+      ["Value", value],
+    ];
+    const dialog = showDialog(
+      "In quarantine",
+      h("dl.pairs", facts.map(([name, what]) => h("div", h("dt", name), h("dd", what)))),
+      link(`/why?member=${encodeURIComponent(entry.member)}`, "Why? Compare Redis and Postgres"),
+      buttons,
+    );
+    dialog.addEventListener("click", (event) => event.target.closest("a") && dialog.close());
+    try {
+      const full = await get(["quarantine", "entry"], { tenant: entry.tenant, member: entry.member });
+      value.replaceChildren(valueOf(full));
+    } catch (problem) {
+      value.replaceChildren(problem.status === 404 ? h("span.quiet", "It is no longer in quarantine.") : h("span.field-error", visible(problem.message)));
+    }
+  }
+
+  search.addEventListener("input", () => go({ tenant: search.value.trim(), page: 1 }));
+  const ends = [
+    subscribe("overview", (overview) => {
+      stale = stale || (known !== null && known !== overview.quarantined);
+      known = overview.quarantined;
+    }),
+    subscribe("connection", ({ again }) => again && load()),
+  ];
+  known = live.overview?.quarantined ?? null;
+  load();
+  return {
+    node,
+    tick() {
+      seconds += 1;
+      for (const tick of tickers) tick();
+      if (stale && seconds % RELOAD_EVERY === 0) load();
+    },
+    stop() {
+      controller.abort();
+      for (const end of ends) end();
+    },
+  };
+}
+
+function valueOf(entry) {
+  if (entry.amounts_hidden) return h("span.quiet", "hidden: amounts need an operator's token");
+  if (entry.value === null) return h("span.quiet", "none was kept: there was none in Redis any more");
+  const more = entry.truncated ? h("p.quiet", "Cut off: the value was longer than is kept.") : null;
+  return h("div", h("pre.value", { tabindex: "0", "aria-label": "Value" }, visible(entry.value)), more);
+}
+
+function entryColumns({ tickers, open, one }) {
+  return [
+    tenantColumn(),
+    {
+      label: "Balance",
+      wide: true,
+      make(cell) {
+        let entry = null;
+        const show = h("button.link.id.clip", { type: "button", on: { click: () => open(entry) } });
+        cell.append(show);
+        return (item) => {
+          entry = item;
+          setText(show, visible(shortMember(item)));
+          setAttr(show, "title", visible(item.member));
+        };
+      },
+    },
+    {
+      label: "Reason",
+      wide: true,
+      make(cell) {
+        const reason = h("strong");
+        const detail = h("span.reason");
+        cell.append(reason, detail);
+        return (entry) => {
+          setText(reason, words(entry.reason));
+          setText(detail, visible(entry.detail ?? ""));
+        };
+      },
+    },
+    numberColumn("Times", (entry) => count(entry.count)),
+    {
+      label: "Last",
+      make(cell) {
+        const time = timeAgo();
+        cell.append(time.node);
+        tickers.add(time.tick);
+        return (entry) => time.update(entry.last_at);
+      },
+    },
+    {
+      label: "Action",
+      make(cell) {
+        let entry = null;
+        const retry = button("Retry", "retry", () => one("retry", entry), "button.button.small");
+        const drop = button("Drop", "trash", () => one("drop", entry), "button.button.small.danger");
+        cell.classList.add("row-actions");
+        cell.append(h("div", retry, drop));
+        return (item) => {
+          entry = item;
+          setShown(retry, mayAct());
+          setShown(drop, mayAct());
+        };
+      },
+    },
+  ];
+}
+
+/** What tells one balance from another: the part behind the ledger. The whole stands in the title and in the dialog. */
+function shortMember(entry) {
+  const uuids = entry.member.match(/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}:(.+)$/i);
+  return uuids?.[1]?.replace(/^[0-9a-f-]{36}:/i, "") || entry.member;
+}
