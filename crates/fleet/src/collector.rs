@@ -344,7 +344,6 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         let claim = match answer {
             Ok(claim) => claim,
             Err(error) => {
-                self.fleet.redis_errors.fetch_add(1, Relaxed);
                 self.degrade(Side::Queue, redis_reaction(error.class), &error.to_string());
                 return;
             }

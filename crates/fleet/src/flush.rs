@@ -166,6 +166,7 @@ pub async fn flush<Q: Queue, S: Sink>(
     }
     isolate(queue, &refused, &mut end, status).await;
     fleet.observe(Stage::Settle, settle_begun.elapsed());
+    fleet.flushes.observe(begun.elapsed().as_secs_f64());
     let at = Trigger::ALL.iter().position(|known| *known == trigger).unwrap_or_default();
     status.batches[at].fetch_add(1, Relaxed);
     tracing::debug!(

@@ -4,7 +4,8 @@
 //! (one collector's life) · [`collector`] (its loop) · [`gather`] (its buffer) · [`flush`] (one batch) · [`failure`]
 //! (what a failure leads to) · [`lane`] (the real Redis and Postgres behind it) · [`tenant_manager`] (databases) ·
 //! [`prober`] (idle tenants) · [`sampler`] (what waits, for the eye) · [`partition`] (which tenants are this worker's) ·
-//! [`hints`] (events of the tenant service) · [`status`] (what is known of all this) · [`worker`] (all of it together).
+//! [`hints`] (events of the tenant service) · [`observed`] (calls to the directory, counted) · [`status`] (what is known of
+//! all this) · [`worker`] (all of it together).
 
 pub mod backoff;
 pub mod collector;
@@ -14,6 +15,7 @@ pub mod flush;
 pub mod gather;
 pub mod hints;
 pub mod lane;
+pub mod observed;
 pub mod partition;
 pub mod plan;
 pub mod ports;
@@ -24,5 +26,7 @@ pub mod supervisor;
 pub mod tenant_manager;
 pub mod worker;
 
+pub use balance_sync_schedule::ErrorClass;
 pub use balance_sync_store::{ConnectionBudget, ServerUsage};
+pub use balance_sync_tenants::BreakerState;
 pub use worker::{Worker, WorkerSettings};

@@ -3,16 +3,17 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use balance_sync_schedule::LinkStats;
 use balance_sync_tenants::Tenant;
 use dashmap::DashMap;
 
-use crate::gather::Trigger;
+use crate::{gather::Trigger, observed::DirectoryStatus};
 
 /// What a tenant's collector is doing, under the names shown everywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -156,6 +157,35 @@ impl Stage {
     }
 }
 
+/// The phases of a reconcile pass, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Clearing away collectors that have ended.
+    Reap,
+    /// Telling collectors to stop.
+    Stop,
+    /// Starting collectors.
+    Start,
+    /// Waiting for those told to stop, which may mean to break one off.
+    Wait,
+}
+
+impl Phase {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::Reap, Self::Stop, Self::Start, Self::Wait];
+
+    /// Short, stable name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reap => "reap",
+            Self::Stop => "stop",
+            Self::Start => "start",
+            Self::Wait => "wait",
+        }
+    }
+}
+
 /// One tenant's state and counters.
 #[derive(Debug)]
 pub struct TenantStatus {
@@ -204,6 +234,8 @@ pub struct TenantStatus {
     pub paused: AtomicBool,
     /// Starts of this tenant's collector.
     pub starts: AtomicU64,
+    /// Those among them that followed a collector that had ended by itself.
+    pub restarts: AtomicU64,
     /// Time from a mutation in Redis to its row, by Redis's clock.
     pub lag: Histogram,
     /// Flushes by what triggered them.
@@ -243,6 +275,7 @@ impl TenantStatus {
             leaving: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             starts: AtomicU64::new(0),
+            restarts: AtomicU64::new(0),
             lag: Histogram::default(),
             batches: Default::default(),
         }
@@ -289,6 +322,46 @@ impl TenantStatus {
     }
 }
 
+/// Settings of a worker that its numbers are compared with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InForce {
+    /// How members are claimed: `lease` or `lock`.
+    pub claim_mode: &'static str,
+    /// How tenant ids stand in keys: `as_listed` or `simple_uuid`.
+    pub key_form: &'static str,
+    /// How long a claim holds.
+    pub claim_ttl: Duration,
+    /// What the lives of waiting values are raised to.
+    pub protect_floor: Duration,
+    /// Entries in a tenant's quarantine at most.
+    pub quarantine_limit: u64,
+    /// Time between two polls of the tenant list.
+    pub poll_interval: Duration,
+}
+
+/// A number that may not be known yet.
+#[derive(Debug)]
+pub struct Known(AtomicU64);
+
+impl Default for Known {
+    fn default() -> Self {
+        Self(AtomicU64::new(u64::MAX))
+    }
+}
+
+impl Known {
+    /// Learns it.
+    pub fn store(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// The number last learnt.
+    #[must_use]
+    pub fn load(&self) -> Option<u64> {
+        Some(self.0.load(Relaxed)).filter(|value| *value != u64::MAX)
+    }
+}
+
 /// Counters of the whole worker, and the registry of its tenants.
 #[derive(Debug, Default)]
 pub struct FleetStatus {
@@ -301,6 +374,12 @@ pub struct FleetStatus {
     pub passes: AtomicU64,
     /// When the last pass ended, in milliseconds since the worker's start.
     pub last_pass_ms: AtomicU64,
+    /// The same by the wall clock, in milliseconds since 1970; 0 = none yet. For people and alerts.
+    pub last_pass_at_ms: AtomicU64,
+    /// What the passes did, in the order of [`Phase::ALL`]: collectors reaped, stopped, started, broken off.
+    pub phases: [AtomicU64; Phase::ALL.len()],
+    /// Collectors that were told to stop and have not ended, at the last pass.
+    pub awaited: AtomicU64,
     /// Longest time without a pass before the worker counts as stuck, in milliseconds.
     pub pass_bound_ms: AtomicU64,
     /// Duration of reconcile passes.
@@ -317,14 +396,26 @@ pub struct FleetStatus {
     pub stopped: AtomicU64,
     /// Collectors started.
     pub started: AtomicU64,
+    /// Those among them that followed a collector that had ended by itself.
+    pub restarts: AtomicU64,
     /// Removals that the membership guard holds back at present.
     pub removals_held: AtomicU64,
     /// Durations of claims, decoding, updates and settling.
     pub stages: [Histogram; Stage::ALL.len()],
-    /// Redis calls that failed.
-    pub redis_errors: AtomicU64,
+    /// Durations of whole flushes, from decoding to the end of settling.
+    pub flushes: Histogram,
+    /// Failures and connections of all links to Redis.
+    pub redis: Arc<LinkStats>,
+    /// Whether Redis may throw keys away by itself (1) or not (0); not known = `None`.
+    pub redis_may_evict: Known,
+    /// What the worker was started with.
+    pub in_force: OnceLock<InForce>,
+    /// Calls to the tenant directory.
+    pub directory: DirectoryStatus,
     /// Live workers that share the tenants out, this one among them; 0 while that isn't known, or without partition.
     pub workers: AtomicU64,
+    /// Tenants of the list in force, whoever looks after them.
+    pub wanted: AtomicU64,
     /// Wanted tenants that are this worker's to look after.
     pub owned: AtomicU64,
 }
@@ -372,6 +463,12 @@ impl FleetStatus {
 
 fn wall_clock() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// Milliseconds since 1970, for people and alerts; nothing is decided by it.
+pub(crate) fn wall_clock_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

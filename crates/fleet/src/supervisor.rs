@@ -20,7 +20,7 @@ use crate::{
     collector_actor::{CollectorEnded, CollectorStarted, Incarnation},
     partition::{Share, Unowned},
     plan::{Exit, Limits, Plan, Reap, Slot, apply, plan},
-    status::{FleetStatus, TenantState},
+    status::{FleetStatus, Phase, TenantState, wall_clock_ms},
     tenant_manager::{TenantGone, TenantManager},
 };
 
@@ -170,6 +170,7 @@ impl Supervisor {
             None => BTreeSet::new(),
         };
         self.fleet.owned.store(self.mine.len() as u64, Relaxed);
+        self.fleet.wanted.store(self.membership.wanted().len() as u64, Relaxed);
     }
 
     /// Says that the tenants are known, the first time that they are.
@@ -302,6 +303,12 @@ impl Supervisor {
         self.fleet
             .last_pass_ms
             .store(u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX), Relaxed);
+        self.fleet.last_pass_at_ms.store(wall_clock_ms(), Relaxed);
+        let counts = [steps.reap.len(), steps.stop.len(), steps.start.len(), steps.kill.len()];
+        for (phase, count) in Phase::ALL.into_iter().zip(counts) {
+            self.fleet.phases[phase as usize].fetch_add(count as u64, Relaxed);
+        }
+        self.fleet.awaited.store(steps.waiting as u64, Relaxed);
         self.fleet.reconcile.observe(begun.elapsed().as_secs_f64());
         if !steps.is_empty() {
             tracing::info!(
@@ -369,7 +376,7 @@ impl Supervisor {
     }
 
     fn start(&mut self, steps: &Plan, ctx: &mut Context<Self>) {
-        for (tenant, _) in &steps.start {
+        for (tenant, failures) in &steps.start {
             self.epochs += 1;
             let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
             self.live
@@ -379,6 +386,10 @@ impl Supervisor {
             status.leaving.store(false, Relaxed);
             status.enter(TenantState::Starting);
             status.starts.fetch_add(1, Relaxed);
+            if *failures > 0 {
+                self.fleet.restarts.fetch_add(1, Relaxed);
+                status.restarts.fetch_add(1, Relaxed);
+            }
             let address = ctx.address();
             self.spawner.spawn(Incarnation {
                 tenant: tenant.clone(),

@@ -10,17 +10,22 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
+    backoff::jittered,
     collector::{Collector, CollectorOptions},
     collector_actor::{CollectorActor, Incarnation},
     hints::{self, EventSettings},
     lane::{PostgresSink, RedisQueue},
+    observed::ObservedDirectory,
     partition::{Partition, PartitionSettings},
     prober::Prober,
     sampler,
-    status::FleetStatus,
+    status::{FleetStatus, InForce},
     supervisor::{Drain, DrainReport, Poll, Spawner, Supervisor, SupervisorOptions},
     tenant_manager::{CloseAll, ManagerOptions, TenantManager},
 };
+
+/// How often Redis is asked whether it may evict.
+const EVICTION_LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// Everything a worker needs to know.
 pub struct WorkerSettings {
@@ -75,15 +80,24 @@ impl Worker {
         };
         let key_form = settings.supervisor.key_form;
         let fleet = Arc::new(FleetStatus::default());
+        let _ = fleet.in_force.set(InForce {
+            claim_mode: settings.schedule.mode.name(),
+            key_form: key_form.as_str(),
+            claim_ttl: settings.schedule.claim_ttl,
+            protect_floor: settings.schedule.protect_floor,
+            quarantine_limit: settings.schedule.quarantine_limit as u64,
+            poll_interval: settings.supervisor.poll_interval,
+        });
         let budget = ConnectionBudget::new(settings.connections_per_server);
-        let manager =
-            TenantManager::new(Arc::clone(&settings.directory), budget.clone(), settings.manager).start();
-        let link = Link::new(&settings.redis)?;
+        let directory: Arc<dyn TenantDirectory> =
+            Arc::new(ObservedDirectory::new(settings.directory, Arc::clone(&fleet)));
+        let manager = TenantManager::new(Arc::clone(&directory), budget.clone(), settings.manager).start();
+        let link = Link::counted(&settings.redis, Arc::clone(&fleet.redis))?;
         let mut lanes = Vec::with_capacity(threads);
         let mut arbiters = Vec::with_capacity(threads);
         for _ in 0..threads {
             let arbiter = Arbiter::new();
-            let link = Link::new(&settings.redis)?;
+            let link = Link::counted(&settings.redis, Arc::clone(&fleet.redis))?;
             // The probe runs on the thread whose collectors it wakes.
             let (sender, receiver) = std::sync::mpsc::sync_channel(1);
             let (probe_link, interval) = (link.clone(), settings.collector.idle_backoff_max);
@@ -110,7 +124,7 @@ impl Worker {
             key_form,
         };
         let supervisor = Supervisor::new(
-            settings.directory,
+            directory,
             Some(manager.clone()),
             Box::new(spawner),
             Arc::clone(&fleet),
@@ -140,7 +154,7 @@ impl Worker {
             let (poll, hint) = (supervisor.clone().recipient(), manager.clone().recipient());
             actix_rt::spawn(hints::listen(events, poll, hint, beside.clone()));
         }
-        warn_about_eviction(link.clone());
+        actix_rt::spawn(watch_eviction(link.clone(), Arc::clone(&fleet), beside.clone()));
         Ok(Self {
             supervisor,
             manager,
@@ -238,25 +252,30 @@ impl Spawner for LaneSpawner {
     }
 }
 
-/// Says loudly that Redis may throw balances away, as soon as Redis can be asked.
-fn warn_about_eviction(link: Link) {
-    actix_rt::spawn(async move {
-        let mut backoff = crate::backoff::Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
-        loop {
-            match link.eviction_policy().await {
-                Ok(None) => return,
-                Ok(Some(policy)) => {
-                    tracing::error!(
-                        maxmemory_policy = policy,
-                        "redis may evict balances before they are written: set maxmemory-policy to noeviction"
-                    );
-                    return;
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "memory policy of redis not known yet");
-                    tokio::time::sleep(backoff.next_delay()).await;
+/// Says loudly that Redis may throw balances away, as soon as Redis can be asked, and looks again from time to time: the
+/// policy may be changed at any moment, and a failover leads to a server with another one.
+async fn watch_eviction(link: Link, fleet: Arc<FleetStatus>, stop: CancellationToken) {
+    let mut said: Option<String> = None;
+    loop {
+        match link.eviction_policy().await {
+            Ok(policy) => {
+                fleet.redis_may_evict.store(u64::from(policy.is_some()));
+                if policy != said {
+                    match &policy {
+                        Some(policy) => tracing::error!(
+                            maxmemory_policy = policy,
+                            "redis may evict balances before they are written: set maxmemory-policy to noeviction"
+                        ),
+                        None => tracing::info!("redis no longer evicts by itself"),
+                    }
+                    said = policy;
                 }
             }
+            Err(error) => tracing::debug!(%error, "memory policy of redis not known"),
         }
-    });
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(jittered(EVICTION_LOOK_EVERY)) => {}
+        }
+    }
 }

@@ -150,6 +150,11 @@ impl Bench {
         self.fleet.tenants().iter().map(|status| status.tenant().to_string()).collect()
     }
 
+    /// Collectors reaped, stopped, started, broken off.
+    fn phases(&self) -> [u64; 4] {
+        std::array::from_fn(|at| self.fleet.phases[at].load(Relaxed))
+    }
+
     fn state(&self, id: &str) -> TenantState {
         self.fleet.tenant(&tenant(id)).state().state
     }
@@ -217,6 +222,8 @@ async fn the_listed_start_the_added_join_and_the_removed_are_flushed_and_forgott
     bench.until("its database is closed", || pool.database.is_closed()).await;
     assert!(bench.manager.send(GetUsage(tenant("a"))).await.unwrap().is_none());
     assert_eq!((bench.fleet.started.load(Relaxed), bench.fleet.stopped.load(Relaxed)), (3, 1));
+    assert_eq!(bench.phases(), [1, 1, 3, 0]);
+    assert_eq!((bench.fleet.wanted.load(Relaxed), bench.fleet.restarts.load(Relaxed)), (2, 0));
     assert_eq!(bench.starts("b").len() + bench.starts("c").len(), 2, "the others were left alone");
 }
 
@@ -374,7 +381,10 @@ async fn a_panicking_collector_is_reaped_and_started_with_growing_delay_while_ot
 
     let epochs: Vec<_> = bench.world.born.borrow().iter().map(|(_, born)| born.epoch).collect();
     assert!(epochs.windows(2).all(|pair| pair[0] < pair[1]), "{epochs:?}");
-    assert_eq!(bench.fleet.tenant(&tenant("bad")).starts.load(Relaxed), 6);
+    let (bad, good) = (bench.fleet.tenant(&tenant("bad")), bench.fleet.tenant(&tenant("good")));
+    assert_eq!((bad.starts.load(Relaxed), bad.restarts.load(Relaxed)), (6, 5));
+    assert_eq!((good.starts.load(Relaxed), good.restarts.load(Relaxed)), (1, 0));
+    assert_eq!(bench.fleet.restarts.load(Relaxed), 5);
 }
 
 #[actix::test]
@@ -452,12 +462,14 @@ async fn who_does_not_stop_in_time_is_broken_off_and_nobody_waits_for_it() {
     bench.all_idle(&["new"]).await;
     assert!(bench.begun.elapsed() - begun < secs(1), "a slow stop delays no start");
     assert_eq!(bench.state("a"), TenantState::Stopping);
+    assert_eq!(bench.fleet.awaited.load(Relaxed), 1);
 
     bench.until("it has gone", || !bench.known().contains(&"a".to_owned())).await;
     let took = bench.begun.elapsed() - begun;
     assert!((secs(30)..secs(31)).contains(&took), "{took:?}");
     assert_eq!(bench.postgres("a").in_flight.get(), 0, "broken off for good");
     assert_eq!((bench.fleet.reaped.load(Relaxed), bench.fleet.panics.load(Relaxed)), (1, 0));
+    assert_eq!((bench.phases(), bench.fleet.awaited.load(Relaxed)), ([1, 1, 4, 1], 0));
     assert_eq!(bench.redis("a").leased(), 3, "its claims lapse");
 }
 

@@ -27,6 +27,18 @@ pub enum ErrorClass {
 }
 
 impl ErrorClass {
+    /// All of them, in order, for metrics.
+    pub const ALL: [Self; 8] = [
+        Self::Unavailable,
+        Self::Loading,
+        Self::ReadOnly,
+        Self::OutOfMemory,
+        Self::Cluster,
+        Self::Credentials,
+        Self::WrongType,
+        Self::Unexpected,
+    ];
+
     /// Short, stable name: the reason in tenant states, logs and metrics.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -5,8 +5,8 @@
 //! live in `lua/` at the top of the repository, one file each, and are embedded here; this crate gives each of
 //! them one typed wrapper, and knows neither Postgres nor actors.
 //!
-//! Reading order: [`link`] (the connection) · [`scripts`] (the embedded Lua) · [`claimed`] (what a claim holds) ·
-//! [`schedule`] (the wrappers) · [`quarantine`] (entries, by hand) · [`sample`] (what waits, for the
+//! Reading order: [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · [`claimed`] (what a
+//! claim holds) · [`schedule`] (the wrappers) · [`quarantine`] (entries, by hand) · [`sample`] (what waits, for the
 //! eye) · [`workers`] (who else is there) · [`subscription`] (messages) · [`error`].
 
 pub mod claimed;
@@ -16,6 +16,7 @@ pub mod quarantine;
 pub mod sample;
 pub mod schedule;
 pub mod scripts;
+pub mod stats;
 pub mod subscription;
 pub mod workers;
 
@@ -27,5 +28,6 @@ pub use sample::{Look, PageEnd, Sample, sample};
 pub use schedule::{
     Backlog, ClaimMode, ProtectPage, QuarantineReport, ReleaseReport, Schedule, ScheduleOptions, SettleReport,
 };
+pub use stats::LinkStats;
 pub use subscription::Subscription;
 pub use workers::{Registered, Workers};

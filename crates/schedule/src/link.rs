@@ -14,8 +14,8 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
-    RedisConnectionInfo, RedisError, TlsCertificates, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
+    RedisConnectionInfo, RedisError, ServerErrorKind, TlsCertificates, Value,
     aio::MultiplexedConnection,
     sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType},
 };
@@ -25,7 +25,10 @@ use tokio::{
     time::Instant,
 };
 
-use crate::error::{ErrorClass, ScheduleError};
+use crate::{
+    error::{ErrorClass, ScheduleError},
+    stats::LinkStats,
+};
 
 /// After a failed attempt to connect, callers are refused without another one for this long, so that ten thousand
 /// collectors don't knock at once on a server that is just coming up.
@@ -111,6 +114,7 @@ struct Inner {
     /// Held while connecting; keeps when the last attempt failed and how.
     connecting: Mutex<Option<(Instant, ScheduleError)>>,
     generations: AtomicU64,
+    stats: Arc<LinkStats>,
 }
 
 /// A cheap handle on the one connection.
@@ -129,6 +133,14 @@ impl Link {
     /// # Errors
     /// When URL, certificates or sentinels can't be used; the text shows no password.
     pub fn new(settings: &LinkSettings) -> Result<Self, ScheduleError> {
+        Self::counted(settings, Arc::default())
+    }
+
+    /// As [`Link::new`], counting into counters that other links may share.
+    ///
+    /// # Errors
+    /// As [`Link::new`].
+    pub fn counted(settings: &LinkSettings, stats: Arc<LinkStats>) -> Result<Self, ScheduleError> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(settings.connect_timeout))
             .set_response_timeout(Some(settings.response_timeout));
@@ -144,6 +156,7 @@ impl Link {
             open: RwLock::new(None),
             connecting: Mutex::new(None),
             generations: AtomicU64::new(0),
+            stats,
         })))
     }
 
@@ -200,11 +213,18 @@ impl Link {
         operation: &'static str,
         cmd: &Cmd,
     ) -> Result<Value, (ScheduleError, Option<RedisError>)> {
-        let (generation, mut connection) = self.connection(operation).await.map_err(|error| (error, None))?;
+        let (generation, mut connection) = self.connection(operation).await.map_err(|error| {
+            self.0.stats.failed(error.class);
+            (error, None)
+        })?;
         match connection.send_packed_command(cmd).await.and_then(Value::extract_error) {
             Ok(value) => Ok(value),
             Err(cause) => {
                 let error = ScheduleError::new(operation, &cause);
+                // Who calls a script by its SHA mends that within the call.
+                if cause.kind() != ErrorKind::Server(ServerErrorKind::NoScript) {
+                    self.0.stats.failed(error.class);
+                }
                 if error.class.needs_new_connection() {
                     self.discard(generation).await;
                 }
@@ -255,6 +275,7 @@ impl Link {
         match self.connect(operation).await {
             Ok(connection) => {
                 *last_failure = None;
+                self.0.stats.connected();
                 let generation = self.0.generations.fetch_add(1, Ordering::Relaxed);
                 *self.0.open.write().await = Some(Open { generation, connection: connection.clone() });
                 Ok((generation, connection))

@@ -28,6 +28,17 @@ pub enum ClaimMode {
     Lock,
 }
 
+impl ClaimMode {
+    /// The name in configuration and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lease => "lease",
+            Self::Lock => "lock",
+        }
+    }
+}
+
 /// How a schedule is worked. One value for the whole worker.
 #[derive(Debug, Clone)]
 pub struct ScheduleOptions {

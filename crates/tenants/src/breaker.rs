@@ -32,6 +32,32 @@ pub struct Admission {
     epoch: u64,
 }
 
+/// What the breaker does with requests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BreakerState {
+    /// They pass.
+    #[default]
+    Closed,
+    /// One passes, as a probe.
+    HalfOpen,
+    /// None passes until its time is over, or until somebody asks after it.
+    Open,
+}
+
+impl BreakerState {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 3] = [Self::Closed, Self::HalfOpen, Self::Open];
+
+    /// Short, stable name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::HalfOpen => "half_open",
+            Self::Open => "open",
+        }
+    }
+}
+
 /// The state machine. Not thread-safe by itself.
 #[derive(Debug)]
 pub struct Breaker {
@@ -125,7 +151,16 @@ impl Breaker {
 
     /// Whether requests are held back (open, or waiting for a probe).
     pub fn is_open(&self) -> bool {
-        !matches!(self.state, State::Closed { .. })
+        self.state() != BreakerState::Closed
+    }
+
+    /// The state, without what belongs to it.
+    pub fn state(&self) -> BreakerState {
+        match self.state {
+            State::Closed { .. } => BreakerState::Closed,
+            State::Open { .. } => BreakerState::Open,
+            State::HalfOpen { .. } => BreakerState::HalfOpen,
+        }
     }
 
     fn is_current(&self, admission: Admission) -> bool {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::database::TenantDatabase;
+use crate::service::ServiceStats;
 use crate::tenant::{KeyForm, Tenant};
 
 /// The futures the trait returns: boxed, so that directories can be used as `dyn`.
@@ -21,6 +22,11 @@ pub trait TenantDirectory: Send + Sync + 'static {
 
     /// Where this tenant's balances are written, with credentials and limits as of now (nothing is cached).
     fn database(&self, tenant: &Tenant) -> BoxFuture<'_, Result<TenantDatabase, DirectoryError>>;
+
+    /// What is counted of the service behind it; `None` when there is no service that could fail.
+    fn service_stats(&self) -> Option<ServiceStats> {
+        None
+    }
 }
 
 /// The answer to "who is active".
@@ -122,6 +128,18 @@ pub enum DirectoryError {
 }
 
 impl DirectoryError {
+    /// What [`DirectoryError::kind`] may say, for metrics.
+    pub const KINDS: [&str; 8] = [
+        "not_found",
+        "suspended",
+        "purged",
+        "forbidden",
+        "unauthorized",
+        "unavailable",
+        "breaker_open",
+        "malformed",
+    ];
+
     /// An [`DirectoryError::Unavailable`] with this reason.
     pub fn unavailable(reason: impl Into<String>) -> Self {
         Self::Unavailable { reason: reason.into() }
@@ -187,8 +205,9 @@ mod tests {
             DirectoryError::malformed("body", "x"),
         ];
         assert!(all.iter().all(|e| !(e.is_transient() && e.must_stop())));
-        let kinds: BTreeSet<_> = all.iter().map(DirectoryError::kind).collect();
-        assert_eq!(kinds.len(), all.len());
+        let kinds: Vec<_> = all.iter().map(DirectoryError::kind).collect();
+        assert_eq!(kinds, DirectoryError::KINDS);
+        assert_eq!(BTreeSet::from(DirectoryError::KINDS).len(), all.len());
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub mod tenant;
 mod transport;
 pub mod wire;
 
+pub use breaker::BreakerState;
 pub use config::{DatabaseConfig, StaticTenantConfig};
 pub use database::{
     ConnectionSettings, InvalidDatabase, Isolation, TenantDatabase, TlsMode, parse_statement_timeout,

@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use url::Url;
 
-use crate::breaker::{Admission, Blame, Breaker};
+use crate::breaker::{Admission, Blame, Breaker, BreakerState};
 use crate::database::TenantDatabase;
 use crate::directory::{BoxFuture, DirectoryError, Listing, TenantDirectory};
 use crate::settings::{ServiceSettings, SettingsError};
@@ -55,8 +55,8 @@ pub struct ServiceStats {
     pub failures: u64,
     /// Times the breaker opened.
     pub breaker_opened: u64,
-    /// Whether requests are held back now.
-    pub breaker_open: bool,
+    /// Whether requests pass now.
+    pub breaker: BreakerState,
     /// Entries of the last list that weren't active.
     pub not_active: u64,
     /// Entries of the last list that repeated an id.
@@ -127,7 +127,7 @@ impl ServiceDirectory {
             requests: read(&counts.requests),
             failures: read(&counts.failures),
             breaker_opened: read(&counts.breaker_opened),
-            breaker_open: lock(&self.inner.breaker).is_open(),
+            breaker: lock(&self.inner.breaker).state(),
             not_active: read(&counts.not_active),
             duplicates: read(&counts.duplicates),
         }
@@ -145,6 +145,10 @@ impl TenantDirectory for ServiceDirectory {
             // The service has no tenant without an id.
             Tenant::Single => futures::future::ready(Err(DirectoryError::NotFound)).boxed(),
         }
+    }
+
+    fn service_stats(&self) -> Option<ServiceStats> {
+        Some(self.stats())
     }
 }
 

@@ -109,7 +109,6 @@ impl<Q: Queue, S: Sink> Turn<'_, Q, S> {
 
     /// The claim loop reports Redis failures as the tenant's state; here they only mean: later again.
     fn chore_failed(&self, error: &ScheduleError, delay: Duration) -> Instant {
-        self.fleet.redis_errors.fetch_add(1, Relaxed);
         tracing::debug!(%error, "upkeep of the schedule failed");
         Instant::now() + jittered(delay)
     }

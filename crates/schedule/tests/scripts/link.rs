@@ -6,7 +6,7 @@ use std::{
 };
 
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually, free_port};
-use balance_sync_schedule::{ErrorClass, Link, LinkSettings, Schedule, ScheduleOptions};
+use balance_sync_schedule::{ErrorClass, Link, LinkSettings, LinkStats, Schedule, ScheduleOptions};
 use secrecy::SecretString;
 
 use crate::{SOON, Tenant, all, common::space_of, tell};
@@ -15,6 +15,13 @@ const PASSWORD: &str = "s3cret:/p@ss#%word";
 
 fn schedule_on(settings: &LinkSettings) -> Schedule {
     Schedule::new(Link::new(settings).unwrap(), space_of("t"), Arc::new(ScheduleOptions::default()))
+}
+
+/// As [`schedule_on`], with what is counted of its connection.
+fn counted_on(settings: &LinkSettings) -> (Schedule, Arc<LinkStats>) {
+    let stats = Arc::<LinkStats>::default();
+    let link = Link::counted(settings, Arc::clone(&stats)).unwrap();
+    (Schedule::new(link, space_of("t"), Arc::new(ScheduleOptions::default())), stats)
 }
 
 /// Waits until the schedule works again.
@@ -26,7 +33,7 @@ async fn recovers(schedule: &Schedule) {
 async fn a_server_that_forgot_the_scripts_is_taught_them_again() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
-    let schedule = tenant.lease_mode();
+    let (schedule, stats) = counted_on(&LinkSettings::for_url(&server.url()));
     for _ in 0..2 {
         let (member, _) = tenant.mutate("a", "{}").await;
         let claim = schedule.claim(1).await.unwrap();
@@ -40,20 +47,24 @@ async fn a_server_that_forgot_the_scripts_is_taught_them_again() {
     tell!(tenant, "SCRIPT", "FLUSH");
     let (page, since) = tokio::join!(schedule.protect_page(None), schedule.protect_since(Some(0.0)));
     assert_eq!((page.unwrap().seen, since.unwrap().1), (0, 0));
+    assert_eq!((stats.errors_total(), stats.connects()), (0, 1), "it is no failure");
 }
 
 #[tokio::test]
 async fn a_killed_server_is_found_again() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
-    let schedule = schedule_on(&LinkSettings::for_url(&server.url()));
+    let (schedule, stats) = counted_on(&LinkSettings::for_url(&server.url()));
     schedule.claim(1).await.unwrap();
     server.kill().unwrap();
     for _ in 0..3 {
         let error = schedule.claim(1).await.unwrap_err();
         assert_eq!((error.class, error.is_transient()), (ErrorClass::Unavailable, true), "{error}");
     }
+    assert_eq!((stats.errors(ErrorClass::Unavailable), stats.connects()), (3, 1));
     server.start_again().await.unwrap();
     recovers(&schedule).await;
+    assert_eq!(stats.connects(), 2);
+    assert_eq!(stats.errors_total(), stats.errors(ErrorClass::Unavailable));
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
     tenant.mutate("a", "{}").await;
     assert_eq!(schedule.claim(1).await.unwrap().entries.len(), 1);

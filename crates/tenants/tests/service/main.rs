@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use balance_sync_domain::TenantId;
 use balance_sync_tenants::{
-    DirectoryError, Listing, ServiceDirectory, ServiceSettings, Tenant, TenantDirectory,
+    BreakerState, DirectoryError, Listing, ServiceDirectory, ServiceSettings, Tenant, TenantDirectory,
 };
 use futures::future::join_all;
 use secrecy::ExposeSecret;
@@ -319,7 +319,7 @@ async fn the_breaker_opens_and_half_opens() {
         assert!(matches!(directory.active().await.unwrap_err(), DirectoryError::Unavailable { .. }));
     }
     let opened = Instant::now();
-    assert!(directory.stats().breaker_open);
+    assert_eq!(directory.stats().breaker, BreakerState::Open);
     // Both calls are held back, unless this machine is so slow that the breaker half-opened meanwhile.
     for outcome in [directory.active().await.err(), directory.database(&tenant("a")).await.err()] {
         if opened.elapsed() < Duration::from_millis(600) {
@@ -334,7 +334,7 @@ async fn the_breaker_opens_and_half_opens() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let stats = directory.stats();
-    assert!(!stats.breaker_open);
+    assert_eq!(stats.breaker, BreakerState::Closed);
     assert_eq!((stats.breaker_opened, stats.failures), (1, 3));
     assert!(directory.active().await.is_ok());
 }

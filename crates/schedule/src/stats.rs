@@ -1,0 +1,62 @@
+//! What is counted of the connections to Redis: failed calls by class, and connections opened.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::error::ErrorClass;
+
+/// Counters of one or more links. Atomics only: counting costs a call next to nothing.
+#[derive(Debug, Default)]
+pub struct LinkStats {
+    errors: [AtomicU64; ErrorClass::ALL.len()],
+    connects: AtomicU64,
+}
+
+impl LinkStats {
+    /// Calls that failed in this way. A script that the server has forgotten is no failure: it is loaded again within
+    /// the call.
+    #[must_use]
+    pub fn errors(&self, class: ErrorClass) -> u64 {
+        self.errors[class as usize].load(Relaxed)
+    }
+
+    /// Calls that failed in any way.
+    #[must_use]
+    pub fn errors_total(&self) -> u64 {
+        ErrorClass::ALL.iter().map(|class| self.errors(*class)).sum()
+    }
+
+    /// Connections that were opened: one per link at first, every further one took the place of one that broke.
+    #[must_use]
+    pub fn connects(&self) -> u64 {
+        self.connects.load(Relaxed)
+    }
+
+    /// Counts a failed call.
+    pub fn failed(&self, class: ErrorClass) {
+        self.errors[class as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Counts an opened connection.
+    pub fn connected(&self) {
+        self.connects.fetch_add(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_class_has_a_counter_of_its_own() {
+        let stats = LinkStats::default();
+        for (n, class) in ErrorClass::ALL.iter().enumerate() {
+            assert_eq!(*class as usize, n, "ALL is in the order of the enum");
+            for _ in 0..=n {
+                stats.failed(*class);
+            }
+        }
+        let counted: Vec<u64> = ErrorClass::ALL.iter().map(|class| stats.errors(*class)).collect();
+        assert_eq!(counted, [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(stats.errors_total(), 36);
+    }
+}
