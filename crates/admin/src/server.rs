@@ -45,12 +45,6 @@ pub struct AdminSettings {
     pub metrics_tenants: usize,
 }
 
-impl AdminSettings {
-    /// Tenants with time series of their own, unless told otherwise: some 40 series each make 80,000, which one
-    /// Prometheus takes from a worker without effort.
-    pub const DEFAULT_METRICS_TENANTS: usize = 2000;
-}
-
 /// The interface, listening. Dropping it leaves it running until the system ends.
 #[derive(Debug)]
 pub struct AdminServer {

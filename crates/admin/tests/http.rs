@@ -14,8 +14,12 @@ use balance_sync_admin::{
     AdminServer, AdminSettings, ServerConnections, metrics::Metrics, start, start_with_connections,
 };
 use balance_sync_domain::TenantId;
-use balance_sync_fleet::status::{FleetStatus, Stage, TenantState, TenantStatus};
-use balance_sync_tenants::Tenant;
+use balance_sync_fleet::{
+    ErrorClass,
+    observed::ObservedDirectory,
+    status::{FleetStatus, InForce, Stage, TenantState, TenantStatus},
+};
+use balance_sync_tenants::{ServiceDirectory, ServiceSettings, Tenant, TenantDirectory};
 use exposition::Exposition;
 use proptest::prelude::*;
 use tokio::{
@@ -161,13 +165,15 @@ fn busy_fleet() -> Arc<FleetStatus> {
         &acme.cleanup_failures,
         &acme.skips,
         &acme.quarantine_full,
-        &acme.starts,
-        &acme.scheduled,
+        &acme.restarts,
+        &acme.due,
         &acme.foreign_locked,
         &acme.other_form,
         &acme.batches[0],
         &acme.batches[1],
         &acme.batches[2],
+        &acme.leased,
+        &acme.quarantine_entries,
     ]
     .iter()
     .enumerate()
@@ -175,6 +181,8 @@ fn busy_fleet() -> Arc<FleetStatus> {
         counter.store(101 + n as u64, Relaxed);
     }
     acme.shortest_life_ms.store(12_345, Relaxed);
+    acme.oldest_due_age_ms.store(6_789, Relaxed);
+    acme.paused.store(true, Relaxed);
     acme.lag.observe(0.02);
     acme.lag.observe(0.03);
     acme.lag.observe(3000.0);
@@ -187,11 +195,17 @@ fn busy_fleet() -> Arc<FleetStatus> {
         &fleet.reaped,
         &fleet.panics,
         &fleet.poll_failures,
-        &fleet.redis_errors,
+        &fleet.restarts,
         &fleet.refused_ids,
         &fleet.removals_held,
         &fleet.workers,
         &fleet.owned,
+        &fleet.wanted,
+        &fleet.awaited,
+        &fleet.phases[0],
+        &fleet.phases[1],
+        &fleet.phases[2],
+        &fleet.phases[3],
     ]
     .iter()
     .enumerate()
@@ -200,12 +214,40 @@ fn busy_fleet() -> Arc<FleetStatus> {
     }
     fleet.reconcile.observe(0.002);
     fleet.observe(Stage::Update, Duration::from_millis(40));
+    fleet.flushes.observe(0.05);
+    fleet.last_pass_at_ms.store(1_795_380_490_466, Relaxed);
+    fleet.pass_bound_ms.store(90_500, Relaxed);
+    fleet.redis.failed(ErrorClass::OutOfMemory);
+    fleet.redis.connected();
+    fleet.redis_may_evict.store(1);
+    let in_force = InForce {
+        claim_mode: "lease",
+        key_form: "as_listed",
+        claim_ttl: Duration::from_secs(30),
+        protect_floor: Duration::from_secs(900),
+        quarantine_limit: 10_000,
+        poll_interval: Duration::from_secs(10),
+    };
+    fleet.in_force.set(in_force).unwrap();
     fleet
+}
+
+/// Two calls of a tenant service that nobody listens for.
+async fn ask_a_service_in_vain(fleet: &Arc<FleetStatus>) {
+    let mut settings = ServiceSettings::new("http://127.0.0.1:1".parse().unwrap(), "key".into());
+    (settings.allow_plain_http, settings.retries, settings.breaker_threshold) = (true, 0, 1);
+    let service = ServiceDirectory::new(settings).unwrap();
+    let directory = ObservedDirectory::new(Arc::new(service), Arc::clone(fleet));
+    assert_eq!(directory.active().await.unwrap_err().kind(), "unavailable");
+    assert_eq!(directory.database(&Tenant::Single).await.unwrap_err().kind(), "not_found");
+    fleet.directory.last_list_ms.store(1_795_380_400_000, Relaxed);
+    fleet.directory.last_success_ms.store(1_795_380_450_000, Relaxed);
 }
 
 #[actix_rt::test]
 async fn every_metric_has_its_name_type_help_and_value() {
     let fleet = busy_fleet();
+    ask_a_service_in_vain(&fleet).await;
     let connections = || {
         vec![ServerConnections {
             server: "db:5432".to_owned(),
@@ -227,7 +269,8 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_batch_failures_total", "counter", &acme, 107.0),
         ("balance_sync_cleanup_failures_total", "counter", &acme, 108.0),
         ("balance_sync_tenant_skip_total", "counter", &acme, 109.0),
-        ("balance_sync_tenant_collector_starts_total", "counter", &acme, 111.0),
+        ("balance_sync_quarantine_full_total", "counter", &acme, 110.0),
+        ("balance_sync_tenant_collector_restarts_total", "counter", &acme, 111.0),
         ("balance_sync_balances_total", "counter", &[("tenant_id", "acme"), ("outcome", "updated")], 101.0),
         ("balance_sync_balances_total", "counter", &[("tenant_id", "acme"), ("outcome", "stale")], 102.0),
         (
@@ -242,17 +285,20 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_batches_total", "counter", &[("tenant_id", "acme"), ("trigger", "size")], 115.0),
         ("balance_sync_batches_total", "counter", &[("tenant_id", "acme"), ("trigger", "timeout")], 116.0),
         ("balance_sync_batches_total", "counter", &[("tenant_id", "acme"), ("trigger", "drain")], 117.0),
-        ("balance_sync_scheduled", "gauge", &acme, 112.0),
-        ("balance_sync_other_key_form", "gauge", &acme, 114.0),
-        ("balance_sync_smallest_remaining_life_seconds", "gauge", &acme, 12.345),
+        ("balance_sync_backlog_members", "gauge", &[("tenant_id", "acme"), ("state", "due")], 112.0),
+        ("balance_sync_backlog_members", "gauge", &[("tenant_id", "acme"), ("state", "leased")], 118.0),
+        ("balance_sync_other_key_form_members", "gauge", &acme, 114.0),
+        ("balance_sync_shortest_life_seconds", "gauge", &acme, 12.345),
+        ("balance_sync_oldest_due_age_seconds", "gauge", &acme, 6.789),
+        ("balance_sync_quarantine_entries", "gauge", &acme, 119.0),
+        ("balance_sync_tenant_paused", "gauge", &acme, 1.0),
         (
             "balance_sync_tenant_degraded",
             "gauge",
             &[("tenant_id", "acme"), ("reason", "postgres_connection")],
             1.0,
         ),
-        ("balance_sync_quarantine_full_total", "counter", &[], 110.0),
-        ("balance_sync_foreign_locked", "gauge", &[], 113.0),
+        ("balance_sync_foreign_locked_members", "gauge", &[], 113.0),
         ("balance_sync_tenants", "gauge", &[("state", "degraded")], 1.0),
         ("balance_sync_tenants", "gauge", &[("state", "idle")], 1.0),
         ("balance_sync_tenants", "gauge", &[("state", "syncing")], 0.0),
@@ -262,11 +308,48 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_collector_reaped_total", "counter", &[], 204.0),
         ("balance_sync_collector_panics_total", "counter", &[], 205.0),
         ("balance_sync_tenant_list_failures_total", "counter", &[], 206.0),
-        ("balance_sync_redis_errors_total", "counter", &[], 207.0),
+        ("balance_sync_collector_restarts_total", "counter", &[], 207.0),
         ("balance_sync_tenants_refused", "gauge", &[], 208.0),
         ("balance_sync_removals_held", "gauge", &[], 209.0),
         ("balance_sync_workers", "gauge", &[], 210.0),
         ("balance_sync_tenants_owned", "gauge", &[], 211.0),
+        ("balance_sync_tenants_wanted", "gauge", &[], 212.0),
+        ("balance_sync_collectors_awaited", "gauge", &[], 213.0),
+        ("balance_sync_reconcile_steps_total", "counter", &[("phase", "reap")], 214.0),
+        ("balance_sync_reconcile_steps_total", "counter", &[("phase", "stop")], 215.0),
+        ("balance_sync_reconcile_steps_total", "counter", &[("phase", "start")], 216.0),
+        ("balance_sync_reconcile_steps_total", "counter", &[("phase", "wait")], 217.0),
+        ("balance_sync_last_reconcile_timestamp_seconds", "gauge", &[], 1_795_380_490.466),
+        ("balance_sync_reconcile_bound_seconds", "gauge", &[], 90.5),
+        ("balance_sync_redis_errors_total", "counter", &[("class", "redis_out_of_memory")], 1.0),
+        ("balance_sync_redis_errors_total", "counter", &[("class", "redis_unavailable")], 0.0),
+        ("balance_sync_redis_connections_opened_total", "counter", &[], 1.0),
+        ("balance_sync_redis_may_evict", "gauge", &[], 1.0),
+        ("balance_sync_tenant_list_timestamp_seconds", "gauge", &[], 1_795_380_400.0),
+        (
+            "balance_sync_tenant_service_calls_total",
+            "counter",
+            &[("call", "list"), ("outcome", "unavailable")],
+            1.0,
+        ),
+        (
+            "balance_sync_tenant_service_calls_total",
+            "counter",
+            &[("call", "database"), ("outcome", "not_found")],
+            1.0,
+        ),
+        ("balance_sync_tenant_service_calls_total", "counter", &[("call", "list"), ("outcome", "ok")], 0.0),
+        ("balance_sync_tenant_service_requests_total", "counter", &[], 1.0),
+        ("balance_sync_tenant_service_request_failures_total", "counter", &[], 1.0),
+        ("balance_sync_tenant_service_breaker_opened_total", "counter", &[], 1.0),
+        ("balance_sync_tenant_service_breaker", "gauge", &[("state", "open")], 1.0),
+        ("balance_sync_tenant_service_breaker", "gauge", &[("state", "closed")], 0.0),
+        ("balance_sync_tenant_service_success_timestamp_seconds", "gauge", &[], 1_795_380_450.0),
+        ("balance_sync_config_info", "gauge", &[("claim_mode", "lease"), ("key_form", "as_listed")], 1.0),
+        ("balance_sync_claim_ttl_seconds", "gauge", &[], 30.0),
+        ("balance_sync_protect_floor_seconds", "gauge", &[], 900.0),
+        ("balance_sync_quarantine_limit_entries", "gauge", &[], 10_000.0),
+        ("balance_sync_tenant_list_interval_seconds", "gauge", &[], 10.0),
         ("balance_sync_ready", "gauge", &[], 0.0),
         ("balance_sync_build_info", "gauge", &[("version", env!("CARGO_PKG_VERSION"))], 1.0),
         ("balance_sync_postgres_connections_open", "gauge", &[("server", "db:5432")], 5.0),
@@ -284,6 +367,7 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_stage_duration_seconds", &[("stage", "update")], 1.0, 0.04),
         ("balance_sync_stage_duration_seconds", &[("stage", "claim")], 0.0, 0.0),
         ("balance_sync_reconcile_duration_seconds", &[], 1.0, 0.002),
+        ("balance_sync_flush_duration_seconds", &[], 1.0, 0.05),
     ];
     for (name, labels, count, sum) in histograms {
         assert_eq!(metrics.kind(name), Some("histogram"), "{name}");
@@ -294,10 +378,21 @@ async fn every_metric_has_its_name_type_help_and_value() {
         |bound| metrics.value("balance_sync_lag_seconds_bucket", &[("tenant_id", "acme"), ("le", bound)]);
     assert_eq!([bucket("0.01"), bucket("0.02"), bucket("0.03"), bucket("120")], [0.0, 1.0, 2.0, 2.0]);
 
+    let durations = "balance_sync_tenant_service_call_duration_seconds";
+    assert_eq!(metrics.kind(durations), Some("histogram"));
+    for call in ["list", "database"] {
+        assert_eq!(metrics.value(&format!("{durations}_count"), &[("call", call)]), 1.0);
+    }
+    assert!(metrics.value("process_resident_memory_bytes", &[]) > 1e6);
+    assert!(metrics.value("process_open_fds", &[]) > 3.0);
+    assert!(metrics.value("process_start_time_seconds", &[]) > 1.7e9);
+    assert_eq!(metrics.kind("process_cpu_seconds_total"), Some("counter"));
+
     // Nothing beyond what is listed here, so that a new metric enters the list too.
-    for name in metrics.families() {
-        let known =
-            expected.iter().any(|entry| entry.0 == name) || histograms.iter().any(|entry| entry.0 == name);
+    for name in metrics.families().filter(|name| !name.starts_with("process_")) {
+        let known = expected.iter().any(|entry| entry.0 == name)
+            || histograms.iter().any(|entry| entry.0 == name)
+            || name == durations;
         assert!(known, "{name} is not tested");
         assert!(name == "balance_synced" || name.starts_with("balance_sync_"), "{name}");
         assert!(metrics.help(name).is_some_and(|help| help.len() > 10), "{name} has no help text");
@@ -307,7 +402,9 @@ async fn every_metric_has_its_name_type_help_and_value() {
 
     // Absent, not 0, when not known or not so.
     let zeta = [("tenant_id", "zeta")];
-    assert_eq!(metrics.get("balance_sync_smallest_remaining_life_seconds", &zeta), None);
+    assert_eq!(metrics.get("balance_sync_shortest_life_seconds", &zeta), None);
+    assert_eq!(metrics.get("balance_sync_quarantine_entries", &zeta), None);
+    assert_eq!(metrics.value("balance_sync_tenant_paused", &zeta), 0.0);
     assert_eq!(metrics.with_label("balance_sync_tenant_degraded", "tenant_id", "zeta"), 0);
     assert_eq!(metrics.value("balance_synced", &zeta), 0.0);
     server.stop().await;
@@ -320,6 +417,7 @@ async fn only_so_many_tenants_have_series_of_their_own() {
         let status = tenant(&fleet, &format!("t{n:02}"));
         status.updated.store(1, Relaxed);
         status.scheduled.store(n, Relaxed);
+        status.due.store(n, Relaxed);
     }
     let server = start(settings(10), Arc::clone(&fleet), Instant::now()).unwrap();
     let metrics = scrape(server.address()).await;
@@ -328,7 +426,7 @@ async fn only_so_many_tenants_have_series_of_their_own() {
     assert_eq!(labels, expected);
     assert_eq!(metrics.value("balance_synced", &[("tenant_id", "other")]), 40.0);
     assert_eq!(
-        metrics.value("balance_sync_scheduled", &[("tenant_id", "other")]),
+        metrics.value("balance_sync_backlog_members", &[("tenant_id", "other"), ("state", "due")]),
         f64::from((0..40).sum::<i32>())
     );
     assert_eq!(metrics.value("balance_sync_tenants", &[("state", "starting")]), 50.0);
@@ -418,20 +516,24 @@ proptest! {
 #[test]
 fn servers_beyond_the_limit_and_labels_that_repeat_are_summed() {
     let connections = || {
-        [("a:1", 1), ("b:1", 5), ("b:1", 6), ("c:1", 3)]
+        let many = (0..18).map(|n| (format!("s:{}", n + 2), 11));
+        let few =
+            [("a:1", 3), ("b:1", 5), ("b:1", 6), ("c:1", 7)].map(|(name, in_use)| (name.to_owned(), in_use));
+        many.chain(few)
             .map(|(server, in_use)| ServerConnections {
-                server: server.to_owned(),
+                server,
                 open: in_use,
                 idle: 0,
                 in_use,
                 waiting: 0,
                 limit: 10,
             })
-            .to_vec()
+            .collect()
     };
-    let metrics = Metrics::new(Arc::default(), 2, Some(Box::new(connections)));
+    let metrics = Metrics::new(Arc::default(), 0, Some(Box::new(connections)));
     let parsed = Exposition::parse(&metrics.render().unwrap()).unwrap();
     let in_use = |server| parsed.value("balance_sync_postgres_connections_in_use", &[("server", server)]);
-    assert_eq!([in_use("b:1"), in_use("c:1"), in_use("other")], [6.0, 3.0, 6.0]);
+    assert_eq!([in_use("b:1"), in_use("s:19"), in_use("other")], [6.0, 11.0, 8.0]);
     assert_eq!(parsed.value("balance_sync_postgres_connections_limit", &[("server", "other")]), 20.0);
+    assert_eq!(parsed.label_values("balance_sync_postgres_connections_open", "server").len(), 21);
 }

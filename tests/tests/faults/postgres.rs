@@ -70,7 +70,7 @@ async fn an_outage_longer_than_the_values_live_loses_nothing() -> Result<()> {
     }
 
     let page = worker.metrics().await?;
-    let shown = page.sum("balance_sync_smallest_remaining_life_seconds", &[("tenant_id", &tenants[0].id)]);
+    let shown = page.sum("balance_sync_shortest_life_seconds", &[("tenant_id", &tenants[0].id)]);
     assert!(shown > 0.0 && shown <= 13.0, "the shortest life is shown as {shown} s");
 
     sandbox.postgres().start_again().await?;

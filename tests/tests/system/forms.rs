@@ -115,7 +115,7 @@ async fn uuids_without_dashes_are_served_when_told_and_noticed_when_not() -> Res
     let mut worker =
         Worker::of(&sandbox).set("claim.legacy_interval", "200ms").expect_error(OTHER_FORM).start().await?;
     let id = [("tenant_id", tenant.id.as_str())];
-    worker.reaches("balance_sync_other_key_form", &id, 10.0).await?;
+    worker.reaches("balance_sync_other_key_form_members", &id, 10.0).await?;
     let noticed = eventually(SOON, "an ERROR line about the other form", || async {
         worker.log().lines().into_iter().find(|line| line.message.starts_with(OTHER_FORM))
     });
@@ -132,7 +132,7 @@ async fn uuids_without_dashes_are_served_when_told_and_noticed_when_not() -> Res
         anyhow::Ok(())
     })
     .await?;
-    assert_eq!(worker.metric("balance_sync_other_key_form", &[]).await?, 0.0);
+    assert_eq!(worker.metric("balance_sync_other_key_form_members", &[]).await?, 0.0);
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

@@ -74,7 +74,7 @@ async fn a_foreign_lock_is_respected_and_holds_up_nobody_behind_it() -> Result<(
         anyhow::Ok(())
     })
     .await?;
-    worker.reaches("balance_sync_foreign_locked", &[], 3.0).await?;
+    worker.reaches("balance_sync_foreign_locked_members", &[], 3.0).await?;
     for balance in 0..30 {
         let expected = if balance < 3 { 1 } else { 2 };
         assert_eq!(row(&sandbox, &tenant, balance).await?.version, expected, "balance {balance}");

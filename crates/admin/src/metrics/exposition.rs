@@ -2,6 +2,8 @@
 
 use prometheus::{
     TextEncoder,
+    core::Collector,
+    process_collector::ProcessCollector,
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
 
@@ -26,6 +28,11 @@ impl Page {
         proto.set_field_type(family.kind);
         proto.set_metric(family.samples);
         TextEncoder::new().encode_utf8(&[proto], &mut self.0)
+    }
+
+    /// Appends what the system knows of this process: memory, processor time, open files, start.
+    pub(super) fn process(&mut self) -> Result<(), prometheus::Error> {
+        TextEncoder::new().encode_utf8(&ProcessCollector::for_self().collect(), &mut self.0)
     }
 
     pub(super) fn into_text(self) -> String {

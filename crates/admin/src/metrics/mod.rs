@@ -1,15 +1,18 @@
 //! `/metrics`: the fleet's atomics as Prometheus text, made when somebody asks.
 //!
-//! - `families`: which metrics there are, with names, units and sources.
+//! - `worker`, `tenants`, `outside`: which metrics there are, with names, units and sources. `docs/metrics.md` lists
+//!   them; a test compares the two.
 //! - `rows`: which tenants get a label of their own, and totals that never fall.
 //! - `exposition`: the text format.
 //!
 //! Base units throughout (seconds). All names begin with `balance_sync_`, but for the ledger's `balance_synced`, whose
-//! name is kept because dashboards are built on it.
+//! name is kept because dashboards are built on it, and for `process_…`, which are named as in every other program.
 
 mod exposition;
-mod families;
+mod outside;
 mod rows;
+mod tenants;
+mod worker;
 
 use std::{
     fmt,
@@ -19,6 +22,9 @@ use std::{
 use balance_sync_fleet::{ServerUsage, status::FleetStatus};
 
 use self::{exposition::Page, rows::Memory};
+
+/// So many Postgres servers get a label of their own at least, however few tenants do.
+const SERVERS: usize = 20;
 
 /// Content type of the text, as Prometheus expects it.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -60,7 +66,7 @@ pub type ConnectionSource = Box<dyn Fn() -> Vec<ServerConnections> + Send + Sync
 pub struct Metrics {
     status: Arc<FleetStatus>,
     connections: Option<ConnectionSource>,
-    /// How many tenants (and servers) get a label of their own.
+    /// How many tenants get a label of their own.
     limit: usize,
     memory: Mutex<Memory>,
 }
@@ -85,11 +91,18 @@ impl Metrics {
             memory.snapshot(&self.status.tenants(), self.limit)
         };
         let mut page = Page::default();
-        families::worker(&mut page, &self.status, &snapshot)?;
-        families::tenants(&mut page, &snapshot)?;
+        worker::identity(&mut page, &self.status)?;
+        worker::fleet(&mut page, &self.status, &snapshot)?;
+        worker::reconcile(&mut page, &self.status)?;
+        worker::flushes(&mut page, &self.status)?;
+        tenants::work(&mut page, &snapshot.rows)?;
+        tenants::condition(&mut page, &snapshot.rows)?;
+        outside::redis(&mut page, &self.status)?;
+        outside::tenant_service(&mut page, &self.status)?;
         if let Some(connections) = &self.connections {
-            families::connections(&mut page, connections(), self.limit)?;
+            outside::connections(&mut page, connections(), self.limit.max(SERVERS))?;
         }
+        page.process()?;
         Ok(page.into_text())
     }
 }

@@ -46,7 +46,7 @@ pub(super) enum Counter {
     CleanupFailures,
     Skips,
     QuarantineFull,
-    Starts,
+    Restarts,
 }
 
 impl Counter {
@@ -61,7 +61,7 @@ impl Counter {
         Self::CleanupFailures,
         Self::Skips,
         Self::QuarantineFull,
-        Self::Starts,
+        Self::Restarts,
     ];
 
     fn of(self, status: &TenantStatus) -> &AtomicU64 {
@@ -76,7 +76,7 @@ impl Counter {
             Self::CleanupFailures => &status.cleanup_failures,
             Self::Skips => &status.skips,
             Self::QuarantineFull => &status.quarantine_full,
-            Self::Starts => &status.starts,
+            Self::Restarts => &status.restarts,
         }
     }
 }
@@ -162,8 +162,16 @@ impl Totals {
 /// What a tenant, or several together, are like now.
 #[derive(Debug, Default)]
 pub(super) struct Gauges {
-    /// Members in the schedule.
-    pub(super) scheduled: u64,
+    /// Members whose time had come.
+    pub(super) due: u64,
+    /// Members that are held or put off.
+    pub(super) leased: u64,
+    /// How long the oldest due member had been due, in milliseconds.
+    pub(super) oldest_due_age_ms: u64,
+    /// Entries in quarantine; `None` = not known.
+    pub(super) quarantine_entries: Option<u64>,
+    /// Tenants that an operator halted.
+    pub(super) paused: u64,
     /// Members in a schedule of the key form that isn't configured.
     pub(super) other_form: u64,
     /// Smallest remaining life of a value that waits, in milliseconds; `None` = not known.
@@ -171,12 +179,27 @@ pub(super) struct Gauges {
 }
 
 impl Gauges {
-    fn add(&mut self, status: &TenantStatus) {
-        self.scheduled += status.scheduled.load(Relaxed);
+    /// Adds a tenant. `alone` = nobody else is in this row.
+    fn add(&mut self, status: &TenantStatus, alone: bool) {
+        let paused = status.paused.load(Relaxed);
+        self.paused += u64::from(paused);
+        self.due += status.due.load(Relaxed);
+        self.leased += status.leased.load(Relaxed);
+        if alone || !paused {
+            // A halted tenant is meant to fall behind: where it has no row of its own it must not hide the others.
+            self.oldest_due_age_ms = self.oldest_due_age_ms.max(status.oldest_due_age_ms.load(Relaxed));
+        }
+        if let Some(entries) = known(&status.quarantine_entries) {
+            *self.quarantine_entries.get_or_insert_default() += entries;
+        }
         self.other_form += status.other_form.load(Relaxed);
-        let life = Some(status.shortest_life_ms.load(Relaxed)).filter(|life| *life != u64::MAX);
+        let life = known(&status.shortest_life_ms);
         self.shortest_life_ms = self.shortest_life_ms.into_iter().chain(life).min();
     }
+}
+
+fn known(value: &AtomicU64) -> Option<u64> {
+    Some(value.load(Relaxed)).filter(|value| *value != u64::MAX)
 }
 
 /// The samples of one value of the label `tenant_id`.
@@ -191,7 +214,7 @@ pub(super) struct Row {
 
 impl Row {
     fn add_now(&mut self, status: &TenantStatus, degraded: Option<&'static str>) {
-        self.gauges.add(status);
+        self.gauges.add(status, self.label != OTHER);
         if let Some(reason) = degraded {
             *self.degraded.entry(reason).or_default() += 1;
         }
@@ -207,8 +230,6 @@ pub(super) struct Snapshot {
     pub(super) states: [u64; TenantState::ALL.len()],
     /// Members locked by other workers, all tenants together.
     pub(super) foreign_locked: u64,
-    /// Members put off because of a full quarantine, all tenants together since the worker's start.
-    pub(super) quarantine_full: u64,
 }
 
 /// What was there at the last scrape.
@@ -218,7 +239,6 @@ pub(super) struct Memory {
     seen: HashMap<usize, Seen>,
     /// Sum of the tenants without a row; `None` as long as there was none.
     other: Option<Totals>,
-    quarantine_full: u64,
 }
 
 #[derive(Debug)]
@@ -248,8 +268,6 @@ impl Memory {
             let degraded = (state.state == TenantState::Degraded).then(|| state.reason.unwrap_or("unknown"));
 
             snapshot.foreign_locked += status.foreign_locked.load(Relaxed);
-            self.quarantine_full +=
-                now.get(Counter::QuarantineFull).saturating_sub(last.get(Counter::QuarantineFull));
 
             if has_row {
                 let mut row =
@@ -263,7 +281,6 @@ impl Memory {
             self.seen.insert(address, Seen { _status: Arc::downgrade(status), totals: now, has_row });
         }
 
-        snapshot.quarantine_full = self.quarantine_full;
         if let Some(totals) = &self.other {
             // It stays once it was there, so that its counters don't come and go.
             snapshot.rows.push(Row { totals: totals.clone(), ..other });
@@ -362,7 +379,6 @@ mod tests {
         let mut memory = Memory::default();
         let snapshot = memory.snapshot(&fleet.tenants(), 3);
         assert_eq!(updated(&snapshot), [("a", 1), ("b", 10), ("d", 1000), (OTHER, 100)], "a before c by id");
-        assert_eq!(snapshot.rows[3].gauges.scheduled, 5);
     }
 
     #[test]
@@ -409,6 +425,23 @@ mod tests {
         add(&fleet, "other", 99, 5);
         add(&fleet, "z", 0, 6);
         assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 9)), [("z", 6), (OTHER, 5)]);
+    }
+
+    #[test]
+    fn a_halted_tenant_hides_nobody_and_what_is_not_known_counts_for_nothing() {
+        let fleet = FleetStatus::default();
+        for (id, age, entries) in [("a", 90_000, u64::MAX), ("b", 200, 3), ("c", 700, 4)] {
+            let status = add(&fleet, id, 0, 0);
+            status.oldest_due_age_ms.store(age, Relaxed);
+            status.quarantine_entries.store(entries, Relaxed);
+            status.due.store(2, Relaxed);
+            status.paused.store(id == "a", Relaxed);
+        }
+        let shared = &Memory::default().snapshot(&fleet.tenants(), 0).rows[0].gauges;
+        assert_eq!((shared.oldest_due_age_ms, shared.paused, shared.due), (700, 1, 6));
+        assert_eq!(shared.quarantine_entries, Some(7));
+        let own = &Memory::default().snapshot(&fleet.tenants(), 9).rows[0].gauges;
+        assert_eq!((own.oldest_due_age_ms, own.paused, own.quarantine_entries), (90_000, 1, None));
     }
 
     #[test]

@@ -50,10 +50,8 @@ fn start_admin(config: &Config, worker: &Worker, started: Instant) -> anyhow::Re
     if !config.admin.enabled {
         return Ok(None);
     }
-    let settings = AdminSettings {
-        listen: config.admin.listen,
-        metrics_tenants: AdminSettings::DEFAULT_METRICS_TENANTS,
-    };
+    let settings =
+        AdminSettings { listen: config.admin.listen, metrics_tenants: config.admin.metrics_tenants };
     let budget = worker.budget().clone();
     let connections = Box::new(move || {
         budget

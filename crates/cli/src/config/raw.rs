@@ -264,6 +264,7 @@ pub(crate) struct Supervisor {
 pub(super) struct Admin {
     pub enabled: bool,
     pub listen: String,
+    pub metrics_tenants: usize,
 }
 
 /// `[log]`: form and filter of the log.

@@ -121,6 +121,8 @@ pub(crate) struct Admin {
     pub enabled: bool,
     /// Where.
     pub listen: SocketAddr,
+    /// Tenants with time series of their own at `/metrics`.
+    pub metrics_tenants: usize,
 }
 
 /// `[worker]`.

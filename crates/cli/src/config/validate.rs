@@ -298,6 +298,8 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
     within!(check, raw.supervisor.threads, 0..=256);
     within!(check, raw.supervisor.sample_interval, ms(100)..=minutes(10));
 
+    within!(check, raw.admin.metrics_tenants, 0..=100_000);
+
     within!(check, raw.worker.replicas, 1..=64);
     within!(check, raw.worker.lease, ms(200)..=minutes(10));
 }
@@ -406,7 +408,7 @@ fn admin(check: &mut Check<'_>, raw: &raw::Admin) -> Option<Admin> {
             format!("{listen} can be reached from elsewhere: health and metrics are shown to whoever asks"),
         );
     }
-    Some(Admin { enabled: raw.enabled, listen })
+    Some(Admin { enabled: raw.enabled, listen, metrics_tenants: raw.metrics_tenants })
 }
 
 /// `EnvFilter` takes any single word for the name of a module, so that a misspelt level would mean "trace this module".

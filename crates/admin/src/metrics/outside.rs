@@ -1,0 +1,180 @@
+//! The metrics of what a worker depends on: Redis, the tenant service, and the connections to Postgres.
+
+use std::{cmp::Reverse, sync::atomic::Ordering::Relaxed};
+
+use balance_sync_fleet::{BreakerState, ErrorClass, observed::OUTCOMES, status::FleetStatus};
+use prometheus::Error;
+
+use super::{
+    ServerConnections,
+    exposition::{Family, Page},
+    rows::{Distribution, OTHER},
+    worker::timestamp,
+};
+
+/// Redis.
+pub(super) fn redis(page: &mut Page, status: &FleetStatus) -> Result<(), Error> {
+    let mut errors = Family::counter(
+        "balance_sync_redis_errors_total",
+        "Calls to Redis that failed, by class; the classes are the reasons of degraded tenants.",
+    );
+    for class in ErrorClass::ALL {
+        errors.sample(&[("class", class.name())], status.redis.errors(class) as f64);
+    }
+    page.write(errors)?;
+    page.write(
+        Family::counter(
+            "balance_sync_redis_connections_opened_total",
+            "Connections opened to Redis; after the first ones (one per thread and one more) each took the place of \
+             one that broke.",
+        )
+        .with(&[], status.redis.connects() as f64),
+    )?;
+    let mut may_evict = Family::gauge(
+        "balance_sync_redis_may_evict",
+        "Whether Redis may throw balances away by itself (1 or 0): its maxmemory-policy is not noeviction; absent while \
+         not known.",
+    );
+    if let Some(value) = status.redis_may_evict.load() {
+        may_evict.sample(&[], value as f64);
+    }
+    page.write(may_evict)
+}
+
+/// The tenant list, and the service it comes from, if it comes from one.
+pub(super) fn tenant_service(page: &mut Page, status: &FleetStatus) -> Result<(), Error> {
+    page.write(timestamp(
+        "balance_sync_tenant_list_timestamp_seconds",
+        "When the tenant list was last read with success, in seconds since 1970.",
+        &status.directory.last_list_ms,
+    ))?;
+    page.write(
+        Family::counter(
+            "balance_sync_tenant_list_failures_total",
+            "Polls of the tenant list that failed; the last good list stays in force.",
+        )
+        .with(&[], status.poll_failures.load(Relaxed) as f64),
+    )?;
+    let Some(service) = status.directory.service() else { return Ok(()) };
+
+    let calls = [("list", &status.directory.list), ("database", &status.directory.database)];
+    let mut ended = Family::counter(
+        "balance_sync_tenant_service_calls_total",
+        "Calls to the tenant service as their callers see them, repeats and breaker included, by what they asked for \
+         (list or database) and how they ended: ok, an error, or given_up.",
+    );
+    let mut duration = Family::histogram(
+        "balance_sync_tenant_service_call_duration_seconds",
+        "Duration of these calls, in seconds.",
+    );
+    for (call, counted) in calls {
+        for outcome in OUTCOMES {
+            ended.sample(&[("call", call), ("outcome", outcome)], counted.ended(outcome) as f64);
+        }
+        duration.distribution(&[("call", call)], &Distribution::read(&counted.duration));
+    }
+    page.write(ended)?;
+    page.write(duration)?;
+
+    let counters = [
+        (
+            "balance_sync_tenant_service_requests_total",
+            "HTTP requests sent to the tenant service, each attempt counted.",
+            service.requests,
+        ),
+        (
+            "balance_sync_tenant_service_request_failures_total",
+            "Those among them that say that the service is ill.",
+            service.failures,
+        ),
+        (
+            "balance_sync_tenant_service_breaker_opened_total",
+            "Times the circuit breaker before the tenant service opened.",
+            service.breaker_opened,
+        ),
+    ];
+    for (name, help, value) in counters {
+        page.write(Family::counter(name, help).with(&[], value as f64))?;
+    }
+    let mut breaker = Family::gauge(
+        "balance_sync_tenant_service_breaker",
+        "1 for the state the circuit breaker before the tenant service is in (closed, half_open or open), 0 for the \
+         others.",
+    );
+    for state in BreakerState::ALL {
+        breaker.sample(&[("state", state.name())], f64::from(u8::from(state == service.breaker)));
+    }
+    page.write(breaker)?;
+    page.write(timestamp(
+        "balance_sync_tenant_service_success_timestamp_seconds",
+        "When the tenant service last gave a good answer to any call, in seconds since 1970.",
+        &status.directory.last_success_ms,
+    ))
+}
+
+/// The connections on each Postgres server: the `limit` busiest servers, the rest as `other`.
+pub(super) fn connections(
+    page: &mut Page,
+    mut servers: Vec<ServerConnections>,
+    limit: usize,
+) -> Result<(), Error> {
+    servers.sort_by(|a, b| Reverse(a.in_use).cmp(&Reverse(b.in_use)).then_with(|| a.server.cmp(&b.server)));
+    let mut rows: Vec<ServerConnections> = Vec::new();
+    let mut other: Option<ServerConnections> = None;
+    for server in servers {
+        // No label twice, whatever the source says: the whole scrape would be refused.
+        if rows.len() < limit && server.server != OTHER && rows.iter().all(|row| row.server != server.server)
+        {
+            rows.push(server);
+            continue;
+        }
+        match &mut other {
+            Some(sum) => {
+                sum.open += server.open;
+                sum.idle += server.idle;
+                sum.in_use += server.in_use;
+                sum.waiting += server.waiting;
+                sum.limit += server.limit;
+            }
+            None => other = Some(ServerConnections { server: OTHER.to_owned(), ..server }),
+        }
+    }
+    rows.extend(other);
+
+    type Read = fn(&ServerConnections) -> u64;
+    let gauges: [(_, _, Read); 5] = [
+        (
+            "balance_sync_postgres_connections_open",
+            "Connections of this worker that exist on a Postgres server.",
+            |of| of.open,
+        ),
+        (
+            "balance_sync_postgres_connections_idle",
+            "Connections of this worker on a Postgres server that nobody works with.",
+            |of| of.idle,
+        ),
+        (
+            "balance_sync_postgres_connections_in_use",
+            "Operations under way that hold a place in the budget of a Postgres server.",
+            |of| of.in_use,
+        ),
+        (
+            "balance_sync_postgres_connections_waiting",
+            "Operations that wait for a place in the budget of a Postgres server.",
+            |of| of.waiting,
+        ),
+        (
+            "balance_sync_postgres_connections_limit",
+            "Setting postgres.connections_per_server: connections this worker may have on a Postgres server.",
+            |of| of.limit,
+        ),
+    ];
+    for (name, help, read) in gauges {
+        let mut family = Family::gauge(name, help);
+        for row in &rows {
+            family.sample(&[("server", &row.server)], read(row) as f64);
+        }
+        page.write(family)?;
+    }
+    Ok(())
+}

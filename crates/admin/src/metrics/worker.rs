@@ -1,0 +1,197 @@
+//! The metrics of the worker itself: what it is, how its reconcile goes, how long its steps take.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use balance_sync_fleet::status::{FleetStatus, Phase, Stage, TenantState};
+use prometheus::Error;
+
+use super::{
+    exposition::{Family, Page},
+    rows::{Distribution, Snapshot},
+};
+
+/// What it is, and what it was started with.
+pub(super) fn identity(page: &mut Page, status: &FleetStatus) -> Result<(), Error> {
+    page.write(
+        Family::gauge(
+            "balance_sync_build_info",
+            "Always 1; the label has the version of the running binary.",
+        )
+        .with(&[("version", env!("CARGO_PKG_VERSION"))], 1.0),
+    )?;
+    page.write(
+        Family::gauge(
+            "balance_sync_ready",
+            "Whether the worker has reconciled once and does not drain (1 or 0), as /readyz says.",
+        )
+        .with(&[], f64::from(u8::from(status.is_ready()))),
+    )?;
+    let Some(in_force) = status.in_force.get() else { return Ok(()) };
+    page.write(
+        Family::gauge(
+            "balance_sync_config_info",
+            "Always 1; the labels have settings in force that must be the same on all workers.",
+        )
+        .with(&[("claim_mode", in_force.claim_mode), ("key_form", in_force.key_form)], 1.0),
+    )?;
+    let gauges = [
+        (
+            "balance_sync_claim_ttl_seconds",
+            "Setting claim.ttl: how long a claim holds, in seconds.",
+            in_force.claim_ttl.as_secs_f64(),
+        ),
+        (
+            "balance_sync_protect_floor_seconds",
+            "Setting claim.protect_floor: what the lives of waiting values are raised to, in seconds.",
+            in_force.protect_floor.as_secs_f64(),
+        ),
+        (
+            "balance_sync_quarantine_limit_entries",
+            "Setting quarantine.max_entries: entries in a tenant's quarantine at most.",
+            in_force.quarantine_limit as f64,
+        ),
+        (
+            "balance_sync_tenant_list_interval_seconds",
+            "Setting tenants.poll_interval: time between two polls of the tenant list, in seconds.",
+            in_force.poll_interval.as_secs_f64(),
+        ),
+    ];
+    for (name, help, value) in gauges {
+        page.write(Family::gauge(name, help).with(&[], value))?;
+    }
+    Ok(())
+}
+
+/// Its tenants and its collectors.
+pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) -> Result<(), Error> {
+    let mut tenants =
+        Family::gauge("balance_sync_tenants", "Tenants this worker knows, by state of their collector.");
+    for (state, count) in TenantState::ALL.iter().zip(snapshot.states) {
+        tenants.sample(&[("state", state.name())], count as f64);
+    }
+    page.write(tenants)?;
+
+    let gauges = [
+        (
+            "balance_sync_tenants_wanted",
+            "Tenants of the list in force, whoever looks after them.",
+            status.wanted.load(Relaxed),
+        ),
+        (
+            "balance_sync_tenants_owned",
+            "Tenants that are this worker's to look after; without worker.partition all of them.",
+            status.owned.load(Relaxed),
+        ),
+        (
+            "balance_sync_tenants_refused",
+            "Ids in the tenant list that were refused as invalid, at the last poll.",
+            status.refused_ids.load(Relaxed),
+        ),
+        (
+            "balance_sync_removals_held",
+            "Tenants missing in the list whose collectors go on until the list has repeated itself.",
+            status.removals_held.load(Relaxed),
+        ),
+        (
+            "balance_sync_workers",
+            "Live workers that share the tenants out, this one among them, as it sees them in Redis; 0 while it knows of \
+             none, or without worker.partition.",
+            status.workers.load(Relaxed),
+        ),
+        (
+            "balance_sync_foreign_locked_members",
+            "Members passed over at each tenant's last claim because another worker holds their lock.",
+            snapshot.foreign_locked,
+        ),
+        (
+            "balance_sync_collectors_awaited",
+            "Collectors that were told to stop and had not ended at the last reconcile pass.",
+            status.awaited.load(Relaxed),
+        ),
+    ];
+    for (name, help, value) in gauges {
+        page.write(Family::gauge(name, help).with(&[], value as f64))?;
+    }
+    let counters = [
+        ("balance_sync_collector_starts_total", "Collectors started.", &status.started),
+        (
+            "balance_sync_collector_restarts_total",
+            "Collectors started after they had ended by themselves.",
+            &status.restarts,
+        ),
+        ("balance_sync_collector_stops_total", "Collectors stopped by the supervisor.", &status.stopped),
+        (
+            "balance_sync_collector_reaped_total",
+            "Collectors that ended by themselves or had to be broken off, panics among them.",
+            &status.reaped,
+        ),
+        ("balance_sync_collector_panics_total", "Collectors that ended by a panic.", &status.panics),
+    ];
+    for (name, help, value) in counters {
+        page.write(Family::counter(name, help).with(&[], value.load(Relaxed) as f64))?;
+    }
+    Ok(())
+}
+
+/// Its reconcile passes.
+pub(super) fn reconcile(page: &mut Page, status: &FleetStatus) -> Result<(), Error> {
+    page.write(
+        Family::counter("balance_sync_reconcile_passes_total", "Reconcile passes finished.")
+            .with(&[], status.passes.load(Relaxed) as f64),
+    )?;
+    let mut duration = Family::histogram(
+        "balance_sync_reconcile_duration_seconds",
+        "Duration of the supervisor's reconcile passes, in seconds.",
+    );
+    duration.distribution(&[], &Distribution::read(&status.reconcile));
+    page.write(duration)?;
+    let mut steps = Family::counter(
+        "balance_sync_reconcile_steps_total",
+        "What the passes did, by phase: reap (collectors cleared away after their end), stop (told to stop), start, \
+         wait (broken off, because they did not stop in time).",
+    );
+    for (phase, count) in Phase::ALL.iter().zip(&status.phases) {
+        steps.sample(&[("phase", phase.name())], count.load(Relaxed) as f64);
+    }
+    page.write(steps)?;
+    page.write(timestamp(
+        "balance_sync_last_reconcile_timestamp_seconds",
+        "When the last reconcile pass ended, in seconds since 1970.",
+        &status.last_pass_at_ms,
+    ))?;
+    page.write(
+        Family::gauge(
+            "balance_sync_reconcile_bound_seconds",
+            "Longest time without a reconcile pass before /livez says that the worker is stuck, in seconds.",
+        )
+        .with(&[], status.pass_bound_ms.load(Relaxed) as f64 / 1e3),
+    )
+}
+
+/// Its flushes, whosever they are.
+pub(super) fn flushes(page: &mut Page, status: &FleetStatus) -> Result<(), Error> {
+    let mut stages = Family::histogram(
+        "balance_sync_stage_duration_seconds",
+        "Duration of the steps of a flush, in seconds: claim (Redis), gather (decoding), update (Postgres, with \
+         getting a connection), settle (Redis).",
+    );
+    for (stage, histogram) in Stage::ALL.iter().zip(&status.stages) {
+        stages.distribution(&[("stage", stage.name())], &Distribution::read(histogram));
+    }
+    page.write(stages)?;
+    let mut flushes = Family::histogram(
+        "balance_sync_flush_duration_seconds",
+        "Duration of whole flushes, in seconds: gather, update and settle; the claim came before.",
+    );
+    flushes.distribution(&[], &Distribution::read(&status.flushes));
+    page.write(flushes)
+}
+
+/// A moment; left out while it has not come.
+pub(super) fn timestamp(name: &'static str, help: &'static str, milliseconds: &AtomicU64) -> Family {
+    let family = Family::gauge(name, help);
+    match milliseconds.load(Relaxed) {
+        0 => family,
+        at => family.with(&[], at as f64 / 1e3),
+    }
+}
