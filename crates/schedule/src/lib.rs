@@ -7,20 +7,24 @@
 //!
 //! Reading order: [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · [`claimed`] (what a
 //! claim holds) · [`schedule`] (the wrappers) · [`quarantine`] (entries, by hand) · [`sample`] (what waits, for the
-//! eye) · [`workers`] (who else is there) · [`subscription`] (messages) · [`error`].
+//! eye) · [`workers`] (who else is there) · [`snapshots`] (what they know) · [`controls`] (what operators decided) ·
+//! [`subscription`] (messages) · [`error`].
 
 pub mod claimed;
+pub mod controls;
 pub mod error;
 pub mod link;
 pub mod quarantine;
 pub mod sample;
 pub mod schedule;
 pub mod scripts;
+pub mod snapshots;
 pub mod stats;
 pub mod subscription;
 pub mod workers;
 
 pub use claimed::{Claim, Claimed, Refusal};
+pub use controls::Controls;
 pub use error::{ErrorClass, ScheduleError};
 pub use link::{Link, LinkSettings};
 pub use quarantine::{QuarantineEntry, Quarantined};
@@ -28,6 +32,7 @@ pub use sample::{Look, PageEnd, Sample, sample};
 pub use schedule::{
     Backlog, ClaimMode, ProtectPage, QuarantineReport, ReleaseReport, Schedule, ScheduleOptions, SettleReport,
 };
+pub use snapshots::Snapshots;
 pub use stats::LinkStats;
 pub use subscription::Subscription;
 pub use workers::{Registered, Workers};

@@ -69,3 +69,6 @@ script!(ADOPT, "adopt legacy", "adopt_legacy_schedule.lua");
 script!(PROBE, "probe", "probe_schedules.lua");
 script!(SAMPLE, "sample", "sample_schedules.lua");
 script!(REGISTER, "register worker", "register_worker.lua");
+script!(PUBLISH, "publish worker", "publish_worker.lua");
+script!(READ_WORKER, "read worker", "read_worker.lua");
+script!(WATCH_TENANT, "watch tenant", "watch_tenant.lua");

@@ -13,6 +13,7 @@ mod locks;
 mod protect;
 mod quarantine;
 mod sample;
+mod snapshots;
 mod tls;
 
 use std::{sync::Arc, time::Duration};

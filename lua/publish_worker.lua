@@ -1,0 +1,56 @@
+-- Publish: what a worker knows of itself and of the tenants it serves, for whoever asks any worker about the fleet.
+--
+-- KEYS[1]  workers of the group (sorted set: name, end of what it published)
+-- KEYS[2]  records of this worker (hash: `incarnation`, `seq`, `worker`, `t:<tenant>`, `d:<tenant>`)
+-- KEYS[3]  changes of this worker (sorted set: tenant, number of the call that changed its record last)
+-- KEYS[4]  tenants that somebody looks at in detail (sorted set: tenant, end of interest)
+-- ARGV[1]  name of this worker
+-- ARGV[2]  life of all this, in milliseconds
+-- ARGV[3]  incarnation: another one for each process, and for each time that it begins anew
+-- ARGV[4]  number of this call, 1 = begin anew
+-- ARGV[5]  1 = this call makes it visible, 0 = more pages follow
+-- ARGV[6]  record of the worker
+-- ARGV[7]  how many tenants' records follow, then `tenant, record` for each ('' = the tenant is served no longer)
+-- ARGV[..] after them `tenant, detail` for each detail
+--
+-- Result   { accepted, { tenant, tenant, ... } }
+--          accepted  0 = Redis doesn't hold what the calls before this one wrote: nothing was done, begin anew
+--          tenants   those that somebody looks at in detail
+--
+-- Atomic: a reader never sees half a call. What was published goes by itself when the worker falls silent.
+
+local name, ttl = ARGV[1], tonumber(ARGV[2])
+local seq = tonumber(ARGV[4])
+
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+
+if seq == 1 then
+  redis.call('DEL', KEYS[2], KEYS[3])
+else
+  local held = redis.call('HMGET', KEYS[2], 'incarnation', 'seq')
+  if held[1] ~= ARGV[3] or tonumber(held[2]) ~= seq - 1 then return { 0, {} } end
+end
+
+redis.call('HSET', KEYS[2], 'incarnation', ARGV[3], 'seq', seq, 'worker', ARGV[6])
+local tenants = tonumber(ARGV[7])
+for i = 8, 7 + 2 * tenants, 2 do
+  if ARGV[i + 1] == '' then
+    redis.call('HDEL', KEYS[2], 't:' .. ARGV[i], 'd:' .. ARGV[i])
+  else
+    redis.call('HSET', KEYS[2], 't:' .. ARGV[i], ARGV[i + 1])
+  end
+  redis.call('ZADD', KEYS[3], seq, ARGV[i])
+end
+for i = 8 + 2 * tenants, #ARGV, 2 do
+  redis.call('HSET', KEYS[2], 'd:' .. ARGV[i], ARGV[i + 1])
+end
+redis.call('PEXPIRE', KEYS[2], ttl)
+redis.call('PEXPIRE', KEYS[3], ttl)
+
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.17g', now))
+if ARGV[5] == '1' then redis.call('ZADD', KEYS[1], string.format('%.17g', now + ttl / 1000), name) end
+redis.call('PEXPIRE', KEYS[1], ttl)
+
+redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', string.format('%.17g', now))
+return { 1, redis.call('ZRANGE', KEYS[4], 0, -1) }
