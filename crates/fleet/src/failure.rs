@@ -112,3 +112,24 @@ pub fn redis_reaction(class: RedisClass) -> Reaction {
     };
     row(class.name(), pace, false, false)
 }
+
+/// Whether a reason is one that somebody has to mend, so that tries are far apart.
+#[must_use]
+pub fn waits_long(reason: &str) -> bool {
+    !matches!(
+        reason,
+        "postgres_connection"
+            | "postgres_too_many_connections"
+            | "postgres_timeout"
+            | "postgres_read_only"
+            | "postgres_contention"
+            | "postgres_resources"
+            | "tenant_service_unavailable"
+            | "stopping"
+            | "redis_unavailable"
+            | "redis_loading"
+            | "redis_read_only"
+            | "redis_out_of_memory"
+            | "redis_cluster"
+    )
+}

@@ -169,6 +169,8 @@ pub async fn flush<Q: Queue, S: Sink>(
     fleet.flushes.observe(begun.elapsed().as_secs_f64());
     let at = Trigger::ALL.iter().position(|known| *known == trigger).unwrap_or_default();
     status.batches[at].fetch_add(1, Relaxed);
+    let took = begun.elapsed();
+    status.note_flush(trigger, &end, took);
     tracing::debug!(
         trigger = trigger.name(),
         claimed = end.claimed,
@@ -176,7 +178,7 @@ pub async fn flush<Q: Queue, S: Sink>(
         stale = end.stale,
         quarantined = end.quarantined,
         released = end.released,
-        took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         "flushed"
     );
     end

@@ -5,10 +5,12 @@
 use std::time::Duration;
 
 use balance_sync_schedule::Claimed;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 /// Why a flush was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Trigger {
     /// The buffer held a whole batch.
     Size,

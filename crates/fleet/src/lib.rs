@@ -6,24 +6,35 @@
 //! [`prober`] (idle tenants) · [`sampler`] (what waits, for the eye) · [`partition`] (which tenants are this worker's) ·
 //! [`hints`] (events of the tenant service) · [`observed`] (calls to the directory, counted) · [`status`] (what is known of
 //! all this) · [`worker`] (all of it together).
+//!
+//! What operators see: [`recent`] (what happened lately) · [`record`] (what a worker tells) · [`publish`] (to whom) ·
+//! [`rows`] (tenants and workers, put together) · [`overview`] (the whole fleet in one look) · [`view`] (where all that
+//! comes from).
 
 pub mod backoff;
 pub mod collector;
 pub mod collector_actor;
+pub mod controls;
 pub mod failure;
 pub mod flush;
 pub mod gather;
 pub mod hints;
 pub mod lane;
 pub mod observed;
+pub mod overview;
 pub mod partition;
 pub mod plan;
 pub mod ports;
 pub mod prober;
 pub mod sampler;
+pub mod publish;
+pub mod recent;
+pub mod record;
+pub mod rows;
 pub mod status;
 pub mod supervisor;
 pub mod tenant_manager;
+pub mod view;
 pub mod worker;
 
 pub use balance_sync_schedule::ErrorClass;

@@ -2,21 +2,30 @@
 //! by metrics and the admin interface.
 
 use std::{
+    collections::BTreeSet,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use balance_sync_domain::TenantId;
 use balance_sync_schedule::LinkStats;
 use balance_sync_tenants::Tenant;
 use dashmap::DashMap;
+use serde::{Deserialize, Serialize};
 
-use crate::{gather::Trigger, observed::DirectoryStatus};
+use crate::{
+    flush::FlushEnd,
+    gather::Trigger,
+    observed::DirectoryStatus,
+    recent::{FlushNote, LagCounts, Recent, Totals},
+};
 
 /// What a tenant's collector is doing, under the names shown everywhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum TenantState {
     /// It was started and has not asked Redis yet.
     Starting,
@@ -112,6 +121,20 @@ impl Histogram {
                 total
             })
             .collect()
+    }
+
+    /// Observations in each bucket, and beyond the last.
+    #[must_use]
+    pub fn counts(&self) -> LagCounts {
+        let mut counts = [0; BUCKETS.len() + 1];
+        let mut within = 0;
+        for (count, bucket) in counts.iter_mut().zip(&self.buckets) {
+            *count = bucket.load(Relaxed);
+            within += *count;
+        }
+        // Read last: an observation under way is then counted beyond the last bucket for a moment, or not yet.
+        counts[BUCKETS.len()] = self.count().saturating_sub(within);
+        counts
     }
 
     /// The bound of the bucket in which the quantile (0 to 1) lies; `None` without observations, infinite beyond the
@@ -240,6 +263,8 @@ pub struct TenantStatus {
     pub lag: Histogram,
     /// Flushes by what triggered them.
     pub batches: [AtomicU64; Trigger::ALL.len()],
+    /// What happened lately; nothing for a tenant on which nothing has happened yet.
+    recent: Mutex<Option<Box<Recent>>>,
 }
 
 impl TenantStatus {
@@ -278,6 +303,7 @@ impl TenantStatus {
             restarts: AtomicU64::new(0),
             lag: Histogram::default(),
             batches: Default::default(),
+            recent: Mutex::default(),
         }
     }
 
@@ -312,8 +338,41 @@ impl TenantStatus {
         }
         info.state = TenantState::Degraded;
         info.reason = Some(reason);
+        self.note_error(reason, &detail);
         info.detail = Some(detail);
         changed
+    }
+
+    /// Notes a flush that has ended.
+    pub fn note_flush(&self, trigger: Trigger, end: &FlushEnd, took: Duration) {
+        let note = FlushNote::new(trigger, end, took, wall_clock());
+        self.recent_lock().get_or_insert_default().flushed(note);
+    }
+
+    /// Notes a failure, for people to look at.
+    pub fn note_error(&self, reason: &str, detail: &str) {
+        self.recent_lock().get_or_insert_default().failed(reason, detail, wall_clock());
+    }
+
+    /// Looks at what happened lately; `None` where nothing has.
+    pub fn recent<T>(&self, look: impl FnOnce(&Recent) -> T) -> Option<T> {
+        self.recent_lock().as_deref().map(look)
+    }
+
+    /// Takes the counters into what happened lately, `took` after the last time; gives what was added since.
+    pub fn tick(&self, took: Duration, at: f64) -> Option<Totals> {
+        let mut recent = self.recent_lock();
+        let totals = Totals {
+            updated: self.updated.load(Relaxed),
+            failures: self.batch_failures.load(Relaxed),
+            lags: self.lag.counts(),
+        };
+        recent.as_mut().map(|recent| recent.tick(took, totals, self.due.load(Relaxed), at))
+    }
+
+    fn recent_lock(&self) -> std::sync::MutexGuard<'_, Option<Box<Recent>>> {
+        // At worst a note is missing after a panic.
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, StateInfo> {
@@ -386,6 +445,8 @@ pub struct FleetStatus {
     pub reconcile: Histogram,
     /// Tenant list polls that failed.
     pub poll_failures: AtomicU64,
+    /// The last poll failed.
+    pub poll_failing: AtomicBool,
     /// Listed ids that were refused, at the last poll.
     pub refused_ids: AtomicU64,
     /// Collectors reaped after a panic.
@@ -418,6 +479,19 @@ pub struct FleetStatus {
     pub wanted: AtomicU64,
     /// Wanted tenants that are this worker's to look after.
     pub owned: AtomicU64,
+    /// Duration of the last reconcile pass, in microseconds.
+    pub last_pass_us: AtomicU64,
+    /// The tenants that the directory listed last, whoever looks after them; `None` before the first answer.
+    listed: RwLock<Option<Listed>>,
+}
+
+/// An answer of the directory.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// The tenants that are to be served.
+    pub tenants: Arc<BTreeSet<Tenant>>,
+    /// When it came, in seconds since 1970.
+    pub at: f64,
 }
 
 impl FleetStatus {
@@ -440,12 +514,45 @@ impl FleetStatus {
         self.tenants.remove(tenant);
     }
 
+    /// Shows each tenant, in no order.
+    pub fn each(&self, mut look: impl FnMut(&TenantStatus)) {
+        // Not held while looking: whoever starts a tenant must not wait for this.
+        let all: Vec<_> = self.tenants.iter().map(|entry| Arc::clone(entry.value())).collect();
+        all.iter().for_each(|status| look(status));
+    }
+
     /// All tenants, in id order.
     #[must_use]
     pub fn tenants(&self) -> Vec<Arc<TenantStatus>> {
         let mut all: Vec<_> = self.tenants.iter().map(|entry| Arc::clone(entry.value())).collect();
         all.sort_by(|a, b| a.tenant().cmp(b.tenant()));
         all
+    }
+
+    /// Notes which tenants are to be served.
+    pub fn list(&self, tenants: BTreeSet<Tenant>) {
+        let listed = Listed { tenants: Arc::new(tenants), at: wall_clock() };
+        *self.listed.write().unwrap_or_else(PoisonError::into_inner) = Some(listed);
+    }
+
+    /// Which tenants are to be served, as last known.
+    #[must_use]
+    pub fn listed(&self) -> Option<Listed> {
+        self.listed.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A tenant's status, if this worker has one.
+    #[must_use]
+    pub fn find(&self, tenant: &Tenant) -> Option<Arc<TenantStatus>> {
+        self.tenants.get(tenant).map(|found| Arc::clone(&found))
+    }
+
+    /// A tenant's status by the name it is shown under.
+    #[must_use]
+    pub fn find_by_label(&self, label: &str) -> Option<Arc<TenantStatus>> {
+        let id = TenantId::parse(label).ok().map(Tenant::Id);
+        id.and_then(|tenant| self.find(&tenant))
+            .or_else(|| (label == Tenant::Single.label()).then(|| self.find(&Tenant::Single)).flatten())
     }
 
     /// Counts a stage's duration.
@@ -461,7 +568,7 @@ impl FleetStatus {
     }
 }
 
-fn wall_clock() -> f64 {
+pub(crate) fn wall_clock() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 

@@ -270,7 +270,12 @@ impl Supervisor {
                 Err(error)
             }
         };
+        let answered = listed.is_ok();
+        self.fleet.poll_failing.store(!answered, Relaxed);
         let change = self.membership.observe(listed);
+        if answered {
+            self.fleet.list(self.membership.wanted().clone());
+        }
         self.fleet.removals_held.store(change.held.len() as u64, Relaxed);
         self.holding = !change.held.is_empty();
         if !change.held.is_empty() {
@@ -309,7 +314,9 @@ impl Supervisor {
             self.fleet.phases[phase as usize].fetch_add(count as u64, Relaxed);
         }
         self.fleet.awaited.store(steps.waiting as u64, Relaxed);
-        self.fleet.reconcile.observe(begun.elapsed().as_secs_f64());
+        let took = begun.elapsed();
+        self.fleet.reconcile.observe(took.as_secs_f64());
+        self.fleet.last_pass_us.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
         if !steps.is_empty() {
             tracing::info!(
                 reaped = steps.reap.len(),

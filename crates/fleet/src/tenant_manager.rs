@@ -16,6 +16,7 @@ use actix::prelude::*;
 use balance_sync_domain::TenantId;
 use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, PoolKey, PoolUsage, Table, TlsMode};
 use balance_sync_tenants::{DirectoryError, Tenant, TenantDatabase, TenantDirectory, TlsMode as TenantTls};
+use serde::{Deserialize, Serialize};
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::failure::SinkError;
@@ -151,6 +152,35 @@ pub struct CloseAll {
 #[derive(Message)]
 #[rtype(result = "Option<PoolUsage>")]
 pub struct GetUsage(pub Tenant);
+
+/// Asks how the connections of all tenants that have some are used.
+#[derive(Message)]
+#[rtype(result = "HashMap<Tenant, PoolUsage>")]
+pub struct GetUsages;
+
+/// Asks where a tenant's balances are written, for people to look at; `None` when that isn't known here.
+#[derive(Message)]
+#[rtype(result = "Option<DatabaseShown>")]
+pub struct GetShown(pub Tenant);
+
+/// A tenant's database settings in force, without password and keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseShown {
+    /// Host.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Database.
+    pub database: String,
+    /// User.
+    pub username: String,
+    /// Schema, if it has one of its own.
+    pub schema: Option<String>,
+    /// TLS.
+    pub sslmode: String,
+    /// Most connections to it.
+    pub max_connections: u32,
+}
 
 struct Entry {
     settings: TenantDatabase,
@@ -461,5 +491,35 @@ impl Handler<GetUsage> for TenantManager {
 
     fn handle(&mut self, GetUsage(tenant): GetUsage, _: &mut Self::Context) -> Self::Result {
         MessageResult(self.entries.get(&tenant).map(|entry| entry.pool.database.usage()))
+    }
+}
+
+impl Handler<GetUsages> for TenantManager {
+    type Result = MessageResult<GetUsages>;
+
+    fn handle(&mut self, _: GetUsages, _: &mut Self::Context) -> Self::Result {
+        let usages = self.entries.iter().map(|(tenant, entry)| (tenant, entry.pool.database.usage()));
+        MessageResult(
+            usages
+                .filter(|(_, usage)| usage.open > 0)
+                .map(|(tenant, usage)| (tenant.clone(), usage))
+                .collect(),
+        )
+    }
+}
+
+impl Handler<GetShown> for TenantManager {
+    type Result = MessageResult<GetShown>;
+
+    fn handle(&mut self, GetShown(tenant): GetShown, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.entries.get(&tenant).map(|Entry { settings, pool, .. }| DatabaseShown {
+            host: settings.host.clone(),
+            port: settings.port,
+            database: settings.database.clone(),
+            username: settings.username.clone(),
+            schema: settings.schema.clone(),
+            sslmode: settings.tls.as_str().to_owned(),
+            max_connections: pool.database.spec().max_connections,
+        }))
     }
 }

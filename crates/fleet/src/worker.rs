@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use balance_sync_schedule::{Link, LinkSettings, Schedule, ScheduleError, ScheduleOptions};
+use balance_sync_schedule::{
+    Controls, Link, LinkSettings, Schedule, ScheduleError, ScheduleOptions, Snapshots,
+};
 use balance_sync_store::ConnectionBudget;
 use balance_sync_tenants::{KeyForm, Membership, TenantDirectory, other_key_space};
 use tokio::{sync::oneshot, task::JoinHandle};
@@ -19,9 +21,12 @@ use crate::{
     partition::{Partition, PartitionSettings},
     prober::Prober,
     sampler,
+    publish::Publisher,
+    record::{Own, OwnParts},
     status::{FleetStatus, InForce},
     supervisor::{Drain, DrainReport, Poll, Spawner, Supervisor, SupervisorOptions},
     tenant_manager::{CloseAll, ManagerOptions, TenantManager},
+    view::FleetReader,
 };
 
 /// How often Redis is asked whether it may evict.
@@ -53,6 +58,19 @@ pub struct WorkerSettings {
     pub events: Option<EventSettings>,
     /// How tenants are shared out among the workers; `None` = this one looks after all of them.
     pub partition: Option<PartitionSettings>,
+    /// Under which name others know it.
+    pub identity: Identity,
+}
+
+/// Who a worker is among the others.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Its name, unlike all others'.
+    pub name: String,
+    /// The workers that know of each other: those with the same tenants.
+    pub group: String,
+    /// Its version.
+    pub version: String,
 }
 
 /// A running worker.
@@ -66,6 +84,11 @@ pub struct Worker {
     /// Ends what runs beside the collectors.
     beside: DropGuard,
     registration: Option<JoinHandle<()>>,
+    own: Arc<Own>,
+    snapshots: Snapshots,
+    collector: Arc<CollectorOptions>,
+    /// Ends the publisher, which outlives the collectors so that a drain can be watched.
+    publishing: (DropGuard, JoinHandle<()>),
 }
 
 impl Worker {
@@ -114,13 +137,28 @@ impl Worker {
             lanes.push(LaneThread { arbiter: arbiter.handle(), link, prober });
             arbiters.push(arbiter);
         }
+        let collector = Arc::new(settings.collector);
+        let Identity { name, group, version } = settings.identity;
+        let own = Arc::new(Own::new(OwnParts {
+            name,
+            version,
+            replicas: settings.partition.as_ref().map(|partition| partition.replicas as u64),
+            fleet: Arc::clone(&fleet),
+            budget: budget.clone(),
+            manager: manager.clone(),
+            directory: Arc::clone(&settings.directory),
+        }));
+        let snapshots = Snapshots::new(link.clone(), &group);
+        let publishing = CancellationToken::new();
+        let publisher = Publisher::new(Arc::clone(&own), snapshots.clone());
+        let publisher = actix_rt::spawn(publisher.run(publishing.clone()));
         let spawner = LaneSpawner {
             threads: lanes,
             next: 0,
             manager: manager.clone(),
             fleet: Arc::clone(&fleet),
             schedule: Arc::new(settings.schedule),
-            collector: Arc::new(settings.collector),
+            collector: Arc::clone(&collector),
             key_form,
         };
         let supervisor = Supervisor::new(
@@ -164,6 +202,10 @@ impl Worker {
             arbiters,
             beside: beside.drop_guard(),
             registration,
+            own,
+            snapshots,
+            collector,
+            publishing: (publishing.drop_guard(), publisher),
         })
     }
 
@@ -191,6 +233,18 @@ impl Worker {
         &self.link
     }
 
+    /// What is known of the whole fleet. A tenant whose oldest due balance is older than the objective counts as behind.
+    #[must_use]
+    pub fn reader(&self, objective: Duration) -> FleetReader {
+        FleetReader::of_worker(
+            Arc::clone(&self.own),
+            self.snapshots.clone(),
+            Controls::new(self.link.clone()),
+            objective,
+            Arc::clone(&self.collector),
+        )
+    }
+
     /// Polls the tenant list now.
     pub fn poll(&self) {
         // A hint: if the mailbox is full, a poll is under way anyway.
@@ -207,6 +261,9 @@ impl Worker {
             let _ = registration.await;
         }
         let _ = self.manager.send(CloseAll { grace: close_grace }).await;
+        let (publishing, publisher) = self.publishing;
+        drop(publishing);
+        let _ = publisher.await;
         for arbiter in &self.arbiters {
             arbiter.stop();
         }

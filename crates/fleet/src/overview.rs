@@ -1,0 +1,369 @@
+//! The whole fleet in one look: is any tenant behind, which, and why.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::{
+    recent::lag_quantile,
+    record::FleetPoint,
+    rows::{TenantRow, UNSERVED, at},
+    status::TenantState,
+    view::FleetView,
+};
+
+/// Tenants shown as the worst.
+const WORST: usize = 8;
+/// Tenants named in one sentence.
+const NAMED: usize = 3;
+/// A value with less life left than this may be lost before it is written.
+const SHORT_LIFE_SECONDS: f64 = 300.0;
+
+/// How the fleet is, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Every tenant is served and up to date.
+    Healthy,
+    /// Balances of some tenant are late.
+    Behind,
+    /// Some tenant can't be written, or nobody serves it.
+    Degraded,
+    /// Nothing is known.
+    Unknown,
+}
+
+impl Verdict {
+    /// The name in answers.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Behind => "behind",
+            Self::Degraded => "degraded",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// The fleet at a glance.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Overview {
+    /// When this was put together.
+    pub generated_at: String,
+    /// `ok` or `unavailable`.
+    pub redis: &'static str,
+    /// What is wrong with Redis.
+    pub detail: Option<String>,
+    /// In one word.
+    pub verdict: Verdict,
+    /// Why, in sentences, the worst first.
+    pub reasons: Vec<String>,
+    /// Workers.
+    pub workers: WorkerCount,
+    /// Tenants.
+    pub tenants: TenantCount,
+    /// What waits.
+    pub backlog: BacklogShown,
+    /// Entries in quarantine.
+    pub quarantined: u64,
+    /// Values that had expired before anybody looked, since the workers' start.
+    pub expired_total: u64,
+    /// Smallest remaining life of a scheduled value in Redis.
+    pub shortest_life_seconds: Option<f64>,
+    /// The last seconds.
+    pub rates: RatesShown,
+    /// From a mutation to its row, over the last seconds.
+    pub lag: LagShown,
+    /// Oldest first, a point every 5 s.
+    pub history: Vec<FleetPointShown>,
+    /// Those behind or degraded first.
+    pub worst: Vec<TenantRow>,
+    /// Collectors that were started again.
+    pub restarts_total: u64,
+    /// What it is measured by.
+    pub settings: OverviewSettings,
+}
+
+/// Workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct WorkerCount {
+    /// Heard of within the last seconds.
+    pub live: usize,
+}
+
+/// Tenants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TenantCount {
+    /// All.
+    pub total: usize,
+    /// Those that no live worker serves.
+    pub unserved: usize,
+    /// The others by state.
+    pub by_state: BTreeMap<&'static str, usize>,
+}
+
+/// What waits.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct BacklogShown {
+    /// Members in all schedules.
+    pub scheduled: u64,
+    /// Those whose time has come.
+    pub due: u64,
+    /// Those that a worker holds.
+    pub leased: u64,
+    /// How long the oldest due one has been due.
+    pub oldest_due_age_seconds: f64,
+}
+
+/// The last seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RatesShown {
+    /// Rows written per second.
+    pub rows_per_second: f64,
+    /// Flushes that failed, per second.
+    pub failures_per_second: f64,
+}
+
+/// From a mutation to its row.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LagShown {
+    /// Median.
+    pub p50_seconds: Option<f64>,
+    /// What 99 of 100 stayed within.
+    pub p99_seconds: Option<f64>,
+}
+
+/// One point of the fleet's history.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FleetPointShown {
+    /// When.
+    pub at: String,
+    /// Rows written per second.
+    pub rows_per_second: f64,
+    /// Median lag.
+    pub p50_seconds: Option<f64>,
+    /// Lag that 99 of 100 stayed within.
+    pub p99_seconds: Option<f64>,
+    /// Members due.
+    pub due: u64,
+    /// The oldest of them.
+    pub oldest_due_age_seconds: f64,
+}
+
+impl From<&FleetPoint> for FleetPointShown {
+    fn from(point: &FleetPoint) -> Self {
+        Self {
+            at: at(point.at),
+            rows_per_second: point.rows_per_second,
+            p50_seconds: point.p50_seconds,
+            p99_seconds: point.p99_seconds,
+            due: point.due,
+            oldest_due_age_seconds: point.oldest_due_age_seconds,
+        }
+    }
+}
+
+/// What the fleet is measured by.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct OverviewSettings {
+    /// A tenant whose oldest due balance is older counts as behind.
+    pub freshness_objective_seconds: f64,
+}
+
+impl FleetView {
+    /// The fleet at a glance.
+    #[must_use]
+    pub fn overview(&self) -> Overview {
+        let objective = self.objective_seconds;
+        let mut by_state: BTreeMap<&'static str, usize> =
+            TenantState::ALL.iter().map(|state| (state.name(), 0)).collect();
+        let mut backlog = BacklogShown { scheduled: 0, due: 0, leased: 0, oldest_due_age_seconds: 0.0 };
+        let (mut unserved, mut quarantined, mut expired) = (0, 0, 0);
+        let mut shortest: Option<f64> = None;
+        for row in &self.tenants {
+            if row.state == UNSERVED {
+                unserved += 1;
+            } else {
+                *by_state.entry(row.state).or_default() += 1;
+            }
+            backlog.scheduled += row.scheduled;
+            backlog.due += row.due;
+            backlog.leased += row.leased;
+            backlog.oldest_due_age_seconds = backlog.oldest_due_age_seconds.max(row.oldest_due_age_seconds);
+            quarantined += row.quarantined;
+            expired += row.expired_total;
+            shortest = match (shortest, row.shortest_life_seconds) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+        }
+        let (verdict, reasons) = self.judge();
+        let mut worst: Vec<&TenantRow> = self.tenants.iter().collect();
+        let order = |row: &TenantRow| (trouble(row, objective), row.oldest_due_age_seconds, row.due as f64);
+        // Only the worst are wanted, and there may be thousands.
+        let by_trouble = |a: &&TenantRow, b: &&TenantRow| {
+            let ((ta, oa, da), (tb, ob, db)) = (order(a), order(b));
+            tb.cmp(&ta).then(ob.total_cmp(&oa)).then(db.total_cmp(&da)).then(a.id.cmp(&b.id))
+        };
+        if worst.len() > WORST {
+            worst.select_nth_unstable_by(WORST - 1, by_trouble);
+            worst.truncate(WORST);
+        }
+        worst.sort_by(by_trouble);
+        Overview {
+            generated_at: at(self.at),
+            redis: if self.redis_error.is_none() { "ok" } else { "unavailable" },
+            detail: self.redis_error.clone(),
+            verdict,
+            reasons,
+            workers: WorkerCount { live: self.workers.len() },
+            tenants: TenantCount { total: self.tenants.len(), unserved, by_state },
+            backlog,
+            quarantined,
+            expired_total: expired,
+            shortest_life_seconds: shortest,
+            rates: RatesShown {
+                rows_per_second: self.rates.rows_per_second,
+                failures_per_second: self.rates.failures_per_second,
+            },
+            lag: LagShown {
+                p50_seconds: lag_quantile(&self.rates.lags, 0.5),
+                p99_seconds: lag_quantile(&self.rates.lags, 0.99),
+            },
+            history: self.history.iter().map(FleetPointShown::from).collect(),
+            worst: worst.into_iter().cloned().collect(),
+            restarts_total: self.workers.iter().map(|worker| worker.collector_restarts_total).sum(),
+            settings: OverviewSettings { freshness_objective_seconds: objective },
+        }
+    }
+
+    /// The verdict, and why.
+    fn judge(&self) -> (Verdict, Vec<String>) {
+        let mut reasons = Vec::new();
+        let mut verdict = Verdict::Healthy;
+        let mut worse = |than: Verdict, reason: String| {
+            verdict = verdict.max(than);
+            reasons.push(reason);
+        };
+        if let Some(error) = &self.redis_error {
+            let level = if self.workers.is_empty() { Verdict::Unknown } else { Verdict::Degraded };
+            worse(
+                level,
+                format!("Redis can't be asked, only what this worker serves itself is shown: {error}."),
+            );
+        } else if self.workers.is_empty() {
+            worse(Verdict::Unknown, "No live worker has been heard of.".to_owned());
+        }
+        if !self.listed {
+            worse(
+                Verdict::Unknown,
+                "The list of tenants is not known, so nobody can tell whether all are served.".to_owned(),
+            );
+        }
+
+        let mut degraded: BTreeMap<&str, Vec<&TenantRow>> = BTreeMap::new();
+        let (mut unserved, mut behind, mut paused, mut short) = (vec![], vec![], vec![], vec![]);
+        let (mut quarantined, mut expired) = (vec![], vec![]);
+        for row in &self.tenants {
+            match row.state {
+                "degraded" => {
+                    degraded.entry(row.reason.as_deref().unwrap_or("unknown")).or_default().push(row)
+                }
+                UNSERVED => unserved.push(row),
+                _ => {}
+            }
+            if row.is_behind(self.objective_seconds) {
+                behind.push(row);
+            }
+            if row.paused.is_some() {
+                paused.push(row);
+            }
+            if row.shortest_life_seconds.is_some_and(|life| life < SHORT_LIFE_SECONDS) {
+                short.push(row);
+            }
+            if row.quarantined > 0 {
+                quarantined.push(row);
+            }
+            if row.expired_total > 0 {
+                expired.push(row);
+            }
+        }
+        let mut degraded: Vec<_> = degraded.into_iter().collect();
+        degraded.sort_by_key(|(_, rows)| std::cmp::Reverse(rows.len()));
+        for (reason, rows) in degraded {
+            let since = rows.iter().filter_map(|row| row.since.as_deref()).min().unwrap_or("unknown");
+            worse(
+                Verdict::Degraded,
+                format!("{} can't be written ({reason}), since {since}: {}.", tenants(&rows), names(&rows)),
+            );
+        }
+        if !unserved.is_empty() && !self.workers.is_empty() {
+            let text = format!("{} served by no live worker: {}.", are(&unserved), names(&unserved));
+            worse(Verdict::Degraded, text);
+        }
+        if !behind.is_empty() {
+            behind.sort_by(|a, b| b.oldest_due_age_seconds.total_cmp(&a.oldest_due_age_seconds));
+            let due: u64 = behind.iter().map(|row| row.due).sum();
+            let (oldest, objective) = (behind[0].oldest_due_age_seconds, self.objective_seconds);
+            worse(
+                Verdict::Behind,
+                format!(
+                    "{} behind: {due} balances are due, the oldest for {oldest:.1} s (objective {objective} s): {}.",
+                    are(&behind),
+                    names(&behind)
+                ),
+            );
+        }
+        if !short.is_empty() {
+            let left = short.iter().filter_map(|row| row.shortest_life_seconds).fold(f64::MAX, f64::min);
+            worse(
+                Verdict::Behind,
+                format!(
+                    "Values of {} expire in {left:.0} s unless they are written before: {}.",
+                    tenants(&short).to_lowercase(),
+                    names(&short)
+                ),
+            );
+        }
+        // What is worth knowing and calls nobody out of bed.
+        if !paused.is_empty() {
+            reasons.push(format!("{} paused by hand: {}.", are(&paused), names(&paused)));
+        }
+        if !quarantined.is_empty() {
+            quarantined.sort_by_key(|row| std::cmp::Reverse(row.quarantined));
+            let entries: u64 = quarantined.iter().map(|row| row.quarantined).sum();
+            reasons.push(format!("{entries} balances are in quarantine: {}.", names(&quarantined)));
+        }
+        if !expired.is_empty() {
+            let values: u64 = expired.iter().map(|row| row.expired_total).sum();
+            reasons.push(format!("{values} values had expired before anybody looked: {}.", names(&expired)));
+        }
+        (verdict, reasons)
+    }
+}
+
+/// How much a tenant is in trouble; more is worse.
+fn trouble(row: &TenantRow, objective: f64) -> u8 {
+    match row.state {
+        "degraded" => 4,
+        UNSERVED => 3,
+        _ if row.is_behind(objective) => 2,
+        _ if row.paused.is_some() || row.quarantined > 0 => 1,
+        _ => 0,
+    }
+}
+
+fn tenants(rows: &[&TenantRow]) -> String {
+    if rows.len() == 1 { "1 tenant".to_owned() } else { format!("{} tenants", rows.len()) }
+}
+
+fn are(rows: &[&TenantRow]) -> String {
+    format!("{} {}", tenants(rows), if rows.len() == 1 { "is" } else { "are" })
+}
+
+fn names(rows: &[&TenantRow]) -> String {
+    let named: Vec<&str> = rows.iter().take(NAMED).map(|row| row.id.as_str()).collect();
+    let more = rows.len().saturating_sub(NAMED);
+    if more == 0 { named.join(", ") } else { format!("{} and {more} more", named.join(", ")) }
+}

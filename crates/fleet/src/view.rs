@@ -1,0 +1,469 @@
+//! The whole fleet, as any worker or command can tell it: what all workers have published, what this one knows itself, and
+//! what the directory lists.
+//!
+//! Nothing is kept up to date for nobody: it is put together when somebody asks, at most once a second, and then only
+//! what has changed is read. With Redis away a worker still tells what it serves itself.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use balance_sync_schedule::{Controls, ScheduleError, Snapshots, snapshots::Position};
+use balance_sync_tenants::{Tenant, TenantDirectory};
+use tokio::{sync::Mutex, time::Instant};
+
+use crate::{
+    collector::CollectorOptions,
+    controls::PausedRecord,
+    recent::Rates,
+    record::{Counts, DetailRecord, FleetPoint, Own, TenantRecord, WorkerRecord},
+    rows::{PausedBy, TenantDetail, TenantRow, UNSERVED, WorkerRow, at},
+    status::{TenantState, wall_clock},
+};
+
+/// Who asks within this time is given the same answer.
+const FRESH: Duration = Duration::from_millis(900);
+/// Longest time for what Redis is asked in one look; beyond it counts as away.
+const REDIS_BOUND: Duration = Duration::from_secs(3);
+/// How long workers go on publishing the detail of a tenant at which somebody has looked.
+const INTEREST: Duration = Duration::from_secs(15);
+/// A command without a worker asks the directory this often at most.
+const LIST_EVERY: Duration = Duration::from_secs(10);
+/// Longest time for the directory to answer a command.
+const LIST_BOUND: Duration = Duration::from_secs(10);
+
+/// The fleet at one moment.
+#[derive(Debug, Clone)]
+pub struct FleetView {
+    /// When it was put together, in seconds since 1970.
+    pub at: f64,
+    /// What is wrong with Redis.
+    pub redis_error: Option<String>,
+    /// Whether it is known which tenants there are.
+    pub listed: bool,
+    /// All live workers, by name.
+    pub workers: Vec<WorkerRow>,
+    /// The last seconds, over all workers.
+    pub rates: Rates,
+    /// All tenants, by id.
+    pub tenants: Vec<TenantRow>,
+    /// Their counters, in the same order.
+    pub counts: Vec<Counts>,
+    /// The fleet's history, as this worker has seen it.
+    pub history: Vec<FleetPoint>,
+    /// A tenant whose oldest due balance is older counts as behind.
+    pub objective_seconds: f64,
+}
+
+impl FleetView {
+    /// One tenant.
+    #[must_use]
+    pub fn find(&self, id: &str) -> Option<(&TenantRow, &Counts)> {
+        let at = self.tenants.binary_search_by(|row| row.id.as_str().cmp(id)).ok()?;
+        Some((&self.tenants[at], &self.counts[at]))
+    }
+
+    /// The tenants that fit, in order, one page of them.
+    #[must_use]
+    pub fn page(&self, query: &TenantQuery) -> (usize, Vec<&TenantRow>) {
+        let wanted = query.text.to_lowercase();
+        let mut rows: Vec<&TenantRow> = self
+            .tenants
+            .iter()
+            .filter(|row| {
+                (query.states.is_empty()
+                    || query.states.iter().any(|state| match state {
+                        StateFilter::Behind => row.is_behind(self.objective_seconds),
+                        StateFilter::Unserved => row.state == UNSERVED,
+                        StateFilter::Paused => row.paused.is_some() || row.state == "paused",
+                        StateFilter::Is(state) => row.state == state.name(),
+                    }))
+                    && (wanted.is_empty() || row.id.to_lowercase().contains(&wanted))
+            })
+            .collect();
+        let number = |row: &TenantRow| match query.sort {
+            TenantSort::Id | TenantSort::State => 0.0,
+            TenantSort::Backlog => row.scheduled as f64,
+            TenantSort::Due => row.due as f64,
+            TenantSort::Oldest => row.oldest_due_age_seconds,
+            TenantSort::Lag => row.lag_p99_seconds.unwrap_or(-1.0),
+            TenantSort::Rows => row.rows_per_second,
+            TenantSort::Quarantined => row.quarantined as f64,
+        };
+        // Stable, and in id order so far.
+        rows.sort_by(|a, b| {
+            let order = match query.sort {
+                TenantSort::Id => a.id.cmp(&b.id),
+                TenantSort::State => a.state.cmp(b.state),
+                _ => number(a).total_cmp(&number(b)),
+            };
+            if query.descending { order.reverse() } else { order }
+        });
+        let total = rows.len();
+        let from = query.page.saturating_sub(1).saturating_mul(query.per_page);
+        (total, rows.into_iter().skip(from).take(query.per_page).collect())
+    }
+}
+
+/// Which tenants are wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantQuery {
+    /// In one of these states; all when empty.
+    pub states: Vec<StateFilter>,
+    /// With this in their id, whatever its case.
+    pub text: String,
+    /// In this order …
+    pub sort: TenantSort,
+    /// … or the other way round.
+    pub descending: bool,
+    /// Which page; the first is 1.
+    pub page: usize,
+    /// How many on it.
+    pub per_page: usize,
+}
+
+/// What a tenant may be asked for by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateFilter {
+    /// Its state.
+    Is(TenantState),
+    /// An operator halted it, whatever its collectors are doing at this moment.
+    Paused,
+    /// Its balances are late.
+    Behind,
+    /// No live worker serves it.
+    Unserved,
+}
+
+impl StateFilter {
+    /// The names, for messages.
+    pub const NAMES: &'static str = "starting, idle, syncing, degraded, paused, stopping, unserved, behind";
+
+    /// By name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "behind" => Some(Self::Behind),
+            "paused" => Some(Self::Paused),
+            UNSERVED => Some(Self::Unserved),
+            _ => TenantState::ALL.into_iter().find(|state| state.name() == name).map(Self::Is),
+        }
+    }
+}
+
+/// What tenants are put in order by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TenantSort {
+    /// Id.
+    Id,
+    /// State, by name.
+    State,
+    /// Members in the schedule.
+    Backlog,
+    /// Members due.
+    Due,
+    /// Age of the oldest due member.
+    Oldest,
+    /// Lag that 99 of 100 stayed within.
+    Lag,
+    /// Rows per second.
+    Rows,
+    /// Entries in quarantine.
+    Quarantined,
+}
+
+impl TenantSort {
+    /// The names, for messages.
+    pub const NAMES: &'static str = "id, state, backlog, due, oldest, lag, rows, quarantined";
+
+    /// By name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "id" => Self::Id,
+            "state" => Self::State,
+            "backlog" => Self::Backlog,
+            "due" => Self::Due,
+            "oldest" => Self::Oldest,
+            "lag" => Self::Lag,
+            "rows" => Self::Rows,
+            "quarantined" => Self::Quarantined,
+            _ => return None,
+        })
+    }
+}
+
+/// What is known of another worker.
+struct Known {
+    position: Position,
+    worker: WorkerRecord,
+    tenants: HashMap<String, TenantRecord>,
+}
+
+/// Where the list of tenants comes from.
+enum Source {
+    /// The worker in this process, which polls it anyway.
+    Own(Arc<Own>),
+    /// A command: the directory is asked.
+    Directory { directory: Arc<dyn TenantDirectory>, listed: Option<(Instant, Vec<Tenant>)> },
+}
+
+struct State {
+    source: Source,
+    known: BTreeMap<String, Known>,
+    last: Option<(Instant, Arc<FleetView>)>,
+}
+
+/// Reads the fleet.
+pub struct FleetReader {
+    own: Option<Arc<Own>>,
+    snapshots: Snapshots,
+    controls: Controls,
+    objective: Duration,
+    options: Arc<CollectorOptions>,
+    state: Mutex<State>,
+}
+
+impl FleetReader {
+    /// For a worker, which knows its own part without asking anybody.
+    #[must_use]
+    pub fn of_worker(
+        own: Arc<Own>,
+        snapshots: Snapshots,
+        controls: Controls,
+        objective: Duration,
+        options: Arc<CollectorOptions>,
+    ) -> Self {
+        let source = Source::Own(Arc::clone(&own));
+        Self::new(Some(own), source, snapshots, controls, objective, options)
+    }
+
+    /// For a command, without a worker in its process. `directory` says which tenants there are.
+    #[must_use]
+    pub fn outside(
+        directory: Arc<dyn TenantDirectory>,
+        snapshots: Snapshots,
+        controls: Controls,
+        objective: Duration,
+        options: Arc<CollectorOptions>,
+    ) -> Self {
+        let source = Source::Directory { directory, listed: None };
+        Self::new(None, source, snapshots, controls, objective, options)
+    }
+
+    fn new(
+        own: Option<Arc<Own>>,
+        source: Source,
+        snapshots: Snapshots,
+        controls: Controls,
+        objective: Duration,
+        options: Arc<CollectorOptions>,
+    ) -> Self {
+        let state = Mutex::new(State { source, known: BTreeMap::new(), last: None });
+        Self { own, snapshots, controls, objective, options, state }
+    }
+
+    /// The fleet now, or as it was a moment ago. Never fails: what can't be asked is said in the answer.
+    pub async fn view(&self) -> Arc<FleetView> {
+        let mut state = self.state.lock().await;
+        if let Some((at, view)) = &state.last
+            && at.elapsed() < FRESH
+        {
+            return Arc::clone(view);
+        }
+        let view = Arc::new(self.look(&mut state).await);
+        state.last = Some((Instant::now(), Arc::clone(&view)));
+        view
+    }
+
+    /// Everything about one tenant; `None` when there is no such tenant.
+    pub async fn detail(&self, id: &str) -> Option<TenantDetail> {
+        let view = self.view().await;
+        let (row, counts) = view.find(id)?;
+        let own_name = self.own.as_ref().map(|own| own.name.as_str());
+        let others: Vec<&str> =
+            row.owners.iter().map(String::as_str).filter(|name| Some(*name) != own_name).collect();
+        let mut details: Vec<(String, DetailRecord)> = Vec::new();
+        let published = self.bounded(self.snapshots.watch(&others, id, INTEREST)).await;
+        for (name, detail) in others.iter().zip(published.unwrap_or_default()) {
+            // None yet from one that has only just begun to serve it.
+            if let Some(detail) = detail.and_then(|detail| serde_json::from_str(&detail).ok()) {
+                details.push(((*name).to_owned(), detail));
+            }
+        }
+        if let Some(own) = &self.own
+            && let Some(status) = own.fleet.find_by_label(id)
+        {
+            details.push((own.name.clone(), own.detail_record(&status, true).await));
+        }
+        Some(TenantDetail::new(row.clone(), counts, details, &self.options))
+    }
+
+    async fn look(&self, state: &mut State) -> FleetView {
+        let read = self.bounded(self.read_others(&mut state.known)).await;
+        let (redis_error, paused) = match read {
+            Ok(paused) => (None, paused),
+            Err(error) => {
+                state.known.clear();
+                (Some(error.to_string()), HashMap::new())
+            }
+        };
+        let listed: Option<Vec<String>> = match &mut state.source {
+            Source::Own(own) => own
+                .fleet
+                .listed()
+                .map(|listed| listed.tenants.iter().map(|tenant| tenant.label().to_owned()).collect()),
+            Source::Directory { directory, listed } => list(directory, listed).await,
+        };
+        self.put_together(&state.known, redis_error, &paused, listed.as_deref())
+    }
+
+    async fn bounded<T>(
+        &self,
+        asking: impl Future<Output = Result<T, ScheduleError>>,
+    ) -> Result<T, ScheduleError> {
+        tokio::time::timeout(REDIS_BOUND, asking).await.unwrap_or_else(|_| {
+            Err(ScheduleError {
+                operation: "read fleet",
+                class: balance_sync_schedule::ErrorClass::Unavailable,
+                message: format!("no answer within {REDIS_BOUND:?}"),
+            })
+        })
+    }
+
+    /// Brings what is known of other workers up to date; gives who is paused.
+    async fn read_others(
+        &self,
+        known: &mut BTreeMap<String, Known>,
+    ) -> Result<HashMap<String, PausedBy>, ScheduleError> {
+        let own = self.own.as_ref().map(|own| own.name.as_str());
+        let names = self.snapshots.names().await?;
+        known.retain(|name, _| names.contains(name));
+        for name in names.iter().filter(|name| Some(name.as_str()) != own) {
+            let mut more = true;
+            while more {
+                let since = known.get(name).map(|known| known.position.clone()).unwrap_or_default();
+                let Some(changes) = self.snapshots.read(name, &since).await? else {
+                    known.remove(name);
+                    break;
+                };
+                more = changes.more;
+                let Ok(worker) = serde_json::from_str(&changes.worker) else {
+                    tracing::debug!(worker = name, "what another worker publishes can't be read");
+                    known.remove(name);
+                    break;
+                };
+                if since.incarnation != changes.position.incarnation {
+                    known.remove(name);
+                }
+                let entry = known.entry(name.clone()).or_insert_with(|| Known {
+                    position: Position::default(),
+                    worker,
+                    tenants: HashMap::new(),
+                });
+                entry.position = changes.position;
+                if let Ok(worker) = serde_json::from_str(&changes.worker) {
+                    entry.worker = worker;
+                }
+                for (tenant, record) in changes.tenants {
+                    match record.and_then(|record| serde_json::from_str(&record).ok()) {
+                        Some(record) => entry.tenants.insert(tenant, record),
+                        None => entry.tenants.remove(&tenant),
+                    };
+                }
+            }
+        }
+        let paused = self.controls.paused().await?;
+        Ok(paused
+            .into_values()
+            .filter_map(|text| serde_json::from_str::<PausedRecord>(&text).ok())
+            .map(|PausedRecord { tenant, by, at: when, note }| (tenant, PausedBy { by, at: at(when), note }))
+            .collect())
+    }
+
+    fn put_together(
+        &self,
+        known: &BTreeMap<String, Known>,
+        redis_error: Option<String>,
+        paused: &HashMap<String, PausedBy>,
+        listed: Option<&[String]>,
+    ) -> FleetView {
+        let own_records: Vec<(String, TenantRecord)> = self.own.as_ref().map_or_else(Vec::new, |own| {
+            let statuses = own.fleet.tenants();
+            statuses
+                .iter()
+                .map(|status| (status.tenant().label().to_owned(), own.tenant_record(status)))
+                .collect()
+        });
+        let mut owners: BTreeMap<&str, Vec<(&str, &TenantRecord)>> = BTreeMap::new();
+        let own_name = self.own.as_ref().map_or("", |own| own.name.as_str());
+        for (tenant, record) in &own_records {
+            owners.entry(tenant).or_default().push((own_name, record));
+        }
+        for (name, other) in known {
+            for (tenant, record) in &other.tenants {
+                owners.entry(tenant).or_default().push((name, record));
+            }
+        }
+        // Without Redis others may well serve those that this worker doesn't.
+        for tenant in listed.filter(|_| redis_error.is_none()).unwrap_or_default() {
+            owners.entry(tenant).or_default();
+        }
+        let mut tenants = Vec::with_capacity(owners.len());
+        let mut counts = Vec::with_capacity(owners.len());
+        for (id, mut records) in owners {
+            records.sort_by_key(|(name, _)| *name);
+            let paused = paused.get(id).cloned();
+            match TenantRow::merged(id, &records, paused.clone()) {
+                Some((row, merged)) => {
+                    tenants.push(row);
+                    counts.push(merged.counts);
+                }
+                None => {
+                    tenants.push(TenantRow::unserved(id, paused));
+                    counts.push(Counts::default());
+                }
+            }
+        }
+        let mut records: Vec<(WorkerRecord, bool)> =
+            known.values().map(|known| (known.worker.clone(), false)).collect();
+        if let Some(own) = &self.own {
+            let mut record = own.worker_record();
+            if let Some(error) = &redis_error {
+                record.redis.clone_from(error);
+            }
+            records.push((record, true));
+        }
+        records.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+        let mut rates = Rates::default();
+        records.iter().for_each(|(worker, _)| rates.add(&worker.rates));
+        FleetView {
+            at: wall_clock(),
+            redis_error,
+            listed: listed.is_some(),
+            workers: records.iter().map(|(record, own)| WorkerRow::new(record, *own)).collect(),
+            rates,
+            tenants,
+            counts,
+            history: self.own.as_ref().map(|own| own.history()).unwrap_or_default(),
+            objective_seconds: self.objective.as_secs_f64(),
+        }
+    }
+}
+
+/// The directory's list, a few seconds old at most; `None` when it can't be had.
+async fn list(
+    directory: &Arc<dyn TenantDirectory>,
+    listed: &mut Option<(Instant, Vec<Tenant>)>,
+) -> Option<Vec<String>> {
+    if listed.as_ref().is_none_or(|(at, _)| at.elapsed() > LIST_EVERY) {
+        match tokio::time::timeout(LIST_BOUND, directory.active()).await {
+            Ok(Ok(listing)) => *listed = Some((Instant::now(), listing.set().into_iter().collect())),
+            Ok(Err(error)) => tracing::debug!(%error, "the list of tenants can't be had"),
+            Err(_) => tracing::debug!("the list of tenants can't be had in time"),
+        }
+    }
+    listed.as_ref().map(|(_, tenants)| tenants.iter().map(|tenant| tenant.label().to_owned()).collect())
+}
