@@ -1,5 +1,6 @@
 //! What people and machines ask a running worker over HTTP: is it alive, is it ready, what are its numbers.
 //!
+//! - [`api`]: `/api/v1`, the fleet for programs and for the pages at `/`.
 //! - [`server`]: the listener, its limits and the table of paths.
 //! - `health`: `/livez` and `/readyz`, decided from the fleet's status.
 //! - [`metrics`]: `/metrics` in Prometheus' text format.
@@ -8,10 +9,12 @@
 //! Everything is read from [`balance_sync_fleet::status`] at the moment of the question; nothing is kept up to date
 //! beside it, so that a worker nobody asks does no work for it.
 
+pub mod api;
 mod health;
 pub mod metrics;
 pub mod server;
 mod ui;
 
+pub use api::Api;
 pub use metrics::{ConnectionSource, ServerConnections};
-pub use server::{AdminServer, AdminSettings, start, start_with_connections};
+pub use server::{AdminServer, AdminSettings, start, start_with_api, start_with_connections};

@@ -16,8 +16,10 @@ use actix_web::{
     web::{self, Data, ServiceConfig},
 };
 use balance_sync_fleet::status::FleetStatus;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    api::{self, Api},
     health::{self, Verdict},
     metrics::{CONTENT_TYPE, ConnectionSource, Metrics},
     ui,
@@ -51,6 +53,8 @@ pub struct AdminServer {
     address: SocketAddr,
     handle: ServerHandle,
     task: JoinHandle<io::Result<()>>,
+    /// Ends the event streams.
+    streams: Option<CancellationToken>,
 }
 
 impl AdminServer {
@@ -62,6 +66,10 @@ impl AdminServer {
 
     /// Stops listening, lets answers under way end for at most two seconds, and returns when all is closed.
     pub async fn stop(self) {
+        // They would go on for ever.
+        if let Some(streams) = &self.streams {
+            streams.cancel();
+        }
         self.handle.stop(true).await;
         match self.task.await {
             Ok(Ok(())) => tracing::debug!(address = %self.address, "admin interface stopped"),
@@ -88,7 +96,7 @@ struct Shared {
 ///
 /// When the address can't be listened on, or outside an actix system.
 pub fn start(settings: AdminSettings, status: Arc<FleetStatus>, started: Instant) -> io::Result<AdminServer> {
-    serve(settings, status, started, None)
+    serve(settings, status, started, None, None)
 }
 
 /// As [`start`], with gauges of the connections on each Postgres server.
@@ -102,7 +110,22 @@ pub fn start_with_connections(
     started: Instant,
     connections: ConnectionSource,
 ) -> io::Result<AdminServer> {
-    serve(settings, status, started, Some(connections))
+    serve(settings, status, started, Some(connections), None)
+}
+
+/// As [`start_with_connections`], with the API.
+///
+/// # Errors
+///
+/// As [`start`].
+pub fn start_with_api(
+    settings: AdminSettings,
+    status: Arc<FleetStatus>,
+    started: Instant,
+    connections: ConnectionSource,
+    api: Api,
+) -> io::Result<AdminServer> {
+    serve(settings, status, started, Some(connections), Some(api))
 }
 
 fn serve(
@@ -110,6 +133,7 @@ fn serve(
     status: Arc<FleetStatus>,
     started: Instant,
     connections: Option<ConnectionSource>,
+    api: Option<Api>,
 ) -> io::Result<AdminServer> {
     let AdminSettings { listen, metrics_tenants } = settings;
     if System::try_current().is_none() {
@@ -117,7 +141,10 @@ fn serve(
     }
     let metrics = Metrics::new(Arc::clone(&status), metrics_tenants, connections);
     let shared = Data::new(Shared { status, started, metrics });
+    let streams = api.as_ref().map(Api::stop);
+    let api = api.map(Data::new);
     let server = HttpServer::new(move || {
+        let api = api.clone();
         App::new()
             .app_data(shared.clone())
             .wrap(
@@ -125,8 +152,14 @@ fn serve(
                     .add(("x-content-type-options", "nosniff"))
                     .add(("x-frame-options", "DENY"))
                     .add(("referrer-policy", "no-referrer"))
+                    .add(("content-security-policy", "default-src 'self'"))
                     .add(("cache-control", "no-store")),
             )
+            .configure(|config| {
+                if let Some(api) = api {
+                    config.app_data(api).configure(api::routes);
+                }
+            })
             .configure(routes)
     })
     .workers(1)
@@ -145,7 +178,7 @@ fn serve(
     let handle = server.handle();
     let task = actix_rt::spawn(server);
     tracing::info!(%address, "admin interface listens");
-    Ok(AdminServer { address, handle, task })
+    Ok(AdminServer { address, handle, task, streams })
 }
 
 /// All paths. No handler reads a request's body, so none is ever held in memory.

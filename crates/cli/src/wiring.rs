@@ -11,6 +11,7 @@ use balance_sync_fleet::{
     plan::Limits,
     supervisor::SupervisorOptions,
     tenant_manager::ManagerOptions,
+    worker::Identity,
 };
 use balance_sync_schedule::ScheduleOptions;
 use balance_sync_tenants::{Membership, ServiceDirectory, ServiceSettings, StaticDirectory, TenantDirectory};
@@ -135,13 +136,18 @@ pub(crate) fn worker_settings(config: &Config) -> anyhow::Result<WorkerSettings>
             key_form: config.tenants.key_form,
             overdue: partition::OVERDUE,
         }),
+        identity: Identity {
+            name: config.worker.name.clone(),
+            group: group(config),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        },
     })
 }
 
 /// The workers that serve the same tenants as this one: a worker of another fleet on the same Redis must not be counted
 /// on, nor one whose configuration lists other tenants. Those that differ while a change is rolled out count each group by
 /// itself, which costs work and nothing else.
-fn group(config: &Config) -> String {
+pub(crate) fn group(config: &Config) -> String {
     let (kind, tenants) = match &config.tenants.source {
         TenantSource::Service(service) => ("service", format!("{} {}", service.url, service.service)),
         TenantSource::Static(tenants) => {

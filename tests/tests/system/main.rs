@@ -6,6 +6,7 @@
 //! What a worker logs is part of every test: an ERROR line that the test doesn't expect, a tenant's line without the
 //! tenant's id, or a secret anywhere fails it.
 
+mod api;
 mod commands;
 mod exact;
 mod fleet;

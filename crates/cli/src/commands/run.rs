@@ -3,7 +3,7 @@
 use std::{path::Path, sync::atomic::Ordering::Relaxed, time::Instant};
 
 use anyhow::Context;
-use balance_sync_admin::{AdminServer, AdminSettings, ServerConnections};
+use balance_sync_admin::{AdminServer, AdminSettings, Api, ServerConnections};
 use balance_sync_fleet::{Worker, supervisor::DrainReport};
 
 use crate::{EXIT_OK, config::Config, telemetry, wiring};
@@ -67,11 +67,12 @@ fn start_admin(config: &Config, worker: &Worker, started: Instant) -> anyhow::Re
             })
             .collect()
     });
-    let server = balance_sync_admin::start_with_connections(
+    let server = balance_sync_admin::start_with_api(
         settings,
         std::sync::Arc::clone(worker.fleet()),
         started,
         connections,
+        Api::new(worker.reader(config.admin.freshness_objective)),
     )
     .with_context(|| format!("admin.listen = {}: can't listen there", config.admin.listen))?;
     tracing::info!(address = %server.address(), "admin interface listens");

@@ -265,6 +265,8 @@ pub(super) struct Admin {
     pub enabled: bool,
     pub listen: String,
     pub metrics_tenants: usize,
+    #[serde(with = "humantime_serde")]
+    pub freshness_objective: Duration,
 }
 
 /// `[log]`: form and filter of the log.

@@ -123,6 +123,8 @@ pub(crate) struct Admin {
     pub listen: SocketAddr,
     /// Tenants with time series of their own at `/metrics`.
     pub metrics_tenants: usize,
+    /// A tenant whose oldest due balance is older counts as behind.
+    pub freshness_objective: Duration,
 }
 
 /// `[worker]`.

@@ -265,6 +265,7 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
 
     // The bounds of what the ledger's variables can set are such that no relation below fails by clamping alone.
     within!(check, raw.collector.batch_size, 1..=10_000);
+    within!(check, raw.admin.freshness_objective, ms(100)..=minutes(60));
     within!(check, raw.collector.flush_timeout, ms(1)..=secs(5));
     within!(check, raw.collector.poll_interval, ms(1)..=secs(1));
     within!(check, raw.collector.idle_backoff_max, ms(1)..=minutes(1));
@@ -408,7 +409,12 @@ fn admin(check: &mut Check<'_>, raw: &raw::Admin) -> Option<Admin> {
             format!("{listen} can be reached from elsewhere: health and metrics are shown to whoever asks"),
         );
     }
-    Some(Admin { enabled: raw.enabled, listen, metrics_tenants: raw.metrics_tenants })
+    Some(Admin {
+        enabled: raw.enabled,
+        listen,
+        metrics_tenants: raw.metrics_tenants,
+        freshness_objective: raw.freshness_objective,
+    })
 }
 
 /// `EnvFilter` takes any single word for the name of a module, so that a misspelt level would mean "trace this module".

@@ -1,0 +1,140 @@
+//! `GET /api/v1/events`: what changes, as server-sent events, for pages that are looked at.
+//!
+//! Each stream is a task on the interface's thread with a small channel to its client. There are few of them, a client
+//! that doesn't read is dropped, and all end at once when the interface is stopped: a worker's drain never waits for
+//! somebody who watches it.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use actix_web::{HttpRequest, HttpResponse, web::Bytes};
+use balance_sync_fleet::{rows::TenantRow, view::FleetView};
+use serde::Serialize;
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::{Instant, MissedTickBehavior},
+};
+
+use super::{Answer, State, fleet::no_tenant, params::Params, problem::Problem};
+
+/// Streams at a time; together with scrapers and probes they stay below the limit of connections.
+pub(super) const MOST_STREAMS: usize = 32;
+/// Time between two looks.
+const EVERY: Duration = Duration::from_secs(2);
+/// A comment is sent when nothing else was for this long, so that nobody in between takes the connection for dead.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// A client that hasn't read for this long is dropped.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Rows in one event: a page of changes stays small enough to be shown at once.
+const ROWS: usize = 500;
+
+/// Data of the event `tenants`.
+#[derive(Debug, Serialize)]
+struct Changed<'a> {
+    tenants: Vec<&'a TenantRow>,
+    removed: Vec<&'a str>,
+}
+
+/// `GET /api/v1/events`.
+pub(super) async fn events(state: State, request: HttpRequest) -> Answer {
+    let params = Params::read(&request, &["tenant"])?;
+    let tenant = params.get("tenant").map(str::to_owned);
+    let Ok(permit) = Arc::clone(&state.streams).try_acquire_owned() else {
+        return Err(Problem::unavailable(format!(
+            "all {MOST_STREAMS} event streams of this worker are taken"
+        )));
+    };
+    let view = state.reader.view().await;
+    if let Some(id) = &tenant
+        && view.find(id).is_none()
+    {
+        return Err(no_tenant(id));
+    }
+    let (sender, mut receiver) = mpsc::channel(8);
+    actix_rt::spawn(Stream { state, tenant, sender, last_sent: Instant::now(), _permit: permit }.run(view));
+    Ok(HttpResponse::Ok()
+        .content_type("text/event-stream")
+        // Proxies that gather answers before they pass them on would make a stream useless.
+        .insert_header(("x-accel-buffering", "no"))
+        .streaming(futures::stream::poll_fn(move |context| {
+            receiver.poll_recv(context).map(|event| event.map(Ok::<Bytes, actix_web::Error>))
+        })))
+}
+
+/// Why a stream ends.
+enum Ended {
+    /// The client is gone, or doesn't read.
+    Client,
+}
+
+struct Stream {
+    state: State,
+    tenant: Option<String>,
+    sender: mpsc::Sender<Bytes>,
+    last_sent: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Stream {
+    async fn run(mut self, view: Arc<FleetView>) {
+        let stop = self.state.stop.clone();
+        // Nothing is to be said at the end: whoever watched connects again by itself.
+        let _ = stop.run_until_cancelled(self.send_all(view)).await;
+    }
+
+    async fn send_all(&mut self, mut before: Arc<FleetView>) -> Result<(), Ended> {
+        self.send(Bytes::from_static(b"retry: 2000\n\n")).await?;
+        let mut timer = tokio::time::interval(EVERY);
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            timer.tick().await;
+            let view = self.state.reader.view().await;
+            let mut overview = view.overview();
+            // A page draws the rest by itself.
+            overview.history.drain(..overview.history.len().saturating_sub(1));
+            self.event("overview", &overview).await?;
+            self.changes(&before, &view).await?;
+            if let Some(id) = &self.tenant
+                && let Some(detail) = self.state.reader.detail(id).await
+            {
+                self.event("tenant", &detail).await?;
+            }
+            before = view;
+            if self.last_sent.elapsed() >= HEARTBEAT {
+                self.send(Bytes::from_static(b": still here\n\n")).await?;
+            }
+        }
+    }
+
+    async fn changes(&mut self, before: &FleetView, now: &FleetView) -> Result<(), Ended> {
+        let old: HashMap<&str, &TenantRow> =
+            before.tenants.iter().map(|row| (row.id.as_str(), row)).collect();
+        let changed: Vec<&TenantRow> =
+            now.tenants.iter().filter(|row| old.get(row.id.as_str()) != Some(row)).collect();
+        let removed: Vec<&str> =
+            before.tenants.iter().map(|row| row.id.as_str()).filter(|id| now.find(id).is_none()).collect();
+        for (n, rows) in changed.chunks(ROWS).enumerate() {
+            let removed = if n == 0 { removed.clone() } else { Vec::new() };
+            self.event("tenants", &Changed { tenants: rows.to_vec(), removed }).await?;
+        }
+        if changed.is_empty() && !removed.is_empty() {
+            self.event("tenants", &Changed { tenants: Vec::new(), removed }).await?;
+        }
+        Ok(())
+    }
+
+    async fn event(&mut self, name: &str, data: &impl Serialize) -> Result<(), Ended> {
+        // JSON has no line breaks, so one `data` line holds it.
+        let data = serde_json::to_string(data).unwrap_or_default();
+        self.send(Bytes::from(format!("event: {name}\ndata: {data}\n\n"))).await
+    }
+
+    async fn send(&mut self, bytes: Bytes) -> Result<(), Ended> {
+        match tokio::time::timeout(PATIENCE, self.sender.send(bytes)).await {
+            Ok(Ok(())) => {
+                self.last_sent = Instant::now();
+                Ok(())
+            }
+            Ok(Err(_)) | Err(_) => Err(Ended::Client),
+        }
+    }
+}

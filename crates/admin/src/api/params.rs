@@ -1,0 +1,118 @@
+//! Query parameters, each read by name; what is wrong with one is said with its name, its value and what is allowed.
+
+use std::collections::BTreeMap;
+
+use actix_web::HttpRequest;
+
+use super::problem::Problem;
+
+/// Most entries on a page.
+const MOST_PER_PAGE: usize = 1000;
+/// Entries on a page unless told otherwise.
+const PER_PAGE: usize = 100;
+/// Longest parameter, in bytes: more than the longest member that makes sense.
+const LONGEST: usize = 4096;
+
+/// The parameters of one request.
+#[derive(Debug)]
+pub(crate) struct Params(BTreeMap<String, String>);
+
+impl Params {
+    /// Reads the query; only the `known` names may stand there, each once.
+    pub(crate) fn read(request: &HttpRequest, known: &[&str]) -> Result<Self, Problem> {
+        let mut read = BTreeMap::new();
+        for (name, value) in form(request.query_string()) {
+            if !known.contains(&name.as_str()) {
+                let allowed = if known.is_empty() { "no parameters".to_owned() } else { known.join(", ") };
+                return Err(Problem::invalid(&name, &value, &allowed));
+            }
+            if value.len() > LONGEST {
+                return Err(Problem::invalid(&name, &value, &format!("at most {LONGEST} bytes")));
+            }
+            if read.insert(name.clone(), value.clone()).is_some() {
+                return Err(Problem::invalid(&name, &value, "once"));
+            }
+        }
+        Ok(Self(read))
+    }
+
+    /// A parameter; one that is empty counts as absent.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// A parameter by one of its names.
+    pub(crate) fn choice<T>(
+        &self,
+        name: &str,
+        usual: T,
+        allowed: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<T, Problem> {
+        let Some(value) = self.get(name) else { return Ok(usual) };
+        parse(value).ok_or_else(|| Problem::invalid(name, value, allowed))
+    }
+
+    /// `page` and `per_page`.
+    pub(crate) fn paging(&self) -> Result<(usize, usize), Problem> {
+        let number = |name: &str, usual: usize, most: usize| {
+            let allowed = format!("a whole number from 1 to {most}");
+            self.choice(name, usual, &allowed, |text| text.parse().ok().filter(|n| (1..=most).contains(n)))
+        };
+        Ok((number("page", 1, 1_000_000)?, number("per_page", PER_PAGE, MOST_PER_PAGE)?))
+    }
+}
+
+/// Names and values of a query.
+fn form(query: &str) -> Vec<(String, String)> {
+    let decode = |text: &str| {
+        let text = text.replace('+', " ");
+        percent_encoding::percent_decode_str(&text).decode_utf8_lossy().into_owned()
+    };
+    query
+        .split('&')
+        .filter(|part| !part.is_empty())
+        .map(|part| {
+            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            (decode(name), decode(value))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    fn read(query: &str) -> Result<Params, Problem> {
+        Params::read(
+            &TestRequest::with_uri(&format!("/x?{query}")).to_http_request(),
+            &["page", "per_page", "q"],
+        )
+    }
+
+    #[test]
+    fn values_are_decoded() {
+        let params = read("q=a%20b+c%2B%C3%A9&page=3").unwrap();
+        assert_eq!(params.get("q"), Some("a b c+é"));
+        assert_eq!(params.paging().unwrap(), (3, 100));
+        assert_eq!(read("q=").unwrap().get("q"), None);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_what_is_allowed() {
+        let text = |query: &str| match read(query).and_then(|params| params.paging()) {
+            Ok(paging) => panic!("{query} was taken: {paging:?}"),
+            Err(problem) => problem.to_string(),
+        };
+        assert_eq!(text("pages=3"), "Invalid request: pages = \"3\": allowed: page, per_page, q");
+        assert!(text("page=0").contains("page = \"0\": allowed: a whole number from 1 to"));
+        assert!(
+            text("per_page=1001").contains("per_page = \"1001\": allowed: a whole number from 1 to 1000")
+        );
+        assert!(text("page=1&page=2").contains("allowed: once"));
+        assert!(text(&format!("q={}", "x".repeat(5000))).contains("at most 4096 bytes"));
+    }
+}
