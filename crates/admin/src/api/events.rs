@@ -78,7 +78,7 @@ impl Stream {
     async fn run(mut self, view: Arc<FleetView>) {
         let stop = self.state.stop.clone();
         // Nothing is to be said at the end: whoever watched connects again by itself.
-        let _ = stop.run_until_cancelled(self.send_all(view)).await;
+        let _ = stop.run_until_cancelled(Box::pin(self.send_all(view))).await;
     }
 
     async fn send_all(&mut self, mut before: Arc<FleetView>) -> Result<(), Ended> {
