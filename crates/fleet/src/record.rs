@@ -10,7 +10,7 @@ use std::{
 
 use actix::Addr;
 use balance_sync_store::{ConnectionBudget, PoolUsage};
-use balance_sync_tenants::{Tenant, TenantDirectory};
+use balance_sync_tenants::{BreakerState, Tenant};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -270,8 +270,6 @@ pub struct Own {
     pub budget: ConnectionBudget,
     /// Who knows its databases.
     pub manager: Addr<TenantManager>,
-    /// Where its tenants come from.
-    pub directory: Arc<dyn TenantDirectory>,
     window: Mutex<Window>,
     pools: Mutex<HashMap<Tenant, Pool>>,
     history: Mutex<VecDeque<FleetPoint>>,
@@ -293,15 +291,13 @@ pub struct OwnParts {
     pub budget: ConnectionBudget,
     /// Who knows its databases.
     pub manager: Addr<TenantManager>,
-    /// Where its tenants come from.
-    pub directory: Arc<dyn TenantDirectory>,
 }
 
 impl Own {
     /// A worker that has just been started.
     #[must_use]
     pub fn new(parts: OwnParts) -> Self {
-        let OwnParts { name, version, replicas, fleet, budget, manager, directory } = parts;
+        let OwnParts { name, version, replicas, fleet, budget, manager } = parts;
         Self {
             name,
             version,
@@ -310,7 +306,6 @@ impl Own {
             fleet,
             budget,
             manager,
-            directory,
             window: Mutex::default(),
             pools: Mutex::default(),
             history: Mutex::default(),
@@ -374,7 +369,7 @@ impl Own {
                 kept: status.kept.load(Relaxed),
                 released: status.released.load(Relaxed),
                 failures: status.batch_failures.load(Relaxed),
-                restarts: status.starts.load(Relaxed).saturating_sub(1),
+                restarts: status.restarts.load(Relaxed),
                 batches: if batches.iter().all(|n| *n == 0) { Vec::new() } else { batches },
             },
             pool: lock(&self.pools).get(status.tenant()).copied(),
@@ -400,10 +395,9 @@ impl Own {
         let fleet = &self.fleet;
         let mut by_state: BTreeMap<TenantState, u64> =
             TenantState::ALL.into_iter().map(|state| (state, 0)).collect();
-        let (mut restarts, mut due, mut oldest) = (0, 0, 0);
+        let (mut due, mut oldest) = (0, 0);
         fleet.each(|status| {
             *by_state.entry(status.state().state).or_default() += 1;
-            restarts += status.starts.load(Relaxed).saturating_sub(1);
             due += status.due.load(Relaxed);
             oldest = oldest.max(status.oldest_due_age_ms.load(Relaxed));
         });
@@ -435,11 +429,10 @@ impl Own {
             tenant_service: self.service_record(),
             reconcile: ReconcileRecord {
                 passes,
-                last_at: (passes > 0)
-                    .then(|| self.started_at + fleet.last_pass_ms.load(Relaxed) as f64 / 1e3),
+                last_at: seconds(fleet.last_pass_at_ms.load(Relaxed)),
                 last_duration_seconds: fleet.last_pass_us.load(Relaxed) as f64 / 1e6,
             },
-            restarts,
+            restarts: fleet.restarts.load(Relaxed),
             postgres,
             due,
             oldest_due_age_ms: oldest,
@@ -448,18 +441,17 @@ impl Own {
     }
 
     fn service_record(&self) -> ServiceRecord {
-        let listed_at = self.fleet.listed().map(|listed| listed.at);
-        let Some(stats) = self.directory.service_stats() else {
-            return ServiceRecord { state: "static".to_owned(), last_success_at: listed_at, failures: 0 };
+        let directory = &self.fleet.directory;
+        let last_success_at = seconds(directory.last_success_ms.load(Relaxed));
+        let Some(stats) = directory.service() else {
+            return ServiceRecord { state: "static".to_owned(), last_success_at, failures: 0 };
         };
-        let state = if stats.breaker_open {
-            "breaker_open"
-        } else if listed_at.is_none() || self.fleet.poll_failing.load(Relaxed) {
-            "failing"
-        } else {
-            "ok"
+        let state = match stats.breaker {
+            BreakerState::Open => "breaker_open",
+            BreakerState::Closed if !self.fleet.poll_failing.load(Relaxed) => "ok",
+            BreakerState::Closed | BreakerState::HalfOpen => "failing",
         };
-        ServiceRecord { state: state.to_owned(), last_success_at: listed_at, failures: stats.failures }
+        ServiceRecord { state: state.to_owned(), last_success_at, failures: stats.failures }
     }
 
     /// Adds a point to the fleet's history, out of what all live workers say, this one among them.
@@ -502,6 +494,11 @@ impl Own {
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // Nothing here is left half-written by a panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A time in milliseconds since 1970, if there is one.
+fn seconds(millis: u64) -> Option<f64> {
+    (millis > 0).then_some(millis as f64 / 1e3)
 }
 
 /// Resident memory of this process; 0 where the system doesn't tell.

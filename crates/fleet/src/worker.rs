@@ -146,7 +146,6 @@ impl Worker {
             fleet: Arc::clone(&fleet),
             budget: budget.clone(),
             manager: manager.clone(),
-            directory: Arc::clone(&settings.directory),
         }));
         let snapshots = Snapshots::new(link.clone(), &group);
         let publishing = CancellationToken::new();
