@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod command;
+pub mod leases;
 pub mod ledger;
 pub mod log;
 pub mod metrics;
@@ -19,6 +20,7 @@ use uuid::Uuid;
 
 pub use audit::Audit;
 pub use command::{Finished, balance_sync, run};
+pub use leases::Leases;
 pub use log::{Line, Log};
 pub use metrics::Metrics;
 pub use worker::{Ended, Worker, WorkerBuilder};

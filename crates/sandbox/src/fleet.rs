@@ -255,6 +255,11 @@ impl Sandbox {
         Ok(())
     }
 
+    /// What it was asked for.
+    pub fn options(&self) -> &SandboxOptions {
+        &self.options
+    }
+
     /// The private Redis.
     pub fn redis(&self) -> &RedisServer {
         &self.redis

@@ -13,6 +13,8 @@ use nix::sys::signal::Signal;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
+use crate::quiet::Concerns;
+
 /// The claim TTL of the workers; the relations of the configuration leave it no shorter with these deadlines.
 pub const CLAIM_TTL: &str = "4s";
 /// Connections that a worker may have open.
@@ -62,11 +64,29 @@ const KINDS: [Kind; 18] = [
     Kind::Poison,
 ];
 
+impl Kind {
+    /// Whether it hits something that the quiet tenant shares with the others.
+    fn concerns_the_quiet_one(self) -> bool {
+        matches!(
+            self,
+            Self::KillWorker
+                | Self::FreezeWorker
+                | Self::StopWorker
+                | Self::RedisCrash
+                | Self::RedisCut
+                | Self::RedisLatency
+                | Self::RedisBlackHole
+                | Self::ServiceIll
+        )
+    }
+}
+
 /// The system under faults.
 pub struct World {
     sandbox: Arc<Sandbox>,
     rng: SmallRng,
     workers: Vec<Worker>,
+    concerns: Concerns,
     /// How often each fault was injected.
     pub faults: BTreeMap<Kind, u32>,
     /// Members that must be in quarantine at the end, by tenant.
@@ -74,8 +94,8 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(sandbox: Arc<Sandbox>, rng: SmallRng) -> Self {
-        Self { sandbox, rng, workers: Vec::new(), faults: BTreeMap::new(), poisoned: Vec::new() }
+    pub fn new(sandbox: Arc<Sandbox>, rng: SmallRng, concerns: Concerns) -> Self {
+        Self { sandbox, rng, workers: Vec::new(), concerns, faults: BTreeMap::new(), poisoned: Vec::new() }
     }
 
     /// Counts of the faults, as text.
@@ -119,7 +139,13 @@ impl World {
         let kind = KINDS[self.rng.random_range(0..KINDS.len())];
         let length = Duration::from_millis(self.rng.random_range(100..1500));
         *self.faults.entry(kind).or_default() += 1;
+        if kind.concerns_the_quiet_one() {
+            self.concerns.begin();
+        }
         self.inject(kind, length).await.with_context(|| format!("injecting {kind:?} for {length:?}"))?;
+        if kind.concerns_the_quiet_one() {
+            self.concerns.end();
+        }
         // A breath between faults, of any length: some must meet the recovery from the last one.
         let pause = Duration::from_millis(self.rng.random_range(0..700));
         tokio::time::sleep(pause).await;

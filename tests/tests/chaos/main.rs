@@ -1,12 +1,14 @@
 //! Chaos: several workers, producers, and a seeded sequence of faults over real servers; then the invariants.
 //!
 //! `CHAOS_SECONDS` says for how long (20 unless set), `CHAOS_SEED` which sequence; the seed is printed and replays the same
-//! faults in the same order. `make chaos` runs it for longer.
+//! faults in the same order. `CHAOS_RATE` says how many mutations come per second (1500). `make chaos` runs it for longer.
 
 #![allow(clippy::print_stderr)] // seed and outcome must be seen
 
 mod faults;
 mod invariants;
+mod leases;
+mod quiet;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadOptions, Progress};
 use balance_sync_sandbox::{RedisOptions, Sandbox, SandboxOptions, eventually};
+use balance_sync_tests::leases::{Leases, Scripts};
 use balance_sync_tests::ledger::in_step;
 use balance_sync_tests::options;
 use rand::rngs::SmallRng;
@@ -22,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use faults::World;
 use invariants::Watch;
+use quiet::{Concerns, Quiet};
 
 /// Tenants: own databases, two that share one, one with a UUID for its id.
 const TENANTS: usize = 6;
@@ -61,7 +65,14 @@ async fn chaos(seed: u64, length: Duration) -> Result<()> {
     let sandbox = Arc::new(Sandbox::start(SandboxOptions { redis, proxied: true, ..wanted }).await?);
     invariants::prepare(&sandbox).await?;
 
-    let mut world = World::new(Arc::clone(&sandbox), SmallRng::seed_from_u64(seed));
+    let concerns = Concerns::default();
+    let quiet = Quiet::start(Arc::clone(&sandbox), concerns.clone()).await?;
+    let mut schedules = vec![Quiet::schedule()];
+    schedules.extend(sandbox.tenants().iter().map(|tenant| tenant.keys.schedule()));
+    let password = sandbox.options().redis.password.clone();
+    let leases = Leases::watch(sandbox.redis().port(), password, schedules, &Scripts::default()).await?;
+
+    let mut world = World::new(Arc::clone(&sandbox), SmallRng::seed_from_u64(seed), concerns);
     for _ in 0..WORKERS {
         world.start_worker().await?;
     }
@@ -69,7 +80,8 @@ async fn chaos(seed: u64, length: Duration) -> Result<()> {
 
     let mut producer = sandbox.producer();
     let (cancel, progress) = (CancellationToken::new(), Arc::new(Progress::new(TENANTS)));
-    let load = LoadOptions { rate: RATE, hot_key_share: 0.2, seed, ..LoadOptions::default() };
+    let rate = setting("CHAOS_RATE").map_or(RATE, |rate| rate as f64);
+    let load = LoadOptions { rate, hot_key_share: 0.2, seed, ..LoadOptions::default() };
     let producing = {
         let (cancel, progress) = (cancel.clone(), Arc::clone(&progress));
         tokio::spawn(async move {
@@ -95,9 +107,12 @@ async fn chaos(seed: u64, length: Duration) -> Result<()> {
     let caught_up = calm.elapsed();
 
     let seen = watch.stop().await?;
+    let served = quiet.stop().await?;
     invariants::check(&sandbox, &world).await?;
     world.stop_workers().await?;
     ensure!(seen.samples > 0, "the watch saw nothing");
+    let leases = leases.stop().await?;
+    ensure!(leases.claimed > 0 && leases.removed > 0, "the record of leases saw nothing: {leases:?}");
     eprintln!(
         "chaos: seed {seed}: {} mutations ({} errors), {} faults [{}], {} samples, caught up in {:.1} s, \
          0 lost, 0 backwards, 0 across tenants, at most {} connections of a worker",
@@ -108,6 +123,19 @@ async fn chaos(seed: u64, length: Duration) -> Result<()> {
         seen.samples,
         caught_up.as_secs_f64(),
         seen.connections,
+    );
+    eprintln!(
+        "chaos: seed {seed}: {} leases given, {} members removed and {} given back, each by the holder of its lease \
+         ({} of a lease from before a restart of Redis, {} restarts)",
+        leases.claimed, leases.removed, leases.released, leases.unattributed, leases.gaps,
+    );
+    eprintln!(
+        "chaos: seed {seed}: the quiet tenant: {} mutations undisturbed, the slowest took {:.2} s; {} disturbed, the \
+         slowest arrived {:.2} s after the last fault that concerned it",
+        served.undisturbed,
+        served.undisturbed_worst.as_secs_f64(),
+        served.disturbed,
+        served.disturbed_worst.as_secs_f64(),
     );
     Ok(())
 }

@@ -1,0 +1,126 @@
+//! Whether the record of leases would notice: the worker's scripts, called as a worker calls them, and broken ones.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use balance_sync_sandbox::ledger::put_raw;
+use balance_sync_sandbox::{RedisOptions, RedisServer};
+use balance_sync_tests::leases::{Leases, Scripts, Tally};
+use redis::aio::MultiplexedConnection;
+use redis::{Script, Value};
+
+const SCHEDULE: &str = "tenant:t:schedule:{transactions}:balance-sync-v2";
+const QUARANTINE: &str = "tenant:t:quarantine:{transactions}:balance-sync";
+const MEMBER: &str = "tenant:t:balance:{transactions}:\"o\"\n:l:@a#default";
+
+/// A schedule, and workers who do with it what they like.
+struct Lab {
+    redis: MultiplexedConnection,
+    scripts: Scripts,
+    leases: Leases,
+    _server: RedisServer,
+}
+
+impl Lab {
+    async fn new(scripts: Scripts) -> Result<Self> {
+        let server = RedisServer::start(RedisOptions::default()).await?;
+        let mut redis = server.connect().await?;
+        put_raw(&mut redis, SCHEDULE, MEMBER.as_bytes(), b"{}", None).await?;
+        let leases = Leases::watch(server.port(), None, vec![SCHEDULE.to_owned()], &scripts).await?;
+        Ok(Self { redis, scripts, leases, _server: server })
+    }
+
+    /// Claims the member; gives lease and former score.
+    async fn claim(&mut self, worker: &str, ttl: Duration) -> Result<(String, String)> {
+        let script = Script::new(&self.scripts.claim);
+        let mut call = script.key(SCHEDULE);
+        call.arg(10).arg(ttl.as_millis() as u64).arg(0).arg("tenant:t:").arg(QUARANTINE);
+        let parts: Vec<Value> = call.arg("").arg(worker).arg(10).arg(0).invoke_async(&mut self.redis).await?;
+        ensure!(parts.len() == 8, "claimed {} parts", parts.len());
+        let text = |at: usize| redis::from_redis_value(parts[at].clone());
+        Ok((text(1)?, text(6)?))
+    }
+
+    async fn settle(&mut self, worker: &str, lease: &str) -> Result<()> {
+        let script = Script::new(&self.scripts.settle);
+        let mut call = script.key(SCHEDULE);
+        call.key(QUARANTINE).arg("").arg(worker).arg(lease).arg(MEMBER);
+        Ok(call.invoke_async(&mut self.redis).await?)
+    }
+
+    async fn release(&mut self, worker: &str, lease: &str, former: &str) -> Result<()> {
+        let script = Script::new(&self.scripts.release);
+        let mut call = script.key(SCHEDULE);
+        call.arg("").arg(worker).arg(0).arg("tenant:t:").arg(lease).arg(MEMBER).arg(former);
+        Ok(call.invoke_async(&mut self.redis).await?)
+    }
+
+    async fn mutate(&mut self) -> Result<()> {
+        put_raw(&mut self.redis, SCHEDULE, MEMBER.as_bytes(), b"{}", None).await.map(drop)
+    }
+}
+
+/// A worker that is late twice: its member is mutated, then claimed by another.
+async fn lateness(mut lab: Lab) -> Result<Tally> {
+    let (lease, former) = lab.claim("one", Duration::from_millis(40)).await?;
+    lab.mutate().await?;
+    lab.settle("one", &lease).await?;
+    lab.release("one", &lease, &former).await?;
+    // Nothing is left to claim where something broken has removed it.
+    let Ok((lease, former)) = lab.claim("one", Duration::from_millis(1)).await else {
+        return lab.leases.stop().await;
+    };
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let (later, _) = lab.claim("two", Duration::from_secs(60)).await?;
+    lab.settle("one", &lease).await?;
+    lab.release("one", &lease, &former).await?;
+    lab.settle("two", &later).await?;
+    lab.leases.stop().await
+}
+
+fn broken(script: &str, comparison: &str) -> Result<String> {
+    let text = script.replace(comparison, "scores[n]");
+    ensure!(text != script, "the script does not say {comparison:?}");
+    Ok(text)
+}
+
+#[tokio::test]
+async fn the_workers_own_scripts_pass() -> Result<()> {
+    let tally = lateness(Lab::new(Scripts::default()).await?).await?;
+    assert_eq!(tally, Tally { claimed: 3, removed: 1, ..Tally::default() });
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_settle_that_does_not_compare_is_caught() -> Result<()> {
+    let mut scripts = Scripts::default();
+    let comparison = "scores[n] and tonumber(scores[n]) == tonumber(ARGV[first + 2 * (n - 1)])";
+    scripts.settle = broken(&scripts.settle, comparison)?;
+    let error = lateness(Lab::new(scripts).await?).await.err().context("it was not caught")?;
+    assert!(format!("{error:#}").contains("by Anybody, and Settle shows the lease"), "{error:#}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_release_that_does_not_compare_is_caught() -> Result<()> {
+    let mut scripts = Scripts::default();
+    scripts.release = broken(&scripts.release, "scores[n] and tonumber(scores[n]) == tonumber(ARGV[i])")?;
+    let error = lateness(Lab::new(scripts).await?).await.err().context("it was not caught")?;
+    assert!(format!("{error:#}").contains("and Release shows the lease"), "{error:#}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_lease_of_another_worker_and_a_removal_by_hand_are_caught() -> Result<()> {
+    let mut lab = Lab::new(Scripts::default()).await?;
+    let (lease, _) = lab.claim("one", Duration::from_secs(60)).await?;
+    lab.settle("two", &lease).await?;
+    let error = lab.leases.stop().await.err().context("it was not caught")?;
+    assert!(format!("{error:#}").contains("belongs to"), "{error:#}");
+
+    let mut lab = Lab::new(Scripts::default()).await?;
+    redis::cmd("ZREM").arg(SCHEDULE).arg(MEMBER).query_async::<()>(&mut lab.redis).await?;
+    let error = lab.leases.stop().await.err().context("it was not caught")?;
+    assert!(format!("{error:#}").contains("removed by somebody else"), "{error:#}");
+    Ok(())
+}
