@@ -94,6 +94,11 @@ impl Leases {
         Ok(Self { task: tokio::spawn(record.run(stream, cancel.clone())), cancel })
     }
 
+    /// Whether it has ended by itself: somebody did what [`stop`](Self::stop) then tells.
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// Ends it, when all that has happened until now has been looked at.
     ///
     /// # Errors

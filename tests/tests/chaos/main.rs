@@ -91,7 +91,7 @@ async fn chaos(seed: u64, length: Duration) -> Result<()> {
     };
 
     let end = Instant::now() + length;
-    while Instant::now() < end {
+    while Instant::now() < end && !leases.has_ended() {
         world.fault().await?;
     }
     cancel.cancel();
@@ -103,16 +103,19 @@ async fn chaos(seed: u64, length: Duration) -> Result<()> {
     producer.refresh_versions().await?;
     producer.mutate_each(DEFAULT_TTL).await?;
     let calm = Instant::now();
-    eventually(CALM, "everything in Postgres as in Redis", || in_step(&sandbox, &producer)).await?;
+    let arrived =
+        eventually(CALM, "everything in Postgres as in Redis", || in_step(&sandbox, &producer)).await;
     let caught_up = calm.elapsed();
+    // First, as it says why something is lost.
+    let leases = leases.stop().await?;
+    arrived?;
+    ensure!(leases.claimed > 0 && leases.removed > 0, "the record of leases saw nothing: {leases:?}");
 
     let seen = watch.stop().await?;
     let served = quiet.stop().await?;
     invariants::check(&sandbox, &world).await?;
     world.stop_workers().await?;
     ensure!(seen.samples > 0, "the watch saw nothing");
-    let leases = leases.stop().await?;
-    ensure!(leases.claimed > 0 && leases.removed > 0, "the record of leases saw nothing: {leases:?}");
     eprintln!(
         "chaos: seed {seed}: {} mutations ({} errors), {} faults [{}], {} samples, caught up in {:.1} s, \
          0 lost, 0 backwards, 0 across tenants, at most {} connections of a worker",
