@@ -6,7 +6,7 @@
 //! that Redis and Postgres work at the same time.
 //!
 //! Here: the loop, its flushes and its claims. In the folder: `recovery` (what it does when that fails), `chores`
-//! (upkeep of the schedule beside it), `drain` (its end).
+//! (upkeep of the schedule beside it), `drain` (its end), `traces` (what of it is told as spans).
 //!
 //! No future that holds claims is ever dropped half-way while the collector runs: a claim in flight and a flush in
 //! flight stay pinned in the loop's state across its turns.
@@ -14,6 +14,7 @@
 mod chores;
 mod drain;
 mod recovery;
+mod traces;
 
 use std::{
     collections::HashMap,
@@ -23,6 +24,7 @@ use std::{
 };
 
 use balance_sync_schedule::{Claim, Claimed, ScheduleError};
+use balance_sync_trace::Span;
 use futures::{FutureExt, StreamExt, future::LocalBoxFuture, stream::FuturesUnordered};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -166,6 +168,8 @@ struct Turn<'a, Q, S> {
     status: &'a TenantStatus,
 
     gather: Gather,
+    /// The trace of what is in the buffer: it began with the claim that brought the first, and goes on in its flush.
+    batch: Span,
     flights: FuturesUnordered<LocalBoxFuture<'a, (u64, FlushEnd)>>,
     in_flight: HashMap<u64, Flight>,
     next_flight: u64,
@@ -200,6 +204,7 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
             fleet: &collector.fleet,
             status: &collector.status,
             gather: Gather::new(options.batch_size, options.flush_timeout),
+            batch: Span::NONE,
             flights: FuturesUnordered::new(),
             in_flight: HashMap::new(),
             next_flight: 0,
@@ -271,9 +276,16 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         self.next_flight += 1;
         self.in_flight.insert(id, Flight { claimed: Rc::clone(&claimed), since: Instant::now() });
         let (queue, sink, fleet, status) = (self.queue, self.sink, self.fleet, self.status);
+        let batch = std::mem::take(&mut self.batch);
         self.flights.push(
-            async move { (id, flush(queue, sink, &claimed, trigger, deadline, fleet, status).await) }
-                .boxed_local(),
+            async move {
+                let span = batch.child("flush");
+                let flushing = flush(queue, sink, &claimed, trigger, deadline, fleet, status);
+                let end = span.around(flushing).await;
+                traces::tell(&span, queue.space(), trigger, &end);
+                (id, end)
+            }
+            .boxed_local(),
         );
     }
 
@@ -303,10 +315,12 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         self.next_flight += 1;
         self.in_flight.insert(id, Flight { claimed: Rc::clone(&claimed), since: Instant::now() });
         let (queue, status) = (self.queue, self.status);
+        let batch = std::mem::take(&mut self.batch);
         self.flights.push(
             async move {
                 let held: Vec<&Claimed> = claimed.iter().collect();
-                let released = release(queue, &held, status).await;
+                let released = batch.around(release(queue, &held, status)).await;
+                batch.set("outcome", "given_back");
                 let orphaned = if released.is_none() { held.len() } else { 0 };
                 let released = released.unwrap_or_default();
                 (id, FlushEnd { claimed: claimed.len(), released, orphaned, ..FlushEnd::default() })
@@ -351,6 +365,7 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         self.fleet.observe(Stage::Claim, took);
         self.status.scheduled.store(claim.scheduled, Relaxed);
         self.exhausted = claim.scheduled == 0;
+        self.trace_claim(took, limit, &claim);
         self.status.foreign_locked.store(claim.foreign, Relaxed);
         match &self.degraded {
             Some(degraded) if degraded.side == Side::Queue => self.recovered(),

@@ -8,9 +8,10 @@ use std::{
 use balance_sync_domain::{BalanceRef, BalanceValue, Candidate, KeySpace, aggregate, effective_key};
 use balance_sync_schedule::{Claimed, Refusal};
 use balance_sync_store::{Outcome, Row, RowResult};
+use balance_sync_trace as trace;
 
 use crate::{
-    failure::SinkError,
+    failure::{SinkError, reaction, redis_reaction},
     gather::Trigger,
     ports::{Queue, Sink},
     status::{FleetStatus, Stage, TenantStatus},
@@ -101,7 +102,9 @@ pub async fn flush<Q: Queue, S: Sink>(
             }
         })
         .collect();
+    let span = trace::current();
     fleet.observe(Stage::Gather, begun.elapsed());
+    span.child_since("gather", begun.elapsed()).count("rows", rows.len());
 
     let mut end = FlushEnd { claimed: claimed.len(), ..FlushEnd::default() };
     let last = trigger == Trigger::Drain || status.leaving.load(Relaxed);
@@ -109,10 +112,16 @@ pub async fn flush<Q: Queue, S: Sink>(
     let results = if rows.is_empty() {
         Ok(Vec::new())
     } else {
-        match tokio::time::timeout(deadline, sink.update(&rows, last)).await {
+        let update = span.store_call("update", "postgresql");
+        update.count("rows", rows.len());
+        let results = match tokio::time::timeout(deadline, update.around(sink.update(&rows, last))).await {
             Ok(results) => results,
             Err(_) => Err(SinkError::Deadline(deadline)),
+        };
+        if let Err(error) = &results {
+            update.fail(reaction(error).reason, || error.to_string());
         }
+        results
     };
     fleet.observe(Stage::Update, update_begun.elapsed());
 
@@ -229,7 +238,9 @@ async fn settle<Q: Queue>(queue: &Q, written: &[&Claimed], end: &mut FlushEnd, s
     if written.is_empty() {
         return;
     }
-    match queue.settle(written).await {
+    let span = trace::current().store_call("settle", "redis");
+    span.count("members", written.len());
+    match span.around(queue.settle(written)).await {
         Ok(report) => {
             status.kept.fetch_add(report.kept, Relaxed);
             for member in written {
@@ -240,6 +251,7 @@ async fn settle<Q: Queue>(queue: &Q, written: &[&Claimed], end: &mut FlushEnd, s
         }
         Err(error) => {
             // The rows are in Postgres. The leases lapse, and the next write of these members is stale.
+            span.fail(redis_reaction(error.class).reason, || error.to_string());
             end.orphaned += written.len();
             status.cleanup_failures.fetch_add(1, Relaxed);
             tracing::warn!(members = written.len(), %error, "rows are written but could not be settled in redis");
@@ -256,7 +268,9 @@ async fn isolate<Q: Queue>(
     if refused.is_empty() {
         return;
     }
-    match queue.quarantine(refused).await {
+    let span = trace::current().store_call("quarantine", "redis");
+    span.count("members", refused.len());
+    match span.around(queue.quarantine(refused)).await {
         Ok(report) => {
             end.quarantined = usize::try_from(report.quarantined).unwrap_or(usize::MAX);
             status.quarantined.fetch_add(report.quarantined, Relaxed);
@@ -278,6 +292,7 @@ async fn isolate<Q: Queue>(
             }
         }
         Err(error) => {
+            span.fail(redis_reaction(error.class).reason, || error.to_string());
             end.orphaned += refused.len();
             status.cleanup_failures.fetch_add(1, Relaxed);
             tracing::warn!(members = refused.len(), %error, "members could not be quarantined, they stay scheduled");
@@ -291,12 +306,15 @@ pub async fn release<Q: Queue>(queue: &Q, held: &[&Claimed], status: &TenantStat
     if held.is_empty() {
         return Some(0);
     }
-    match queue.release(held).await {
+    let span = trace::current().store_call("release", "redis");
+    span.count("members", held.len());
+    match span.around(queue.release(held)).await {
         Ok(report) => {
             status.released.fetch_add(report.released, Relaxed);
             Some(usize::try_from(report.released).unwrap_or(usize::MAX))
         }
         Err(error) => {
+            span.fail(redis_reaction(error.class).reason, || error.to_string());
             status.cleanup_failures.fetch_add(1, Relaxed);
             tracing::warn!(members = held.len(), %error, "claims could not be released, they lapse by themselves");
             None

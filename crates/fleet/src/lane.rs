@@ -9,6 +9,7 @@ use balance_sync_schedule::{
 };
 use balance_sync_store::{ErrorClass, Row, RowResult};
 use balance_sync_tenants::Tenant;
+use balance_sync_trace as trace;
 
 use crate::{
     failure::SinkError,
@@ -124,7 +125,7 @@ impl PostgresSink {
     }
 
     async fn pool(&self, last: bool) -> Result<TenantPool, SinkError> {
-        let ask = GetPool { tenant: self.tenant.clone(), last };
+        let ask = GetPool { tenant: self.tenant.clone(), last, span: trace::current() };
         self.manager.send(ask).await.unwrap_or(Err(SinkError::ManagerGone))
     }
 
@@ -137,7 +138,8 @@ impl PostgresSink {
         ) {
             return Err(error);
         }
-        let ask = Refetch { tenant: self.tenant.clone(), revision: Some(pool.revision) };
+        let ask =
+            Refetch { tenant: self.tenant.clone(), revision: Some(pool.revision), span: trace::current() };
         match self.manager.send(ask).await.unwrap_or(Err(SinkError::ManagerGone)) {
             Ok(newer) if newer.revision != pool.revision => Ok(newer),
             _ => Err(error),
@@ -170,6 +172,7 @@ impl Sink for PostgresSink {
 
     fn refetch(&self) {
         // A hint: the next flush asks for the pool anyway, and a full mailbox means that many others do too.
-        let _ = self.manager.try_send(Refetch { tenant: self.tenant.clone(), revision: None });
+        let ask = Refetch { tenant: self.tenant.clone(), revision: None, span: trace::current() };
+        let _ = self.manager.try_send(ask);
     }
 }

@@ -12,6 +12,7 @@ use std::{
 
 use actix::prelude::*;
 use balance_sync_tenants::{DirectoryError, KeyForm, Listing, Membership, Tenant, TenantDirectory};
+use balance_sync_trace::{self as trace, Span};
 use rand::Rng;
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -215,8 +216,12 @@ impl Supervisor {
         }
         let directory = Arc::clone(&self.directory);
         // A task of its own: a panic over a list must not end the supervisor.
-        let asking =
-            actix_rt::spawn(async move { tokio::time::timeout(POLL_BOUND, directory.active()).await });
+        let span = Span::root("reconcile");
+        span.set("trigger", "poll");
+        let asked = span.share();
+        let asking = actix_rt::spawn(async move {
+            asked.around(tokio::time::timeout(POLL_BOUND, directory.active())).await
+        });
         let asking = async move {
             match asking.await {
                 Ok(Ok(answer)) => answer,
@@ -224,11 +229,14 @@ impl Supervisor {
                 Err(_) => Err(DirectoryError::unavailable("the poll panicked")),
             }
         };
-        ctx.spawn(asking.into_actor(self).map(|answer, supervisor, ctx| {
-            supervisor.polled(answer);
-            supervisor.count_mine();
-            supervisor.tell_listed(ctx);
-            supervisor.pass(ctx);
+        ctx.spawn(asking.into_actor(self).map(move |answer, supervisor, ctx| {
+            span.cover(|| {
+                supervisor.polled(answer);
+                supervisor.count_mine();
+                supervisor.tell_listed(ctx);
+                supervisor.pass(ctx);
+            });
+            drop(span);
             supervisor.polling = false;
             let hinted = std::mem::take(&mut supervisor.poll_again) && !supervisor.holding;
             let interval = supervisor.options.poll_interval;
@@ -265,6 +273,7 @@ impl Supervisor {
                 Ok(listing.set())
             }
             Err(error) => {
+                trace::current().fail(error.kind(), || error.to_string());
                 self.fleet.poll_failures.fetch_add(1, Relaxed);
                 tracing::warn!(%error, tenants = self.membership.wanted().len(), "tenant list could not be read, the last one stays in force");
                 Err(error)
@@ -297,10 +306,17 @@ impl Supervisor {
         let wanted = if self.draining.is_some() { &nobody } else { &self.mine };
         let steps = plan(wanted, &self.slots, begun, &self.options.limits);
         apply(&steps, &mut self.slots, begun);
-        self.reap(&steps);
-        self.stop(&steps);
-        self.start(&steps, ctx);
-        self.wait(&steps, ctx);
+        let span = self.span_of(&steps, begun);
+        span.cover(|| self.carry_out(&steps, begun, ctx));
+        drop(span);
+        self.finish_drain();
+    }
+
+    fn carry_out(&mut self, steps: &Plan, begun: Instant, ctx: &mut Context<Self>) {
+        self.reap(steps);
+        self.stop(steps);
+        self.start(steps, ctx);
+        self.wait(steps, ctx);
         if self.membership.is_known() && self.share.is_some() {
             self.fleet.reconciled.store(true, Relaxed);
         }
@@ -326,7 +342,22 @@ impl Supervisor {
                 "reconciled"
             );
         }
-        self.finish_drain();
+    }
+
+    /// A pass is a part of the poll that led to it, and a trace of its own when something else did, unless there was
+    /// nothing to do.
+    fn span_of(&self, steps: &Plan, begun: Instant) -> Span {
+        let mut span = trace::current();
+        if !span.is_some() && !steps.is_empty() {
+            span = Span::root_since("reconcile", begun.elapsed());
+            span.set("trigger", "change");
+        }
+        span.count("tenants", self.mine.len());
+        span.count("reaped", steps.reap.len());
+        span.count("stopped", steps.stop.len());
+        span.count("started", steps.start.len());
+        span.count("waiting", steps.waiting);
+        span
     }
 
     fn reap(&mut self, steps: &Plan) {

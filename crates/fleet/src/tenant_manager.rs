@@ -16,6 +16,7 @@ use actix::prelude::*;
 use balance_sync_domain::TenantId;
 use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, PoolKey, PoolUsage, Table, TlsMode};
 use balance_sync_tenants::{DirectoryError, Tenant, TenantDatabase, TenantDirectory, TlsMode as TenantTls};
+use balance_sync_trace::Span;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::oneshot, time::Instant};
 
@@ -116,6 +117,8 @@ pub struct GetPool {
     pub tenant: Tenant,
     /// For a final flush: what was last known is given even if the tenant must no longer be served.
     pub last: bool,
+    /// For what it is asked: a look-up that it causes is a part of that.
+    pub span: Span,
 }
 
 /// Says that the settings of this revision don't work: they are fetched afresh unless that has happened already. The
@@ -127,6 +130,8 @@ pub struct Refetch {
     pub tenant: Tenant,
     /// The revision that failed; `None` = whatever is in force.
     pub revision: Option<u64>,
+    /// For what it is asked.
+    pub span: Span,
 }
 
 /// Says that a tenant's settings may have changed. They are looked up again if they are known; nothing is opened for a
@@ -230,7 +235,7 @@ impl TenantManager {
         }
     }
 
-    fn fetch(&mut self, tenant: &Tenant, ctx: &mut Context<Self>) {
+    fn fetch(&mut self, tenant: &Tenant, asked: &Span, ctx: &mut Context<Self>) {
         self.gone.remove(tenant);
         if !self.fetching.insert(tenant.clone()) {
             return;
@@ -239,7 +244,12 @@ impl TenantManager {
         // A task of its own: a panic over one tenant's settings must not end the manager of all.
         let looking_up = actix_rt::spawn({
             let tenant = tenant.clone();
-            async move { tokio::time::timeout(LOOK_UP_BOUND, directory.database(&tenant)).await }
+            let span = asked.child("settings");
+            async move {
+                span.set("tenant_id", tenant.label().to_owned());
+                let asking = tokio::time::timeout(LOOK_UP_BOUND, directory.database(&tenant));
+                span.around(asking).await
+            }
         });
         let fetching = async move {
             let answer = match looking_up.await {
@@ -252,7 +262,7 @@ impl TenantManager {
         ctx.spawn(fetching.into_actor(self).map(|(tenant, answer), manager, ctx| {
             manager.fetched(&tenant, answer);
             if manager.hinted.remove(&tenant) && manager.entries.contains_key(&tenant) {
-                manager.fetch(&tenant, ctx);
+                manager.fetch(&tenant, &Span::root("hint"), ctx);
             }
         }));
     }
@@ -383,11 +393,12 @@ impl TenantManager {
     fn wait_for_fetch(
         &mut self,
         tenant: &Tenant,
+        asked: &Span,
         ctx: &mut Context<Self>,
     ) -> ResponseFuture<Result<TenantPool, SinkError>> {
         let (sender, receiver) = oneshot::channel();
         self.waiters.entry(tenant.clone()).or_default().push(sender);
-        self.fetch(tenant, ctx);
+        self.fetch(tenant, asked, ctx);
         Box::pin(async move { receiver.await.unwrap_or(Err(SinkError::ManagerGone)) })
     }
 }
@@ -404,21 +415,21 @@ impl Actor for TenantManager {
 impl Handler<GetPool> for TenantManager {
     type Result = ResponseFuture<Result<TenantPool, SinkError>>;
 
-    fn handle(&mut self, GetPool { tenant, last }: GetPool, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, GetPool { tenant, last, span }: GetPool, ctx: &mut Self::Context) -> Self::Result {
         if self.closed {
             return Box::pin(std::future::ready(Err(SinkError::ManagerGone)));
         }
         match self.entries.get(&tenant) {
             Some(entry) if last => Box::pin(std::future::ready(Ok(entry.pool.clone()))),
-            Some(entry) if entry.refused.is_some() => self.wait_for_fetch(&tenant, ctx),
+            Some(entry) if entry.refused.is_some() => self.wait_for_fetch(&tenant, &span, ctx),
             Some(entry) => {
                 let pool = entry.pool.clone();
                 if entry.stale_at <= Instant::now() {
-                    self.fetch(&tenant, ctx);
+                    self.fetch(&tenant, &span, ctx);
                 }
                 Box::pin(std::future::ready(Ok(pool)))
             }
-            None => self.wait_for_fetch(&tenant, ctx),
+            None => self.wait_for_fetch(&tenant, &span, ctx),
         }
     }
 }
@@ -426,7 +437,11 @@ impl Handler<GetPool> for TenantManager {
 impl Handler<Refetch> for TenantManager {
     type Result = ResponseFuture<Result<TenantPool, SinkError>>;
 
-    fn handle(&mut self, Refetch { tenant, revision }: Refetch, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(
+        &mut self,
+        Refetch { tenant, revision, span }: Refetch,
+        ctx: &mut Self::Context,
+    ) -> Self::Result {
         if self.closed {
             return Box::pin(std::future::ready(Err(SinkError::ManagerGone)));
         }
@@ -434,7 +449,7 @@ impl Handler<Refetch> for TenantManager {
             Some(entry) if revision.is_some_and(|revision| entry.pool.revision > revision) => {
                 Box::pin(std::future::ready(Ok(entry.pool.clone())))
             }
-            _ => self.wait_for_fetch(&tenant, ctx),
+            _ => self.wait_for_fetch(&tenant, &span, ctx),
         }
     }
 }
@@ -449,7 +464,7 @@ impl Handler<Hint> for TenantManager {
             if self.fetching.contains(&tenant) {
                 self.hinted.insert(tenant);
             } else if self.entries.contains_key(&tenant) && !self.closed {
-                self.fetch(&tenant, ctx);
+                self.fetch(&tenant, &Span::root("hint"), ctx);
             }
         }
     }

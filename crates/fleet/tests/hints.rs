@@ -23,6 +23,7 @@ use balance_sync_schedule::{ErrorClass, LinkSettings, Subscription};
 use balance_sync_tenants::{
     BoxFuture, ConnectionSettings, DirectoryError, Listing, Tenant, TenantDatabase, TenantDirectory, TlsMode,
 };
+use balance_sync_trace::Span;
 use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 
@@ -183,7 +184,7 @@ async fn a_hint_refetches_what_is_known_in_either_form_and_opens_nothing_else() 
     )
     .start();
     let known = Tenant::Id(id(DASHED));
-    manager.send(GetPool { tenant: known.clone(), last: false }).await.unwrap().unwrap();
+    manager.send(GetPool { tenant: known.clone(), last: false, span: Span::NONE }).await.unwrap().unwrap();
     assert_eq!(directory.lookups(&known), 1);
 
     manager.send(Hint(id("stranger"))).await.unwrap();
@@ -202,7 +203,7 @@ async fn a_hint_refetches_what_is_known_in_either_form_and_opens_nothing_else() 
     assert_eq!(directory.lookups(&known), 4);
     drop(held);
     eventually(SOON, "a fifth look", || async { directory.lookups(&known) == 5 }).await.unwrap();
-    manager.send(GetPool { tenant: known.clone(), last: false }).await.unwrap().unwrap();
+    manager.send(GetPool { tenant: known.clone(), last: false, span: Span::NONE }).await.unwrap().unwrap();
     let looked_up: Vec<_> = directory.lookups.lock().unwrap().keys().cloned().collect();
     assert_eq!((looked_up, directory.lookups(&known)), (vec![known], 5), "nobody else was looked up");
 }

@@ -24,6 +24,7 @@ use balance_sync_fleet::{
 };
 use balance_sync_schedule::ErrorClass;
 use balance_sync_tenants::{DirectoryError, KeyForm, Membership, Tenant};
+use balance_sync_trace::Span;
 use common::{
     FakeQueue, FakeSink, Mood, Postgres, Redis,
     directory::{FakeDirectory, Reply, database},
@@ -212,7 +213,12 @@ async fn the_listed_start_the_added_join_and_the_removed_are_flushed_and_forgott
 
     // The manager knows a database of the one that goes.
     bench.directory.knows(&tenant("a"), database("a", "p"));
-    let pool = bench.manager.send(GetPool { tenant: tenant("a"), last: false }).await.unwrap().unwrap();
+    let pool = bench
+        .manager
+        .send(GetPool { tenant: tenant("a"), last: false, span: Span::NONE })
+        .await
+        .unwrap()
+        .unwrap();
     bench.redis("a").mutate(0..3, 1);
     bench.until("some are claimed", || bench.redis("a").leased() == 3).await;
     bench.lists(&["b", "c"]);

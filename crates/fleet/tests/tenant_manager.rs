@@ -16,6 +16,7 @@ use balance_sync_fleet::{
 };
 use balance_sync_store::Database;
 use balance_sync_tenants::{ConnectionSettings, DirectoryError, Tenant, TenantDatabase};
+use balance_sync_trace::Span;
 use common::{
     directory::{FakeDirectory, Reply, database, schema, until},
     secs, tenant,
@@ -37,15 +38,15 @@ impl Bench {
     }
 
     async fn get(&self, tenant: &Tenant) -> Result<TenantPool, SinkError> {
-        self.manager.send(GetPool { tenant: tenant.clone(), last: false }).await.unwrap()
+        self.manager.send(GetPool { tenant: tenant.clone(), last: false, span: Span::NONE }).await.unwrap()
     }
 
     async fn get_last(&self, tenant: &Tenant) -> Result<TenantPool, SinkError> {
-        self.manager.send(GetPool { tenant: tenant.clone(), last: true }).await.unwrap()
+        self.manager.send(GetPool { tenant: tenant.clone(), last: true, span: Span::NONE }).await.unwrap()
     }
 
     async fn refetch(&self, tenant: &Tenant, revision: Option<u64>) -> Result<TenantPool, SinkError> {
-        self.manager.send(Refetch { tenant: tenant.clone(), revision }).await.unwrap()
+        self.manager.send(Refetch { tenant: tenant.clone(), revision, span: Span::NONE }).await.unwrap()
     }
 
     async fn knows(&self, tenant: &Tenant) -> bool {

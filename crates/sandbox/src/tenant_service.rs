@@ -172,6 +172,7 @@ struct Shared {
     list_calls: AtomicU64,
     connections_calls: AtomicU64,
     refused_calls: AtomicU64,
+    traceparents: Mutex<Vec<(ServiceRoute, String)>>,
 }
 
 #[derive(Debug, Default)]
@@ -186,6 +187,14 @@ struct Known {
 impl Shared {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps in which trace a call was made, if it says so.
+    fn note_trace(&self, route: ServiceRoute, request: &HttpRequest) {
+        if let Some(parent) = request.headers().get("traceparent").and_then(|value| value.to_str().ok()) {
+            let mut seen = self.traceparents.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.push((route, parent.to_owned()));
+        }
     }
 
     fn is_authorized(&self, request: &HttpRequest) -> bool {
@@ -224,6 +233,7 @@ impl TenantService {
             list_calls: AtomicU64::new(0),
             connections_calls: AtomicU64::new(0),
             refused_calls: AtomicU64::new(0),
+            traceparents: Mutex::default(),
         });
         let (report, reported) = std::sync::mpsc::channel();
         let data = Data::from(Arc::clone(&shared));
@@ -341,6 +351,12 @@ impl TenantService {
         }
     }
 
+    /// The `traceparent` headers (W3C) that calls of a route came with, in order.
+    pub fn traceparents(&self, route: ServiceRoute) -> Vec<String> {
+        let seen = self.shared.traceparents.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.iter().filter(|(of, _)| *of == route).map(|(_, parent)| parent.clone()).collect()
+    }
+
     /// How many calls came without the right API key.
     pub fn refused_calls(&self) -> u64 {
         self.shared.refused_calls.load(Ordering::Relaxed)
@@ -368,6 +384,7 @@ async fn list(
         return refused();
     }
     shared.list_calls.fetch_add(1, Ordering::Relaxed);
+    shared.note_trace(ServiceRoute::List, &request);
     let fault = shared.known().list_fault.clone();
     let answer = || {
         let known = shared.known();
@@ -392,6 +409,7 @@ async fn connections(
         return refused();
     }
     shared.connections_calls.fetch_add(1, Ordering::Relaxed);
+    shared.note_trace(ServiceRoute::Connections, &request);
     let (id, service) = path.into_inner();
     let fault = shared.known().connections_fault.clone();
     let answer = || {

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use balance_sync_domain::TenantId;
+use balance_sync_trace as trace;
 use futures::FutureExt;
 use futures::future::{Shared, WeakShared};
 use rand::Rng;
@@ -45,6 +46,10 @@ const RETRY_CAP: Duration = Duration::from_secs(2);
 /// Bodies above this are parsed on a thread of their own: some milliseconds of work would stall every
 /// tenant on this one.
 const PARSE_INLINE_BYTES: usize = 256 * 1024;
+
+/// What a call is named after in traces: few names, however many tenants.
+const LIST_ROUTE: &str = "/v1/tenants/active";
+const DATABASE_ROUTE: &str = "/v1/tenants/{id}/associations/{service}/connections";
 
 /// Numbers for metrics and for the admin API.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -164,7 +169,7 @@ impl Inner {
         url.query_pairs_mut().append_pair("service", &self.settings.service);
         let _turn = turn(&self.list_turns).await?;
         let ParsedListing { listing, not_active, duplicates } =
-            self.call(url, Blame::Service, |answer| interpret_listing(&answer)).await?;
+            self.call(url, LIST_ROUTE, Blame::Service, |answer| interpret_listing(&answer)).await?;
         self.counts.not_active.store(not_active as u64, Ordering::Relaxed);
         self.counts.duplicates.store(duplicates as u64, Ordering::Relaxed);
         tracing::debug!(
@@ -182,7 +187,7 @@ impl Inner {
         let url = self.url(&path)?;
         let _turn = turn(&self.database_turns).await?;
         let interpret = |answer: Answer| interpret_connections(&answer);
-        self.call(url, Blame::Tenant(Tenant::Id(id.clone())), interpret).await
+        self.call(url, DATABASE_ROUTE, Blame::Tenant(Tenant::Id(id.clone())), interpret).await
     }
 
     /// Joins the request for this tenant that is under way, or starts one.
@@ -201,7 +206,13 @@ impl Inner {
     }
 
     /// One call: attempts until an answer, a failure that won't get better, or the deadline.
-    async fn call<T, F>(&self, url: Url, subject: Blame, interpret: F) -> Result<T, DirectoryError>
+    async fn call<T, F>(
+        &self,
+        url: Url,
+        route: &str,
+        subject: Blame,
+        interpret: F,
+    ) -> Result<T, DirectoryError>
     where
         T: Send + 'static,
         F: Fn(Answer) -> Result<T, Failure> + Clone + Send + 'static,
@@ -215,12 +226,20 @@ impl Inner {
                 Err(retry_in) => return Err(last.unwrap_or(DirectoryError::BreakerOpen { retry_in })),
             };
             self.counts.requests.fetch_add(1, Ordering::Relaxed);
-            let outcome =
-                match transport::get(&self.client, url.clone(), deadline, self.settings.max_body_bytes).await
-                {
-                    Ok(answer) => interpreted(answer, interpret.clone()).await,
-                    Err(failure) => Err(failure),
-                };
+            let span = trace::current().request(format!("GET {route}"));
+            if let Blame::Tenant(tenant) = &subject {
+                span.set("tenant_id", tenant.label().to_owned());
+            }
+            span.set("http.request.resend_count", i64::from(attempt));
+            let most = self.settings.max_body_bytes;
+            let outcome = match transport::get(&self.client, url.clone(), deadline, most, &span).await {
+                Ok(answer) => interpreted(answer, interpret.clone()).await,
+                Err(failure) => Err(failure),
+            };
+            if let Err(failure) = &outcome {
+                span.fail(failure.error.kind(), || failure.error.to_string());
+            }
+            drop(span);
             pass.report(outcome.as_ref().err(), &subject);
             let failure = match outcome {
                 Ok(value) => return Ok(value),

@@ -5,9 +5,11 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use reqwest::StatusCode;
-use reqwest::header::RETRY_AFTER;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
+
+use balance_sync_trace::{self as trace, Span};
 
 use crate::breaker::Blame;
 use crate::directory::DirectoryError;
@@ -92,15 +94,25 @@ impl Failure {
     }
 }
 
-/// Sends a `GET` and reads the whole answer before `deadline`, and no more than `max_body_bytes` of it.
+/// Sends a `GET` and reads the whole answer before `deadline`, and no more than `max_body_bytes` of it. The service is
+/// told of the span that this is, and may join its trace.
 pub(crate) async fn get(
     client: &reqwest::Client,
     url: Url,
     deadline: Instant,
     max_body_bytes: usize,
+    span: &Span,
 ) -> Result<Answer, Failure> {
+    if span.is_some() {
+        // A URL with credentials was refused when it was configured.
+        span.set("url.full", url.to_string());
+        span.set("http.request.method", "GET");
+        span.set("server.address", url.host_str().unwrap_or_default().to_owned());
+        span.set("server.port", i64::from(url.port_or_known_default().unwrap_or_default()));
+    }
     let exchange = async {
-        let mut response = client.get(url).send().await.map_err(broken)?;
+        let mut response = client.get(url).headers(trace_headers(span)).send().await.map_err(broken)?;
+        span.set("http.response.status_code", i64::from(response.status().as_u16()));
         let too_large = |size: &str| {
             let reason = format!("has {size} bytes: allowed are {max_body_bytes}");
             Failure::ill(DirectoryError::malformed("body", reason))
@@ -126,6 +138,16 @@ pub(crate) async fn get(
         let reason = format!("no complete answer within {} ms", (deadline - started).as_millis());
         Err(Failure::transient(reason, Fault::Request))
     })
+}
+
+fn trace_headers(span: &Span) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    trace::propagate(span, &mut |name, value| {
+        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::try_from(value)) {
+            headers.insert(name, value);
+        }
+    });
+    headers
 }
 
 /// Seconds; the form with a date is not worth a clock.
