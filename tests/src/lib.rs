@@ -10,6 +10,7 @@ pub mod leases;
 pub mod ledger;
 pub mod log;
 pub mod metrics;
+pub mod otlp;
 pub mod worker;
 
 use std::time::Duration;

@@ -19,5 +19,6 @@ mod outage;
 mod rotation;
 mod service;
 mod shutdown;
+mod traces;
 mod triggers;
 mod versions;

@@ -18,7 +18,7 @@ const EXIT_LEFT_BEHIND: u8 = 1;
 /// answer: the worker waits for them.
 pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     let config = super::load_config(file)?;
-    telemetry::init(&config.log)?;
+    let traces = telemetry::init(&config)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         worker = config.worker.name,
@@ -42,6 +42,9 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     let code = tell(&report, drain_started);
     if let Some(admin) = admin {
         admin.stop().await;
+    }
+    if let Some(traces) = traces {
+        traces.finish().await;
     }
     Ok(code)
 }

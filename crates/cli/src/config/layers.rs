@@ -1,5 +1,5 @@
-//! The four layers of the configuration, put together by figment: defaults, the ledger's variables, the file, our
-//! variables.
+//! The four layers of the configuration, put together by figment: defaults, the variables of the ledger and of
+//! OpenTelemetry, the file, our variables.
 //!
 //! serde stops at the first error. To report all of them at once, the value that failed is noted, replaced by its
 //! default, and the whole read again.
@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::problem::{Origin, Problem, shown};
 use super::raw::Raw;
-use super::{ConfigNote, ledger_env, manual};
+use super::{ConfigNote, ledger_env, manual, otel_env};
 
 /// What our own variables begin with; with one underscore less they are the ledger's.
 const PREFIX: &str = "BALANCE_SYNC__";
@@ -96,7 +96,10 @@ impl Layers {
         let mut layers =
             Layers { figment: Figment::new(), origins: HashMap::new(), defaults: defaults.clone().into() };
         layers.push(Layer { origin: Origin::Default, values: defaults });
-        for layer in ledger_env::layers(environment, problems, notes) {
+        let before = otel_env::implied(environment);
+        let ledger = ledger_env::layers(environment, problems, notes);
+        let standard = otel_env::layers(environment, notes);
+        for layer in before.into_iter().chain(ledger).chain(standard) {
             layers.push(layer);
         }
         if let Some(path) = file {

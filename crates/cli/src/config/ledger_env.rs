@@ -33,7 +33,7 @@ pub(super) enum Kind {
 }
 
 /// Every variable, the key it sets, and how. Of two with the same key the later one counts.
-pub(super) const VARIABLES: [(&str, &str, Kind); 29] = [
+pub(super) const VARIABLES: [(&str, &str, Kind); 32] = [
     ("MULTI_TENANT_ENABLED", "tenants.source", Kind::MultiTenant),
     ("MULTI_TENANT_URL", "tenants.service.url", Kind::Text),
     ("MULTI_TENANT_SERVICE_API_KEY", "tenants.service.api_key", Kind::Text),
@@ -63,10 +63,10 @@ pub(super) const VARIABLES: [(&str, &str, Kind); 29] = [
     ("BALANCE_SYNC_FLUSH_TIMEOUT_MS", "collector.flush_timeout", Kind::Millis),
     ("BALANCE_SYNC_POLL_INTERVAL_MS", "collector.poll_interval", Kind::Millis),
     ("LOG_LEVEL", "log.level", Kind::Level),
+    ("ENABLE_TELEMETRY", "telemetry.enabled", Kind::Flag),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "telemetry.endpoint", Kind::Text),
+    ("OTEL_RESOURCE_SERVICE_NAME", "telemetry.service_name", Kind::Text),
 ];
-
-/// The ledger's switch for traces. It and the `OTEL_*` beside it set nothing here.
-const TRACES: &str = "ENABLE_TELEMETRY";
 
 /// One layer per variable that is set, so that each value knows the name it came by.
 pub(super) fn layers(
@@ -98,15 +98,6 @@ pub(super) fn layers(
                 reason: format!("allowed: {allowed}"),
             }),
         }
-    }
-    // Whoever switched traces on expects some, so that silence would mislead; what it says otherwise is of no effect.
-    if let Some(Ok(text)) = environment.get(TRACES)
-        && boolean(text.trim()) == Some(true)
-    {
-        notes.push(ConfigNote {
-            key: TRACES.to_owned(),
-            text: "is of no effect: this version exports no traces".to_owned(),
-        });
     }
     found
 }

@@ -1,15 +1,17 @@
 //! The configuration: four layers (`layers.rs`) read into raw structs (`raw.rs`), checked and turned into one [`Config`]
-//! (`validate.rs`, `redis.rs`, `tenants.rs`), and shown again with the origin of every value (`print.rs`).
+//! (`validate.rs`, `redis.rs`, `tenants.rs`, `telemetry.rs`), and shown again with the origin of every value (`print.rs`).
 //!
 //! `config/default.toml` is the manual. Every problem is reported in one go (`problem.rs`), none shows a secret.
 
 mod layers;
 mod ledger_env;
 mod manual;
+mod otel_env;
 mod print;
 mod problem;
 mod raw;
 mod redis;
+mod telemetry;
 mod tenants;
 #[cfg(test)]
 mod tests;
@@ -21,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use print::print;
 pub(crate) use problem::{ConfigError, ConfigNote};
-pub(crate) use types::{Config, Log, LogFormat, Redis, TenantSource};
+pub(crate) use types::{Config, Log, LogFormat, OtlpProtocol, Redis, Sampler, TenantSource, Traces};
 
 /// The variable that names the configuration file when no option does.
 pub(crate) const FILE_VARIABLE: &str = "BALANCE_SYNC_CONFIG";

@@ -15,6 +15,8 @@ pub(crate) enum Origin {
     Default,
     /// One of the ledger's own environment variables.
     Ledger(String),
+    /// One of OpenTelemetry's environment variables.
+    Standard(String),
     /// The configuration file.
     File(PathBuf),
     /// A variable `BALANCE_SYNC__…`.
@@ -26,7 +28,7 @@ impl Origin {
     pub(super) fn rank(&self) -> u8 {
         match self {
             Origin::Default => 0,
-            Origin::Ledger(_) => 1,
+            Origin::Ledger(_) | Origin::Standard(_) => 1,
             Origin::File(_) => 2,
             Origin::Variable(_) => 3,
         }
@@ -38,6 +40,7 @@ impl fmt::Display for Origin {
         match self {
             Origin::Default => f.write_str("default"),
             Origin::Ledger(name) => write!(f, "ledger variable {name}"),
+            Origin::Standard(name) => write!(f, "standard variable {name}"),
             Origin::File(path) => write!(f, "file {}", path.display()),
             Origin::Variable(name) => write!(f, "variable {name}"),
         }
@@ -113,7 +116,7 @@ impl fmt::Display for ConfigNote {
 /// Whether a key holds a secret. By its last part, so that a key in the wrong section is hidden as well.
 pub(super) fn is_secret(key: &str) -> bool {
     let last = key.rsplit('.').next().unwrap_or(key);
-    ["password", "api_key", "token"].iter().any(|secret| last.eq_ignore_ascii_case(secret))
+    ["password", "api_key", "token", "headers"].iter().any(|secret| last.eq_ignore_ascii_case(secret))
 }
 
 /// A value as an error may show it: nothing of secrets, URLs without passwords, no whole sections.

@@ -31,6 +31,7 @@ pub(super) struct Raw {
     pub supervisor: Supervisor,
     pub admin: Admin,
     pub log: Log,
+    pub telemetry: Telemetry,
     pub worker: Worker,
 }
 
@@ -281,6 +282,29 @@ pub(crate) struct Log {
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
+pub(super) struct Telemetry {
+    pub enabled: bool,
+    pub endpoint: String,
+    pub traces_endpoint: String,
+    pub protocol: Protocol,
+    #[serde(serialize_with = "masked")]
+    pub headers: SecretString,
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    pub service_name: String,
+    pub resource_attributes: String,
+    pub sampler: Sampler,
+    pub sample_ratio: f64,
+    pub queue_size: usize,
+    pub batch_size: usize,
+    #[serde(with = "humantime_serde")]
+    pub export_interval: Duration,
+    #[serde(with = "humantime_serde")]
+    pub drain_deadline: Duration,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Worker {
     pub name: String,
     pub partition: bool,
@@ -325,6 +349,39 @@ pub(crate) enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
+}
+
+/// `telemetry.protocol`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+pub(super) enum Protocol {
+    #[serde(rename = "auto")]
+    Auto,
+    #[serde(rename = "http/protobuf")]
+    HttpProtobuf,
+    #[serde(rename = "grpc")]
+    Grpc,
+}
+
+/// `telemetry.sampler`, under the names of OpenTelemetry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Sampler {
+    /// All.
+    AlwaysOn,
+    /// None.
+    AlwaysOff,
+    /// A share of them, each span by its trace's id.
+    #[serde(rename = "traceidratio")]
+    TraceIdRatio,
+    /// What the parent is; all traces that begin here.
+    #[serde(rename = "parentbased_always_on")]
+    ParentBasedAlwaysOn,
+    /// What the parent is; none that begins here.
+    #[serde(rename = "parentbased_always_off")]
+    ParentBasedAlwaysOff,
+    /// What the parent is; a share of those that begin here.
+    #[serde(rename = "parentbased_traceidratio")]
+    ParentBasedTraceIdRatio,
 }
 
 /// A number of bytes, written as a whole number or with a unit.

@@ -12,7 +12,7 @@ use url::Url;
 
 use super::print::Effective;
 use super::problem::ConfigNote;
-pub(crate) use super::raw::{Claim, Collector, Log, LogFormat, Postgres, Quarantine, Supervisor};
+pub(crate) use super::raw::{Claim, Collector, Log, LogFormat, Postgres, Quarantine, Sampler, Supervisor};
 
 /// A validated configuration.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub(crate) struct Config {
     pub admin: Admin,
     /// Log.
     pub log: Log,
+    /// Where traces go; none when they are off.
+    pub traces: Option<Traces>,
     /// This worker among the others.
     pub worker: Worker,
     /// What the operator should see in the log at start.
@@ -125,6 +127,44 @@ pub(crate) struct Admin {
     pub metrics_tenants: usize,
     /// A tenant whose oldest due balance is older counts as behind.
     pub freshness_objective: Duration,
+}
+
+/// `[telemetry]`, switched on.
+#[derive(Debug, Clone)]
+pub(crate) struct Traces {
+    /// What is spoken.
+    pub protocol: OtlpProtocol,
+    /// Where exports are sent, path included; without credentials, query and fragment.
+    pub endpoint: Url,
+    /// Sent with each export; names lower-case.
+    pub headers: Vec<(String, SecretString)>,
+    /// One export, repeats included.
+    pub timeout: Duration,
+    /// `service.name`; not empty.
+    pub service_name: String,
+    /// More about where the traces come from.
+    pub attributes: Vec<(String, String)>,
+    /// Which traces are sent.
+    pub sampler: Sampler,
+    /// The share, 0 to 1, where the sampler takes one.
+    pub sample_ratio: f64,
+    /// Spans that wait at most.
+    pub queue_size: usize,
+    /// Spans of one export at most; not above `queue_size`.
+    pub batch_size: usize,
+    /// Time between two exports.
+    pub export_interval: Duration,
+    /// Bound of the last one.
+    pub drain_deadline: Duration,
+}
+
+/// What is spoken to whom traces are sent to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OtlpProtocol {
+    /// Protobuf in an HTTP POST.
+    HttpProtobuf,
+    /// gRPC.
+    Grpc,
 }
 
 /// `[worker]`.

@@ -19,7 +19,7 @@ use super::print::Effective;
 use super::problem::{ConfigError, ConfigNote, Origin, Problem, quoted};
 use super::raw::{self, ByteSize, MASK, Raw};
 use super::types::{Admin, Config, Worker};
-use super::{redis, tenants};
+use super::{redis, telemetry, tenants};
 
 /// A claim must outlive its flush by this part of the flush's deadline (1/4): for the clocks of two machines, and for
 /// the way to Redis and back.
@@ -92,13 +92,14 @@ impl Check<'_> {
         self.notes.push(ConfigNote { key: key.to_owned(), text: text.into() });
     }
 
-    /// A value must be in range. One from the ledger's variables is clamped, as it was legal where it was set.
+    /// A value must be in range. One from the ledger's or OpenTelemetry's variables is clamped, as it was legal where it
+    /// was set.
     pub(super) fn within<T: Ranged>(&mut self, key: &str, value: &mut T, allowed: RangeInclusive<T>) {
         if allowed.contains(value) {
             return;
         }
         let origin = self.origin(key);
-        if matches!(origin, Origin::Ledger(_)) {
+        if matches!(origin, Origin::Ledger(_) | Origin::Standard(_)) {
             let bound = if *value < *allowed.start() { *allowed.start() } else { *allowed.end() };
             self.note(key, format!("{} ({origin}) is clamped to {}", value.written(), bound.written()));
             *value = bound;
@@ -214,6 +215,7 @@ pub(super) fn validate(
     let tenants = tenants::tenants(check, &mut raw, link.as_ref());
     let admin = admin(check, &raw.admin);
     log(check, &raw.log);
+    let traces = telemetry::traces(check, &raw.telemetry);
     let worker = worker(check, &raw.worker);
 
     let effective = match Effective::new(&raw, layers) {
@@ -236,6 +238,7 @@ pub(super) fn validate(
             supervisor: raw.supervisor,
             admin,
             log: raw.log,
+            traces,
             worker,
             notes,
             effective,
@@ -300,6 +303,17 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
     within!(check, raw.supervisor.sample_interval, ms(100)..=minutes(10));
 
     within!(check, raw.admin.metrics_tenants, 0..=100_000);
+
+    within!(check, raw.telemetry.timeout, ms(100)..=minutes(1));
+    within!(check, raw.telemetry.sample_ratio, 0.0..=1.0);
+    within!(check, raw.telemetry.queue_size, 16..=1_000_000);
+    within!(check, raw.telemetry.batch_size, 1..=100_000);
+    if check.origin("telemetry.batch_size").rank() < Origin::File(Default::default()).rank() {
+        // Nobody chose it for this worker: a shorter queue alone is no contradiction.
+        raw.telemetry.batch_size = raw.telemetry.batch_size.min(raw.telemetry.queue_size);
+    }
+    within!(check, raw.telemetry.export_interval, ms(10)..=minutes(1));
+    within!(check, raw.telemetry.drain_deadline, secs(0)..=minutes(1));
 
     within!(check, raw.worker.replicas, 1..=64);
     within!(check, raw.worker.lease, ms(200)..=minutes(10));
@@ -384,6 +398,13 @@ fn relations(check: &mut Check<'_>, raw: &Raw) {
         AtLeast(postgres.backoff_max),
         &[("postgres.backoff_max", postgres.backoff_max.written())],
         "what doesn't heal by itself isn't asked more often than what does",
+    );
+    check.relation(
+        "telemetry.batch_size",
+        raw.telemetry.batch_size,
+        AtMost(raw.telemetry.queue_size),
+        &[("telemetry.queue_size", raw.telemetry.queue_size.written())],
+        "an export is made of spans that wait",
     );
     check.relation(
         "tenants.service.connect_timeout",

@@ -6,6 +6,7 @@ mod layers;
 mod ledger;
 mod refusals;
 mod shown;
+mod telemetry;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -20,7 +21,9 @@ use crate::config;
 
 use super::ledger_env::{Kind, VARIABLES};
 
-use super::{Config, ConfigError, LogFormat, TenantSource, manual, print};
+use super::{
+    Config, ConfigError, LogFormat, OtlpProtocol, Sampler, TenantSource, Traces, manual, otel_env, print,
+};
 
 /// A secret that must not be seen anywhere.
 const SECRET: &str = "hunter2-sesame";

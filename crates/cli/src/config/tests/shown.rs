@@ -102,8 +102,10 @@ fn the_manual_names_every_key_and_says_what_it_allows() {
             "{key} doesn't say what it allows"
         );
     }
-    for (name, key, _) in VARIABLES {
-        let line = format!("ledger variable: {name}");
+    let standard = otel_env::VARIABLES.iter().filter(|(_, key, _)| !key.is_empty());
+    let standard = standard.map(|(name, key, _)| ("standard", *name, *key));
+    for (whose, name, key) in VARIABLES.iter().map(|(name, key, _)| ("ledger", *name, *key)).chain(standard) {
+        let line = format!("{whose} variable: {name}");
         let named = manual::comment(key).iter().any(|comment| {
             comment.strip_prefix(&line).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
         });

@@ -1,0 +1,43 @@
+//! What a worker tells of itself while it works: the log (`log.rs`) and traces (`traces.rs`).
+
+mod log;
+mod traces;
+
+use std::io::IsTerminal;
+
+use anyhow::Context;
+use tracing_subscriber::{EnvFilter, fmt, prelude::*};
+
+use crate::config::{Config, Log, LogFormat};
+
+pub(crate) use traces::Traces;
+
+/// Starts log and traces as configured.
+///
+/// # Errors
+/// When the filter can't be read, logging was started already, or traces can't be sent in the way that is asked for. A
+/// receiver that isn't there is no error.
+pub(crate) fn init(config: &Config) -> anyhow::Result<Option<Traces>> {
+    start_log(&config.log)?;
+    config.traces.as_ref().map(|traces| Traces::start(traces, &config.worker.name)).transpose()
+}
+
+fn start_log(log: &Log) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&log.level).with_context(|| format!("log.level = {:?}", log.level))?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Json => {
+            let format =
+                fmt::format().json().flatten_event(true).with_current_span(true).with_span_list(false);
+            let fields = fmt::format::JsonFields::new();
+            registry.with(lines.event_format(log::Json(format)).fmt_fields(fields)).try_init()
+        }
+        LogFormat::Text => {
+            let colours = std::io::stderr().is_terminal();
+            let format = fmt::format().with_ansi(colours);
+            registry.with(lines.with_ansi(colours).event_format(log::Text(format))).try_init()
+        }
+    }
+    .context("starting the log")
+}
