@@ -8,6 +8,7 @@
 mod args;
 mod commands;
 mod config;
+mod environment;
 mod telemetry;
 mod wiring;
 
@@ -23,6 +24,10 @@ const EXIT_OK: u8 = 0;
 const EXIT_FAILED: u8 = 2;
 
 fn main() -> ExitCode {
+    if let Err(error) = environment::without_driver_variables() {
+        eprintln!("balance-sync: can't be started again without PGOPTIONS and PGSSL…: {error}; unset them");
+        return ExitCode::from(EXIT_FAILED);
+    }
     let args = Args::parse();
     // The rustls of redis, reqwest and sqlx take the process's provider; ring is the one all of them are built with.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -30,7 +30,8 @@ pub use link::{Link, LinkSettings};
 pub use quarantine::{QuarantineEntry, Quarantined};
 pub use sample::{Look, PageEnd, Sample, sample};
 pub use schedule::{
-    Backlog, ClaimMode, ProtectPage, QuarantineReport, ReleaseReport, Schedule, ScheduleOptions, SettleReport,
+    Backlog, ClaimMode, ProtectPage, QuarantineReport, RecentFrom, RecentPage, ReleaseReport, Schedule,
+    ScheduleOptions, SettleReport,
 };
 pub use snapshots::Snapshots;
 pub use stats::LinkStats;

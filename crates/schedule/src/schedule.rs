@@ -121,6 +121,37 @@ pub struct ProtectPage {
     pub shortest: Option<Duration>,
 }
 
+/// Where a page of what was scheduled lately begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecentFrom {
+    score: Vec<u8>,
+    /// Behind this member; empty = with the first one of that score.
+    member: Vec<u8>,
+}
+
+impl RecentFrom {
+    /// With what was scheduled at this Redis time.
+    #[must_use]
+    pub fn time(time: f64) -> Self {
+        Self { score: format!("{time:.6}").into_bytes(), member: Vec::new() }
+    }
+
+    fn nothing() -> Self {
+        Self { score: b"-".to_vec(), member: Vec::new() }
+    }
+}
+
+/// One page of protection of what was scheduled lately.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecentPage {
+    /// Redis time of the look, in seconds.
+    pub now: f64,
+    /// Values whose life was raised.
+    pub raised: u64,
+    /// Where the next page begins; `None` when all were seen.
+    pub next: Option<RecentFrom>,
+}
+
 /// What waits in a schedule.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Backlog {
@@ -337,27 +368,44 @@ impl Schedule {
     /// # Errors
     /// As Redis answers.
     pub async fn protect_since(&self, from: Option<f64>) -> Result<(f64, u64), ScheduleError> {
+        let mut begin = from.map_or_else(RecentFrom::nothing, RecentFrom::time);
+        let (mut begun, mut raised) = (None, 0);
+        loop {
+            let page = self.protect_recent_page(&begin).await?;
+            let begun = *begun.get_or_insert(page.now);
+            raised += page.raised;
+            match page.next {
+                Some(next) => begin = next,
+                None => return Ok((begun, raised)),
+            }
+        }
+    }
+
+    /// One page of [`Schedule::protect_since`].
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn protect_recent_page(&self, from: &RecentFrom) -> Result<RecentPage, ScheduleError> {
         const OPERATION: &str = "protect recent";
         const PAGE: u64 = 500;
-        let (mut begun, mut offset, mut raised) = (None, 0, 0);
-        loop {
-            let mut cmd = scripts::PROTECT_RECENT.call(1);
-            cmd.arg(self.space.schedule())
-                .arg(from.map_or_else(|| "-".to_owned(), |from| format!("{from:.6}")))
-                .arg(offset)
-                .arg(PAGE)
-                .arg(millis(self.options.protect_floor))
-                .arg(self.space.prefix());
-            let value = scripts::PROTECT_RECENT.run(&self.link, &cmd).await?;
-            let parts = array(OPERATION, &value, 3)?;
-            let begun = *begun.get_or_insert(seconds(OPERATION, &parts[0])?);
-            let seen = int(OPERATION, &parts[1])?;
-            raised += int(OPERATION, &parts[2])?;
-            if seen < PAGE {
-                return Ok((begun, raised));
-            }
-            offset += PAGE;
-        }
+        let mut cmd = scripts::PROTECT_RECENT.call(1);
+        cmd.arg(self.space.schedule())
+            .arg(&from.score)
+            .arg(&from.member)
+            .arg(PAGE)
+            .arg(millis(self.options.protect_floor))
+            .arg(self.space.prefix());
+        let value = scripts::PROTECT_RECENT.run(&self.link, &cmd).await?;
+        let parts = array(OPERATION, &value, 5)?;
+        let next = || {
+            let (score, member) = (bulk(OPERATION, &parts[3])?, bulk(OPERATION, &parts[4])?);
+            Ok(RecentFrom { score: score.to_vec(), member: member.to_vec() })
+        };
+        Ok(RecentPage {
+            now: seconds(OPERATION, &parts[0])?,
+            raised: int(OPERATION, &parts[2])?,
+            next: if int(OPERATION, &parts[1])? < PAGE { None } else { Some(next()?) },
+        })
     }
 
     /// Moves up to `page` members of a legacy schedule into this one; gives how many, and how many are left there.

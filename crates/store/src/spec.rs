@@ -236,6 +236,9 @@ impl DatabaseSpec {
             ("statement_timeout", timeout.to_string()),
             // The version guard relies on READ COMMITTED: a row that a concurrent writer has changed is looked at again.
             ("default_transaction_isolation", "read committed".to_owned()),
+            // What is acknowledged here leaves the schedule, so it must outlive a crash of the server, and of its
+            // synchronous standby where there is one, whatever the database or the role are set to.
+            ("synchronous_commit", "on".to_owned()),
             // The batch update must walk its rows in the order they are sent and look each one up by primary key, whatever
             // the planner believes about the table: see `update.rs`. The first group excludes other kinds of plan ...
             ("enable_hashjoin", "off".to_owned()),

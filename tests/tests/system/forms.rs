@@ -136,3 +136,31 @@ async fn uuids_without_dashes_are_served_when_told_and_noticed_when_not() -> Res
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }
+
+#[tokio::test]
+async fn variables_of_libpq_change_nothing() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 5).await?;
+    let tenant = &sandbox.tenants()[0];
+    // Settings for each session, under which nothing can be written, and files that aren't there.
+    let mut worker = Worker::of(&sandbox)
+        .env("PGOPTIONS", "-c default_transaction_read_only=on -c search_path=nowhere")
+        .env("PGSSLROOTCERT", "/nowhere/root.pem")
+        .env("PGSSLCERT", "/nowhere/cert.pem")
+        .env("PGSSLKEY", "/nowhere/key.pem")
+        .env("PGHOST", "nowhere.invalid")
+        .env("PGPORT", "1")
+        .env("PGUSER", "nobody")
+        .env("PGPASSWORD", "nothing")
+        .env("PGDATABASE", "nothing")
+        .env("PGSSLMODE", "verify-full")
+        .start()
+        .await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    let environment = std::fs::read_to_string(format!("/proc/{}/environ", worker.pid()))?;
+    assert!(!environment.contains("PGOPTIONS") && !environment.contains("PGSSLCERT"));
+    assert_eq!(worker.metric("balance_sync_batch_failures_total", &[("tenant_id", &tenant.id)]).await?, 0.0);
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}

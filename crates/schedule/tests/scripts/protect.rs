@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use balance_sync_schedule::{ProtectPage, Schedule};
+use balance_sync_schedule::{ProtectPage, RecentFrom, Schedule};
 
 use crate::{Tenant, tell};
 
@@ -147,4 +147,73 @@ async fn what_came_since_is_protected_page_by_page() {
         900
     );
     assert_eq!(tenant.lease_mode().protect_since(Some(1.0)).await.unwrap().1, 1_700);
+}
+
+#[tokio::test]
+async fn what_is_settled_between_two_pages_moves_no_other_past_them() {
+    let tenant = Tenant::new("protect-moving").await;
+    let members = tenant.schedule_many(1_700).await;
+    let mut pipe = redis::pipe();
+    for member in &members {
+        pipe.cmd("SET").arg(member).arg("{}").arg("PX").arg(50_000).ignore();
+    }
+    pipe.query_async::<()>(&mut tenant.redis.clone()).await.unwrap();
+    let schedule = tenant.lease_mode();
+    let idle = tenant.with(|options| options.protect_floor = Duration::ZERO);
+    // Half of them under one score, as members of one claim are.
+    assert_eq!(idle.claim(850).await.unwrap().entries.len(), 850);
+
+    let (mut from, mut gone) = (RecentFrom::time(1.0), Vec::new());
+    // Each page is followed by the settling of the last members that it saw, and of some before.
+    while let Some(next) = schedule.protect_recent_page(&from).await.unwrap().next {
+        from = next;
+        let seen: Vec<&String> = {
+            let mut pipe = redis::pipe();
+            for member in &members {
+                pipe.cmd("PTTL").arg(member);
+            }
+            let lives: Vec<i64> = pipe.query_async(&mut tenant.redis.clone()).await.unwrap();
+            members.iter().zip(lives).filter(|(_, life)| *life > 50_000).map(|(member, _)| member).collect()
+        };
+        let settled: Vec<&String> =
+            seen.into_iter().filter(|member| !gone.contains(member)).take(400).collect();
+        tell!(tenant, "ZREM", tenant.space.schedule(), &settled);
+        gone.extend(settled);
+    }
+    assert!(gone.len() >= 800, "three pages at the least");
+    for member in &members {
+        assert!(tenant.life(member).await > 50_000, "{member} was passed over");
+    }
+}
+
+#[tokio::test]
+async fn a_page_whose_last_member_was_settled_is_gone_on_with() {
+    let tenant = Tenant::new("protect-last-gone").await;
+    let members = tenant.schedule_many(1_200).await;
+    let idle = tenant.with(|options| options.protect_floor = Duration::ZERO);
+    assert_eq!(idle.claim(1_200).await.unwrap().entries.len(), 1_200);
+    let mut pipe = redis::pipe();
+    for member in &members {
+        pipe.cmd("SET").arg(member).arg("{}").arg("PX").arg(50_000).ignore();
+    }
+    pipe.query_async::<()>(&mut tenant.redis.clone()).await.unwrap();
+    let schedule = tenant.lease_mode();
+    let mut from = RecentFrom::time(1.0);
+    let mut pages = 0;
+    // All have one score, in the order of their names: the last of each page is settled.
+    while let Some(next) = schedule.protect_recent_page(&from).await.unwrap().next {
+        pages += 1;
+        assert!(pages < 10, "no end");
+        from = next;
+        let mut last = None;
+        for member in &members {
+            if tenant.life(member).await > 50_000 {
+                last = Some(member);
+            }
+        }
+        tell!(tenant, "ZREM", tenant.space.schedule(), last);
+    }
+    for member in &members {
+        assert!(tenant.life(member).await > 50_000, "{member} was passed over");
+    }
 }

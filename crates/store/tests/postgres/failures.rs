@@ -215,6 +215,23 @@ async fn serialization_failures_cannot_come_from_the_servers_defaults() {
 }
 
 #[tokio::test]
+async fn a_commit_is_durable_whatever_database_and_role_are_set_to() {
+    let tenant = Tenant::new("careless").await;
+    tenant.seed(1).await;
+    tenant
+        .sql(
+            "ALTER DATABASE careless SET synchronous_commit = 'off'; \
+             ALTER ROLE careless SET synchronous_commit = 'off'; \
+             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+               NEW.alias := current_setting('synchronous_commit'); RETURN NEW; END $$; \
+             CREATE TRIGGER note BEFORE UPDATE ON balance FOR EACH ROW EXECUTE FUNCTION note()",
+        )
+        .await;
+    assert_eq!(write(&tenant.database(), 2).await.unwrap(), [Outcome::Updated]);
+    assert_eq!(tenant.value("SELECT alias FROM balance").await, "on");
+}
+
+#[tokio::test]
 async fn too_many_connections() {
     let tenant = Tenant::new("crowded").await;
     tenant.seed(1).await;
