@@ -24,7 +24,7 @@ test: setup ## Run all tests: unit, property, real servers, whole system
 	$(CARGO) build --locked --package balance-sync-cli
 	$(CARGO) test --locked --workspace
 
-chaos: setup ## Faults on real servers for a while (CHAOS_SECONDS=120, CHAOS_SEED=random)
+chaos: setup ## Faults on real servers for a while (CHAOS_SECONDS=120, CHAOS_SEED=random, CHAOS_RATE=1500)
 	$(CARGO) build --locked --package balance-sync-cli
 	CHAOS_SECONDS=$${CHAOS_SECONDS:-120} $(CARGO) test --locked --package balance-sync-tests --test chaos -- --nocapture
 
