@@ -42,8 +42,21 @@ pub(crate) struct Traces {
     provider: SdkTracerProvider,
     losses: Arc<Losses>,
     deadline: Duration,
-    /// Drives gRPC. Its own, so that an export needs nothing of the threads that sync, not even while they end.
-    runtime: Option<Runtime>,
+    /// Kept until the last export is done.
+    _driver: Option<Driver>,
+}
+
+/// The thread that drives gRPC. Its own, so that an export needs nothing of the threads that sync, not even while they
+/// end.
+struct Driver(Option<Runtime>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // To wait for its end would block a thread that must not be.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Traces {
@@ -53,7 +66,7 @@ impl Traces {
     /// When no connection of that kind can be set up. Nobody need answer yet.
     pub(super) fn start(traces: &config::Traces, worker: &str) -> anyhow::Result<Self> {
         let losses = Arc::new(Losses { queue_size: traces.queue_size, ..Losses::default() });
-        let (exporter, runtime) = exporter(traces).context("telemetry")?;
+        let (exporter, driver) = exporter(traces).context("telemetry")?;
         let batches = BatchConfigBuilder::default()
             .with_max_queue_size(traces.queue_size)
             .with_max_export_batch_size(traces.batch_size)
@@ -69,17 +82,14 @@ impl Traces {
         global::set_tracer_provider(provider.clone());
         trace::enable(TraceContextPropagator::new());
         tracing::info!(endpoint = %traces.endpoint, protocol = ?traces.protocol, "traces are sent");
-        Ok(Self { provider, losses, deadline: traces.drain_deadline, runtime })
+        Ok(Self { provider, losses, deadline: traces.drain_deadline, _driver: driver })
     }
 
     /// Sends what is left, within the deadline, and says what was lost in all.
     pub(crate) async fn finish(self) {
-        let Self { provider, losses, deadline, runtime } = self;
+        let Self { provider, losses, deadline, _driver } = self;
         let ending = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(deadline));
         let in_time = matches!(ending.await, Ok(Ok(())));
-        if let Some(runtime) = runtime {
-            runtime.shutdown_background();
-        }
         let (failed, dropped, waiting) =
             (losses.failed.load(Relaxed), losses.dropped.load(Relaxed), losses.queued.load(Relaxed));
         if !in_time || failed > 0 || dropped > 0 {
@@ -88,7 +98,7 @@ impl Traces {
     }
 }
 
-fn exporter(traces: &config::Traces) -> anyhow::Result<(opentelemetry_otlp::SpanExporter, Option<Runtime>)> {
+fn exporter(traces: &config::Traces) -> anyhow::Result<(opentelemetry_otlp::SpanExporter, Option<Driver>)> {
     let builder = opentelemetry_otlp::SpanExporter::builder();
     let headers = traces.headers.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned()));
     match traces.protocol {
@@ -121,18 +131,11 @@ fn exporter(traces: &config::Traces) -> anyhow::Result<(opentelemetry_otlp::Span
                 .enable_all()
                 .build()
                 .context("a thread to send from")?;
-            let built = {
-                let _entered = runtime.enter();
-                builder.build()
-            };
-            match built {
-                Ok(exporter) => Ok((exporter, Some(runtime))),
-                Err(error) => {
-                    // Dropped here it would block a thread that must not.
-                    runtime.shutdown_background();
-                    Err(error.into())
-                }
-            }
+            let driver = Driver(Some(runtime));
+            let _entered = driver.0.as_ref().map(Runtime::enter);
+            let exporter = builder.build()?;
+            drop(_entered);
+            Ok((exporter, Some(driver)))
         }
     }
 }
