@@ -2,7 +2,9 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use balance_sync_fleet::view::{StateFilter, TenantSort};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 /// Carries the balances of a multi-tenant ledger from Redis to each tenant's Postgres.
 #[derive(Debug, Parser)]
@@ -23,6 +25,12 @@ pub(crate) enum Command {
     Run,
     /// Validate the configuration and print the values in force with their origins, secrets hidden.
     Check,
+    /// Is any tenant behind, since when, and why? The whole fleet at a glance.
+    #[command(after_help = EXIT_CODES)]
+    Status(StatusArgs),
+    /// Tenants with their state, backlog and lag; one in detail.
+    #[command(after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
+    Tenants(TenantsArgs),
     /// Start private Redis, Postgres and tenant service with tenants, for trying things by hand; ends when interrupted.
     Sandbox(SandboxArgs),
     /// Produce mutations as the ledger does: value and schedule in one atomic step.
@@ -34,6 +42,83 @@ pub(crate) enum Command {
     Quarantine(QuarantineCommand),
     /// Show the whole main job on private servers: load, tenants that come and go, a killed worker, and verification.
     Demo(DemoArgs),
+    /// Print what a shell needs to complete these commands: source <(balance-sync completions bash)
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// How the commands end that say how the fleet is.
+const EXIT_CODES: &str = "Asks Redis and the tenant service; no worker's HTTP is needed.\n\n\
+    Exit codes:\n  \
+    0  healthy\n  \
+    1  something is behind, degraded or served by nobody\n  \
+    2  can't tell: no live worker, Redis or the tenant service away, or the command failed";
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StatusArgs {
+    /// Again every so many seconds, until interrupted; the exit code is then that of the last look.
+    #[arg(
+        long,
+        short,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        default_missing_value = "2",
+        value_parser = interval
+    )]
+    pub watch: Option<f64>,
+    /// Print one line of JSON, as /api/v1/overview answers; with --watch one line each time.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TenantsArgs {
+    #[command(flatten)]
+    pub list: TenantListArgs,
+    #[command(subcommand)]
+    pub command: Option<TenantsCommand>,
+}
+
+/// What can be done with tenants.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TenantsCommand {
+    /// Show one whole: what happens next, its last flushes and errors, the settings in force.
+    #[command(after_help = EXIT_CODES)]
+    Show(TenantShowArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TenantListArgs {
+    /// Only those in one of these states, separated by commas: starting, idle, syncing, degraded, paused, stopping,
+    /// unserved, behind.
+    #[arg(long, value_delimiter = ',', value_parser = state)]
+    pub state: Vec<StateFilter>,
+    /// Only those with this text in their id.
+    #[arg(long, value_name = "TEXT")]
+    pub tenant: Option<String>,
+    /// Put in order by id, state, backlog, due, oldest, lag, rows or quarantined; numbers with the largest first.
+    #[arg(long, default_value = "id", value_parser = sort, hide_possible_values = true)]
+    pub sort: TenantSort,
+    /// The other way round.
+    #[arg(long)]
+    pub reverse: bool,
+    /// At most so many; all that fit count for the exit code.
+    #[arg(long, default_value = "100", value_parser = positive_count)]
+    pub limit: usize,
+    /// Print one line of JSON, as /api/v1/tenants answers.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TenantShowArgs {
+    /// Its id.
+    pub tenant: String,
+    /// Print one line of JSON, as /api/v1/tenants/{id} answers.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// How sandbox tenants are kept apart.
@@ -186,6 +271,29 @@ fn positive(text: &str) -> Result<f64, String> {
         Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
         _ => Err("must be a number above 0".to_owned()),
     }
+}
+
+fn positive_count(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("must be a whole number above 0".to_owned()),
+    }
+}
+
+/// What is drawn is at most as fresh as this.
+fn interval(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if (0.1..=3600.0).contains(&number) => Ok(number),
+        _ => Err("must be a number of seconds from 0.1 to 3600".to_owned()),
+    }
+}
+
+fn state(text: &str) -> Result<StateFilter, String> {
+    StateFilter::parse(text).ok_or_else(|| format!("must be one of {}", StateFilter::NAMES))
+}
+
+fn sort(text: &str) -> Result<TenantSort, String> {
+    TenantSort::parse(text).ok_or_else(|| format!("must be one of {}", TenantSort::NAMES))
 }
 
 fn share(text: &str) -> Result<f64, String> {

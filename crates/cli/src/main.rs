@@ -1,7 +1,7 @@
 //! The binary `balance-sync`: commands, configuration, logs, and the wiring of a worker.
 //!
 //! Reading order: [`args`] (what can be asked) · [`config`] (what is configured) · [`wiring`] (configuration to worker) ·
-//! [`telemetry`] (logs) · [`commands`] (what is done).
+//! [`telemetry`] (log and traces) · [`terminal`] (how answers look) · [`commands`] (what is done).
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a command line speaks on standard output
 
@@ -10,6 +10,7 @@ mod commands;
 mod config;
 mod environment;
 mod telemetry;
+mod terminal;
 mod wiring;
 
 use std::process::ExitCode;
@@ -46,10 +47,13 @@ async fn dispatch(args: Args) -> anyhow::Result<u8> {
     match args.command {
         Command::Run => commands::run::run(file).await,
         Command::Check => commands::check::check(file),
+        Command::Status(options) => commands::status::status(file, options).await,
+        Command::Tenants(options) => commands::tenants::tenants(file, options).await,
         Command::Sandbox(options) => commands::sandbox::sandbox(options).await,
         Command::Load(options) => commands::load::load(file, options).await,
         Command::Verify(options) => commands::verify::verify(file, options).await,
         Command::Quarantine(command) => commands::quarantine::quarantine(file, command).await,
         Command::Demo(options) => commands::demo::demo(options).await,
+        Command::Completions { shell } => commands::completions::completions(shell),
     }
 }

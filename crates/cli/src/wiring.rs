@@ -11,9 +11,10 @@ use balance_sync_fleet::{
     plan::Limits,
     supervisor::SupervisorOptions,
     tenant_manager::ManagerOptions,
+    view::FleetReader,
     worker::Identity,
 };
-use balance_sync_schedule::ScheduleOptions;
+use balance_sync_schedule::{Controls, Link, ScheduleOptions, Snapshots};
 use balance_sync_tenants::{Membership, ServiceDirectory, ServiceSettings, StaticDirectory, TenantDirectory};
 
 use crate::config::{Config, TenantSource};
@@ -80,6 +81,44 @@ pub(crate) fn manager_options(config: &Config) -> ManagerOptions {
     }
 }
 
+/// How collectors work.
+fn collector_options(config: &Config) -> CollectorOptions {
+    CollectorOptions {
+        batch_size: config.collector.batch_size,
+        flush_timeout: config.collector.flush_timeout,
+        poll_interval: config.collector.poll_interval,
+        idle_backoff_max: config.collector.idle_backoff_max,
+        pipeline_depth: config.collector.pipeline_depth,
+        flush_deadline: config.collector.flush_deadline,
+        drain_deadline: config.collector.drain_deadline,
+        leave_deadline: config
+            .supervisor
+            .stop_deadline
+            .saturating_sub(config.collector.drain_deadline + LEAVE_MARGIN),
+        protect_after: config.claim.protect_after,
+        protect_floor: config.claim.protect_floor,
+        survey_interval: config.claim.legacy_interval,
+        backoff_min: config.postgres.backoff_min,
+        backoff_max: config.postgres.backoff_max,
+        backoff_long: config.postgres.backoff_long,
+    }
+}
+
+/// The fleet as a command sees it, which runs no worker.
+///
+/// # Errors
+/// When Redis's or the tenant service's settings can't be used.
+pub(crate) fn reader(config: &Config) -> anyhow::Result<FleetReader> {
+    let link = Link::new(&config.redis.link)?;
+    Ok(FleetReader::outside(
+        directory(config)?,
+        Snapshots::new(link.clone(), &group(config)),
+        Controls::new(link),
+        config.admin.freshness_objective,
+        Arc::new(collector_options(config)),
+    ))
+}
+
 /// A whole worker.
 ///
 /// # Errors
@@ -89,25 +128,7 @@ pub(crate) fn worker_settings(config: &Config) -> anyhow::Result<WorkerSettings>
         directory: directory(config)?,
         redis: config.redis.link.clone(),
         schedule: schedule_options(config),
-        collector: CollectorOptions {
-            batch_size: config.collector.batch_size,
-            flush_timeout: config.collector.flush_timeout,
-            poll_interval: config.collector.poll_interval,
-            idle_backoff_max: config.collector.idle_backoff_max,
-            pipeline_depth: config.collector.pipeline_depth,
-            flush_deadline: config.collector.flush_deadline,
-            drain_deadline: config.collector.drain_deadline,
-            leave_deadline: config
-                .supervisor
-                .stop_deadline
-                .saturating_sub(config.collector.drain_deadline + LEAVE_MARGIN),
-            protect_after: config.claim.protect_after,
-            protect_floor: config.claim.protect_floor,
-            survey_interval: config.claim.legacy_interval,
-            backoff_min: config.postgres.backoff_min,
-            backoff_max: config.postgres.backoff_max,
-            backoff_long: config.postgres.backoff_long,
-        },
+        collector: collector_options(config),
         manager: manager_options(config),
         connections_per_server: config.postgres.connections_per_server,
         supervisor: SupervisorOptions {

@@ -19,6 +19,7 @@ mod outage;
 mod rotation;
 mod service;
 mod shutdown;
+mod terminal;
 mod traces;
 mod triggers;
 mod versions;

@@ -1,11 +1,14 @@
 //! The commands, one file each.
 
 pub(crate) mod check;
+pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod load;
 pub(crate) mod quarantine;
 pub(crate) mod run;
 pub(crate) mod sandbox;
+pub(crate) mod status;
+pub(crate) mod tenants;
 pub(crate) mod verify;
 
 use std::path::Path;
@@ -46,7 +49,7 @@ async fn chosen_tenants(directory: &dyn TenantDirectory, ids: &[String]) -> anyh
 ///
 /// # Errors
 /// When signals can't be listened to.
-async fn interrupted() -> std::io::Result<&'static str> {
+pub(crate) async fn interrupted() -> std::io::Result<&'static str> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     Ok(tokio::select! {

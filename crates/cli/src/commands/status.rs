@@ -1,0 +1,213 @@
+//! `status`: is any tenant behind, since when, and why?
+
+use std::{fmt::Write as _, path::Path, time::Duration};
+
+use balance_sync_fleet::{
+    overview::{Overview, Verdict},
+    rows::{TenantRow, WorkerRow},
+    view::{FleetReader, FleetView},
+};
+
+use super::tenants;
+use crate::{
+    EXIT_OK,
+    args::{StatusArgs, seconds},
+    terminal::{
+        self, BAD, Column, FAINT, HEAD, PLAIN, Screen, Table, WARN, ago, bytes, count, optional, rate, span,
+        styled, wrap,
+    },
+    wiring,
+};
+
+/// Something is late or can't be written.
+const EXIT_NOT_WELL: u8 = 1;
+/// Nobody can tell.
+const EXIT_UNKNOWN: u8 = 2;
+/// Workers that are shown.
+const WORKERS: usize = 8;
+
+/// What a verdict means to who called.
+pub(super) fn exit_code(verdict: Verdict) -> u8 {
+    match verdict {
+        Verdict::Healthy => EXIT_OK,
+        Verdict::Behind | Verdict::Degraded => EXIT_NOT_WELL,
+        Verdict::Unknown => EXIT_UNKNOWN,
+    }
+}
+
+/// Prints the fleet at a glance, once or again and again.
+///
+/// # Errors
+/// When the configuration is wrong or nothing can be written. What can't be asked is part of the answer.
+pub(crate) async fn status(file: Option<&Path>, args: StatusArgs) -> anyhow::Result<u8> {
+    let config = super::load_config(file)?;
+    let reader = wiring::reader(&config)?;
+    let Some(interval) = args.watch else {
+        let (text, verdict) = picture(&reader, args.json, Screen::of_stdout(), None).await?;
+        terminal::print(&text)?;
+        return Ok(exit_code(verdict));
+    };
+    let interval = seconds(interval);
+    let last =
+        terminal::watch(interval, async |screen| picture(&reader, args.json, screen, Some(interval)).await);
+    Ok(last.await?.map_or(EXIT_UNKNOWN, exit_code))
+}
+
+async fn picture(
+    reader: &FleetReader,
+    json: bool,
+    screen: Screen,
+    every: Option<Duration>,
+) -> anyhow::Result<(String, Verdict)> {
+    let view = reader.view().await;
+    let overview = view.overview();
+    let text = if json {
+        format!("{}\n", serde_json::to_string(&overview)?)
+    } else {
+        render(&view, &overview, screen, every)
+    };
+    Ok((text, overview.verdict))
+}
+
+fn render(view: &FleetView, overview: &Overview, screen: Screen, every: Option<Duration>) -> String {
+    let mut text = String::new();
+    head(&mut text, overview, every);
+    reasons(&mut text, overview, screen);
+    figures(&mut text, overview);
+    let troubled: Vec<&TenantRow> =
+        overview.worst.iter().filter(|row| tenants::is_of_note(row, view)).collect();
+    if !troubled.is_empty() {
+        line(&mut text, format_args!("\n{}", tenants::table(&troubled, view, screen).trim_end()));
+    }
+    if !view.workers.is_empty() {
+        line(&mut text, format_args!("\n{}", workers(&view.workers, view.at, screen).trim_end()));
+    }
+    text
+}
+
+fn head(text: &mut String, overview: &Overview, every: Option<Duration>) {
+    let style = terminal::verdict_style(overview.verdict).bold();
+    let verdict = styled(style, overview.verdict.name().to_uppercase());
+    let when = match every {
+        Some(every) => format!("{}, every {}", overview.generated_at, span(every.as_secs_f64())),
+        None => overview.generated_at.clone(),
+    };
+    line(text, format_args!("{verdict}  {}", styled(FAINT, when)));
+}
+
+fn reasons(text: &mut String, overview: &Overview, screen: Screen) {
+    let style = match overview.verdict {
+        Verdict::Healthy => PLAIN,
+        Verdict::Degraded => BAD,
+        Verdict::Behind | Verdict::Unknown => WARN,
+    };
+    for (at, reason) in overview.reasons.iter().enumerate() {
+        // The worst comes first; what follows may be worth knowing and no more.
+        let style = if at == 0 { style } else { PLAIN };
+        line(text, format_args!("{} {}", styled(style, "-"), wrap(reason, screen.text_width() - 2, 2)));
+    }
+}
+
+fn figures(text: &mut String, overview: &Overview) {
+    let states: Vec<String> = overview
+        .tenants
+        .by_state
+        .iter()
+        .chain([(&"unserved", &overview.tenants.unserved)])
+        .filter(|(_, tenants)| **tenants > 0)
+        .map(|(state, tenants)| {
+            styled(terminal::state_style(state), format_args!("{} {state}", count(*tenants as u64)))
+        })
+        .collect();
+    let lag = |seconds| optional(seconds, span);
+    let backlog = &overview.backlog;
+    let mut row = |name: &str, value: std::fmt::Arguments<'_>| {
+        line(text, format_args!("{}  {value}", styled(HEAD, format_args!("{name:<10}"))));
+    };
+    row("tenants", format_args!("{}: {}", count(overview.tenants.total as u64), states.join(", ")));
+    row(
+        "backlog",
+        format_args!(
+            "{} due, the oldest for {}; {} held, {} scheduled in all",
+            count(backlog.due),
+            span(backlog.oldest_due_age_seconds),
+            count(backlog.leased),
+            count(backlog.scheduled)
+        ),
+    );
+    row(
+        "written",
+        format_args!(
+            "{} rows/s; lag p50 {}, p99 {}",
+            rate(overview.rates.rows_per_second),
+            lag(overview.lag.p50_seconds),
+            lag(overview.lag.p99_seconds)
+        ),
+    );
+    row(
+        "aside",
+        format_args!(
+            "{} in quarantine, {} expired; shortest life {}",
+            count(overview.quarantined),
+            count(overview.expired_total),
+            optional(overview.shortest_life_seconds, span)
+        ),
+    );
+    let redis = match overview.redis {
+        "ok" => "redis ok".to_owned(),
+        other => styled(BAD, format_args!("redis {other}")),
+    };
+    row(
+        "workers",
+        format_args!(
+            "{} live, {} collector restarts; {redis}",
+            overview.workers.live,
+            count(overview.restarts_total)
+        ),
+    );
+}
+
+/// A line per worker.
+fn workers(rows: &[WorkerRow], now: f64, screen: Screen) -> String {
+    let mut table = Table::new(&[
+        Column::long("WORKER"),
+        Column::text("STATE"),
+        Column::number("UP"),
+        Column::number("SEEN"),
+        Column::number("TENANTS"),
+        Column::number("ROWS/S"),
+        Column::number("MEMORY"),
+        Column::long("TENANT SERVICE"),
+    ]);
+    for row in rows.iter().take(WORKERS) {
+        let (state, style) = match row.redis.as_str() {
+            _ if row.draining => ("draining", WARN),
+            "ok" => ("ok", PLAIN),
+            _ => ("no redis", BAD),
+        };
+        let service = match row.tenant_service.state.as_str() {
+            "ok" | "static" => PLAIN,
+            _ => WARN,
+        };
+        table.row([
+            (row.name.clone(), PLAIN),
+            (state.to_owned(), style),
+            (span(row.uptime_seconds), PLAIN),
+            (ago(&row.seen_at, now), PLAIN),
+            (count(row.tenants_owned), PLAIN),
+            (rate(row.rows_per_second), PLAIN),
+            (bytes(row.rss_bytes), PLAIN),
+            (row.tenant_service.state.clone(), service),
+        ]);
+    }
+    let mut text = table.render(screen);
+    if rows.len() > WORKERS {
+        line(&mut text, format_args!("and {} more", rows.len() - WORKERS));
+    }
+    text
+}
+
+fn line(text: &mut String, content: std::fmt::Arguments<'_>) {
+    // Writing into a String can't fail.
+    let _ = writeln!(text, "{content}");
+}

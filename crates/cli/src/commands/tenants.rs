@@ -1,0 +1,312 @@
+//! `tenants`: which, in which state, with what backlog; one in detail.
+
+use std::{
+    fmt::Write as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::bail;
+use balance_sync_fleet::{
+    overview::Verdict,
+    rows::{TenantDetail, TenantRow, UNSERVED},
+    view::{FleetReader, FleetView, TenantQuery},
+};
+use serde::Serialize;
+
+use super::status::exit_code;
+use crate::{
+    args::{TenantListArgs, TenantShowArgs, TenantsArgs, TenantsCommand},
+    terminal::{
+        self, BAD, Column, FAINT, HEAD, PLAIN, Screen, Table, WARN, ago, count, optional, rate, span, styled,
+        wrap,
+    },
+    wiring,
+};
+
+/// Flushes and errors of a tenant that are shown.
+const SHOWN: usize = 8;
+/// How long the workers of a tenant may take to tell its detail: they notice the interest with one publication and answer
+/// with the next, and there is one every two seconds.
+const DETAIL_WITHIN: Duration = Duration::from_secs(6);
+/// How often it is looked for.
+const DETAIL_EVERY: Duration = Duration::from_millis(200);
+
+/// As `GET /api/v1/tenants` answers.
+#[derive(Serialize)]
+struct Page<'a> {
+    total: usize,
+    page: usize,
+    per_page: usize,
+    tenants: Vec<&'a TenantRow>,
+}
+
+/// The command.
+///
+/// # Errors
+/// When the configuration is wrong, a tenant that is named isn't there, or nothing can be written. What can't be asked is
+/// part of the answer.
+pub(crate) async fn tenants(file: Option<&Path>, args: TenantsArgs) -> anyhow::Result<u8> {
+    match args.command {
+        None => list(file, args.list).await,
+        Some(TenantsCommand::Show(args)) => show(file, args).await,
+    }
+}
+
+/// Prints the tenants that fit.
+async fn list(file: Option<&Path>, args: TenantListArgs) -> anyhow::Result<u8> {
+    let config = super::load_config(file)?;
+    let view = wiring::reader(&config)?.view().await;
+    let query = TenantQuery {
+        states: args.state,
+        text: args.tenant.unwrap_or_default(),
+        sort: args.sort,
+        descending: args.reverse != descends(args.sort),
+        page: 1,
+        per_page: args.limit,
+    };
+    let (total, tenants) = view.page(&query);
+    // What was asked for is judged, whether it is shown or not.
+    let (_, all) = view.page(&TenantQuery { per_page: usize::MAX, ..query });
+    let verdict = all.iter().map(|row| judge(row, &view)).max().unwrap_or(Verdict::Healthy).max(known(&view));
+    if args.json {
+        let page = Page { total, page: 1, per_page: args.limit, tenants };
+        terminal::print(&format!("{}\n", serde_json::to_string(&page)?))?;
+        return Ok(exit_code(verdict));
+    }
+    let mut text = table(&tenants, &view, Screen::of_stdout());
+    let shown = tenants.len();
+    if shown < total {
+        let _ = writeln!(text, "{shown} of {} tenants, see --limit", count(total as u64));
+    } else {
+        let _ = writeln!(text, "{} tenant{}", count(total as u64), if total == 1 { "" } else { "s" });
+    }
+    doubts(&mut text, &view);
+    terminal::print(&text)?;
+    Ok(exit_code(verdict))
+}
+
+/// Prints everything about one tenant.
+async fn show(file: Option<&Path>, args: TenantShowArgs) -> anyhow::Result<u8> {
+    let config = super::load_config(file)?;
+    let reader = wiring::reader(&config)?;
+    let view = reader.view().await;
+    let Some(detail) = whole(&reader, &args.tenant).await else {
+        match &view.redis_error {
+            Some(error) => bail!("{}: not known, as Redis can't be asked: {error}", args.tenant),
+            None => bail!("{}: no such tenant is listed or served", args.tenant),
+        }
+    };
+    let verdict = judge(&detail.row, &view).max(known(&view));
+    if args.json {
+        terminal::print(&format!("{}\n", serde_json::to_string(&detail)?))?;
+    } else {
+        let mut text = render(&detail, &view, Screen::of_stdout());
+        doubts(&mut text, &view);
+        terminal::print(&text)?;
+    }
+    Ok(exit_code(verdict))
+}
+
+/// Workers publish a tenant's detail once somebody has asked for it: asks until it is there, or has had its time.
+async fn whole(reader: &FleetReader, tenant: &str) -> Option<TenantDetail> {
+    let until = Instant::now() + DETAIL_WITHIN;
+    loop {
+        let detail = reader.detail(tenant).await?;
+        let told = !detail.flushes.is_empty() || !detail.errors.is_empty() || !detail.history.is_empty();
+        let row = &detail.row;
+        let nothing_to_tell = row.owners.is_empty() || row.updated_total + row.batch_failures_total == 0;
+        if told || nothing_to_tell || Instant::now() >= until {
+            return Some(detail);
+        }
+        tokio::time::sleep(DETAIL_EVERY).await;
+    }
+}
+
+/// By numbers the largest come first, by names they go forwards.
+fn descends(sort: balance_sync_fleet::view::TenantSort) -> bool {
+    use balance_sync_fleet::view::TenantSort::{Id, State};
+    !matches!(sort, Id | State)
+}
+
+/// How one tenant is.
+fn judge(row: &TenantRow, view: &FleetView) -> Verdict {
+    match row.state {
+        "degraded" | UNSERVED => Verdict::Degraded,
+        _ if row.is_behind(view.objective_seconds) => Verdict::Behind,
+        _ => Verdict::Healthy,
+    }
+}
+
+/// Whether anything can be said at all.
+fn known(view: &FleetView) -> Verdict {
+    if view.redis_error.is_some() || !view.listed || view.workers.is_empty() {
+        Verdict::Unknown
+    } else {
+        Verdict::Healthy
+    }
+}
+
+/// What makes the answer doubtful, in sentences.
+fn doubts(text: &mut String, view: &FleetView) {
+    let mut doubt = |reason: &str| {
+        let _ = writeln!(text, "{}", styled(WARN, reason));
+    };
+    if let Some(error) = &view.redis_error {
+        doubt(&format!("Redis can't be asked: {error}."));
+    } else if view.workers.is_empty() {
+        doubt("No live worker has been heard of.");
+    }
+    if !view.listed {
+        doubt("The list of tenants can't be had, so some may be missing here.");
+    }
+}
+
+/// Whether a tenant belongs among those to be looked at.
+pub(super) fn is_of_note(row: &TenantRow, view: &FleetView) -> bool {
+    judge(row, view) != Verdict::Healthy || row.paused.is_some() || row.quarantined > 0
+}
+
+/// A line per tenant.
+pub(super) fn table(rows: &[&TenantRow], view: &FleetView, screen: Screen) -> String {
+    let mut table = Table::new(&[
+        Column::long("TENANT"),
+        Column::long("STATE"),
+        Column::number("SINCE"),
+        Column::number("DUE"),
+        Column::number("OLDEST"),
+        Column::number("LAG P99"),
+        Column::number("ROWS/S"),
+        Column::number("QUAR"),
+    ]);
+    for row in rows {
+        let state = match &row.reason {
+            Some(reason) => format!("{}: {reason}", row.state),
+            None => row.state.to_owned(),
+        };
+        let style = if row.paused.is_some() { WARN } else { terminal::state_style(row.state) };
+        let late = if row.is_behind(view.objective_seconds) { BAD } else { PLAIN };
+        table.row([
+            (row.id.clone(), PLAIN),
+            (state, style),
+            (row.since.as_deref().map_or_else(|| "-".to_owned(), |since| ago(since, view.at)), PLAIN),
+            (count(row.due), late),
+            (span(row.oldest_due_age_seconds), late),
+            (optional(row.lag_p99_seconds, span), PLAIN),
+            (rate(row.rows_per_second), PLAIN),
+            (count(row.quarantined), if row.quarantined > 0 { WARN } else { PLAIN }),
+        ]);
+    }
+    table.render(screen)
+}
+
+fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
+    let row = &detail.row;
+    let mut text = String::new();
+    let mut say = |name: &str, value: String| {
+        let value = wrap(&value, screen.text_width() - 12, 12);
+        let _ = writeln!(text, "{}  {value}", styled(HEAD, format_args!("{name:<10}")));
+    };
+    say("tenant", row.id.clone());
+    let since = row.since.as_deref().map(|since| format!(", since {since} ({})", ago(since, view.at)));
+    let reason = row.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let state = styled(terminal::state_style(row.state), format_args!("{}{reason}", row.state));
+    say("state", format!("{state}{}", since.unwrap_or_default()));
+    if let Some(what) = &row.detail {
+        say("detail", what.clone());
+    }
+    if let Some(paused) = &row.paused {
+        let note = paused.note.as_deref().map(|note| format!(": {note}")).unwrap_or_default();
+        say("paused", format!("by {} at {}{note}", paused.by, paused.at));
+    }
+    say("next", detail.next.clone());
+    say(
+        "backlog",
+        format!(
+            "{} due, the oldest for {}; {} held, {} scheduled in all; shortest life {}",
+            count(row.due),
+            span(row.oldest_due_age_seconds),
+            count(row.leased),
+            count(row.scheduled),
+            optional(row.shortest_life_seconds, span)
+        ),
+    );
+    say(
+        "written",
+        format!(
+            "{} rows/s, {} since the workers' start; lag p50 {}, p99 {}",
+            rate(row.rows_per_second),
+            count(row.updated_total),
+            optional(row.lag_p50_seconds, span),
+            optional(row.lag_p99_seconds, span)
+        ),
+    );
+    say(
+        "aside",
+        format!(
+            "{} in quarantine, {} expired, {} failed flushes",
+            count(row.quarantined),
+            count(row.expired_total),
+            count(row.batch_failures_total)
+        ),
+    );
+    if let Some(database) = &detail.settings.database {
+        let schema =
+            database.schema.as_deref().map(|schema| format!(", schema {schema}")).unwrap_or_default();
+        say(
+            "database",
+            format!(
+                "{}:{} {} as {}{schema}, sslmode {}",
+                database.host, database.port, database.database, database.username, database.sslmode
+            ),
+        );
+    }
+    if let Some(pool) = &row.pool {
+        say("pool", format!("{} open, {} in use, {} at most", pool.open, pool.in_use, pool.limit));
+    }
+    let owners = if row.owners.is_empty() { "nobody".to_owned() } else { row.owners.join(", ") };
+    say("served by", owners);
+    if !detail.errors.is_empty() {
+        let mut table = Table::new(&[
+            Column::text("ERROR AT"),
+            Column::text("REASON"),
+            Column::text("WORKER"),
+            Column::long("DETAIL"),
+        ]);
+        for error in detail.errors.iter().take(SHOWN) {
+            table.row([
+                (error.at.clone(), FAINT),
+                (error.reason.clone(), BAD),
+                (error.worker.clone(), PLAIN),
+                (error.detail.clone(), PLAIN),
+            ]);
+        }
+        let _ = write!(text, "\n{}", table.render(screen));
+    }
+    if !detail.flushes.is_empty() {
+        let mut table = Table::new(&[
+            Column::text("FLUSH AT"),
+            Column::text("BY"),
+            Column::number("CLAIMED"),
+            Column::number("WRITTEN"),
+            Column::number("STALE"),
+            Column::number("QUAR"),
+            Column::number("GIVEN BACK"),
+            Column::number("TOOK"),
+        ]);
+        for flush in detail.flushes.iter().take(SHOWN) {
+            table.row([
+                (flush.at.clone(), FAINT),
+                (flush.trigger.name().to_owned(), PLAIN),
+                (count(flush.claimed.into()), PLAIN),
+                (count(flush.updated.into()), PLAIN),
+                (count(flush.stale.into()), PLAIN),
+                (count(flush.quarantined.into()), PLAIN),
+                (count(flush.released.into()), PLAIN),
+                (format!("{}ms", flush.took_ms), PLAIN),
+            ]);
+        }
+        let _ = write!(text, "\n{}", table.render(screen));
+    }
+    text
+}

@@ -1,0 +1,306 @@
+//! The commands for people: what they show and how they end, with the fleet in every condition.
+
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use balance_sync_sandbox::ledger::DEFAULT_TTL;
+use balance_sync_sandbox::{Sandbox, ServiceFault, eventually};
+use balance_sync_tests::command::prepare;
+use balance_sync_tests::ledger::{comes_in_step, hold_row};
+use balance_sync_tests::{Finished, SOON, Worker, WorkerBuilder, run};
+use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use secrecy::ExposeSecret;
+use serde_json::Value;
+
+/// A worker that notices soon what happens to its tenants.
+fn brisk(sandbox: &Sandbox) -> WorkerBuilder {
+    Worker::of(sandbox)
+        .set("worker.name", "w-1")
+        .set("tenants.poll_interval", "300ms")
+        .set("supervisor.sample_interval", "500ms")
+        .set("collector.idle_backoff_max", "100ms")
+}
+
+async fn ask(sandbox: &Sandbox, args: &[&str]) -> Result<Finished> {
+    let config = sandbox.config_path().to_str().context("a path of text")?;
+    run(&[args, &["--config", config]].concat(), &[]).await
+}
+
+/// The exit code and the one line of JSON.
+async fn ask_json(sandbox: &Sandbox, args: &[&str]) -> Result<(Option<i32>, Value)> {
+    let done = ask(sandbox, &[args, &["--json"]].concat()).await?;
+    ensure!(done.stdout.lines().count() == 1, "{args:?}: not one line: {done:?}");
+    Ok((done.code, serde_json::from_str(&done.stdout).with_context(|| format!("{done:?}"))?))
+}
+
+/// Asks until the answer is of this verdict; gives it with the command's exit code.
+async fn becomes(sandbox: &Sandbox, verdict: &str) -> Result<(Option<i32>, Value)> {
+    eventually(SOON, &format!("a fleet that is {verdict}"), || async {
+        let (code, overview) = ask_json(sandbox, &["status"]).await?;
+        if overview["verdict"] == verdict { Ok((code, overview)) } else { bail!("{overview}") }
+    })
+    .await
+}
+
+fn keys(value: &Value) -> Vec<String> {
+    value.as_object().map(|object| object.keys().cloned().collect()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_healthy_fleet_and_one_that_is_behind() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(3, 20).await?;
+    let mut worker = brisk(&sandbox)
+        .set("collector.batch_size", "1")
+        .set("collector.pipeline_depth", "1")
+        .set("admin.freshness_objective", "1s")
+        .start()
+        .await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    let (code, overview) = becomes(&sandbox, "healthy").await?;
+    assert_eq!(code, Some(0));
+    assert_eq!((&overview["workers"]["live"], &overview["tenants"]["total"]), (&1.into(), &3.into()));
+
+    // What the command says is what the worker says, in the same shape.
+    let of_worker = |path: &'static str| {
+        let worker = &worker;
+        async move { anyhow::Ok(serde_json::from_str::<Value>(&worker.get(path).await?.1)?) }
+    };
+    assert_eq!(keys(&overview), keys(&of_worker("/api/v1/overview").await?));
+    let (code, page) = ask_json(&sandbox, &["tenants", "--limit", "2"]).await?;
+    assert_eq!((code, &page["total"]), (Some(0), &3.into()));
+    let served = of_worker("/api/v1/tenants?per_page=2").await?;
+    assert_eq!((keys(&page), keys(&page["tenants"][0])), (keys(&served), keys(&served["tenants"][0])));
+    let ids = |page: &Value| -> Vec<Value> {
+        page["tenants"].as_array().into_iter().flatten().map(|row| row["id"].clone()).collect()
+    };
+    assert_eq!(ids(&page), ids(&served));
+    let tenant = sandbox.tenants().remove(1);
+    let (_, detail) = ask_json(&sandbox, &["tenants", "show", &tenant.id]).await?;
+    assert_eq!((&detail["id"], &detail["owners"][0]), (&tenant.id.as_str().into(), &"w-1".into()));
+    // Workers tell this much of a tenant only once somebody asks.
+    assert_eq!(detail["flushes"][0]["worker"], "w-1", "{detail}");
+    assert_eq!(detail["settings"]["database"]["database"], tenant.database.as_str(), "{detail}");
+    assert!(!detail.to_string().contains(sandbox.postgres().password().expose_secret()), "{detail}");
+
+    let text = ask(&sandbox, &["status"]).await?;
+    assert!(text.stdout.starts_with("HEALTHY  20") && text.code == Some(0), "{text:?}");
+    assert!(text.stdout.contains("3: 3 idle") && text.stdout.contains("w-1"), "{}", text.stdout);
+    assert!(text.stdout.lines().all(|line| line.chars().count() <= 80), "{}", text.stdout);
+    assert!(!text.stdout.contains('\x1b'), "colours where no terminal is: {text:?}");
+
+    // One balance's row is locked: all others of that tenant wait behind its flush.
+    let pool = sqlx::PgPool::connect(tenant.admin_database_url()).await?;
+    let lock = hold_row(&pool, &tenant, 0).await?;
+    producer.mutate_each(DEFAULT_TTL).await?;
+    let (code, overview) = becomes(&sandbox, "behind").await?;
+    assert_eq!(code, Some(1));
+    let reason = overview["reasons"][0].as_str().context("a reason")?;
+    assert!(reason.contains("behind") && reason.contains(&tenant.id), "{reason}");
+    let (code, page) = ask_json(&sandbox, &["tenants", "--state", "behind"]).await?;
+    assert_eq!((code, ids(&page)), (Some(1), vec![tenant.id.as_str().into()]));
+    // The others are well, and asked for by themselves they are told to be.
+    let other = &sandbox.tenants()[0].id;
+    let (code, page) = ask_json(&sandbox, &["tenants", "--tenant", other]).await?;
+    assert_eq!((code, &page["total"]), (Some(0), &1.into()));
+    let text = ask(&sandbox, &["status"]).await?;
+    assert!(text.stdout.starts_with("BEHIND"), "{}", text.stdout);
+    drop(lock);
+    becomes(&sandbox, "healthy").await?;
+    comes_in_step(&sandbox, &producer).await?;
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_tenant_that_cannot_be_written_and_a_fleet_of_which_nothing_is_known() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(2, 10).await?;
+    let tenant = sandbox.tenants().remove(0);
+    sandbox.service().set_connections_raw(&tenant.id, Some("{\"databases\": 7}"));
+    let mut worker = brisk(&sandbox).start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    // Until it has begun to serve them nobody serves them, which is as bad.
+    eventually(SOON, "a degraded tenant", || async {
+        let (code, overview) = ask_json(&sandbox, &["status"]).await?;
+        let worst = &overview["worst"][0];
+        let told = worst["id"] == tenant.id.as_str() && worst["state"] == "degraded";
+        if told && overview["verdict"] == "degraded" && overview["tenants"]["unserved"] == 0 {
+            return Ok(code);
+        }
+        bail!("{overview}")
+    })
+    .await
+    .and_then(|code| if code == Some(1) { Ok(()) } else { bail!("{code:?}") })?;
+    let text = ask(&sandbox, &["status"]).await?;
+    for part in ["DEGRADED", "tenant_config_malformed", tenant.id.as_str(), "1 degraded"] {
+        assert!(text.stdout.contains(part), "{part} is missing in {}", text.stdout);
+    }
+    let shown = ask(&sandbox, &["tenants", "show", &tenant.id]).await?;
+    assert_eq!(shown.code, Some(1), "{shown:?}");
+    for part in ["degraded: tenant_config_malformed", "next", "It is tried again by itself", "ERROR AT"] {
+        assert!(shown.stdout.contains(part), "{part} is missing in {}", shown.stdout);
+    }
+    assert_eq!(ask(&sandbox, &["tenants", "--state", "idle"]).await?.code, Some(0));
+    let unknown = ask(&sandbox, &["tenants", "show", "nobody"]).await?;
+    assert!(unknown.code == Some(2) && unknown.stderr.contains("nobody: no such tenant"), "{unknown:?}");
+    let wrong = ask(&sandbox, &["tenants", "--state", "sleepy"]).await?;
+    assert!(wrong.code == Some(2) && wrong.stderr.contains("degraded"), "{wrong:?}");
+    sandbox.service().set_connections_raw(&tenant.id, None);
+    comes_in_step(&sandbox, &producer).await?;
+    becomes(&sandbox, "healthy").await?;
+
+    // The tenant service is ill: what workers say is shown, and whether that is all nobody can tell.
+    sandbox.service().set_faults(ServiceFault::Status(500));
+    let (code, overview) = ask_json(&sandbox, &["status"]).await?;
+    assert_eq!((code, &overview["verdict"]), (Some(2), &"unknown".into()));
+    assert_eq!(overview["tenants"]["by_state"]["idle"], 2, "{overview}");
+    sandbox.service().set_faults(ServiceFault::None);
+
+    // No worker.
+    assert_eq!(worker.stop().await?.code, Some(0));
+    let (code, overview) = becomes(&sandbox, "unknown").await?;
+    assert_eq!((code, &overview["workers"]["live"]), (Some(2), &0.into()));
+    assert_eq!(overview["tenants"]["unserved"], 2, "{overview}");
+    let listed = ask(&sandbox, &["tenants"]).await?;
+    assert!(listed.code == Some(2) && listed.stdout.contains("No live worker"), "{listed:?}");
+
+    // No Redis.
+    sandbox.redis().kill()?;
+    let (code, overview) = ask_json(&sandbox, &["status"]).await?;
+    assert_eq!((code, &overview["redis"]), (Some(2), &"unavailable".into()));
+    assert_eq!(ask(&sandbox, &["tenants"]).await?.code, Some(2));
+    // And no usable configuration.
+    assert_eq!(run(&["status", "--config", "no/such/file.toml"], &[]).await?.code, Some(2));
+    Ok(())
+}
+
+/// A command whose standard output is a terminal of this width.
+fn in_a_terminal(
+    sandbox: &Sandbox,
+    args: &[&str],
+    columns: u16,
+    env: &[(&str, &str)],
+) -> Result<(Child, OwnedFd)> {
+    let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = openpty(&size, None)?;
+    let config = sandbox.config_path().to_str().context("a path of text")?;
+    let args = [args, &["--config", config]].concat();
+    let env = [env, &[("TERM", "xterm-256color")]].concat();
+    let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let mut command = prepare(&args, &env)?;
+    Ok((command.stdout(Stdio::from(pty.slave)).spawn()?, pty.master))
+}
+
+/// Everything that is written to a terminal until its last writer goes.
+fn written(master: OwnedFd) -> String {
+    let mut bytes = Vec::new();
+    // A terminal without writers ends with an error on Linux.
+    let _ = std::fs::File::from(master).read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test]
+async fn in_a_terminal_it_is_coloured_fits_and_is_drawn_in_place() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(3, 10).await?;
+    let tenant = sandbox.tenants().remove(0);
+    sandbox.service().set_connections_raw(&tenant.id, Some("{\"databases\": 7}"));
+    let mut worker = brisk(&sandbox).set("worker.name", &"w".repeat(60)).start().await?;
+    sandbox.producer().mutate_each(DEFAULT_TTL).await?;
+    eventually(SOON, "a degraded tenant", || async {
+        let (_, overview) = ask_json(&sandbox, &["status"]).await?;
+        if overview["worst"][0]["reason"] == "tenant_config_malformed" { Ok(()) } else { bail!("{overview}") }
+    })
+    .await?;
+
+    for (env, coloured) in [(&[][..], true), (&[("NO_COLOR", "1")][..], false)] {
+        let (mut child, master) = in_a_terminal(&sandbox, &["status"], 80, env)?;
+        let text = written(master);
+        assert_eq!(child.wait()?.code(), Some(1));
+        assert_eq!(text.contains('\x1b'), coloured, "{text}");
+        let plain = without_escapes(&text);
+        assert!(plain.contains("DEGRADED") && plain.contains('…'), "{plain}");
+        let widest = plain.lines().map(|line| line.chars().count()).max();
+        assert!(widest <= Some(80), "{widest:?}: {plain}");
+    }
+
+    let (mut child, master) = in_a_terminal(&sandbox, &["status", "--watch", "0.1"], 80, &[])?;
+    let reading = std::thread::spawn(move || written(master));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
+    assert_eq!(child.wait()?.code(), Some(1), "as the last picture was");
+    let Ok(text) = reading.join() else { bail!("reading the terminal panicked") };
+    let times = |what: &str| text.matches(what).count();
+    assert!(times("DEGRADED") >= 2, "{text}");
+    // The screen is cleared once, at the start; and the shell's is there again at the end.
+    assert_eq!((times("\x1b[2J"), times("\x1b[?1049h"), times("\x1b[?25l")), (1, 1, 1));
+    assert!(text.ends_with("\x1b[?25h\x1b[?1049l"), "{text}");
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+fn without_escapes(text: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some((before, escape)) = rest.split_once("\x1b[") {
+        plain.push_str(before);
+        rest = escape.split_once(|c: char| c.is_ascii_alphabetic()).map_or("", |(_, after)| after);
+    }
+    plain + rest
+}
+
+#[tokio::test]
+async fn watching_where_no_terminal_is_gives_a_line_each_time_until_it_is_interrupted() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 1).await?;
+    let mut worker = brisk(&sandbox).start().await?;
+    becomes(&sandbox, "healthy").await?;
+    let config = sandbox.config_path().to_str().context("a path of text")?;
+    let args = ["status", "--watch", "0.1", "--json", "--config", config];
+    let mut child = prepare(&args, &std::collections::BTreeMap::new())?.spawn()?;
+    let lines = balance_sync_tests::Log::default();
+    let reader = lines.follow(child.stdout.take().context("its output")?);
+    eventually(SOON, "three lines", || async { lines.raw().len() >= 3 }).await?;
+    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
+    assert_eq!(child.wait()?.code(), Some(0), "as the last line says");
+    let _ = reader.join();
+    for line in lines.raw() {
+        let overview: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
+        assert_eq!(overview["verdict"], "healthy");
+    }
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn shells_understand_the_completions() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for (shell, check) in
+        [("bash", Some("bash")), ("zsh", Some("zsh")), ("fish", Some("fish")), ("elvish", None)]
+    {
+        let script = run(&["completions", shell], &[]).await?;
+        assert_eq!(script.code, Some(0), "{shell}: {}", script.stderr);
+        for part in ["balance-sync", "quarantine", "tenants", "watch"] {
+            assert!(script.stdout.contains(part), "{shell}: {part} is missing");
+        }
+        let file = folder.path().join(shell);
+        std::fs::write(&file, &script.stdout)?;
+        let Some(check) = check else { continue };
+        match std::process::Command::new(check).arg("-n").arg(&file).output() {
+            Ok(checked) => {
+                let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+                assert!(checked.status.success() && said.is_empty(), "{shell}: {said}");
+            }
+            Err(error) if shell != "bash" && error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => bail!("{check}: {error}"),
+        }
+    }
+    let unknown = run(&["completions", "cmd.exe"], &[]).await?;
+    assert!(unknown.code == Some(2) && unknown.stderr.contains("zsh"), "{unknown:?}");
+    Ok(())
+}
