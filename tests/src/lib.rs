@@ -11,6 +11,7 @@ pub mod ledger;
 pub mod log;
 pub mod metrics;
 pub mod otlp;
+pub mod prometheus;
 pub mod worker;
 
 use std::time::Duration;

@@ -1,10 +1,37 @@
 //! The worker's numbers, read from its page of metrics.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One reading of `/metrics`.
 #[derive(Debug, Clone, Default)]
-pub struct Metrics(Vec<Sample>);
+pub struct Metrics {
+    samples: Vec<Sample>,
+    families: Vec<Family>,
+}
+
+/// A metric as its head and its samples describe it.
+#[derive(Debug, Clone, Default)]
+pub struct Family {
+    /// Its name.
+    pub name: String,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: String,
+    /// What it says of itself.
+    pub help: String,
+    /// The labels of its samples with their values; not the bounds of buckets.
+    pub labels: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Family {
+    /// Whether a sample of this name is one of its own.
+    pub fn has(&self, sample: &str) -> bool {
+        match sample.strip_prefix(self.name.as_str()) {
+            Some("") => self.kind != "histogram",
+            Some("_bucket" | "_sum" | "_count") => self.kind == "histogram",
+            _ => false,
+        }
+    }
+}
 
 #[derive(Debug, Clone)]
 struct Sample {
@@ -16,17 +43,47 @@ struct Sample {
 impl Metrics {
     /// Reads the text format of Prometheus; what isn't a sample is passed over.
     pub fn parse(page: &str) -> Self {
-        Self(page.lines().filter_map(sample).collect())
+        let mut families: Vec<Family> = Vec::new();
+        let mut samples = Vec::new();
+        for line in page.lines() {
+            if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
+                families.push(Family { name: name.to_owned(), help: help.to_owned(), ..Family::default() });
+            } else if let Some((name, kind)) =
+                line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '))
+            {
+                match families.last_mut().filter(|family| family.name == name) {
+                    Some(family) => kind.clone_into(&mut family.kind),
+                    None => families.push(Family {
+                        name: name.to_owned(),
+                        kind: kind.to_owned(),
+                        ..Family::default()
+                    }),
+                }
+            } else if let Some(sample) = sample(line) {
+                if let Some(family) = families.last_mut().filter(|family| family.has(&sample.name)) {
+                    for (label, value) in sample.labels.iter().filter(|(label, _)| *label != "le") {
+                        family.labels.entry(label.clone()).or_default().insert(value.clone());
+                    }
+                }
+                samples.push(sample);
+            }
+        }
+        Self { samples, families }
+    }
+
+    /// All metrics, in the order of the page.
+    pub fn families(&self) -> &[Family] {
+        &self.families
     }
 
     /// Whether there is a sample of this name.
     pub fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|sample| sample.name == name)
+        self.samples.iter().any(|sample| sample.name == name)
     }
 
     /// Sum of all samples of this name that carry these labels; 0 without any.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        let chosen = self.0.iter().filter(|sample| {
+        let chosen = self.samples.iter().filter(|sample| {
             sample.name == name
                 && labels.iter().all(|(key, value)| sample.labels.get(*key).is_some_and(|own| own == value))
         });
@@ -67,5 +124,17 @@ mod tests {
             metrics.sum("b", &[]),
         ];
         assert_eq!(sums, [7.0, 4.0, 0.0, 0.5]);
+    }
+
+    #[test]
+    fn families_have_their_heads_and_the_labels_of_their_samples() {
+        let page = "# HELP a Text of it.\n# TYPE a counter\na{x=\"1\",y=\"2\"} 3\na{x=\"4\",y=\"2\"} 4\n\
+                    # HELP h Other text.\n# TYPE h histogram\nh_bucket{le=\"1\"} 0\nh_sum 0\nh_count 0\n";
+        let metrics = Metrics::parse(page);
+        let [a, h] = metrics.families() else { panic!("{:?}", metrics.families()) };
+        assert_eq!((a.kind.as_str(), a.help.as_str()), ("counter", "Text of it."));
+        assert_eq!(a.labels["x"], BTreeSet::from(["1".to_owned(), "4".to_owned()]));
+        assert_eq!((h.kind.as_str(), h.labels.len()), ("histogram", 0));
+        assert!(h.has("h_bucket") && h.has("h_count") && !h.has("h") && a.has("a") && !a.has("a_count"));
     }
 }

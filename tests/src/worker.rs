@@ -207,6 +207,11 @@ impl Worker {
         self.pid
     }
 
+    /// Where its HTTP interface listens.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
     /// Its log so far.
     pub fn log(&self) -> &Log {
         &self.log

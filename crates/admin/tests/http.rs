@@ -227,6 +227,7 @@ fn busy_fleet() -> Arc<FleetStatus> {
         protect_floor: Duration::from_secs(900),
         quarantine_limit: 10_000,
         poll_interval: Duration::from_secs(10),
+        freshness_objective: Duration::from_secs(5),
     };
     fleet.in_force.set(in_force).unwrap();
     fleet
@@ -346,6 +347,7 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_tenant_service_breaker", "gauge", &[("state", "closed")], 0.0),
         ("balance_sync_tenant_service_success_timestamp_seconds", "gauge", &[], 1_795_380_450.0),
         ("balance_sync_config_info", "gauge", &[("claim_mode", "lease"), ("key_form", "as_listed")], 1.0),
+        ("balance_sync_freshness_objective_seconds", "gauge", &[], 5.0),
         ("balance_sync_claim_ttl_seconds", "gauge", &[], 30.0),
         ("balance_sync_protect_floor_seconds", "gauge", &[], 900.0),
         ("balance_sync_quarantine_limit_entries", "gauge", &[], 10_000.0),

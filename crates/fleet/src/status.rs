@@ -396,6 +396,8 @@ pub struct InForce {
     pub quarantine_limit: u64,
     /// Time between two polls of the tenant list.
     pub poll_interval: Duration,
+    /// A tenant whose oldest due member is older than this counts as behind.
+    pub freshness_objective: Duration,
 }
 
 /// A number that may not be known yet.

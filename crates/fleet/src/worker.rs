@@ -60,6 +60,8 @@ pub struct WorkerSettings {
     pub partition: Option<PartitionSettings>,
     /// Under which name others know it.
     pub identity: Identity,
+    /// A tenant whose oldest due member is older than this counts as behind; for the eye.
+    pub freshness_objective: Duration,
 }
 
 /// Who a worker is among the others.
@@ -110,6 +112,7 @@ impl Worker {
             protect_floor: settings.schedule.protect_floor,
             quarantine_limit: settings.schedule.quarantine_limit as u64,
             poll_interval: settings.supervisor.poll_interval,
+            freshness_objective: settings.freshness_objective,
         });
         let budget = ConnectionBudget::new(settings.connections_per_server);
         let directory: Arc<dyn TenantDirectory> =

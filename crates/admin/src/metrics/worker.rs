@@ -36,6 +36,11 @@ pub(super) fn identity(page: &mut Page, status: &FleetStatus) -> Result<(), Erro
     )?;
     let gauges = [
         (
+            "balance_sync_freshness_objective_seconds",
+            "Setting admin.freshness_objective: a tenant whose oldest due balance is older counts as behind, in seconds.",
+            in_force.freshness_objective.as_secs_f64(),
+        ),
+        (
             "balance_sync_claim_ttl_seconds",
             "Setting claim.ttl: how long a claim holds, in seconds.",
             in_force.claim_ttl.as_secs_f64(),
