@@ -20,7 +20,8 @@ demo: setup ## Show the main job on private servers (DEMO_ARGS="--tenants 20 --r
 	$(CARGO) build --release --locked --package balance-sync-cli
 	target/release/balance-sync demo $(DEMO_ARGS)
 
-test: setup ## Run all tests: unit, property, real servers, whole system
+test: ## Run all tests: unit, property, real servers, whole system, alert rules
+	@sh tests/setup.sh promtool
 	$(CARGO) build --locked --package balance-sync-cli
 	$(CARGO) test --locked --workspace
 

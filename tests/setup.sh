@@ -1,6 +1,9 @@
 #!/bin/sh
 # Installs what tests and demo start themselves: redis-server and PostgreSQL's server programs. Does nothing when both
 # are there. Needs root or sudo for apt; says exactly what to install otherwise.
+#
+# Arguments name programs that only some tests use: promtool. Without one of them those tests are skipped and say so, so
+# that it is no error when it can't be installed.
 set -eu
 
 has_redis() { command -v redis-server >/dev/null 2>&1; }
@@ -17,21 +20,45 @@ missing=""
 has_redis || missing="$missing redis-server"
 has_postgres || missing="$missing postgresql"
 has_linker || missing="$missing build-essential"
-[ -z "$missing" ] && exit 0
+
+wished=""
+for program in "$@"; do
+  case "$program" in
+    promtool) package=prometheus ;;
+    *) echo "$0: unknown program $program" >&2; exit 2 ;;
+  esac
+  command -v "$program" >/dev/null 2>&1 || wished="$wished $package"
+done
+[ -z "$missing$wished" ] && exit 0
+
+# Without what is only wished for it goes on.
+give_up() {
+  echo "missing:$missing$wished. $1" >&2
+  [ -n "$missing" ] && exit 1
+  echo "going on without$wished: the tests that need it are skipped" >&2
+  exit 0
+}
 
 if ! command -v apt-get >/dev/null 2>&1; then
-  echo "missing:$missing. Install redis-server (7 or later) and PostgreSQL's server programs (14 or later) and try again." >&2
-  exit 1
+  give_up "Install redis-server (7 or later) and PostgreSQL's server programs (14 or later), for all tests Prometheus as well, and try again."
 fi
 if [ "$(id -u)" = 0 ]; then
   as_root=""
 elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
   as_root="sudo"
 else
-  echo "missing:$missing. Run as root: apt-get update && apt-get install --yes$missing" >&2
-  exit 1
+  give_up "Run as root: apt-get update && apt-get install --yes$missing$wished"
 fi
-echo "installing$missing" >&2
-$as_root apt-get update -q
 # RUNLEVEL=1 keeps the packages from starting services of their own: tests and demo start private ones.
-$as_root env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends -q $missing
+install() {
+  $as_root env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends -q "$@"
+}
+echo "installing$missing$wished" >&2
+$as_root apt-get update -q
+if [ -n "$missing" ]; then
+  # shellcheck disable=SC2086 # a list of names
+  install $missing
+fi
+for package in $wished; do
+  install "$package" || echo "going on without $package: the tests that need it are skipped" >&2
+done
