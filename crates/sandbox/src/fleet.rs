@@ -304,7 +304,7 @@ impl Sandbox {
     pub fn config_toml(&self) -> String {
         format!(
             "[redis]\nurl = {}\n\n\
-             [tenants]\nsource = \"service\"\npoll_interval = \"1s\"\n\n\
+             [tenants]\nsource = \"service\"\npoll_interval = \"1s\"\nevents = false\n\n\
              [tenants.service]\nurl = {}\napi_key = {}\nallow_plain_http = true\nservice = {}\n\n\
              [admin]\nlisten = \"127.0.0.1:0\"\n",
             toml_text(&self.redis_url()),

@@ -6,7 +6,12 @@ mod traces;
 use std::io::IsTerminal;
 
 use anyhow::Context;
-use tracing_subscriber::{EnvFilter, fmt, prelude::*};
+use tracing_subscriber::{
+    EnvFilter,
+    filter::{LevelFilter, ParseError},
+    fmt,
+    prelude::*,
+};
 
 use crate::config::{Config, Log, LogFormat};
 
@@ -22,8 +27,16 @@ pub(crate) fn init(config: &Config) -> anyhow::Result<Option<Traces>> {
     config.traces.as_ref().map(|traces| Traces::start(traces, &config.worker.name)).transpose()
 }
 
+/// The filter for a level. The HTTP server speaks at INFO of each of its steps at start and end: only its warnings are
+/// shown, unless it is named.
+fn filter(level: &str) -> Result<EnvFilter, ParseError> {
+    let quieter = level.trim().parse::<LevelFilter>().is_ok_and(|level| level < LevelFilter::WARN);
+    // Of two directives for one target the later counts.
+    EnvFilter::try_new(if quieter { level.to_owned() } else { format!("actix_server=warn,{level}") })
+}
+
 fn start_log(log: &Log) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&log.level).with_context(|| format!("log.level = {:?}", log.level))?;
+    let filter = filter(&log.level).with_context(|| format!("log.level = {:?}", log.level))?;
     let registry = tracing_subscriber::registry().with(filter);
     let lines = fmt::layer().with_writer(std::io::stderr);
     match log.format {
@@ -40,4 +53,22 @@ fn start_log(log: &Log) -> anyhow::Result<()> {
         }
     }
     .context("starting the log")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_http_server_is_heard_when_it_warns_or_is_named() {
+        let shown = |level: &str| filter(level).unwrap().to_string();
+        assert!(shown("info").contains("actix_server=warn"));
+        assert!(shown("debug,balance_sync_fleet=trace").contains("actix_server=warn"));
+        assert!(shown("info,actix_server=debug").contains("actix_server=debug"));
+        assert!(!shown("info,actix_server=debug").contains("actix_server=warn"));
+        for level in ["error", "off"] {
+            assert_eq!(shown(level), level, "never more than what was asked for");
+        }
+    }
 }
