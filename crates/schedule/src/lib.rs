@@ -8,11 +8,12 @@
 //! Reading order: [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · [`claimed`] (what a
 //! claim holds) · [`schedule`] (the wrappers) · [`quarantine`] (entries, by hand) · [`sample`] (what waits, for the
 //! eye) · [`workers`] (who else is there) · [`snapshots`] (what they know) · [`controls`] (what operators decided) ·
-//! [`subscription`] (messages) · [`error`].
+//! [`inspect`] (one balance) · [`subscription`] (messages) · [`error`].
 
 pub mod claimed;
 pub mod controls;
 pub mod error;
+pub mod inspect;
 pub mod link;
 pub mod quarantine;
 pub mod sample;

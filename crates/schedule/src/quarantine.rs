@@ -56,8 +56,22 @@ impl Schedule {
     /// # Errors
     /// As Redis answers. An entry that isn't ours to read is shown with the reason `unreadable_entry`.
     pub async fn quarantine_list(&self) -> Result<Vec<Quarantined>, ScheduleError> {
+        let mut found = Vec::new();
+        self.quarantine_each(|member, entry| found.push(Quarantined { member, entry })).await?;
+        found.sort_by(|a, b| a.member.cmp(&b.member));
+        Ok(found)
+    }
+
+    /// Shows each entry once, page by page, in no particular order: all values together may be large.
+    ///
+    /// # Errors
+    /// As [`Schedule::quarantine_list`].
+    pub async fn quarantine_each(
+        &self,
+        mut show: impl FnMut(Vec<u8>, QuarantineEntry),
+    ) -> Result<(), ScheduleError> {
         const OPERATION: &str = "list quarantine";
-        let mut found = std::collections::BTreeMap::new();
+        let mut seen = std::collections::HashSet::new();
         let mut cursor = b"0".to_vec();
         loop {
             let mut cmd = redis::cmd("HSCAN");
@@ -70,15 +84,16 @@ impl Schedule {
             };
             for pair in pairs.chunks_exact(2) {
                 let (member, raw) = (bulk(OPERATION, &pair[0])?.to_vec(), bulk(OPERATION, &pair[1])?);
-                // HSCAN may repeat a field; the map keeps one.
-                found.insert(member, read_entry(raw));
+                // HSCAN may repeat a field.
+                if seen.insert(member.clone()) {
+                    show(member, read_entry(raw));
+                }
             }
             cursor = bulk(OPERATION, next)?.to_vec();
             if cursor == b"0" {
-                break;
+                return Ok(());
             }
         }
-        Ok(found.into_iter().map(|(member, entry)| Quarantined { member, entry }).collect())
     }
 
     /// One entry.
@@ -127,7 +142,7 @@ impl Schedule {
     }
 }
 
-fn read_entry(raw: &[u8]) -> QuarantineEntry {
+pub(crate) fn read_entry(raw: &[u8]) -> QuarantineEntry {
     let text = String::from_utf8_lossy(raw);
     serde_json::from_str(&text).unwrap_or_else(|error| QuarantineEntry {
         reason: "unreadable_entry".to_owned(),

@@ -571,12 +571,12 @@ pub(crate) fn bulk<'a>(operation: &'static str, value: &'a Value) -> Result<&'a 
     }
 }
 
-fn text<'a>(operation: &'static str, value: &'a Value) -> Result<&'a str, ScheduleError> {
+pub(crate) fn text<'a>(operation: &'static str, value: &'a Value) -> Result<&'a str, ScheduleError> {
     std::str::from_utf8(bulk(operation, value)?)
         .map_err(|_| ScheduleError::unexpected(operation, "text was expected"))
 }
 
-fn seconds(operation: &'static str, value: &Value) -> Result<f64, ScheduleError> {
+pub(crate) fn seconds(operation: &'static str, value: &Value) -> Result<f64, ScheduleError> {
     text(operation, value)?.parse().map_err(|_| ScheduleError::unexpected(operation, "a time was expected"))
 }
 

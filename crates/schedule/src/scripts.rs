@@ -72,3 +72,5 @@ script!(REGISTER, "register worker", "register_worker.lua");
 script!(PUBLISH, "publish worker", "publish_worker.lua");
 script!(READ_WORKER, "read worker", "read_worker.lua");
 script!(WATCH_TENANT, "watch tenant", "watch_tenant.lua");
+script!(RECORD_ACTION, "record action", "record_action.lua");
+script!(INSPECT, "inspect balance", "inspect_balance.lua");

@@ -7,6 +7,7 @@ mod common;
 
 mod by_hand;
 mod claim;
+mod controls;
 mod finish;
 mod link;
 mod locks;
