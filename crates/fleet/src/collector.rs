@@ -13,6 +13,7 @@
 
 mod chores;
 mod drain;
+mod orders;
 mod recovery;
 mod traces;
 
@@ -191,6 +192,8 @@ struct Turn<'a, Q, S> {
     behind: bool,
     /// There was nothing in the schedule at the last claim, neither due nor held by anybody.
     exhausted: bool,
+    /// An operator halted the tenant.
+    halted: bool,
 }
 
 impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
@@ -221,12 +224,14 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
             recent_from: None,
             behind: false,
             exhausted: false,
+            halted: false,
         }
     }
 
     /// Starts what can be started, then waits for the first thing that happens.
     async fn step(&mut self, stop: &CancellationToken) {
         let now = Instant::now();
+        self.obey(now);
         self.start_flushes(now);
         self.start_probe(now);
         self.start_claim(now);
@@ -251,6 +256,7 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
                 self.idling = None;
                 self.next_claim = Instant::now();
             }
+            () = self.status.orders.called() => {}
             () = tokio::time::sleep_until(wake) => {}
         }
     }
@@ -336,6 +342,9 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         if self.claiming.is_some() || self.idling.is_some() || room == 0 || now < self.next_claim {
             return;
         }
+        if !self.may_claim() {
+            return;
+        }
         if let Some(degraded) = &self.degraded
             && (!degraded.trying || !self.flights.is_empty())
         {
@@ -417,7 +426,7 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         {
             sooner(deadline);
         }
-        if self.claiming.is_none() && self.idling.is_none() && self.gather.room() > 0 {
+        if self.claiming.is_none() && self.idling.is_none() && self.gather.room() > 0 && self.may_claim() {
             match &self.degraded {
                 None => sooner(self.next_claim),
                 Some(degraded) if degraded.trying && self.flights.is_empty() => sooner(self.next_claim),

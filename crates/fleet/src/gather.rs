@@ -99,6 +99,13 @@ impl Gather {
         self.first_at.map(|first| first + self.flush_timeout)
     }
 
+    /// Makes what waits due now.
+    pub fn hurry(&mut self, now: Instant) {
+        if let Some(first) = &mut self.first_at {
+            *first = now.checked_sub(self.flush_timeout).unwrap_or(*first);
+        }
+    }
+
     /// Takes everything out.
     pub fn take(&mut self) -> Vec<Claimed> {
         self.first_at = None;

@@ -7,9 +7,10 @@
 //! [`hints`] (events of the tenant service) · [`observed`] (calls to the directory, counted) · [`status`] (what is known of
 //! all this) · [`worker`] (all of it together).
 //!
+//! What operators do: [`controls`] (their actions, and the task that follows them) · [`halts`] (what collectors hear of it).
 //! What operators see: [`recent`] (what happened lately) · [`record`] (what a worker tells) · [`publish`] (to whom) ·
 //! [`rows`] (tenants and workers, put together) · [`overview`] (the whole fleet in one look) · [`view`] (where all that
-//! comes from).
+//! comes from) · [`inspect`] (one tenant's schedule and database, by hand) · [`why`] (one balance).
 
 pub mod backoff;
 pub mod collector;
@@ -18,7 +19,9 @@ pub mod controls;
 pub mod failure;
 pub mod flush;
 pub mod gather;
+pub mod halts;
 pub mod hints;
+pub mod inspect;
 pub mod lane;
 pub mod observed;
 pub mod overview;
@@ -35,6 +38,7 @@ pub mod status;
 pub mod supervisor;
 pub mod tenant_manager;
 pub mod view;
+pub mod why;
 pub mod worker;
 
 pub use balance_sync_schedule::ErrorClass;

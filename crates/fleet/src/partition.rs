@@ -249,6 +249,8 @@ impl Partition {
     async fn watch(&mut self) {
         let Ok(mut tenants) = self.unowned.send(Unowned).await else { return };
         tenants.extend(self.adopted.keys().cloned());
+        // Balances of a halted tenant are meant to wait.
+        tenants.retain(|tenant| !self.fleet.halts.contains(tenant));
         let mut overdue = Vec::new();
         for page in tenants.chunks(PAGE) {
             let keys: Vec<Arc<str>> = page

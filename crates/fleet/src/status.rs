@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     flush::FlushEnd,
     gather::Trigger,
+    halts::{Halts, Orders},
     observed::DirectoryStatus,
     recent::{FlushNote, LagCounts, Recent, Totals},
 };
@@ -255,6 +256,8 @@ pub struct TenantStatus {
     pub leaving: AtomicBool,
     /// An operator halted this tenant: nothing is claimed, and what waits is kept alive.
     pub paused: AtomicBool,
+    /// What its collector is told out of turn.
+    pub orders: Orders,
     /// Starts of this tenant's collector.
     pub starts: AtomicU64,
     /// Those among them that followed a collector that had ended by itself.
@@ -299,6 +302,7 @@ impl TenantStatus {
             other_form: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
             paused: AtomicBool::new(false),
+            orders: Orders::default(),
             starts: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
             lag: Histogram::default(),
@@ -485,6 +489,8 @@ pub struct FleetStatus {
     pub last_pass_us: AtomicU64,
     /// The tenants that the directory listed last, whoever looks after them; `None` before the first answer.
     listed: RwLock<Option<Listed>>,
+    /// Tenants that operators halted.
+    pub halts: Halts,
 }
 
 /// An answer of the directory.
@@ -503,12 +509,17 @@ impl FleetStatus {
         if let Some(found) = self.tenants.get(tenant) {
             return Arc::clone(&found);
         }
-        Arc::clone(
+        let status = Arc::clone(
             &self
                 .tenants
                 .entry(tenant.clone())
                 .or_insert_with(|| Arc::new(TenantStatus::new(tenant.clone()))),
-        )
+        );
+        // Looked up once it can be found: whoever halts tenants meanwhile finds it, or is found here.
+        if self.halts.contains(tenant) {
+            status.paused.store(true, Relaxed);
+        }
+        status
     }
 
     /// Forgets a tenant that is no longer served.

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use balance_sync_domain::TenantId;
 use balance_sync_schedule::{Controls, ScheduleError, Snapshots, snapshots::Position};
 use balance_sync_tenants::{Tenant, TenantDirectory};
 use tokio::{sync::Mutex, time::Instant};
@@ -55,6 +56,8 @@ pub struct FleetView {
     pub history: Vec<FleetPoint>,
     /// A tenant whose oldest due balance is older counts as behind.
     pub objective_seconds: f64,
+    /// It is a ledger without tenants.
+    pub single: bool,
 }
 
 impl FleetView {
@@ -63,6 +66,13 @@ impl FleetView {
     pub fn find(&self, id: &str) -> Option<(&TenantRow, &Counts)> {
         let at = self.tenants.binary_search_by(|row| row.id.as_str().cmp(id)).ok()?;
         Some((&self.tenants[at], &self.counts[at]))
+    }
+
+    /// The tenant that is shown under this name.
+    #[must_use]
+    pub fn tenant(&self, id: &str) -> Option<Tenant> {
+        self.find(id)?;
+        if self.single { Some(Tenant::Single) } else { TenantId::parse(id).ok().map(Tenant::Id) }
     }
 
     /// The tenants that fit, in order, one page of them.
@@ -278,6 +288,24 @@ impl FleetReader {
         view
     }
 
+    /// The tenant that is shown under this name.
+    pub async fn tenant(&self, id: &str) -> Option<Tenant> {
+        self.view().await.tenant(id)
+    }
+
+    /// The tenants that may have something in quarantine: those where something was seen, and those of which nobody knows.
+    pub async fn with_quarantine(&self) -> Vec<Tenant> {
+        let view = self.view().await;
+        let rows = view.tenants.iter().filter(|row| row.quarantined > 0 || row.owners.is_empty());
+        rows.filter_map(|row| view.tenant(&row.id)).collect()
+    }
+
+    /// Whether this process serves the tenant itself.
+    #[must_use]
+    pub fn serves(&self, tenant: &Tenant) -> bool {
+        self.own.as_ref().is_some_and(|own| own.fleet.find(tenant).is_some())
+    }
+
     /// Everything about one tenant; `None` when there is no such tenant.
     pub async fn detail(&self, id: &str) -> Option<TenantDetail> {
         let view = self.view().await;
@@ -310,11 +338,8 @@ impl FleetReader {
                 (Some(error.to_string()), HashMap::new())
             }
         };
-        let listed: Option<Vec<String>> = match &mut state.source {
-            Source::Own(own) => own
-                .fleet
-                .listed()
-                .map(|listed| listed.tenants.iter().map(|tenant| tenant.label().to_owned()).collect()),
+        let listed: Option<Vec<Tenant>> = match &mut state.source {
+            Source::Own(own) => own.fleet.listed().map(|listed| listed.tenants.iter().cloned().collect()),
             Source::Directory { directory, listed } => list(directory, listed).await,
         };
         self.put_together(&state.known, redis_error, &paused, listed.as_deref())
@@ -388,7 +413,7 @@ impl FleetReader {
         known: &BTreeMap<String, Known>,
         redis_error: Option<String>,
         paused: &HashMap<String, PausedBy>,
-        listed: Option<&[String]>,
+        listed: Option<&[Tenant]>,
     ) -> FleetView {
         let own_records: Vec<(String, TenantRecord)> = self.own.as_ref().map_or_else(Vec::new, |own| {
             let statuses = own.fleet.tenants();
@@ -409,7 +434,7 @@ impl FleetReader {
         }
         // Without Redis others may well serve those that this worker doesn't.
         for tenant in listed.filter(|_| redis_error.is_none()).unwrap_or_default() {
-            owners.entry(tenant).or_default();
+            owners.entry(tenant.label()).or_default();
         }
         let mut tenants = Vec::with_capacity(owners.len());
         let mut counts = Vec::with_capacity(owners.len());
@@ -449,6 +474,7 @@ impl FleetReader {
             counts,
             history: self.own.as_ref().map(|own| own.history()).unwrap_or_default(),
             objective_seconds: self.objective.as_secs_f64(),
+            single: listed.is_some_and(|tenants| tenants.contains(&Tenant::Single)),
         }
     }
 }
@@ -457,7 +483,7 @@ impl FleetReader {
 async fn list(
     directory: &Arc<dyn TenantDirectory>,
     listed: &mut Option<(Instant, Vec<Tenant>)>,
-) -> Option<Vec<String>> {
+) -> Option<Vec<Tenant>> {
     if listed.as_ref().is_none_or(|(at, _)| at.elapsed() > LIST_EVERY) {
         match tokio::time::timeout(LIST_BOUND, directory.active()).await {
             Ok(Ok(listing)) => *listed = Some((Instant::now(), listing.set().into_iter().collect())),
@@ -465,5 +491,5 @@ async fn list(
             Err(_) => tracing::debug!("the list of tenants can't be had in time"),
         }
     }
-    listed.as_ref().map(|(_, tenants)| tenants.iter().map(|tenant| tenant.label().to_owned()).collect())
+    listed.as_ref().map(|(_, tenants)| tenants.clone())
 }

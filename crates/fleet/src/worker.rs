@@ -15,7 +15,9 @@ use crate::{
     backoff::jittered,
     collector::{Collector, CollectorOptions},
     collector_actor::{CollectorActor, Incarnation},
+    controls::{DrainOrder, Ended, Follower, Operator, told},
     hints::{self, EventSettings},
+    inspect::Inspector,
     lane::{PostgresSink, RedisQueue},
     observed::ObservedDirectory,
     partition::{Partition, PartitionSettings},
@@ -29,6 +31,8 @@ use crate::{
     view::FleetReader,
 };
 
+/// Longest time to tell in the log of actions how a drain ended; when Redis doesn't answer, it stays untold.
+const TELL_WITHIN: Duration = Duration::from_secs(2);
 /// How often Redis is asked whether it may evict.
 const EVICTION_LOOK_EVERY: Duration = Duration::from_secs(10);
 
@@ -89,6 +93,10 @@ pub struct Worker {
     own: Arc<Own>,
     snapshots: Snapshots,
     collector: Arc<CollectorOptions>,
+    controls: Controls,
+    inspector: Inspector,
+    key_form: KeyForm,
+    drain_order: DrainOrder,
     /// Ends the publisher, which outlives the collectors so that a drain can be watched.
     publishing: (DropGuard, JoinHandle<()>),
 }
@@ -117,6 +125,7 @@ impl Worker {
         let budget = ConnectionBudget::new(settings.connections_per_server);
         let directory: Arc<dyn TenantDirectory> =
             Arc::new(ObservedDirectory::new(settings.directory, Arc::clone(&fleet)));
+        let manager_options = Arc::new(settings.manager.clone());
         let manager = TenantManager::new(Arc::clone(&directory), budget.clone(), settings.manager).start();
         let link = Link::counted(&settings.redis, Arc::clone(&fleet.redis))?;
         let mut lanes = Vec::with_capacity(threads);
@@ -151,15 +160,28 @@ impl Worker {
             manager: manager.clone(),
         }));
         let snapshots = Snapshots::new(link.clone(), &group);
+        let controls = Controls::new(link.clone());
+        let drain_order = DrainOrder::default();
+        // Before the first collector is started: none may claim until it is known who is halted.
+        let follower = Follower::new(Arc::clone(&own), controls.clone(), key_form, drain_order.clone());
         let publishing = CancellationToken::new();
         let publisher = Publisher::new(Arc::clone(&own), snapshots.clone());
         let publisher = actix_rt::spawn(publisher.run(publishing.clone()));
+        let schedule = Arc::new(settings.schedule);
+        let inspector = Inspector::of_worker(
+            link.clone(),
+            key_form,
+            Arc::clone(&schedule),
+            manager.clone(),
+            Arc::clone(&directory),
+            manager_options,
+        );
         let spawner = LaneSpawner {
             threads: lanes,
             next: 0,
             manager: manager.clone(),
             fleet: Arc::clone(&fleet),
-            schedule: Arc::new(settings.schedule),
+            schedule,
             collector: Arc::clone(&collector),
             key_form,
         };
@@ -172,6 +194,7 @@ impl Worker {
             settings.supervisor,
         );
         let beside = CancellationToken::new();
+        actix_rt::spawn(follower.run(beside.clone()));
         let (fleet_status, every) = (Arc::clone(&fleet), settings.sample_interval);
         actix_rt::spawn(sampler::run(link.clone(), fleet_status, key_form, every, beside.clone()));
         let (supervisor, registration) = match settings.partition {
@@ -207,6 +230,10 @@ impl Worker {
             own,
             snapshots,
             collector,
+            controls,
+            inspector,
+            key_form,
+            drain_order,
             publishing: (publishing.drop_guard(), publisher),
         })
     }
@@ -241,10 +268,28 @@ impl Worker {
         FleetReader::of_worker(
             Arc::clone(&self.own),
             self.snapshots.clone(),
-            Controls::new(self.link.clone()),
+            self.controls.clone(),
             objective,
             Arc::clone(&self.collector),
         )
+    }
+
+    /// Looks into one tenant.
+    #[must_use]
+    pub fn inspector(&self) -> Inspector {
+        self.inspector.clone()
+    }
+
+    /// Acts for operators, and reads the log of what they did.
+    #[must_use]
+    pub fn operator(&self) -> Operator {
+        Operator::new(self.controls.clone(), self.key_form)
+    }
+
+    /// That an operator wants this worker to drain.
+    #[must_use]
+    pub fn drain_order(&self) -> DrainOrder {
+        self.drain_order.clone()
     }
 
     /// Polls the tenant list now.
@@ -255,9 +300,20 @@ impl Worker {
 
     /// Stops claiming, flushes, releases, closes connections; each within its bound. Reports what was left.
     pub async fn drain(self, close_grace: Duration) -> DrainReport {
+        let operator = self.operator();
         // First of all, so that other workers take over while this one still flushes.
         drop(self.beside);
         let report = self.supervisor.send(Drain).await.unwrap_or_default();
+        if let Some(action) = self.drain_order.action() {
+            let ended = if report.killed.is_empty() { Ended::Done } else { Ended::Failed };
+            let detail = told(&report);
+            let telling = operator.outcome(&action, &self.own.name, ended, &detail);
+            match tokio::time::timeout(TELL_WITHIN, telling).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "the drain could not be told in the log of actions"),
+                Err(_) => tracing::warn!("the drain could not be told in the log of actions in time"),
+            }
+        }
         if let Some(registration) = self.registration {
             // It has ended by itself or panicked: either way it is over, and the lease lapses at the latest.
             let _ = registration.await;

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::atomic::Ordering::Relaxed, time::Instant};
 
 use anyhow::Context;
-use balance_sync_admin::{AdminServer, AdminSettings, Api, ServerConnections};
+use balance_sync_admin::{Access, AdminServer, AdminSettings, Api, ApiParts, ServerConnections};
 use balance_sync_fleet::{Worker, supervisor::DrainReport};
 
 use crate::{EXIT_OK, config::Config, telemetry, wiring};
@@ -33,7 +33,11 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     let worker = Worker::start(wiring::worker_settings(&config)?)?;
     let admin = start_admin(&config, &worker, started)?;
 
-    let signal = super::interrupted().await.context("listening to signals")?;
+    let wanted = worker.drain_order();
+    let signal = tokio::select! {
+        signal = super::interrupted() => signal.context("listening to signals")?,
+        () = wanted.wanted() => "an operator's action",
+    };
     tracing::info!(signal, "draining: no more claims, what is held is flushed or given back");
     // Told before the supervisor is, so that no balancer sends anything to a worker that is on its way out.
     worker.fleet().draining.store(true, Relaxed);
@@ -70,12 +74,19 @@ fn start_admin(config: &Config, worker: &Worker, started: Instant) -> anyhow::Re
             })
             .collect()
     });
+    let api = ApiParts {
+        reader: worker.reader(config.admin.freshness_objective),
+        operator: worker.operator(),
+        inspector: worker.inspector(),
+        access: Access::new(config.admin.read_token.clone(), config.admin.operator_token.clone()),
+        worker: config.worker.name.clone(),
+    };
     let server = balance_sync_admin::start_with_api(
         settings,
         std::sync::Arc::clone(worker.fleet()),
         started,
         connections,
-        Api::new(worker.reader(config.admin.freshness_objective)),
+        Api::new(api),
     )
     .with_context(|| format!("admin.listen = {}: can't listen there", config.admin.listen))?;
     tracing::info!(address = %server.address(), "admin interface listens");

@@ -23,10 +23,12 @@ pub(super) enum Chore {
 }
 
 impl<Q: Queue, S: Sink> Turn<'_, Q, S> {
-    /// Whether values may have to wait: the tenant can't write, a flush takes long, or the head of the schedule is old.
+    /// Whether values may have to wait: the tenant can't write or is halted, a flush takes long, or the
+    /// head of the schedule is old.
     pub(super) fn must_protect(&self, now: Instant) -> bool {
         // With Redis away nothing could be protected.
         self.fails(Side::Sink)
+            || self.halted
             || self.behind
             || self.in_flight.values().any(|flight| now - flight.since > self.options.protect_after)
     }

@@ -40,7 +40,12 @@ impl<Q: Queue, S: Sink> Turn<'_, Q, S> {
             self.probing = None;
         }
         // Until Postgres fails; Redis may come back. A worker that drains has no time for this.
-        while !self.fails(Side::Sink) && self.status.leaving.load(Relaxed) && Instant::now() < deadline {
+        // What an operator halted stays as it is.
+        while !self.fails(Side::Sink)
+            && self.status.leaving.load(Relaxed)
+            && !self.status.paused.load(Relaxed)
+            && Instant::now() < deadline
+        {
             let calm = self.gather.is_empty() && self.flights.is_empty() && self.claiming.is_none();
             if calm && self.exhausted {
                 return;

@@ -1,0 +1,613 @@
+//! Why is this balance not in Postgres? Everything that is known about one balance, and in one sentence what happens next.
+//!
+//! Facts come from Redis (one script call, one moment), from the tenant's row, and from what the workers publish about the
+//! tenant. The sentence is a pure function of them ([`verdict`]).
+
+use balance_sync_domain::{BalanceRef, BalanceValue, Uuid, effective_key};
+use balance_sync_schedule::{ScheduleError, inspect::is_lease};
+use balance_sync_store::{FoundRow, Sought};
+use serde::Serialize;
+
+use crate::{
+    inspect::Inspector,
+    rows::{ErrorShown, PausedBy, TenantRow, UNSERVED, at},
+    view::FleetReader,
+};
+
+/// Balances in one answer at most.
+const MOST: usize = 50;
+/// Members looked at more closely, of those in which the alias stands somewhere.
+const MOST_FOUND: usize = 1000;
+
+/// What somebody knows of a balance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Question {
+    /// The member of the schedule, which is also its key in Redis.
+    Member(String),
+    /// A tenant and an alias, and perhaps more.
+    Balance {
+        /// The tenant's id.
+        tenant: String,
+        /// The alias.
+        alias: String,
+        /// The balance key; any when absent.
+        key: Option<String>,
+        /// The organization; any when absent.
+        organization: Option<Uuid>,
+        /// The ledger; any when absent.
+        ledger: Option<Uuid>,
+    },
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum WhyError {
+    /// No such tenant is listed or served.
+    #[error("no tenant {0:?} is listed or served")]
+    NoTenant(String),
+    /// The member is of no known tenant.
+    #[error("{0:?} is no balance key of a tenant that is listed or served")]
+    NotAMember(String),
+    /// Redis can't be asked.
+    #[error(transparent)]
+    Redis(#[from] ScheduleError),
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Why {
+    /// One per balance that fits.
+    pub matches: Vec<BalanceReport>,
+    /// Amounts are left out, because whoever asks may not see them.
+    pub amounts_hidden: bool,
+}
+
+/// Everything about one balance.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BalanceReport {
+    /// Whose.
+    pub tenant: String,
+    /// The member of the schedule.
+    pub member: String,
+    /// Out of the member; absent when that can't be read.
+    pub organization: Option<Uuid>,
+    /// Out of the member.
+    pub ledger: Option<Uuid>,
+    /// Out of the member.
+    pub alias: Option<String>,
+    /// The balance key that counts.
+    pub key: Option<String>,
+    /// In the schedule.
+    pub schedule: ScheduleShown,
+    /// In Redis.
+    pub redis: RedisShown,
+    /// In Postgres.
+    pub postgres: PostgresShown,
+    /// The claim lock, if there is one.
+    pub lock: Option<LockShown>,
+    /// The tenant.
+    pub tenant_state: TenantStateShown,
+    /// In quarantine.
+    pub quarantine: Option<QuarantineShown>,
+    /// The tenant's last failure.
+    pub last_error: Option<ErrorShown>,
+    /// In one word.
+    pub verdict: Verdict,
+    /// In one sentence: what happens next.
+    pub next: String,
+}
+
+/// Where a balance is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Postgres has what Redis has, and nothing waits.
+    InSync,
+    /// It is scheduled, and has been due for longer than the objective allows.
+    Behind,
+    /// It is scheduled.
+    OnItsWay,
+    /// It can't be synced until somebody looks at it.
+    Quarantined,
+    /// Redis is newer, and nothing is scheduled: nobody will write it.
+    UnscheduledAndBehind,
+    /// Postgres is newer than Redis.
+    Ahead,
+    /// Not enough is known.
+    Unknown,
+}
+
+/// Where a member stands in the schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scheduled {
+    /// Nowhere.
+    NotScheduled,
+    /// Its time has come.
+    Due,
+    /// A worker holds it, or it was put off.
+    Leased,
+    /// Its time comes later.
+    Future,
+}
+
+/// In the schedule.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ScheduleShown {
+    /// Where.
+    pub state: Scheduled,
+    /// Its score.
+    pub score: Option<f64>,
+    /// When it is or was due.
+    pub due_at: Option<String>,
+    /// Until when it is held.
+    pub leased_until: Option<String>,
+}
+
+/// In Redis.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RedisShown {
+    /// Whether there is a value.
+    pub present: bool,
+    /// Its version, if it can be read.
+    pub version: Option<i64>,
+    /// Its remaining life; absent = without end, or there is none.
+    pub ttl_seconds: Option<f64>,
+    /// Why it can't be read.
+    pub unreadable: Option<String>,
+    /// The amount.
+    pub available: Option<String>,
+    /// The amount.
+    pub on_hold: Option<String>,
+    /// The amount.
+    pub overdraft_used: Option<String>,
+}
+
+/// Whether there is a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowState {
+    /// There is.
+    Present,
+    /// There is none.
+    Missing,
+    /// There is, and it is deleted.
+    Deleted,
+    /// The database can't be asked.
+    Unreachable,
+}
+
+/// In Postgres.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PostgresShown {
+    /// Whether there is a row.
+    pub state: RowState,
+    /// Its version.
+    pub version: Option<i64>,
+    /// When it was written last.
+    pub updated_at: Option<String>,
+    /// Why the database can't be asked.
+    pub detail: Option<String>,
+    /// The amount.
+    pub available: Option<String>,
+    /// The amount.
+    pub on_hold: Option<String>,
+    /// The amount.
+    pub overdraft_used: Option<String>,
+}
+
+/// The claim lock.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LockShown {
+    /// Whether it is none of our workers'.
+    pub foreign: bool,
+    /// Its remaining life.
+    pub ttl_seconds: Option<f64>,
+}
+
+/// The tenant.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TenantStateShown {
+    /// What its collector does, or `unserved`.
+    pub state: &'static str,
+    /// Why.
+    pub reason: Option<String>,
+    /// Why, in words.
+    pub detail: Option<String>,
+    /// Since when.
+    pub since: Option<String>,
+    /// Who halted it.
+    pub paused: Option<PausedBy>,
+}
+
+/// In quarantine.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct QuarantineShown {
+    /// Why: a short, stable name.
+    pub reason: String,
+    /// Why, in words; left out for whoever may not see amounts, where the words may quote some.
+    pub detail: Option<String>,
+    /// The first time.
+    pub first_at: String,
+    /// The last time.
+    pub last_at: String,
+    /// How often.
+    pub count: u64,
+    /// Whether the kept value is cut.
+    pub truncated: bool,
+    /// Whether there is a kept value.
+    pub has_value: bool,
+}
+
+impl Why {
+    /// Leaves out amounts, and words that may quote them.
+    pub fn hide_amounts(&mut self) {
+        self.amounts_hidden = true;
+        for report in &mut self.matches {
+            let (redis, postgres) = (&mut report.redis, &mut report.postgres);
+            for amount in [
+                &mut redis.available,
+                &mut redis.on_hold,
+                &mut redis.overdraft_used,
+                &mut redis.unreadable,
+                &mut postgres.available,
+                &mut postgres.on_hold,
+                &mut postgres.overdraft_used,
+            ] {
+                *amount = None;
+            }
+            if let Some(entry) = &mut report.quarantine
+                && may_quote(&entry.reason)
+            {
+                entry.detail = None;
+            }
+        }
+    }
+}
+
+/// Whether the words that go with a reason of quarantine may quote the value: those of values that can't be read, and of
+/// Postgres.
+#[must_use]
+pub fn may_quote(reason: &str) -> bool {
+    match reason {
+        "value_expired" | "value_field_missing" => false,
+        "refused_by_postgres" | "unreadable_entry" => true,
+        _ => reason.starts_with("value_"),
+    }
+}
+
+// -- asking ------------------------------------------------------------------------------------------------------------
+
+/// Finds the balances that fit, and tells everything about each.
+///
+/// # Errors
+/// When there is no such tenant, or Redis can't be asked. A database that can't be asked is part of the answer.
+pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Question) -> Result<Why, WhyError> {
+    let view = reader.view().await;
+    let (tenant, row) = match question {
+        Question::Balance { tenant: id, .. } => {
+            let tenant = view.tenant(id).ok_or_else(|| WhyError::NoTenant(id.clone()))?;
+            (tenant, view.find(id).map(|(row, _)| row.clone()))
+        }
+        Question::Member(member) => {
+            // The tenant in the key may be written in another form than it is listed in.
+            let owner = view.tenants.iter().find_map(|row| {
+                let tenant = view.tenant(&row.id)?;
+                let prefix = tenant.key_space(inspector.key_form());
+                member.starts_with(prefix.balance_prefix()).then_some((tenant, Some(row.clone())))
+            });
+            owner.ok_or_else(|| WhyError::NotAMember(member.clone()))?
+        }
+    };
+    let schedule = inspector.schedule(&tenant);
+    let served = reader.serves(&tenant);
+    let database = inspector.database(&tenant, served).await;
+    let opened = database.as_ref().map_err(ToString::to_string);
+
+    let mut reports = Vec::new();
+    let members: Vec<(Vec<u8>, Option<FoundRow>)> = match question {
+        Question::Member(member) => vec![(member.clone().into_bytes(), None)],
+        Question::Balance { alias, key, organization, ledger, .. } => {
+            let sought = Sought {
+                organization: *organization,
+                ledger: *ledger,
+                alias: Some(alias),
+                key: key.as_deref(),
+                ..Sought::default()
+            };
+            let rows = match &opened {
+                Ok(open) => open.database.look_up(&open.table, &sought).await.unwrap_or_default(),
+                Err(_) => Vec::new(),
+            };
+            let space = schedule.space();
+            let mut members: Vec<(Vec<u8>, Option<FoundRow>)> = Vec::new();
+            for row in rows {
+                if let (Some(organization), Some(ledger)) = (row.organization, row.ledger) {
+                    let member = space.balance(organization, ledger, &row.alias, &row.key).into_bytes();
+                    if !members.iter().any(|(known, _)| *known == member) {
+                        members.push((member, Some(row)));
+                    }
+                }
+            }
+            // Those without a row, or whose database can't be asked.
+            for member in schedule.find_members(&format!(":{alias}"), MOST_FOUND).await? {
+                let fits = BalanceRef::parse(space, &member).is_ok_and(|balance| {
+                    balance.alias == alias
+                        && key.as_deref().is_none_or(|key| balance.key == key)
+                        && organization.is_none_or(|id| balance.organization == id)
+                        && ledger.is_none_or(|id| balance.ledger == id)
+                });
+                if fits && !members.iter().any(|(known, _)| *known == member) {
+                    members.push((member, None));
+                }
+            }
+            members.truncate(MOST);
+            members
+        }
+    };
+    let last_error = match &row {
+        Some(row) => reader.detail(&row.id).await.and_then(|detail| detail.errors.into_iter().next()),
+        None => None,
+    };
+    let workers: Vec<&str> = view.workers.iter().map(|worker| worker.name.as_str()).collect();
+    for (member, found) in members {
+        let inspected = schedule.inspect(&member).await?;
+        let balance = BalanceRef::parse(schedule.space(), &member).ok();
+        let value = inspected.value.as_deref().map(BalanceValue::decode);
+        let sought = match (&balance, &value) {
+            (_, Some(Ok(value))) => Some(Sought { id: Some(value.id), ..Sought::default() }),
+            (Some(balance), _) => Some(Sought {
+                organization: Some(balance.organization),
+                ledger: Some(balance.ledger),
+                alias: Some(balance.alias),
+                key: Some(balance.key),
+                ..Sought::default()
+            }),
+            (None, _) => None,
+        };
+        let postgres = match (&opened, found, sought) {
+            (_, Some(row), _) => Ok(Some(row)),
+            (Err(detail), None, _) => Err(detail.clone()),
+            (Ok(open), None, Some(sought)) => open
+                .database
+                .look_up(&open.table, &sought)
+                .await
+                .map(|rows| rows.into_iter().find(|row| in_place(row, balance.as_ref())))
+                .map_err(|error| error.to_string()),
+            (Ok(_), None, None) => Ok(None),
+        };
+        let key = match (&balance, &value) {
+            (Some(balance), Some(Ok(value))) => Some(effective_key(balance, value).to_owned()),
+            (Some(balance), _) => Some(balance.key.to_owned()),
+            (None, _) => None,
+        };
+        let mut report = BalanceReport {
+            tenant: tenant.label().to_owned(),
+            member: String::from_utf8_lossy(&member).into_owned(),
+            organization: balance.as_ref().map(|balance| balance.organization),
+            ledger: balance.as_ref().map(|balance| balance.ledger),
+            alias: balance.as_ref().map(|balance| balance.alias.to_owned()),
+            key,
+            schedule: schedule_shown(inspected.score, inspected.now),
+            redis: RedisShown {
+                present: value.is_some(),
+                version: value.as_ref().and_then(|value| value.as_ref().ok()).map(|value| value.version),
+                ttl_seconds: inspected.life.map(|life| life.as_secs_f64()),
+                unreadable: value.as_ref().and_then(|v| v.as_ref().err()).map(ToString::to_string),
+                available: amount(&value, |value| value.available.as_str()),
+                on_hold: amount(&value, |value| value.on_hold.as_str()),
+                overdraft_used: amount(&value, |value| value.overdraft_used.as_str()),
+            },
+            postgres: postgres_shown(postgres),
+            lock: inspected.lock.as_ref().map(|lock| LockShown {
+                foreign: !workers.iter().any(|name| lock.split(':').next() == Some(name)),
+                ttl_seconds: inspected.lock_life.map(|life| life.as_secs_f64()),
+            }),
+            tenant_state: tenant_state(row.as_ref()),
+            quarantine: inspected.quarantine.map(|entry| QuarantineShown {
+                reason: entry.reason,
+                detail: Some(entry.detail),
+                first_at: at(entry.first_at.parse().unwrap_or_default()),
+                last_at: at(entry.last_at.parse().unwrap_or_default()),
+                count: entry.count,
+                truncated: entry.truncated,
+                has_value: entry.value.is_some(),
+            }),
+            last_error: last_error.clone(),
+            verdict: Verdict::Unknown,
+            next: String::new(),
+        };
+        let lease = schedule.options().claim_ttl.as_secs_f64();
+        (report.verdict, report.next) = verdict(&report, inspected.now, view.objective_seconds, lease);
+        reports.push(report);
+    }
+    if let Ok(opened) = database {
+        opened.close().await;
+    }
+    Ok(Why { matches: reports, amounts_hidden: false })
+}
+
+/// Whether the sync would write this row for the member.
+fn in_place(row: &FoundRow, balance: Option<&BalanceRef<'_>>) -> bool {
+    balance.is_none_or(|balance| {
+        row.organization == Some(balance.organization) && row.ledger == Some(balance.ledger)
+    })
+}
+
+fn amount<E>(value: &Option<Result<BalanceValue, E>>, of: impl Fn(&BalanceValue) -> &str) -> Option<String> {
+    value.as_ref().and_then(|value| value.as_ref().ok()).map(|value| of(value).to_owned())
+}
+
+fn schedule_shown(score: Option<f64>, now: f64) -> ScheduleShown {
+    let state = match score {
+        None => Scheduled::NotScheduled,
+        Some(score) if score <= now => Scheduled::Due,
+        Some(score) if is_lease(score) => Scheduled::Leased,
+        Some(_) => Scheduled::Future,
+    };
+    let held = state == Scheduled::Leased;
+    ScheduleShown {
+        state,
+        score,
+        due_at: score.filter(|_| !held).map(at),
+        leased_until: score.filter(|_| held).map(at),
+    }
+}
+
+fn postgres_shown(row: Result<Option<FoundRow>, String>) -> PostgresShown {
+    let nothing = PostgresShown {
+        state: RowState::Missing,
+        version: None,
+        updated_at: None,
+        detail: None,
+        available: None,
+        on_hold: None,
+        overdraft_used: None,
+    };
+    match row {
+        Err(detail) => PostgresShown { state: RowState::Unreachable, detail: Some(detail), ..nothing },
+        Ok(None) => nothing,
+        Ok(Some(row)) => PostgresShown {
+            state: if row.deleted { RowState::Deleted } else { RowState::Present },
+            version: Some(row.version),
+            updated_at: row.updated_at.and_then(|seconds| seconds.parse().ok()).map(at),
+            detail: None,
+            available: Some(row.available),
+            on_hold: Some(row.on_hold),
+            overdraft_used: Some(row.overdraft_used),
+        },
+    }
+}
+
+fn tenant_state(row: Option<&TenantRow>) -> TenantStateShown {
+    match row {
+        Some(row) => TenantStateShown {
+            state: row.state,
+            reason: row.reason.clone(),
+            detail: row.detail.clone(),
+            since: row.since.clone(),
+            paused: row.paused.clone(),
+        },
+        None => TenantStateShown { state: UNSERVED, reason: None, detail: None, since: None, paused: None },
+    }
+}
+
+// -- judging -----------------------------------------------------------------------------------------------------------
+
+/// The verdict, and what happens next. `lease` = how long a claim holds, in seconds.
+#[must_use]
+pub fn verdict(report: &BalanceReport, now: f64, objective: f64, lease: f64) -> (Verdict, String) {
+    let scheduled = report.schedule.state != Scheduled::NotScheduled;
+    if !scheduled {
+        return unscheduled(report);
+    }
+    let age = report.schedule.score.map_or(0.0, |score| now - score);
+    let late = report.schedule.state == Scheduled::Due && age > objective;
+    let verdict = if late { Verdict::Behind } else { Verdict::OnItsWay };
+    (verdict, waiting(report, now, lease))
+}
+
+/// What happens with a scheduled member.
+fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
+    let tenant = &report.tenant_state;
+    let until = report.schedule.leased_until.as_deref().or(report.schedule.due_at.as_deref()).unwrap_or("");
+    if let Some(paused) = &tenant.paused {
+        return format!(
+            "It waits until the tenant is resumed: {} paused it at {}; its value is kept alive.",
+            paused.by, paused.at
+        );
+    }
+    if tenant.state == UNSERVED {
+        return "It waits: no live worker serves this tenant.".to_owned();
+    }
+    if tenant.state == "degraded" {
+        let reason = tenant.reason.as_deref().unwrap_or("unknown");
+        let pace = if crate::failure::waits_long(reason) {
+            "tried again with long delays until somebody mends it, or at once by the action flush"
+        } else {
+            "tried again every few seconds"
+        };
+        return format!(
+            "It is written when the tenant can be written again: {reason} since {}; {pace}.",
+            tenant.since.as_deref().unwrap_or("unknown")
+        );
+    }
+    if let Some(lock) = report.lock.as_ref().filter(|lock| lock.foreign) {
+        let left =
+            lock.ttl_seconds.map_or_else(|| "without end".to_owned(), |left| format!("{left:.0} s more"));
+        return format!(
+            "The ledger's own worker holds its claim lock ({left}); in mode lock it is claimed after that."
+        );
+    }
+    match report.schedule.state {
+        Scheduled::Leased if report.schedule.score.is_some_and(|score| score - now > lease * 1.5) => format!(
+            "It was put off because the tenant's quarantine is full, and comes due again at {until}; make room by retrying or dropping entries."
+        ),
+        Scheduled::Leased => format!("A worker holds it and writes it now; if that worker dies it comes due again at {until}."),
+        Scheduled::Future => format!("Its time comes at {until}; nobody claims it before."),
+        _ if !report.redis.present => {
+            "It is claimed next, and goes to quarantine: its value has expired in Redis, and what it held is not known.".to_owned()
+        }
+        _ if report.redis.unreadable.is_some() => {
+            "It is claimed next, and goes to quarantine: its value can't be read.".to_owned()
+        }
+        _ if matches!(report.postgres.state, RowState::Missing | RowState::Deleted) => {
+            "It is claimed next, and goes to quarantine: there is no row for it, or it is deleted.".to_owned()
+        }
+        _ if newer(report) == Some(std::cmp::Ordering::Less) || newer(report) == Some(std::cmp::Ordering::Equal) => {
+            "It is claimed next and taken off the schedule: Postgres has this version or a newer one.".to_owned()
+        }
+        _ => "It is due, and claimed and written next.".to_owned(),
+    }
+}
+
+fn unscheduled(report: &BalanceReport) -> (Verdict, String) {
+    if let Some(entry) = &report.quarantine {
+        return (
+            Verdict::Quarantined,
+            format!(
+                "Nothing happens by itself: it is in quarantine ({}) since {}; mend the cause and retry it, or drop it. A newer mutation schedules it again.",
+                entry.reason, entry.first_at
+            ),
+        );
+    }
+    match (report.redis.present, report.postgres.state, newer(report)) {
+        (_, RowState::Unreachable, _) => (
+            Verdict::Unknown,
+            "Nothing is scheduled for it; whether Postgres has it can't be told, because its database can't be asked.".to_owned(),
+        ),
+        (true, RowState::Present, Some(std::cmp::Ordering::Equal)) => (
+            Verdict::InSync,
+            "Nothing is to be done: Postgres has the version that Redis has; the next mutation schedules it.".to_owned(),
+        ),
+        (true, RowState::Present, Some(std::cmp::Ordering::Greater)) => (
+            Verdict::UnscheduledAndBehind,
+            "Nobody will write it: Redis is newer and nothing is scheduled; run `balance-sync verify --repair`, or wait for the next mutation.".to_owned(),
+        ),
+        (true, RowState::Present, Some(std::cmp::Ordering::Less)) => (
+            Verdict::Ahead,
+            "Nothing is to be done: Postgres is newer than what Redis has.".to_owned(),
+        ),
+        (false, RowState::Present, _) => (
+            Verdict::InSync,
+            "Nothing is to be done: Redis holds no value of it any more and nothing is scheduled; the row is what counts.".to_owned(),
+        ),
+        (true, RowState::Missing | RowState::Deleted, _) => (
+            Verdict::UnscheduledAndBehind,
+            "Nobody will write it: nothing is scheduled, and there is no row for it, or it is deleted; the ledger creates rows.".to_owned(),
+        ),
+        (false, RowState::Missing | RowState::Deleted, _) => (
+            Verdict::Unknown,
+            "Nothing is known of it: neither Redis nor Postgres has it.".to_owned(),
+        ),
+        (true, RowState::Present, None) => (
+            Verdict::Unknown,
+            "Nothing is scheduled for it, and its value in Redis can't be read; the next mutation replaces it.".to_owned(),
+        ),
+    }
+}
+
+/// Redis's version against Postgres's.
+fn newer(report: &BalanceReport) -> Option<std::cmp::Ordering> {
+    Some(report.redis.version?.cmp(&report.postgres.version?))
+}
