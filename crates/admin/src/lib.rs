@@ -15,6 +15,6 @@ pub mod metrics;
 pub mod server;
 mod ui;
 
-pub use api::Api;
+pub use api::{Access, Api, ApiParts};
 pub use metrics::{ConnectionSource, ServerConnections};
 pub use server::{AdminServer, AdminSettings, start, start_with_api, start_with_connections};

@@ -8,7 +8,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration, time::Instant};
 
 use actix_rt::{System, task::JoinHandle};
 use actix_web::{
-    App, HttpResponse, HttpServer, Resource,
+    App, HttpRequest, HttpResponse, HttpServer, Resource, ResponseError,
     dev::ServerHandle,
     guard,
     http::header::ContentType,
@@ -19,7 +19,7 @@ use balance_sync_fleet::status::FleetStatus;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{self, Api},
+    api::{self, Access, Api},
     health::{self, Verdict},
     metrics::{CONTENT_TYPE, ConnectionSource, Metrics},
     ui,
@@ -142,11 +142,13 @@ fn serve(
     let metrics = Metrics::new(Arc::clone(&status), metrics_tenants, connections);
     let shared = Data::new(Shared { status, started, metrics });
     let streams = api.as_ref().map(Api::stop);
+    let access = Data::new(api.as_ref().map(Api::access).unwrap_or_default());
     let api = api.map(Data::new);
     let server = HttpServer::new(move || {
         let api = api.clone();
         App::new()
             .app_data(shared.clone())
+            .app_data(access.clone())
             .wrap(
                 DefaultHeaders::new()
                     .add(("x-content-type-options", "nosniff"))
@@ -181,7 +183,8 @@ fn serve(
     Ok(AdminServer { address, handle, task, streams })
 }
 
-/// All paths. No handler reads a request's body, so none is ever held in memory.
+/// All paths beside the API's. None of their handlers reads a request's body; those of the API read small ones, within a
+/// bound of time (`api::body`).
 fn routes(config: &mut ServiceConfig) {
     config
         .service(readable("/livez", web::to(livez)))
@@ -213,7 +216,10 @@ fn answer(verdict: Verdict) -> HttpResponse {
     }
 }
 
-async fn metrics(shared: Data<Shared>) -> HttpResponse {
+async fn metrics(shared: Data<Shared>, access: Data<Access>, request: HttpRequest) -> HttpResponse {
+    if let Err(problem) = access.may_read(&request).await {
+        return problem.error_response();
+    }
     match web::block(move || shared.metrics.render()).await {
         Ok(Ok(text)) => HttpResponse::Ok().content_type(CONTENT_TYPE).body(text),
         Ok(Err(error)) => {

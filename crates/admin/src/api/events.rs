@@ -34,6 +34,13 @@ struct Changed<'a> {
     removed: Vec<&'a str>,
 }
 
+/// Data of the event `action`.
+#[derive(Debug, Serialize)]
+struct News {
+    /// Actions that came, or of which something became.
+    ids: Vec<String>,
+}
+
 /// `GET /api/v1/events`.
 pub(super) async fn events(state: State, request: HttpRequest) -> Answer {
     let params = Params::read(&request, &["tenant"])?;
@@ -83,6 +90,7 @@ impl Stream {
 
     async fn send_all(&mut self, mut before: Arc<FleetView>) -> Result<(), Ended> {
         self.send(Bytes::from_static(b"retry: 2000\n\n")).await?;
+        let mut heard: Option<String> = None;
         let mut timer = tokio::time::interval(EVERY);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -93,6 +101,7 @@ impl Stream {
             overview.history.drain(..overview.history.len().saturating_sub(1));
             self.event("overview", &overview).await?;
             self.changes(&before, &view).await?;
+            self.news(&mut heard).await?;
             if let Some(id) = &self.tenant
                 && let Some(detail) = self.state.reader.detail(id).await
             {
@@ -118,6 +127,23 @@ impl Stream {
         }
         if changed.is_empty() && !removed.is_empty() {
             self.event("tenants", &Changed { tenants: Vec::new(), removed }).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells of the log of actions what came since; with Redis away later.
+    async fn news(&mut self, heard: &mut Option<String>) -> Result<(), Ended> {
+        let operator = &self.state.operator;
+        match heard {
+            None => *heard = operator.newest().await.ok(),
+            Some(after) => {
+                if let Ok((ids, newest)) = operator.news(after).await
+                    && !ids.is_empty()
+                {
+                    *heard = Some(newest);
+                    self.event("action", &News { ids }).await?;
+                }
+            }
         }
         Ok(())
     }

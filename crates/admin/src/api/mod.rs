@@ -1,27 +1,43 @@
 //! `/api/v1`: the fleet for programs and for the pages at `/`.
 //!
+//! - `auth` and `session`: who asks, and what they may do.
 //! - `fleet`: overview, workers, tenants.
 //! - `events`: what changes, as it happens.
-//! - `params` and `problem`: what comes in, and what is said when that can't be used.
+//! - `actions` and `quarantine`: what operators do.
+//! - `why`: one balance.
+//! - `params`, `body` and `problem`: what comes in, and what is said when that can't be used.
 //!
-//! The answers are the types of `balance_sync_fleet` (`rows`, `overview`), as they stand there.
+//! The answers are the types of `balance_sync_fleet` (`rows`, `overview`, `why`), as they stand there; `openapi.json`
+//! describes them.
 
+mod actions;
+pub(crate) mod auth;
+mod body;
 mod events;
 mod fleet;
 mod params;
 mod problem;
+mod quarantine;
+mod session;
+mod why;
 
 use std::{fmt, sync::Arc};
 
 use actix_web::{
-    HttpResponse, Resource, Route, guard,
+    HttpResponse, Route, guard,
+    http::Method,
+    middleware::from_fn,
     web::{self, Data, ServiceConfig},
 };
-use balance_sync_fleet::view::FleetReader;
+use balance_sync_fleet::{controls::Operator, inspect::Inspector, view::FleetReader};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+pub use self::auth::Access;
 pub(crate) use self::problem::Problem;
+
+/// Where the API is.
+const BASE: &str = "/api/v1";
 
 /// What a handler gives.
 type Answer = Result<HttpResponse, Problem>;
@@ -31,20 +47,49 @@ type State = Data<Api>;
 /// Everything that the API answers from.
 pub struct Api {
     reader: FleetReader,
+    operator: Operator,
+    inspector: Inspector,
+    access: Access,
+    /// The name of this worker.
+    worker: String,
     streams: Arc<Semaphore>,
     /// Ends all event streams.
     stop: CancellationToken,
 }
 
+/// What [`Api`] is made of.
+pub struct ApiParts {
+    /// Reads the fleet.
+    pub reader: FleetReader,
+    /// Acts for operators.
+    pub operator: Operator,
+    /// Looks into one tenant.
+    pub inspector: Inspector,
+    /// Who may do what.
+    pub access: Access,
+    /// The name of this worker.
+    pub worker: String,
+}
+
 impl Api {
-    /// An API over this view of the fleet.
+    /// An API over these parts.
     #[must_use]
-    pub fn new(reader: FleetReader) -> Self {
+    pub fn new(parts: ApiParts) -> Self {
+        let ApiParts { reader, operator, inspector, access, worker } = parts;
         Self {
             reader,
+            operator,
+            inspector,
+            access,
+            worker,
             streams: Arc::new(Semaphore::new(events::MOST_STREAMS)),
             stop: CancellationToken::new(),
         }
+    }
+
+    /// Who may do what.
+    pub(crate) fn access(&self) -> Access {
+        self.access.clone()
     }
 
     /// Ends all event streams when cancelled.
@@ -59,24 +104,63 @@ impl fmt::Debug for Api {
     }
 }
 
-/// All paths of the API.
-pub(crate) fn routes(config: &mut ServiceConfig) {
-    config.service(
-        web::scope("/api/v1")
-            .service(readable("/overview", web::to(fleet::overview)))
-            .service(readable("/workers", web::to(fleet::workers)))
-            .service(readable("/tenants", web::to(fleet::tenants)))
-            .service(readable("/tenants/{id}", web::to(fleet::tenant)))
-            .service(readable("/events", web::to(events::events)))
-            .default_service(web::to(not_found)),
-    );
+/// A path, and what answers each of its methods.
+type Path = (&'static str, Vec<(Method, Route)>);
+
+/// All paths of the API, below [`BASE`]. What stands here and what `openapi.json` describes is the same: a test sees to it.
+fn paths() -> Vec<Path> {
+    let get = |route| vec![(Method::GET, route)];
+    let post = |route| vec![(Method::POST, route)];
+    vec![
+        (
+            "/session",
+            vec![
+                (Method::GET, web::to(session::show)),
+                (Method::POST, web::to(session::sign_in)),
+                (Method::DELETE, web::to(session::sign_out)),
+            ],
+        ),
+        ("/openapi.json", get(web::to(openapi))),
+        ("/overview", get(web::to(fleet::overview))),
+        ("/workers", get(web::to(fleet::workers))),
+        ("/workers/{name}/actions", post(web::to(actions::on_worker))),
+        ("/tenants", get(web::to(fleet::tenants))),
+        ("/tenants/{id}", get(web::to(fleet::tenant))),
+        ("/tenants/{id}/actions", post(web::to(actions::on_tenant))),
+        ("/quarantine", get(web::to(quarantine::list))),
+        ("/quarantine/entry", get(web::to(quarantine::entry))),
+        ("/quarantine/retry", post(web::to(quarantine::retry))),
+        ("/quarantine/drop", post(web::to(quarantine::drop))),
+        ("/why", get(web::to(why::ask))),
+        ("/actions", get(web::to(actions::log))),
+        ("/events", get(web::to(events::events))),
+    ]
 }
 
-/// A path that answers GET and HEAD, and 405 to everything else.
-fn readable(path: &str, route: Route) -> Resource {
-    web::resource(path)
-        .route(route.guard(guard::Any(guard::Get()).or(guard::Head())))
-        .default_service(web::to(method_not_allowed))
+/// All paths of the API.
+pub(crate) fn routes(config: &mut ServiceConfig) {
+    let mut scope = web::scope(BASE).wrap(from_fn(auth::guard));
+    for (path, methods) in paths() {
+        let mut resource = web::resource(path).default_service(web::to(method_not_allowed));
+        for (method, route) in methods {
+            // Where something can be read, HEAD asks for the head of it.
+            let route = if method == Method::GET {
+                route.guard(guard::Any(guard::Get()).or(guard::Head()))
+            } else {
+                route.method(method)
+            };
+            resource = resource.route(route);
+        }
+        scope = scope.service(resource);
+    }
+    config.service(scope.default_service(web::to(not_found)));
+}
+
+/// The description of the API.
+const OPENAPI: &str = include_str!("openapi.json");
+
+async fn openapi() -> HttpResponse {
+    HttpResponse::Ok().content_type("application/json").body(OPENAPI)
 }
 
 async fn not_found() -> Answer {
@@ -85,4 +169,33 @@ async fn not_found() -> Answer {
 
 async fn method_not_allowed() -> Answer {
     Err(Problem::method_not_allowed())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn what_can_be_asked_and_what_is_described_is_the_same() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let described: BTreeSet<(String, String)> = document["paths"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(path, methods)| {
+                methods.as_object().unwrap().keys().map(|method| (path.clone(), method.to_uppercase()))
+            })
+            .collect();
+        let asked: BTreeSet<(String, String)> = paths()
+            .into_iter()
+            .flat_map(|(path, methods)| {
+                methods.into_iter().map(move |(method, _)| (format!("{BASE}{path}"), method.to_string()))
+            })
+            .collect();
+        assert_eq!(described, asked);
+        assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use actix_web::{HttpResponse, ResponseError, http::StatusCode};
+use balance_sync_schedule::ScheduleError;
 use serde::Serialize;
 
 /// An error of the API.
@@ -42,6 +43,91 @@ impl Problem {
         Self { field: Some(field.to_owned()), ..problem }
     }
 
+    /// A request that can't be understood.
+    pub(crate) fn malformed(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "about:blank#malformed", "Malformed request", detail)
+    }
+
+    /// A body that is too long.
+    pub(crate) fn too_large(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "about:blank#too-large", "Body too large", detail)
+    }
+
+    /// Nobody is known to have sent this.
+    pub(crate) fn token_needed() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "about:blank#token-needed",
+            "Token needed",
+            "send Authorization: Bearer with admin.read_token or admin.operator_token, or sign in",
+        )
+    }
+
+    /// The token is nobody's.
+    pub(crate) fn wrong_token() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "about:blank#wrong-token",
+            "Wrong token",
+            "the token is not known",
+        )
+    }
+
+    /// Too many wrong tokens at once.
+    pub(crate) fn too_many_attempts() -> Self {
+        let problem = Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "about:blank#too-many-attempts",
+            "Too many attempts",
+            "too many wrong tokens at this moment",
+        );
+        Self { retry_after: Some(1), ..problem }
+    }
+
+    /// Whoever sent this may look, but not act.
+    pub(crate) fn not_allowed() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "about:blank#not-allowed",
+            "Not allowed",
+            "this needs admin.operator_token; the token shown may only read",
+        )
+    }
+
+    /// Some other site's page may have sent this.
+    pub(crate) fn foreign_page() -> Self {
+        let problem = Self::new(
+            StatusCode::FORBIDDEN,
+            "about:blank#foreign-page",
+            "Not from our own page",
+            "what changes something needs a Bearer token or the header X-Balance-Sync: 1",
+        );
+        Self { field: Some("x-balance-sync".to_owned()), ..problem }
+    }
+
+    /// The request came by a name that somebody else may have chosen.
+    pub(crate) fn foreign_host() -> Self {
+        let problem = Self::new(
+            StatusCode::FORBIDDEN,
+            "about:blank#foreign-host",
+            "Foreign host name",
+            "without tokens this interface is asked by address or as localhost; behind any other name set \
+             admin.read_token and admin.operator_token",
+        );
+        Self { field: Some("host".to_owned()), ..problem }
+    }
+
+    /// It can't be done as things are.
+    pub(crate) fn conflict(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "about:blank#conflict", "Conflict", detail)
+    }
+
+    /// The HTTP status.
+    #[cfg(test)]
+    pub(crate) fn status(&self) -> u16 {
+        self.status
+    }
+
     /// Something that isn't there.
     pub(crate) fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "about:blank#not-found", "Not found", detail)
@@ -66,6 +152,12 @@ impl Problem {
     }
 }
 
+impl From<ScheduleError> for Problem {
+    fn from(error: ScheduleError) -> Self {
+        Self::unavailable(error.to_string())
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.title, self.detail)
@@ -79,6 +171,9 @@ impl ResponseError for Problem {
 
     fn error_response(&self) -> HttpResponse {
         let mut response = HttpResponse::build(self.status_code());
+        if self.status == 401 {
+            response.insert_header(("www-authenticate", "Bearer realm=\"balance-sync\""));
+        }
         if let Some(seconds) = self.retry_after {
             response.insert_header(("retry-after", seconds.to_string()));
         }

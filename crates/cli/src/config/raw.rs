@@ -265,6 +265,10 @@ pub(crate) struct Supervisor {
 pub(super) struct Admin {
     pub enabled: bool,
     pub listen: String,
+    #[serde(serialize_with = "masked")]
+    pub read_token: SecretString,
+    #[serde(serialize_with = "masked")]
+    pub operator_token: SecretString,
     pub metrics_tenants: usize,
     #[serde(with = "humantime_serde")]
     pub freshness_objective: Duration,

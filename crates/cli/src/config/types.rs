@@ -123,6 +123,10 @@ pub(crate) struct Admin {
     pub enabled: bool,
     /// Where.
     pub listen: SocketAddr,
+    /// Its bearer may look.
+    pub read_token: Option<SecretString>,
+    /// Its bearer may do everything.
+    pub operator_token: Option<SecretString>,
     /// Tenants with time series of their own at `/metrics`.
     pub metrics_tenants: usize,
     /// A tenant whose oldest due balance is older counts as behind.

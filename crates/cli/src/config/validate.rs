@@ -424,18 +424,47 @@ fn admin(check: &mut Check<'_>, raw: &raw::Admin) -> Option<Admin> {
         );
         return None;
     };
-    if raw.enabled && !listen.ip().is_loopback() {
-        check.note(
+    let read_token = token(check, "admin.read_token", &raw.read_token);
+    let operator_token = token(check, "admin.operator_token", &raw.operator_token);
+    if let (Some(read), Some(operator)) = (&read_token, &operator_token)
+        && read.expose_secret() == operator.expose_secret()
+    {
+        check.refuse(
+            "admin.read_token",
+            Some(MASK.to_owned()),
+            "allowed: another one than admin.operator_token, or its bearers could act",
+        );
+    }
+    let open = raw.read_token.expose_secret().is_empty() && raw.operator_token.expose_secret().is_empty();
+    if raw.enabled && !listen.ip().is_loopback() && open {
+        check.refuse(
             "admin.listen",
-            format!("{listen} can be reached from elsewhere: health and metrics are shown to whoever asks"),
+            Some(quoted(&raw.listen)),
+            "allowed: an address of this machine alone (127.0.0.1, [::1]), or any with admin.read_token or \
+             admin.operator_token set: whoever reaches it could pause tenants and drain workers",
         );
     }
     Some(Admin {
         enabled: raw.enabled,
         listen,
+        read_token,
+        operator_token,
         metrics_tenants: raw.metrics_tenants,
         freshness_objective: raw.freshness_objective,
     })
+}
+
+/// A token of the admin interface: something that nobody guesses and that fits into a header.
+fn token(check: &mut Check<'_>, key: &str, value: &SecretString) -> Option<SecretString> {
+    /// Shortest token, in characters.
+    const SHORTEST: usize = 16;
+    let token = check.header_secret(key, value)?;
+    if token.expose_secret().len() < SHORTEST {
+        let found = format!("{MASK} ({} characters)", token.expose_secret().len());
+        check.refuse(key, Some(found), format!("allowed: at least {SHORTEST} visible ASCII characters"));
+        return None;
+    }
+    Some(token)
 }
 
 /// `EnvFilter` takes any single word for the name of a module, so that a misspelt level would mean "trace this module".

@@ -245,3 +245,38 @@ fn a_secret_of_the_wrong_type_is_refused_without_showing_it() {
         assert!(!format!("{error}{error:?}").contains("8675309"), "{error}");
     }
 }
+
+#[test]
+fn an_address_that_others_reach_needs_a_token() {
+    const TOKEN: &str = "a-token-of-this-test";
+    let file = "[admin]\nlisten = \"0.0.0.0:8090\"";
+    let text = refused(file, &[]).to_string();
+    assert!(
+        text.contains("admin.listen = \"0.0.0.0:8090\"") && text.contains("admin.operator_token"),
+        "{text}"
+    );
+    for environment in [
+        ("BALANCE_SYNC__ADMIN__LISTEN", "127.0.0.1:8090"),
+        ("BALANCE_SYNC__ADMIN__LISTEN", "[::1]:8090"),
+        ("BALANCE_SYNC__ADMIN__ENABLED", "false"),
+        ("BALANCE_SYNC__ADMIN__READ_TOKEN", TOKEN),
+        ("BALANCE_SYNC__ADMIN__OPERATOR_TOKEN", TOKEN),
+    ] {
+        let config =
+            complete(file, &[environment]).unwrap_or_else(|error| panic!("{environment:?}: {error}"));
+        assert!(!print(&config).contains(TOKEN), "a token is printed");
+    }
+    for (key, value, words) in [
+        ("OPERATOR_TOKEN", "fifteen-letters", "at least 16 visible ASCII characters"),
+        ("READ_TOKEN", "with blanks in this token", "visible ASCII characters"),
+        ("READ_TOKEN", "***", "stands for a secret"),
+    ] {
+        let text = refused("", &[(&format!("BALANCE_SYNC__ADMIN__{key}"), value)]).to_string();
+        let key = format!("admin.{}", key.to_lowercase());
+        assert!(text.contains(&key) && text.contains(words), "{text}");
+        assert!(value == "***" || !text.contains(value), "a token is told: {text}");
+    }
+    let both = [("BALANCE_SYNC__ADMIN__READ_TOKEN", TOKEN), ("BALANCE_SYNC__ADMIN__OPERATOR_TOKEN", TOKEN)];
+    let text = refused("", &both).to_string();
+    assert!(text.contains("admin.read_token") && !text.contains(TOKEN), "{text}");
+}

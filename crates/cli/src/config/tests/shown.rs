@@ -32,17 +32,6 @@ fn listed_tenants_are_read_and_their_limits_clamped() {
 }
 
 #[test]
-fn what_can_be_reached_from_elsewhere_is_noted() {
-    let noted = |environment: &[(&str, &str)]| {
-        let file = "[admin]\nlisten = \"0.0.0.0:8090\"";
-        complete(file, environment).unwrap().notes.iter().any(|note| note.key == "admin.listen")
-    };
-    assert!(noted(&[]));
-    assert!(!noted(&[("BALANCE_SYNC__ADMIN__LISTEN", "127.0.0.1:8090")]));
-    assert!(!noted(&[("BALANCE_SYNC__ADMIN__ENABLED", "false")]));
-}
-
-#[test]
 fn what_is_printed_can_be_loaded_again_with_the_same_result() {
     let file = TENANTS.replace(&format!("password = \"{SECRET}\"\n"), "\n");
     let environment = [("REDIS_HOST", "valkey:5704"), ("BALANCE_SYNC__CLAIM__TTL", "40s")];

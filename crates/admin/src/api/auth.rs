@@ -1,0 +1,327 @@
+//! Who asks, and what they may do: tokens, roles, and the guard in front of every path of the API.
+//!
+//! - Without tokens, which the configuration allows on a loopback address alone, whoever reaches the interface is its
+//!   operator, as long as they came by a name of this machine: a web page that has its own name point here has not.
+//! - With tokens: `Authorization: Bearer …`, or the cookie that `POST /api/v1/session` sets. Tokens are compared in
+//!   constant time, and a wrong one costs time.
+//! - What changes something has to come with a Bearer token or with the header `X-Balance-Sync: 1`, which no other site's
+//!   page can send.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use actix_web::{
+    FromRequest, HttpMessage, HttpRequest,
+    body::MessageBody,
+    dev::{Payload, ServiceRequest, ServiceResponse},
+    http::{Method, header},
+    middleware::Next,
+    web::Data,
+};
+use secrecy::{ExposeSecret, SecretString};
+use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
+
+use super::problem::Problem;
+
+/// The cookie of a session.
+pub(super) const COOKIE: &str = "balance_sync_token";
+/// What a request of our own pages carries.
+const OWN_PAGE: &str = "x-balance-sync";
+/// A wrong token is answered after this …
+const WRONG_TOKEN_DELAY: Duration = Duration::from_millis(500);
+/// … and this many at a time; more are turned away at once. Right ones never wait.
+const WRONG_AT_A_TIME: usize = 16;
+
+/// What somebody may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Role {
+    /// Nothing.
+    None,
+    /// Look, but not at amounts.
+    Reader,
+    /// Everything.
+    Operator,
+}
+
+impl Role {
+    /// The name in answers.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Reader => "reader",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Who {
+    /// What they may do.
+    pub(crate) role: Role,
+    /// The name in the log of actions.
+    pub(crate) name: &'static str,
+}
+
+impl Who {
+    pub(super) const NOBODY: Self = Self { role: Role::None, name: "nobody" };
+    pub(super) const ANYBODY: Self = Self { role: Role::Operator, name: "anonymous@loopback" };
+
+    /// Whether amounts are hidden from them.
+    pub(super) fn amounts_hidden(self) -> bool {
+        self.role < Role::Operator
+    }
+}
+
+impl FromRequest for Who {
+    type Error = Problem;
+    type Future = std::future::Ready<Result<Self, Problem>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        // The guard has put it there.
+        std::future::ready(request.extensions().get().copied().ok_or_else(Problem::token_needed))
+    }
+}
+
+/// The tokens in force. Empty = the interface is open to whoever reaches it.
+#[derive(Clone, Default)]
+pub struct Access {
+    /// Its bearer may look.
+    read: Option<SecretString>,
+    /// Its bearer may do everything.
+    operator: Option<SecretString>,
+    wrong: Option<Arc<Semaphore>>,
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Access")
+            .field("read", &self.read.is_some())
+            .field("operator", &self.operator.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Access {
+    /// These tokens.
+    #[must_use]
+    pub fn new(read: Option<SecretString>, operator: Option<SecretString>) -> Self {
+        Self { read, operator, wrong: Some(Arc::new(Semaphore::new(WRONG_AT_A_TIME))) }
+    }
+
+    /// Whether a token is needed.
+    #[must_use]
+    pub fn is_required(&self) -> bool {
+        self.read.is_some() || self.operator.is_some()
+    }
+
+    /// Whose token it is. Takes the same time for all tokens of a length.
+    fn bearer(&self, token: &str) -> Option<Who> {
+        let same = |known: &Option<SecretString>| {
+            known
+                .as_ref()
+                .is_some_and(|known| bool::from(known.expose_secret().as_bytes().ct_eq(token.as_bytes())))
+        };
+        // Both are always compared.
+        let (read, operator) = (same(&self.read), same(&self.operator));
+        if operator {
+            Some(Who { role: Role::Operator, name: "operator_token" })
+        } else if read {
+            Some(Who { role: Role::Reader, name: "read_token" })
+        } else {
+            None
+        }
+    }
+
+    /// Whose token this is, when somebody signs in with it.
+    ///
+    /// # Errors
+    /// When it is nobody's, after a while.
+    pub(super) async fn sign_in(&self, token: &str) -> Result<Who, Problem> {
+        match self.bearer(token) {
+            Some(who) => Ok(who),
+            None => Err(self.turn_away().await),
+        }
+    }
+
+    async fn turn_away(&self) -> Problem {
+        let Some(turns) = &self.wrong else { return Problem::wrong_token() };
+        let Ok(_turn) = turns.try_acquire() else { return Problem::too_many_attempts() };
+        tokio::time::sleep(WRONG_TOKEN_DELAY).await;
+        tracing::warn!("a wrong token was shown to the admin interface");
+        Problem::wrong_token()
+    }
+
+    /// Who sends this request.
+    ///
+    /// # Errors
+    /// When a token was shown that is nobody's, or when none is needed and the request came by a foreign name.
+    pub(crate) async fn who(&self, request: &HttpRequest) -> Result<Who, Problem> {
+        if !self.is_required() {
+            return if by_own_name(request) { Ok(Who::ANYBODY) } else { Err(Problem::foreign_host()) };
+        }
+        let Some((token, from_cookie)) = shown(request) else { return Ok(Who::NOBODY) };
+        match self.bearer(&token) {
+            Some(who) => Ok(who),
+            // A cookie outlives a change of tokens; whoever has one signs in again.
+            None if from_cookie => Ok(Who::NOBODY),
+            None => Err(self.turn_away().await),
+        }
+    }
+
+    /// Whether whoever sends this may read.
+    ///
+    /// # Errors
+    /// As [`Access::who`], and when no token was shown.
+    pub(crate) async fn may_read(&self, request: &HttpRequest) -> Result<(), Problem> {
+        if !self.is_required() {
+            return Ok(());
+        }
+        if self.who(request).await?.role >= Role::Reader { Ok(()) } else { Err(Problem::token_needed()) }
+    }
+}
+
+/// The token that a request shows, and whether a cookie shows it.
+fn shown(request: &HttpRequest) -> Option<(String, bool)> {
+    if let Some(value) = request.headers().get(header::AUTHORIZATION) {
+        let value = value.to_str().ok()?;
+        let (scheme, token) = value.split_once(' ')?;
+        return scheme.eq_ignore_ascii_case("bearer").then(|| (token.trim().to_owned(), false));
+    }
+    let cookies = request.headers().get_all(header::COOKIE).filter_map(|value| value.to_str().ok());
+    let token = cookies
+        .flat_map(|value| value.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find_map(|(name, value)| (name == COOKIE).then_some(value))?;
+    let token = percent_encoding::percent_decode_str(token).decode_utf8().ok()?;
+    Some((token.into_owned(), true))
+}
+
+/// Whether the request names this machine as an address or as `localhost`: a name of somebody else's choosing may be one
+/// that a web page has had pointed here.
+fn by_own_name(request: &HttpRequest) -> bool {
+    let connection = request.connection_info();
+    let host = connection.host();
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok()
+}
+
+/// The guard of the API: nobody gets past it without the right that the method asks for.
+pub(super) async fn guard(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
+    let access = request.app_data::<Data<Access>>().cloned().unwrap_or_default();
+    let who = match access.who(request.request()).await {
+        Ok(who) => who,
+        // Who has a wrong cookie or header must still be able to ask what is needed, and to sign in.
+        Err(problem) if is_session(&request) && access.is_required() && request.method() != Method::POST => {
+            tracing::debug!(%problem, "asked for the session with a wrong token");
+            Who::NOBODY
+        }
+        Err(problem) => return Err(problem.into()),
+    };
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    if !is_session(&request) {
+        if who.role == Role::None {
+            return Err(Problem::token_needed().into());
+        }
+        if !reads && who.role < Role::Operator {
+            return Err(Problem::not_allowed().into());
+        }
+    }
+    if !reads && !is_own_page(request.request()) {
+        return Err(Problem::foreign_page().into());
+    }
+    request.extensions_mut().insert(who);
+    next.call(request).await
+}
+
+fn is_session(request: &ServiceRequest) -> bool {
+    request.path() == "/api/v1/session"
+}
+
+/// Whether no other site's page can have sent this.
+fn is_own_page(request: &HttpRequest) -> bool {
+    let bearer = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.len() > 7 && value[..7].eq_ignore_ascii_case("bearer "));
+    bearer || request.headers().get(OWN_PAGE).is_some_and(|value| value == "1")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    const READ: &str = "read-token-of-the-test";
+    const OPERATOR: &str = "operator-token-of-the-test";
+
+    fn access() -> Access {
+        Access::new(Some(READ.to_owned().into()), Some(OPERATOR.to_owned().into()))
+    }
+
+    fn request(headers: &[(&'static str, &str)]) -> HttpRequest {
+        let request = TestRequest::with_uri("/api/v1/overview");
+        headers.iter().fold(request, |request, pair| request.insert_header(*pair)).to_http_request()
+    }
+
+    #[actix_rt::test]
+    async fn a_token_is_whose_it_is_in_header_and_cookie() {
+        let access = access();
+        for (headers, role) in [
+            (vec![("authorization", format!("Bearer {READ}"))], Role::Reader),
+            (vec![("authorization", format!("bearer {OPERATOR}"))], Role::Operator),
+            (vec![("cookie", format!("a=b; {COOKIE}={OPERATOR}; c=d"))], Role::Operator),
+            (vec![("cookie", format!("{COOKIE}={}", READ.replace('-', "%2D")))], Role::Reader),
+            (vec![("cookie", format!("x{COOKIE}={READ}"))], Role::None),
+            (vec![("cookie", format!("{COOKIE}=old-token-of-the-test"))], Role::None),
+            (vec![], Role::None),
+        ] {
+            let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            assert_eq!(access.who(&request(&headers)).await.unwrap().role, role, "{headers:?}");
+        }
+        for wrong in [&READ[1..], &format!("{READ}x"), "", OPERATOR.to_uppercase().as_str()] {
+            let header = format!("Bearer {wrong}");
+            let answer = access.who(&request(&[("authorization", &header)])).await;
+            assert!(answer.is_err(), "{wrong:?} is nobody's");
+        }
+    }
+
+    #[actix_rt::test]
+    async fn wrong_tokens_cost_time_and_are_turned_away_when_there_are_many() {
+        let access = access();
+        let wrong = request(&[("authorization", "Bearer wrong")]);
+        let begun = std::time::Instant::now();
+        let answers = futures::future::join_all((0..WRONG_AT_A_TIME + 5).map(|_| access.who(&wrong))).await;
+        assert!(begun.elapsed() >= WRONG_TOKEN_DELAY);
+        let turned_away =
+            answers.iter().filter(|answer| matches!(answer, Err(problem) if problem.status() == 429)).count();
+        assert_eq!(turned_away, 5);
+        let right = request(&[("authorization", &format!("Bearer {READ}"))]);
+        assert!(access.who(&right).await.is_ok());
+    }
+
+    #[actix_rt::test]
+    async fn without_tokens_only_names_of_this_machine_are_served() {
+        let access = Access::default();
+        for (host, served) in [
+            ("localhost:8090", true),
+            ("127.0.0.1:8090", true),
+            ("[::1]:8090", true),
+            ("LOCALHOST", true),
+            ("evil.example:8090", false),
+            ("localhost.evil.example", false),
+        ] {
+            assert_eq!(access.who(&request(&[("host", host)])).await.is_ok(), served, "{host}");
+        }
+    }
+}
