@@ -9,7 +9,7 @@ use balance_sync_tests::{SOON, Worker, WorkerBuilder};
 use serde_json::Value;
 
 /// Workers that share the tenants out one by one, so that each has to ask the others.
-fn sharing(sandbox: &Sandbox, name: &str) -> WorkerBuilder {
+pub(crate) fn sharing(sandbox: &Sandbox, name: &str) -> WorkerBuilder {
     Worker::of(sandbox)
         .set("worker.name", name)
         .set("worker.replicas", "1")
@@ -17,18 +17,55 @@ fn sharing(sandbox: &Sandbox, name: &str) -> WorkerBuilder {
         .set("collector.idle_backoff_max", "100ms")
 }
 
-async fn json(worker: &Worker, path: &str) -> Result<Value> {
+/// An answer of the interface of a worker.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: reqwest::header::HeaderMap,
+    pub(crate) body: Value,
+    pub(crate) text: String,
+}
+
+/// Asks a worker, with these headers and this body.
+pub(crate) async fn ask(
+    worker: &Worker,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<&Value>,
+) -> Result<Answer> {
+    let line = worker.log().find("admin interface listens").context("it does not listen")?;
+    let address = line.fields["address"].as_str().context("no address")?;
+    let client = reqwest::Client::builder().timeout(SOON).no_proxy().build()?;
+    let mut request = client.request(method.parse()?, format!("http://{address}{path}"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    if let Some(body) = body {
+        request = request.header("content-type", "application/json").body(body.to_string());
+    }
+    let response = request.send().await?;
+    let (status, head) = (response.status().as_u16(), response.headers().clone());
+    let text = response.text().await?;
+    Ok(Answer { status, head, body: serde_json::from_str(&text).unwrap_or_default(), text })
+}
+
+/// Does something, as the dashboard would.
+pub(crate) async fn post(worker: &Worker, path: &str, body: &Value) -> Result<Answer> {
+    ask(worker, "POST", path, &[("x-balance-sync", "1")], Some(body)).await
+}
+
+pub(crate) async fn json(worker: &Worker, path: &str) -> Result<Value> {
     let (status, body) = worker.get(path).await?;
     ensure!(status == 200, "{path} answers {status}: {body}");
     serde_json::from_str(&body).with_context(|| format!("{path}: {body}"))
 }
 
-fn texts<'a>(list: &'a Value, field: &str) -> Vec<&'a str> {
+pub(crate) fn texts<'a>(list: &'a Value, field: &str) -> Vec<&'a str> {
     list.as_array().into_iter().flatten().filter_map(|entry| entry[field].as_str()).collect()
 }
 
 /// Waits until the worker tells of that many workers, and every tenant has exactly one owner.
-async fn settled(worker: &Worker, workers: usize) -> Result<BTreeMap<String, String>> {
+pub(crate) async fn settled(worker: &Worker, workers: usize) -> Result<BTreeMap<String, String>> {
     eventually(SOON, &format!("{workers} workers that share the tenants"), || async {
         let overview = json(worker, "/api/v1/overview").await?;
         ensure!(overview["workers"]["live"] == workers, "{overview}");

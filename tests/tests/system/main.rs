@@ -6,8 +6,10 @@
 //! What a worker logs is part of every test: an ERROR line that the test doesn't expect, a tenant's line without the
 //! tenant's id, or a secret anywhere fails it.
 
+mod access;
 mod api;
 mod commands;
+mod controls;
 mod exact;
 mod fleet;
 mod forms;
