@@ -1,6 +1,6 @@
 //! `/livez` and `/readyz`: what an orchestrator and a load balancer ask, answered from the fleet's status.
 //!
-//! *Alive* means that the reconcile loop makes progress; if it doesn't, only a restart helps. *Ready* means that the
+//! *Alive* means that the reconcile loop makes progress and no thread stands still; otherwise only a restart helps. *Ready* means that the
 //! numbers of this worker can be relied on. A tenant that can't write makes neither false: others go on, and a restart
 //! mends nothing.
 
@@ -21,6 +21,12 @@ pub(crate) fn liveness(status: &FleetStatus, uptime: Duration) -> Verdict {
     let bound = status.pass_bound_ms.load(Relaxed);
     if bound == 0 {
         return Ok("alive: starting");
+    }
+    let still = status.still_threads.load(Relaxed);
+    if still > 0 {
+        return Err(format!(
+            "stuck: {still} of the threads stand still; their tenants have moved to the others"
+        ));
     }
     let uptime = u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX);
     // Before the first pass this is 0, so that a worker that never makes one counts as stuck too.
@@ -76,6 +82,16 @@ mod tests {
         status.pass_bound_ms.store(10_000, Relaxed);
         assert_eq!(liveness(&status, Duration::from_secs(9)), Ok("alive"));
         assert!(liveness(&status, Duration::from_secs(11)).is_err());
+    }
+
+    #[test]
+    fn a_thread_that_stands_still_is_a_reason_for_a_restart() {
+        let status = FleetStatus::default();
+        status.pass_bound_ms.store(10_000, Relaxed);
+        status.still_threads.store(1, Relaxed);
+        assert!(liveness(&status, Duration::ZERO).is_err_and(|reason| reason.contains("1 of the threads")));
+        status.still_threads.store(0, Relaxed);
+        assert_eq!(liveness(&status, Duration::ZERO), Ok("alive"));
     }
 
     #[test]

@@ -316,6 +316,7 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_tenants_owned", "gauge", &[], 211.0),
         ("balance_sync_tenants_wanted", "gauge", &[], 212.0),
         ("balance_sync_collectors_awaited", "gauge", &[], 213.0),
+        ("balance_sync_threads_still", "gauge", &[], 0.0),
         ("balance_sync_reconcile_steps_total", "counter", &[("phase", "reap")], 214.0),
         ("balance_sync_reconcile_steps_total", "counter", &[("phase", "stop")], 215.0),
         ("balance_sync_reconcile_steps_total", "counter", &[("phase", "start")], 216.0),

@@ -3,7 +3,7 @@
 //! Reading order, along the way of a mutation: [`plan`] and [`supervisor`] (which collectors run) · [`collector_actor`]
 //! (one collector's life) · [`collector`] (its loop) · [`gather`] (its buffer) · [`flush`] (one batch) · [`failure`]
 //! (what a failure leads to) · [`lane`] (the real Redis and Postgres behind it) · [`tenant_manager`] (databases) ·
-//! [`prober`] (idle tenants) · [`sampler`] (what waits, for the eye) · [`partition`] (which tenants are this worker's) ·
+//! [`prober`] (idle tenants) · [`pulse`] (whether threads move) · [`sampler`] (what waits, for the eye) · [`partition`] (which tenants are this worker's) ·
 //! [`hints`] (events of the tenant service) · [`observed`] (calls to the directory, counted) · [`status`] (what is known of
 //! all this) · [`worker`] (all of it together).
 //!
@@ -30,6 +30,7 @@ pub mod plan;
 pub mod ports;
 pub mod prober;
 pub mod publish;
+pub mod pulse;
 pub mod recent;
 pub mod record;
 pub mod rows;

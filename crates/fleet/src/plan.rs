@@ -2,7 +2,7 @@
 //!
 //! Four phases, in this order. *Reap*: collectors that ended are cleared away, those that ended by themselves come back
 //! after a growing delay. *Stop*: those no longer wanted are told to, all of them before any is waited for. *Start*: the
-//! missing ones, so many at a time. *Wait*: those that are stopping are given until their deadline.
+//! missing ones, so many at a time; one that does not come to work counts as ended. *Wait*: those that are stopping are given until their deadline.
 //!
 //! Properties (tested below): at most one live collector per tenant; nothing starts while it stops; planning again right
 //! after applying a plan changes nothing.
@@ -18,6 +18,9 @@ use tokio::time::Instant;
 /// A collector that worked this long before it ended counts as having recovered: its next delay is the smallest again.
 pub const STABLE_AFTER: Duration = Duration::from_secs(60);
 
+/// A collector that is not at work this long after its start never will be, as far as anybody can tell.
+pub const STARTS_WITHIN: Duration = Duration::from_secs(60);
+
 /// How a collector ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -27,6 +30,8 @@ pub enum Exit {
     Panicked,
     /// It did not drain by its deadline and was broken off.
     Killed,
+    /// It was given up: it did not come to work in time, or its thread stands still.
+    Lost,
 }
 
 impl Exit {
@@ -37,6 +42,7 @@ impl Exit {
             Self::Stopped => "stopped",
             Self::Panicked => "panicked",
             Self::Killed => "killed",
+            Self::Lost => "lost",
         }
     }
 }
@@ -157,8 +163,15 @@ pub fn plan(
     limits: &Limits,
 ) -> Plan {
     let mut plan = Plan::default();
+    let mut next = None;
     let mut wake = |at: Instant| {
-        plan.next = Some(plan.next.map_or(at, |next: Instant| next.min(at)));
+        next = Some(next.map_or(at, |next: Instant| next.min(at)));
+    };
+    let delay = |reap: &mut Vec<_>, tenant: &Tenant, exit, failures: u32| {
+        let failures = failures.saturating_add(1);
+        let until = now + crash_delay(failures, limits);
+        reap.push((tenant.clone(), exit, Reap::Delay { until, failures }));
+        until
     };
     let mut starting = 0;
     let mut free: BTreeSet<&Tenant> = BTreeSet::new();
@@ -170,10 +183,8 @@ pub fn plan(
             Slot::Ended { exit, worked, failures } => {
                 let crashed = exit != Exit::Stopped;
                 if crashed && is_wanted {
-                    let failures = if worked >= STABLE_AFTER { 1 } else { failures.saturating_add(1) };
-                    let until = now + crash_delay(failures, limits);
-                    plan.reap.push((tenant.clone(), exit, Reap::Delay { until, failures }));
-                    wake(until);
+                    let failures = if worked >= STABLE_AFTER { 0 } else { failures };
+                    wake(delay(&mut plan.reap, tenant, exit, failures));
                 } else {
                     plan.reap.push((tenant.clone(), exit, Reap::Clear));
                     free.insert(tenant);
@@ -192,7 +203,13 @@ pub fn plan(
                 plan.waiting += 1;
                 wake(now + limits.stop_deadline);
             }
-            Slot::Starting { .. } => starting += 1,
+            Slot::Starting { since, failures } if since + STARTS_WITHIN <= now => {
+                wake(delay(&mut plan.reap, tenant, Exit::Lost, failures));
+            }
+            Slot::Starting { since, .. } => {
+                starting += 1;
+                wake(since + STARTS_WITHIN);
+            }
             Slot::Running { .. } => {}
             Slot::Stopping { since, killed } => {
                 plan.waiting += 1;
@@ -212,6 +229,7 @@ pub fn plan(
     );
     ready.sort();
     let room = limits.start_concurrency.saturating_sub(starting);
+    plan.next = next;
     plan.start = ready.into_iter().take(room).map(|(tenant, failures)| (tenant.clone(), failures)).collect();
     plan
 }
@@ -342,6 +360,24 @@ mod tests {
     }
 
     #[test]
+    fn a_collector_that_never_comes_to_work_is_given_up_and_makes_room() {
+        let now = Instant::now();
+        let mut observed = slots(&[("a", Slot::Starting { since: now, failures: 1 })]);
+        let wanted = set(&["a", "b"]);
+        let limits = Limits { start_concurrency: 1, ..LIMITS };
+        let before = plan(&wanted, &observed, now, &limits);
+        assert!(before.is_empty(), "there is no room");
+        assert_eq!(before.next, Some(now + STARTS_WITHIN));
+        let later = now + STARTS_WITHIN;
+        let steps = plan(&wanted, &observed, later, &limits);
+        let until = later + Duration::from_secs(2);
+        assert_eq!(steps.reap, [(tenant("a"), Exit::Lost, Reap::Delay { until, failures: 2 })]);
+        assert_eq!(steps.start, [(tenant("b"), 0)]);
+        apply(&steps, &mut observed, later);
+        assert!(plan(&wanted, &observed, later, &limits).is_empty());
+    }
+
+    #[test]
     fn a_delay_ends_in_a_start_and_is_void_when_nobody_wants_it() {
         let now = Instant::now();
         let waiting = slots(&[("a", Slot::Backoff { until: now, failures: 3 })]);
@@ -358,8 +394,8 @@ mod tests {
             (0u64..100).prop_map(move |s| Slot::Running { since: now - second(s), failures: 0 }),
             (0u64..100, any::<bool>())
                 .prop_map(move |(s, killed)| Slot::Stopping { since: now - second(s), killed }),
-            (0u64..100, 0u32..9, 0usize..3).prop_map(move |(s, failures, exit)| Slot::Ended {
-                exit: [Exit::Stopped, Exit::Panicked, Exit::Killed][exit],
+            (0u64..100, 0u32..9, 0usize..4).prop_map(move |(s, failures, exit)| Slot::Ended {
+                exit: [Exit::Stopped, Exit::Panicked, Exit::Killed, Exit::Lost][exit],
                 worked: second(s),
                 failures,
             }),

@@ -459,6 +459,8 @@ pub struct FleetStatus {
     pub panics: AtomicU64,
     /// Collectors that ended by themselves, panics among them.
     pub reaped: AtomicU64,
+    /// Worker threads that stand still at present.
+    pub still_threads: AtomicU64,
     /// Collectors stopped.
     pub stopped: AtomicU64,
     /// Collectors started.

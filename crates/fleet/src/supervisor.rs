@@ -46,8 +46,13 @@ pub struct SupervisorOptions {
 
 /// Starts collectors; the real one is [`crate::worker::LaneSpawner`].
 pub trait Spawner: 'static {
-    /// Starts the collector of this incarnation on one of the worker's threads.
-    fn spawn(&mut self, incarnation: Incarnation);
+    /// Starts the collector of this incarnation on one of the worker's threads; gives which.
+    fn spawn(&mut self, incarnation: Incarnation) -> usize;
+
+    /// Whether that thread stands still: nothing will be heard of its collectors.
+    fn is_still(&self, _thread: usize) -> bool {
+        false
+    }
 }
 
 /// Polls the tenant list now. Sent by the supervisor to itself, and by hints that something has changed.
@@ -82,6 +87,8 @@ pub struct DrainReport {
 
 struct Live {
     epoch: u64,
+    /// Where it runs.
+    thread: usize,
     stop: CancellationToken,
     kill: CancellationToken,
 }
@@ -299,9 +306,24 @@ impl Supervisor {
 
     // -- pass ----------------------------------------------------------------------------------------------------
 
+    /// Counts collectors as ended whose thread stands still. Should it move again, they find that they are to stop.
+    fn give_up_lost(&mut self) {
+        for (tenant, live) in &self.live {
+            if let Some(slot) = self.slots.get_mut(tenant)
+                && let Slot::Running { since, failures } | Slot::Starting { since, failures } = *slot
+                && self.spawner.is_still(live.thread)
+            {
+                *slot = Slot::Ended { exit: Exit::Lost, worked: since.elapsed(), failures };
+            }
+        }
+    }
+
     fn pass(&mut self, ctx: &mut Context<Self>) {
         self.pass_pending = false;
         let begun = Instant::now();
+        if self.fleet.still_threads.load(Relaxed) > 0 {
+            self.give_up_lost();
+        }
         let nobody = BTreeSet::new();
         let wanted = if self.draining.is_some() { &nobody } else { &self.mine };
         let steps = plan(wanted, &self.slots, begun, &self.options.limits);
@@ -362,7 +384,11 @@ impl Supervisor {
 
     fn reap(&mut self, steps: &Plan) {
         for (tenant, exit, reap) in &steps.reap {
-            self.live.remove(tenant);
+            if let Some(live) = self.live.remove(tenant) {
+                // Of use to one that was given up, and is not over.
+                live.stop.cancel();
+                live.kill.cancel();
+            }
             if *exit == Exit::Stopped {
                 self.fleet.stopped.fetch_add(1, Relaxed);
                 tracing::info!(tenant_id = %tenant, "collector stopped");
@@ -417,8 +443,6 @@ impl Supervisor {
         for (tenant, failures) in &steps.start {
             self.epochs += 1;
             let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
-            self.live
-                .insert(tenant.clone(), Live { epoch: self.epochs, stop: stop.clone(), kill: kill.clone() });
             self.fleet.started.fetch_add(1, Relaxed);
             let status = self.fleet.tenant(tenant);
             status.leaving.store(false, Relaxed);
@@ -429,14 +453,15 @@ impl Supervisor {
                 status.restarts.fetch_add(1, Relaxed);
             }
             let address = ctx.address();
-            self.spawner.spawn(Incarnation {
+            let thread = self.spawner.spawn(Incarnation {
                 tenant: tenant.clone(),
                 epoch: self.epochs,
-                stop,
-                kill,
+                stop: stop.clone(),
+                kill: kill.clone(),
                 started: address.clone().recipient().downgrade(),
                 ended: address.recipient().downgrade(),
             });
+            self.live.insert(tenant.clone(), Live { epoch: self.epochs, thread, stop, kill });
         }
     }
 

@@ -23,6 +23,7 @@ use crate::{
     partition::{Partition, PartitionSettings},
     prober::Prober,
     publish::Publisher,
+    pulse::{self, Pulse},
     record::{Own, OwnParts},
     sampler,
     status::{FleetStatus, InForce},
@@ -130,6 +131,7 @@ impl Worker {
         let link = Link::counted(&settings.redis, Arc::clone(&fleet.redis))?;
         let mut lanes = Vec::with_capacity(threads);
         let mut arbiters = Vec::with_capacity(threads);
+        let mut pulses = Vec::with_capacity(threads);
         for _ in 0..threads {
             let arbiter = Arbiter::new();
             let link = Link::counted(&settings.redis, Arc::clone(&fleet.redis))?;
@@ -139,6 +141,9 @@ impl Worker {
             arbiter.spawn_fn(move || {
                 let _ = sender.send(Prober::start(probe_link, interval));
             });
+            let pulse = Pulse::default();
+            arbiter.spawn(pulse.clone().beat(pulse::EVERY));
+            pulses.push(pulse.clone());
             let Ok(prober) = receiver.recv_timeout(Duration::from_secs(10)) else {
                 return Err(ScheduleError {
                     operation: "start",
@@ -146,7 +151,7 @@ impl Worker {
                     message: "a worker thread did not start".to_owned(),
                 });
             };
-            lanes.push(LaneThread { arbiter: arbiter.handle(), link, prober });
+            lanes.push(LaneThread { arbiter: arbiter.handle(), link, prober, pulse });
             arbiters.push(arbiter);
         }
         let collector = Arc::new(settings.collector);
@@ -217,6 +222,10 @@ impl Worker {
             let (poll, hint) = (supervisor.clone().recipient(), manager.clone().recipient());
             actix_rt::spawn(hints::listen(events, poll, hint, beside.clone()));
         }
+        let poll = supervisor.clone();
+        // A hint: with a full mailbox a pass is about to be made.
+        let changed = move || drop(poll.try_send(Poll));
+        actix_rt::spawn(pulse::watch(pulses, pulse::EVERY, Arc::clone(&fleet), changed, beside.clone()));
         actix_rt::spawn(watch_eviction(link.clone(), Arc::clone(&fleet), beside.clone()));
         Ok(Self {
             supervisor,
@@ -333,6 +342,7 @@ struct LaneThread {
     arbiter: ArbiterHandle,
     link: Link,
     prober: Prober,
+    pulse: Pulse,
 }
 
 /// Starts real collectors, spread over the worker's threads.
@@ -347,9 +357,12 @@ pub struct LaneSpawner {
 }
 
 impl Spawner for LaneSpawner {
-    fn spawn(&mut self, incarnation: Incarnation) {
-        let thread = &self.threads[self.next % self.threads.len()];
-        self.next += 1;
+    fn spawn(&mut self, incarnation: Incarnation) -> usize {
+        // One that moves, if there is any.
+        let turn = (self.next..self.next + self.threads.len()).map(|turn| turn % self.threads.len());
+        let at = turn.clone().find(|at| !self.is_still(*at)).unwrap_or(self.next % self.threads.len());
+        self.next = at + 1;
+        let thread = &self.threads[at];
         let tenant = incarnation.tenant.clone();
         let schedule =
             Schedule::new(thread.link.clone(), tenant.key_space(self.key_form), Arc::clone(&self.schedule));
@@ -364,6 +377,11 @@ impl Spawner for LaneSpawner {
         CollectorActor::start_in_arbiter(&thread.arbiter, move |_| {
             CollectorActor::new(incarnation, collector)
         });
+        at
+    }
+
+    fn is_still(&self, thread: usize) -> bool {
+        self.threads.get(thread).is_some_and(|thread| thread.pulse.is_still())
     }
 }
 

@@ -93,7 +93,7 @@ struct Collectors {
 }
 
 impl Spawner for Collectors {
-    fn spawn(&mut self, incarnation: Incarnation) {
+    fn spawn(&mut self, incarnation: Incarnation) -> usize {
         let Incarnation { tenant, epoch, stop, started, ended, .. } = incarnation;
         assert!(self.running.lock().unwrap().insert(tenant.clone()), "{tenant} runs twice");
         self.starts.fetch_add(1, Relaxed);
@@ -111,6 +111,7 @@ impl Spawner for Collectors {
                 });
             }
         });
+        0
     }
 }
 

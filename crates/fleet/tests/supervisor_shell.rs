@@ -17,7 +17,7 @@ use balance_sync_fleet::{
     ConnectionBudget,
     collector::{Collector, CollectorOptions, Drained},
     collector_actor::{CollectorActor, CollectorEnded, Incarnation},
-    plan::{Exit, Limits},
+    plan::{Exit, Limits, STARTS_WITHIN},
     status::{FleetStatus, TenantState},
     supervisor::{Drain, DrainReport, Poll, Spawner, Supervisor, SupervisorOptions},
     tenant_manager::{GetPool, GetUsage, ManagerOptions, TenantManager},
@@ -42,6 +42,8 @@ struct World {
     born: RefCell<Vec<(Duration, Incarnation)>>,
     /// Collectors that report their start, and nothing after it.
     mute: Cell<bool>,
+    /// The thread that stands still. Collectors are said to be on thread 0 until there is one, and on thread 1 then.
+    still: Cell<Option<usize>>,
 }
 
 impl World {
@@ -66,10 +68,11 @@ struct FakeSpawner {
 }
 
 impl Spawner for FakeSpawner {
-    fn spawn(&mut self, incarnation: Incarnation) {
+    fn spawn(&mut self, incarnation: Incarnation) -> usize {
         self.world.born.borrow_mut().push((self.begun.elapsed(), incarnation.clone()));
+        let thread = usize::from(self.world.still.get().is_some());
         if self.world.mute.get() {
-            return;
+            return thread;
         }
         let tenant = &incarnation.tenant;
         let collector = Collector {
@@ -80,6 +83,11 @@ impl Spawner for FakeSpawner {
             status: self.fleet.tenant(tenant),
         };
         CollectorActor::new(incarnation, collector).start();
+        thread
+    }
+
+    fn is_still(&self, thread: usize) -> bool {
+        self.world.still.get() == Some(thread)
     }
 }
 
@@ -243,6 +251,53 @@ async fn what_a_removed_tenant_still_has_scheduled_is_written_before_it_goes() {
     bench.supervisor.do_send(Poll);
     bench.until("a has gone", || bench.known() == ["b"]).await;
     assert_eq!(bench.redis("a").settled.borrow().len(), 95);
+}
+
+#[actix::test]
+async fn collectors_on_a_thread_that_stands_still_are_given_up_and_start_on_another() {
+    let bench = Bench::new(&["a", "b"]);
+    bench.all_idle(&["a", "b"]).await;
+    let former: Vec<Incarnation> = bench.world.born.borrow().iter().map(|(_, born)| born.clone()).collect();
+    assert!(former.iter().all(|born| !born.stop.is_cancelled()));
+
+    bench.world.still.set(Some(0));
+    bench.fleet.still_threads.store(1, Relaxed);
+    bench.supervisor.do_send(Poll);
+    bench.until("both start again", || bench.starts("a").len() == 2 && bench.starts("b").len() == 2).await;
+    assert!(
+        former.iter().all(|born| born.stop.is_cancelled() && born.kill.is_cancelled()),
+        "whoever moves again finds that it is to stop"
+    );
+    bench.all_idle(&["a", "b"]).await;
+    assert_eq!(bench.fleet.reaped.load(Relaxed), 2);
+    // A former one has moved again and reports its end.
+    bench.says_ended(&former[0]).await;
+    bench.polls(3).await;
+    assert_eq!(
+        (bench.starts("a").len(), bench.starts("b").len()),
+        (2, 2),
+        "those on other threads are left alone"
+    );
+}
+
+#[actix::test]
+async fn a_collector_that_never_comes_to_work_is_started_again() {
+    let bench = Bench::new(&[]);
+    bench.polls(1).await;
+    bench.world.mute.set(true);
+    bench.lists(&["a"]);
+    bench.supervisor.do_send(Poll);
+    bench.until("it was started", || bench.starts("a").len() == 1).await;
+    bench.polls(3).await;
+    assert_eq!((bench.starts("a").len(), bench.state("a")), (1, TenantState::Starting));
+    bench.world.mute.set(false);
+    bench.all_idle(&["a"]).await;
+    let starts = bench.starts("a");
+    assert_eq!(starts.len(), 2);
+    assert!(
+        starts[1] - starts[0] >= STARTS_WITHIN && starts[1] - starts[0] < 2 * STARTS_WITHIN,
+        "{starts:?}"
+    );
 }
 
 #[actix::test]

@@ -109,6 +109,11 @@ pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) 
             snapshot.foreign_locked,
         ),
         (
+            "balance_sync_threads_still",
+            "Worker threads that stand still; their collectors have moved to the others, and /livez fails.",
+            status.still_threads.load(Relaxed),
+        ),
+        (
             "balance_sync_collectors_awaited",
             "Collectors that were told to stop and had not ended at the last reconcile pass.",
             status.awaited.load(Relaxed),
