@@ -30,6 +30,14 @@ local ttl_ms, floor_ms = tonumber(ARGV[2]), tonumber(ARGV[3])
 local prefix, lock_prefix, token = ARGV[4], ARGV[6], ARGV[7]
 local PAGE = 1000 -- unpack() and the C stack of Lua take some 8,000 values; stay far below
 
+-- What a command gives on a key that may hold anything, or lie where a cluster doesn't let us: nil then. One such key must
+-- not keep the other members from being claimed.
+local function try(...)
+  local answer = redis.pcall(...)
+  if type(answer) == 'table' and answer.err then return nil end
+  return answer
+end
+
 local time = redis.call('TIME')
 local now = string.format('%s.%06d', time[1], time[2])
 local micros = tonumber(time[2]) + ttl_ms * 1000
@@ -60,8 +68,8 @@ else
     end
     for i = 1, #due, 2 do
       local lock = lock_prefix .. due[i]
-      local taken = redis.call('SET', lock, token, 'NX', 'PX', ttl_ms)
-      if not taken and redis.call('GET', lock) == token then
+      local taken = try('SET', lock, token, 'NX', 'PX', ttl_ms)
+      if not taken and try('GET', lock) == token then
         taken = redis.call('SET', lock, token, 'PX', ttl_ms)
       end
       seen, at = seen + 1, at + 1
@@ -97,18 +105,22 @@ for first = 1, #members, PAGE do
   end
   redis.call('ZADD', KEYS[1], 'XX', unpack(scores))
   local values = {}
-  if #keys > 0 then values = redis.call('MGET', unpack(keys)) end
+  if #keys > 0 then values = try('MGET', unpack(keys)) end
+  if not values then
+    values = {}
+    for i = 1, #keys do values[i] = try('GET', keys[i]) or false end
+  end
   for i = first, last do
     local member, value = members[i], false
     if at_key[i] then
       value = values[at_key[i]]
       if value then
         if floor_ms > 0 then
-          local left = redis.call('PTTL', member)
+          local left = try('PTTL', member) or -1
           if left >= 0 and left < floor_ms then redis.call('PEXPIRE', member, floor_ms) end
         end
       else
-        local kept = redis.call('HGET', ARGV[5], member)
+        local kept = try('HGET', ARGV[5], member)
         if kept then
           local ok, entry = pcall(cjson.decode, kept)
           local retry = ok and type(entry) == 'table' and entry.retry

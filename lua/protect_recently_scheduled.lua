@@ -48,8 +48,8 @@ for i = 1, #page, 2 do
     own = string.sub(member, 1, #prefix) == prefix
   end
   if own then
-    local left = redis.call('PTTL', member)
-    if left >= 0 and left < floor_ms then
+    local left = redis.pcall('PTTL', member)
+    if type(left) == 'number' and left >= 0 and left < floor_ms then
       redis.call('PEXPIRE', member, floor_ms)
       raised = raised + 1
     end

@@ -27,7 +27,9 @@ for i = 1, #page[2], 2 do
     own = string.sub(member, 1, #prefix) == prefix
   end
   seen = seen + 1
-  local left = own and redis.call('PTTL', member) or -2
+  -- On a cluster a member may lie where we can't look: that must not end the sweep.
+  local left = own and redis.pcall('PTTL', member) or -2
+  if type(left) ~= 'number' then left = -2 end
   if left == -2 then
     absent = absent + 1
   elseif left >= 0 then

@@ -29,7 +29,7 @@ local entries = redis.call('HLEN', KEYS[2])
 local function unlock(member)
   if lock_prefix == '' then return end
   local lock = lock_prefix .. member
-  if redis.call('GET', lock) == token then redis.call('DEL', lock) end
+  if redis.pcall('GET', lock) == token then redis.call('DEL', lock) end
 end
 
 for i = 5, #ARGV, 6 do

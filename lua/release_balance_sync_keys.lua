@@ -22,7 +22,7 @@ local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local function unlock(member)
   if lock_prefix == '' then return end
   local lock = lock_prefix .. member
-  if redis.call('GET', lock) == token then redis.call('DEL', lock) end
+  if redis.pcall('GET', lock) == token then redis.call('DEL', lock) end
 end
 
 local function own(member)
@@ -50,8 +50,8 @@ for first = 5, #ARGV, 3 * PAGE do
     end
     -- Whoever writes this member next, its value must live until then.
     if floor_ms > 0 and own(page[n]) then
-      local left = redis.call('PTTL', page[n])
-      if left >= 0 and left < floor_ms then redis.call('PEXPIRE', page[n], floor_ms) end
+      local left = redis.pcall('PTTL', page[n])
+      if type(left) == 'number' and left >= 0 and left < floor_ms then redis.call('PEXPIRE', page[n], floor_ms) end
     end
   end
   if #back > 0 then redis.call('ZADD', KEYS[1], 'XX', unpack(back)) end

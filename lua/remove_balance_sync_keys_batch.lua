@@ -24,7 +24,7 @@ local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local function unlock(member)
   if lock_prefix == '' then return end
   local lock = lock_prefix .. member
-  if redis.call('GET', lock) == token then redis.call('DEL', lock) end
+  if redis.pcall('GET', lock) == token then redis.call('DEL', lock) end
 end
 
 for first = 3, #ARGV, 2 * PAGE do
@@ -44,7 +44,8 @@ for first = 3, #ARGV, 2 * PAGE do
   end
   if #ours > 0 then
     removed = removed + redis.call('ZREM', KEYS[1], unpack(ours))
-    if quarantined then redis.call('HDEL', KEYS[2], unpack(ours)) end
+    -- Where the key holds something else there is nothing to clear, and what is written must leave the schedule.
+    if quarantined then redis.pcall('HDEL', KEYS[2], unpack(ours)) end
     for n = 1, #ours do unlock(ours[n]) end
   end
 end

@@ -1,0 +1,140 @@
+//! What stands where nobody expects it: keys of the wrong type, members that a cluster keeps elsewhere, a clock that goes
+//! back. One such thing must not keep other members from being worked.
+
+use balance_sync_sandbox::{RedisOptions, RedisServer, eventually, free_port};
+use balance_sync_schedule::{ErrorClass, RecentFrom};
+
+use crate::{SOON, Tenant, all, ask, common, names, refusal, tell};
+
+#[tokio::test]
+async fn a_quarantine_key_of_another_type_stops_neither_claims_nor_settling() {
+    let tenant = Tenant::new("odd-quarantine").await;
+    tell!(tenant, "SET", tenant.space.quarantine(), "text");
+    let (good, _) = tenant.mutate("good", "{}").await;
+    let (gone, _) = tenant.mutate("gone", "{}").await;
+    tell!(tenant, "DEL", &gone);
+    let schedule = tenant.lease_mode();
+    let claim = schedule.claim(10).await.unwrap();
+    assert_eq!(names(&claim.entries), [good.as_str(), gone.as_str()]);
+    assert_eq!(claim.entries[1].value, None);
+    assert_eq!(schedule.settle(&all(&claim.entries[..1])).await.unwrap().removed, 1);
+    assert_eq!(tenant.score(&good).await, None);
+    // What can't be set aside stays scheduled, and it is said why.
+    let error = schedule.quarantine(&[(&claim.entries[1], refusal("value_expired"))]).await.unwrap_err();
+    assert_eq!(error.class, ErrorClass::WrongType);
+    assert!(tenant.score(&gone).await.is_some());
+}
+
+#[tokio::test]
+async fn a_lock_key_of_another_type_counts_as_foreign() {
+    let tenant = Tenant::new("odd-lock").await;
+    let (odd, _) = tenant.mutate("a", "{}").await;
+    let (good, _) = tenant.mutate("b", "{}").await;
+    tell!(tenant, "RPUSH", tenant.space.lock(odd.as_bytes()), "element");
+    let schedule = tenant.lock_mode("us");
+    let claim = schedule.claim(10).await.unwrap();
+    assert_eq!((names(&claim.entries), claim.foreign), (vec![good.as_str()], 1));
+
+    // It came while we held the member.
+    for end in ["settle", "release", "quarantine"] {
+        let lock = tenant.space.lock(good.as_bytes());
+        tell!(tenant, "DEL", &lock);
+        tenant.mutate("b", "{}").await;
+        let claim = schedule.claim(10).await.unwrap();
+        tell!(tenant, "DEL", &lock);
+        tell!(tenant, "RPUSH", &lock, "element");
+        let held = all(&claim.entries);
+        let done = match end {
+            "settle" => schedule.settle(&held).await.unwrap().removed,
+            "release" => schedule.release(&held).await.unwrap().released,
+            _ => schedule.quarantine(&[(held[0], refusal("why"))]).await.unwrap().quarantined,
+        };
+        assert_eq!(done, 1, "{end}");
+    }
+}
+
+#[tokio::test]
+async fn a_value_of_another_type_is_no_value() {
+    let tenant = Tenant::new("odd-value").await;
+    let (odd, _) = tenant.mutate("a", "{}").await;
+    let (good, _) = tenant.mutate("b", "{}").await;
+    tell!(tenant, "DEL", &odd);
+    tell!(tenant, "RPUSH", &odd, "element");
+    let claim = tenant.lease_mode().claim(10).await.unwrap();
+    assert_eq!(names(&claim.entries), [odd.as_str(), good.as_str()]);
+    assert_eq!((&claim.entries[0].value, claim.entries[1].value.is_some()), (&None, true));
+}
+
+/// A node that has all slots but that of one member.
+async fn node_without(slot_of: &str) -> RedisServer {
+    let extra = [
+        "cluster-enabled yes".to_owned(),
+        format!("cluster-port {}", free_port().unwrap()),
+        "cluster-require-full-coverage no".to_owned(),
+    ];
+    let server =
+        RedisServer::start(RedisOptions { extra: extra.to_vec(), ..RedisOptions::default() }).await.unwrap();
+    let mut redis = server.connect().await.unwrap();
+    let slot: u16 = redis::cmd("CLUSTER").arg("KEYSLOT").arg(slot_of).query_async(&mut redis).await.unwrap();
+    let slots: Vec<u16> = (0..16_384).filter(|other| *other != slot).collect();
+    redis::cmd("CLUSTER").arg("ADDSLOTS").arg(&slots).query_async::<()>(&mut redis).await.unwrap();
+    eventually(SOON, "a node that serves", async || {
+        let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut redis.clone()).await.unwrap();
+        info.contains("cluster_state:ok")
+    })
+    .await
+    .unwrap();
+    server
+}
+
+#[tokio::test]
+async fn members_that_a_cluster_keeps_elsewhere_stop_nobody() {
+    let (foreign, other) = ("tenant:cluster:balance:elsewhere", "tenant:cluster:balance:other");
+    let server = node_without(foreign).await;
+    let tenant = Tenant::on(common::space_of("cluster"), &server.url()).await;
+    tenant.schedule(foreign, "1700000000").await;
+    tenant.schedule(other, "1700000001").await;
+    tell!(tenant, "SET", other, "{}");
+    let (good, _) = tenant.mutate("good", "{}").await;
+    let life = async |millis: u64| tell!(tenant, "PEXPIRE", &good, millis);
+
+    life(50_000).await;
+    let schedule = tenant.lease_mode();
+    let claim = schedule.claim(10).await.unwrap();
+    assert_eq!(names(&claim.entries), [foreign, other, good.as_str()]);
+    assert_eq!((&claim.entries[0].value, claim.entries[2].value.is_some()), (&None, true));
+    assert!(tenant.life(&good).await > 50_000, "protected all the same");
+    life(50_000).await;
+    assert_eq!(schedule.release(&all(&claim.entries)).await.unwrap().released, 3);
+    assert!(tenant.life(&good).await > 50_000);
+    life(50_000).await;
+    let page = schedule.protect_page(None).await.unwrap();
+    assert_eq!((page.seen, page.raised), (3, 1));
+    life(50_000).await;
+    assert_eq!(schedule.protect_recent_page(&RecentFrom::time(1.0)).await.unwrap().raised, 1);
+    let found = balance_sync_schedule::sample(&tenant.link, &[&tenant.space]).await.unwrap();
+    assert_eq!((found[0].due, found[0].shortest.is_some()), (3, true));
+
+    let claim = schedule.claim(10).await.unwrap();
+    let [elsewhere, rest @ ..] = claim.entries.as_slice() else { panic!("nothing claimed") };
+    assert_eq!(schedule.settle(&rest.iter().collect::<Vec<_>>()).await.unwrap().removed, 2);
+    assert_eq!(schedule.quarantine(&[(elsewhere, refusal("why"))]).await.unwrap().quarantined, 1);
+    let left: u64 = ask!(tenant, "ZCARD", tenant.space.schedule());
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn scores_beyond_all_reason_are_claimed_or_wait_and_come_back_as_they_were() {
+    let tenant = Tenant::new("odd-scores").await;
+    for (name, score) in [("a", "-inf"), ("b", "-1e300"), ("c", "0"), ("d", "1e15"), ("e", "inf")] {
+        tenant.schedule(&tenant.member(name), score).await;
+    }
+    let schedule = tenant.lease_mode();
+    let claim = schedule.claim(10).await.unwrap();
+    assert_eq!(claim.entries.len(), 3, "what lies in the future isn't due");
+    assert!(claim.entries.iter().all(|claimed| claimed.scheduled_at().is_none()));
+    assert_eq!(schedule.release(&all(&claim.entries)).await.unwrap().released, 3);
+    assert_eq!(tenant.score(&tenant.member("a")).await.as_deref(), Some("-inf"));
+    let claim = schedule.claim(10).await.unwrap();
+    assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 3);
+}
