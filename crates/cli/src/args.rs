@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use balance_sync_fleet::view::{StateFilter, TenantSort};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use uuid::Uuid;
 
 /// Carries the balances of a multi-tenant ledger from Redis to each tenant's Postgres.
 #[derive(Debug, Parser)]
@@ -31,6 +32,14 @@ pub(crate) enum Command {
     /// Tenants with their state, backlog and lag; one in detail.
     #[command(after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
     Tenants(TenantsArgs),
+    /// Why isn't this balance in Postgres? Everything about it, and in one sentence what happens next.
+    #[command(after_help = WHY_EXIT_CODES)]
+    Why(WhyArgs),
+    /// Live workers, and the end of one.
+    #[command(args_conflicts_with_subcommands = true)]
+    Workers(WorkersArgs),
+    /// What operators have done, the last first: who, what, when, and what became of it.
+    Actions(ActionsArgs),
     /// Start private Redis, Postgres and tenant service with tenants, for trying things by hand; ends when interrupted.
     Sandbox(SandboxArgs),
     /// Produce mutations as the ledger does: value and schedule in one atomic step.
@@ -87,6 +96,117 @@ pub(crate) enum TenantsCommand {
     /// Show one whole: what happens next, its last flushes and errors, the settings in force.
     #[command(after_help = EXIT_CODES)]
     Show(TenantShowArgs),
+    /// Write nothing of it any more, until it is resumed; what waits is kept alive.
+    #[command(after_help = ACTION_EXIT_CODES)]
+    Pause(TenantActionArgs),
+    /// Go on with a paused one.
+    #[command(after_help = ACTION_EXIT_CODES)]
+    Resume(TenantActionArgs),
+    /// Claim and write at once, whatever its collector waits for.
+    #[command(after_help = ACTION_EXIT_CODES)]
+    Flush(TenantActionArgs),
+    /// Fetch its database settings from the tenant service afresh.
+    #[command(after_help = ACTION_EXIT_CODES)]
+    Refresh(TenantActionArgs),
+}
+
+/// How the commands end by which something is done.
+const ACTION_EXIT_CODES: &str = "It is written down in Redis with your name, and done by all workers that serve it.\n\n\
+    Exit codes:\n  \
+    0  done by all of them\n  \
+    1  written down; refused, failed or not done yet by some, or there is none\n  \
+    2  not written down";
+
+/// What every action takes.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ActionArgs {
+    /// Why, for the log.
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+    /// Wait at most so many seconds for what the workers say.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0, value_parser = patience)]
+    pub wait: f64,
+    /// Print one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TenantActionArgs {
+    /// Its id.
+    pub tenant: String,
+    #[command(flatten)]
+    pub action: ActionArgs,
+}
+
+/// How `why` ends.
+const WHY_EXIT_CODES: &str = "Asks Redis, the tenant service and the tenant's Postgres; no worker's HTTP is needed.\n\n\
+    Exit codes:\n  \
+    0  in sync, or on its way and in time\n  \
+    1  behind, in quarantine, or behind and not scheduled\n  \
+    2  can't tell, or there is no such balance";
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct WhyArgs {
+    /// Its key in Redis, which is also its member of the schedule.
+    #[arg(required_unless_present = "alias", conflicts_with_all = ["tenant", "alias"])]
+    pub member: Option<String>,
+    /// Its tenant, together with --alias.
+    #[arg(long, value_name = "ID", requires = "alias")]
+    pub tenant: Option<String>,
+    /// Its account's alias.
+    #[arg(long, requires = "tenant")]
+    pub alias: Option<String>,
+    /// Its balance key; all of the alias if not given.
+    #[arg(long, requires = "alias")]
+    pub key: Option<String>,
+    /// Its organization.
+    #[arg(long, value_name = "UUID", requires = "alias")]
+    pub organization: Option<Uuid>,
+    /// Its ledger.
+    #[arg(long, value_name = "UUID", requires = "alias")]
+    pub ledger: Option<Uuid>,
+    /// Leave amounts out, for a screen that others see.
+    #[arg(long)]
+    pub hide_amounts: bool,
+    /// Print one line of JSON, as /api/v1/why answers.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct WorkersArgs {
+    /// Print one line of JSON, as /api/v1/workers answers.
+    #[arg(long)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Option<WorkersCommand>,
+}
+
+/// What can be done with a worker.
+#[derive(Debug, Subcommand)]
+pub(crate) enum WorkersCommand {
+    /// End one as SIGTERM does: it claims nothing more, writes or gives back what it holds, and exits.
+    #[command(after_help = ACTION_EXIT_CODES)]
+    Drain {
+        /// Its name.
+        worker: String,
+        #[command(flatten)]
+        action: ActionArgs,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ActionsArgs {
+    /// Only those on this tenant.
+    #[arg(long, value_name = "ID")]
+    pub tenant: Option<String>,
+    /// At most so many.
+    #[arg(long, default_value = "50", value_parser = positive_count)]
+    pub limit: usize,
+    /// Print one line of JSON, as /api/v1/actions answers.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -245,6 +365,9 @@ pub(crate) struct QuarantineChange {
     pub all: bool,
     #[command(flatten)]
     pub filter: QuarantineFilter,
+    /// Why, for the log of actions.
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
 }
 
 #[derive(Debug, Clone, ClapArgs)]
@@ -285,6 +408,13 @@ fn interval(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if (0.1..=3600.0).contains(&number) => Ok(number),
         _ => Err("must be a number of seconds from 0.1 to 3600".to_owned()),
+    }
+}
+
+fn patience(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if (0.0..=3600.0).contains(&number) => Ok(number),
+        _ => Err("must be a number of seconds from 0 to 3600".to_owned()),
     }
 }
 

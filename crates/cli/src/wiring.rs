@@ -6,7 +6,9 @@ use anyhow::Context;
 use balance_sync_fleet::{
     WorkerSettings,
     collector::CollectorOptions,
+    controls::Operator,
     hints::EventSettings,
+    inspect::Inspector,
     partition::{self, PartitionSettings},
     plan::Limits,
     supervisor::SupervisorOptions,
@@ -116,6 +118,28 @@ pub(crate) fn reader(config: &Config) -> anyhow::Result<FleetReader> {
         Controls::new(link),
         config.admin.freshness_objective,
         Arc::new(collector_options(config)),
+    ))
+}
+
+/// Who writes operators' actions down, and reads what became of them.
+///
+/// # Errors
+/// When Redis's settings can't be used.
+pub(crate) fn operator(config: &Config) -> anyhow::Result<Operator> {
+    Ok(Operator::new(Controls::new(Link::new(&config.redis.link)?), config.tenants.key_form))
+}
+
+/// Who looks into one tenant for a command, which runs no worker.
+///
+/// # Errors
+/// When Redis's or the tenant service's settings can't be used.
+pub(crate) fn inspector(config: &Config) -> anyhow::Result<Inspector> {
+    Ok(Inspector::outside(
+        Link::new(&config.redis.link)?,
+        config.tenants.key_form,
+        Arc::new(schedule_options(config)),
+        directory(config)?,
+        Arc::new(manager_options(config)),
     ))
 }
 

@@ -6,10 +6,10 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use balance_sync_sandbox::ledger::DEFAULT_TTL;
-use balance_sync_sandbox::{Sandbox, ServiceFault, eventually};
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, put_raw};
+use balance_sync_sandbox::{Sandbox, ServiceFault, ServiceRoute, eventually};
 use balance_sync_tests::command::prepare;
-use balance_sync_tests::ledger::{comes_in_step, hold_row};
+use balance_sync_tests::ledger::{comes_in_step, hold_row, row};
 use balance_sync_tests::{Finished, SOON, Worker, WorkerBuilder, run};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
@@ -302,5 +302,158 @@ async fn shells_understand_the_completions() -> Result<()> {
     }
     let unknown = run(&["completions", "cmd.exe"], &[]).await?;
     assert!(unknown.code == Some(2) && unknown.stderr.contains("zsh"), "{unknown:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_an_operator_does_in_a_terminal_is_done_by_the_workers_and_written_down() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(2, 10).await?;
+    let (tenant, other) = (sandbox.tenants().remove(0), sandbox.tenants().remove(1));
+    let mut producer = sandbox.producer();
+    let act = async |action: &'static str, rest: &[&str]| {
+        ask_json(&sandbox, &[&["tenants", action, &tenant.id], rest].concat()).await
+    };
+
+    // Without a worker it holds all the same, for whichever comes.
+    let (code, told) = act("pause", &["--wait", "0", "--note", "index rebuild"]).await?;
+    assert_eq!((code, &told["outcomes"]), (Some(1), &serde_json::json!([])));
+    let mut worker = brisk(&sandbox).start().await?;
+    producer.mutate_each(DEFAULT_TTL).await?;
+    eventually(SOON, "the other tenant's rows", || async {
+        ensure!(row(&sandbox, &other, 9).await?.version > 1);
+        anyhow::Ok(())
+    })
+    .await?;
+    assert_eq!(row(&sandbox, &tenant, 0).await?.version, 1, "nothing of a paused tenant is written");
+    let paused = eventually(SOON, "a paused tenant that is served", || async {
+        let paused = ask_json(&sandbox, &["tenants", "--state", "paused"]).await?;
+        if paused.0 == Some(0) && paused.1["total"] == 1 { Ok(paused) } else { bail!("{paused:?}") }
+    })
+    .await?;
+    assert_eq!(paused.1["tenants"][0]["id"], tenant.id.as_str());
+    let by = paused.1["tenants"][0]["paused"]["by"].as_str().unwrap_or_default().to_owned();
+    assert!(by.starts_with("cli:") && by.contains('@'), "{by}");
+    assert_eq!(paused.1["tenants"][0]["paused"]["note"], "index rebuild");
+    let shown = ask(&sandbox, &["tenants", "show", &tenant.id]).await?;
+    assert!(
+        shown.stdout.contains(": index rebuild") && shown.stdout.contains("until it is resumed"),
+        "{shown:?}"
+    );
+
+    let (code, told) = act("flush", &[]).await?;
+    assert_eq!((code, &told["outcomes"][0]["outcome"]), (Some(1), &"refused".into()), "{told}");
+    let (code, told) = act("resume", &[]).await?;
+    assert_eq!((code, &told["outcomes"][0]["worker"]), (Some(0), &"w-1".into()), "{told}");
+    comes_in_step(&sandbox, &producer).await?;
+    let calls = sandbox.service().calls(ServiceRoute::Connections);
+    let text = ask(&sandbox, &["tenants", "refresh", &tenant.id]).await?;
+    assert!(text.code == Some(0) && text.stdout.contains("w-1  done: settings fetched"), "{text:?}");
+    assert_eq!(sandbox.service().calls(ServiceRoute::Connections), calls + 1);
+    let (code, told) = act("flush", &["--note", "to be sure"]).await?;
+    assert_eq!((code, &told["silent"]), (Some(0), &serde_json::json!([])), "{told}");
+
+    // The log, the last first.
+    let (code, log) = ask_json(&sandbox, &["actions", "--tenant", &tenant.id]).await?;
+    let did: Vec<&str> =
+        log["actions"].as_array().into_iter().flatten().filter_map(|a| a["what"].as_str()).collect();
+    assert_eq!(did, ["flush", "refresh_credentials", "resume", "flush", "pause"]);
+    assert_eq!(
+        (code, &log["actions"][0]["note"], &log["actions"][0]["by"]),
+        (Some(0), &"to be sure".into(), &by.as_str().into())
+    );
+    let text = ask(&sandbox, &["actions"]).await?;
+    assert!(text.stdout.contains("index rebuild") && text.stdout.contains("5 actions"), "{}", text.stdout);
+
+    // What is done with the quarantine is in it too.
+    let mut redis = sandbox.redis().connect().await?;
+    let member = tenant.keys.member(&tenant.balances[0]);
+    put_raw(&mut redis, &tenant.keys.schedule(), member.as_bytes(), b"{}", Some(DEFAULT_TTL)).await?;
+    worker.logs("balance can't be synced, quarantined").await?;
+    let dropped =
+        ask(&sandbox, &["quarantine", "drop", &member, "--tenant", &tenant.id, "--note", "made up"]).await?;
+    assert_eq!(dropped.code, Some(0), "{dropped:?}");
+    let (_, log) = ask_json(&sandbox, &["actions", "--limit", "1"]).await?;
+    let action = &log["actions"][0];
+    assert_eq!((&action["what"], &action["note"]), (&"quarantine_drop".into(), &"made up".into()));
+    assert_eq!(action["outcomes"][0]["outcome"], "done", "{action}");
+
+    // Workers: who there is, and the end of one.
+    let (code, workers) = ask_json(&sandbox, &["workers"]).await?;
+    assert_eq!((code, &workers["workers"][0]["name"]), (Some(0), &"w-1".into()));
+    let drained = ask(&sandbox, &["workers", "drain", "w-1", "--wait", "20"]).await?;
+    assert!(drained.code == Some(0) && drained.stdout.contains("w-1  done: drained"), "{drained:?}");
+    assert_eq!(worker.wait().await?.code, Some(0));
+    eventually(SOON, "no worker", || async {
+        let (code, _) = ask_json(&sandbox, &["workers"]).await?;
+        ensure!(code == Some(2));
+        anyhow::Ok(())
+    })
+    .await?;
+
+    // What can't be done is said, and nothing of it is written down.
+    let long = "x".repeat(501);
+    for (args, said) in [
+        (&["tenants", "pause", "nobody"][..], "nobody: no such tenant"),
+        (&["workers", "drain", "w-1"], "w-1: no live worker"),
+        (&["tenants", "pause", &tenant.id, "--note", &long], "at most 500 characters"),
+    ] {
+        let refused = ask(&sandbox, args).await?;
+        assert!(refused.code == Some(2) && refused.stderr.contains(said), "{said}: {refused:?}");
+    }
+    let (_, log) = ask_json(&sandbox, &["actions"]).await?;
+    assert_eq!(log["total"], 7, "{log}");
+    sandbox.redis().kill()?;
+    assert_eq!(ask(&sandbox, &["tenants", "resume", &tenant.id]).await?.code, Some(2));
+    assert_eq!(ask(&sandbox, &["actions"]).await?.code, Some(2));
+    Ok(())
+}
+
+#[tokio::test]
+async fn why_says_where_a_balance_is_and_what_happens_next() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(2, 10).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let balance = &tenant.balances[3];
+    let member = tenant.keys.member(balance);
+    let mut worker = brisk(&sandbox).start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    becomes(&sandbox, "healthy").await?;
+
+    let (code, found) = ask_json(&sandbox, &["why", &member]).await?;
+    assert_eq!((code, &found["matches"][0]["verdict"]), (Some(0), &"in_sync".into()), "{found}");
+    let encoded: String = url::form_urlencoded::byte_serialize(member.as_bytes()).collect();
+    let path = format!("/api/v1/why?member={encoded}");
+    let served: Value = serde_json::from_str(&worker.get(&path).await?.1)?;
+    assert_eq!(keys(&found["matches"][0]), keys(&served["matches"][0]), "{served}");
+    let by_alias = ["why", "--tenant", &tenant.id, "--alias", &balance.alias, "--key", &balance.key];
+    let (code, by_alias) = ask_json(&sandbox, &by_alias).await?;
+    assert_eq!((code, &by_alias["matches"][0]["member"]), (Some(0), &member.as_str().into()), "{by_alias}");
+    let text = ask(&sandbox, &["why", &member]).await?;
+    for part in ["IN SYNC", "next", "available", "not in it", "version 2"] {
+        assert!(text.stdout.contains(part), "{part} is missing in {}", text.stdout);
+    }
+    let hidden = ask(&sandbox, &["why", &member, "--hide-amounts"]).await?;
+    assert!(hidden.code == Some(0) && !hidden.stdout.contains("available"), "{}", hidden.stdout);
+    let mut redis = sandbox.redis().connect().await?;
+    put_raw(&mut redis, &tenant.keys.schedule(), member.as_bytes(), b"{}", Some(DEFAULT_TTL)).await?;
+    worker.logs("balance can't be synced, quarantined").await?;
+    let quarantined = ask(&sandbox, &["why", &member]).await?;
+    assert!(quarantined.code == Some(1) && quarantined.stdout.contains("QUARANTINED"), "{quarantined:?}");
+
+    for (args, said) in [
+        (&["why", "nonsense"][..], "no balance key"),
+        (&["why", "--tenant", "nobody", "--alias", "a"], "no tenant \"nobody\""),
+        (&["why"], "required arguments"),
+        (&["why", "--alias", "a"], "--tenant <ID>"),
+    ] {
+        let refused = ask(&sandbox, args).await?;
+        assert!(refused.code == Some(2) && refused.stderr.contains(said), "{said}: {refused:?}");
+    }
+    let none = ask_json(&sandbox, &["why", "--tenant", &tenant.id, "--alias", "@nobody"]).await?;
+    assert_eq!((none.0, &none.1["matches"]), (Some(2), &serde_json::json!([])));
+    assert_eq!(worker.stop().await?.code, Some(0));
+    sandbox.redis().kill()?;
+    assert_eq!(ask(&sandbox, &["why", &member]).await?.code, Some(2));
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub(crate) mod actions;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod demo;
@@ -10,6 +11,8 @@ pub(crate) mod sandbox;
 pub(crate) mod status;
 pub(crate) mod tenants;
 pub(crate) mod verify;
+pub(crate) mod why;
+pub(crate) mod workers;
 
 use std::path::Path;
 

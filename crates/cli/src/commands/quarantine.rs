@@ -3,10 +3,12 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::bail;
-use balance_sync_schedule::{Link, Quarantined, Schedule};
+use balance_sync_fleet::controls::{Ended, What};
+use balance_sync_schedule::{Link, Quarantined, Schedule, ScheduleError};
 use balance_sync_tenants::Tenant;
 use serde_json::{Value, json};
 
+use super::actions;
 use crate::{
     EXIT_OK,
     args::{QuarantineChange, QuarantineCommand, QuarantineFilter},
@@ -39,8 +41,8 @@ pub(crate) async fn quarantine(file: Option<&Path>, command: QuarantineCommand) 
             }
             Ok(EXIT_OK)
         }
-        QuarantineCommand::Retry(change) => apply(file, &change, "retry").await,
-        QuarantineCommand::Drop(change) => apply(file, &change, "drop").await,
+        QuarantineCommand::Retry(change) => apply(file, &change, What::QuarantineRetry).await,
+        QuarantineCommand::Drop(change) => apply(file, &change, What::QuarantineDrop).await,
     }
 }
 
@@ -122,23 +124,47 @@ fn list(found: &[Found], as_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn apply(file: Option<&Path>, change: &QuarantineChange, what: &str) -> anyhow::Result<u8> {
+async fn apply(file: Option<&Path>, change: &QuarantineChange, what: What) -> anyhow::Result<u8> {
+    let note = actions::note(change.note.as_deref())?;
     let found = find(file, &change.filter).await?;
     let chosen: Vec<&Found> =
         found.iter().filter(|found| change.all || change.member.contains(&found.name())).collect();
+    let absent = if change.all { 0 } else { change.member.len().saturating_sub(chosen.len()) };
+    // What is asked for is written down before it is done: should this be broken off, that is seen.
+    let operator = wiring::operator(&super::load_config(file)?)?;
+    let one = chosen.first().map(|found| &found.tenant);
+    let one = one.filter(|tenant| chosen.iter().all(|found| found.tenant == **tenant));
+    let action = match chosen.is_empty() {
+        true => None,
+        false => Some(operator.own(what, one, &actions::who(), note).await?),
+    };
+    let done = carry_out(&chosen, what).await;
+    if let Some(action) = action {
+        let (ended, detail) = match &done {
+            Ok(done) => (Ended::Done, format!("{done} done, {absent} not in quarantine")),
+            Err(error) => (Ended::Failed, error.to_string()),
+        };
+        if let Err(error) = operator.outcome(&action, &actions::who(), ended, &detail).await {
+            eprintln!("balance-sync: what became of it could not be written down: {error}");
+        }
+    }
+    let (done, command) = (done?, if what == What::QuarantineRetry { "retry" } else { "drop" });
+    if change.filter.json {
+        println!("{}", json!({"command": command, "done": done, "absent": absent}));
+    } else {
+        println!("quarantine {command}: {done} done, {absent} not in quarantine");
+    }
+    Ok(if absent == 0 { EXIT_OK } else { EXIT_SOME })
+}
+
+async fn carry_out(chosen: &[&Found], what: What) -> Result<u64, ScheduleError> {
     let mut done = 0;
-    for found in &chosen {
+    for found in chosen {
         let member = [found.quarantined.member.as_slice()];
         done += match what {
-            "retry" => found.schedule.quarantine_retry(&member).await?,
+            What::QuarantineRetry => found.schedule.quarantine_retry(&member).await?,
             _ => found.schedule.quarantine_drop(&member).await?,
         };
     }
-    let absent = if change.all { 0 } else { change.member.len().saturating_sub(chosen.len()) };
-    if change.filter.json {
-        println!("{}", json!({"command": what, "done": done, "absent": absent}));
-    } else {
-        println!("quarantine {what}: {done} done, {absent} not in quarantine");
-    }
-    Ok(if absent == 0 { EXIT_OK } else { EXIT_SOME })
+    Ok(done)
 }

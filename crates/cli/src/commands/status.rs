@@ -4,18 +4,15 @@ use std::{fmt::Write as _, path::Path, time::Duration};
 
 use balance_sync_fleet::{
     overview::{Overview, Verdict},
-    rows::{TenantRow, WorkerRow},
+    rows::TenantRow,
     view::{FleetReader, FleetView},
 };
 
-use super::tenants;
+use super::{tenants, workers};
 use crate::{
     EXIT_OK,
     args::{StatusArgs, seconds},
-    terminal::{
-        self, BAD, Column, FAINT, HEAD, PLAIN, Screen, Table, WARN, ago, bytes, count, optional, rate, span,
-        styled, wrap,
-    },
+    terminal::{self, BAD, FAINT, HEAD, PLAIN, Screen, WARN, count, optional, rate, span, styled, wrap},
     wiring,
 };
 
@@ -80,7 +77,11 @@ fn render(view: &FleetView, overview: &Overview, screen: Screen, every: Option<D
         line(&mut text, format_args!("\n{}", tenants::table(&troubled, view, screen).trim_end()));
     }
     if !view.workers.is_empty() {
-        line(&mut text, format_args!("\n{}", workers(&view.workers, view.at, screen).trim_end()));
+        let shown = &view.workers[..view.workers.len().min(WORKERS)];
+        line(&mut text, format_args!("\n{}", workers::table(shown, view.at, screen).trim_end()));
+        if view.workers.len() > WORKERS {
+            line(&mut text, format_args!("and {} more", view.workers.len() - WORKERS));
+        }
     }
     text
 }
@@ -165,46 +166,6 @@ fn figures(text: &mut String, overview: &Overview) {
             count(overview.restarts_total)
         ),
     );
-}
-
-/// A line per worker.
-fn workers(rows: &[WorkerRow], now: f64, screen: Screen) -> String {
-    let mut table = Table::new(&[
-        Column::long("WORKER"),
-        Column::text("STATE"),
-        Column::number("UP"),
-        Column::number("SEEN"),
-        Column::number("TENANTS"),
-        Column::number("ROWS/S"),
-        Column::number("MEMORY"),
-        Column::long("TENANT SERVICE"),
-    ]);
-    for row in rows.iter().take(WORKERS) {
-        let (state, style) = match row.redis.as_str() {
-            _ if row.draining => ("draining", WARN),
-            "ok" => ("ok", PLAIN),
-            _ => ("no redis", BAD),
-        };
-        let service = match row.tenant_service.state.as_str() {
-            "ok" | "static" => PLAIN,
-            _ => WARN,
-        };
-        table.row([
-            (row.name.clone(), PLAIN),
-            (state.to_owned(), style),
-            (span(row.uptime_seconds), PLAIN),
-            (ago(&row.seen_at, now), PLAIN),
-            (count(row.tenants_owned), PLAIN),
-            (rate(row.rows_per_second), PLAIN),
-            (bytes(row.rss_bytes), PLAIN),
-            (row.tenant_service.state.clone(), service),
-        ]);
-    }
-    let mut text = table.render(screen);
-    if rows.len() > WORKERS {
-        line(&mut text, format_args!("and {} more", rows.len() - WORKERS));
-    }
-    text
 }
 
 fn line(text: &mut String, content: std::fmt::Arguments<'_>) {

@@ -1,4 +1,4 @@
-//! `tenants`: which, in which state, with what backlog; one in detail.
+//! `tenants`: which, in which state, with what backlog; one in detail; and what can be done with it.
 
 use std::{
     fmt::Write as _,
@@ -8,13 +8,14 @@ use std::{
 
 use anyhow::bail;
 use balance_sync_fleet::{
+    controls::What,
     overview::Verdict,
     rows::{TenantDetail, TenantRow, UNSERVED},
     view::{FleetReader, FleetView, TenantQuery},
 };
 use serde::Serialize;
 
-use super::status::exit_code;
+use super::{actions, status::exit_code};
 use crate::{
     args::{TenantListArgs, TenantShowArgs, TenantsArgs, TenantsCommand},
     terminal::{
@@ -50,6 +51,12 @@ pub(crate) async fn tenants(file: Option<&Path>, args: TenantsArgs) -> anyhow::R
     match args.command {
         None => list(file, args.list).await,
         Some(TenantsCommand::Show(args)) => show(file, args).await,
+        Some(TenantsCommand::Pause(args)) => actions::on_tenant(file, What::Pause, &args).await,
+        Some(TenantsCommand::Resume(args)) => actions::on_tenant(file, What::Resume, &args).await,
+        Some(TenantsCommand::Flush(args)) => actions::on_tenant(file, What::Flush, &args).await,
+        Some(TenantsCommand::Refresh(args)) => {
+            actions::on_tenant(file, What::RefreshCredentials, &args).await
+        }
     }
 }
 

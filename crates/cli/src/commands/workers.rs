@@ -1,0 +1,92 @@
+//! `workers`: who is alive, and how each is; and the end of one.
+
+use std::{fmt::Write as _, path::Path};
+
+use balance_sync_fleet::rows::WorkerRow;
+use serde_json::json;
+
+use crate::{
+    EXIT_OK,
+    args::{WorkersArgs, WorkersCommand},
+    terminal::{self, BAD, Column, PLAIN, Screen, Table, WARN, ago, bytes, count, rate, span, styled},
+    wiring,
+};
+
+/// Some worker isn't well.
+const EXIT_NOT_WELL: u8 = 1;
+/// Nobody can tell.
+const EXIT_UNKNOWN: u8 = 2;
+
+/// The command.
+///
+/// # Errors
+/// When the configuration is wrong, the worker that is named isn't there, or nothing can be written.
+pub(crate) async fn workers(file: Option<&Path>, args: WorkersArgs) -> anyhow::Result<u8> {
+    if let Some(WorkersCommand::Drain { worker, action }) = args.command {
+        return super::actions::drain(file, &worker, &action).await;
+    }
+    let config = super::load_config(file)?;
+    let view = wiring::reader(&config)?.view().await;
+    let code = match &view.redis_error {
+        Some(_) => EXIT_UNKNOWN,
+        None if view.workers.is_empty() => EXIT_UNKNOWN,
+        None if view.workers.iter().all(is_well) => EXIT_OK,
+        None => EXIT_NOT_WELL,
+    };
+    if args.json {
+        terminal::print(&format!("{}\n", json!({ "workers": view.workers })))?;
+        return Ok(code);
+    }
+    let mut text = table(&view.workers, view.at, Screen::of_stdout());
+    match &view.redis_error {
+        Some(error) => {
+            let _ = writeln!(text, "{}", styled(WARN, format_args!("Redis can't be asked: {error}.")));
+        }
+        None if view.workers.is_empty() => {
+            let _ = writeln!(text, "{}", styled(WARN, "No live worker has been heard of."));
+        }
+        None => {}
+    }
+    terminal::print(&text)?;
+    Ok(code)
+}
+
+fn is_well(row: &WorkerRow) -> bool {
+    row.redis == "ok" && matches!(row.tenant_service.state.as_str(), "ok" | "static")
+}
+
+/// A line per worker.
+pub(super) fn table(rows: &[WorkerRow], now: f64, screen: Screen) -> String {
+    let mut table = Table::new(&[
+        Column::long("WORKER"),
+        Column::text("STATE"),
+        Column::number("UP"),
+        Column::number("SEEN"),
+        Column::number("TENANTS"),
+        Column::number("ROWS/S"),
+        Column::number("MEMORY"),
+        Column::long("TENANT SERVICE"),
+    ]);
+    for row in rows {
+        let (state, style) = match row.redis.as_str() {
+            _ if row.draining => ("draining", WARN),
+            "ok" => ("ok", PLAIN),
+            _ => ("no redis", BAD),
+        };
+        let service = match row.tenant_service.state.as_str() {
+            "ok" | "static" => PLAIN,
+            _ => WARN,
+        };
+        table.row([
+            (row.name.clone(), PLAIN),
+            (state.to_owned(), style),
+            (span(row.uptime_seconds), PLAIN),
+            (ago(&row.seen_at, now), PLAIN),
+            (count(row.tenants_owned), PLAIN),
+            (rate(row.rows_per_second), PLAIN),
+            (bytes(row.rss_bytes), PLAIN),
+            (row.tenant_service.state.clone(), service),
+        ]);
+    }
+    table.render(screen)
+}
