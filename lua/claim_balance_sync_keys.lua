@@ -22,12 +22,15 @@
 -- Atomic: reading what is due, moving each score to the end of the lease, reading the values.
 -- The lease lies half-way between two microseconds. Producers write whole microseconds, so no producer can
 -- write a score that equals a lease, and a mutation during the flush is always noticed.
+-- Fewer than the limit come when their values are large: neither Redis nor the worker must hold any number of those.
 -- A kept value stands in only while nothing but the retry, and claims since, has scheduled the member: once a newer
 -- mutation came, the kept value is older than what was lost, and writing it would hide the loss.
 
 local limit, scan_limit, offset = tonumber(ARGV[1]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local ttl_ms, floor_ms = tonumber(ARGV[2]), tonumber(ARGV[3])
 local prefix, lock_prefix, token = ARGV[4], ARGV[6], ARGV[7]
+local READ = 100 -- values read by one command
+local BYTES = 16 * 1024 * 1024 -- values in one answer, but for the first of them: real ones have some 500 bytes
 local PAGE = 1000 -- unpack() and the C stack of Lua take some 8,000 values; stay far below
 
 -- What a command gives on a key that may hold anything, or lie where a cluster doesn't let us: nil then. One such key must
@@ -85,8 +88,9 @@ else
 end
 
 local result = { now, lease, redis.call('ZCARD', KEYS[1]), resume, foreign }
-for first = 1, #members, PAGE do
-  local last = math.min(first + PAGE - 1, #members)
+local bytes, beyond = 0, nil
+for first = 1, #members, READ do
+  local last = math.min(first + READ - 1, #members)
   local scores, keys, at_key = {}, {}, {}
   for i = first, last do
     local member = members[i]
@@ -115,6 +119,11 @@ for first = 1, #members, PAGE do
     if at_key[i] then
       value = values[at_key[i]]
       if value then
+        bytes = bytes + #value
+        if bytes > BYTES and i > 1 then
+          beyond = i
+          break
+        end
         if floor_ms > 0 then
           local left = try('PTTL', member) or -1
           if left >= 0 and left < floor_ms then redis.call('PEXPIRE', member, floor_ms) end
@@ -139,6 +148,20 @@ for first = 1, #members, PAGE do
     result[#result + 1] = member
     result[#result + 1] = formers[i]
     result[#result + 1] = value
+  end
+  if beyond then
+    -- The rest is claimed next time: it is due as before, its locks are free, and reading on begins at the head.
+    local back = {}
+    for i = beyond, last do
+      back[#back + 1] = formers[i]
+      back[#back + 1] = members[i]
+    end
+    redis.call('ZADD', KEYS[1], 'XX', unpack(back))
+    if lock_prefix ~= '' then
+      for i = beyond, #members do redis.call('DEL', lock_prefix .. members[i]) end
+    end
+    result[4] = 0
+    break
   end
 end
 return result

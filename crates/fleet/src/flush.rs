@@ -1,6 +1,7 @@
 //! One flush: decode, aggregate, update, settle. What happens to each claimed member is decided here.
 
 use std::{
+    borrow::Cow,
     sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
@@ -69,7 +70,7 @@ pub async fn flush<Q: Queue, S: Sink>(
         if refusal.reason == REASON_EXPIRED {
             status.expired.fetch_add(1, Relaxed);
             tracing::warn!(
-                member = %String::from_utf8_lossy(&member.member),
+                member = %shown(&member.member),
                 "value expired in redis before it was written, its last mutation is lost unless the ledger still has it"
             );
         }
@@ -222,6 +223,17 @@ fn decode<'a>(
     decoded
 }
 
+/// A member as a log line shows it: whole, unless it is longer than any that the ledger writes.
+fn shown(member: &[u8]) -> Cow<'_, str> {
+    const LONGEST: usize = 2_048;
+    match member.get(..LONGEST) {
+        Some(head) if member.len() > LONGEST => {
+            format!("{}… ({} bytes)", String::from_utf8_lossy(head), member.len()).into()
+        }
+        _ => String::from_utf8_lossy(member),
+    }
+}
+
 fn missing(entry: &Decoded<'_>) -> Refusal {
     Refusal {
         reason: REASON_MISSING,
@@ -284,7 +296,7 @@ async fn isolate<Q: Queue>(
             // Expired values have had their line already.
             for (member, refusal) in refused.iter().filter(|(_, refusal)| refusal.reason != REASON_EXPIRED) {
                 tracing::warn!(
-                    member = %String::from_utf8_lossy(&member.member),
+                    member = %shown(&member.member),
                     reason = refusal.reason,
                     detail = %refusal.detail,
                     "balance can't be synced, quarantined"
@@ -319,5 +331,18 @@ pub async fn release<Q: Queue>(queue: &Q, held: &[&Claimed], status: &TenantStat
             tracing::warn!(members = held.len(), %error, "claims could not be released, they lapse by themselves");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_line_shows_a_member_whole_unless_it_is_longer_than_any_real_one() {
+        assert_eq!(shown(b"tenant:t:balance:@a#default"), "tenant:t:balance:@a#default");
+        assert_eq!(shown(&[b'x'; 2_048]).len(), 2_048);
+        let cut = shown(&[b'x'; 1_000_000]);
+        assert!(cut.len() < 2_100 && cut.ends_with("… (1000000 bytes)"), "{}", cut.len());
     }
 }

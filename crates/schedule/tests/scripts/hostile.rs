@@ -4,7 +4,7 @@
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually, free_port};
 use balance_sync_schedule::{ErrorClass, RecentFrom};
 
-use crate::{SOON, Tenant, all, ask, common, names, refusal, tell};
+use crate::{SOON, Tenant, all, ask, common, names, number, refusal, tell};
 
 #[tokio::test]
 async fn a_quarantine_key_of_another_type_stops_neither_claims_nor_settling() {
@@ -137,4 +137,42 @@ async fn scores_beyond_all_reason_are_claimed_or_wait_and_come_back_as_they_were
     assert_eq!(tenant.score(&tenant.member("a")).await.as_deref(), Some("-inf"));
     let claim = schedule.claim(10).await.unwrap();
     assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 3);
+}
+
+#[tokio::test]
+async fn large_values_come_some_at_a_time() {
+    let tenant = Tenant::new("odd-large").await;
+    let value = "x".repeat(5 * 1024 * 1024);
+    let mut members = Vec::new();
+    for n in 0..9 {
+        members.push(tenant.mutate(&format!("m{n}"), if n == 4 { "{}" } else { &value }).await);
+    }
+    let schedule = tenant.lock_mode("us");
+    let mut seen: Vec<String> = Vec::new();
+    for calls in 1.. {
+        assert!(calls < 10, "no end");
+        let claim = schedule.claim(100).await.unwrap();
+        if claim.entries.is_empty() {
+            break;
+        }
+        assert!(claim.entries.iter().all(|claimed| claimed.value.is_some()));
+        let bytes: usize =
+            claim.entries.iter().filter_map(|claimed| claimed.value.as_ref()).map(Vec::len).sum();
+        assert!(bytes <= 16 * 1024 * 1024, "{bytes} bytes in one answer");
+        seen.extend(names(&claim.entries).iter().map(|name| (*name).to_owned()));
+        // What did not come is as it was: due under its own score, and without a lock.
+        for (member, score) in members.iter().filter(|(member, _)| !seen.contains(member)) {
+            assert_eq!(number(&tenant.score(member).await.unwrap()), number(score));
+            assert_eq!(tenant.lock_of(member).await, None);
+        }
+    }
+    assert_eq!(seen, members.iter().map(|(member, _)| member.clone()).collect::<Vec<_>>());
+
+    // One that is larger than all that may come comes alone.
+    let huge = "x".repeat(17 * 1024 * 1024);
+    let tenant = Tenant::new("odd-huge").await;
+    tenant.mutate("huge", &huge).await;
+    tenant.mutate("next", "{}").await;
+    assert_eq!(tenant.lease_mode().claim(10).await.unwrap().entries.len(), 1);
+    assert_eq!(tenant.lease_mode().claim(10).await.unwrap().entries.len(), 1);
 }
