@@ -176,3 +176,41 @@ async fn large_values_come_some_at_a_time() {
     assert_eq!(tenant.lease_mode().claim(10).await.unwrap().entries.len(), 1);
     assert_eq!(tenant.lease_mode().claim(10).await.unwrap().entries.len(), 1);
 }
+
+#[tokio::test]
+async fn a_member_of_a_megabyte_is_claimed_and_set_aside_like_any_other() {
+    let tenant = Tenant::new("odd-long").await;
+    let (long, _) = tenant.mutate(&"x".repeat(1024 * 1024), "{}").await;
+    let (good, _) = tenant.mutate("good", "{}").await;
+    let schedule = tenant.lease_mode();
+    let claim = schedule.claim(10).await.unwrap();
+    assert_eq!(names(&claim.entries), [long.as_str(), good.as_str()]);
+    assert_eq!(schedule.quarantine(&[(&claim.entries[0], refusal("why"))]).await.unwrap().quarantined, 1);
+    assert_eq!(schedule.settle(&all(&claim.entries[1..])).await.unwrap().removed, 1);
+}
+
+/// As the scripts see it: scores and leases from before lie in the future.
+#[tokio::test]
+async fn a_clock_that_has_gone_back_loses_nothing_and_holds_up_no_newer_mutation() {
+    let tenant = Tenant::new("odd-clock").await;
+    let (seconds, _): (u64, u64) = ask!(tenant, "TIME");
+    let before = |name: &str| (tenant.member(name), format!("{}.000001", seconds + 3_600));
+    let (waiting, score) = before("waiting");
+    tenant.schedule(&waiting, &score).await;
+    let (held, _) = tenant.mutate("held", "{}").await;
+    let schedule = tenant.lease_mode();
+    let mut claim = schedule.claim(10).await.unwrap();
+    // The clock goes back by an hour: this lease was given an hour from now.
+    let lease = format!("{}.0000005", seconds + 3_630);
+    tell!(tenant, "ZADD", tenant.space.schedule(), &lease, &held);
+    claim.entries[0].lease = lease.as_str().into();
+
+    let (newer, _) = tenant.mutate("newer", "{}").await;
+    let next = schedule.claim(10).await.unwrap();
+    assert_eq!(names(&next.entries), [newer.as_str()], "what was scheduled before waits for its time");
+    assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 1);
+    assert_eq!(number(&tenant.score(&waiting).await.unwrap()), number(&score));
+    // A newer mutation of it is due at once.
+    tenant.mutate("waiting", "{}").await;
+    assert_eq!(names(&schedule.claim(10).await.unwrap().entries), [waiting.as_str()]);
+}
