@@ -201,8 +201,8 @@ fn shown(request: &HttpRequest) -> Option<(String, bool)> {
 /// Whether the request names this machine as an address or as `localhost`: a name of somebody else's choosing may be one
 /// that a web page has had pointed here.
 fn by_own_name(request: &HttpRequest) -> bool {
-    let connection = request.connection_info();
-    let host = connection.host();
+    // The header itself, and no other that says what it was: such a page could send those.
+    let host = request.headers().get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.split(':').next().unwrap_or_default(),
@@ -322,6 +322,9 @@ mod tests {
             ("localhost.evil.example", false),
         ] {
             assert_eq!(access.who(&request(&[("host", host)])).await.is_ok(), served, "{host}");
+            let forwarded =
+                [("host", host), ("x-forwarded-host", "localhost"), ("forwarded", "host=localhost")];
+            assert_eq!(access.who(&request(&forwarded)).await.is_ok(), served, "{host} under another name");
         }
     }
 }
