@@ -264,18 +264,20 @@ impl Recent {
         push(&mut self.flushes, note);
     }
 
-    /// Notes a failure. One that repeats itself within a second is one.
+    /// Notes a failure. One that repeats the last is that one, later: in an outage of Redis every tenant fails the same way
+    /// over and over, and ten thousand of them must not remember each time.
     pub fn failed(&mut self, reason: &str, detail: &str, at: f64) {
         self.last = Instant::now();
+        let detail = detail_of(detail);
         if let Some(before) = self.errors.back_mut()
             && before.reason == reason
-            && at - before.at < 1.0
+            && (before.detail == detail || at - before.at < 1.0)
         {
-            detail_of(detail).clone_into(&mut before.detail);
+            before.at = at;
+            detail.clone_into(&mut before.detail);
             return;
         }
-        let (reason, detail) = (reason.to_owned(), detail_of(detail).to_owned());
-        push(&mut self.errors, ErrorNote { at, reason, detail });
+        push(&mut self.errors, ErrorNote { at, reason: reason.to_owned(), detail: detail.to_owned() });
     }
 
     /// Takes in the counters as they stand now, `took` after the last time; gives what was added since.
@@ -286,6 +288,10 @@ impl Recent {
         self.ticks += 1;
         if self.last.elapsed() > QUIET_AFTER {
             self.settle_down();
+            return added;
+        }
+        // One that only fails has no rates, and as long as nothing waits no history.
+        if added == Totals::default() && due == 0 && self.history.is_empty() && self.window.is_silent() {
             return added;
         }
         self.window.push(took, added);
@@ -393,8 +399,8 @@ mod tests {
         for n in 0..200_u32 {
             let end = FlushEnd { claimed: n as usize, ..FlushEnd::default() };
             recent.flushed(FlushNote::new(Trigger::Size, &end, SECOND, f64::from(n)));
-            recent.failed("postgres_connection", &"é".repeat(1000), f64::from(n));
-            recent.failed("postgres_connection", "again", f64::from(n) + 0.5);
+            recent.failed("postgres_connection", &format!("{n}{}", "é".repeat(1000)), f64::from(2 * n));
+            recent.failed("postgres_connection", "again", f64::from(2 * n) + 0.5);
         }
         assert_eq!((recent.flushes(1000).len(), recent.errors(1000).len()), (NOTES, NOTES));
         assert_eq!(recent.flushes(1)[0].claimed, 199, "newest first");
@@ -406,6 +412,18 @@ mod tests {
         assert_eq!((recent.flushes(1000).len(), recent.errors(1000).len()), (NOTES_QUIET, NOTES_QUIET));
         assert!(recent.history().is_empty());
         assert_eq!(recent.rates(), Rates::default());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_that_repeats_itself_is_one_with_its_last_time() {
+        let mut recent = Recent::default();
+        for n in 0..1000 {
+            recent.failed("redis_unavailable", "refused", f64::from(n) * 2.0);
+            recent.tick(SECOND, Totals::default(), 0, f64::from(n));
+        }
+        let errors = recent.errors(1000);
+        assert_eq!((errors.len(), errors[0].at), (1, 1998.0));
+        assert!(recent.history().is_empty() && recent.window.slots.capacity() == 0, "nothing was written");
     }
 
     #[test]

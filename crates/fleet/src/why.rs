@@ -611,3 +611,164 @@ fn unscheduled(report: &BalanceReport) -> (Verdict, String) {
 fn newer(report: &BalanceReport) -> Option<std::cmp::Ordering> {
     Some(report.redis.version?.cmp(&report.postgres.version?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: f64 = 1_795_380_490.0;
+    const LEASE: f64 = 30.0;
+
+    /// A balance that is due, on a tenant that is well, newer in Redis than in Postgres.
+    fn due() -> BalanceReport {
+        BalanceReport {
+            tenant: "acme".to_owned(),
+            member: "m".to_owned(),
+            organization: None,
+            ledger: None,
+            alias: None,
+            key: None,
+            schedule: schedule_shown(Some(NOW - 1.0), NOW),
+            redis: RedisShown {
+                present: true,
+                version: Some(2),
+                ttl_seconds: Some(3000.0),
+                unreadable: None,
+                available: Some("1".to_owned()),
+                on_hold: Some("1".to_owned()),
+                overdraft_used: Some("0".to_owned()),
+            },
+            postgres: PostgresShown {
+                state: RowState::Present,
+                version: Some(1),
+                updated_at: None,
+                detail: None,
+                available: Some("0".to_owned()),
+                on_hold: Some("0".to_owned()),
+                overdraft_used: Some("0".to_owned()),
+            },
+            lock: None,
+            tenant_state: TenantStateShown {
+                state: "idle",
+                reason: None,
+                detail: None,
+                since: Some(at(NOW)),
+                paused: None,
+            },
+            quarantine: None,
+            last_error: None,
+            verdict: Verdict::Unknown,
+            next: String::new(),
+        }
+    }
+
+    #[track_caller]
+    fn tells(change: impl FnOnce(&mut BalanceReport), expected: Verdict, words: &str) {
+        let mut report = due();
+        change(&mut report);
+        let (found, next) = verdict(&report, NOW, 5.0, LEASE);
+        assert!(found == expected && next.contains(words), "{found:?}: {next}");
+        assert!(next.ends_with('.') && next.matches(". ").count() <= 1, "a sentence: {next}");
+    }
+
+    fn unscheduled(report: &mut BalanceReport) {
+        report.schedule = schedule_shown(None, NOW);
+    }
+
+    fn entry() -> QuarantineShown {
+        QuarantineShown {
+            reason: "missing_row".to_owned(),
+            detail: Some("no row".to_owned()),
+            first_at: at(NOW),
+            last_at: at(NOW),
+            count: 1,
+            truncated: false,
+            has_value: true,
+        }
+    }
+
+    #[test]
+    fn a_scheduled_balance_is_on_its_way_and_says_what_it_waits_for() {
+        use Verdict::{Behind, OnItsWay};
+        let state = |state: &'static str, reason: Option<&str>| {
+            let reason = reason.map(str::to_owned);
+            move |report: &mut BalanceReport| {
+                report.tenant_state.state = state;
+                report.tenant_state.reason = reason;
+            }
+        };
+        let score =
+            |score: f64| move |report: &mut BalanceReport| report.schedule = schedule_shown(Some(score), NOW);
+        tells(|_| {}, OnItsWay, "claimed and written next");
+        tells(score(NOW - 6.0), Behind, "claimed and written next");
+        tells(score(NOW + 20.000_000_5), OnItsWay, "A worker holds it");
+        tells(score(NOW + 600.000_000_5), OnItsWay, "quarantine is full");
+        tells(score(NOW + 600.0), OnItsWay, "nobody claims it before");
+        tells(state(UNSERVED, None), OnItsWay, "no live worker serves this tenant");
+        tells(state("degraded", Some("postgres_credentials")), OnItsWay, "until somebody mends it");
+        tells(state("degraded", Some("postgres_connection")), OnItsWay, "every few seconds");
+        tells(
+            |report| {
+                let paused = PausedBy { by: "ann".to_owned(), at: at(NOW), note: None };
+                report.tenant_state.paused = Some(paused);
+                report.tenant_state.state = "degraded";
+            },
+            OnItsWay,
+            "until the tenant is resumed: ann",
+        );
+        tells(
+            |report| report.lock = Some(LockShown { foreign: true, ttl_seconds: Some(60.0) }),
+            OnItsWay,
+            "ledger's own worker holds its claim lock (60 s more)",
+        );
+        tells(|report| report.redis.present = false, OnItsWay, "its value has expired");
+        tells(|report| report.redis.unreadable = Some("x".to_owned()), OnItsWay, "can't be read");
+        tells(|report| report.postgres.state = RowState::Missing, OnItsWay, "no row for it");
+        tells(|report| report.postgres.version = Some(2), OnItsWay, "this version or a newer one");
+        // A newer mutation has scheduled it: the entry is history.
+        tells(|report| report.quarantine = Some(entry()), OnItsWay, "claimed and written next");
+    }
+
+    #[test]
+    fn an_unscheduled_balance_is_in_sync_or_says_what_is_to_be_done() {
+        let with = |change: fn(&mut BalanceReport)| {
+            move |report: &mut BalanceReport| {
+                unscheduled(report);
+                change(report);
+            }
+        };
+        tells(unscheduled, Verdict::UnscheduledAndBehind, "verify --repair");
+        tells(with(|r| r.postgres.version = Some(2)), Verdict::InSync, "the version that Redis has");
+        tells(with(|r| r.postgres.version = Some(3)), Verdict::Ahead, "Postgres is newer");
+        tells(with(|r| r.redis.present = false), Verdict::InSync, "the row is what counts");
+        tells(with(|r| r.quarantine = Some(entry())), Verdict::Quarantined, "in quarantine (missing_row)");
+        tells(with(|r| r.postgres.state = RowState::Deleted), Verdict::UnscheduledAndBehind, "deleted");
+        tells(with(|r| r.postgres.state = RowState::Unreachable), Verdict::Unknown, "can't be asked");
+        tells(
+            with(|r| {
+                r.redis.present = false;
+                r.postgres.state = RowState::Missing;
+            }),
+            Verdict::Unknown,
+            "neither Redis nor Postgres",
+        );
+        tells(with(|r| r.redis.version = None), Verdict::Unknown, "can't be read");
+    }
+
+    #[test]
+    fn hidden_amounts_stand_nowhere() {
+        let mut report = due();
+        report.redis.available = Some("77123".to_owned());
+        report.redis.unreadable = Some("field Available is 77123x".to_owned());
+        report.postgres.on_hold = Some("77123".to_owned());
+        let detail = Some("field Available is 77123x".to_owned());
+        report.quarantine =
+            Some(QuarantineShown { reason: "value_invalid_amount".to_owned(), detail, ..entry() });
+        let mut why = Why { matches: vec![report], amounts_hidden: false };
+        let shown = serde_json::to_string(&why).unwrap_or_default();
+        assert_eq!(shown.matches("77123").count(), 4);
+        why.hide_amounts();
+        let shown = serde_json::to_string(&why).unwrap_or_default();
+        assert!(!shown.contains("77123") && shown.contains("\"amounts_hidden\":true"), "{shown}");
+    }
+}

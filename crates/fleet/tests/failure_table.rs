@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use balance_sync_fleet::failure::{Pace, Reaction, SinkError, reaction, redis_reaction};
+use balance_sync_fleet::failure::{Pace, Reaction, SinkError, reaction, redis_reaction, waits_long};
 use balance_sync_schedule::ErrorClass as RedisClass;
 use balance_sync_store::{
     ConnectionBudget, Database, DatabaseSpec, ErrorClass as StoreClass, StoreError, Table, TlsMode,
@@ -23,6 +23,8 @@ fn check(what: &str, found: Reaction, (reason, pace, flags): Row) {
     let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
     let expected = Reaction { reason, pace, refetch: has("refetch"), ping: has("ping"), skip: has("skip") };
     assert_eq!(found, expected, "{what}");
+    // What is told of a tenant by its reason alone.
+    assert_eq!(waits_long(reason), pace == Pace::Long, "{reason}");
 }
 
 fn spec(port: u16) -> DatabaseSpec {
