@@ -57,6 +57,7 @@ pub const FAMILIES: &[Expected] = &[
     is("balance_sync_removals_held", "gauge", "", &[]),
     is("balance_sync_workers", "gauge", "", &[]),
     is("balance_sync_foreign_locked_members", "gauge", "members", &[]),
+    is("balance_sync_threads_still", "gauge", "", &[]),
     is("balance_sync_collectors_awaited", "gauge", "", &[]),
     is("balance_sync_collector_starts_total", "counter", "", &[]),
     is("balance_sync_collector_restarts_total", "counter", "", &[]),

@@ -47,7 +47,7 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn the_documents_name_no_metric_that_does_not_exist() -> Result<()> {
     let known: BTreeSet<&str> = FAMILIES.iter().map(|family| family.name).collect();
-    for path in [RUNBOOK, "docs/operations.md", "README.md"] {
+    for path in [RUNBOOK, "docs/operations.md", "docs/reliability.md", "docs/performance.md", "README.md"] {
         let text = text(path)?;
         for word in words(&text).filter(|word| word.starts_with("balance_sync_") || *word == "balance_synced")
         {

@@ -89,7 +89,6 @@ fn start_admin(config: &Config, worker: &Worker, started: Instant) -> anyhow::Re
         Api::new(api),
     )
     .with_context(|| format!("admin.listen = {}: can't listen there", config.admin.listen))?;
-    tracing::info!(address = %server.address(), "admin interface listens");
     Ok(Some(server))
 }
 
