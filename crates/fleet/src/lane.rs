@@ -21,7 +21,7 @@ use crate::{
 /// Members adopted from a legacy schedule in one call.
 const ADOPT_PAGE: usize = 500;
 /// Waits longer than this are left to the prober.
-const SHORT_WAIT: Duration = Duration::from_millis(150);
+const SHORT_WAIT: Duration = Duration::from_millis(60);
 
 /// The schedule in Redis.
 #[derive(Debug)]
@@ -105,7 +105,7 @@ impl Queue for RedisQueue {
         if delay <= SHORT_WAIT {
             tokio::time::sleep(delay).await;
         } else {
-            self.prober.wait(Arc::clone(&self.key)).await;
+            self.prober.wait(Arc::clone(&self.key), delay).await;
         }
     }
 }

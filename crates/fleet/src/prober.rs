@@ -3,9 +3,13 @@
 //! A claim for nothing costs Redis and the worker some twenty microseconds; ten thousand idle tenants asking once a
 //! second would keep both busy. Collectors that have been idle for a while wait here instead: one task per thread asks
 //! for all of them with one read-only script call per few hundred schedules, and wakes those with a due member.
+//!
+//! A schedule is looked at the less often the longer it has been idle: each pause is an eighth longer than the one
+//! before, so that a mutation waits for about an eighth of the time since the one before it, and for the interval at most.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -18,20 +22,27 @@ use tokio::{
 
 /// Schedules in one call: some 100 µs of Redis, so that nobody waits long behind it.
 const PAGE: usize = 250;
-/// Schedules whose time comes within this part of the interval are looked at together.
-const TOGETHER: u32 = 8;
+/// Each pause between two looks at a schedule is longer than the one before by this part of it. Looks are brought forward
+/// by at most the same part, to share a call.
+const PART: u32 = 8;
 
 struct Waiting {
     key: Arc<str>,
+    /// Until the first look.
+    pause: Duration,
     wake: oneshot::Sender<()>,
 }
+
+/// When a schedule is looked at next, and how long the pause before that is.
+type Turn = Reverse<(Instant, Duration, Arc<str>)>;
 
 /// A handle on a thread's probe. It ends when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct Prober(mpsc::UnboundedSender<Waiting>);
 
 impl Prober {
-    /// Starts the probe on the current thread's runtime; each waiting schedule is looked at once per `interval`.
+    /// Starts the probe on the current thread's runtime; each waiting schedule is looked at once per `interval` at
+    /// the least.
     #[must_use]
     pub fn start(link: Link, interval: Duration) -> Self {
         Self::start_with(async move |page: &[Arc<str>]| probe(&link, page).await, interval)
@@ -46,11 +57,11 @@ impl Prober {
         Self(sender)
     }
 
-    /// Waits until the schedule has a due member. Also ends when Redis can't be asked: the claim that follows then says
-    /// what is wrong.
-    pub async fn wait(&self, key: Arc<str>) {
+    /// Waits until the schedule has a due member; the first look comes after this pause. Also ends when Redis can't be
+    /// asked: the claim that follows then says what is wrong.
+    pub async fn wait(&self, key: Arc<str>, pause: Duration) {
         let (wake, woken) = oneshot::channel();
-        if self.0.send(Waiting { key, wake }).is_ok() {
+        if self.0.send(Waiting { key, pause, wake }).is_ok() {
             // An error means that the probe has ended: claiming is the answer to that as well.
             let _ = woken.await;
         }
@@ -60,15 +71,16 @@ impl Prober {
 /// Who waits, and when each is looked at.
 struct Round {
     interval: Duration,
+    begun: Instant,
     /// By schedule. More than one waits for the same only for a moment, when a collector was replaced.
     waiting: HashMap<Arc<str>, Vec<oneshot::Sender<()>>>,
     /// Each waiting schedule once, the next first.
-    turns: VecDeque<(Instant, Arc<str>)>,
+    turns: BinaryHeap<Turn>,
 }
 
 impl Round {
     fn new(interval: Duration) -> Self {
-        Self { interval, waiting: HashMap::new(), turns: VecDeque::new() }
+        Self { interval, begun: Instant::now(), waiting: HashMap::new(), turns: BinaryHeap::new() }
     }
 
     async fn run(
@@ -77,7 +89,7 @@ impl Round {
         mut arrivals: mpsc::UnboundedReceiver<Waiting>,
     ) {
         loop {
-            let next = self.turns.front().map_or_else(Instant::now, |(at, _)| *at);
+            let next = self.turns.peek().map_or_else(Instant::now, |Reverse((at, ..))| *at);
             tokio::select! {
                 biased;
                 new = arrivals.recv() => match new {
@@ -85,12 +97,12 @@ impl Round {
                     None => return,
                 },
                 () = tokio::time::sleep_until(next), if !self.turns.is_empty() => {
-                    let page = self.page();
+                    let (page, pauses) = self.page();
                     if page.is_empty() {
                         continue;
                     }
                     match probe(&page).await {
-                        Ok(due) => self.looked_at(&page, &due),
+                        Ok(due) => self.looked_at(&page, &pauses, &due),
                         Err(error) => {
                             tracing::debug!(%error, "probe failed");
                             page.iter().for_each(|key| self.wake(key));
@@ -101,21 +113,32 @@ impl Round {
         }
     }
 
-    /// It has just looked by itself, so the first look is an interval away: times in `turns` only grow.
-    fn enter(&mut self, Waiting { key, wake }: Waiting) {
+    /// It has just looked by itself, so the first look is a pause away.
+    fn enter(&mut self, Waiting { key, pause, wake }: Waiting) {
         let waiting = self.waiting.entry(Arc::clone(&key)).or_default();
-        if waiting.is_empty() {
-            self.turns.push_back((Instant::now() + self.interval, key));
-        }
+        let first = waiting.is_empty();
         waiting.push(wake);
+        if first {
+            self.look_after(pause, key);
+        }
     }
 
-    /// Takes the schedules whose turn it is, without those that nobody waits for any more.
-    fn page(&mut self) -> Vec<Arc<str>> {
-        let until = Instant::now() + self.interval / TOGETHER;
-        let mut page = Vec::new();
+    /// Looks come at whole parts of their pause, so that schedules with equal pauses meet in one call.
+    fn look_after(&mut self, pause: Duration, key: Arc<str>) {
+        let pause = pause.clamp(Duration::from_millis(1), self.interval.max(Duration::from_millis(1)));
+        let (at, part) = (self.begun.elapsed() + pause, pause / PART);
+        let early = at.as_nanos() % part.as_nanos();
+        let at = at.saturating_sub(Duration::from_nanos(u64::try_from(early).unwrap_or(0)));
+        self.turns.push(Reverse((self.begun + at, pause, key)));
+    }
+
+    /// Takes the schedules whose turn it is, without those that nobody waits for any more; with the pause before it.
+    fn page(&mut self) -> (Vec<Arc<str>>, Vec<Duration>) {
+        let now = Instant::now();
+        let (mut page, mut pauses) = (Vec::new(), Vec::new());
         while page.len() < PAGE
-            && let Some((_, key)) = self.turns.pop_front_if(|(at, _)| *at <= until)
+            && self.turns.peek().is_some_and(|Reverse((at, ..))| *at <= now)
+            && let Some(Reverse((_, pause, key))) = self.turns.pop()
         {
             let Some(waiting) = self.waiting.get_mut(&key) else { continue };
             waiting.retain(|wake| !wake.is_closed());
@@ -123,18 +146,21 @@ impl Round {
                 self.waiting.remove(&key);
             } else {
                 page.push(key);
+                pauses.push(pause);
             }
         }
-        page
+        (page, pauses)
     }
 
-    fn looked_at(&mut self, page: &[Arc<str>], due: &[usize]) {
+    fn looked_at(&mut self, page: &[Arc<str>], pauses: &[Duration], due: &[usize]) {
         for key in due.iter().filter_map(|at| page.get(*at)) {
             self.wake(key);
         }
-        let next = Instant::now() + self.interval;
-        let still = page.iter().filter(|key| self.waiting.contains_key(*key));
-        self.turns.extend(still.map(|key| (next, Arc::clone(key))));
+        for (key, pause) in page.iter().zip(pauses) {
+            if self.waiting.contains_key(key) {
+                self.look_after(*pause + *pause / PART, Arc::clone(key));
+            }
+        }
     }
 
     fn wake(&mut self, key: &Arc<str>) {
@@ -187,7 +213,7 @@ mod tests {
 
     fn wait(prober: &Prober, key: &str) -> tokio::task::JoinHandle<()> {
         let (prober, key) = (prober.clone(), Arc::from(key));
-        tokio::task::spawn_local(async move { prober.wait(key).await })
+        tokio::task::spawn_local(async move { prober.wait(key, INTERVAL).await })
     }
 
     #[tokio::test(start_paused = true)]
@@ -217,13 +243,44 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_was_busy_a_moment_ago_is_looked_at_sooner_and_then_less_and_less_often() {
+        LocalSet::new()
+            .run_until(async {
+                let fake = Rc::new(Fake::default());
+                let prober = start(&fake);
+                let wait = |pause| {
+                    let prober = prober.clone();
+                    tokio::task::spawn_local(async move { prober.wait(Arc::from("busy"), pause).await })
+                };
+                let first = wait(INTERVAL / 10);
+                tokio::time::sleep(INTERVAL / 20).await;
+                fake.due.borrow_mut().insert("busy".to_owned());
+                let begun = Instant::now();
+                first.await.unwrap();
+                assert!(begun.elapsed() <= INTERVAL / 10, "{:?}", begun.elapsed());
+
+                fake.due.borrow_mut().clear();
+                let before = fake.asked.borrow().len();
+                let second = wait(INTERVAL / 10);
+                tokio::time::sleep(10 * INTERVAL).await;
+                let growing = fake.asked.borrow().len() - before;
+                assert!((15..=30).contains(&growing), "{growing} looks while the pauses grow");
+                tokio::time::sleep(10 * INTERVAL).await;
+                let grown = fake.asked.borrow().len() - before - growing;
+                assert!((9..=12).contains(&grown), "{grown} looks in ten intervals");
+                assert!(!second.is_finished());
+            })
+            .await;
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn all_are_woken_when_redis_is_away_and_then_nothing_is_asked() {
         LocalSet::new()
             .run_until(async {
                 let fake = Rc::new(Fake::default());
                 fake.down.replace(true);
                 let prober = start(&fake);
-                let waits = (0..600).map(|n| prober.wait(Arc::from(format!("k{n}"))));
+                let waits = (0..600).map(|n| prober.wait(Arc::from(format!("k{n}")), INTERVAL));
                 tokio::time::timeout(10 * INTERVAL, futures::future::join_all(waits)).await.unwrap();
                 let calls = fake.asked.borrow().len();
                 tokio::time::sleep(10 * INTERVAL).await;
@@ -238,7 +295,7 @@ mod tests {
             .run_until(async {
                 let fake = Rc::new(Fake::default());
                 let prober = start(&fake);
-                let gone = tokio::time::timeout(INTERVAL / 2, prober.wait(Arc::from("gone"))).await;
+                let gone = tokio::time::timeout(INTERVAL / 2, prober.wait(Arc::from("gone"), INTERVAL)).await;
                 assert!(gone.is_err());
                 tokio::time::sleep(10 * INTERVAL).await;
                 assert!(fake.asked.borrow().is_empty(), "nobody waits for it any more");
