@@ -1,25 +1,30 @@
 //! How many connections this worker may have open on each server, and who has them.
 //!
 //! Thousands of tenants keep their databases on one server, and a Postgres connection belongs to one database. So the
-//! bound that matters is per server, and connections must move between databases: when all are open and one database
-//! needs a connection, the one that has been idle longest, whichever database it belongs to, is closed for it.
+//! bound that matters is per server, and connections must move between databases.
 //!
 //! Why not a pool per database from the driver: it retries a refused connection until its own deadline and then says
 //! "timed out" whatever the server said, so that the class of the error is lost; and two pools cannot pass a place
 //! from one to the other without the sum exceeding the bound for a moment.
 //!
-//! How it stays within the bound. A *permit* (a FIFO semaphore, as many as the budget) is held by whoever works with a
-//! connection; a *slot* is held by each open connection, from before it is opened until after it is closed. A slot is
-//! given only while fewer than the budget exist. A holder of a permit without a connection is never stuck: the other
-//! permits account for at most budget − 1 connections, so there is a free slot, or an idle connection whose slot it
-//! takes over, or one being closed, which is waited for.
+//! How it stays within the bound. A *slot* is held by each open connection, from before it is opened until after it is
+//! closed. A slot is given only while fewer than the budget exist, or taken over from a connection that is closed for it.
 //!
-//! Permits are per server, so a server that does not answer holds up nobody else. Within a server one database uses
-//! at most its own `max_connections` permits, each for at most the connect timeout or the operation timeout.
+//! Who gets one. A database's own idle connection first. Who needs a new one queues; the queue is served in order, each
+//! time a slot becomes free, a connection idle, or an idle one old enough to be taken away:
+//!
+//! - A database that has a connection takes none away from another: it waits for its own, or for a free slot.
+//! - A connection is left to its database for [`TENURE`], and then as long as its pauses are shorter than [`SPARE`]. Moving
+//!   one costs both sides some milliseconds of work; without this bound, more active databases than slots would do little else.
+//! - After [`LONGEST`] it goes to the next in the queue as soon as its statement has ended: a backlog must not keep a
+//!   neighbour waiting until it is empty.
+//!
+//! While a database waits its batch grows, so the fewer turns carry more. Slots are per server: one that does not answer
+//! holds up nobody else. Within a server one database uses at most its own `max_connections`, each for at most the
+//! connect timeout or the operation timeout.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -27,7 +32,7 @@ use std::time::{Duration, Instant};
 use futures::future;
 use sqlx::{Connection, PgConnection};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
 /// A connection this old is closed instead of being kept: servers and the boxes between leak, and a role's changed
@@ -36,6 +41,18 @@ const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 
 /// How often idle connections are looked at, at the least.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The same while somebody waits for one of them.
+const WAITED_FOR_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How long a connection is left to its database although others wait for one.
+const TENURE: Duration = Duration::from_millis(500);
+
+/// After its tenure, one that has been idle for so long is taken away when others wait.
+const SPARE: Duration = Duration::from_millis(20);
+
+/// After so long it is taken away between two statements when others wait.
+const LONGEST: Duration = Duration::from_secs(2);
 
 /// How long a polite goodbye may take before the socket is simply closed.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -59,12 +76,14 @@ pub struct ServerUsage {
     pub open: usize,
     /// Connections nobody works with.
     pub idle: usize,
-    /// Places in the budget that are taken by operations under way.
+    /// Connections that somebody works with, those being opened or closed included.
     pub in_use: usize,
-    /// Operations that wait for a place.
+    /// Operations that wait for a connection.
     pub waiting: usize,
     /// The budget.
     pub limit: usize,
+    /// Connections opened so far, attempts included. Growing fast, it shows that too many active databases share too few.
+    pub opened: u64,
 }
 
 impl ConnectionBudget {
@@ -113,14 +132,13 @@ impl fmt::Debug for ConnectionBudget {
     }
 }
 
-/// One server: its permits, its slots and its idle connections.
+/// One server: its slots, its idle connections, and who waits for them.
 pub(crate) struct Server {
     key: String,
     limit: usize,
-    pub(crate) permits: Arc<Semaphore>,
     waiting: AtomicUsize,
-    /// A slot has become free, or a connection idle.
-    freed: Notify,
+    /// Somebody has queued: the sweeper is to look sooner.
+    queued: Arc<Notify>,
     state: Mutex<State>,
 }
 
@@ -128,10 +146,20 @@ pub(crate) struct Server {
 struct State {
     /// Slots given out.
     open: usize,
+    /// Slots given to databases so far.
+    opened: u64,
     open_by: HashMap<u64, usize>,
     /// The longest idle first.
     idle: VecDeque<Idle>,
+    /// The longest waiting first.
+    queue: VecDeque<Queued>,
     sweeper: Option<JoinHandle<()>>,
+}
+
+struct Queued {
+    database: u64,
+    fresh: bool,
+    grant: oneshot::Sender<Grant>,
 }
 
 struct Idle {
@@ -175,12 +203,11 @@ impl Drop for Slot {
         let mut state = self.server.state();
         state.open -= 1;
         state.leave(self.database);
-        drop(state);
-        self.server.freed.notify_one();
+        self.server.serve(state);
     }
 }
 
-/// What a holder of a permit gets.
+/// What somebody gets who needs a connection.
 pub(crate) enum Claim {
     /// A connection of its own database that was idle.
     Pooled(Open),
@@ -188,14 +215,28 @@ pub(crate) enum Claim {
     Slot(Slot),
 }
 
-enum Step {
-    Done(Claim),
-    Evict(Open),
-    Wait,
+enum Grant {
+    Claim(Claim),
+    /// A connection of another database, to be closed for its slot.
+    TakeOver(Open),
+}
+
+impl Idle {
+    fn may_be_taken(&self) -> bool {
+        let age = self.open.opened.elapsed();
+        age >= LONGEST || (age >= TENURE && self.since.elapsed() >= SPARE)
+    }
 }
 
 impl State {
+    /// The most recently used idle connection of a database.
+    fn take_own(&mut self, database: u64) -> Option<Open> {
+        let own = self.idle.iter().rposition(|idle| idle.open.slot.database == database)?;
+        self.idle.remove(own).map(|idle| idle.open)
+    }
+
     fn enter(&mut self, database: u64) {
+        self.opened += 1;
         *self.open_by.entry(database).or_default() += 1;
     }
 
@@ -214,9 +255,8 @@ impl Server {
         Server {
             key,
             limit,
-            permits: Arc::new(Semaphore::new(limit)),
             waiting: AtomicUsize::new(0),
-            freed: Notify::new(),
+            queued: Arc::default(),
             state: Mutex::new(State::default()),
         }
     }
@@ -235,41 +275,89 @@ impl Server {
         Waiting(self)
     }
 
-    /// A connection or the right to open one, for a caller who holds a permit. With `fresh`, never a pooled one.
-    /// Waits only for connections that are just being closed.
+    /// A connection or the right to open one. With `fresh`, never a pooled one. Dropping the future leaves the queue.
     pub(crate) async fn claim(self: &Arc<Server>, database: u64, fresh: bool) -> Claim {
         loop {
-            let mut freed = pin!(self.freed.notified());
-            // Registered before looking: of two slots freed in between, none may be missed.
-            freed.as_mut().enable();
-            match self.step(database, fresh) {
-                Step::Done(claim) => return claim,
-                Step::Evict(open) => {
+            let granted = match self.grant_or_queue(database, fresh) {
+                Ok(grant) => Ok(grant),
+                Err(queued) => queued.await,
+            };
+            match granted {
+                Ok(Grant::Claim(claim)) => return claim,
+                Ok(Grant::TakeOver(open)) => {
                     tracing::debug!(server = %self.key, "connection of another database closed for this one");
                     let mut slot = open.close_keeping_slot(CLOSE_TIMEOUT).await;
                     self.rededicate(&mut slot, database);
                     return Claim::Slot(slot);
                 }
-                Step::Wait => freed.await,
+                // The queue lives as long as the server, which is borrowed here.
+                Err(_) => {}
             }
         }
     }
 
-    fn step(self: &Arc<Server>, database: u64, fresh: bool) -> Step {
+    fn grant_or_queue(
+        self: &Arc<Server>,
+        database: u64,
+        fresh: bool,
+    ) -> Result<Grant, oneshot::Receiver<Grant>> {
         let mut state = self.state();
-        let own = state.idle.iter().rposition(|idle| idle.open.slot.database == database);
-        if !fresh && let Some(idle) = own.and_then(|newest| state.idle.remove(newest)) {
-            return Step::Done(Claim::Pooled(idle.open));
+        // Whoever has an idle connection passes by those who wait for one. The others queue behind them.
+        if !fresh && let Some(open) = state.take_own(database) {
+            return Ok(Grant::Claim(Claim::Pooled(open)));
+        }
+        if state.queue.is_empty()
+            && let Some(grant) = self.find(&mut state, database, fresh)
+        {
+            return Ok(grant);
+        }
+        let (grant, granted) = oneshot::channel();
+        state.queue.push_back(Queued { database, fresh, grant });
+        self.keep_sweeping(&mut state);
+        self.serve(state);
+        self.queued.notify_one();
+        Err(granted)
+    }
+
+    /// What this database may have now.
+    fn find(self: &Arc<Server>, state: &mut State, database: u64, fresh: bool) -> Option<Grant> {
+        if !fresh && let Some(open) = state.take_own(database) {
+            return Some(Grant::Claim(Claim::Pooled(open)));
         }
         if state.open < self.limit {
             state.open += 1;
             state.enter(database);
-            return Step::Done(Claim::Slot(Slot { server: Arc::clone(self), database }));
+            return Some(Grant::Claim(Claim::Slot(Slot { server: Arc::clone(self), database })));
         }
-        match state.idle.pop_front() {
-            Some(idle) => Step::Evict(idle.open),
-            None => Step::Wait,
+        if !fresh && state.open_by.contains_key(&database) {
+            return None;
         }
+        let spare = state.idle.iter().position(Idle::may_be_taken)?;
+        state.idle.remove(spare).map(|idle| Grant::TakeOver(idle.open))
+    }
+
+    /// Gives the waiting what they may have, the longest waiting first.
+    fn serve(self: &Arc<Server>, mut state: MutexGuard<'_, State>) {
+        let mut undelivered = Vec::new();
+        let mut at = 0;
+        while let Some(Queued { database, fresh, grant }) = state.queue.get(at) {
+            let (database, fresh, gone) = (*database, *fresh, grant.is_closed());
+            let found = if gone { None } else { self.find(&mut state, database, fresh) };
+            match found {
+                None if !gone => at += 1,
+                found => {
+                    let queued = state.queue.remove(at);
+                    if let (Some(queued), Some(found)) = (queued, found)
+                        && let Err(back) = queued.grant.send(found)
+                    {
+                        undelivered.push(back);
+                    }
+                }
+            }
+        }
+        // A slot must not be dropped under the lock. Its drop serves the next.
+        drop(state);
+        drop(undelivered);
     }
 
     /// Hands a slot from the database it was used for to another.
@@ -280,8 +368,7 @@ impl Server {
         slot.database = database;
     }
 
-    /// Keeps a connection that works for the next one who needs it, or closes it if it is too old. To be called before
-    /// the permit is given back, so that whoever gets the permit finds the connection.
+    /// Keeps a connection that works for the next one who needs it, or closes it if it is too old.
     pub(crate) fn keep(self: &Arc<Server>, open: Open, timeout: Duration) {
         // Without a runtime nobody would ever close it: this is a program on its way out.
         let Ok(runtime) = Handle::try_current() else { return };
@@ -291,12 +378,18 @@ impl Server {
         }
         let mut state = self.state();
         state.idle.push_back(Idle { open, since: Instant::now(), timeout });
-        // The sweeper's runtime may have ended before us: actors' threads come and go.
-        if state.sweeper.as_ref().is_none_or(JoinHandle::is_finished) {
-            state.sweeper = Some(runtime.spawn(sweep(Arc::downgrade(self))));
+        self.keep_sweeping(&mut state);
+        self.serve(state);
+    }
+
+    /// Starts the sweeper unless it runs.
+    fn keep_sweeping(self: &Arc<Server>, state: &mut State) {
+        // Its runtime may have ended before us: actors' threads come and go.
+        if state.sweeper.as_ref().is_none_or(JoinHandle::is_finished)
+            && let Ok(runtime) = Handle::try_current()
+        {
+            state.sweeper = Some(runtime.spawn(sweep(Arc::downgrade(self), Arc::clone(&self.queued))));
         }
-        drop(state);
-        self.freed.notify_one();
     }
 
     /// Takes away all idle connections of a database.
@@ -321,25 +414,31 @@ impl Server {
             server: self.key.clone(),
             open: state.open,
             idle: state.idle.len(),
-            in_use: self.limit - self.permits.available_permits(),
+            in_use: state.open - state.idle.len(),
             waiting: self.waiting.load(Ordering::Relaxed),
             limit: self.limit,
+            opened: state.opened,
         }
     }
 
-    /// Takes what has been idle or open for too long, and says whether the sweeper is still needed.
-    fn take_expired(&self) -> (Vec<Open>, bool) {
+    /// Takes what has been idle or open for too long, serves the waiting, and says when to look again; `None` = not needed.
+    fn tend(self: &Arc<Server>) -> (Vec<Open>, Option<Duration>) {
         let mut state = self.state();
         let (expired, kept): (Vec<_>, Vec<_>) = state.idle.drain(..).partition(|idle| {
             idle.since.elapsed() >= idle.timeout || idle.open.opened.elapsed() > MAX_LIFETIME
         });
         state.idle = kept.into();
-        let go_on = !state.idle.is_empty();
-        if !go_on {
-            // Under the lock, so that the next `keep` sees it and starts another.
+        let again = match (state.queue.is_empty(), state.idle.is_empty()) {
+            (false, _) => Some(WAITED_FOR_INTERVAL),
+            (true, false) => Some(SWEEP_INTERVAL),
+            (true, true) => None,
+        };
+        if again.is_none() {
+            // Under the lock, so that the next who needs one sees it and starts another.
             state.sweeper = None;
         }
-        (expired.into_iter().map(|idle| idle.open).collect(), go_on)
+        self.serve(state);
+        (expired.into_iter().map(|idle| idle.open).collect(), again)
     }
 
     /// The lock on the state. A connection or a slot must not be dropped under it: a slot's drop takes it too.
@@ -357,19 +456,20 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Closes idle connections when their time has come, as long as there are any.
-async fn sweep(server: Weak<Server>) {
+/// Closes idle connections when their time has come, and hands them on when others wait, as long as there are any.
+async fn sweep(server: Weak<Server>, queued: Arc<Notify>) {
+    let mut pause = WAITED_FOR_INTERVAL;
     loop {
-        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let _ = tokio::time::timeout(pause, queued.notified()).await;
         let Some(server) = server.upgrade() else { return };
-        let (expired, go_on) = server.take_expired();
+        let (expired, again) = server.tend();
         if !expired.is_empty() {
             tracing::debug!(server = %server.key, connections = expired.len(), "idle connections closed");
-            future::join_all(expired.into_iter().map(|open| open.close(CLOSE_TIMEOUT))).await;
+            // Beside, because the waiting must not wait for goodbyes.
+            tokio::spawn(future::join_all(expired.into_iter().map(|open| open.close(CLOSE_TIMEOUT))));
         }
-        if !go_on {
-            return;
-        }
+        let Some(again) = again else { return };
+        pause = again;
     }
 }
 

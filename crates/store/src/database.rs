@@ -26,7 +26,7 @@ pub(crate) struct Inner {
     pub(crate) operation_timeout: Duration,
     pub(crate) server: Arc<Server>,
     pub(crate) phase: watch::Sender<Phase>,
-    /// As many as `limit`: this database's share of the server's permits can't be larger.
+    /// As many as `limit`: this database's connections can't be more.
     permits: Arc<Semaphore>,
     limit: u32,
     last_used: Mutex<Instant>,
@@ -35,7 +35,7 @@ pub(crate) struct Inner {
 }
 
 /// How far the closing has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     Open,
     /// Nothing new begins; what is under way may end.
@@ -135,26 +135,31 @@ impl Database {
         broken_off
     }
 
-    /// A place in this database's pool, then in the server's budget: in this order, because whoever waits for the former
-    /// must not keep others from the latter.
+    /// A session whose connection is there already: what follows waits for nobody else.
+    ///
+    /// # Errors
+    /// What keeps it from being had, by class; [`ErrorClass::TooManyConnections`] when none became free in time.
+    pub async fn connect(&self) -> Result<Session, StoreError> {
+        let mut session = self.session().await?;
+        session.connect().await?;
+        Ok(session)
+    }
+
+    /// A place in this database's pool. The connection is got with the first statement.
     pub(crate) async fn session(&self) -> Result<Session, StoreError> {
+        let acquire_by = tokio::time::Instant::now() + self.0.spec.acquire_timeout;
         let waiting = self.0.server.waiting();
-        let both = async {
-            let own = Arc::clone(&self.0.permits).acquire_owned().await.map_err(|_| StoreError::closed())?;
-            let shared =
-                Arc::clone(&self.0.server.permits).acquire_owned().await.map_err(|_| StoreError::closed())?;
-            Ok::<_, StoreError>((shared, own))
-        };
+        let own = Arc::clone(&self.0.permits).acquire_owned();
         let mut phase = self.0.phase.subscribe();
-        let permits = tokio::select! {
+        let permit = tokio::select! {
             biased;
             _ = phase.wait_for(|phase| *phase != Phase::Open) => return Err(StoreError::closed()),
-            permits = tokio::time::timeout(self.0.spec.acquire_timeout, both) => {
-                permits.map_err(|_| self.no_place())??
+            permit = tokio::time::timeout_at(acquire_by, own) => {
+                permit.map_err(|_| self.no_place())?.map_err(|_| StoreError::closed())?
             }
         };
         drop(waiting);
-        Ok(Session::new(self.clone(), permits))
+        Ok(Session::new(self.clone(), acquire_by, permit))
     }
 
     pub(crate) fn inner(&self) -> &Inner {

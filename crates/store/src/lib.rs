@@ -24,6 +24,7 @@ pub use database::{Database, PoolUsage};
 pub use identifier::{InvalidIdentifier, MAX_IDENTIFIER_BYTES, Table};
 pub use lookup::{FoundRow, Sought};
 pub use row::{Outcome, Row, RowResult};
+pub use session::Session;
 pub use spec::{DatabaseSpec, InvalidTlsMode, PoolKey, TlsMode};
 pub use update::CHUNK_ROWS;
 pub use verify::StoredRow;

@@ -1,9 +1,11 @@
 //! One caller's use of a database: a place in the pool, a connection, and what happens when it breaks.
 
+use std::fmt;
 use std::future::Future;
 
 use sqlx::{ConnectOptions, PgConnection};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use crate::budget::{Claim, Open};
 use crate::classify::{ErrorClass, StoreError};
@@ -21,22 +23,38 @@ pub(crate) trait Operation {
     ) -> impl Future<Output = Result<Self::Output, sqlx::Error>> + Send;
 }
 
-/// A place in the pool and in the budget of the server, and the connection, from the first statement on. When dropped,
-/// the connection goes back to the pool if it is in a known state, and is closed otherwise (an error, or a caller who
-/// was cancelled in the middle of a statement).
-pub(crate) struct Session {
+/// A place in the pool of a database, and its connection, from the first statement on. When dropped, the connection goes
+/// back to the pool if it is in a known state, and is closed otherwise (an error, or a caller who was cancelled in the
+/// middle of a statement).
+pub struct Session {
     database: Database,
     /// Absent before the first statement, after a failure, and while a statement runs.
     open: Option<Open>,
     /// The connection comes from the pool and has not answered yet: the server may have closed it long ago.
     unproven: bool,
-    // After `open`: the connection must be back before the permits are, and fields drop in this order.
-    _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    /// The first connection must be there by then.
+    acquire_by: Option<Instant>,
+    // After `open`: the connection must be back before the permit is, and fields drop in this order.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("database", &self.database).finish_non_exhaustive()
+    }
 }
 
 impl Session {
-    pub(crate) fn new(database: Database, permits: (OwnedSemaphorePermit, OwnedSemaphorePermit)) -> Session {
-        Session { database, open: None, unproven: false, _permits: permits }
+    pub(crate) fn new(database: Database, acquire_by: Instant, permit: OwnedSemaphorePermit) -> Session {
+        Session { database, open: None, unproven: false, acquire_by: Some(acquire_by), _permit: permit }
+    }
+
+    /// Gets the connection now instead of with the first statement.
+    pub(crate) async fn connect(&mut self) -> Result<(), StoreError> {
+        if self.open.is_none() {
+            self.open = Some(self.connection(false).await?);
+        }
+        Ok(())
     }
 
     /// Runs a statement within the operation timeout, connecting first if need be. If the connection came from the
@@ -78,10 +96,12 @@ impl Session {
 
     async fn connection(&mut self, fresh: bool) -> Result<Open, StoreError> {
         let inner = self.database.inner();
-        let claim = inner.server.claim(inner.id, fresh);
-        // Bounded although it only ever waits for connections that are being closed, within a second each.
-        let claim = tokio::time::timeout(inner.spec.acquire_timeout, claim);
-        let claim = self.unless_aborted(claim).await?.map_err(|_| self.database.no_place())?;
+        let by = self.acquire_by.take().unwrap_or_else(|| Instant::now() + inner.spec.acquire_timeout);
+        let claim = {
+            let _waiting = inner.server.waiting();
+            let claim = tokio::time::timeout_at(by, inner.server.claim(inner.id, fresh));
+            self.unless(Phase::Closing, claim).await?.map_err(|_| self.database.no_place())?
+        };
         let slot = match claim {
             Claim::Pooled(open) => {
                 self.unproven = true;
@@ -90,7 +110,8 @@ impl Session {
             Claim::Slot(slot) => slot,
         };
         let timeout = inner.spec.connect_timeout;
-        match self.unless_aborted(tokio::time::timeout(timeout, inner.options.connect())).await? {
+        let connecting = tokio::time::timeout(timeout, inner.options.connect());
+        match self.unless(Phase::Aborted, connecting).await? {
             Ok(Ok(connection)) => Ok(Open::new(connection, slot)),
             Ok(Err(sqlx::Error::Io(io)))
                 if io.kind() == std::io::ErrorKind::NotFound && inner.spec.root_cert.is_some() =>
@@ -108,7 +129,7 @@ impl Session {
     async fn attempt<O: Operation>(&self, open: &mut Open, operation: &O) -> Result<O::Output, StoreError> {
         let timeout = self.database.inner().operation_timeout;
         let running = tokio::time::timeout(timeout, operation.run(&mut open.connection));
-        match self.unless_aborted(running).await? {
+        match self.unless(Phase::Aborted, running).await? {
             Ok(result) => result.map_err(StoreError::from),
             Err(_) => Err(StoreError::new(
                 ErrorClass::Timeout,
@@ -117,13 +138,14 @@ impl Session {
         }
     }
 
-    /// Ends when the database's drain deadline has passed: what hangs must not outlive the worker.
-    async fn unless_aborted<F: Future>(&self, future: F) -> Result<F::Output, StoreError> {
+    /// Ends when the database's closing has come so far: nobody waits for a connection that is no longer given, and what
+    /// hangs must not outlive the worker.
+    async fn unless<F: Future>(&self, end: Phase, future: F) -> Result<F::Output, StoreError> {
         let mut phase = self.database.inner().phase.subscribe();
         tokio::select! {
             biased;
             output = future => Ok(output),
-            _ = phase.wait_for(|phase| *phase == Phase::Aborted) => Err(StoreError::closed()),
+            _ = phase.wait_for(|phase| *phase >= end) => Err(StoreError::closed()),
         }
     }
 }

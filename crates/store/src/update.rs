@@ -78,24 +78,38 @@ impl Database {
         table: &Table,
         rows: &[Row<'_>],
     ) -> Result<Vec<RowResult>, StoreError> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.session().await?.update_isolating(table, rows).await
+    }
+}
+
+impl Session {
+    /// As [`Database::update_isolating`], on this connection.
+    ///
+    /// # Errors
+    /// Any failure but a refused value and contention, by class. What was written before stays.
+    pub async fn update_isolating(
+        &mut self,
+        table: &Table,
+        rows: &[Row<'_>],
+    ) -> Result<Vec<RowResult>, StoreError> {
         let batch = Batch::new(rows);
         let mut sent = Vec::with_capacity(batch.rows.len());
-        if !batch.rows.is_empty() {
-            let mut session = self.session().await?;
-            // The parts still to be written, the next one last: the results come in the order of the rows.
-            let mut parts: Vec<&[&Row<'_>]> = batch.rows.chunks(CHUNK_ROWS).rev().collect();
-            while let Some(part) = parts.pop() {
-                match write(&mut session, table, part).await {
-                    Ok(mut results) => sent.append(&mut results),
-                    Err(error) if error.class() != ErrorClass::Refused => return Err(error),
-                    Err(error) if part.len() == 1 => sent.push(RowResult::Refused {
-                        sqlstate: error.sqlstate().unwrap_or_default().to_owned(),
-                        message: error.message().to_owned(),
-                    }),
-                    Err(_) => {
-                        let (left, right) = part.split_at(part.len() / 2);
-                        parts.extend([right, left]);
-                    }
+        // The parts still to be written, the next one last: the results come in the order of the rows.
+        let mut parts: Vec<&[&Row<'_>]> = batch.rows.chunks(CHUNK_ROWS).rev().collect();
+        while let Some(part) = parts.pop() {
+            match write(self, table, part).await {
+                Ok(mut results) => sent.append(&mut results),
+                Err(error) if error.class() != ErrorClass::Refused => return Err(error),
+                Err(error) if part.len() == 1 => sent.push(RowResult::Refused {
+                    sqlstate: error.sqlstate().unwrap_or_default().to_owned(),
+                    message: error.message().to_owned(),
+                }),
+                Err(_) => {
+                    let (left, right) = part.split_at(part.len() / 2);
+                    parts.extend([right, left]);
                 }
             }
         }

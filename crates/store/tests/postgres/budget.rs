@@ -81,7 +81,110 @@ async fn twenty_databases_share_five_connections() {
     assert_eq!(budget.servers()[0].open, 0);
 }
 
-/// Permits are per server: one that never answers keeps nobody from another.
+/// More active databases than connections: each turn of a connection lasts, nobody starves, and what is asked for more often
+/// than connections can move is not answered by moving them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_do_not_move_with_every_statement() {
+    const DATABASES: usize = 6;
+    let tenants: Vec<Tenant> = futures::future::join_all(
+        (0..DATABASES).map(|n| async move { Tenant::new(&format!("turns_{n}")).await }),
+    )
+    .await;
+    for tenant in &tenants {
+        tenant.seed(1).await;
+    }
+    let budget = ConnectionBudget::new(4);
+    let begun = Instant::now();
+    let databases: Vec<Database> =
+        tenants.iter().map(|tenant| Database::open(tenant.spec(), budget.clone()).unwrap()).collect();
+    let writers: Vec<_> = databases
+        .iter()
+        .map(|database| {
+            let database = database.clone();
+            tokio::spawn(async move {
+                // One after the other with pauses in between, as a tenant with a trickle of mutations.
+                for version in 2..42 {
+                    let outcomes = database.update(&Table::unqualified(), &[row(1, version)]).await.unwrap();
+                    assert_eq!(outcomes, [Outcome::Updated]);
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let opened = budget.servers()[0].opened as usize;
+    // Each of the four moves at most twice a second.
+    let bound = DATABASES + (begun.elapsed().as_secs_f64() * 2.0 * 4.0).ceil() as usize;
+    assert!(opened <= bound, "{opened} connections opened for 240 writes, more than {bound}");
+    assert!(opened > 4, "but they do move");
+}
+
+/// A database in the middle of a backlog gives its connection up after a while, although it never rests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_does_not_keep_its_connection_for_ever() {
+    let (busy, other) = (Tenant::new("busy").await, Tenant::new("patient").await);
+    busy.seed(1).await;
+    other.seed(1).await;
+    let budget = ConnectionBudget::new(1);
+    let backlog = Database::open(busy.spec(), budget.clone()).unwrap();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let working = tokio::spawn({
+        let (backlog, stop) = (backlog.clone(), std::sync::Arc::clone(&stop));
+        async move {
+            let mut version = 1;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                version += 1;
+                backlog.update(&Table::unqualified(), &[row(1, version)]).await.unwrap();
+            }
+        }
+    });
+    eventually(PATIENCE, "the backlog's work", || async { backlog.usage().open == 1 }).await.unwrap();
+    let database = Database::open(other.spec(), budget.clone()).unwrap();
+    for version in 2..4 {
+        // Within the acquire timeout, or it would be an error.
+        let written = database.update(&Table::unqualified(), &[row(1, version)]).await.unwrap();
+        assert_eq!(written, [Outcome::Updated]);
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    working.await.unwrap();
+}
+
+/// The second connection of a database is no reason to take another database's only one.
+#[tokio::test]
+async fn who_has_a_connection_takes_none_away() {
+    let (one, two) = (Tenant::new("has_one").await, Tenant::new("has_two").await);
+    one.seed(1).await;
+    two.seed(1).await;
+    let budget = ConnectionBudget::new(2);
+    let idle = Database::open(one.spec(), budget.clone()).unwrap();
+    idle.ping().await.unwrap();
+    let database = Database::open(DatabaseSpec { max_connections: 2, ..two.spec() }, budget.clone()).unwrap();
+    let mut blocker = two.server.connect("has_two").await.unwrap();
+    sqlx::raw_sql("BEGIN; SELECT FROM balance FOR UPDATE").execute(&mut blocker).await.unwrap();
+    let writes: Vec<_> = (0..2)
+        .map(|n| {
+            let database = database.clone();
+            tokio::spawn(async move { database.update(&Table::unqualified(), &[row(1, 2 + n)]).await })
+        })
+        .collect();
+    eventually(PATIENCE, "the second write in the queue", || async {
+        database.usage().in_use == 1 && budget.servers()[0].waiting == 1
+    })
+    .await
+    .unwrap();
+    // Longer than a connection is left alone: had it been anybody's, it would be gone.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!((idle.usage().idle, database.usage().open), (1, 1));
+    sqlx::raw_sql("ROLLBACK").execute(&mut blocker).await.unwrap();
+    for write in writes {
+        write.await.unwrap().unwrap();
+    }
+    assert_eq!(database.usage().open, 1, "one after the other on the one it has");
+}
+
+/// Slots are per server: one that never answers keeps nobody from another.
 #[tokio::test]
 async fn a_server_that_never_answers_holds_up_no_other() {
     let tenant = Tenant::new("elsewhere").await;
