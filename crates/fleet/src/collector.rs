@@ -5,6 +5,11 @@
 //! poll interval or the flush timeout), *idle* (nothing at all: back off). Claims go on while flushes are in flight, so
 //! that Redis and Postgres work at the same time.
 //!
+//! A flush begins with a *place*, the right to write now. Where many tenants want to write to one server, places are
+//! waited for, and what is held meanwhile is memory of ours and leases that run. So nothing leaves the buffer before the
+//! place is there; while places are scarce only a [`TASTE`] of a backlog is claimed ahead, and the rest of the batch when
+//! the place has come.
+//!
 //! Here: the loop, its flushes and its claims. In the folder: `recovery` (what it does when that fails), `chores`
 //! (upkeep of the schedule beside it), `drain` (its end), `traces` (what of it is told as spans).
 //!
@@ -33,12 +38,20 @@ use tokio_util::sync::CancellationToken;
 use self::chores::Chore;
 use crate::{
     backoff::Backoff,
-    failure::{Reaction, SinkError, redis_reaction},
-    flush::{FlushEnd, flush, release},
+    failure::{Reaction, SinkError, reaction, redis_reaction},
+    flush::{Batch, FlushEnd, flush, release},
     gather::{Gather, Trigger},
     ports::{Queue, Sink},
     status::{FleetStatus, Stage, TenantState, TenantStatus},
 };
+
+/// What is claimed ahead while places are waited for: one in so many of a batch …
+const TASTE: usize = 8;
+/// … but no less than this, which weighs nothing.
+const TASTE_MIN: usize = 50;
+/// A place that took longer than this was waited for. An idle connection is there at once, and opening one takes some
+/// milliseconds.
+const SCARCE: Duration = Duration::from_millis(20);
 
 /// How a collector works. One value for the whole worker.
 #[derive(Debug, Clone)]
@@ -127,9 +140,10 @@ impl<Q: Queue, S: Sink> Collector<Q, S> {
             turn.step(&stop).await;
         }
         if self.status.leaving.load(Relaxed) {
-            turn.empty().await;
+            Box::pin(turn.empty()).await;
         }
-        turn.drain().await
+        // Boxed, because thousands of collectors would hold the room for their last moments from the first.
+        Box::pin(turn.drain()).await
     }
 }
 
@@ -160,8 +174,23 @@ struct Flight {
 
 type Answered = (Duration, Result<Claim, ScheduleError>);
 
+/// A flush that waits for its place.
+struct Placing<'a, P> {
+    trigger: Trigger,
+    since: Instant,
+    place: LocalBoxFuture<'a, Result<P, SinkError>>,
+}
+
+/// A place that is there, until its batch is complete.
+struct Placed<P> {
+    trigger: Trigger,
+    since: Instant,
+    waited: Duration,
+    place: P,
+}
+
 /// The loop's state. Futures borrow queue and sink, which outlive it.
-struct Turn<'a, Q, S> {
+struct Turn<'a, Q, S: Sink> {
     queue: &'a Q,
     sink: &'a S,
     options: &'a CollectorOptions,
@@ -171,6 +200,10 @@ struct Turn<'a, Q, S> {
     gather: Gather,
     /// The trace of what is in the buffer: it began with the claim that brought the first, and goes on in its flush.
     batch: Span,
+    placing: Option<Placing<'a, S::Place>>,
+    placed: Option<Placed<S::Place>>,
+    /// The last place had to be waited for, or there was none yet since the tenant was idle.
+    scarce: bool,
     flights: FuturesUnordered<LocalBoxFuture<'a, (u64, FlushEnd)>>,
     in_flight: HashMap<u64, Flight>,
     next_flight: u64,
@@ -188,6 +221,8 @@ struct Turn<'a, Q, S> {
     next_sweep: Option<Instant>,
     next_recent: Instant,
     recent_from: Option<f64>,
+    /// The last claim brought as many as were asked for: there are probably more.
+    more: bool,
     /// The schedule's head was older than `protect_after` at the last claim.
     behind: bool,
     /// There was nothing in the schedule at the last claim, neither due nor held by anybody.
@@ -208,6 +243,9 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
             status: &collector.status,
             gather: Gather::new(options.batch_size, options.flush_timeout),
             batch: Span::NONE,
+            placing: None,
+            placed: None,
+            scarce: true,
             flights: FuturesUnordered::new(),
             in_flight: HashMap::new(),
             next_flight: 0,
@@ -222,6 +260,7 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
             next_sweep: None,
             next_recent: now,
             recent_from: None,
+            more: false,
             behind: false,
             exhausted: false,
             halted: false,
@@ -240,6 +279,7 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         tokio::select! {
             () = stop.cancelled() => {}
             Some((id, end)) = self.flights.next(), if !self.flights.is_empty() => self.landed(id, end),
+            place = place_of(&mut self.placing), if self.placing.is_some() => self.place_came(place),
             (limit, answer) = answered(&mut self.claiming), if self.claiming.is_some() => {
                 self.claiming = None;
                 self.claimed(limit, answer);
@@ -269,30 +309,90 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
     }
 
     fn start_flushes(&mut self, now: Instant) {
-        while self.flights.len() < self.depth() {
-            let Some(trigger) = self.gather.due(now) else { return };
-            let batch = self.gather.take();
-            self.start_flush(batch, trigger, self.options.flush_deadline);
+        if self.placed.is_some() {
+            if !self.completing() {
+                self.start_placed();
+            } else {
+                return;
+            }
+        }
+        if self.placing.is_none()
+            && self.flights.len() < self.depth()
+            && let Some(trigger) = self.due(now)
+        {
+            let deadline = self.options.flush_deadline;
+            let place = self.sink.place(self.status.leaving.load(Relaxed));
+            let span = self.batch.child("place");
+            let place = async move {
+                let place = span.around(tokio::time::timeout(deadline, place)).await;
+                let place = place.unwrap_or(Err(SinkError::Deadline(deadline)));
+                if let Err(error) = &place {
+                    span.fail(reaction(error).reason, || error.to_string());
+                }
+                place
+            };
+            self.placing = Some(Placing { trigger, since: now, place: place.boxed_local() });
         }
     }
 
-    fn start_flush(&mut self, batch: Vec<Claimed>, trigger: Trigger, deadline: Duration) {
-        let claimed = Rc::new(batch);
+    /// Whether a flush is due. A taste of a backlog is one as well: the rest of the batch is there when it is asked for.
+    fn due(&self, now: Instant) -> Option<Trigger> {
+        let taste = self.more && !self.gather.is_empty() && self.room() == 0;
+        self.gather.due(now).or_else(|| taste.then_some(Trigger::Size))
+    }
+
+    /// Whether the batch that has its place already is to grow: there is more, and a claim may bring it.
+    fn completing(&self) -> bool {
+        self.more && self.gather.room() > 0 && self.degraded.is_none() && self.may_claim()
+    }
+
+    fn place_came(&mut self, place: Result<S::Place, SinkError>) {
+        let Some(Placing { trigger, since, .. }) = self.placing.take() else { return };
+        let waited = since.elapsed();
+        match place {
+            Ok(place) => {
+                self.scarce = waited > SCARCE;
+                self.placed = Some(Placed { trigger, since, waited, place });
+                if self.more {
+                    self.next_claim = Instant::now();
+                }
+            }
+            Err(error) => {
+                self.status.batch_failures.fetch_add(1, Relaxed);
+                let claimed = self.gather.len();
+                let end = FlushEnd { claimed, failure: Some(error.clone()), ..FlushEnd::default() };
+                self.status.note_flush(trigger, &end, waited);
+                self.sink_failed(&error);
+                self.give_back_buffer();
+            }
+        }
+    }
+
+    /// Flushes what is buffered on the place that is there.
+    fn start_placed(&mut self) {
+        let Some(Placed { trigger, since, waited, place }) = self.placed.take() else { return };
+        if self.gather.is_empty() {
+            return;
+        }
+        let deadline = self.options.flush_deadline.saturating_sub(since.elapsed());
+        let (queue, sink, fleet, status) = (self.queue, self.sink, self.fleet, self.status);
+        self.fly(since, async move |claimed, trace| {
+            let span = trace.child("flush");
+            let batch = Batch { claimed, trigger, waited, deadline };
+            let end = span.around(flush(queue, sink, place, batch, fleet, status)).await;
+            traces::tell(&span, queue.space(), trigger, &end);
+            end
+        });
+    }
+
+    /// Lets the buffer go: the flight holds its claims until it has landed.
+    fn fly(&mut self, since: Instant, flight: impl AsyncFnOnce(&[Claimed], Span) -> FlushEnd + 'a) {
+        let claimed = Rc::new(self.gather.take());
         let id = self.next_flight;
         self.next_flight += 1;
-        self.in_flight.insert(id, Flight { claimed: Rc::clone(&claimed), since: Instant::now() });
-        let (queue, sink, fleet, status) = (self.queue, self.sink, self.fleet, self.status);
-        let batch = std::mem::take(&mut self.batch);
-        self.flights.push(
-            async move {
-                let span = batch.child("flush");
-                let flushing = flush(queue, sink, &claimed, trigger, deadline, fleet, status);
-                let end = span.around(flushing).await;
-                traces::tell(&span, queue.space(), trigger, &end);
-                (id, end)
-            }
-            .boxed_local(),
-        );
+        self.in_flight.insert(id, Flight { claimed: Rc::clone(&claimed), since });
+        let trace = std::mem::take(&mut self.batch);
+        self.flights.push(async move { (id, flight(&claimed, trace).await) }.boxed_local());
     }
 
     fn landed(&mut self, id: u64, end: FlushEnd) {
@@ -313,32 +413,36 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
 
     /// What waits in the buffer can't be written either: others may be able to, and its lease would lapse here.
     fn give_back_buffer(&mut self) {
+        self.placing = None;
+        self.placed = None;
         if self.gather.is_empty() {
             return;
         }
-        let claimed = Rc::new(self.gather.take());
-        let id = self.next_flight;
-        self.next_flight += 1;
-        self.in_flight.insert(id, Flight { claimed: Rc::clone(&claimed), since: Instant::now() });
         let (queue, status) = (self.queue, self.status);
-        let batch = std::mem::take(&mut self.batch);
-        self.flights.push(
-            async move {
-                let held: Vec<&Claimed> = claimed.iter().collect();
-                let released = batch.around(release(queue, &held, status)).await;
-                batch.set("outcome", "given_back");
-                let orphaned = if released.is_none() { held.len() } else { 0 };
-                let released = released.unwrap_or_default();
-                (id, FlushEnd { claimed: claimed.len(), released, orphaned, ..FlushEnd::default() })
-            }
-            .boxed_local(),
-        );
+        self.fly(Instant::now(), async move |claimed, trace| {
+            let held: Vec<&Claimed> = claimed.iter().collect();
+            let released = trace.around(release(queue, &held, status)).await;
+            trace.set("outcome", "given_back");
+            let orphaned = if released.is_none() { held.len() } else { 0 };
+            let released = released.unwrap_or_default();
+            FlushEnd { claimed: claimed.len(), released, orphaned, ..FlushEnd::default() }
+        });
     }
 
     // -- claim ---------------------------------------------------------------------------------------------------
 
-    fn start_claim(&mut self, now: Instant) {
+    /// How many members may be claimed now.
+    fn room(&self) -> usize {
         let room = self.gather.room();
+        if !self.scarce || self.placed.is_some() {
+            return room;
+        }
+        let taste = self.options.batch_size.div_ceil(TASTE).max(TASTE_MIN);
+        room.min(taste.saturating_sub(self.gather.len()))
+    }
+
+    fn start_claim(&mut self, now: Instant) {
+        let room = self.room();
         if self.claiming.is_some() || self.idling.is_some() || room == 0 || now < self.next_claim {
             return;
         }
@@ -346,7 +450,7 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
             return;
         }
         if let Some(degraded) = &self.degraded
-            && (!degraded.trying || !self.flights.is_empty())
+            && (!degraded.trying || self.writing())
         {
             return;
         }
@@ -362,8 +466,14 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         ));
     }
 
+    /// Whether a batch is on its way to Postgres.
+    fn writing(&self) -> bool {
+        !self.flights.is_empty() || self.placing.is_some() || self.placed.is_some()
+    }
+
     fn claimed(&mut self, limit: usize, (took, answer): Answered) {
         let now = Instant::now();
+        self.more = false;
         let claim = match answer {
             Ok(claim) => claim,
             Err(error) => {
@@ -390,8 +500,9 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         let found = claim.entries.len();
         // Not simply the first: a lease that lapsed tells no time.
         let oldest = claim.entries.iter().find_map(Claimed::scheduled_at);
-        self.behind = found == limit
-            && oldest.is_some_and(|at| claim.now - at > self.options.protect_after.as_secs_f64());
+        self.more = found == limit;
+        self.behind =
+            self.more && oldest.is_some_and(|at| claim.now - at > self.options.protect_after.as_secs_f64());
         self.gather.add(claim.entries, now);
         if found > 0 {
             self.idle_delay = self.options.poll_interval;
@@ -399,7 +510,7 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
                 self.enter(TenantState::Syncing);
             }
         }
-        if found == limit {
+        if self.more {
             self.next_claim = now;
         } else if found > 0 || !self.gather.is_empty() || !self.flights.is_empty() {
             // Less than asked for: nothing more is due at this moment.
@@ -409,6 +520,7 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
             // next mutation tells.
             self.recovered();
             self.enter(TenantState::Idle);
+            self.scarce = true;
             let delay = self.idle_delay;
             self.idle_delay = (delay * 2).min(self.options.idle_backoff_max).max(self.options.poll_interval);
             let queue = self.queue;
@@ -422,14 +534,16 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         let mut wake = if self.chore.is_none() { self.next_survey } else { now + Duration::from_secs(3600) };
         let mut sooner = |at: Instant| wake = wake.min(at);
         if self.flights.len() < self.depth()
+            && self.placing.is_none()
+            && self.placed.is_none()
             && let Some(deadline) = self.gather.deadline()
         {
             sooner(deadline);
         }
-        if self.claiming.is_none() && self.idling.is_none() && self.gather.room() > 0 && self.may_claim() {
+        if self.claiming.is_none() && self.idling.is_none() && self.room() > 0 && self.may_claim() {
             match &self.degraded {
                 None => sooner(self.next_claim),
-                Some(degraded) if degraded.trying && self.flights.is_empty() => sooner(self.next_claim),
+                Some(degraded) if degraded.trying && !self.writing() => sooner(self.next_claim),
                 Some(_) => {}
             }
         }
@@ -446,7 +560,7 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
                 if self.recent_from.is_some() {
                     sooner(self.next_sweep.unwrap_or(now));
                 }
-            } else if let Some(oldest) = self.in_flight.values().map(|flight| flight.since).min() {
+            } else if let Some(oldest) = self.held_since() {
                 sooner(oldest + self.options.protect_after + Duration::from_millis(1));
             }
         }
@@ -458,6 +572,13 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
 async fn answered<'a>(slot: &mut Option<(usize, LocalBoxFuture<'a, Answered>)>) -> (usize, Answered) {
     match slot {
         Some((limit, future)) => (*limit, future.await),
+        None => futures::future::pending().await,
+    }
+}
+
+async fn place_of<P>(slot: &mut Option<Placing<'_, P>>) -> Result<P, SinkError> {
+    match slot {
+        Some(placing) => (&mut placing.place).await,
         None => futures::future::pending().await,
     }
 }

@@ -53,13 +53,25 @@ struct Decoded<'a> {
     value: BalanceValue,
 }
 
+/// What is flushed, and how.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    /// The claimed members.
+    pub claimed: &'a [Claimed],
+    /// Why now.
+    pub trigger: Trigger,
+    /// How long a place was waited for.
+    pub waited: Duration,
+    /// Longest time the write may take.
+    pub deadline: Duration,
+}
+
 /// Carries one batch. Never fails as a whole without having tried to give its members back.
 pub async fn flush<Q: Queue, S: Sink>(
     queue: &Q,
     sink: &S,
-    claimed: &[Claimed],
-    trigger: Trigger,
-    deadline: Duration,
+    place: S::Place,
+    Batch { claimed, trigger, waited, deadline }: Batch<'_>,
     fleet: &FleetStatus,
     status: &TenantStatus,
 ) -> FlushEnd {
@@ -108,14 +120,14 @@ pub async fn flush<Q: Queue, S: Sink>(
     span.child_since("gather", begun.elapsed()).count("rows", rows.len());
 
     let mut end = FlushEnd { claimed: claimed.len(), ..FlushEnd::default() };
-    let last = trigger == Trigger::Drain || status.leaving.load(Relaxed);
     let update_begun = Instant::now();
     let results = if rows.is_empty() {
+        drop(place);
         Ok(Vec::new())
     } else {
         let update = span.store_call("update", "postgresql");
         update.count("rows", rows.len());
-        let results = match tokio::time::timeout(deadline, update.around(sink.update(&rows, last))).await {
+        let results = match tokio::time::timeout(deadline, update.around(sink.update(place, &rows))).await {
             Ok(results) => results,
             Err(_) => Err(SinkError::Deadline(deadline)),
         };
@@ -124,7 +136,7 @@ pub async fn flush<Q: Queue, S: Sink>(
         }
         results
     };
-    fleet.observe(Stage::Update, update_begun.elapsed());
+    fleet.observe(Stage::Update, waited + update_begun.elapsed());
 
     let settle_begun = Instant::now();
     let mut written: Vec<&Claimed> = Vec::with_capacity(decoded.len());

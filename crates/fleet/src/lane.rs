@@ -7,7 +7,7 @@ use balance_sync_domain::KeySpace;
 use balance_sync_schedule::{
     Claim, Claimed, QuarantineReport, Refusal, ReleaseReport, Schedule, ScheduleError, SettleReport,
 };
-use balance_sync_store::{ErrorClass, Row, RowResult};
+use balance_sync_store::{ErrorClass, Row, RowResult, Session};
 use balance_sync_tenants::Tenant;
 use balance_sync_trace as trace;
 
@@ -147,14 +147,44 @@ impl PostgresSink {
     }
 }
 
+/// A connection of the tenant's database.
+#[derive(Debug)]
+pub struct PostgresPlace {
+    pool: TenantPool,
+    session: Session,
+}
+
+impl PostgresPlace {
+    async fn of(pool: TenantPool) -> Result<Self, (TenantPool, SinkError)> {
+        match pool.database.connect().await {
+            Ok(session) => Ok(Self { pool, session }),
+            Err(error) => Err((pool, error.into())),
+        }
+    }
+}
+
 impl Sink for PostgresSink {
-    async fn update(&self, rows: &[Row<'_>], last: bool) -> Result<Vec<RowResult>, SinkError> {
-        let pool = self.pool(last).await?;
-        match pool.database.update_isolating(&pool.table, rows).await {
+    type Place = PostgresPlace;
+
+    async fn place(&self, last: bool) -> Result<PostgresPlace, SinkError> {
+        match PostgresPlace::of(self.pool(last).await?).await {
+            Ok(place) => Ok(place),
+            Err((pool, error)) => {
+                let newer = self.newer(&pool, error).await?;
+                PostgresPlace::of(newer).await.map_err(|(_, error)| error)
+            }
+        }
+    }
+
+    async fn update(&self, mut place: PostgresPlace, rows: &[Row<'_>]) -> Result<Vec<RowResult>, SinkError> {
+        match place.session.update_isolating(&place.pool.table, rows).await {
             Ok(results) => Ok(results),
             Err(error) => {
-                let newer = self.newer(&pool, error.into()).await?;
-                Ok(newer.database.update_isolating(&newer.table, rows).await?)
+                let newer = self.newer(&place.pool, error.into()).await?;
+                // The old place goes first: the new one may need it.
+                drop(place);
+                let mut place = PostgresPlace::of(newer).await.map_err(|(_, error)| error)?;
+                Ok(place.session.update_isolating(&place.pool.table, rows).await?)
             }
         }
     }

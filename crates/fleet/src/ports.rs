@@ -60,10 +60,17 @@ pub trait Queue {
 
 /// A tenant's Postgres.
 pub trait Sink {
-    /// Writes rows; one result per row, in order. `last` = the collector is stopping: a database that may no longer be
-    /// served is used as far as it still lets us.
-    fn update(&self, rows: &[Row<'_>], last: bool)
-    -> impl Future<Output = Result<Vec<RowResult>, SinkError>>;
+    /// The right to write now: a connection that nobody else uses. Dropping it gives it back.
+    type Place;
+    /// Waits for a place. `last` = the collector is stopping: a database that may no longer be served is used as far as it
+    /// still lets us.
+    fn place(&self, last: bool) -> impl Future<Output = Result<Self::Place, SinkError>>;
+    /// Writes rows; one result per row, in order.
+    fn update(
+        &self,
+        place: Self::Place,
+        rows: &[Row<'_>],
+    ) -> impl Future<Output = Result<Vec<RowResult>, SinkError>>;
     /// Asks for a sign of life.
     fn ping(&self) -> impl Future<Output = Result<(), SinkError>>;
     /// The tenant's configuration may be out of date.

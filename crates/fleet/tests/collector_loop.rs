@@ -116,6 +116,77 @@ async fn claiming_goes_on_while_flushes_are_in_flight_as_deep_as_allowed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn while_a_place_is_waited_for_only_a_taste_is_held_and_the_batch_is_completed_when_it_comes() {
+    local(async {
+        let lab = Lab::with(CollectorOptions { batch_size: 400, ..options() });
+        lab.postgres.place_takes.set(ms(500));
+        lab.redis.mutate(0..1000, 1);
+        lab.start();
+        tokio::time::sleep(ms(490)).await;
+        assert_eq!(
+            lab.redis.claimed(),
+            50,
+            "an eighth of a batch, and no more, while nothing can be written"
+        );
+        assert!(lab.polls.get() < 100, "waiting must not spin: {} polls", lab.polls.get());
+        lab.until("all are settled", |lab| lab.redis.settled.borrow().len() == 1000).await;
+        let sizes: Vec<_> = lab.postgres.updates.borrow().iter().map(|update| update.ids.len()).collect();
+        assert_eq!(sizes, [400, 400, 200], "places are used for whole batches");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trickle_gathers_while_its_place_is_waited_for() {
+    local(async {
+        let lab = Lab::with(CollectorOptions { batch_size: 400, ..options() });
+        lab.postgres.place_takes.set(ms(500));
+        lab.start();
+        for n in 0..20 {
+            lab.redis.mutate([n], 1);
+            tokio::time::sleep(ms(20)).await;
+        }
+        lab.until("all are settled", |lab| lab.redis.settled.borrow().len() == 20).await;
+        assert_eq!(lab.postgres.updates.borrow().len(), 1, "one turn carries all that came meanwhile");
+        assert_eq!(lab.postgres.places.get(), 1);
+        assert!(lab.redis.at() < ms(600), "counted from the first: {:?}", lab.redis.at());
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_place_that_does_not_come_is_given_back_and_counted() {
+    local(async {
+        let lab = Lab::new();
+        lab.postgres.place_fails.replace(Some(SinkError::Deadline(secs(1))));
+        lab.redis.mutate(0..15, 1);
+        lab.start();
+        lab.until("it is degraded", |lab| lab.reason().is_some()).await;
+        lab.until("all are given back", |lab| lab.redis.due() == 15 && lab.redis.leased() == 0).await;
+        assert_eq!(lab.status.batch_failures.load(Relaxed), 1);
+        assert!(lab.postgres.updates.borrow().is_empty());
+        lab.postgres.place_fails.replace(None);
+        lab.until("all are settled", |lab| lab.redis.settled.borrow().len() == 15).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_never_comes_is_given_up_at_the_deadline_and_values_are_protected_before() {
+    local(async {
+        let lab = Lab::new();
+        lab.postgres.place_takes.set(secs(3600));
+        lab.redis.mutate(0..5, 1);
+        lab.start();
+        lab.until("it is degraded", |lab| lab.reason().is_some()).await;
+        assert!(lab.redis.at() <= lab.options.flush_deadline + ms(60), "{:?}", lab.redis.at());
+        let swept = lab.redis.sweeps.borrow().first().copied();
+        assert!(swept.is_some_and(|at| at <= lab.options.protect_after + ms(100)), "{swept:?}");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn it_asks_only_for_what_still_fits() {
     local(async {
         let lab = Lab::new();

@@ -8,9 +8,9 @@ use std::{rc::Rc, sync::atomic::Ordering::Relaxed};
 use balance_sync_domain::KeySpace;
 use balance_sync_fleet::{
     failure::SinkError,
-    flush::{FlushEnd, REASON_EXPIRED, REASON_MISSING, REASON_REFUSED, flush},
+    flush::{Batch, FlushEnd, REASON_EXPIRED, REASON_MISSING, REASON_REFUSED, flush},
     gather::Trigger,
-    ports::Queue,
+    ports::{Queue, Sink},
     status::{FleetStatus, TenantStatus},
 };
 use balance_sync_schedule::{Claimed, ErrorClass};
@@ -45,7 +45,9 @@ impl Bench {
     }
 
     async fn flush(&self, claimed: &[Claimed]) -> FlushEnd {
-        flush(&self.queue, &self.sink, claimed, Trigger::Size, secs(5), &self.fleet, &self.status).await
+        let place = self.sink.place(false).await.unwrap();
+        let batch = Batch { claimed, trigger: Trigger::Size, waited: secs(0), deadline: secs(5) };
+        flush(&self.queue, &self.sink, place, batch, &self.fleet, &self.status).await
     }
 
     fn settled(&self) -> Vec<Vec<u8>> {

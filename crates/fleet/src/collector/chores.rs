@@ -30,7 +30,15 @@ impl<Q: Queue, S: Sink> Turn<'_, Q, S> {
         self.fails(Side::Sink)
             || self.halted
             || self.behind
-            || self.in_flight.values().any(|flight| now - flight.since > self.options.protect_after)
+            || self.held_since().is_some_and(|since| now - since > self.options.protect_after)
+    }
+
+    /// Since when the oldest batch is on its way to Postgres.
+    pub(super) fn held_since(&self) -> Option<Instant> {
+        let placing = self.placing.as_ref().map(|placing| placing.since);
+        let placed = self.placed.as_ref().map(|placed| placed.since);
+        let flights = self.in_flight.values().map(|flight| flight.since);
+        flights.chain(placing).chain(placed).min()
     }
 
     pub(super) fn start_chore(&mut self, now: Instant) {

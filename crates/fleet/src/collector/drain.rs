@@ -7,12 +7,13 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Drained, Side, Turn, answered};
+use super::{Drained, Side, Turn, answered, traces};
 use crate::{
-    flush::release,
+    failure::SinkError,
+    flush::{Batch, FlushEnd, flush, release},
     gather::Trigger,
     ports::{Queue, Sink},
-    status::TenantState,
+    status::{TenantState, TenantStatus},
 };
 
 /// How long giving back what a final flush left may take. Redis answers in milliseconds or is away, and then the claims
@@ -46,7 +47,7 @@ impl<Q: Queue, S: Sink> Turn<'_, Q, S> {
             && !self.status.paused.load(Relaxed)
             && Instant::now() < deadline
         {
-            let calm = self.gather.is_empty() && self.flights.is_empty() && self.claiming.is_none();
+            let calm = self.gather.is_empty() && !self.writing() && self.claiming.is_none();
             if calm && self.exhausted {
                 return;
             }
@@ -65,6 +66,8 @@ impl<Q: Queue, S: Sink> Turn<'_, Q, S> {
         self.idling = None;
         self.probing = None;
         self.chore = None;
+        self.placing = None;
+        self.placed = None;
         self.last_flush();
         // A claim in flight may bring members: waiting for it is the only way to give them back. Flushes go on meanwhile.
         while !self.flights.is_empty() || self.claiming.is_some() {
@@ -126,10 +129,47 @@ impl<Q: Queue, S: Sink> Turn<'_, Q, S> {
                 self.give_back_buffer()
             }
             _ => {
-                let batch = self.gather.take();
                 // The drain's own deadline comes first, and gives everything back at once.
-                self.start_flush(batch, Trigger::Drain, 2 * self.options.drain_deadline);
+                let deadline = 2 * self.options.drain_deadline;
+                let (queue, sink, fleet, status) = (self.queue, self.sink, self.fleet, self.status);
+                let since = Instant::now();
+                self.fly(since, async move |claimed, trace| {
+                    let span = trace.child("flush");
+                    let end = span.around(async {
+                        match span.child("place").around(sink.place(true)).await {
+                            Ok(place) => {
+                                let waited = since.elapsed();
+                                let batch = Batch { claimed, trigger: Trigger::Drain, waited, deadline };
+                                flush(queue, sink, place, batch, fleet, status).await
+                            }
+                            Err(failure) => without_place(queue, claimed, failure, status).await,
+                        }
+                    });
+                    let end = end.await;
+                    traces::tell(&span, queue.space(), Trigger::Drain, &end);
+                    end
+                });
             }
         }
+    }
+}
+
+/// The last flush has no place to write: it is given back.
+async fn without_place<Q: Queue>(
+    queue: &Q,
+    claimed: &[Claimed],
+    failure: SinkError,
+    status: &TenantStatus,
+) -> FlushEnd {
+    status.batch_failures.fetch_add(1, Relaxed);
+    let held: Vec<&Claimed> = claimed.iter().collect();
+    let released = release(queue, &held, status).await;
+    let orphaned = if released.is_none() { held.len() } else { 0 };
+    FlushEnd {
+        claimed: claimed.len(),
+        released: released.unwrap_or_default(),
+        orphaned,
+        failure: Some(failure),
+        ..FlushEnd::default()
     }
 }

@@ -72,8 +72,9 @@ impl<Q: Queue, S: Sink> Turn<'_, Q, S> {
     }
 
     pub(super) fn start_probe(&mut self, now: Instant) {
+        let writing = self.writing();
         let Some(degraded) = &mut self.degraded else { return };
-        if degraded.trying || self.probing.is_some() || now < degraded.until || !self.flights.is_empty() {
+        if degraded.trying || self.probing.is_some() || now < degraded.until || writing {
             return;
         }
         if degraded.reaction.ping {

@@ -353,6 +353,10 @@ pub struct Postgres {
     pub mood: RefCell<Mood>,
     /// How long a write takes.
     pub takes: Cell<Duration>,
+    /// How often a place was asked for, how long it is waited for, and why there is none.
+    pub places: Cell<usize>,
+    pub place_takes: Cell<Duration>,
+    pub place_fails: RefCell<Option<SinkError>>,
     pub rows: RefCell<BTreeMap<u128, i64>>,
     /// What becomes of these balances, whatever is sent.
     pub verdicts: RefCell<HashMap<u128, RowResult>>,
@@ -371,6 +375,9 @@ impl Postgres {
             begun: Instant::now(),
             mood: RefCell::new(Mood::Well),
             takes: Cell::default(),
+            places: Cell::default(),
+            place_takes: Cell::default(),
+            place_fails: RefCell::default(),
             rows: RefCell::default(),
             verdicts: RefCell::default(),
             updates: RefCell::default(),
@@ -424,7 +431,21 @@ impl Drop for InFlight<'_> {
 pub struct FakeSink(pub Rc<Postgres>);
 
 impl Sink for FakeSink {
-    async fn update(&self, rows: &[Row<'_>], last: bool) -> Result<Vec<RowResult>, SinkError> {
+    /// Whether it was asked for as the last one.
+    type Place = bool;
+
+    async fn place(&self, last: bool) -> Result<bool, SinkError> {
+        let postgres = &self.0;
+        postgres.places.set(postgres.places.get() + 1);
+        let wait = postgres.place_takes.get();
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        let refused = postgres.place_fails.borrow().clone();
+        refused.map_or(Ok(last), Err)
+    }
+
+    async fn update(&self, last: bool, rows: &[Row<'_>]) -> Result<Vec<RowResult>, SinkError> {
         let postgres = &self.0;
         let _guard = InFlight::new(postgres);
         let ids = rows.iter().map(|row| row.id.as_u128()).collect();
