@@ -32,6 +32,9 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     let started = Instant::now();
     let worker = Worker::start(wiring::worker_settings(&config)?)?;
     let admin = start_admin(&config, &worker, started)?;
+    let close_grace = config.collector.drain_deadline;
+    // With thousands of tenants in it, it is larger than all that looks after them.
+    drop(config);
 
     let wanted = worker.drain_order();
     let signal = tokio::select! {
@@ -42,7 +45,7 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     // Told before the supervisor is, so that no balancer sends anything to a worker that is on its way out.
     worker.fleet().draining.store(true, Relaxed);
     let drain_started = Instant::now();
-    let report = worker.drain(config.collector.drain_deadline).await;
+    let report = worker.drain(close_grace).await;
     let code = tell(&report, drain_started);
     if let Some(admin) = admin {
         admin.stop().await;
