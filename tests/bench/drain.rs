@@ -18,7 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(3);
 /// Between two looks at the connections.
 const COUNT_EVERY: Duration = Duration::from_millis(100);
 /// Numbers of parallel lanes of which the limit's best is taken.
-const LANES: [usize; 3] = [1, 2, 3];
+const LANES: [usize; 4] = [1, 2, 3, 4];
 
 /// What a drain has shown.
 #[derive(Debug, Clone, Copy)]

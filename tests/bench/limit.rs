@@ -1,7 +1,8 @@
 //! The raw limit: the worker's own scripts and statement, and nothing else of it.
 //!
-//! Every lane claims a batch, writes it and settles it, one after the other. Values are decoded beforehand, outcomes are
-//! not looked at, there are no actors, states or metrics. What a worker reaches of this speed is what its logic costs.
+//! Every lane keeps its connection busy: while it writes one batch, the next is being claimed and the one before settled.
+//! Values are decoded beforehand, outcomes are not looked at, there are no actors, states or metrics. What a worker
+//! reaches of this speed is what its logic costs.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use balance_sync_domain::{KeySpace, TenantId};
 use balance_sync_sandbox::ledger::{Amounts, Producer};
 use balance_sync_schedule::{Claimed, Link, LinkSettings, Schedule, ScheduleOptions};
 use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, Row, Table, TlsMode};
-use futures::future::try_join_all;
+use futures::future::{try_join_all, try_join3};
 use secrecy::SecretString;
 use uuid::Uuid;
 
@@ -93,7 +94,7 @@ pub(crate) fn start(
                 for number in own {
                     let tenant = &tenants[number];
                     let schedule = Schedule::new(link.clone(), tenant.space.clone(), Arc::clone(&options));
-                    while carry(&schedule, tenant, batch).await? > 0 {}
+                    empty(&schedule, tenant, batch).await?;
                 }
                 anyhow::Ok(())
             })
@@ -107,11 +108,22 @@ pub(crate) fn start(
     }
 }
 
-/// Carries one batch; how many it was.
-async fn carry(schedule: &Schedule, tenant: &Tenant, batch: usize) -> Result<usize> {
-    let claim = schedule.claim(batch).await?;
-    let mut rows = Vec::with_capacity(claim.entries.len());
-    for claimed in &claim.entries {
+/// Empties a schedule: each batch is written while the next is claimed and the one before is settled.
+async fn empty(schedule: &Schedule, tenant: &Tenant, batch: usize) -> Result<()> {
+    let mut written = Vec::new();
+    let mut claimed = schedule.claim(batch).await?.entries;
+    while !claimed.is_empty() {
+        let claiming = async { anyhow::Ok(schedule.claim(batch).await?.entries) };
+        let writing = write(tenant, &claimed);
+        let (next, (), ()) = try_join3(claiming, writing, settle(schedule, &written)).await?;
+        written = std::mem::replace(&mut claimed, next);
+    }
+    settle(schedule, &written).await
+}
+
+async fn write(tenant: &Tenant, claimed: &[Claimed]) -> Result<()> {
+    let mut rows = Vec::with_capacity(claimed.len());
+    for claimed in claimed {
         let value = tenant.values.get(&claimed.member).context("a member that nobody wrote")?;
         rows.push(Row {
             id: value.id,
@@ -125,7 +137,10 @@ async fn carry(schedule: &Schedule, tenant: &Tenant, batch: usize) -> Result<usi
     }
     let outcomes = tenant.database.update(&Table::unqualified(), &rows).await?;
     ensure!(outcomes.len() == rows.len(), "{} outcomes for {} rows", outcomes.len(), rows.len());
-    let written: Vec<&Claimed> = claim.entries.iter().collect();
-    schedule.settle(&written).await?;
-    Ok(written.len())
+    Ok(())
+}
+
+async fn settle(schedule: &Schedule, written: &[Claimed]) -> Result<()> {
+    schedule.settle(&written.iter().collect::<Vec<_>>()).await?;
+    Ok(())
 }

@@ -223,8 +223,8 @@ struct Turn<'a, Q, S: Sink> {
     recent_from: Option<f64>,
     /// The last claim brought as many as were asked for: there are probably more.
     more: bool,
-    /// The schedule's head was older than `protect_after` at the last claim.
-    behind: bool,
+    /// Since when the schedule's head has been older than `protect_after` at every claim.
+    behind_since: Option<Instant>,
     /// There was nothing in the schedule at the last claim, neither due nor held by anybody.
     exhausted: bool,
     /// An operator halted the tenant.
@@ -261,7 +261,7 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
             next_recent: now,
             recent_from: None,
             more: false,
-            behind: false,
+            behind_since: None,
             exhausted: false,
             halted: false,
         }
@@ -501,8 +501,9 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         // Not simply the first: a lease that lapsed tells no time.
         let oldest = claim.entries.iter().find_map(Claimed::scheduled_at);
         self.more = found == limit;
-        self.behind =
+        let behind =
             self.more && oldest.is_some_and(|at| claim.now - at > self.options.protect_after.as_secs_f64());
+        self.behind_since = behind.then(|| self.behind_since.unwrap_or(now));
         self.gather.add(claim.entries, now);
         if found > 0 {
             self.idle_delay = self.options.poll_interval;

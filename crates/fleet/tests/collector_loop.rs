@@ -641,11 +641,11 @@ async fn flushes_that_are_slow_one_by_one_do_not_make_a_sweep_each() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_backlog_older_than_the_bound_is_protected_though_flushes_are_quick() {
+async fn an_old_backlog_is_protected_when_it_is_not_worked_off_soon_though_flushes_are_quick() {
     local(async {
         let lab = Lab::new();
-        lab.postgres.takes.set(ms(100));
-        for n in 0..100 {
+        lab.postgres.takes.set(ms(500));
+        for n in 0..1000 {
             let member = member(&lab.redis.space, n);
             if n % 10 < 2 {
                 // Lapsed leases, at the head of each claim, tell no time.
@@ -655,7 +655,9 @@ async fn a_backlog_older_than_the_bound_is_protected_though_flushes_are_quick() 
             }
         }
         lab.start();
-        tokio::time::sleep(ms(50)).await;
+        tokio::time::sleep(secs(9)).await;
+        assert!(lab.redis.sweeps.borrow().is_empty(), "most backlogs are gone by then");
+        tokio::time::sleep(secs(2)).await;
         assert_eq!(lab.redis.sweeps.borrow().len(), 1);
     })
     .await;

@@ -14,6 +14,9 @@ use crate::{
 
 /// While values need protection, what was scheduled since the last look is looked at this often.
 const PROTECT_RECENT_EVERY: Duration = Duration::from_secs(1);
+/// A backlog that is being worked off is swept only when that takes longer. Every claim protects what it takes, and
+/// reading all lives costs Redis as much as a good part of the work itself.
+const WORKED_OFF_WITHIN: Duration = Duration::from_secs(10);
 
 /// Time-consuming work beside claim and flush.
 pub(super) enum Chore {
@@ -23,13 +26,13 @@ pub(super) enum Chore {
 }
 
 impl<Q: Queue, S: Sink> Turn<'_, Q, S> {
-    /// Whether values may have to wait: the tenant can't write or is halted, a flush takes long, or the
-    /// head of the schedule is old.
+    /// Whether values may have to wait: the tenant can't write or is halted, a flush takes long, or there is an old backlog
+    /// that is not worked off soon.
     pub(super) fn must_protect(&self, now: Instant) -> bool {
         // With Redis away nothing could be protected.
         self.fails(Side::Sink)
             || self.halted
-            || self.behind
+            || self.behind_since.is_some_and(|since| now - since > WORKED_OFF_WITHIN)
             || self.held_since().is_some_and(|since| now - since > self.options.protect_after)
     }
 
