@@ -23,7 +23,7 @@ const TARGETS: [(&str, Target); 16] = [
     ("drain_100.ratio_to_limit", Target::AtLeast(0.8)),
     ("drain_100.rss_mb", Target::AtMost(60.0)),
     // The budget of one worker on one server: postgres.connections_per_server.
-    ("drain_100.postgres_connections", Target::AtMost(40.0)),
+    ("drain_100.postgres_connections", Target::AtMost(64.0)),
     ("lag_10000.p50_ms", Target::AtMost(80.0)),
     ("lag_10000.p99_ms", Target::AtMost(250.0)),
     ("idle_10000.rss_mb", Target::AtMost(100.0)),

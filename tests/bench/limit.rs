@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::rig::Rig;
 
 /// As many as a worker may open by default.
-const CONNECTIONS: u32 = 40;
+const CONNECTIONS: u32 = 64;
 
 /// A value as it will be written.
 struct Value {

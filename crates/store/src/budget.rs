@@ -19,6 +19,9 @@
 //! - After [`LONGEST`] it goes to the next in the queue as soon as its statement has ended: a backlog must not keep a
 //!   neighbour waiting until it is empty.
 //!
+//! Of the connections at most [`AT_WORK`] write a batch at the same time; those who have one take turns, in order. More
+//! don't make a server faster, and each holds a batch in memory.
+//!
 //! While a database waits its batch grows, so the fewer turns carry more. Slots are per server: one that does not answer
 //! holds up nobody else. Within a server one database uses at most its own `max_connections`, each for at most the
 //! connect timeout or the operation timeout.
@@ -32,7 +35,7 @@ use std::time::{Duration, Instant};
 use futures::future;
 use sqlx::{Connection, PgConnection};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
 /// A connection this old is closed instead of being kept: servers and the boxes between leak, and a role's changed
@@ -53,6 +56,10 @@ const SPARE: Duration = Duration::from_millis(20);
 
 /// After so long it is taken away between two statements when others wait.
 const LONGEST: Duration = Duration::from_secs(2);
+
+/// Batches that are written at once to one server at most: several times the cores of a common one. A commit that waits for
+/// a disk or a replica leaves room for the others, and whoever waits for its turn gathers meanwhile.
+const AT_WORK: usize = 16;
 
 /// How long a polite goodbye may take before the socket is simply closed.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -136,6 +143,8 @@ impl fmt::Debug for ConnectionBudget {
 pub(crate) struct Server {
     key: String,
     limit: usize,
+    /// Batches that may be written at once.
+    pub(crate) turns: Arc<Semaphore>,
     waiting: AtomicUsize,
     /// Somebody has queued: the sweeper is to look sooner.
     queued: Arc<Notify>,
@@ -255,6 +264,7 @@ impl Server {
         Server {
             key,
             limit,
+            turns: Arc::new(Semaphore::new(AT_WORK)),
             waiting: AtomicUsize::new(0),
             queued: Arc::default(),
             state: Mutex::new(State::default()),

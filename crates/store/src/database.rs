@@ -135,7 +135,7 @@ impl Database {
         broken_off
     }
 
-    /// A session whose connection is there already: what follows waits for nobody else.
+    /// A session whose connection is there already, and whose turn it is to write a batch: what follows waits for nobody else.
     ///
     /// # Errors
     /// What keeps it from being had, by class; [`ErrorClass::TooManyConnections`] when none became free in time.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::sync::Arc;
 
 use sqlx::{ConnectOptions, PgConnection};
 use tokio::sync::OwnedSemaphorePermit;
@@ -34,6 +35,8 @@ pub struct Session {
     unproven: bool,
     /// The first connection must be there by then.
     acquire_by: Option<Instant>,
+    /// Held for a batch, see `budget.rs`.
+    turn: Option<OwnedSemaphorePermit>,
     // After `open`: the connection must be back before the permit is, and fields drop in this order.
     _permit: OwnedSemaphorePermit,
 }
@@ -46,15 +49,35 @@ impl fmt::Debug for Session {
 
 impl Session {
     pub(crate) fn new(database: Database, acquire_by: Instant, permit: OwnedSemaphorePermit) -> Session {
-        Session { database, open: None, unproven: false, acquire_by: Some(acquire_by), _permit: permit }
+        Session {
+            database,
+            open: None,
+            unproven: false,
+            acquire_by: Some(acquire_by),
+            turn: None,
+            _permit: permit,
+        }
     }
 
-    /// Gets the connection now instead of with the first statement.
+    /// Gets the connection now instead of with the first statement, and the turn to write a batch on it.
     pub(crate) async fn connect(&mut self) -> Result<(), StoreError> {
+        let by = self.acquire_by();
+        self.acquire_by = Some(by);
         if self.open.is_none() {
             self.open = Some(self.connection(false).await?);
         }
+        let server = &self.database.inner().server;
+        let _waiting = server.waiting();
+        let turn = tokio::time::timeout_at(by, Arc::clone(&server.turns).acquire_owned());
+        let turn = self.unless(Phase::Closing, turn).await?.map_err(|_| self.database.no_place())?;
+        self.turn = Some(turn.map_err(|_| StoreError::closed())?);
         Ok(())
+    }
+
+    /// When waiting for the first connection must have ended.
+    fn acquire_by(&mut self) -> Instant {
+        let timeout = self.database.inner().spec.acquire_timeout;
+        self.acquire_by.take().unwrap_or_else(|| Instant::now() + timeout)
     }
 
     /// Runs a statement within the operation timeout, connecting first if need be. If the connection came from the
@@ -95,8 +118,8 @@ impl Session {
     }
 
     async fn connection(&mut self, fresh: bool) -> Result<Open, StoreError> {
+        let by = self.acquire_by();
         let inner = self.database.inner();
-        let by = self.acquire_by.take().unwrap_or_else(|| Instant::now() + inner.spec.acquire_timeout);
         let claim = {
             let _waiting = inner.server.waiting();
             let claim = tokio::time::timeout_at(by, inner.server.claim(inner.id, fresh));

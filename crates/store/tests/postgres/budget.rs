@@ -1,6 +1,6 @@
 //! Many databases on one server, and few connections.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use balance_sync_sandbox::eventually;
 use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, Outcome, Table};
@@ -149,6 +149,24 @@ async fn a_backlog_does_not_keep_its_connection_for_ever() {
     }
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     working.await.unwrap();
+}
+
+/// However many connections there are, only so many batches are written at once; the next begins when one has ended.
+#[tokio::test]
+async fn batches_take_turns() {
+    let tenant = Tenant::new("batches").await;
+    let budget = ConnectionBudget::new(30);
+    let database = Database::open(DatabaseSpec { max_connections: 30, ..tenant.spec() }, budget).unwrap();
+    let mut places = Vec::new();
+    for _ in 0..16 {
+        places.push(database.connect().await.unwrap());
+    }
+    let mut next = std::pin::pin!(database.connect());
+    let early = tokio::time::timeout(Duration::from_millis(300), next.as_mut()).await;
+    assert!(early.is_err(), "a seventeenth batch at once");
+    database.ping().await.unwrap();
+    places.pop();
+    next.await.unwrap();
 }
 
 /// The second connection of a database is no reason to take another database's only one.
