@@ -94,7 +94,7 @@ pub(crate) fn start(
                 for number in own {
                     let tenant = &tenants[number];
                     let schedule = Schedule::new(link.clone(), tenant.space.clone(), Arc::clone(&options));
-                    empty(&schedule, tenant, batch).await?;
+                    Box::pin(empty(&schedule, tenant, batch)).await?;
                 }
                 anyhow::Ok(())
             })
