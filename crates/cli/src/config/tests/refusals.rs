@@ -112,7 +112,7 @@ fn values_that_contradict_each_other_are_refused() {
         (
             "[postgres]\nconnections_per_tenant = 50",
             "postgres.connections_per_tenant",
-            &["postgres.connections_per_server = 40"],
+            &["postgres.connections_per_server = 64"],
             "at most 40",
         ),
         (
