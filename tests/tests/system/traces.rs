@@ -76,7 +76,7 @@ async fn a_batch_is_one_trace_from_its_claim_to_its_settling() -> Result<()> {
         assert_eq!(batch.parent, None);
         let claim = part(&receiver, "claim", &batch).await?;
         assert_eq!((claim.get("tenant_id"), claim.get("db.system.name")), (tenant.id.as_str(), "redis"));
-        assert!(claim.get("claimed").parse::<u64>()? >= 1 && claim.get("limit") == "500", "{claim:?}");
+        assert!(claim.get("claimed").parse::<u64>()? >= 1 && claim.get("limit") == "63", "{claim:?}");
         assert!(claim.nanos > 0 && claim.nanos <= batch.nanos, "{claim:?} in {batch:?}");
         let flush = part(&receiver, "flush", &batch).await?;
         assert_eq!((flush.get("tenant_id"), flush.get("outcome")), (tenant.id.as_str(), "written"));
