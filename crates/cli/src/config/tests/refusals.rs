@@ -110,10 +110,10 @@ fn values_that_contradict_each_other_are_refused() {
             "at least 8s",
         ),
         (
-            "[postgres]\nconnections_per_tenant = 50",
+            "[postgres]\nconnections_per_tenant = 80",
             "postgres.connections_per_tenant",
             &["postgres.connections_per_server = 64"],
-            "at most 40",
+            "at most 64",
         ),
         (
             "[postgres]\nconnect_timeout = \"11s\"",
