@@ -112,7 +112,16 @@ async fn a_hundred_tenants_drain_in_time_although_one_database_is_silent() -> Re
 async fn what_could_not_be_given_back_is_told() -> Result<()> {
     let sandbox = Sandbox::start(SandboxOptions { proxied: true, ..options(2, 30) }).await?;
     let tenant = sandbox.tenants().remove(0);
-    let mut worker = crate::brisk(&sandbox, "w").set("collector.drain_deadline", "2s").start().await?;
+    // So patient that its claims are still held when it is stopped, however slowly this test gets there.
+    let mut worker = crate::brisk(&sandbox, "w")
+        .set("claim.ttl", "18s")
+        .set("collector.flush_deadline", "12s")
+        .set("postgres.acquire_timeout", "6s")
+        .set("postgres.connect_timeout", "6s")
+        .set("postgres.statement_timeout", "6s")
+        .set("collector.drain_deadline", "2s")
+        .start()
+        .await?;
     let mut producer = sandbox.producer();
     producer.mutate_each(DEFAULT_TTL).await?;
     comes_in_step(&sandbox, &producer).await?;
