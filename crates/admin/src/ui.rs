@@ -124,7 +124,7 @@ fn digest(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::path::Path;
 
     use actix_web::{App, dev::ServiceResponse, http::StatusCode, test as client};
@@ -182,6 +182,52 @@ mod tests {
         assert!(reasons.len() > 20, "{reasons:?}");
         for reason in reasons {
             assert!(advice.contains(&format!("  {reason}: [")), "no advice for {reason}");
+        }
+    }
+
+    /// The colours of one theme: those between this text and the end of its block.
+    fn colours(after: &str) -> BTreeMap<&'static str, f64> {
+        let style = ASSETS.iter().find(|file| file.name == "base.css").expect("the style").body;
+        let block = style.split(after).nth(1).and_then(|rest| rest.split('}').next()).expect("a theme");
+        let colour = |line: &'static str| {
+            let (name, hex) = line.trim().strip_prefix("--")?.split_once(": #")?;
+            let linear = |at: usize| {
+                let value = f64::from(u8::from_str_radix(hex.get(at..at + 2)?, 16).ok()?) / 255.0;
+                Some(if value <= 0.03928 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) })
+            };
+            // Relative luminance, as the Web Content Accessibility Guidelines define it.
+            Some((name, 0.2126 * linear(0)? + 0.7152 * linear(2)? + 0.0722 * linear(4)?))
+        };
+        block.lines().filter_map(colour).collect()
+    }
+
+    #[test]
+    fn text_can_be_read_in_both_themes() {
+        let dark = colours(":root[data-theme=\"dark\"] {");
+        assert_eq!(
+            dark,
+            colours(":root:not([data-theme=\"light\"]) {"),
+            "the system's dark is the chosen dark"
+        );
+        let pairs = [
+            ("text", "page card raised sunken accent-soft"),
+            ("soft", "page card raised sunken accent-soft"),
+            ("accent", "page card sunken accent-soft"),
+            ("accent-text", "accent"),
+            ("good", "card good-soft"),
+            ("warn", "card raised warn-soft"),
+            ("bad", "card raised bad-soft"),
+            ("note", "card note-soft"),
+            ("raised", "bad"),
+        ];
+        for theme in [colours(":root {"), dark] {
+            for (text, surfaces) in pairs {
+                for surface in surfaces.split(' ') {
+                    let (a, b) = (theme[text] + 0.05, theme[surface] + 0.05);
+                    let contrast = (a / b).max(b / a);
+                    assert!(contrast >= 4.5, "{text} on {surface}: {contrast:.2}");
+                }
+            }
         }
     }
 

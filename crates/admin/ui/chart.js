@@ -45,9 +45,9 @@ function paths(points, x, y, gap) {
 
 /**
  * A chart. `series`: `{ key, name, area }`, drawn in that order; `format(value)` for the scale; `limit()`: a line that
- * should not be crossed; `windowMs`: what is shown, up to now.
+ * should not be crossed; `spans`: how much is shown, up to now: the shortest of these that holds all there is.
  */
-export function lineChart({ title, series, format, limit = () => null, limitName = "", seconds = false, windowMs }) {
+export function lineChart({ title, series, format, limit = () => null, limitName = "", seconds = false, spans }) {
   const svg = s("svg", { role: "img", height: HEIGHT });
   const grid = s("g.chart-grid");
   const limitLine = s("line.chart-limit");
@@ -69,6 +69,7 @@ export function lineChart({ title, series, format, limit = () => null, limitName
 
   let points = [];
   let until = Date.now();
+  let windowMs = spans[0];
   let scale = null;
 
   function draw() {
@@ -111,7 +112,7 @@ export function lineChart({ title, series, format, limit = () => null, limitName
       s("line", { x1: PAD.left, x2: width - PAD.right, y1: y(value), y2: y(value) }),
       s("text", { x: PAD.left - 8, y: y(value) + 4, "text-anchor": "end" }, format(value)),
     ]);
-    const steps = [60_000, 120_000, 300_000, 600_000, 900_000, 1_800_000, 3_600_000];
+    const steps = [30_000, 60_000, 120_000, 300_000, 600_000, 900_000, 1_800_000, 3_600_000];
     const step = steps.find((each) => windowMs / each <= Math.max(2, width / 110)) ?? steps.at(-1);
     for (let at = Math.ceil(from / step) * step; at <= until; at += step) {
       if (x(at) > PAD.left + 12 && x(at) < width - 18) marks.push(s("text", { x: x(at), y: HEIGHT - 5, "text-anchor": "middle" }, minute(at)));
@@ -161,6 +162,7 @@ export function lineChart({ title, series, format, limit = () => null, limitName
     update(history, now) {
       points = history.map((each) => ({ ...each, at: moment(each.at) })).filter((each) => each.at !== null);
       until = now;
+      windowMs = spans.find((each) => points.length === 0 || until - points[0].at <= each) ?? spans.at(-1);
       draw();
     },
     stop: () => observer.disconnect(),

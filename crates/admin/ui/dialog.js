@@ -12,7 +12,7 @@ const STAYS = 8_000;
  */
 export function confirmAction({ title, text, facts = [], confirm, danger = false, note = true, typed = null }) {
   return new Promise((resolve) => {
-    const noteField = h("textarea", { id: "note", rows: "2", maxlength: "500", placeholder: "Why? It will stand in the log." });
+    const noteField = h("input", { id: "note", maxlength: "500", autocomplete: "off", placeholder: "Why? It will stand in the log." });
     const typedField = h("input", { id: "typed", autocomplete: "off", spellcheck: "false" });
     const yes = h(danger ? "button.button.danger" : "button.button.primary", { type: "submit" }, confirm);
     if (typed !== null) {

@@ -95,6 +95,6 @@ export function ago(at, now) {
   if (at === null || at === undefined) return UNKNOWN;
   const seconds = (now - at) / 1000;
   if (Math.abs(seconds) < 1.5) return "just now";
-  const coarse = brief(Math.abs(seconds));
+  const coarse = brief(Math.round(Math.abs(seconds)));
   return seconds > 0 ? `${coarse} ago` : `in ${coarse}`;
 }

@@ -105,7 +105,7 @@ function open() {
   clearTimeout(retryTimer);
   source = new EventSource(`/api/v1/events${path([], { tenant: watched })}`);
   source.addEventListener("overview", (event) => received(event, takeOverview));
-  source.addEventListener("tenants", (event) => received(event, (rows) => emit("tenants", rows)));
+  source.addEventListener("tenants", (event) => received(event, (changes) => emit("tenants", changes)));
   source.addEventListener("tenant", (event) => received(event, takeTenant));
   source.addEventListener("action", (event) => received(event, (action) => emit("action", action)));
   source.addEventListener("error", () => lose());

@@ -56,7 +56,7 @@ function show({ focus = true } = {}) {
       const [match, make, name] = found;
       const argument = match[1] === undefined ? null : decode(match[1]);
       title = name ?? visible(argument);
-      connect(make === tenantPage ? argument : null);
+      if (make !== tenantPage) connect(null);
       page = make({ argument, query: new URLSearchParams(location.search), navigate });
     } else {
       title = "Not found";
@@ -239,7 +239,7 @@ setInterval(() => {
 let leader = 0;
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
-  if (event.target.closest("input, textarea, select")) {
+  if (event.target.closest("input, select")) {
     if (event.key === "Escape") event.target.blur();
     return;
   }
@@ -298,7 +298,6 @@ async function begin() {
     show();
     return;
   }
-  connect(null);
   show({ focus: document.activeElement === document.body });
   await load().catch(() => {});
 }

@@ -203,6 +203,17 @@ export function pager(go) {
   };
 }
 
+/** Calls `choose` when a field's text is complete: with Enter, on leaving it, or when it is emptied. */
+export function whenChosen(field, choose) {
+  let last = field.value.trim();
+  const take = () => {
+    const text = field.value.trim();
+    if (text !== last) choose((last = text));
+  };
+  field.addEventListener("change", take);
+  field.addEventListener("input", () => field.value === "" && take());
+}
+
 /** Whether the one who looks may act. */
 export function mayAct() {
   return live.session?.role === "operator";

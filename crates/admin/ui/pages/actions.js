@@ -5,7 +5,7 @@ import { get } from "../api.js";
 import { h, icon, keyed, setAttr, setIcon, setShown, setText, visible } from "../dom.js";
 import { words } from "../format.js";
 import { subscribe } from "../live.js";
-import { dataTable, failed, heading, loading, nothing, pager, tenantHref, textColumn, timeAgo } from "../parts.js";
+import { dataTable, failed, heading, loading, nothing, pager, tenantHref, textColumn, timeAgo, whenChosen } from "../parts.js";
 
 const PER_PAGE = 50;
 const OUTCOME_ICONS = { done: "ok", failed: "alert", refused: "cross" };
@@ -47,7 +47,7 @@ export function actionsPage({ query, navigate }) {
     }
   }
   node.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
-  search.addEventListener("input", () => go({ tenant: search.value.trim() }));
+  whenChosen(search, (chosen) => go({ tenant: chosen }));
   const ends = [subscribe("action", load), subscribe("connection", ({ again }) => again && load())];
   load();
   return {

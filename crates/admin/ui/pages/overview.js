@@ -5,7 +5,7 @@ import { adviceFor, assess, firstAid } from "../advice.js";
 import { get } from "../api.js";
 import { lineChart, sparkline } from "../chart.js";
 import { h, icon, keyed, setAttr, setIcon, setShown, setText, visible } from "../dom.js";
-import { bytes, count, plural, rate, span, words } from "../format.js";
+import { ago, bytes, clock, count, moment, plural, rate, span, words } from "../format.js";
 import { live, now, objective, subscribe } from "../live.js";
 import {
   button,
@@ -20,11 +20,13 @@ import {
   section,
   stateBadge,
   tenantColumn,
+  tenantHref,
   textColumn,
   timeAgo,
 } from "../parts.js";
 
-const HOUR = 3_600_000;
+/** Minutes shown in the charts, in milliseconds: as many as there are, up to an hour. */
+const SPANS = [5, 15, 60].map((minutes) => minutes * 60_000);
 /** Workers are asked for this often; the events don't tell of them. */
 const WORKERS_EVERY = 4;
 const STATES = ["degraded", "unserved", "paused", "starting", "stopping", "syncing", "idle"];
@@ -50,7 +52,7 @@ export function overviewPage({ navigate }) {
     tiles.node,
     worst.node,
     charts.node,
-    h("div.two", states.node, workers.node),
+    h("div.two.uneven", states.node, workers.node),
   );
   const bones = h("div.page", heading("Overview"), loading(6));
   const node = h("div", bones, content);
@@ -88,7 +90,17 @@ function verdictCard() {
   const reasons = h("ul.reasons");
   const foot = h("p.verdict-foot");
   const node = h("section.card.verdict", { "aria-labelledby": "verdict" }, h("span.verdict-icon", picture), h("div", text, reasons, foot));
-  const list = keyed(reasons, (reason) => reason, (reason) => ({ node: h("li", visible(reason)), update() {} }));
+  const list = keyed(reasons, ({ place }) => place, () => {
+    const item = h("li");
+    let told = null;
+    return {
+      node: item,
+      update({ reason, ids }) {
+        if (told !== reason) item.replaceChildren(...sentence(reason, ids));
+        told = reason;
+      },
+    };
+  });
   return {
     node,
     update(overview) {
@@ -97,12 +109,24 @@ function verdictCard() {
       setIcon(picture, known.picture);
       const none = overview.tenants.total === 0 && overview.verdict === "healthy";
       setText(text, none ? "No tenants yet" : known.text);
-      list(overview.reasons);
+      const ids = new Set(overview.worst.map((row) => row.id));
+      list(overview.reasons.map((reason, place) => ({ reason, place, ids })));
       const oldest = overview.backlog.oldest_due_age_seconds;
       const waiting = overview.backlog.due > 0 ? `The oldest due balance waits ${span(oldest)}` : "No balance is due";
       setText(foot, `${waiting}; the objective is ${span(objective())}. ${plural(overview.tenants.total, "tenant")} on ${plural(overview.workers.live, "live worker")}.`);
     },
   };
+}
+
+const TIME = /^\d{4}-\d\d-\d\dT[\d:.]+Z$/;
+
+/** A sentence of the API, with its times as the reader's clock has them, reasons as words, and tenants as links. */
+function sentence(text, ids) {
+  return text.split(/([A-Za-z0-9_-]+(?:[T:.]?[0-9:.]+Z)?)/).map((part) => {
+    if (ids.has(part)) return link(tenantHref(part), part);
+    if (TIME.test(part)) return `${clock(moment(part), now())} (${ago(moment(part), now())})`;
+    return visible(/^(postgres|redis|tenant|collector)_[a-z_]+$/.test(part) ? words(part) : part);
+  });
 }
 
 function tileRow() {
@@ -118,7 +142,7 @@ function tileRow() {
       spark?.update(live.history.slice(-60).map((point) => point[key] ?? null));
     } };
   };
-  const rows = tile("Rows per second", "Rows written to Postgres, over the last 10 s", "rows_per_second");
+  const rows = tile("Rows/s", "Rows written to Postgres, over the last 10 s", "rows_per_second");
   const lag = tile("Lag p99", "From the mutation in Redis to the row in Postgres, over the last 10 s", "p99_seconds");
   const due = tile("Due", "Members of the schedules whose time has come and that nobody holds", "due");
   const oldest = tile("Oldest due", "How long the oldest due member has been due", "oldest_due_age_seconds");
@@ -137,6 +161,12 @@ function tileRow() {
       life.set(overview.shortest_life_seconds === null ? "–" : span(overview.shortest_life_seconds), overview.shortest_life_seconds === null ? "nothing waits" : "until expiry", overview.shortest_life_seconds !== null && overview.shortest_life_seconds < 300 ? "warn" : null);
     },
   };
+}
+
+/** Since when a tenant needs attention: of a late one its state says nothing, but its oldest balance does. */
+function sinceOf(row) {
+  if (assess(row, objective()).word !== "behind") return row.paused?.at ?? row.since;
+  return new Date(now() - row.oldest_due_age_seconds * 1000).toISOString();
 }
 
 function worstTable(tickers) {
@@ -167,7 +197,7 @@ function worstTable(tickers) {
           const since = timeAgo();
           cell.append(since.node);
           tickers.push(since.tick);
-          return (row) => since.update(row.since);
+          return (row) => since.update(sinceOf(row));
         },
       },
       numberColumn("Due", (row) => count(row.due)),
@@ -198,6 +228,7 @@ function worstTable(tickers) {
     ],
     empty: nothing("Nobody needs you", "Every tenant is written within its objective."),
   });
+  const [none, why] = table.node.querySelectorAll(".nothing > *");
   const node = section("Needs attention", table.node);
   const more = link("/tenants?sort=state&order=desc", "All tenants", icon("chevron"));
   more.className = "card-link";
@@ -208,6 +239,9 @@ function worstTable(tickers) {
     update(overview) {
       const rows = overview.worst.filter((row) => assess(row, objective()).level !== "good" || row.quarantined > 0);
       setText(title, rows.length ? `Needs attention (${rows.length}${rows.length === overview.worst.length ? ", the worst first" : ""})` : "Needs attention");
+      const unknown = overview.verdict === "unknown";
+      setText(none, unknown ? "Not known" : "Nobody needs you");
+      setText(why, unknown ? "While the fleet can't be asked, nobody can tell who needs attention." : "Every tenant is written within its objective.");
       table.update(rows);
     },
   };
@@ -245,10 +279,10 @@ function stateBar(navigate) {
 
 function chartRow() {
   const charts = [
-    lineChart({ title: "Rows per second", windowMs: HOUR, format: rate, series: [{ key: "rows_per_second", name: "rows/s", area: true }] }),
+    lineChart({ title: "Rows per second", spans: SPANS, format: rate, series: [{ key: "rows_per_second", name: "rows/s", area: true }] }),
     lineChart({
       title: "Lag, Redis to Postgres",
-      windowMs: HOUR,
+      spans: SPANS,
       format: span,
       seconds: true,
       limit: objective,
@@ -257,7 +291,7 @@ function chartRow() {
     }),
     lineChart({
       title: "Oldest due balance",
-      windowMs: HOUR,
+      spans: SPANS,
       format: span,
       seconds: true,
       limit: objective,
@@ -266,7 +300,7 @@ function chartRow() {
     }),
   ];
   return {
-    node: h("section.card.charts", { "aria-label": "The last hour" }, charts.map((chart) => chart.node)),
+    node: h("section.card.charts", { "aria-label": "What went before" }, charts.map((chart) => chart.node)),
     update() {
       for (const chart of charts) chart.update(live.history, now());
     },

@@ -7,7 +7,7 @@ import { showDialog } from "../dialog.js";
 import { h, icon, keyed, setAttr, setShown, setText, visible } from "../dom.js";
 import { count, plural, words } from "../format.js";
 import { live, subscribe } from "../live.js";
-import { button, dataTable, failed, heading, link, loading, mayAct, nothing, numberColumn, pager, readerNote, tenantColumn, timeAgo, timeOfDay } from "../parts.js";
+import { button, dataTable, failed, heading, link, loading, mayAct, nothing, numberColumn, pager, readerNote, tenantColumn, timeAgo, timeOfDay, whenChosen } from "../parts.js";
 
 const PER_PAGE = 50;
 /** The list is asked for again when the fleet's number of entries changes, at most this often. */
@@ -85,7 +85,10 @@ export function quarantinePage({ query, navigate }) {
       show(answer);
       if (place.firstChild !== list) place.replaceChildren(list);
     } catch (problem) {
-      if (problem.name !== "AbortError") place.replaceChildren(failed(problem, load));
+      if (problem.name === "AbortError") return;
+      setShown(reasons, false);
+      const unknown = nothing("No such tenant", "Nobody knows a tenant of this name. Give its whole id.");
+      place.replaceChildren(problem.status === 404 ? unknown : failed(problem, load));
     }
   }
 
@@ -155,7 +158,7 @@ export function quarantinePage({ query, navigate }) {
     }
   }
 
-  search.addEventListener("input", () => go({ tenant: search.value.trim(), page: 1 }));
+  whenChosen(search, (tenant) => go({ tenant, page: 1 }));
   const ends = [
     subscribe("overview", (overview) => {
       stale = stale || (known !== null && known !== overview.quarantined);

@@ -6,7 +6,7 @@ import { get } from "../api.js";
 import { lineChart } from "../chart.js";
 import { h, icon, keyed, setAttr, setShown, setText, visible } from "../dom.js";
 import { count, rate, span, words } from "../format.js";
-import { now, objective, subscribe } from "../live.js";
+import { connect, now, objective, subscribe } from "../live.js";
 import {
   button,
   dataTable,
@@ -26,7 +26,8 @@ import {
 } from "../parts.js";
 import { actionTable } from "./actions.js";
 
-const TEN_MINUTES = 600_000;
+/** Minutes shown in the charts, in milliseconds: as many as there are, up to ten. */
+const SPANS = [2, 5, 10].map((minutes) => minutes * 60_000);
 
 export function tenantPage({ argument: id }) {
   const tickers = [];
@@ -60,9 +61,15 @@ export function tenantPage({ argument: id }) {
   }
   const askLog = () => get(["actions"], { tenant: id, per_page: 20 }, controller.signal).then((answer) => log.update(answer.actions), () => {});
   function start() {
-    get(["tenants", id], {}, controller.signal).then(update, (problem) => {
-      if (problem.name === "AbortError" || shown) return;
+    get(["tenants", id], {}, controller.signal).then((tenant) => {
+      update(tenant);
+      connect(id);
+    }, (problem) => {
+      if (problem.name === "AbortError") return;
       const gone = problem.status === 404;
+      // Events of a tenant that isn't there are refused; those of the fleet go on.
+      if (gone) connect(null);
+      if (shown) return;
       place.replaceChildren(
         gone
           ? nothing("No such tenant", "Neither the directory nor a worker knows this name. It may have been removed.", link("/tenants", "All tenants"))
@@ -185,12 +192,12 @@ function figureList() {
 
 function chartsOf() {
   const charts = [
-    lineChart({ title: "Rows per second", windowMs: TEN_MINUTES, format: rate, series: [{ key: "rows_per_second", name: "rows/s", area: true }] }),
-    lineChart({ title: "Lag", windowMs: TEN_MINUTES, format: span, seconds: true, limit: objective, limitName: "objective", series: [{ key: "p99_seconds", name: "p99", area: true }] }),
-    lineChart({ title: "Due", windowMs: TEN_MINUTES, format: count, series: [{ key: "due", name: "members", area: true }] }),
+    lineChart({ title: "Rows per second", spans: SPANS, format: rate, series: [{ key: "rows_per_second", name: "rows/s", area: true }] }),
+    lineChart({ title: "Lag", spans: SPANS, format: span, seconds: true, limit: objective, limitName: "objective", series: [{ key: "p99_seconds", name: "p99", area: true }] }),
+    lineChart({ title: "Due", spans: SPANS, format: count, series: [{ key: "due", name: "members", area: true }] }),
   ];
   return {
-    node: h("section.card.charts", { "aria-label": "The last ten minutes" }, charts.map((chart) => chart.node)),
+    node: h("section.card.charts", { "aria-label": "What went before" }, charts.map((chart) => chart.node)),
     update(tenant) {
       for (const chart of charts) chart.update(tenant.history, now());
     },

@@ -171,8 +171,9 @@ export function tenantsPage({ query, navigate }) {
   sortSelect.addEventListener("change", () => change({ sort: sortSelect.value, descending: !SORTS[sortSelect.value].ascending }));
 
   const ends = [
-    subscribe("tenants", (changed) => {
-      for (const row of changed) rows.set(row.id, row);
+    subscribe("tenants", ({ tenants, removed }) => {
+      for (const row of tenants) rows.set(row.id, row);
+      for (const id of removed) rows.delete(id);
       refresh();
     }),
     subscribe("connection", ({ again }) => again && start()),

@@ -125,6 +125,7 @@ function compare({ redis, postgres }, hidden) {
     }
   }
   const extra = [["Remaining life", span(redis.ttl_seconds), ""], ["Written", "", postgres.updated_at ? timeOfDay(postgres.updated_at) : "–"]];
+  if (redis.unreadable) extra.push(["Value", `can't be read: ${visible(redis.unreadable)}`, ""]);
   if (postgres.detail) extra.push(["Detail", "", visible(postgres.detail)]);
   const line = ([name, left, right], compared) => {
     const differs = compared && redis.present && postgres.state === "present" && left !== right;
