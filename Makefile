@@ -5,10 +5,14 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup build demo test chaos bench fuzz coverage lint fmt clean
+# Where setup could not install a browser, the tests in one are skipped, and say so.
+BROWSER_OR_NONE = { command -v chromedriver && { command -v chromium || command -v chromium-browser || command -v google-chrome \
+	|| command -v google-chrome-stable; }; } >/dev/null 2>&1 || export BALANCE_SYNC_BROWSER=none
+
+.PHONY: help setup build demo test screenshots chaos bench fuzz coverage lint fmt clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install redis-server and postgresql if they are missing
 	@sh tests/setup.sh
@@ -21,9 +25,15 @@ demo: setup ## Show the main job on private servers (DEMO_ARGS="--tenants 20 --r
 	target/release/balance-sync demo $(DEMO_ARGS)
 
 test: ## Run all tests: unit, property, real servers, whole system, alert rules
-	@sh tests/setup.sh promtool
+	@sh tests/setup.sh promtool chromium chromedriver
 	$(CARGO) build --locked --package balance-sync-cli
-	$(CARGO) test --locked --workspace
+	@$(BROWSER_OR_NONE); $(CARGO) test --locked --workspace
+
+screenshots: ## Take the pictures of the dashboard in docs/img anew, from a real fleet
+	@sh tests/setup.sh chromium chromedriver
+	$(CARGO) build --locked --package balance-sync-cli
+	@mkdir -p docs/img
+	BALANCE_SYNC_SCREENSHOTS=$(CURDIR)/docs/img $(CARGO) test --locked --package balance-sync-tests --test browser -- every_page
 
 chaos: setup ## Faults on real servers for a while (CHAOS_SECONDS=120, CHAOS_SEED=random, CHAOS_RATE=1500)
 	$(CARGO) build --locked --package balance-sync-cli
@@ -46,7 +56,7 @@ fuzz: ## Feed made-up members and values to the parsers (FUZZ_SECONDS=60 for eac
 	done
 
 coverage: setup ## Line coverage of all crates but the sandbox, by cargo-llvm-cov or cargo-tarpaulin
-	@CARGO="$(CARGO)" sh tests/coverage.sh
+	@$(BROWSER_OR_NONE); CARGO="$(CARGO)" sh tests/coverage.sh
 
 lint: ## Formatting, clippy, and licences and sources if cargo-deny is installed
 	$(CARGO) fmt --all --check

@@ -2,8 +2,8 @@
 # Installs what tests and demo start themselves: redis-server and PostgreSQL's server programs. Does nothing when both
 # are there. Needs root or sudo for apt; says exactly what to install otherwise.
 #
-# Arguments name programs that only some tests use: promtool. Without one of them those tests are skipped and say so, so
-# that it is no error when it can't be installed.
+# Arguments name programs that only some tests use: promtool, chromium, chromedriver. Without one of them those tests are
+# skipped and say so, so that it is no error when it can't be installed.
 set -eu
 
 has_redis() { command -v redis-server >/dev/null 2>&1; }
@@ -25,6 +25,8 @@ wished=""
 for program in "$@"; do
   case "$program" in
     promtool) package=prometheus ;;
+    chromium) package=chromium ;;
+    chromedriver) package=chromium-driver ;;
     *) echo "$0: unknown program $program" >&2; exit 2 ;;
   esac
   command -v "$program" >/dev/null 2>&1 || wished="$wished $package"
@@ -40,7 +42,7 @@ give_up() {
 }
 
 if ! command -v apt-get >/dev/null 2>&1; then
-  give_up "Install redis-server (7 or later) and PostgreSQL's server programs (14 or later), for all tests Prometheus as well, and try again."
+  give_up "Install redis-server (7 or later) and PostgreSQL's server programs (14 or later), for all tests Prometheus and Chromium with its driver as well, and try again."
 fi
 if [ "$(id -u)" = 0 ]; then
   as_root=""

@@ -5,6 +5,7 @@
 //! what it does to the servers of a [`balance_sync_sandbox::Sandbox`]. No crate under test is linked here.
 
 pub mod audit;
+pub mod browser;
 pub mod command;
 pub mod leases;
 pub mod ledger;
@@ -21,6 +22,7 @@ use balance_sync_sandbox::{RedisOptions, Sandbox, SandboxOptions};
 use uuid::Uuid;
 
 pub use audit::Audit;
+pub use browser::Browser;
 pub use command::{Finished, balance_sync, run};
 pub use leases::Leases;
 pub use log::{Line, Log};

@@ -212,6 +212,11 @@ impl Worker {
         self.address
     }
 
+    /// The address of a page of its HTTP interface.
+    pub fn url(&self, path: &str) -> String {
+        self.address.map(|address| format!("http://{address}{path}")).unwrap_or_default()
+    }
+
     /// Its log so far.
     pub fn log(&self) -> &Log {
         &self.log

@@ -1,0 +1,73 @@
+//! A worker that goes away and comes back, and a Redis that does: what is shown is never taken for what is.
+
+use anyhow::Result;
+use balance_sync_sandbox::free_port;
+use balance_sync_sandbox::ledger::DEFAULT_TTL;
+use balance_sync_tests::ledger::comes_in_step;
+
+use crate::{browser, worker};
+
+#[tokio::test]
+async fn a_lost_worker_is_told_and_its_return_is_noticed() -> Result<()> {
+    let mut browser = browser!();
+    let sandbox = balance_sync_tests::sandbox(3, 20).await?;
+    let listen = format!("127.0.0.1:{}", free_port()?);
+    let start = || worker(&sandbox, "first").set("admin.listen", &listen).start();
+    let mut first = start().await?;
+    browser.open(&first.url("/")).await?;
+    browser.shows(".connection", "Live").await?;
+    browser.shows("#verdict", "All tenants are on time").await?;
+
+    first.kill().await?;
+    browser.shows(".banners", "Connection lost at").await?;
+    browser.shows(".banners", "What you see is from").await?;
+    browser.shows(".connection", "Not live").await?;
+    browser.until("the browser's own tab tells it", "document.title.startsWith('?')").await?;
+    // Other pages say so too, and not an empty list.
+    browser.press(".tabs", "Tenants").await?;
+    browser.shows("main", "gives no answer").await?;
+    browser.press(".tabs", "Overview").await?;
+
+    let first = start().await?;
+    browser.shows(".connection", "Live").await?;
+    browser
+        .until(
+            "the banner is gone",
+            "![...document.querySelectorAll('.banner')].some((banner) => banner.checkVisibility())",
+        )
+        .await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    browser.press(".tabs", "Tenants").await?;
+    browser.shows(".grid", &sandbox.tenants()[0].id).await?;
+    assert_eq!(first.get("/livez").await?.0, 200);
+    browser.expect_error("ERR_CONNECTION");
+    browser.expect_error("ERR_INCOMPLETE_CHUNKED_ENCODING");
+    browser.expect_error("ERR_EMPTY_RESPONSE");
+    browser.finish().await
+}
+
+#[tokio::test]
+async fn an_unreachable_redis_is_told() -> Result<()> {
+    let mut browser = browser!();
+    let sandbox = balance_sync_tests::sandbox(2, 10).await?;
+    let worker = worker(&sandbox, "first").start().await?;
+    browser.open(&worker.url("/")).await?;
+    browser.shows("#verdict", "All tenants are on time").await?;
+    sandbox.redis().kill()?;
+    browser.shows(".banners", "Redis can't be reached").await?;
+    browser
+        .until("not a healthy verdict", "document.querySelector('.verdict').dataset.verdict !== 'healthy'")
+        .await?;
+    sandbox.redis().start_again().await?;
+    browser
+        .until(
+            "the banner is gone",
+            "![...document.querySelectorAll('.banner')].some((banner) => banner.checkVisibility())",
+        )
+        .await?;
+    browser.shows("#verdict", "All tenants are on time").await?;
+    browser.expect_error("status of 503");
+    browser.finish().await
+}

@@ -1,0 +1,166 @@
+//! Quarantine: by reason, with its value, retried and dropped one by one and in bulk; and texts that want to be markup.
+
+use anyhow::{Result, ensure};
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, put_raw};
+use balance_sync_sandbox::{Sandbox, SandboxTenant, balance_table, eventually};
+use balance_sync_tests::SOON;
+use balance_sync_tests::ledger::quarantine_key;
+use redis::AsyncCommands;
+
+use crate::{browser, version, worker};
+
+/// Members in a tenant's quarantine.
+async fn entries(sandbox: &Sandbox, tenant: &SandboxTenant) -> Result<Vec<String>> {
+    Ok(sandbox.redis().connect().await?.hkeys(quarantine_key(tenant)).await?)
+}
+
+async fn reaches(sandbox: &Sandbox, tenant: &SandboxTenant, count: usize) -> Result<()> {
+    eventually(SOON, "entries in quarantine", || async {
+        let found = entries(sandbox, tenant).await?;
+        ensure!(found.len() == count, "{found:?}");
+        anyhow::Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_is_set_aside_is_seen_retried_and_dropped() -> Result<()> {
+    let mut browser = browser!();
+    let sandbox = balance_sync_tests::sandbox(2, 20).await?;
+    let worker = worker(&sandbox, "first").start().await?;
+    let tenant = sandbox.tenants().remove(0);
+    let table = balance_table(tenant.schema.as_deref());
+    // Four rows are gone; three values are no values.
+    let gone: Vec<String> = tenant.balances[..4].iter().map(|balance| format!("'{}'", balance.id)).collect();
+    let (gone, hidden) = (gone.join(","), "UPDATE balance SET deleted_at = now()");
+    assert!(table.contains("balance"));
+    sandbox.postgres().execute(&tenant.database, &format!("{hidden} WHERE id IN ({gone})")).await?;
+    let mut redis = sandbox.redis().connect().await?;
+    for balance in &tenant.balances[4..7] {
+        let member = tenant.keys.member(balance);
+        put_raw(&mut redis, &tenant.keys.schedule(), member.as_bytes(), b"no json", Some(DEFAULT_TTL))
+            .await?;
+    }
+    let mut producer = sandbox.producer();
+    producer.mutate(0, &[0, 1, 2, 3], DEFAULT_TTL).await?;
+    reaches(&sandbox, &tenant, 7).await?;
+
+    browser.open(&worker.url("/")).await?;
+    browser.shows("table[aria-label^='Tenants that need']", "7 in quarantine").await?;
+    browser.press(".tabs", "Quarantine").await?;
+    browser.shows(".reason-list", "missing row").await?;
+    browser
+        .until("all entries", "document.querySelectorAll('table[aria-label=Entries] tbody tr').length === 7")
+        .await?;
+    browser.press(".reason-list", "missing row").await?;
+    browser
+        .until(
+            "those of the reason",
+            "document.querySelectorAll('table[aria-label=Entries] tbody tr').length === 4",
+        )
+        .await?;
+    browser.until("the address keeps it", "location.search === '?reason=missing_row'").await?;
+    browser.shows(".meaning", "No row with that id").await?;
+
+    // One entry, with its value.
+    browser.press("table[aria-label=Entries]", &tenant.balances[0].alias).await?;
+    browser.shows("dialog .value", "Available").await?;
+    browser.shows("dialog", &tenant.keys.member(&tenant.balances[0])).await?;
+    // The row is back; the entry is tried again.
+    let back = format!("UPDATE balance SET deleted_at = NULL WHERE id = '{}'", tenant.balances[0].id);
+    sandbox.postgres().execute(&tenant.database, &back).await?;
+    browser.press("dialog", "Retry").await?;
+    browser.press("dialog:last-of-type", "Retry").await?;
+    browser.shows(".toasts", "Scheduled again: 1 entry").await?;
+    eventually(SOON, "the row is written", || async {
+        ensure!(version(&sandbox, &tenant, 0).await? == 2);
+        anyhow::Ok(())
+    })
+    .await?;
+    reaches(&sandbox, &tenant, 6).await?;
+    browser
+        .until(
+            "it is gone here too",
+            "document.querySelectorAll('table[aria-label=Entries] tbody tr').length === 3",
+        )
+        .await?;
+
+    // The rest of the reason in bulk.
+    let back = format!("UPDATE balance SET deleted_at = NULL WHERE id IN ({gone})");
+    sandbox.postgres().execute(&tenant.database, &back).await?;
+    browser.press(".bulk", "Retry all").await?;
+    browser.shows("dialog", "Retry 3 entries?").await?;
+    browser.shows("dialog", "reason missing row").await?;
+    browser.press("dialog", "Retry").await?;
+    browser.shows(".toasts", "Scheduled again: 3 entries").await?;
+    reaches(&sandbox, &tenant, 3).await?;
+    for balance in 0..4 {
+        eventually(SOON, "the row is written", || async {
+            ensure!(version(&sandbox, &tenant, balance).await? == 2);
+            anyhow::Ok(())
+        })
+        .await?;
+    }
+
+    // One dropped, the others in bulk, for which their number has to be typed.
+    browser.press(".reason-list", "All").await?;
+    browser
+        .until("the rest", "document.querySelectorAll('table[aria-label=Entries] tbody tr').length === 3")
+        .await?;
+    browser.press("table[aria-label=Entries]", "Drop").await?;
+    browser.press("dialog", "Drop").await?;
+    browser.shows(".toasts", "Dropped: 1 entry").await?;
+    reaches(&sandbox, &tenant, 2).await?;
+    browser.press(".bulk", "Drop all").await?;
+    browser.shows("dialog", "Everything in quarantine, of all tenants").await?;
+    browser
+        .until("nothing by accident", "document.querySelector('dialog button[type=submit]').disabled")
+        .await?;
+    browser.fill("dialog #typed", "2").await?;
+    browser.press("dialog", "Drop").await?;
+    reaches(&sandbox, &tenant, 0).await?;
+    browser.shows("main", "Nothing is in quarantine").await?;
+    browser.press(".tabs", "Actions").await?;
+    browser.shows("main", "Drop from quarantine").await?;
+    browser.shows("main", "Retry from quarantine").await?;
+    browser.finish().await
+}
+
+#[tokio::test]
+async fn hostile_texts_stay_texts() -> Result<()> {
+    let mut browser = browser!();
+    let sandbox = balance_sync_tests::sandbox(2, 5).await?;
+    let worker = worker(&sandbox, "first").start().await?;
+    let tenant = sandbox.tenants().remove(0);
+    let mut redis = sandbox.redis().connect().await?;
+    let hostile = "@<img src=x onerror=window.hit=1><script>window.hit=1</script>\u{202e}\"'&lt;";
+    let balance = tenant.keys.member(&tenant.balances[0]);
+    let member = balance.replace(&tenant.balances[0].alias, hostile);
+    ensure!(member != balance);
+    let value = br#"{"ID":"<svg onload=window.hit=1>","Available":"<b>1</b>"}"#;
+    put_raw(&mut redis, &tenant.keys.schedule(), member.as_bytes(), value, Some(DEFAULT_TTL)).await?;
+    reaches(&sandbox, &tenant, 1).await?;
+
+    browser.open(&worker.url("/quarantine")).await?;
+    let shown = hostile.replace('\u{202e}', "\\u{202e}");
+    browser.shows("table[aria-label=Entries]", &shown).await?;
+    browser.press("table[aria-label=Entries]", "@<img").await?;
+    browser.shows("dialog .value", "<svg onload").await?;
+    browser.shows("dialog", &shown).await?;
+    browser.press("dialog", "Why?").await?;
+    browser.until("the answer", "document.querySelector('.why') !== null").await?;
+    browser.shows(".why", "<img src=x").await?;
+    browser.press(".tabs", "Overview").await?;
+    browser.shows("main", "in quarantine").await?;
+    // A path that is no tenant.
+    browser.open(&worker.url("/tenants/%3Cimg%20src=x%20onerror=window.hit=1%3E")).await?;
+    browser.shows("main", "No such tenant").await?;
+    browser.until("nothing ran", "window.hit === undefined").await?;
+    browser
+        .until("no markup came in", "document.querySelectorAll('main img, main script').length === 0")
+        .await?;
+    let expected = "status of 404";
+    browser.expect_error(expected);
+    browser.expect_error("status of 400");
+    browser.finish().await
+}
