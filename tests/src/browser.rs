@@ -288,6 +288,21 @@ impl Browser {
         Ok(self.driver.action_chain().send_keys(keys).perform().await?)
     }
 
+    /// Presses a key while Shift is held.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub async fn shifted(&self, key: Key) -> Result<()> {
+        Ok(self
+            .driver
+            .action_chain()
+            .key_down(Key::Shift)
+            .send_keys(key)
+            .key_up(Key::Shift)
+            .perform()
+            .await?)
+    }
+
     /// A picture of what is shown; with `whole`, of the whole page.
     ///
     /// # Errors

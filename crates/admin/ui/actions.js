@@ -127,12 +127,16 @@ async function follow(message, name, tenant, ask) {
   message.update(level, `${name}: ${told[0].outcome} by ${workers}${details ? ` (${details})` : ""}`);
 }
 
-/** Waits until a worker has told the outcome of an action; an empty list when none did in time. */
+/**
+ * Waits until a worker has told the outcome of an action, and a moment longer for the others; an empty list when none did
+ * in time.
+ */
 function outcomeOf(id, tenant) {
   return new Promise((resolve) => {
     let timer = null;
+    let heard = [];
     const stop = subscribe("action", () => look());
-    const end = setTimeout(() => finish([]), OUTCOME_WITHIN);
+    const end = setTimeout(() => finish(heard), OUTCOME_WITHIN);
     const finish = (outcomes) => {
       stop();
       clearTimeout(timer);
@@ -144,7 +148,9 @@ function outcomeOf(id, tenant) {
       timer = setTimeout(look, LOOK_EVERY);
       const log = await get(["actions"], { tenant, per_page: 50 }).catch(() => null);
       const action = log?.actions.find((each) => each.id === id);
-      if (action?.outcomes.length) finish(action.outcomes);
+      if (!action?.outcomes.length) return;
+      if (heard.length) finish(action.outcomes);
+      heard = action.outcomes;
     };
     look();
   });

@@ -1,8 +1,8 @@
 //! Every action on tenants and workers: asked for with its consequences told, followed to its outcome, in the log.
 
 use anyhow::{Context, Result, ensure};
-use balance_sync_sandbox::eventually;
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, SEED_VERSION};
+use balance_sync_sandbox::{balance_table, eventually};
 use balance_sync_tests::SOON;
 use balance_sync_tests::ledger::{claimed, comes_in_step, scores};
 
@@ -121,23 +121,20 @@ async fn a_wrong_password_is_told_with_what_helps_and_mended_by_one_action() -> 
 #[tokio::test]
 async fn a_flush_can_be_asked_for() -> Result<()> {
     let mut browser = browser!();
-    let sandbox = balance_sync_tests::sandbox(1, 5).await?;
+    let sandbox = balance_sync_tests::sandbox(3, 5).await?;
     let worker = worker(&sandbox, "first").set("postgres.backoff_long", "1h").start().await?;
-    let tenant = sandbox.tenants().remove(0);
-    let right = |verb: &str| {
-        format!(
-            "{verb} UPDATE ON balance {} \"{}\"",
-            if verb == "GRANT" { "TO" } else { "FROM" },
-            tenant.role
-        )
-    };
-    sandbox.postgres().execute(&tenant.database, &right("REVOKE")).await?;
+    // One whose rights are its own: the last share a database.
+    let tenant = sandbox.tenants().remove(2);
+    let table = balance_table(tenant.schema.as_deref());
+    let revoke = format!("REVOKE UPDATE ON {table} FROM \"{}\"", tenant.role);
+    let grant = format!("GRANT UPDATE ON {table} TO \"{}\"", tenant.role);
+    sandbox.postgres().execute(&tenant.database, &revoke).await?;
     let mut producer = sandbox.producer();
     producer.mutate_each(DEFAULT_TTL).await?;
     browser.open(&worker.url(&format!("/tenants/{}", tenant.id))).await?;
     browser.shows(".tenant-state", "The role may not update the table").await?;
     // By itself it would look again in an hour.
-    sandbox.postgres().execute(&tenant.database, &right("GRANT")).await?;
+    sandbox.postgres().execute(&tenant.database, &grant).await?;
     browser.press(".actions", "Flush now").await?;
     browser.shows("dialog", "stops waiting").await?;
     assert_eq!(version(&sandbox, &tenant, 0).await?, SEED_VERSION);

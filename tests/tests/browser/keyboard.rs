@@ -13,10 +13,12 @@ async fn a_tenant_is_found_and_paused_without_a_mouse() -> Result<()> {
     browser.open(&worker.url("/")).await?;
     browser.shows("#verdict", "All tenants are on time").await?;
 
-    // The first stop leads past the navigation.
-    browser.eval("document.activeElement.blur()").await?;
-    browser.keys(Key::Tab).await?;
+    // The first stop of the page, before its name, leads past the navigation.
+    browser.eval("document.querySelector('.brand').focus()").await?;
+    browser.shifted(Key::Tab).await?;
     browser.until("the skip link", "document.activeElement.classList.contains('skip')").await?;
+    browser.keys(Key::Enter).await?;
+    browser.until("past the navigation", "document.activeElement.id === 'main'").await?;
 
     // Pages, the list of keys, and out of it.
     browser.keys("?").await?;

@@ -30,9 +30,9 @@ macro_rules! browser {
 }
 pub(crate) use browser;
 
-/// A worker of this name that samples schedules and takes note of actions briskly.
+/// A worker of this name. What drivers say about their calls is of no use here, and much.
 fn worker(sandbox: &Sandbox, name: &str) -> WorkerBuilder {
-    Worker::of(sandbox).set("worker.name", name)
+    Worker::of(sandbox).set("worker.name", name).set("log.level", "info")
 }
 
 /// The fields of the hash of halted tenants.

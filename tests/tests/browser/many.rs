@@ -5,9 +5,8 @@ use std::time::Duration;
 use anyhow::Result;
 use balance_sync_sandbox::TenantRecord;
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, TenantKeys, put_raw};
-use balance_sync_tests::Worker;
 
-use crate::browser;
+use crate::{browser, worker};
 
 /// Tenants.
 const MANY: usize = 2_000;
@@ -30,7 +29,7 @@ async fn two_thousand_tenants_stay_fluid() -> Result<()> {
             ..record.clone()
         });
     }
-    let worker = Worker::of(&sandbox).set("worker.name", "first").set("log.level", "info").start().await?;
+    let worker = worker(&sandbox, "first").start().await?;
     browser.open(&worker.url("/tenants")).await?;
     browser.until("all of them", "document.querySelector('.page-head').innerText.includes('2,000')").await?;
     let rows = "document.querySelectorAll('.grid-body .grid-row').length";
