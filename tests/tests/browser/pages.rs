@@ -174,7 +174,7 @@ async fn look(sandbox: &Sandbox, worker: &Worker, browser: &mut Browser) -> Resu
             ("overview", "/".to_owned(), ".verdict"),
             ("tenants", "/tenants".to_owned(), ".grid-row .id"),
             ("tenant", format!("/tenants/{}", tenants[0].id), ".figures"),
-            ("quarantine", "/quarantine".to_owned(), "table[aria-label=Entries] tr"),
+            ("quarantine", "/quarantine".to_owned(), "table[aria-label=Entries] tbody tr"),
             ("why", format!("/why?member={member}"), ".why"),
             ("actions", "/actions".to_owned(), "main table"),
         ] {
