@@ -122,7 +122,13 @@ async fn a_wrong_password_is_told_with_what_helps_and_mended_by_one_action() -> 
 async fn a_flush_can_be_asked_for() -> Result<()> {
     let mut browser = browser!();
     let sandbox = balance_sync_tests::sandbox(3, 5).await?;
-    let worker = worker(&sandbox, "first").set("postgres.backoff_long", "1h").start().await?;
+    // By itself it would look again in half a minute at the earliest.
+    let worker = worker(&sandbox, "first")
+        .set("postgres.backoff_min", "1m")
+        .set("postgres.backoff_max", "10m")
+        .set("postgres.backoff_long", "10m")
+        .start()
+        .await?;
     // One whose rights are its own: the last share a database.
     let tenant = sandbox.tenants().remove(2);
     let table = balance_table(tenant.schema.as_deref());
@@ -133,7 +139,6 @@ async fn a_flush_can_be_asked_for() -> Result<()> {
     producer.mutate_each(DEFAULT_TTL).await?;
     browser.open(&worker.url(&format!("/tenants/{}", tenant.id))).await?;
     browser.shows(".tenant-state", "The role may not update the table").await?;
-    // By itself it would look again in an hour.
     sandbox.postgres().execute(&tenant.database, &grant).await?;
     browser.press(".actions", "Flush now").await?;
     browser.shows("dialog", "stops waiting").await?;
