@@ -20,7 +20,8 @@
 //!   neighbour waiting until it is empty.
 //!
 //! Of the connections at most [`AT_WORK`] write a batch at the same time; those who have one take turns, in order. More
-//! don't make a server faster, and each holds a batch in memory.
+//! don't make a server faster, and each holds a batch in memory. A turn ends with its batch, or when a statement takes longer
+//! than [`LONGEST_TURN`].
 //!
 //! While a database waits its batch grows, so the fewer turns carry more. Slots are per server: one that does not answer
 //! holds up nobody else. Within a server one database uses at most its own `max_connections`, each for at most the
@@ -60,6 +61,10 @@ const LONGEST: Duration = Duration::from_secs(2);
 /// Batches that are written at once to one server at most: several times the cores of a common one. A commit that waits for
 /// a disk or a replica leaves room for the others, and whoever waits for its turn gathers meanwhile.
 const AT_WORK: usize = 16;
+
+/// A statement that takes longer gives its turn up: it waits for a lock or an answer, which is no work, and a few tenants with
+/// locked tables must not hold up all others of their server. A batch takes some ten milliseconds.
+pub(crate) const LONGEST_TURN: Duration = Duration::from_millis(200);
 
 /// How long a polite goodbye may take before the socket is simply closed.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 
 use sqlx::{ConnectOptions, PgConnection};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::budget::{Claim, Open};
+use crate::budget::{Claim, LONGEST_TURN, Open};
 use crate::classify::{ErrorClass, StoreError};
 use crate::database::{Database, Phase};
 
@@ -35,7 +36,7 @@ pub struct Session {
     unproven: bool,
     /// The first connection must be there by then.
     acquire_by: Option<Instant>,
-    /// Held for a batch, see `budget.rs`.
+    /// Held for a batch until a statement of it takes too long, see `budget.rs`.
     turn: Option<OwnedSemaphorePermit>,
     // After `open`: the connection must be back before the permit is, and fields drop in this order.
     _permit: OwnedSemaphorePermit,
@@ -149,10 +150,28 @@ impl Session {
         }
     }
 
-    async fn attempt<O: Operation>(&self, open: &mut Open, operation: &O) -> Result<O::Output, StoreError> {
+    async fn attempt<O: Operation>(
+        &mut self,
+        open: &mut Open,
+        operation: &O,
+    ) -> Result<O::Output, StoreError> {
         let timeout = self.database.inner().operation_timeout;
-        let running = tokio::time::timeout(timeout, operation.run(&mut open.connection));
-        match self.unless(Phase::Aborted, running).await? {
+        let mut turn = self.turn.take();
+        let running = async {
+            let mut running = pin!(tokio::time::timeout(timeout, operation.run(&mut open.connection)));
+            if turn.is_some() {
+                tokio::select! {
+                    biased;
+                    result = running.as_mut() => return result,
+                    // It waits for a lock, a disk or an answer, and keeps nobody busy meanwhile.
+                    () = tokio::time::sleep(LONGEST_TURN) => turn = None,
+                }
+            }
+            running.await
+        };
+        let result = self.unless(Phase::Aborted, running).await?;
+        self.turn = turn;
+        match result {
             Ok(result) => result.map_err(StoreError::from),
             Err(_) => Err(StoreError::new(
                 ErrorClass::Timeout,

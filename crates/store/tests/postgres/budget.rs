@@ -169,6 +169,35 @@ async fn batches_take_turns() {
     next.await.unwrap();
 }
 
+/// Sixteen batches that wait for a lock do no work: they keep nobody else on their server from writing.
+#[tokio::test]
+async fn batches_that_wait_for_a_lock_keep_no_turn() {
+    let (locked, other) = (Tenant::new("locked_batches").await, Tenant::new("unlocked").await);
+    locked.seed(16).await;
+    other.seed(1).await;
+    let budget = ConnectionBudget::new(20);
+    let database =
+        Database::open(DatabaseSpec { max_connections: 16, ..locked.spec() }, budget.clone()).unwrap();
+    let mut blocker = locked.server.connect("locked_batches").await.unwrap();
+    sqlx::raw_sql("BEGIN; SELECT FROM balance FOR UPDATE").execute(&mut blocker).await.unwrap();
+    let mut blocked = Vec::new();
+    for number in 1..=16 {
+        let mut place = database.connect().await.unwrap();
+        blocked.push(tokio::spawn(async move {
+            place.update_isolating(&Table::unqualified(), &[row(number, 2)]).await
+        }));
+    }
+    let free = Database::open(other.spec(), budget.clone()).unwrap();
+    // Half of what a blocked statement may take.
+    let place = tokio::time::timeout(PATIENCE / 2, free.connect()).await.expect("a turn").unwrap();
+    drop(place);
+    assert!(blocked.iter().all(|write| !write.is_finished()), "they still wait for the lock");
+    sqlx::raw_sql("ROLLBACK").execute(&mut blocker).await.unwrap();
+    for write in blocked {
+        write.await.unwrap().unwrap();
+    }
+}
+
 /// The second connection of a database is no reason to take another database's only one.
 #[tokio::test]
 async fn who_has_a_connection_takes_none_away() {
