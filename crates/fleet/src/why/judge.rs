@@ -1,0 +1,283 @@
+//! The judgement on a balance, a pure function of the facts: what became of it, and in one sentence what happens next.
+
+use super::{BalanceReport, RowState, Scheduled, Verdict};
+use crate::rows::UNSERVED;
+
+/// The verdict, and what happens next. `lease` = how long a claim holds, in seconds.
+#[must_use]
+pub fn verdict(report: &BalanceReport, now: f64, objective: f64, lease: f64) -> (Verdict, String) {
+    let scheduled = report.schedule.state != Scheduled::NotScheduled;
+    if !scheduled {
+        return unscheduled(report);
+    }
+    let age = report.schedule.score.map_or(0.0, |score| now - score);
+    let late = report.schedule.state == Scheduled::Due && age > objective;
+    let verdict = if late { Verdict::Behind } else { Verdict::OnItsWay };
+    (verdict, waiting(report, now, lease))
+}
+
+/// What happens with a scheduled member.
+fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
+    let tenant = &report.tenant_state;
+    let until = report.schedule.leased_until.as_deref().or(report.schedule.due_at.as_deref()).unwrap_or("");
+    if let Some(paused) = &tenant.paused {
+        return format!(
+            "It waits until the tenant is resumed: {} paused it at {}; its value is kept alive.",
+            paused.by, paused.at
+        );
+    }
+    if tenant.state == UNSERVED {
+        return "It waits: no live worker serves this tenant.".to_owned();
+    }
+    if tenant.state == "degraded" {
+        let reason = tenant.reason.as_deref().unwrap_or("unknown");
+        let pace = if crate::failure::waits_long(reason) {
+            "tried again with long delays until somebody mends it, or at once by the action flush"
+        } else {
+            "tried again every few seconds"
+        };
+        return format!(
+            "It is written when the tenant can be written again: {reason} since {}; {pace}.",
+            tenant.since.as_deref().unwrap_or("unknown")
+        );
+    }
+    if let Some(lock) = report.lock.as_ref().filter(|lock| lock.foreign) {
+        let left =
+            lock.ttl_seconds.map_or_else(|| "without end".to_owned(), |left| format!("{left:.0} s more"));
+        return format!(
+            "The ledger's own worker holds its claim lock ({left}); in mode lock it is claimed after that."
+        );
+    }
+    match report.schedule.state {
+        Scheduled::Leased if report.schedule.score.is_some_and(|score| score - now > lease * 1.5) => format!(
+            "It was put off because the tenant's quarantine is full, and comes due again at {until}; make room by retrying or dropping entries."
+        ),
+        Scheduled::Leased => format!("A worker holds it and writes it now; if that worker dies it comes due again at {until}."),
+        Scheduled::Future => format!("Its time comes at {until}; nobody claims it before."),
+        _ if !report.redis.present => {
+            "It is claimed next, and goes to quarantine: its value has expired in Redis, and what it held is not known.".to_owned()
+        }
+        _ if report.redis.unreadable.is_some() => {
+            "It is claimed next, and goes to quarantine: its value can't be read.".to_owned()
+        }
+        _ if matches!(report.postgres.state, RowState::Missing | RowState::Deleted) => {
+            "It is claimed next, and goes to quarantine: there is no row for it, or it is deleted.".to_owned()
+        }
+        _ if newer(report) == Some(std::cmp::Ordering::Less) || newer(report) == Some(std::cmp::Ordering::Equal) => {
+            "It is claimed next and taken off the schedule: Postgres has this version or a newer one.".to_owned()
+        }
+        _ => "It is due, and claimed and written next.".to_owned(),
+    }
+}
+
+fn unscheduled(report: &BalanceReport) -> (Verdict, String) {
+    if let Some(entry) = &report.quarantine {
+        return (
+            Verdict::Quarantined,
+            format!(
+                "Nothing happens by itself: it is in quarantine ({}) since {}; mend the cause and retry it, or drop it. A newer mutation schedules it again.",
+                entry.reason, entry.first_at
+            ),
+        );
+    }
+    match (report.redis.present, report.postgres.state, newer(report)) {
+        (_, RowState::Unreachable, _) => (
+            Verdict::Unknown,
+            "Nothing is scheduled for it; whether Postgres has it can't be told, because its database can't be asked.".to_owned(),
+        ),
+        (true, RowState::Present, Some(std::cmp::Ordering::Equal)) => (
+            Verdict::InSync,
+            "Nothing is to be done: Postgres has the version that Redis has; the next mutation schedules it.".to_owned(),
+        ),
+        (true, RowState::Present, Some(std::cmp::Ordering::Greater)) => (
+            Verdict::UnscheduledAndBehind,
+            "Nobody will write it: Redis is newer and nothing is scheduled; run `balance-sync verify --repair`, or wait for the next mutation.".to_owned(),
+        ),
+        (true, RowState::Present, Some(std::cmp::Ordering::Less)) => (
+            Verdict::Ahead,
+            "Nothing is to be done: Postgres is newer than what Redis has.".to_owned(),
+        ),
+        (false, RowState::Present, _) => (
+            Verdict::InSync,
+            "Nothing is to be done: Redis holds no value of it any more and nothing is scheduled; the row is what counts.".to_owned(),
+        ),
+        (true, RowState::Missing | RowState::Deleted, _) => (
+            Verdict::UnscheduledAndBehind,
+            "Nobody will write it: nothing is scheduled, and there is no row for it, or it is deleted; the ledger creates rows.".to_owned(),
+        ),
+        (false, RowState::Missing | RowState::Deleted, _) => (
+            Verdict::Unknown,
+            "Nothing is known of it: neither Redis nor Postgres has it.".to_owned(),
+        ),
+        (true, RowState::Present, None) => (
+            Verdict::Unknown,
+            "Nothing is scheduled for it, and its value in Redis can't be read; the next mutation replaces it.".to_owned(),
+        ),
+    }
+}
+
+/// Redis's version against Postgres's.
+fn newer(report: &BalanceReport) -> Option<std::cmp::Ordering> {
+    Some(report.redis.version?.cmp(&report.postgres.version?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::*, *};
+
+    const NOW: f64 = 1_795_380_490.0;
+    const LEASE: f64 = 30.0;
+
+    /// A balance that is due, on a tenant that is well, newer in Redis than in Postgres.
+    fn due() -> BalanceReport {
+        BalanceReport {
+            tenant: "acme".to_owned(),
+            member: "m".to_owned(),
+            organization: None,
+            ledger: None,
+            alias: None,
+            key: None,
+            schedule: schedule_shown(Some(NOW - 1.0), NOW),
+            redis: RedisShown {
+                present: true,
+                version: Some(2),
+                ttl_seconds: Some(3000.0),
+                unreadable: None,
+                available: Some("1".to_owned()),
+                on_hold: Some("1".to_owned()),
+                overdraft_used: Some("0".to_owned()),
+            },
+            postgres: PostgresShown {
+                state: RowState::Present,
+                version: Some(1),
+                updated_at: None,
+                detail: None,
+                available: Some("0".to_owned()),
+                on_hold: Some("0".to_owned()),
+                overdraft_used: Some("0".to_owned()),
+            },
+            lock: None,
+            tenant_state: TenantStateShown {
+                state: "idle",
+                reason: None,
+                detail: None,
+                since: Some(at(NOW)),
+                paused: None,
+            },
+            quarantine: None,
+            last_error: None,
+            verdict: Verdict::Unknown,
+            next: String::new(),
+        }
+    }
+
+    #[track_caller]
+    fn tells(change: impl FnOnce(&mut BalanceReport), expected: Verdict, words: &str) {
+        let mut report = due();
+        change(&mut report);
+        let (found, next) = verdict(&report, NOW, 5.0, LEASE);
+        assert!(found == expected && next.contains(words), "{found:?}: {next}");
+        assert!(next.ends_with('.') && next.matches(". ").count() <= 1, "a sentence: {next}");
+    }
+
+    fn unscheduled(report: &mut BalanceReport) {
+        report.schedule = schedule_shown(None, NOW);
+    }
+
+    fn entry() -> QuarantineShown {
+        QuarantineShown {
+            reason: "missing_row".to_owned(),
+            detail: Some("no row".to_owned()),
+            first_at: at(NOW),
+            last_at: at(NOW),
+            count: 1,
+            truncated: false,
+            has_value: true,
+        }
+    }
+
+    #[test]
+    fn a_scheduled_balance_is_on_its_way_and_says_what_it_waits_for() {
+        use Verdict::{Behind, OnItsWay};
+        let state = |state: &'static str, reason: Option<&str>| {
+            let reason = reason.map(str::to_owned);
+            move |report: &mut BalanceReport| {
+                report.tenant_state.state = state;
+                report.tenant_state.reason = reason;
+            }
+        };
+        let score =
+            |score: f64| move |report: &mut BalanceReport| report.schedule = schedule_shown(Some(score), NOW);
+        tells(|_| {}, OnItsWay, "claimed and written next");
+        tells(score(NOW - 6.0), Behind, "claimed and written next");
+        tells(score(NOW + 20.000_000_5), OnItsWay, "A worker holds it");
+        tells(score(NOW + 600.000_000_5), OnItsWay, "quarantine is full");
+        tells(score(NOW + 600.0), OnItsWay, "nobody claims it before");
+        tells(state(UNSERVED, None), OnItsWay, "no live worker serves this tenant");
+        tells(state("degraded", Some("postgres_credentials")), OnItsWay, "until somebody mends it");
+        tells(state("degraded", Some("postgres_connection")), OnItsWay, "every few seconds");
+        tells(
+            |report| {
+                let paused = PausedBy { by: "ann".to_owned(), at: at(NOW), note: None };
+                report.tenant_state.paused = Some(paused);
+                report.tenant_state.state = "degraded";
+            },
+            OnItsWay,
+            "until the tenant is resumed: ann",
+        );
+        tells(
+            |report| report.lock = Some(LockShown { foreign: true, ttl_seconds: Some(60.0) }),
+            OnItsWay,
+            "ledger's own worker holds its claim lock (60 s more)",
+        );
+        tells(|report| report.redis.present = false, OnItsWay, "its value has expired");
+        tells(|report| report.redis.unreadable = Some("x".to_owned()), OnItsWay, "can't be read");
+        tells(|report| report.postgres.state = RowState::Missing, OnItsWay, "no row for it");
+        tells(|report| report.postgres.version = Some(2), OnItsWay, "this version or a newer one");
+        // A newer mutation has scheduled it: the entry is history.
+        tells(|report| report.quarantine = Some(entry()), OnItsWay, "claimed and written next");
+    }
+
+    #[test]
+    fn an_unscheduled_balance_is_in_sync_or_says_what_is_to_be_done() {
+        let with = |change: fn(&mut BalanceReport)| {
+            move |report: &mut BalanceReport| {
+                unscheduled(report);
+                change(report);
+            }
+        };
+        tells(unscheduled, Verdict::UnscheduledAndBehind, "verify --repair");
+        tells(with(|r| r.postgres.version = Some(2)), Verdict::InSync, "the version that Redis has");
+        tells(with(|r| r.postgres.version = Some(3)), Verdict::Ahead, "Postgres is newer");
+        tells(with(|r| r.redis.present = false), Verdict::InSync, "the row is what counts");
+        tells(with(|r| r.quarantine = Some(entry())), Verdict::Quarantined, "in quarantine (missing_row)");
+        tells(with(|r| r.postgres.state = RowState::Deleted), Verdict::UnscheduledAndBehind, "deleted");
+        tells(with(|r| r.postgres.state = RowState::Unreachable), Verdict::Unknown, "can't be asked");
+        tells(
+            with(|r| {
+                r.redis.present = false;
+                r.postgres.state = RowState::Missing;
+            }),
+            Verdict::Unknown,
+            "neither Redis nor Postgres",
+        );
+        tells(with(|r| r.redis.version = None), Verdict::Unknown, "can't be read");
+    }
+
+    #[test]
+    fn hidden_amounts_stand_nowhere() {
+        let mut report = due();
+        report.redis.available = Some("77123".to_owned());
+        report.redis.unreadable = Some("field Available is 77123x".to_owned());
+        report.postgres.on_hold = Some("77123".to_owned());
+        let detail = Some("field Available is 77123x".to_owned());
+        report.quarantine =
+            Some(QuarantineShown { reason: "value_invalid_amount".to_owned(), detail, ..entry() });
+        let mut why = Why { matches: vec![report], amounts_hidden: false };
+        let shown = serde_json::to_string(&why).unwrap_or_default();
+        assert_eq!(shown.matches("77123").count(), 4);
+        why.hide_amounts();
+        let shown = serde_json::to_string(&why).unwrap_or_default();
+        assert!(!shown.contains("77123") && shown.contains("\"amounts_hidden\":true"), "{shown}");
+    }
+}
