@@ -8,11 +8,12 @@
 //! Reading order: [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · [`claimed`] (what a
 //! claim holds) · [`schedule`] (the wrappers) · [`quarantine`] (entries, by hand) · [`sample`] (what waits, for the
 //! eye) · [`workers`] (who else is there) · [`snapshots`] (what they know) · [`controls`] (what operators decided) ·
-//! [`inspect`] (one balance) · [`subscription`] (messages) · [`error`].
+//! [`heads`] (whether anybody claims) · [`inspect`] (one balance) · [`subscription`] (messages) · [`error`].
 
 pub mod claimed;
 pub mod controls;
 pub mod error;
+pub mod heads;
 pub mod inspect;
 pub mod link;
 pub mod quarantine;
@@ -27,6 +28,7 @@ pub mod workers;
 pub use claimed::{Claim, Claimed, Refusal};
 pub use controls::Controls;
 pub use error::{ErrorClass, ScheduleError};
+pub use heads::{Head, Seen, look_at_heads};
 pub use link::{Link, LinkSettings};
 pub use quarantine::{QuarantineEntry, Quarantined};
 pub use sample::{Look, PageEnd, Sample, sample};

@@ -67,6 +67,7 @@ script!(QUARANTINE, "quarantine", "quarantine_balance_sync_keys.lua");
 script!(RETRY, "retry quarantined", "retry_quarantined_balances.lua");
 script!(ADOPT, "adopt legacy", "adopt_legacy_schedule.lua");
 script!(PROBE, "probe", "probe_schedules.lua");
+script!(HEADS, "look at heads", "look_at_heads.lua");
 script!(SAMPLE, "sample", "sample_schedules.lua");
 script!(REGISTER, "register worker", "register_worker.lua");
 script!(PUBLISH, "publish worker", "publish_worker.lua");

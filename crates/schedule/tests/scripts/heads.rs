@@ -1,0 +1,65 @@
+//! Whether anybody claims, as who stands by sees it.
+
+use std::sync::Arc;
+
+use balance_sync_schedule::{Head, Seen, heads::look_at_heads};
+
+use crate::{Tenant, all, tell};
+
+/// A look at one schedule after the last one.
+async fn look(tenant: &Tenant, last: Option<&Seen>) -> Option<Seen> {
+    let key: Arc<str> = Arc::from(tenant.space.schedule());
+    let at = [(&key, last.map(|seen| &seen.head))];
+    look_at_heads(&tenant.link, at.into_iter()).await.unwrap().remove(0)
+}
+
+#[tokio::test]
+async fn what_nobody_claims_stays_at_the_head_and_waits() {
+    let tenant = Tenant::new("heads-waits").await;
+    assert_eq!(look(&tenant, None).await, None);
+    let (member, score) = tenant.mutate("a", "{}").await;
+    tenant.mutate("b", "{}").await;
+    let first = look(&tenant, None).await.unwrap();
+    let head = Head { member: member.clone().into_bytes(), score };
+    assert_eq!(first, Seen { head: head.clone(), waits: false }, "nothing was at the head before");
+    assert_eq!(look(&tenant, Some(&first)).await, Some(Seen { head, waits: true }));
+    // Another mutation moves it behind the other one, and it waits all the same.
+    tenant.mutate("a", "{}").await;
+    let second = look(&tenant, Some(&first)).await.unwrap();
+    assert_eq!((second.head.member, second.waits), (tenant.member("b").into_bytes(), true));
+}
+
+#[tokio::test]
+async fn what_is_claimed_or_settled_waits_no_more() {
+    let tenant = Tenant::new("heads-claimed").await;
+    let schedule = tenant.lease_mode();
+    tenant.mutate("a", "{}").await;
+    tenant.mutate("b", "{}").await;
+    let before = look(&tenant, None).await.unwrap();
+    let claim = schedule.claim(1).await.unwrap();
+    let held = look(&tenant, Some(&before)).await.unwrap();
+    assert_eq!((&held.head.member, held.waits), (&tenant.member("b").into_bytes(), false), "held");
+    schedule.settle(&all(&claim.entries)).await.unwrap();
+    let gone = look(&tenant, Some(&before)).await.unwrap();
+    assert_eq!((&gone.head.member, gone.waits), (&tenant.member("b").into_bytes(), false), "written");
+    schedule.claim(1).await.unwrap();
+    assert_eq!(look(&tenant, Some(&gone)).await, None, "nothing is due");
+}
+
+#[tokio::test]
+async fn many_are_looked_at_in_one_call_and_one_of_the_wrong_type_is_passed_over() {
+    let (due, wrong) = (Tenant::new("heads-many").await, Tenant::new("heads-wrong").await);
+    let (member, score) = due.mutate("a", "{}").await;
+    tell!(wrong, "SET", wrong.space.schedule(), "text");
+    let head = Head { member: member.into_bytes(), score };
+    let keys: Vec<Arc<str>> = (0..10_000)
+        .map(|n| Arc::from(if n == 7 { wrong.space.schedule() } else { due.space.schedule() }))
+        .collect();
+    let seen = look_at_heads(&due.link, keys.iter().map(|key| (key, Some(&head)))).await.unwrap();
+    assert_eq!(seen.len(), 10_000);
+    for (n, seen) in seen.into_iter().enumerate() {
+        assert_eq!(seen, (n != 7).then(|| Seen { head: head.clone(), waits: true }), "{n}");
+    }
+    let none: [(&Arc<str>, Option<&Head>); 0] = [];
+    assert_eq!(look_at_heads(&due.link, none.into_iter()).await.unwrap(), []);
+}
