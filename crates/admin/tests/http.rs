@@ -206,6 +206,7 @@ fn busy_fleet() -> Arc<FleetStatus> {
         &fleet.phases[1],
         &fleet.phases[2],
         &fleet.phases[3],
+        &fleet.joins,
     ]
     .iter()
     .enumerate()
@@ -306,6 +307,7 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_reconcile_passes_total", "counter", &[], 201.0),
         ("balance_sync_collector_starts_total", "counter", &[], 202.0),
         ("balance_sync_collector_stops_total", "counter", &[], 203.0),
+        ("balance_sync_standby_joins_total", "counter", &[], 218.0),
         ("balance_sync_collector_reaped_total", "counter", &[], 204.0),
         ("balance_sync_collector_panics_total", "counter", &[], 205.0),
         ("balance_sync_tenant_list_failures_total", "counter", &[], 206.0),

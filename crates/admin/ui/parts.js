@@ -8,6 +8,7 @@ import { live, now, objective } from "./live.js";
 const STATE_ICONS = {
   starting: "dots",
   idle: "idle",
+  standby: "dots",
   syncing: "sync",
   degraded: "alert",
   paused: "pause",
@@ -49,6 +50,12 @@ export function reasonOf(row) {
   if (word === "behind") return `oldest waits ${span(row.oldest_due_age_seconds)}`;
   if (row.quarantined > 0) return `${count(row.quarantined)} in quarantine`;
   return "";
+}
+
+/** The workers that serve a tenant; who only stands by is marked so. */
+export function ownerNames(row) {
+  const name = (owner) => (row.standby.includes(owner) ? `${visible(owner)} (standby)` : visible(owner));
+  return [...row.owners].sort((a, b) => row.standby.includes(a) - row.standby.includes(b)).map(name);
 }
 
 /** A moment that stays true: "12 s ago", with the exact time on hover. `update(text)`. */

@@ -3,7 +3,8 @@
 //! Plain async code that knows no actors ([`crate::collector_actor`] is its shell). Three modes: *busy* (a claim came
 //! back full: claim again at once, only what still fits), *draining* (some buffered, nothing more due: wait for the
 //! poll interval or the flush timeout), *idle* (nothing at all: back off). Claims go on while flushes are in flight, so
-//! that Redis and Postgres work at the same time.
+//! that Redis and Postgres work at the same time. A fourth, *standing by*, is a second owner's: it claims only when the
+//! first one doesn't.
 //!
 //! A flush begins with a *place*, the right to write now. Where many tenants want to write to one server, places are
 //! waited for, and what is held meanwhile is memory of ours and leases that run. So nothing leaves the buffer before the
@@ -11,7 +12,7 @@
 //! the place has come.
 //!
 //! Here: the loop, its flushes and its claims. In the folder: `recovery` (what it does when that fails), `chores`
-//! (upkeep of the schedule beside it), `drain` (its end), `traces` (what of it is told as spans).
+//! (upkeep of the schedule beside it), `standby` (when another worker comes first), `drain` (its end), `traces` (what of it is told as spans).
 //!
 //! No future that holds claims is ever dropped half-way while the collector runs: a claim in flight and a flush in
 //! flight stay pinned in the loop's state across its turns.
@@ -20,6 +21,7 @@ mod chores;
 mod drain;
 mod orders;
 mod recovery;
+mod standby;
 mod traces;
 
 use std::{
@@ -229,6 +231,10 @@ struct Turn<'a, Q, S: Sink> {
     exhausted: bool,
     /// An operator halted the tenant.
     halted: bool,
+    /// It stands by: what it waits for is that nobody else claims.
+    watching: bool,
+    /// It works until then although another worker comes first.
+    joined_until: Option<Instant>,
 }
 
 impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
@@ -264,6 +270,8 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
             behind_since: None,
             exhausted: false,
             halted: false,
+            watching: false,
+            joined_until: None,
         }
     }
 
@@ -271,6 +279,7 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
     async fn step(&mut self, stop: &CancellationToken) {
         let now = Instant::now();
         self.obey(now);
+        self.take_post(now);
         self.start_flushes(now);
         self.start_probe(now);
         self.start_claim(now);
@@ -295,6 +304,9 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
             () = finished(&mut self.idling), if self.idling.is_some() => {
                 self.idling = None;
                 self.next_claim = Instant::now();
+                if self.watching {
+                    self.unattended();
+                }
             }
             () = self.status.orders.called() => {}
             () = tokio::time::sleep_until(wake) => {}

@@ -15,6 +15,7 @@ use crate::{
     failure::SinkError,
     ports::{Queue, Sink, Survey, Sweep},
     prober::Prober,
+    standby::Lookout,
     tenant_manager::{GetPool, Refetch, TenantManager, TenantPool},
 };
 
@@ -30,15 +31,16 @@ pub struct RedisQueue {
     /// The key space of the id form that is not configured, for tenants that have another.
     other: Option<KeySpace>,
     prober: Prober,
+    lookout: Lookout,
     key: Arc<str>,
 }
 
 impl RedisQueue {
     /// The queue of one tenant.
     #[must_use]
-    pub fn new(schedule: Schedule, other: Option<KeySpace>, prober: Prober) -> Self {
+    pub fn new(schedule: Schedule, other: Option<KeySpace>, prober: Prober, lookout: Lookout) -> Self {
         let key = Arc::from(schedule.space().schedule());
-        Self { schedule, other, prober, key }
+        Self { schedule, other, prober, lookout, key }
     }
 }
 
@@ -107,6 +109,10 @@ impl Queue for RedisQueue {
         } else {
             self.prober.wait(Arc::clone(&self.key), delay).await;
         }
+    }
+
+    async fn stand_by(&self) {
+        self.lookout.wait(Arc::clone(&self.key)).await;
     }
 }
 

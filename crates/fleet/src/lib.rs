@@ -3,9 +3,10 @@
 //! Reading order, along the way of a mutation: [`plan`] and [`supervisor`] (which collectors run) · [`collector_actor`]
 //! (one collector's life) · [`collector`] (its loop) · [`gather`] (its buffer) · [`flush`] (one batch) · [`failure`]
 //! (what a failure leads to) · [`lane`] (the real Redis and Postgres behind it) · [`tenant_manager`] (databases) ·
-//! [`prober`] (idle tenants) · [`pulse`] (whether threads move) · [`sampler`] (what waits, for the eye) · [`partition`] (which tenants are this worker's) ·
-//! [`hints`] (events of the tenant service) · [`observed`] (calls to the directory, counted) · [`status`] (what is known of
-//! all this) · [`worker`] (all of it together).
+//! [`prober`] (idle tenants) · [`pulse`] (whether threads move) · [`sampler`] (what waits, for the eye) · [`partition`]
+//! (which tenants are this worker's) · [`standby`] (those that are another's first) · [`hints`] (events of the tenant
+//! service) · [`observed`] (calls to the directory, counted) · [`status`] (what is known of all this) · [`worker`] (all of
+//! it together).
 //!
 //! What operators do: [`controls`] (their actions, and the task that follows them) · [`halts`] (what collectors hear of it).
 //! What operators see: [`recent`] (what happened lately) · [`record`] (what a worker tells) · [`publish`] (to whom) ·
@@ -35,6 +36,7 @@ pub mod recent;
 pub mod record;
 pub mod rows;
 pub mod sampler;
+pub mod standby;
 pub mod status;
 pub mod supervisor;
 pub mod tenant_manager;

@@ -2,7 +2,8 @@
 //!
 //! Each worker registers in Redis with a lease, renews it, and so learns who else is alive. From the same list of workers
 //! all come to the same owners of each tenant by rendezvous hashing, without asking each other; a worker that comes or
-//! goes moves only the tenants that become or were its own. It only saves work. Claims keep it correct when two lists
+//! goes moves only the tenants that become or were its own. The first owner works, the others stand by
+//! ([`crate::standby`]). It only saves work. Claims keep it correct when two lists
 //! differ for a moment, and for what no list can know (owners that are alive and don't work) each worker keeps an eye on
 //! the tenants of others: one whose balances have been due for long is looked after as well, whoever owns it
 //! (`docs/decisions/0007-partition.md`).
@@ -25,8 +26,11 @@ use crate::{backoff::Backoff, status::FleetStatus};
 /// (`collector.idle_backoff_max`, at most 1 min), and little of the hour that the ledger gives a value.
 pub const OVERDUE: Duration = Duration::from_secs(120);
 
-/// Renewals per lease: two may fail before others think that the worker is gone.
+/// Renewals per lease at the least: two may fail before others think that the worker is gone.
 const RENEWALS: u32 = 3;
+/// Longest time between two looks at who is alive, each of which renews the lease as well. Who comes first for a tenant must
+/// know at once that it does, when the worker before it has left: nobody else claims until then. Some 15 µs of Redis.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A new worker looks a second time after this before it takes its share, and everybody after a change: workers that are
 /// started together find each other before they have started collectors that they must stop again.
 const SETTLE: Duration = Duration::from_millis(250);
@@ -84,7 +88,19 @@ impl Share {
         match self {
             Self::Everything => true,
             Self::Part { name, workers, replicas, adopted } => {
-                owns(name, tenant, workers, *replicas) || adopted.contains(tenant)
+                ahead_of(name, tenant, workers, *replicas) < *replicas || adopted.contains(tenant)
+            }
+        }
+    }
+
+    /// Whether this worker comes first for a tenant in it. The others that own it stand by.
+    #[must_use]
+    pub fn is_first(&self, tenant: &Tenant) -> bool {
+        match self {
+            Self::Everything => true,
+            // What seems abandoned is worked by whoever finds it.
+            Self::Part { name, workers, adopted, .. } => {
+                adopted.contains(tenant) || ahead_of(name, tenant, workers, 1) == 0
             }
         }
     }
@@ -105,11 +121,11 @@ pub fn owners<'w>(tenant: &Tenant, workers: &'w BTreeSet<String>, replicas: usiz
     ranked.into_iter().take(replicas).map(|(_, worker)| worker).collect()
 }
 
-/// Whether this worker is among the [`owners`], without putting them in order. It counts itself, listed or not.
-fn owns(name: &str, tenant: &Tenant, workers: &BTreeSet<String>, replicas: usize) -> bool {
+/// How many workers come before this one among the [`owners`], counted up to a bound, without putting them in order. It
+/// counts itself, listed or not.
+fn ahead_of(name: &str, tenant: &Tenant, workers: &BTreeSet<String>, bound: usize) -> usize {
     let own = (weight(name, tenant), name);
-    workers.iter().filter(|worker| (weight(worker, tenant), worker.as_str()) > own).take(replicas).count()
-        < replicas
+    workers.iter().filter(|worker| (weight(worker, tenant), worker.as_str()) > own).take(bound).count()
 }
 
 /// How much a worker is meant to have a tenant: FNV-1a over both, finished as MurmurHash3 finishes, as FNV alone leaves
@@ -208,7 +224,7 @@ impl Partition {
                     }
                     match (registered.held, self.seen(registered)) {
                         (_, true) => SETTLE.min(renew),
-                        (true, false) => renew,
+                        (true, false) => LOOK_EVERY.min(renew),
                         // The others are to be back before the next look; they retry within `renew`.
                         (false, false) => renew * 2,
                     }
@@ -325,7 +341,8 @@ mod tests {
             prop_assert_eq!(owners.len(), replicas.min(workers.len()));
             prop_assert_eq!(owners.iter().collect::<BTreeSet<_>>().len(), owners.len());
             for worker in &workers {
-                prop_assert_eq!(owns(worker, &tenant, &workers, replicas), owners.contains(&worker.as_str()));
+                let rank = owners.iter().position(|owner| owner == worker).unwrap_or(replicas);
+                prop_assert_eq!(ahead_of(worker, &tenant, &workers, replicas), rank);
             }
         }
 
@@ -381,17 +398,26 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_what_is_owned_and_what_is_adopted() {
+    fn a_share_is_what_is_owned_and_what_is_adopted_and_one_worker_comes_first() {
         let (workers, acme) = (names(&["a", "b", "c"]), tenant("acme"));
-        let owner = owners(&acme, &workers, 1)[0].to_owned();
-        for name in &workers {
-            let part =
-                |adopted| Share::Part { name: name.clone(), workers: workers.clone(), replicas: 1, adopted };
-            assert_eq!(part(BTreeSet::new()).contains(&acme), *name == owner);
-            assert!(part(BTreeSet::from([acme.clone()])).contains(&acme));
+        let ranked: Vec<String> = owners(&acme, &workers, 3).into_iter().map(str::to_owned).collect();
+        for replicas in 1..=3 {
+            for (rank, name) in ranked.iter().enumerate() {
+                let part =
+                    |adopted| Share::Part { name: name.clone(), workers: workers.clone(), replicas, adopted };
+                let own = part(BTreeSet::new());
+                assert_eq!((own.contains(&acme), own.is_first(&acme)), (rank < replicas, rank == 0));
+                let adopted = part(BTreeSet::from([acme.clone()]));
+                assert!(adopted.contains(&acme) && adopted.is_first(&acme));
+            }
         }
-        assert!(Share::Everything.contains(&acme));
-        assert!(workers.iter().all(|name| owns(name, &acme, &workers, 3)), "as many replicas as workers");
-        assert!(owns("not-listed", &acme, &names(&["a"]), 2));
+        assert!(Share::Everything.contains(&acme) && Share::Everything.is_first(&acme));
+        let alone = Share::Part {
+            name: "not-listed".to_owned(),
+            workers: names(&["a"]),
+            replicas: 2,
+            adopted: BTreeSet::new(),
+        };
+        assert!(alone.contains(&acme));
     }
 }

@@ -56,6 +56,8 @@ pub trait Queue {
     fn survey(&self) -> impl Future<Output = Result<Survey, ScheduleError>>;
     /// Waits about so long, or until something may be due.
     fn idle(&self, delay: Duration) -> impl Future<Output = ()>;
+    /// Waits until something is due that nobody claims.
+    fn stand_by(&self) -> impl Future<Output = ()>;
 }
 
 /// A tenant's Postgres.

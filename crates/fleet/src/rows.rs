@@ -81,6 +81,8 @@ pub struct TenantRow {
     pub pool: Option<Pool>,
     /// The workers that serve it.
     pub owners: Vec<String>,
+    /// Those among them that stand by: they claim only when nobody else does.
+    pub standby: Vec<String>,
     /// Starts of its collectors after the first.
     pub restarts_total: u64,
 }
@@ -119,6 +121,7 @@ impl TenantRow {
             batch_failures_total: 0,
             pool: None,
             owners: Vec::new(),
+            standby: Vec::new(),
             restarts_total: 0,
         }
     }
@@ -174,6 +177,11 @@ impl TenantRow {
             batch_failures_total: merged.counts.failures,
             pool,
             owners: owners.iter().map(|(name, _)| (*name).to_owned()).collect(),
+            standby: owners
+                .iter()
+                .filter(|(_, record)| record.state == TenantState::Standby)
+                .map(|(name, _)| (*name).to_owned())
+                .collect(),
             restarts_total: merged.counts.restarts,
         };
         Some((row, merged))
@@ -198,6 +206,8 @@ fn gravity(state: TenantState) -> u8 {
         TenantState::Idle => 3,
         TenantState::Starting => 4,
         TenantState::Stopping => 5,
+        // Says nothing about the tenant.
+        TenantState::Standby => 6,
     }
 }
 
@@ -468,6 +478,10 @@ pub fn next_of(row: &TenantRow, options: &CollectorOptions) -> String {
             "Its collector writes what it holds and ends; other workers go on with the rest.".to_owned()
         }
         "starting" => "Its collector asks Redis for what is due.".to_owned(),
+        "standby" => {
+            "Who stands by for it becomes its first owner, or joins in within seconds when something is due."
+                .to_owned()
+        }
         _ if row.due > 0 => format!("The {} due balances are claimed and written now.", row.due),
         _ if row.leased > 0 => {
             format!(

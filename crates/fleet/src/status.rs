@@ -32,6 +32,8 @@ pub enum TenantState {
     Starting,
     /// Nothing is due.
     Idle,
+    /// Another worker comes first; this one looks whether it works.
+    Standby,
     /// Members are on their way to Postgres.
     Syncing,
     /// It can't write at present; the reason says why.
@@ -44,8 +46,15 @@ pub enum TenantState {
 
 impl TenantState {
     /// All of them, for metrics.
-    pub const ALL: [Self; 6] =
-        [Self::Starting, Self::Idle, Self::Syncing, Self::Degraded, Self::Paused, Self::Stopping];
+    pub const ALL: [Self; 7] = [
+        Self::Starting,
+        Self::Idle,
+        Self::Standby,
+        Self::Syncing,
+        Self::Degraded,
+        Self::Paused,
+        Self::Stopping,
+    ];
 
     /// The name in logs, metrics and answers.
     #[must_use]
@@ -53,6 +62,7 @@ impl TenantState {
         match self {
             Self::Starting => "starting",
             Self::Idle => "idle",
+            Self::Standby => "standby",
             Self::Syncing => "syncing",
             Self::Degraded => "degraded",
             Self::Paused => "paused",
@@ -256,6 +266,8 @@ pub struct TenantStatus {
     pub leaving: AtomicBool,
     /// An operator halted this tenant: nothing is claimed, and what waits is kept alive.
     pub paused: AtomicBool,
+    /// Another worker comes first: this one claims only when nobody else does.
+    pub standby: AtomicBool,
     /// What its collector is told out of turn.
     pub orders: Orders,
     /// Starts of this tenant's collector.
@@ -302,6 +314,7 @@ impl TenantStatus {
             other_form: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
             paused: AtomicBool::new(false),
+            standby: AtomicBool::new(false),
             orders: Orders::default(),
             starts: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
@@ -487,6 +500,8 @@ pub struct FleetStatus {
     pub wanted: AtomicU64,
     /// Wanted tenants that are this worker's to look after.
     pub owned: AtomicU64,
+    /// Times a collector that stood by joined in, because something was due that nobody claimed.
+    pub joins: AtomicU64,
     /// Duration of the last reconcile pass, in microseconds.
     pub last_pass_us: AtomicU64,
     /// The tenants that the directory listed last, whoever looks after them; `None` before the first answer.

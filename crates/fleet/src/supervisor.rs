@@ -179,6 +179,18 @@ impl Supervisor {
         };
         self.fleet.owned.store(self.mine.len() as u64, Relaxed);
         self.fleet.wanted.store(self.membership.wanted().len() as u64, Relaxed);
+        for tenant in self.live.keys().filter(|tenant| self.mine.contains(*tenant)) {
+            let status = self.fleet.tenant(tenant);
+            let standby = !self.is_first(tenant);
+            if status.standby.swap(standby, Relaxed) != standby {
+                status.orders.look();
+            }
+        }
+    }
+
+    /// Whether this worker comes first for a tenant that is its own.
+    fn is_first(&self, tenant: &Tenant) -> bool {
+        self.share.as_ref().is_none_or(|share| share.is_first(tenant))
     }
 
     /// Says that the tenants are known, the first time that they are.
@@ -446,6 +458,7 @@ impl Supervisor {
             self.fleet.started.fetch_add(1, Relaxed);
             let status = self.fleet.tenant(tenant);
             status.leaving.store(false, Relaxed);
+            status.standby.store(!self.is_first(tenant), Relaxed);
             status.enter(TenantState::Starting);
             status.starts.fetch_add(1, Relaxed);
             if *failures > 0 {

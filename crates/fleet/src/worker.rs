@@ -26,6 +26,7 @@ use crate::{
     pulse::{self, Pulse},
     record::{Own, OwnParts},
     sampler,
+    standby::Lookout,
     status::{FleetStatus, InForce},
     supervisor::{Drain, DrainReport, Poll, Spawner, Supervisor, SupervisorOptions},
     tenant_manager::{CloseAll, ManagerOptions, TenantManager},
@@ -139,19 +140,20 @@ impl Worker {
             let (sender, receiver) = std::sync::mpsc::sync_channel(1);
             let (probe_link, interval) = (link.clone(), settings.collector.idle_backoff_max);
             arbiter.spawn_fn(move || {
-                let _ = sender.send(Prober::start(probe_link, interval));
+                let prober = Prober::start(probe_link.clone(), interval);
+                let _ = sender.send((prober, Lookout::start(probe_link, interval)));
             });
             let pulse = Pulse::default();
             arbiter.spawn(pulse.clone().beat(pulse::EVERY));
             pulses.push(pulse.clone());
-            let Ok(prober) = receiver.recv_timeout(Duration::from_secs(10)) else {
+            let Ok((prober, lookout)) = receiver.recv_timeout(Duration::from_secs(10)) else {
                 return Err(ScheduleError {
                     operation: "start",
                     class: balance_sync_schedule::ErrorClass::Unexpected,
                     message: "a worker thread did not start".to_owned(),
                 });
             };
-            lanes.push(LaneThread { arbiter: arbiter.handle(), link, prober, pulse });
+            lanes.push(LaneThread { arbiter: arbiter.handle(), link, prober, lookout, pulse });
             arbiters.push(arbiter);
         }
         let collector = Arc::new(settings.collector);
@@ -342,6 +344,7 @@ struct LaneThread {
     arbiter: ArbiterHandle,
     link: Link,
     prober: Prober,
+    lookout: Lookout,
     pulse: Pulse,
 }
 
@@ -366,7 +369,8 @@ impl Spawner for LaneSpawner {
         let tenant = incarnation.tenant.clone();
         let schedule =
             Schedule::new(thread.link.clone(), tenant.key_space(self.key_form), Arc::clone(&self.schedule));
-        let queue = RedisQueue::new(schedule, other_key_space(&tenant, self.key_form), thread.prober.clone());
+        let other = other_key_space(&tenant, self.key_form);
+        let queue = RedisQueue::new(schedule, other, thread.prober.clone(), thread.lookout.clone());
         let collector = Collector {
             queue,
             sink: PostgresSink::new(self.manager.clone(), tenant.clone()),

@@ -127,10 +127,10 @@ struct Worker {
 
 impl Worker {
     fn start(name: &str, url: &str, lease: Duration, overdue: Duration) -> Self {
-        Self::with(name, url, lease, overdue, false)
+        Self::with(name, url, lease, overdue, false, 1)
     }
 
-    fn with(name: &str, url: &str, lease: Duration, overdue: Duration, ill: bool) -> Self {
+    fn with(name: &str, url: &str, lease: Duration, overdue: Duration, ill: bool, replicas: usize) -> Self {
         let (collectors, fleet) = (Collectors::default(), Arc::<FleetStatus>::default());
         let directory = Arc::new(Directory { ill: AtomicBool::new(ill) });
         let (listed, known) = oneshot::channel();
@@ -156,7 +156,7 @@ impl Worker {
         let settings = PartitionSettings {
             name: name.to_owned(),
             group: GROUP.to_owned(),
-            replicas: 1,
+            replicas,
             lease,
             key_form: KeyForm::AsListed,
             overdue,
@@ -252,6 +252,34 @@ async fn tenants_move_when_workers_come_leave_and_die() {
 }
 
 #[actix_rt::test]
+async fn of_two_owners_one_works_and_the_other_is_told_when_its_turn_has_come() {
+    let server = redis().await;
+    let start = |name| Worker::with(name, &server.url(), LONG, LONG, false, 2);
+    let (a, b) = (start("a"), start("b"));
+    let works = |worker: &Worker| -> BTreeSet<Tenant> {
+        let all = worker.fleet.tenants();
+        all.iter().filter(|s| !s.standby.load(Relaxed)).map(|s| s.tenant().clone()).collect()
+    };
+    for (name, worker) in [("a", &a), ("b", &b)] {
+        worker.runs(&tenants()).await;
+        let own = part(name, &["a", "b"]);
+        eventually(SOON, "its own to work", || async { works(worker) == own }).await.unwrap();
+    }
+    for status in a.fleet.tenants() {
+        status.orders.take();
+    }
+    // The lease has long to go: it is the farewell that tells.
+    let left = std::time::Instant::now();
+    b.stop.cancel();
+    b.registration.await.unwrap();
+    eventually(SOON, "all of them to work", || async { works(&a) == tenants() }).await.unwrap();
+    assert!(left.elapsed() < LONG / 60, "at the next look: {:?}", left.elapsed());
+    let told = a.fleet.tenants().iter().filter(|status| status.orders.waiting()).count();
+    assert_eq!(told, part("b", &["a", "b"]).len(), "their collectors are told, and only those");
+    assert_eq!(a.collectors.starts.load(Relaxed), tenants().len(), "none was started anew");
+}
+
+#[actix_rt::test]
 async fn workers_that_start_together_start_only_what_is_theirs() {
     let server = redis().await;
     let all = ["a", "b", "c", "d"];
@@ -328,7 +356,7 @@ async fn without_any_view_a_worker_looks_after_everything() {
 #[actix_rt::test]
 async fn a_worker_that_knows_no_tenants_is_not_counted_on() {
     let server = redis().await;
-    let worker = Worker::with("a", &server.url(), LONG, LONG, true);
+    let worker = Worker::with("a", &server.url(), LONG, LONG, true, 1);
     eventually(SOON, "polls", || async { worker.fleet.poll_failures.load(Relaxed) >= 3 }).await.unwrap();
     assert_eq!(workers(&server).register("b", LONG).await.unwrap().live, names(&["b"]));
     worker.directory.ill.store(false, Relaxed);

@@ -1,12 +1,19 @@
-//! Two workers on the same tenants: nothing is claimed twice, and what a killed one held is taken over (G8).
+//! Two workers on the same tenants: nothing is claimed twice, one of two owners stands by, and what a killed one held is
+//! taken over (G8).
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use balance_sync_sandbox::eventually;
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadOptions, Progress};
 use balance_sync_tests::ledger::{all_settled, claimed, comes_in_step, flush_hangs, hold_row, row};
-use balance_sync_tests::{Audit, Worker};
+use balance_sync_tests::{Audit, SOON, Worker};
+use nix::sys::signal::Signal;
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
+
+use crate::api::json;
 
 /// The shortest claims that the bounds of a flush leave room for.
 const CLAIM_TTL: Duration = Duration::from_secs(3);
@@ -18,8 +25,8 @@ async fn two_workers_write_nothing_twice_and_one_goes_on_when_the_other_is_kille
     for tenant in &tenants {
         Audit::begin(&sandbox, tenant).await?;
     }
-    // Small batches: each worker has to claim many times.
-    let small = || Worker::of(&sandbox).set("collector.batch_size", "20");
+    // Small batches: each worker has to claim many times. Neither stands back for the other.
+    let small = || Worker::of(&sandbox).set("collector.batch_size", "20").set("worker.partition", "false");
     let mut first = small().start().await?;
     let mut second = small().start().await?;
     let mut producer = sandbox.producer();
@@ -87,6 +94,79 @@ async fn two_workers_write_nothing_twice_and_one_goes_on_when_the_other_is_kille
     all_settled(&sandbox).await?;
     updates(tenants).await?;
     assert_eq!(second.stop().await?.code, Some(0));
+    Ok(())
+}
+
+fn names<'a>(row: &'a Value, field: &str) -> Vec<&'a str> {
+    row[field].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+#[tokio::test]
+async fn a_second_owner_stands_by_until_the_first_has_left_or_does_nothing() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(6, 20).await?;
+    // A lease that doesn't run out during the test: the list says of a frozen worker that it is alive.
+    let named = |name: &str| Worker::of(&sandbox).set("worker.name", name).set("worker.lease", "10m");
+    let mut left = named("left").start().await?;
+    let mut right = named("right").start().await?;
+    // Which tenants each works, as both tell it.
+    let firsts = async |worker: &Worker| {
+        eventually(SOON, "one first and one second owner of each", || async {
+            let rows = json(worker, "/api/v1/tenants").await?;
+            let mut firsts = BTreeMap::new();
+            for row in rows["tenants"].as_array().context("no tenants")? {
+                ensure!(names(row, "owners") == ["left", "right"], "{row}");
+                let [second] = names(row, "standby")[..] else { bail!("{row}") };
+                let first = if second == "left" { "right" } else { "left" };
+                firsts.insert(row["id"].as_str().unwrap_or_default().to_owned(), first);
+            }
+            ensure!(firsts.len() == 6, "{firsts:?}");
+            Ok(firsts)
+        })
+        .await
+    };
+    let expected = firsts(&left).await?;
+    assert_eq!(firsts(&right).await?, expected, "both say the same");
+
+    let mut producer = sandbox.producer();
+    for _ in 0..5 {
+        producer.mutate_each(DEFAULT_TTL).await?;
+        comes_in_step(&sandbox, &producer).await?;
+    }
+    all_settled(&sandbox).await?;
+    let joins = "balance_sync_standby_joins_total";
+    for (worker, name) in [(&left, "left"), (&right, "right")] {
+        for (tenant, first) in &expected {
+            let written = worker.metrics().await?.sum("balance_synced", &[("tenant_id", tenant)]);
+            assert_eq!(written, if *first == name { 100.0 } else { 0.0 }, "{tenant} by {name}");
+        }
+        assert_eq!(worker.metric(joins, &[]).await?, 0.0);
+    }
+
+    // Frozen, and still on the list: what is due stays unclaimed, and the other one notices.
+    left.signal(Signal::SIGSTOP)?;
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    let of_left = expected.values().filter(|first| **first == "left").count();
+    assert_eq!(right.metric(joins, &[]).await?, of_left as f64);
+    left.signal(Signal::SIGCONT)?;
+
+    // Stopped, it takes itself off the list, and the other one is first at once: it doesn't have to notice anything.
+    let mut late = named("late").start().await?;
+    assert_eq!(left.stop().await?.code, Some(0));
+    assert_eq!(right.stop().await?.code, Some(0));
+    late.reaches("balance_sync_tenants_owned", &[], 6.0).await?;
+    eventually(SOON, "nobody to stand back for", || async {
+        let standby = late.metric("balance_sync_tenants", &[("state", "standby")]).await?;
+        ensure!(standby == 0.0, "{standby} tenants");
+        Ok(())
+    })
+    .await?;
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    assert_eq!(late.metric(joins, &[]).await?, 0.0);
+    assert_eq!(late.stop().await?.code, Some(0));
     Ok(())
 }
 

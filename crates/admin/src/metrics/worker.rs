@@ -131,6 +131,11 @@ pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) 
         ),
         ("balance_sync_collector_stops_total", "Collectors stopped by the supervisor.", &status.stopped),
         (
+            "balance_sync_standby_joins_total",
+            "Times a collector that stood by joined in, because something was due that its first owner did not claim.",
+            &status.joins,
+        ),
+        (
             "balance_sync_collector_reaped_total",
             "Collectors that ended by themselves or had to be broken off, panics among them.",
             &status.reaped,

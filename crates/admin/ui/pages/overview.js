@@ -29,7 +29,7 @@ import {
 const SPANS = [5, 15, 60].map((minutes) => minutes * 60_000);
 /** Workers are asked for this often; the events don't tell of them. */
 const WORKERS_EVERY = 4;
-const STATES = ["degraded", "unserved", "paused", "starting", "stopping", "syncing", "idle"];
+const STATES = ["degraded", "unserved", "paused", "starting", "stopping", "syncing", "idle", "standby"];
 const VERDICTS = {
   healthy: { picture: "ok", text: "All tenants are on time" },
   behind: { picture: "clock", text: "Some tenants are behind" },

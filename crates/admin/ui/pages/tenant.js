@@ -17,6 +17,7 @@ import {
   mayAct,
   nothing,
   numberColumn,
+  ownerNames,
   readerNote,
   reasonOf,
   section,
@@ -146,7 +147,7 @@ function headOf(id, tickers) {
         node.disabled = what === "flush" && paused;
       }
       setShown(note, !mayAct());
-      const names = tenant.owners.map(visible).join(" and ");
+      const names = ownerNames(tenant).join(" and ");
       setText(owners, names ? `Looked after by ${names}` : "No live worker looks after it");
     },
   };

@@ -7,7 +7,7 @@ import { h, icon, setAttr, setShown, setText, visible } from "../dom.js";
 import { brief, count, rate } from "../format.js";
 import { virtualGrid } from "../grid.js";
 import { live, objective, subscribe } from "../live.js";
-import { failed, heading, loading, nothing, reasonOf, stateBadge, tenantHref } from "../parts.js";
+import { failed, heading, loading, nothing, ownerNames, reasonOf, stateBadge, tenantHref } from "../parts.js";
 
 const PER_PAGE = 1000;
 /** The whole list is fetched again after this many seconds, or when the overview counts another number of tenants. */
@@ -15,7 +15,7 @@ const REFETCH_AFTER = 60;
 const REFETCH_ON_DIFFERENCE = 6;
 
 /** The worst state first when sorted downwards. */
-const SEVERITY = { unserved: 7, degraded: 6, behind: 5, paused: 4, stopping: 3, starting: 2, syncing: 1, idle: 0 };
+const SEVERITY = { unserved: 7, degraded: 6, behind: 5, paused: 4, stopping: 3, starting: 2, syncing: 1, idle: 0, standby: 0 };
 const FILTERS = ["behind", "degraded", "paused", "unserved", "starting", "stopping", "syncing", "idle"];
 
 const unknownLast = (value) => (typeof value === "number" ? value : -1);
@@ -239,7 +239,7 @@ function columns() {
       id: "owner",
       label: "Owner",
       make: (cell) => (row) => {
-        const names = row.owners.map(visible).join(", ");
+        const names = ownerNames(row).join(", ");
         setText(cell, names || "nobody");
         setAttr(cell, "title", names || null);
       },

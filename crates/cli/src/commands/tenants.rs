@@ -207,6 +207,17 @@ pub(super) fn table(rows: &[&TenantRow], view: &FleetView, screen: Screen) -> St
     table.render(screen)
 }
 
+/// The workers that serve it, those that only stand by last.
+fn owners(row: &TenantRow) -> String {
+    if row.owners.is_empty() {
+        return "nobody".to_owned();
+    }
+    let (second, first): (Vec<&String>, Vec<&String>) =
+        row.owners.iter().partition(|name| row.standby.contains(name));
+    let second = second.into_iter().map(|name| format!("{name} (standby)"));
+    first.into_iter().cloned().chain(second).collect::<Vec<_>>().join(", ")
+}
+
 fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
     let row = &detail.row;
     let mut text = String::new();
@@ -271,8 +282,7 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
     if let Some(pool) = &row.pool {
         say("pool", format!("{} open, {} in use, {} at most", pool.open, pool.in_use, pool.limit));
     }
-    let owners = if row.owners.is_empty() { "nobody".to_owned() } else { row.owners.join(", ") };
-    say("served by", owners);
+    say("served by", owners(row));
     if !detail.errors.is_empty() {
         let mut table = Table::new(&[
             Column::text("ERROR AT"),

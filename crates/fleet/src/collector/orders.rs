@@ -36,6 +36,7 @@ impl<Q: Queue, S: Sink> Turn<'_, Q, S> {
                 self.enter(TenantState::Paused);
             }
         } else if flush {
+            self.join(now);
             self.hurry(now);
             self.gather.hurry(now);
         }

@@ -29,7 +29,7 @@ use balance_sync_schedule::{
 };
 use balance_sync_store::{Outcome, Row, RowResult};
 use balance_sync_tenants::{KeyForm, Tenant};
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 pub const ORGANIZATION: &str = "0190b5f2-7c1a-7e3b-9d4f-2a6c8e1b3d50";
@@ -111,6 +111,9 @@ pub struct Redis {
     pub recents: RefCell<Vec<(Duration, Option<f64>)>>,
     pub surveys: RefCell<Vec<Duration>>,
     pub survey: Cell<Survey>,
+    /// Ends the wait of who stands by.
+    pub unattended: Notify,
+    pub standbys: Cell<usize>,
 }
 
 impl Redis {
@@ -132,6 +135,8 @@ impl Redis {
             recents: RefCell::default(),
             surveys: RefCell::default(),
             survey: Cell::default(),
+            unattended: Notify::new(),
+            standbys: Cell::default(),
         }
     }
 
@@ -321,6 +326,11 @@ impl Queue for FakeQueue {
     async fn idle(&self, delay: Duration) {
         self.0.idles.borrow_mut().push(delay);
         tokio::time::sleep(delay).await;
+    }
+
+    async fn stand_by(&self) {
+        self.0.standbys.set(self.0.standbys.get() + 1);
+        self.0.unattended.notified().await;
     }
 }
 
