@@ -48,10 +48,8 @@ async fn version(sandbox: &Sandbox, tenant: &SandboxTenant, balance: usize) -> R
 
 /// Breaks a tenant's access: its role gets another password, which the tenant service doesn't know, and its sessions end.
 async fn break_password(sandbox: &Sandbox, tenant: &SandboxTenant, password: &str) -> Result<()> {
-    let sql = format!(
-        "ALTER ROLE \"{role}\" PASSWORD '{password}'; \
-         SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'",
-        role = tenant.role
-    );
-    sandbox.postgres().execute("postgres", &sql).await
+    let sql = format!("ALTER ROLE \"{}\" PASSWORD '{password}'", tenant.role);
+    sandbox.postgres().execute("postgres", &sql).await?;
+    // Only now: a session begun before the change is committed would be one with the old password, and stay.
+    sandbox.postgres().end_sessions(Some(&tenant.role)).await.map(drop)
 }

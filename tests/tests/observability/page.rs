@@ -62,6 +62,7 @@ pub const FAMILIES: &[Expected] = &[
     is("balance_sync_collector_starts_total", "counter", "", &[]),
     is("balance_sync_collector_restarts_total", "counter", "", &[]),
     is("balance_sync_collector_stops_total", "counter", "", &[]),
+    is("balance_sync_standby_joins_total", "counter", "", &[]),
     is("balance_sync_collector_reaped_total", "counter", "", &[]),
     is("balance_sync_collector_panics_total", "counter", "", &[]),
     is("balance_sync_reconcile_passes_total", "counter", "", &[]),
