@@ -12,12 +12,14 @@
 -- ARGV[8]  scan limit (mode `lock`): most members looked at in this call
 -- ARGV[9]  offset (mode `lock`): how many due members to pass over, from a call that saw foreign locks only
 --
--- Result   { now, lease, scheduled, resume, foreign, member, former score, value | false, member, ... }
+-- Result   { now, lease, scheduled, resume, foreign, member, former score, value | false | status, member, ... }
 --          now        Redis time, seconds with six decimals
 --          lease      the lease score of every member in this answer
 --          scheduled  members in the schedule, due or not
 --          resume     offset for the next call (0 = from the head)
 --          foreign    members passed over because another worker holds their lock
+--          value      the string; false when there is none; a status reply that says why it can't be read, in words,
+--                     when the key is there or may be
 --
 -- Atomic: reading what is due, moving each score to the end of the lease, reading the values.
 -- The lease lies half-way between two microseconds. Producers write whole microseconds, so no producer can
@@ -39,6 +41,15 @@ local function try(...)
   local answer = redis.pcall(...)
   if type(answer) == 'table' and answer.err then return nil end
   return answer
+end
+
+-- Why a key that gave no value can't be read, in words; nil when it is just not there. For those only: it asks once more.
+local function obstacle(key)
+  local answer = redis.pcall('GET', key)
+  if type(answer) ~= 'table' or not answer.err then return nil end
+  local kind = try('TYPE', key)
+  if kind and kind.ok ~= 'string' then return 'its key is of type ' .. kind.ok end
+  return answer.err
 end
 
 local time = redis.call('TIME')
@@ -142,6 +153,10 @@ for first = 1, #members, READ do
               redis.call('HSET', ARGV[5], member, cjson.encode(entry))
             end
           end
+        end
+        if not value then
+          local why = obstacle(member)
+          value = why and { ok = why } or false
         end
       end
     end

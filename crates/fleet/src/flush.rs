@@ -20,6 +20,8 @@ use crate::{
 
 /// Reason of members whose value had expired in Redis before anybody looked.
 pub const REASON_EXPIRED: &str = "value_expired";
+/// Reason of members whose value can't be read: the key is of another type, or Redis refuses.
+pub const REASON_UNREADABLE: &str = "value_unreadable";
 /// Reason of members without a row in Postgres.
 pub const REASON_MISSING: &str = "missing_row";
 /// Reason of members that Postgres refuses.
@@ -220,6 +222,11 @@ fn decode<'a>(
                 continue;
             }
         };
+        if let Some(why) = &entry.unreadable {
+            let detail = format!("the value can't be read: {why}; allowed: a string");
+            refused.push((entry, Refusal { reason: REASON_UNREADABLE, detail }));
+            continue;
+        }
         let Some(value) = &entry.value else {
             let detail = "the value expired in Redis before anybody looked".to_owned();
             refused.push((entry, Refusal { reason: REASON_EXPIRED, detail }));

@@ -128,6 +128,7 @@ mod tests {
                 lease: Arc::from("1"),
                 former: "0".to_owned(),
                 value: None,
+                unreadable: None,
             })
             .collect()
     }

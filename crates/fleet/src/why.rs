@@ -273,7 +273,7 @@ impl Why {
 #[must_use]
 pub fn may_quote(reason: &str) -> bool {
     match reason {
-        "value_expired" | "value_field_missing" => false,
+        "value_expired" | "value_unreadable" | "value_field_missing" => false,
         "refused_by_postgres" | "unreadable_entry" => true,
         _ => reason.starts_with("value_"),
     }
@@ -492,5 +492,20 @@ fn tenant_state(row: Option<&TenantRow>) -> TenantStateShown {
             paused: row.paused.clone(),
         },
         None => TenantStateShown { state: UNSERVED, reason: None, detail: None, since: None, paused: None },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_that_say_what_a_key_holds_quote_no_value() {
+        assert!(["value_not_a_json_object", "refused_by_postgres"].into_iter().all(may_quote));
+        assert!(
+            !["value_expired", "value_unreadable", "value_field_missing", "missing_row"]
+                .into_iter()
+                .any(may_quote)
+        );
     }
 }

@@ -8,7 +8,7 @@ use std::{rc::Rc, sync::atomic::Ordering::Relaxed};
 use balance_sync_domain::KeySpace;
 use balance_sync_fleet::{
     failure::SinkError,
-    flush::{Batch, FlushEnd, REASON_EXPIRED, REASON_MISSING, REASON_REFUSED, flush},
+    flush::{Batch, FlushEnd, REASON_EXPIRED, REASON_MISSING, REASON_REFUSED, REASON_UNREADABLE, flush},
     gather::Trigger,
     ports::{Queue, Sink},
     status::{FleetStatus, TenantStatus},
@@ -61,6 +61,25 @@ impl Bench {
         quarantined.sort();
         quarantined
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_that_cant_be_read_is_set_aside_with_what_its_key_holds_and_is_not_called_expired() {
+    let bench = Bench::new();
+    let (redis, space) = (&bench.queue.0, bench.space().clone());
+    redis.mutate(0..2, 1);
+    redis.schedule(member(&space, 7), None, 0.0);
+    let mut claimed = bench.claim().await;
+    claimed.last_mut().unwrap().unreadable = Some("its key is of type list".to_owned());
+
+    let end = bench.flush(&claimed).await;
+    assert_eq!((end.updated, end.quarantined, end.orphaned), (2, 1, 0));
+    assert_eq!(bench.quarantined(), [(member(&space, 7), REASON_UNREADABLE)]);
+    assert_eq!(
+        redis.details.borrow()[..],
+        ["the value can't be read: its key is of type list; allowed: a string"]
+    );
+    assert_eq!(bench.status.expired.load(Relaxed), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,8 +11,10 @@ pub struct Claimed {
     pub lease: Arc<str>,
     /// The score before the claim, as Redis printed it.
     pub former: String,
-    /// The balance's JSON; `None` when the value has expired or the member is another tenant's.
+    /// The balance's JSON; `None` when the value has expired or can't be read, or the member is another tenant's.
     pub value: Option<Vec<u8>>,
+    /// Why the value can't be read although its key is there, or may be: it is of another type, or Redis refuses.
+    pub unreadable: Option<String>,
 }
 
 impl Claimed {
@@ -57,7 +59,13 @@ mod tests {
     use super::*;
 
     fn claimed(former: &str) -> Claimed {
-        Claimed { member: b"m".to_vec(), lease: Arc::from("0"), former: former.to_owned(), value: None }
+        Claimed {
+            member: b"m".to_vec(),
+            lease: Arc::from("0"),
+            former: former.to_owned(),
+            value: None,
+            unreadable: None,
+        }
     }
 
     #[test]

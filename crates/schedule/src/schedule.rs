@@ -241,11 +241,12 @@ impl Schedule {
             };
             let former = String::from_utf8(former)
                 .map_err(|_| ScheduleError::unexpected(OPERATION, "a score is not text"))?;
-            let value = match value {
-                Value::BulkString(value) => Some(value),
-                _ => None,
+            let (value, unreadable) = match value {
+                Value::BulkString(value) => (Some(value), None),
+                Value::SimpleString(why) => (None, Some(why)),
+                _ => (None, None),
             };
-            entries.push(Claimed { member, lease: Arc::clone(&lease), former, value });
+            entries.push(Claimed { member, lease: Arc::clone(&lease), former, value, unreadable });
         }
         Ok(Claim { entries, scheduled, now, foreign })
     }

@@ -106,6 +106,8 @@ pub struct Redis {
     pub settled: RefCell<Vec<Vec<u8>>>,
     pub released: RefCell<Vec<Vec<u8>>>,
     pub quarantined: RefCell<Vec<(Vec<u8>, &'static str)>>,
+    /// The words of each refusal, in the order in which they came.
+    pub details: RefCell<Vec<String>>,
     pub idles: RefCell<Vec<Duration>>,
     pub sweeps: RefCell<Vec<Duration>>,
     pub recents: RefCell<Vec<(Duration, Option<f64>)>>,
@@ -130,6 +132,7 @@ impl Redis {
             settled: RefCell::default(),
             released: RefCell::default(),
             quarantined: RefCell::default(),
+            details: RefCell::default(),
             idles: RefCell::default(),
             sweeps: RefCell::default(),
             recents: RefCell::default(),
@@ -258,7 +261,7 @@ impl Queue for FakeQueue {
         {
             let Waiting { member, former, value } = waiting.clone();
             redis.leased.borrow_mut().insert(member.clone(), (Arc::clone(&lease), waiting));
-            entries.push(Claimed { member, lease: Arc::clone(&lease), former, value });
+            entries.push(Claimed { member, lease: Arc::clone(&lease), former, value, unreadable: None });
         }
         redis.claims.borrow_mut().push(ClaimCall { at, limit, found: entries.len() });
         let now = redis.now();
@@ -292,6 +295,7 @@ impl Queue for FakeQueue {
             let (taken, kept) = self.0.take_leased([*claimed]);
             report.kept += kept;
             report.quarantined += taken.len() as u64;
+            self.0.details.borrow_mut().push(refusal.detail.clone());
             self.0
                 .quarantined
                 .borrow_mut()

@@ -6,7 +6,8 @@
 //! - Postgres never has a version that was never written to Redis (G2).
 //!
 //! At the end everything lapses and one worker drains what is left; then both sides are equal. The one exception is a
-//! value that expired before anybody read it: it must have been listed in quarantine first, never passed over.
+//! value that expired, or was replaced by something else, before anybody read it: it must have been listed in quarantine
+//! first, never passed over, and each claim tells the one from the other.
 //!
 //! Time passes by rewriting Redis: a lapse moves all scores, and what the workers hold, into the past by the same
 //! whole number of seconds. So a case is the same however slow the machine is, and can be replayed from its steps.
@@ -55,7 +56,7 @@ enum Step {
         worker: usize,
         limit: usize,
     },
-    /// Postgres takes it; a value that is gone goes to quarantine, as in the collector.
+    /// Postgres takes it; a value that is gone or can't be read goes to quarantine, as in the collector.
     Write {
         worker: usize,
         held: usize,
@@ -98,6 +99,10 @@ enum Step {
     ValueExpires {
         balance: usize,
     },
+    /// Somebody writes a key of another type in its place.
+    ValueReplaced {
+        balance: usize,
+    },
     /// By hand.
     Retry {
         balance: usize,
@@ -127,6 +132,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::Lapse),
         3 => balance().prop_map(|balance| Step::LockExpires { balance }),
         2 => balance().prop_map(|balance| Step::ValueExpires { balance }),
+        1 => balance().prop_map(|balance| Step::ValueReplaced { balance }),
         3 => balance().prop_map(|balance| Step::Retry { balance }),
         1 => balance().prop_map(|balance| Step::Drop { balance }),
     ]

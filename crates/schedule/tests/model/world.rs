@@ -186,6 +186,10 @@ impl<'a> World<'a> {
                 cmd.arg(&self.members[balance]);
                 self.run(&cmd).await;
             }
+            Step::ValueReplaced { balance } => {
+                self.run(redis::cmd("DEL").arg(&self.members[balance])).await;
+                self.run(redis::cmd("RPUSH").arg(&self.members[balance]).arg("element")).await;
+            }
             Step::Retry { balance } => {
                 self.workers[0].quarantine_retry(&[self.members[balance].as_bytes()]).await.unwrap();
             }
@@ -320,9 +324,27 @@ impl<'a> World<'a> {
                 claimed.lease = Arc::from(whole);
             }
         }
+        for claimed in &claim.entries {
+            self.check_told(claimed).await;
+        }
         let count = claim.entries.len();
         self.held[worker].extend(claim.entries.into_iter().map(|claimed| Held { claimed, written: false }));
         count
+    }
+
+    /// What a claim says of a value, right after it: there, gone, or something else. A kept value may stand in for the
+    /// last two.
+    async fn check_told(&mut self, claimed: &Claimed) {
+        let mut cmd = redis::cmd("TYPE");
+        cmd.arg(&claimed.member);
+        let kind: String = cmd.query_async(&mut self.redis).await.unwrap();
+        let told = (claimed.value.is_some(), claimed.unreadable.as_deref());
+        let fits = match kind.as_str() {
+            "string" => told == (true, None),
+            "none" => told.1.is_none(),
+            _ => told == (true, None) || told == (false, Some("its key is of type list")),
+        };
+        assert!(fits, "a {kind}, told as {told:?}");
     }
 
     async fn write(&mut self, worker: usize, held: usize) {
@@ -335,7 +357,8 @@ impl<'a> World<'a> {
             self.held[worker][at].written = true;
         } else {
             let gone = self.held[worker].remove(at);
-            self.quarantine(worker, &gone.claimed, "value_expired").await;
+            let reason = if gone.claimed.unreadable.is_some() { "value_unreadable" } else { "value_expired" };
+            self.quarantine(worker, &gone.claimed, reason).await;
         }
     }
 
@@ -392,7 +415,8 @@ impl<'a> World<'a> {
         }
         let mut cmd = redis::cmd("GET");
         cmd.arg(&self.go[at].member);
-        let value: Option<Vec<u8>> = cmd.query_async(&mut self.redis).await.unwrap();
+        // What is of another type that worker can't read either: it fails, and claims anew after its lock.
+        let Ok(value) = cmd.query_async::<Option<Vec<u8>>>(&mut self.redis).await else { return };
         let balance = self.index_of(self.go[at].member.as_bytes());
         self.go[at].read = Some(value.map(|value| Self::version(balance, &value)));
     }

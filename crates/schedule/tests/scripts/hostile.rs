@@ -54,15 +54,49 @@ async fn a_lock_key_of_another_type_counts_as_foreign() {
 }
 
 #[tokio::test]
-async fn a_value_of_another_type_is_no_value() {
+async fn a_value_of_another_type_is_no_value_and_told_from_one_that_is_gone() {
     let tenant = Tenant::new("odd-value").await;
     let (odd, _) = tenant.mutate("a", "{}").await;
     let (good, _) = tenant.mutate("b", "{}").await;
-    tell!(tenant, "DEL", &odd);
+    let (gone, _) = tenant.mutate("c", "{}").await;
+    let (hash, _) = tenant.mutate("d", "{}").await;
+    let (foreign, _) =
+        ("tenant:somebody-else:balance:x", tenant.schedule("tenant:somebody-else:balance:x", "1").await);
+    tell!(tenant, "DEL", &odd, &gone, &hash, foreign);
     tell!(tenant, "RPUSH", &odd, "element");
-    let claim = tenant.lease_mode().claim(10).await.unwrap();
-    assert_eq!(names(&claim.entries), [odd.as_str(), good.as_str()]);
-    assert_eq!((&claim.entries[0].value, claim.entries[1].value.is_some()), (&None, true));
+    tell!(tenant, "HSET", &hash, "field", "element");
+    tell!(tenant, "RPUSH", foreign, "element");
+    for schedule in [tenant.lease_mode(), tenant.lock_mode("us")] {
+        let claim = schedule.claim(10).await.unwrap();
+        assert_eq!(names(&claim.entries), [foreign, &odd, &good, &gone, &hash]);
+        let told: Vec<(bool, Option<&str>)> = claim
+            .entries
+            .iter()
+            .map(|claimed| (claimed.value.is_some(), claimed.unreadable.as_deref()))
+            .collect();
+        let (list, hash) = (Some("its key is of type list"), Some("its key is of type hash"));
+        assert_eq!(told, [(false, None), (false, list), (true, None), (false, None), (false, hash)]);
+        assert_eq!(schedule.release(&all(&claim.entries)).await.unwrap().released, 5);
+    }
+    tell!(tenant, "DEL", foreign);
+}
+
+#[tokio::test]
+async fn a_kept_value_stands_in_for_one_of_another_type_and_the_next_mutation_replaces_it() {
+    let tenant = Tenant::new("odd-kept").await;
+    let schedule = tenant.lease_mode();
+    let member = tenant.quarantined("a", "version 1").await;
+    tell!(tenant, "DEL", &member);
+    tell!(tenant, "RPUSH", &member, "element");
+    assert_eq!(schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap(), 1);
+    let claim = schedule.claim(10).await.unwrap();
+    let [claimed] = claim.entries.as_slice() else { panic!("{claim:?}") };
+    assert_eq!((claimed.value.as_deref(), &claimed.unreadable), (Some(&b"version 1"[..]), &None));
+
+    tenant.mutate("a", "version 2").await;
+    let claim = schedule.claim(10).await.unwrap();
+    let [claimed] = claim.entries.as_slice() else { panic!("{claim:?}") };
+    assert_eq!((claimed.value.as_deref(), &claimed.unreadable), (Some(&b"version 2"[..]), &None));
 }
 
 /// A node that has all slots but that of one member.
@@ -103,6 +137,9 @@ async fn members_that_a_cluster_keeps_elsewhere_stop_nobody() {
     let claim = schedule.claim(10).await.unwrap();
     assert_eq!(names(&claim.entries), [foreign, other, good.as_str()]);
     assert_eq!((&claim.entries[0].value, claim.entries[2].value.is_some()), (&None, true));
+    let why = claim.entries[0].unreadable.as_deref().unwrap();
+    assert!(why.contains("non local key"), "{why}");
+    assert!(claim.entries[1..].iter().all(|claimed| claimed.unreadable.is_none()));
     assert!(tenant.life(&good).await > 50_000, "protected all the same");
     life(50_000).await;
     assert_eq!(schedule.release(&all(&claim.entries)).await.unwrap().released, 3);
