@@ -122,6 +122,9 @@ async fn a_batch_is_one_trace_from_its_claim_to_its_settling() -> Result<()> {
     assert!(sandbox.service().traceparents(ServiceRoute::List).contains(&call.traceparent()));
     let starts = worker.log().find("balance-sync starts").context("no first line")?;
     assert_eq!(ids(&starts), ("", ""), "{}", starts.raw);
+    assert_eq!(starts.fields["claim_mode"], "lease", "as it is written in the configuration");
+    let sent = worker.log().find("traces are sent").context("no line about traces")?;
+    assert_eq!(sent.fields["protocol"], "http/protobuf", "{}", sent.raw);
 
     let resource = |key: &str| poll.resource.get(key).map_or("", String::as_str);
     assert_eq!((resource("service.name"), resource("service.instance.id")), ("sync-under-test", "w-1"));

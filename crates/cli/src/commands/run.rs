@@ -22,7 +22,7 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         worker = config.worker.name,
-        claim_mode = ?config.claim.mode,
+        claim_mode = config.claim.mode.name(),
         batch_size = config.collector.batch_size,
         "balance-sync starts"
     );

@@ -336,6 +336,13 @@ pub(crate) enum ClaimMode {
     Lock,
 }
 
+impl ClaimMode {
+    /// As it is written in the configuration.
+    pub(crate) fn name(self) -> &'static str {
+        balance_sync_schedule::ClaimMode::from(self).name()
+    }
+}
+
 impl From<ClaimMode> for balance_sync_schedule::ClaimMode {
     fn from(mode: ClaimMode) -> Self {
         match mode {

@@ -171,6 +171,16 @@ pub(crate) enum OtlpProtocol {
     Grpc,
 }
 
+impl OtlpProtocol {
+    /// As it is written in the configuration.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::HttpProtobuf => "http/protobuf",
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
 /// `[worker]`.
 #[derive(Debug, Clone)]
 pub(crate) struct Worker {

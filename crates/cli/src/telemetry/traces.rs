@@ -81,7 +81,7 @@ impl Traces {
             .build();
         global::set_tracer_provider(provider.clone());
         trace::enable(TraceContextPropagator::new());
-        tracing::info!(endpoint = %traces.endpoint, protocol = ?traces.protocol, "traces are sent");
+        tracing::info!(endpoint = %traces.endpoint, protocol = traces.protocol.name(), "traces are sent");
         Ok(Self { provider, losses, deadline: traces.drain_deadline, _driver: driver })
     }
 

@@ -96,6 +96,14 @@ fn variables_are_read_as_the_type_of_their_default() {
 }
 
 #[test]
+fn a_claim_mode_is_called_what_it_is_called_in_the_configuration() {
+    for name in ["lease", "lock"] {
+        let config = complete("", &[("BALANCE_SYNC__CLAIM__MODE", name)]).unwrap();
+        assert_eq!(config.claim.mode.name(), name);
+    }
+}
+
+#[test]
 fn tenant_events_come_from_their_own_redis_or_from_that_of_the_balances() {
     let env = [("ENV_NAME", "prod"), ("REDIS_HOST", "valkey:5704"), ("REDIS_PASSWORD", SECRET)];
     let events = complete("", &env).unwrap().tenants.events.unwrap();

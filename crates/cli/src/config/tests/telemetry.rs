@@ -67,6 +67,14 @@ fn the_endpoint_says_which_protocol_unless_that_is_chosen() {
 }
 
 #[test]
+fn a_protocol_is_called_what_it_is_called_in_the_configuration() {
+    for name in ["http/protobuf", "grpc"] {
+        let (protocol, _) = sent_to(&[("BALANCE_SYNC__TELEMETRY__PROTOCOL", name)]);
+        assert_eq!(protocol.name(), name);
+    }
+}
+
+#[test]
 fn every_standard_variable_sets_its_key() {
     let cases = [
         ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://b:2/x", "\"http://b:2/x\""),
