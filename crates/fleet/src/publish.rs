@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -19,12 +19,20 @@ use balance_sync_tenants::Tenant;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::record::{Own, WorkerRecord};
+use crate::{
+    record::{Own, WorkerRecord},
+    status::FleetStatus,
+};
 
 /// Time between two looks at the counters.
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks from one publication to the next.
 const PUBLISH_EVERY: u64 = 2;
+/// A worker that starts is published as soon as it serves the tenants that are its own, and after this whatever it serves:
+/// when the tenant service or Redis keeps it from that, others must see that it is there.
+const FIRST_WITHIN: Duration = Duration::from_secs(2);
+/// Time between two looks at whether it does.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
 /// What was published lasts this long: three publications may fail before others think that the worker is gone.
 pub const LIFE: Duration = Duration::from_secs(8);
 /// The detail of a tenant at which nobody looks is published at most this often, in publications.
@@ -80,10 +88,11 @@ impl Publisher {
     }
 
     async fn keep_publishing(&mut self) {
+        let mut last = Instant::now();
+        begun_to_serve(&self.own.fleet).await;
         let mut timer = tokio::time::interval(TICK);
         // Rates are by the time that really passed.
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last = Instant::now();
         let step = Own::step().as_secs() / TICK.as_secs();
         for tick in 0_u64.. {
             timer.tick().await;
@@ -225,7 +234,74 @@ impl Publisher {
     }
 }
 
+/// Waits until a worker serves the tenants that are its own. Published before, it would be a live worker that serves
+/// nobody, and its tenants those that all workers have forgotten.
+async fn begun_to_serve(fleet: &FleetStatus) {
+    let serves_all = || {
+        let mut served = 0;
+        fleet.each(|_| served += 1);
+        fleet.reconciled.load(Relaxed) && served >= fleet.owned.load(Relaxed)
+    };
+    let begun = async {
+        while !serves_all() {
+            tokio::time::sleep(FIRST_LOOK).await;
+        }
+    };
+    // In time or not, it is published now.
+    let _ = tokio::time::timeout(FIRST_WITHIN, begun).await;
+}
+
 fn slice<T>(all: &[T], page: usize) -> &[T] {
     let from = (page * PUBLISH_PAGE).min(all.len());
     &all[from..(from + PUBLISH_PAGE).min(all.len())]
+}
+
+#[cfg(test)]
+mod tests {
+    use balance_sync_domain::TenantId;
+
+    use super::*;
+
+    fn tenant(id: &str) -> Tenant {
+        Tenant::Id(TenantId::parse(id).expect("a tenant id"))
+    }
+
+    /// How long the first publication is put off, when this happens to the worker after that many milliseconds.
+    async fn put_off(happens: impl Fn(&FleetStatus, u64)) -> Duration {
+        let (fleet, begun) = (FleetStatus::default(), Instant::now());
+        let happening = async {
+            for millis in (0..10_000).step_by(10) {
+                happens(&fleet, millis);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            () = happening => panic!("it is never shown"),
+            () = begun_to_serve(&fleet) => begun.elapsed(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_is_shown_to_others_once_it_serves_its_tenants() {
+        let took = put_off(|fleet, millis| {
+            if millis == 300 {
+                fleet.owned.store(2, Relaxed);
+                drop(fleet.tenant(&tenant("a")));
+                fleet.reconciled.store(true, Relaxed);
+            } else if millis == 500 {
+                drop(fleet.tenant(&tenant("b")));
+            }
+        })
+        .await;
+        assert!((500..=560).contains(&took.as_millis()), "{took:?}");
+        // None of the tenants is its own.
+        let took = put_off(|fleet, millis| fleet.reconciled.store(millis >= 300, Relaxed)).await;
+        assert!((300..=360).contains(&took.as_millis()), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_can_serve_nobody_is_shown_all_the_same() {
+        let took = put_off(|_, _| ()).await;
+        assert!((2_000..=2_060).contains(&took.as_millis()), "{took:?}");
+    }
 }

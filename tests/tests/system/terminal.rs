@@ -52,6 +52,22 @@ fn keys(value: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn a_worker_that_starts_is_never_shown_as_one_that_serves_nobody() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(4, 1).await?;
+    let mut worker = brisk(&sandbox).start_unready().await?;
+    eventually(SOON, "a healthy fleet", || async {
+        let (_, overview) = ask_json(&sandbox, &["status"]).await?;
+        // Not yet heard of, or there with its tenants.
+        let seen = overview["workers"]["live"] == 1;
+        assert!(!seen || overview["tenants"]["unserved"] == 0, "{overview}");
+        if overview["verdict"] == "healthy" { Ok(()) } else { bail!("{overview}") }
+    })
+    .await?;
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_healthy_fleet_and_one_that_is_behind() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(3, 20).await?;
     let mut worker = brisk(&sandbox)
@@ -63,6 +79,15 @@ async fn a_healthy_fleet_and_one_that_is_behind() -> Result<()> {
     let mut producer = sandbox.producer();
     producer.mutate_each(DEFAULT_TTL).await?;
     comes_in_step(&sandbox, &producer).await?;
+    // What a worker has done is seen from outside with its next publication.
+    eventually(SOON, "three tenants that are written and idle", || async {
+        let (_, page) = ask_json(&sandbox, &["tenants"]).await?;
+        let done = |row: &Value| row["state"] == "idle" && row["updated_total"].as_u64() >= Some(20);
+        let rows = page["tenants"].as_array().context("tenants")?;
+        ensure!(rows.len() == 3 && rows.iter().all(done), "{page}");
+        Ok(())
+    })
+    .await?;
     let (code, overview) = becomes(&sandbox, "healthy").await?;
     assert_eq!(code, Some(0));
     assert_eq!((&overview["workers"]["live"], &overview["tenants"]["total"]), (&1.into(), &3.into()));
