@@ -105,7 +105,7 @@ fn reasons(text: &mut String, overview: &Overview, screen: Screen) {
     for (at, reason) in overview.reasons.iter().enumerate() {
         // The worst comes first; what follows may be worth knowing and no more.
         let style = if at == 0 { style } else { PLAIN };
-        line(text, format_args!("{} {}", styled(style, "-"), wrap(reason, screen.text_width() - 2, 2)));
+        line(text, format_args!("{} {}", styled(style, "-"), wrap(reason, screen.text_width(), 2)));
     }
 }
 

@@ -19,8 +19,7 @@ use super::{actions, status::exit_code};
 use crate::{
     args::{TenantListArgs, TenantShowArgs, TenantsArgs, TenantsCommand},
     terminal::{
-        self, BAD, Column, FAINT, HEAD, PLAIN, Screen, Table, WARN, ago, count, optional, rate, span, styled,
-        wrap,
+        self, BAD, Column, FAINT, PLAIN, Screen, Table, WARN, ago, count, optional, rate, span, styled,
     },
     wiring,
 };
@@ -221,10 +220,7 @@ fn owners(row: &TenantRow) -> String {
 fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
     let row = &detail.row;
     let mut text = String::new();
-    let mut say = |name: &str, value: String| {
-        let value = wrap(&value, screen.text_width() - 12, 12);
-        let _ = writeln!(text, "{}  {value}", styled(HEAD, format_args!("{name:<10}")));
-    };
+    let mut say = |name: &str, value: String| text.push_str(&terminal::entry(name, &value, screen));
     say("tenant", row.id.clone());
     let since = row.since.as_deref().map(|since| format!(", since {since} ({})", ago(since, view.at)));
     let reason = row.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();

@@ -9,7 +9,7 @@ use balance_sync_fleet::why::{
 use crate::{
     EXIT_OK,
     args::WhyArgs,
-    terminal::{self, BAD, GOOD, HEAD, PLAIN, Screen, WARN, optional, span, styled, wrap},
+    terminal::{self, BAD, GOOD, PLAIN, Screen, WARN, optional, span, styled},
     wiring,
 };
 
@@ -17,8 +17,6 @@ use crate::{
 const EXIT_NOT_THERE: u8 = 1;
 /// Nobody can tell.
 const EXIT_UNKNOWN: u8 = 2;
-/// Columns before what is said.
-const MARGIN: usize = 12;
 
 /// Prints everything about the balances that fit.
 ///
@@ -77,10 +75,7 @@ fn exit_code(verdict: Verdict) -> u8 {
 
 fn render(report: &BalanceReport, screen: Screen) -> String {
     let mut text = String::new();
-    let mut say = |name: &str, value: &str| {
-        let value = wrap(value, screen.text_width() - MARGIN, MARGIN);
-        let _ = writeln!(text, "{}  {value}", styled(HEAD, format_args!("{name:<10}")));
-    };
+    let mut say = |name: &str, value: &str| text.push_str(&terminal::entry(name, value, screen));
     let (word, style) = match report.verdict {
         Verdict::InSync => ("IN SYNC", GOOD),
         Verdict::OnItsWay => ("ON ITS WAY", GOOD),

@@ -18,6 +18,8 @@ pub(crate) use watch::watch;
 const USUAL_WIDTH: usize = 80;
 /// Narrower than this nothing is fitted.
 const LEAST_WIDTH: usize = 40;
+/// Columns before what is said of something: its name, and a gap.
+const MARGIN: usize = 12;
 
 /// What is well.
 pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
@@ -67,6 +69,12 @@ pub(crate) fn styled(style: Style, text: impl std::fmt::Display) -> String {
     format!("{style}{text}{style:#}")
 }
 
+/// A line that says this of what has that name; broken where the screen ends, and all of it below each other.
+pub(crate) fn entry(name: &str, value: &str, screen: Screen) -> String {
+    let name = styled(HEAD, format_args!("{name:<0$}", MARGIN - 2));
+    format!("{name}  {}\n", wrap(value, screen.text_width(), MARGIN))
+}
+
 /// Writes to standard output; without colours where that is no terminal, or NO_COLOR asks for none.
 ///
 /// # Errors
@@ -98,16 +106,15 @@ pub(crate) fn state_style(state: &str) -> Style {
     }
 }
 
-/// Lines of at most `width` columns, broken between words; those after the first are indented.
+/// Text beside a heading of `indent` columns, broken between words: no line ends beyond `width` columns, and those after
+/// the first are indented, so that they stand below it.
 pub(crate) fn wrap(text: &str, width: usize, indent: usize) -> String {
     let mut lines: Vec<String> = vec![String::new()];
     for word in text.split_whitespace() {
-        let (first, line) = (lines.len() == 1, lines.last_mut());
-        let Some(line) = line else { break };
-        let left = if first { 0 } else { indent };
+        let Some(line) = lines.last_mut() else { break };
         if line.is_empty() {
             line.push_str(word);
-        } else if left + line.chars().count() + 1 + word.chars().count() <= width {
+        } else if indent + columns(line) + 1 + columns(word) <= width {
             line.push(' ');
             line.push_str(word);
         } else {
@@ -117,16 +124,41 @@ pub(crate) fn wrap(text: &str, width: usize, indent: usize) -> String {
     lines.join(&format!("\n{}", " ".repeat(indent)))
 }
 
+/// What text takes of a line: styles take nothing.
+fn columns(text: &str) -> usize {
+    anstream::adapter::strip_str(text).map(|shown| shown.chars().count()).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_said_takes_the_whole_width_in_every_line() {
+        let said = entry("next", &"word ".repeat(20), Screen { width: Some(40), height: None });
+        let said = anstream::adapter::strip_str(&said).to_string();
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines[0], "next        word word word word word");
+        assert_eq!(lines[1..], ["            word word word word word"; 3], "{said}");
+        // 36 columns: another word would end in the 41st.
+        assert!(lines.iter().all(|line| line.len() == 36));
+    }
 
     #[test]
     fn text_is_broken_between_words() {
         let text = "one two three four";
         assert_eq!(wrap(text, 80, 2), text);
         assert_eq!(wrap(text, 9, 2), "one two\n  three\n  four");
+        assert_eq!(wrap(text, 12, 2), "one two\n  three four", "both lines end at the same column");
+        assert_eq!(wrap(text, 11, 2), "one two\n  three\n  four");
+        assert_eq!(
+            wrap(text, 8, 2),
+            "one\n  two\n  three\n  four",
+            "the heading takes room from the first line too"
+        );
         assert_eq!(wrap("a-word-longer-than-the-line b", 10, 1), "a-word-longer-than-the-line\n b");
         assert_eq!(wrap("", 10, 1), "");
+        let coloured = styled(BAD, "one two");
+        assert_eq!(wrap(&coloured, 9, 2), coloured, "colours take no room");
     }
 }
