@@ -393,10 +393,12 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
             key,
             schedule: schedule_shown(inspected.score, inspected.now),
             redis: RedisShown {
-                present: value.is_some(),
+                present: value.is_some() || inspected.unreadable.is_some(),
                 version: value.as_ref().and_then(|value| value.as_ref().ok()).map(|value| value.version),
                 ttl_seconds: inspected.life.map(|life| life.as_secs_f64()),
-                unreadable: value.as_ref().and_then(|v| v.as_ref().err()).map(ToString::to_string),
+                unreadable: inspected
+                    .unreadable
+                    .or_else(|| value.as_ref().and_then(|v| v.as_ref().err()).map(ToString::to_string)),
                 available: amount(&value, |value| value.available.as_str()),
                 on_hold: amount(&value, |value| value.on_hold.as_str()),
                 overdraft_used: amount(&value, |value| value.overdraft_used.as_str()),

@@ -26,6 +26,8 @@ pub struct Inspected {
     pub score: Option<f64>,
     /// The balance's value.
     pub value: Option<Vec<u8>>,
+    /// Why it can't be read although its key is there.
+    pub unreadable: Option<String>,
     /// Remaining life of the value; `None` = without end, or there is none.
     pub life: Option<Duration>,
     /// What stands in the claim lock.
@@ -56,7 +58,7 @@ impl Schedule {
             .arg(member)
             .arg(self.space().lock(member));
         let answer = scripts::INSPECT.run(self.link(), &cmd).await?;
-        let parts = array(OPERATION, &answer, 7)?;
+        let parts = array(OPERATION, &answer, 8)?;
         let bytes = |at: usize| match &parts[at] {
             Value::BulkString(bytes) => Some(bytes.clone()),
             _ => None,
@@ -69,6 +71,7 @@ impl Schedule {
             now: seconds(OPERATION, &parts[0])?,
             score: bytes(1).map(|_| seconds(OPERATION, &parts[1])).transpose()?,
             value: bytes(2),
+            unreadable: bytes(7).map(|why| String::from_utf8_lossy(&why).into_owned()),
             life: life(3),
             lock: bytes(4).map(|lock| String::from_utf8_lossy(&lock).into_owned()),
             lock_life: life(5),

@@ -148,6 +148,19 @@ async fn every_reason_is_told_with_what_happens_next() -> Result<()> {
     let answer = tells(&worker, &third, 0, "quarantined", "in quarantine (value_field_missing)").await?;
     assert_eq!(answer["quarantine"]["reason"], "value_field_missing");
 
+    // A key that holds something else: with what it holds, before and after its member is set aside.
+    let odd = third.keys.member(&third.balances[1]);
+    redis::cmd("DEL").arg(&odd).exec_async(&mut redis).await?;
+    redis::cmd("RPUSH").arg(&odd).arg("element").exec_async(&mut redis).await?;
+    let answer = tells(&worker, &third, 1, "unknown", "its value in Redis can't be read").await?;
+    assert_eq!(answer["redis"]["unreadable"], "its key is of type list", "{answer}");
+    redis::cmd("ZADD").arg(third.keys.schedule()).arg(1.5).arg(&odd).exec_async(&mut redis).await?;
+    let answer = tells(&worker, &third, 1, "quarantined", "in quarantine (value_unreadable)").await?;
+    assert!(
+        answer["quarantine"]["detail"].as_str().is_some_and(|words| words.contains("type list")),
+        "{answer}"
+    );
+
     for (query, status, field) in [
         ("", 400, "member"),
         ("?tenant=x", 400, "alias"),

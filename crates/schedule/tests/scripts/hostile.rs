@@ -82,6 +82,22 @@ async fn a_value_of_another_type_is_no_value_and_told_from_one_that_is_gone() {
 }
 
 #[tokio::test]
+async fn what_stands_where_nobody_expects_it_can_be_inspected() {
+    let tenant = Tenant::new("odd-inspect").await;
+    let schedule = tenant.lock_mode("us");
+    let (member, score) = tenant.mutate("a", "{}").await;
+    tell!(tenant, "DEL", &member);
+    let found = schedule.inspect(member.as_bytes()).await.unwrap();
+    assert_eq!((found.value, found.unreadable), (None, None));
+    tell!(tenant, "RPUSH", &member, "element");
+    tell!(tenant, "RPUSH", tenant.space.lock(member.as_bytes()), "element");
+    tell!(tenant, "SET", tenant.space.quarantine(), "text");
+    let found = schedule.inspect(member.as_bytes()).await.unwrap();
+    assert_eq!(found.unreadable.as_deref(), Some("its key is of type list"));
+    assert_eq!((found.score, found.value, found.lock), (Some(number(&score)), None, None));
+}
+
+#[tokio::test]
 async fn a_kept_value_stands_in_for_one_of_another_type_and_the_next_mutation_replaces_it() {
     let tenant = Tenant::new("odd-kept").await;
     let schedule = tenant.lease_mode();
