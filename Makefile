@@ -58,9 +58,10 @@ fuzz: ## Feed made-up members and values to the parsers (FUZZ_SECONDS=60 for eac
 coverage: setup ## Line coverage of all crates but the sandbox, by cargo-llvm-cov or cargo-tarpaulin
 	@$(BROWSER_OR_NONE); CARGO="$(CARGO)" sh tests/coverage.sh
 
-lint: ## Formatting, clippy, and licences and sources if cargo-deny is installed
+lint: ## Formatting, clippy, links in the documentation, and licences and sources if cargo-deny is installed
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check bans licenses sources; \
 	else echo "cargo-deny is not installed, licences and sources were not checked (cargo install cargo-deny)"; fi
 

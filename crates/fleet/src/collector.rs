@@ -8,7 +8,7 @@
 //!
 //! A flush begins with a *place*, the right to write now. Where many tenants want to write to one server, places are
 //! waited for, and what is held meanwhile is memory of ours and leases that run. So nothing leaves the buffer before the
-//! place is there; while places are scarce only a [`TASTE`] of a backlog is claimed ahead, and the rest of the batch when
+//! place is there; while places are scarce only a `TASTE` of a backlog is claimed ahead, and the rest of the batch when
 //! the place has come.
 //!
 //! Here: the loop, its flushes and its claims. In the folder: `recovery` (what it does when that fails), `chores`

@@ -6,7 +6,7 @@
 //! them one typed wrapper, and knows neither Postgres nor actors.
 //!
 //! Reading order: [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · [`claimed`] (what a
-//! claim holds) · [`schedule`] (the wrappers) · [`quarantine`] (entries, by hand) · [`sample`] (what waits, for the
+//! claim holds) · [`schedule`] (the wrappers) · [`quarantine`] (entries, by hand) · [`mod@sample`] (what waits, for the
 //! eye) · [`workers`] (who else is there) · [`snapshots`] (what they know) · [`controls`] (what operators decided) ·
 //! [`heads`] (whether anybody claims) · [`inspect`] (one balance) · [`subscription`] (messages) · [`error`].
 
