@@ -13,14 +13,20 @@ async fn look(tenant: &Tenant, last: Option<&Seen>) -> Option<Seen> {
     look_at_heads(&tenant.link, at.into_iter()).await.unwrap().remove(0)
 }
 
+/// A balance that was mutated now. Redis prints the double that its score became, not the digits that were written.
+async fn mutated(tenant: &Tenant) -> Head {
+    let (member, _) = tenant.mutate("a", "{}").await;
+    let score = tenant.score(&member).await.unwrap();
+    Head { member: member.into_bytes(), score }
+}
+
 #[tokio::test]
 async fn what_nobody_claims_stays_at_the_head_and_waits() {
     let tenant = Tenant::new("heads-waits").await;
     assert_eq!(look(&tenant, None).await, None);
-    let (member, score) = tenant.mutate("a", "{}").await;
+    let head = mutated(&tenant).await;
     tenant.mutate("b", "{}").await;
     let first = look(&tenant, None).await.unwrap();
-    let head = Head { member: member.clone().into_bytes(), score };
     assert_eq!(first, Seen { head: head.clone(), waits: false }, "nothing was at the head before");
     assert_eq!(look(&tenant, Some(&first)).await, Some(Seen { head, waits: true }));
     // Another mutation moves it behind the other one, and it waits all the same.
@@ -49,9 +55,8 @@ async fn what_is_claimed_or_settled_waits_no_more() {
 #[tokio::test]
 async fn many_are_looked_at_in_one_call_and_one_of_the_wrong_type_is_passed_over() {
     let (due, wrong) = (Tenant::new("heads-many").await, Tenant::new("heads-wrong").await);
-    let (member, score) = due.mutate("a", "{}").await;
+    let head = mutated(&due).await;
     tell!(wrong, "SET", wrong.space.schedule(), "text");
-    let head = Head { member: member.into_bytes(), score };
     let keys: Vec<Arc<str>> = (0..10_000)
         .map(|n| Arc::from(if n == 7 { wrong.space.schedule() } else { due.space.schedule() }))
         .collect();
