@@ -253,9 +253,10 @@ impl Partition {
         if (!held && !before.is_empty()) || *before == live {
             return false;
         }
-        let joined: Vec<_> = live.difference(before).collect();
-        let left: Vec<_> = before.difference(&live).collect();
-        tracing::info!(workers = live.len(), ?joined, ?left, "live workers");
+        let list = |names: Vec<&str>| names.join(", ");
+        let joined = list(live.difference(before).map(String::as_str).collect());
+        let left = list(before.difference(&live).map(String::as_str).collect());
+        tracing::info!(workers = live.len(), joined, left, "live workers");
         self.fleet.workers.store(live.len() as u64, Relaxed);
         self.view = Some(live);
         true
