@@ -1,4 +1,5 @@
-//! Thousands of tenants with nothing to do: what they cost, and how soon the first mutation is noticed.
+//! Thousands of tenants with nothing to do: what they cost, with one worker and with a second one that stands by, and how
+//! soon the first mutation is noticed.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -33,21 +34,9 @@ pub(crate) async fn run(options: &Options, figures: &mut Figures, tenants: usize
         let begun = Instant::now();
         let worker = Worker::start(options, &config, &[])?;
         worker.ready().await?;
-        eventually(IDLE_WITHIN, "idle tenants", || async {
-            let idle = worker.metrics().await?.sum("balance_sync_tenants", &[("state", "idle")]);
-            if idle as usize == tenants { Ok(()) } else { bail!("{idle} of {tenants} are idle") }
-        })
-        .await?;
+        idle(&[&worker], tenants).await?;
         figures.add(&case, "all_idle_after_s", begun.elapsed().as_secs_f64());
-        tokio::time::sleep(CALM).await;
-        let meter = rig.meter(vec![worker.pid()?])?;
-        let (usage, commands) = (meter.read()?, rig.commands().await?);
-        tokio::time::sleep(Duration::from_secs_f64(options.seconds(20.0))).await;
-        let (spent, commands) = (meter.read()?.since(&usage), rig.commands().await? - commands);
-        figures.add(&case, "rss_mb", memory_mb(worker.pid()?)?.0);
-        figures.add(&case, "worker_cpu_share", spent.workers / 1e6 / spent.seconds);
-        figures.add(&case, "redis_cpu_share", spent.redis / 1e6 / spent.seconds);
-        figures.add(&case, "redis_commands_per_s", commands / spent.seconds);
+        calm(options, &rig, figures, &case, &[&worker]).await?;
         figures.add(&case, "postgres_connections", rig.connections().await?);
         let mut first = Vec::new();
         for tenant in rig.sandbox.tenants() {
@@ -56,9 +45,59 @@ pub(crate) async fn run(options: &Options, figures: &mut Figures, tenants: usize
         // The slowest of them: a tenant's waiting time is a matter of chance.
         figures.add(&case, "first_write_ms", quantile(&first, 1.0));
         figures.add(&case, "first_write_p50_ms", quantile(&first, 0.5));
+        let second = Worker::start(options, &config, &[])?;
+        second.ready().await?;
+        let both = [&worker, &second];
+        idle(&both, tenants).await?;
+        calm(options, &rig, figures, &format!("{case}_two_workers"), &both).await?;
+        second.stop().await?;
         worker.stop().await?;
     }
     rig.stop().await
+}
+
+/// Waits until all tenants are idle at one of the workers, and stood by for by the others.
+async fn idle(workers: &[&Worker], tenants: usize) -> Result<()> {
+    eventually(IDLE_WITHIN, "idle tenants", || async {
+        let (mut idle, mut standby) = (0.0, 0.0);
+        for worker in workers {
+            let page = worker.metrics().await?;
+            idle += page.sum("balance_sync_tenants", &[("state", "idle")]);
+            standby += page.sum("balance_sync_tenants", &[("state", "standby")]);
+        }
+        let wanted = (tenants, tenants * (workers.len() - 1));
+        if (idle as usize, standby as usize) == wanted {
+            Ok(())
+        } else {
+            bail!("{idle} are idle, {standby} stood by for; wanted {wanted:?}")
+        }
+    })
+    .await
+}
+
+/// What workers cost while nothing happens, all of them together.
+async fn calm(
+    options: &Options,
+    rig: &Rig,
+    figures: &mut Figures,
+    case: &str,
+    workers: &[&Worker],
+) -> Result<()> {
+    tokio::time::sleep(CALM).await;
+    let pids = workers.iter().map(|worker| worker.pid()).collect::<Result<Vec<u32>>>()?;
+    let meter = rig.meter(pids.clone())?;
+    let (usage, commands) = (meter.read()?, rig.commands().await?);
+    tokio::time::sleep(Duration::from_secs_f64(options.seconds(20.0))).await;
+    let (spent, commands) = (meter.read()?.since(&usage), rig.commands().await? - commands);
+    let mut memory = 0.0;
+    for pid in pids {
+        memory += memory_mb(pid)?.0;
+    }
+    figures.add(case, "rss_mb", memory);
+    figures.add(case, "worker_cpu_share", spent.workers / 1e6 / spent.seconds);
+    figures.add(case, "redis_cpu_share", spent.redis / 1e6 / spent.seconds);
+    figures.add(case, "redis_commands_per_s", commands / spent.seconds);
+    Ok(())
 }
 
 /// Mutates one balance of a tenant, and gives the milliseconds until its row was committed.

@@ -211,8 +211,8 @@ pub(crate) struct ActionsArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct TenantListArgs {
-    /// Only those in one of these states, separated by commas: starting, idle, syncing, degraded, paused, stopping,
-    /// unserved, behind.
+    /// Only those in one of these states, separated by commas: starting, idle, standby, syncing, degraded, paused,
+    /// stopping, unserved, behind.
     #[arg(long, value_delimiter = ',', value_parser = state)]
     pub state: Vec<StateFilter>,
     /// Only those with this text in their id.

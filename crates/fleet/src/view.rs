@@ -149,7 +149,8 @@ pub enum StateFilter {
 
 impl StateFilter {
     /// The names, for messages.
-    pub const NAMES: &'static str = "starting, idle, syncing, degraded, paused, stopping, unserved, behind";
+    pub const NAMES: &'static str =
+        "starting, idle, standby, syncing, degraded, paused, stopping, unserved, behind";
 
     /// By name.
     #[must_use]

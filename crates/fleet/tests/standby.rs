@@ -80,7 +80,7 @@ async fn who_has_joined_in_a_busy_tenant_stands_by_again_as_well() {
         let lab = second().await;
         lab.redis.unattended.notify_one();
         let begun = Instant::now();
-        for n in 0.. {
+        for n in 0..20_000 {
             lab.redis.mutate([n], 1);
             tokio::time::sleep(ms(5)).await;
             if n > 100 && lab.state().state == TenantState::Standby {
@@ -133,6 +133,16 @@ async fn a_place_that_comes_after_it_has_stood_back_is_used_for_what_is_there() 
         lab.until("it stands by", |lab| lab.state().state == TenantState::Standby).await;
         assert_eq!((settled(&lab), lab.redis.leased(), lab.redis.due()), (50, 0, 950));
         assert!(lab.redis.at() <= ms(520), "nothing is waited for: {:?}", lab.redis.at());
+
+        // The claim that brings them may be under way as well.
+        let lab = Lab::with(balance_sync_fleet::collector::CollectorOptions { batch_size: 400, ..options() });
+        lab.redis.delay("claim", ms(100));
+        lab.redis.mutate(0..1000, 1);
+        lab.start();
+        lab.until("a claim is under way", |lab| lab.redis.leased() == 50).await;
+        rank(&lab, true);
+        lab.until("it stands by", |lab| lab.state().state == TenantState::Standby).await;
+        assert_eq!((settled(&lab), lab.redis.leased(), lab.redis.due()), (50, 0, 950));
     })
     .await;
 }
@@ -166,6 +176,7 @@ async fn operators_are_obeyed_by_who_stands_by_as_well() {
         assert!(lab.redis.at() - before < ms(100), "{:?}", lab.redis.at() - before);
         tokio::time::sleep(secs(120)).await;
         assert_eq!(lab.state().state, TenantState::Standby);
+        assert_eq!(lab.fleet.joins.load(Relaxed), 0, "nobody left them alone");
 
         lab.status.paused.store(true, Relaxed);
         lab.status.orders.look();
@@ -194,6 +205,21 @@ async fn of_a_removed_tenant_both_owners_empty_the_schedule() {
         lab.stop.cancel();
         ended.await.unwrap();
         assert_eq!((settled(&lab), lab.redis.due(), lab.redis.leased()), (25, 0, 0));
+
+        // One that has joined in doesn't stand back in the middle of it.
+        let lab = Lab::new();
+        rank(&lab, true);
+        let ended = lab.start();
+        lab.until("it stands by", |lab| lab.state().state == TenantState::Standby).await;
+        lab.redis.unattended.notify_one();
+        lab.until("it has joined in", |lab| lab.state().state == TenantState::Idle).await;
+        tokio::time::sleep(secs(59)).await;
+        lab.postgres.takes.set(secs(2));
+        lab.redis.mutate(0..60, 1);
+        lab.status.leaving.store(true, Relaxed);
+        lab.stop.cancel();
+        ended.await.unwrap();
+        assert_eq!((settled(&lab), lab.redis.due(), lab.redis.leased()), (60, 0, 0));
     })
     .await;
 }

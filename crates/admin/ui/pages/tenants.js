@@ -16,7 +16,7 @@ const REFETCH_ON_DIFFERENCE = 6;
 
 /** The worst state first when sorted downwards. */
 const SEVERITY = { unserved: 7, degraded: 6, behind: 5, paused: 4, stopping: 3, starting: 2, syncing: 1, idle: 0, standby: 0 };
-const FILTERS = ["behind", "degraded", "paused", "unserved", "starting", "stopping", "syncing", "idle"];
+const FILTERS = ["behind", "degraded", "paused", "unserved", "starting", "stopping", "syncing", "idle", "standby"];
 
 const unknownLast = (value) => (typeof value === "number" ? value : -1);
 const SORTS = {
