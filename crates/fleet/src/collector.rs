@@ -55,6 +55,9 @@ const TASTE_MIN: usize = 50;
 /// milliseconds.
 const SCARCE: Duration = Duration::from_millis(20);
 
+/// Flushes in flight at most while places are waited for: one is written, and one waits for its place.
+const SCARCE_DEPTH: usize = 2;
+
 /// How a collector works. One value for the whole worker.
 #[derive(Debug, Clone)]
 pub struct CollectorOptions {
@@ -95,7 +98,7 @@ impl Default for CollectorOptions {
             flush_timeout: Duration::from_millis(50),
             poll_interval: Duration::from_millis(25),
             idle_backoff_max: Duration::from_secs(1),
-            pipeline_depth: 2,
+            pipeline_depth: 3,
             flush_deadline: Duration::from_secs(20),
             drain_deadline: Duration::from_secs(8),
             leave_deadline: Duration::from_secs(36),
@@ -315,9 +318,15 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
 
     // -- flush ---------------------------------------------------------------------------------------------------
 
-    /// Flushes that may be in flight: one for a tenant that tries its way back.
+    /// Flushes that may be in flight: one for a tenant that tries its way back, no more than two where places are waited
+    /// for. A third would only queue for one there, with what it holds.
     fn depth(&self) -> usize {
-        if self.degraded.is_some() { 1 } else { self.options.pipeline_depth.max(1) }
+        let depth = self.options.pipeline_depth.max(1);
+        match (&self.degraded, self.scarce) {
+            (Some(_), _) => 1,
+            (None, true) => depth.min(SCARCE_DEPTH),
+            (None, false) => depth,
+        }
     }
 
     fn start_flushes(&mut self, now: Instant) {

@@ -116,6 +116,22 @@ async fn claiming_goes_on_while_flushes_are_in_flight_as_deep_as_allowed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn where_places_are_waited_for_no_more_than_two_flushes_are_in_flight() {
+    local(async {
+        for (waits, most) in [(ms(0), 3), (ms(100), 2)] {
+            let lab = Lab::with(CollectorOptions { pipeline_depth: 3, ..options() });
+            lab.postgres.place_takes.set(waits);
+            lab.postgres.takes.set(ms(500));
+            lab.redis.mutate(0..200, 1);
+            lab.start();
+            lab.until("all are settled", |lab| lab.redis.settled.borrow().len() == 200).await;
+            assert_eq!(lab.postgres.most_in_flight.get(), most, "places that take {waits:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn while_a_place_is_waited_for_only_a_taste_is_held_and_the_batch_is_completed_when_it_comes() {
     local(async {
         let lab = Lab::with(CollectorOptions { batch_size: 400, ..options() });

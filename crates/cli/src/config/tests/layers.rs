@@ -48,7 +48,7 @@ fn later_layers_override_earlier_ones() {
         (300, "variable BALANCE_SYNC__COLLECTOR__BATCH_SIZE".to_owned())
     );
     // Key by key: the rest of the section stays as it was.
-    assert_eq!(complete(file, &[]).unwrap().collector.pipeline_depth, 2);
+    assert_eq!(complete(file, &[]).unwrap().collector.pipeline_depth, 3);
 }
 
 #[test]
