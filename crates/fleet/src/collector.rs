@@ -12,7 +12,8 @@
 //! the place has come.
 //!
 //! Here: the loop, its flushes and its claims. In the folder: `recovery` (what it does when that fails), `chores`
-//! (upkeep of the schedule beside it), `standby` (when another worker comes first), `drain` (its end), `traces` (what of it is told as spans).
+//! (upkeep of the schedule beside it), `standby` (when another worker comes first), `orders` (what operators want of it),
+//! `drain` (its end), `traces` (what of it is told as spans).
 //!
 //! No future that holds claims is ever dropped half-way while the collector runs: a claim in flight and a flush in
 //! flight stay pinned in the loop's state across its turns.
