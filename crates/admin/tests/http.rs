@@ -174,6 +174,7 @@ fn busy_fleet() -> Arc<FleetStatus> {
         &acme.batches[2],
         &acme.leased,
         &acme.quarantine_entries,
+        &acme.deleted,
     ]
     .iter()
     .enumerate()
@@ -275,6 +276,7 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_tenant_collector_restarts_total", "counter", &acme, 111.0),
         ("balance_sync_balances_total", "counter", &[("tenant_id", "acme"), ("outcome", "updated")], 101.0),
         ("balance_sync_balances_total", "counter", &[("tenant_id", "acme"), ("outcome", "stale")], 102.0),
+        ("balance_sync_balances_total", "counter", &[("tenant_id", "acme"), ("outcome", "deleted")], 120.0),
         (
             "balance_sync_balances_total",
             "counter",

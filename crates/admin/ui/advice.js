@@ -33,7 +33,7 @@ const TENANT = {
 };
 
 const QUARANTINE = {
-  missing_row: "No row with that id under that organization and ledger, or it is deleted. Restore the row and retry.",
+  missing_row: "No row with that id under that organization and ledger. Restore the row and retry.",
   value_expired: "The value had expired in Redis before anybody looked: its last mutation is lost unless the ledger has it.",
   value_unreadable: "Its key in Redis is of another type, or Redis refuses to give it; the detail says which. Find out who else writes to this Redis; the balance's next good mutation clears it.",
   refused_by_postgres: "A check or an overflow: the detail has the SQLSTATE. Mend the row or the schema and retry.",

@@ -36,6 +36,8 @@ pub struct FlushEnd {
     pub updated: usize,
     /// Members whose row was as new or newer.
     pub stale: usize,
+    /// Members whose row is deleted: nothing is left to write.
+    pub deleted: usize,
     /// Members put in quarantine.
     pub quarantined: usize,
     /// Members given back.
@@ -142,6 +144,7 @@ pub async fn flush<Q: Queue, S: Sink>(
 
     let settle_begun = Instant::now();
     let mut written: Vec<&Claimed> = Vec::with_capacity(decoded.len());
+    let mut obsolete: Vec<&Claimed> = Vec::new();
     match results {
         Ok(results) => {
             end.answered = !results.is_empty();
@@ -161,6 +164,10 @@ pub async fn flush<Q: Queue, S: Sink>(
                         end.stale += 1;
                         written.push(member);
                     }
+                    Some(RowResult::Ok(Outcome::Deleted)) => {
+                        end.deleted += 1;
+                        obsolete.push(member);
+                    }
                     Some(RowResult::Ok(Outcome::Missing)) => {
                         refused.push((member, missing(entry)));
                     }
@@ -176,7 +183,7 @@ pub async fn flush<Q: Queue, S: Sink>(
                     }
                 }
             }
-            settle(queue, &written, &mut end, status).await;
+            settle(queue, written, &obsolete, &mut end, status).await;
         }
         Err(failure) => {
             let held: Vec<&Claimed> = decoded.iter().map(|entry| &claimed[entry.at]).collect();
@@ -200,6 +207,7 @@ pub async fn flush<Q: Queue, S: Sink>(
         claimed = end.claimed,
         updated = end.updated,
         stale = end.stale,
+        deleted = end.deleted,
         quarantined = end.quarantined,
         released = end.released,
         took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
@@ -257,24 +265,36 @@ fn missing(entry: &Decoded<'_>) -> Refusal {
     Refusal {
         reason: REASON_MISSING,
         detail: format!(
-            "no row with id {} in organization {} and ledger {}, or it is deleted",
+            "no row with id {} in organization {} and ledger {}",
             entry.value.id, entry.balance.organization, entry.balance.ledger
         ),
     }
 }
 
-async fn settle<Q: Queue>(queue: &Q, written: &[&Claimed], end: &mut FlushEnd, status: &TenantStatus) {
+/// Removes members from the schedule: those that are written, and those of which nothing is left to write. The latter tell
+/// nothing about the lag.
+async fn settle<'a, Q: Queue>(
+    queue: &Q,
+    written: Vec<&'a Claimed>,
+    obsolete: &[&'a Claimed],
+    end: &mut FlushEnd,
+    status: &TenantStatus,
+) {
+    let count = written.len();
+    let mut written = written;
+    written.extend(obsolete);
     status.updated.fetch_add(end.updated as u64, Relaxed);
     status.stale.fetch_add(end.stale as u64, Relaxed);
+    status.deleted.fetch_add(end.deleted as u64, Relaxed);
     if written.is_empty() {
         return;
     }
     let span = trace::current().store_call("settle", "redis");
     span.count("members", written.len());
-    match span.around(queue.settle(written)).await {
+    match span.around(queue.settle(&written)).await {
         Ok(report) => {
             status.kept.fetch_add(report.kept, Relaxed);
-            for member in written {
+            for member in &written[..count] {
                 if let Some(scheduled_at) = member.scheduled_at() {
                     status.lag.observe(report.now - scheduled_at);
                 }

@@ -39,6 +39,9 @@ pub struct FlushNote {
     pub updated: u32,
     /// Members whose row was as new or newer.
     pub stale: u32,
+    /// Members whose row is deleted.
+    #[serde(default)]
+    pub deleted: u32,
     /// Members put in quarantine.
     pub quarantined: u32,
     /// Members given back.
@@ -58,6 +61,7 @@ impl FlushNote {
             claimed: count(end.claimed),
             updated: count(end.updated),
             stale: count(end.stale),
+            deleted: count(end.deleted),
             quarantined: count(end.quarantined),
             released: count(end.released),
             took_ms: u32::try_from(took.as_millis()).unwrap_or(u32::MAX),

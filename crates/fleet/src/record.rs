@@ -78,6 +78,9 @@ pub struct Counts {
     /// Balances whose row was as new or newer.
     #[serde(skip_serializing_if = "is_zero")]
     pub stale: u64,
+    /// Balances whose row is deleted.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub deleted: u64,
     /// Members put in quarantine.
     #[serde(skip_serializing_if = "is_zero")]
     pub quarantined: u64,
@@ -106,6 +109,7 @@ impl Counts {
     pub fn add(&mut self, other: &Self) {
         self.updated += other.updated;
         self.stale += other.stale;
+        self.deleted += other.deleted;
         self.quarantined += other.quarantined;
         self.expired += other.expired;
         self.kept += other.kept;
@@ -364,6 +368,7 @@ impl Own {
             counts: Counts {
                 updated: status.updated.load(Relaxed),
                 stale: status.stale.load(Relaxed),
+                deleted: status.deleted.load(Relaxed),
                 quarantined: status.quarantined.load(Relaxed),
                 expired: status.expired.load(Relaxed),
                 kept: status.kept.load(Relaxed),

@@ -248,6 +248,8 @@ pub struct FlushShown {
     pub updated: u32,
     /// Members whose row was as new or newer.
     pub stale: u32,
+    /// Members whose row is deleted.
+    pub deleted: u32,
     /// Members put in quarantine.
     pub quarantined: u32,
     /// Members given back.
@@ -291,6 +293,8 @@ pub struct Outcomes {
     pub updated: u64,
     /// The row was as new or newer.
     pub stale: u64,
+    /// The row is deleted.
+    pub deleted: u64,
     /// Put in quarantine.
     pub quarantined: u64,
     /// The value had expired.
@@ -306,6 +310,7 @@ impl From<&Counts> for Outcomes {
         Self {
             updated: counts.updated,
             stale: counts.stale,
+            deleted: counts.deleted,
             quarantined: counts.quarantined,
             expired: counts.expired,
             released: counts.released,
@@ -410,6 +415,7 @@ impl TenantDetail {
                     claimed: flush.claimed,
                     updated: flush.updated,
                     stale: flush.stale,
+                    deleted: flush.deleted,
                     quarantined: flush.quarantined,
                     released: flush.released,
                     took_ms: flush.took_ms,

@@ -229,6 +229,8 @@ pub struct TenantStatus {
     pub updated: AtomicU64,
     /// Balances whose row was as new or newer.
     pub stale: AtomicU64,
+    /// Balances whose row is deleted.
+    pub deleted: AtomicU64,
     /// Members put in quarantine.
     pub quarantined: AtomicU64,
     /// Members whose value had expired before anybody looked.
@@ -296,6 +298,7 @@ impl TenantStatus {
             }),
             updated: AtomicU64::new(0),
             stale: AtomicU64::new(0),
+            deleted: AtomicU64::new(0),
             quarantined: AtomicU64::new(0),
             expired: AtomicU64::new(0),
             kept: AtomicU64::new(0),

@@ -167,6 +167,7 @@ async fn spellings_of_one_balance_share_the_fate_of_the_newest() {
         (None, 3, 0),
         (Some(RowResult::Ok(Outcome::Missing)), 0, 3),
         (Some(RowResult::Ok(Outcome::Stale)), 3, 0),
+        (Some(RowResult::Ok(Outcome::Deleted)), 3, 0),
     ] {
         let bench = Bench::new();
         let prefix = bench.space().balance_prefix().to_owned();
@@ -181,6 +182,18 @@ async fn spellings_of_one_balance_share_the_fate_of_the_newest() {
         assert_eq!(bench.sink.0.updates.borrow()[0].ids, [1]);
         assert_eq!((bench.settled().len(), bench.quarantined().len()), (settled, quarantined));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_balance_is_settled_without_quarantine_and_without_a_lag() {
+    let bench = Bench::new();
+    bench.queue.0.mutate(0..3, 1);
+    bench.sink.0.verdicts.borrow_mut().insert(1, RowResult::Ok(Outcome::Deleted));
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!((end.updated, end.stale, end.deleted, end.quarantined), (2, 0, 1, 0));
+    assert_eq!((bench.settled().len(), bench.queue.0.leased()), (3, 0));
+    assert_eq!(bench.status.deleted.load(Relaxed), 1);
+    assert_eq!(bench.status.lag.count(), 2, "how late a closed balance comes is of no interest");
 }
 
 #[tokio::test(start_paused = true)]

@@ -31,7 +31,9 @@ pub enum Outcome {
     Updated,
     /// The row was as new or newer, and was left alone. Postgres has this mutation, or a later one.
     Stale,
-    /// There is no such row: unknown id, other organization or ledger, or deleted.
+    /// The row is deleted: the ledger has closed the balance, and nothing of it is written any more.
+    Deleted,
+    /// There is no such row: unknown id, or another organization or ledger.
     Missing,
 }
 

@@ -27,12 +27,14 @@ use crate::session::{Operation, Session};
 /// Most rows in one statement: some 30 ms of locks on a common disk. Larger batches go in several.
 pub const CHUNK_ROWS: usize = 1000;
 
-/// The condition that a stored row `b` is the one that `v` means, and lives. Worded against the planner: organization and
-/// ledger by `IS NOT DISTINCT FROM`, which no index serves, and the deletion in a `CASE`, from which it can't conclude
-/// that the partial indexes cover it.
+/// The condition that a stored row `b` is the one that `v` means, deleted or not. Worded against the planner: organization
+/// and ledger by `IS NOT DISTINCT FROM`, which no index serves.
 pub(crate) const SAME_ROW: &str = "b.id = v.id \
-     AND b.organization_id IS NOT DISTINCT FROM v.organization_id AND b.ledger_id IS NOT DISTINCT FROM v.ledger_id \
-     AND CASE WHEN b.deleted_at IS NULL THEN true ELSE false END";
+     AND b.organization_id IS NOT DISTINCT FROM v.organization_id AND b.ledger_id IS NOT DISTINCT FROM v.ledger_id";
+
+/// The condition that a stored row `b` is not deleted: in a `CASE`, from which the planner can't conclude that the partial
+/// indexes cover it.
+pub(crate) const NOT_DELETED: &str = "CASE WHEN b.deleted_at IS NULL THEN true ELSE false END";
 
 /// How often a deadlock or serialization failure is answered by trying again at once.
 const CONTENTION_RETRIES: u32 = 3;
@@ -161,9 +163,18 @@ async fn write(
     Ok(results.into_iter().flatten().collect())
 }
 
-/// What became of each row, from the versions that are stored after the update and the number of rows it changed. `None`:
-/// the row is there with a lower version, though the update should have changed it.
-fn tell_apart(rows: &[&Row<'_>], stored: &[Option<i64>], updated: u64) -> Vec<Option<Outcome>> {
+/// A row after the update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    /// With this version; −1 if it has none.
+    Version(i64),
+    /// It is deleted.
+    Deleted,
+}
+
+/// What became of each row, from what is stored after the update and the number of rows it changed. `None`: the row is
+/// there with a lower version, though the update should have changed it.
+fn tell_apart(rows: &[&Row<'_>], stored: &[Option<Stored>], updated: u64) -> Vec<Option<Outcome>> {
     let mut remaining = updated;
     let mut outcomes = vec![None; rows.len()];
     // First the rows that have exactly our version, then those that somebody has since overtaken.
@@ -171,11 +182,14 @@ fn tell_apart(rows: &[&Row<'_>], stored: &[Option<i64>], updated: u64) -> Vec<Op
         for (i, row) in rows.iter().enumerate() {
             match stored[i] {
                 None => outcomes[i] = Some(Outcome::Missing),
-                Some(version) if version >= row.version && (version > row.version) == overtaken => {
+                Some(Stored::Deleted) => outcomes[i] = Some(Outcome::Deleted),
+                Some(Stored::Version(version))
+                    if version >= row.version && (version > row.version) == overtaken =>
+                {
                     outcomes[i] = Some(if remaining > 0 { Outcome::Updated } else { Outcome::Stale });
                     remaining = remaining.saturating_sub(1);
                 }
-                Some(_) => {}
+                Some(Stored::Version(_)) => {}
             }
         }
     }
@@ -207,13 +221,13 @@ pub(crate) fn update_sql(table: &str) -> String {
              overdraft_used = v.overdraft_used::numeric, version = v.version, updated_at = now() \
          FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::int8[]) \
               AS v(id, organization_id, ledger_id, available, on_hold, overdraft_used, version) \
-         WHERE {SAME_ROW} AND coalesce(b.version, -1) < v.version"
+         WHERE {SAME_ROW} AND {NOT_DELETED} AND coalesce(b.version, -1) < v.version"
     )
 }
 
 pub(crate) fn versions_sql(table: &str) -> String {
     format!(
-        "SELECT v.n, coalesce(b.version, -1) \
+        "SELECT v.n, coalesce(b.version, -1), b.deleted_at IS NOT NULL \
          FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS v(id, organization_id, ledger_id, n) \
          JOIN {table} AS b ON {SAME_ROW}"
     )
@@ -250,16 +264,16 @@ impl Operation for Update<'_> {
     }
 }
 
-/// The stored versions of one chunk, in its order; `None` where there is no such row.
+/// What is stored of one chunk, in its order; `None` where there is no such row.
 struct Versions<'s> {
     sql: SqlStr,
     rows: &'s [&'s Row<'s>],
 }
 
 impl Operation for Versions<'_> {
-    type Output = Vec<Option<i64>>;
+    type Output = Vec<Option<Stored>>;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<Vec<Option<i64>>, sqlx::Error> {
+    async fn run(&self, connection: &mut PgConnection) -> Result<Self::Output, sqlx::Error> {
         let (ids, organizations, ledgers) = identities(self.rows);
         let found = sqlx::query(self.sql.clone())
             .bind(ids)
@@ -267,11 +281,12 @@ impl Operation for Versions<'_> {
             .bind(ledgers)
             .fetch_all(connection)
             .await?;
-        let mut versions = vec![None; self.rows.len()];
+        let mut stored = vec![None; self.rows.len()];
         for row in found {
-            place(&mut versions, row.try_get(0)?, row.try_get(1)?);
+            let value = if row.try_get(2)? { Stored::Deleted } else { Stored::Version(row.try_get(1)?) };
+            place(&mut stored, row.try_get(0)?, value);
         }
-        Ok(versions)
+        Ok(stored)
     }
 }
 
@@ -286,6 +301,7 @@ pub(crate) fn place<T>(slots: &mut [Option<T>], ordinal: i64, value: T) {
 mod tests {
     use super::*;
 
+    /// Versions sent and stored; −2 stands for a deleted row.
     fn outcomes(versions: &[(i64, Option<i64>)], updated: u64) -> Vec<Option<Outcome>> {
         let rows: Vec<Row<'_>> = versions
             .iter()
@@ -299,16 +315,21 @@ mod tests {
                 version,
             })
             .collect();
-        let stored: Vec<_> = versions.iter().map(|&(_, stored)| stored).collect();
+        let read = |version| if version == -2 { Stored::Deleted } else { Stored::Version(version) };
+        let stored: Vec<_> = versions.iter().map(|&(_, stored)| stored.map(read)).collect();
         tell_apart(&rows.iter().collect::<Vec<_>>(), &stored, updated)
     }
 
     #[test]
     fn what_the_stored_versions_tell() {
-        use Outcome::{Missing, Stale, Updated};
+        use Outcome::{Deleted, Missing, Stale, Updated};
         assert_eq!(
             outcomes(&[(5, Some(5)), (5, Some(9)), (5, None)], 1),
             [Some(Updated), Some(Stale), Some(Missing)]
+        );
+        assert_eq!(
+            outcomes(&[(5, Some(-2)), (5, Some(5)), (0, Some(-1))], 1),
+            [Some(Deleted), Some(Updated), None]
         );
         // Written by us and overtaken before we asked: still two updates.
         assert_eq!(

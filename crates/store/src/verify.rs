@@ -7,7 +7,7 @@ use crate::database::Database;
 use crate::identifier::Table;
 use crate::row::Row;
 use crate::session::Operation;
-use crate::update::{CHUNK_ROWS, SAME_ROW, identities, place};
+use crate::update::{CHUNK_ROWS, NOT_DELETED, SAME_ROW, identities, place};
 
 /// A row as it stands in Postgres.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub(crate) fn compare_sql(table: &str) -> String {
                 (v.available::numeric, v.on_hold::numeric, v.overdraft_used::numeric) \
          FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[]) WITH ORDINALITY \
               AS v(id, organization_id, ledger_id, available, on_hold, overdraft_used, n) \
-         JOIN {table} AS b ON {SAME_ROW}"
+         JOIN {table} AS b ON {SAME_ROW} AND {NOT_DELETED}"
     )
 }
 

@@ -38,6 +38,7 @@ const KEEP_SLACK: u64 = 100;
 pub(super) enum Counter {
     Updated,
     Stale,
+    Deleted,
     Quarantined,
     Expired,
     Released,
@@ -50,9 +51,10 @@ pub(super) enum Counter {
 }
 
 impl Counter {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Updated,
         Self::Stale,
+        Self::Deleted,
         Self::Quarantined,
         Self::Expired,
         Self::Released,
@@ -68,6 +70,7 @@ impl Counter {
         match self {
             Self::Updated => &status.updated,
             Self::Stale => &status.stale,
+            Self::Deleted => &status.deleted,
             Self::Quarantined => &status.quarantined,
             Self::Expired => &status.expired,
             Self::Released => &status.released,

@@ -12,9 +12,10 @@ use super::{
 const TENANT: &str = "tenant_id";
 
 /// What the members of a batch came to, with the label value of each.
-const OUTCOMES: [(&str, Counter); 6] = [
+const OUTCOMES: [(&str, Counter); 7] = [
     ("updated", Counter::Updated),
     ("stale", Counter::Stale),
+    ("deleted", Counter::Deleted),
     ("quarantined", Counter::Quarantined),
     ("expired", Counter::Expired),
     ("released", Counter::Released),
@@ -61,8 +62,8 @@ pub(super) fn work(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
 
     let mut outcomes = Family::counter(
         "balance_sync_balances_total",
-        "Balances by what they came to: updated (row written), stale (row as new or newer), quarantined, expired \
-         (value gone before it was read), released (given back unwritten), kept (written, still scheduled because a \
+        "Balances by what they came to: updated (row written), stale (row as new or newer), deleted (row \
+         deleted by the ledger), quarantined, expired (value gone before it was read), released (given back unwritten), kept (written, still scheduled because a \
          newer mutation came).",
     );
     let mut batches = Family::counter(

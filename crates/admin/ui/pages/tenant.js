@@ -230,6 +230,7 @@ function flushTable(tickers) {
       numberColumn("Claimed", (flush) => count(flush.claimed)),
       numberColumn("Updated", (flush) => count(flush.updated)),
       numberColumn("Stale", (flush) => count(flush.stale)),
+      numberColumn("Deleted", (flush) => count(flush.deleted)),
       numberColumn("Set aside", (flush) => count(flush.quarantined)),
       numberColumn("Given back", (flush) => count(flush.released)),
       numberColumn("Took", (flush) => span(flush.took_ms / 1000)),
@@ -278,6 +279,7 @@ function outcomesOf() {
       rows([
         ["Rows updated", count(outcomes.updated)],
         ["Already as new or newer", count(outcomes.stale)],
+        ["Closed: row deleted", count(outcomes.deleted)],
         ["Set aside", count(outcomes.quarantined)],
         ["Expired before anybody looked", count(outcomes.expired)],
         ["Given back unwritten", count(outcomes.released)],

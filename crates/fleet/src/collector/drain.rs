@@ -75,7 +75,7 @@ impl<Q: Queue, S: Sink> Turn<'_, Q, S> {
                 biased;
                 Some((id, end)) = self.flights.next(), if !self.flights.is_empty() => {
                     self.in_flight.remove(&id);
-                    drained.flushed += end.updated + end.stale;
+                    drained.flushed += end.updated + end.stale + end.deleted;
                     drained.released += end.released;
                     drained.orphaned += end.orphaned;
                     if let Some(error) = end.failure {

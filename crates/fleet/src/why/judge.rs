@@ -54,14 +54,17 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
         ),
         Scheduled::Leased => format!("A worker holds it and writes it now; if that worker dies it comes due again at {until}."),
         Scheduled::Future => format!("Its time comes at {until}; nobody claims it before."),
+        _ if report.postgres.state == RowState::Deleted && report.redis.unreadable.is_none() => {
+            "It is claimed next and taken off the schedule: its row is deleted.".to_owned()
+        }
         _ if !report.redis.present => {
             "It is claimed next, and goes to quarantine: its value has expired in Redis, and what it held is not known.".to_owned()
         }
         _ if report.redis.unreadable.is_some() => {
             "It is claimed next, and goes to quarantine: its value can't be read.".to_owned()
         }
-        _ if matches!(report.postgres.state, RowState::Missing | RowState::Deleted) => {
-            "It is claimed next, and goes to quarantine: there is no row for it, or it is deleted.".to_owned()
+        _ if report.postgres.state == RowState::Missing => {
+            "It is claimed next, and goes to quarantine: there is no row for it.".to_owned()
         }
         _ if newer(report) == Some(std::cmp::Ordering::Less) || newer(report) == Some(std::cmp::Ordering::Equal) => {
             "It is claimed next and taken off the schedule: Postgres has this version or a newer one.".to_owned()
@@ -101,11 +104,15 @@ fn unscheduled(report: &BalanceReport) -> (Verdict, String) {
             Verdict::InSync,
             "Nothing is to be done: Redis holds no value of it any more and nothing is scheduled; the row is what counts.".to_owned(),
         ),
-        (true, RowState::Missing | RowState::Deleted, _) => (
-            Verdict::UnscheduledAndBehind,
-            "Nobody will write it: nothing is scheduled, and there is no row for it, or it is deleted; the ledger creates rows.".to_owned(),
+        (_, RowState::Deleted, _) => (
+            Verdict::InSync,
+            "Nothing is to be done: the ledger has closed this balance, its row is deleted.".to_owned(),
         ),
-        (false, RowState::Missing | RowState::Deleted, _) => (
+        (true, RowState::Missing, _) => (
+            Verdict::UnscheduledAndBehind,
+            "Nobody will write it: nothing is scheduled, and there is no row for it; the ledger creates rows.".to_owned(),
+        ),
+        (false, RowState::Missing, _) => (
             Verdict::Unknown,
             "Nothing is known of it: neither Redis nor Postgres has it.".to_owned(),
         ),
@@ -233,6 +240,11 @@ mod tests {
         tells(|report| report.redis.present = false, OnItsWay, "its value has expired");
         tells(|report| report.redis.unreadable = Some("x".to_owned()), OnItsWay, "can't be read");
         tells(|report| report.postgres.state = RowState::Missing, OnItsWay, "no row for it");
+        tells(
+            |report| report.postgres.state = RowState::Deleted,
+            OnItsWay,
+            "off the schedule: its row is deleted",
+        );
         tells(|report| report.postgres.version = Some(2), OnItsWay, "this version or a newer one");
         // A newer mutation has scheduled it: the entry is history.
         tells(|report| report.quarantine = Some(entry()), OnItsWay, "claimed and written next");
@@ -251,7 +263,7 @@ mod tests {
         tells(with(|r| r.postgres.version = Some(3)), Verdict::Ahead, "Postgres is newer");
         tells(with(|r| r.redis.present = false), Verdict::InSync, "the row is what counts");
         tells(with(|r| r.quarantine = Some(entry())), Verdict::Quarantined, "in quarantine (missing_row)");
-        tells(with(|r| r.postgres.state = RowState::Deleted), Verdict::UnscheduledAndBehind, "deleted");
+        tells(with(|r| r.postgres.state = RowState::Deleted), Verdict::InSync, "its row is deleted");
         tells(with(|r| r.postgres.state = RowState::Unreachable), Verdict::Unknown, "can't be asked");
         tells(
             with(|r| {

@@ -9,7 +9,7 @@ use balance_sync_store::{Outcome, Row, Table};
 use rand::seq::SliceRandom;
 
 use crate::support::{LEDGER, ORGANIZATION, PATIENCE, Tenant, row};
-use Outcome::{Missing, Stale, Updated};
+use Outcome::{Deleted, Missing, Stale, Updated};
 
 #[tokio::test]
 async fn each_row_has_its_outcome() {
@@ -37,7 +37,7 @@ async fn each_row_has_its_outcome() {
         Row { ledger: ORGANIZATION, ..row(5, 9) },
         row(6, 1),
     ];
-    let expected = [Updated, Missing, Stale, Stale, Missing, Missing, Missing, Updated];
+    let expected = [Updated, Missing, Stale, Stale, Deleted, Missing, Missing, Updated];
     assert_eq!(database.update(&table, &rows).await.unwrap(), expected);
     assert_eq!(tenant.stored(3).await, "10 v6");
     assert_eq!(tenant.stored(6).await, "10 v1");
@@ -47,7 +47,7 @@ async fn each_row_has_its_outcome() {
     assert_eq!(tenant.value("SELECT count(*) FROM balance WHERE updated_at > 'epoch'").await, "2");
 
     // The same once more changes nothing: G2.
-    let again = [Stale, Missing, Stale, Stale, Missing, Missing, Missing, Stale];
+    let again = [Stale, Missing, Stale, Stale, Deleted, Missing, Missing, Stale];
     assert_eq!(database.update(&table, &rows).await.unwrap(), again);
     assert_eq!(database.update(&table, &[row(3, i64::MAX)]).await.unwrap(), [Updated]);
     assert_eq!(database.update(&table, &[row(3, 7)]).await.unwrap(), [Stale]);
