@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 60
 BROWSER_OR_NONE = { command -v chromedriver && { command -v chromium || command -v chromium-browser || command -v google-chrome \
 	|| command -v google-chrome-stable; }; } >/dev/null 2>&1 || export BALANCE_SYNC_BROWSER=none
 
-.PHONY: help setup build demo test screenshots chaos bench fuzz coverage lint fmt clean
+.PHONY: help setup build demo test screenshots chaos bench fuzz coverage lint ui-check fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,12 +58,18 @@ fuzz: ## Feed made-up members and values to the parsers (FUZZ_SECONDS=60 for eac
 coverage: setup ## Line coverage of all crates but the sandbox, by cargo-llvm-cov or cargo-tarpaulin
 	@$(BROWSER_OR_NONE); CARGO="$(CARGO)" sh tests/coverage.sh
 
-lint: ## Formatting, clippy, links in the documentation, and licences and sources if cargo-deny is installed
+lint: ui-check ## Formatting, clippy, links in the documentation, licences and sources of dependencies, the dashboard's JavaScript
+	@sh tests/setup.sh
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check bans licenses sources; \
-	else echo "cargo-deny is not installed, licences and sources were not checked (cargo install cargo-deny)"; fi
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny check bans licenses sources
+
+ui-check: ## Check the types of the dashboard's JavaScript against the OpenAPI document (skipped where there is no npm)
+	@sh tests/setup.sh npm
+	@if command -v npm >/dev/null 2>&1; then cd crates/admin/ui-check && npm ci --silent && npm run --silent check; \
+	else echo "npm is not installed, the dashboard's JavaScript was not checked"; fi
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

@@ -2,8 +2,8 @@
 # Installs what tests and demo start themselves: redis-server and PostgreSQL's server programs. Does nothing when both
 # are there. Needs root or sudo for apt; says exactly what to install otherwise.
 #
-# Arguments name programs that only some tests use: promtool, chromium, chromedriver. Without one of them those tests are
-# skipped and say so, so that it is no error when it can't be installed.
+# Arguments name programs that only some tests and checks use: promtool, chromium, chromedriver, npm. Without one of them
+# those are skipped with a message, so that it is no error when it can't be installed.
 set -eu
 
 has_redis() { command -v redis-server >/dev/null 2>&1; }
@@ -27,6 +27,7 @@ for program in "$@"; do
     promtool) package=prometheus ;;
     chromium) package=chromium ;;
     chromedriver) package=chromium-driver ;;
+    npm) package=npm ;;
     *) echo "$0: unknown program $program" >&2; exit 2 ;;
   esac
   command -v "$program" >/dev/null 2>&1 || wished="$wished $package"
@@ -37,12 +38,12 @@ done
 give_up() {
   echo "missing:$missing$wished. $1" >&2
   [ -n "$missing" ] && exit 1
-  echo "going on without$wished: the tests that need it are skipped" >&2
+  echo "going on without$wished: what needs it is skipped" >&2
   exit 0
 }
 
 if ! command -v apt-get >/dev/null 2>&1; then
-  give_up "Install redis-server (7 or later) and PostgreSQL's server programs (14 or later), for all tests Prometheus and Chromium with its driver as well, and try again."
+  give_up "Install redis-server (7 or later) and PostgreSQL's server programs (14 or later), for all tests and checks Prometheus, Chromium with its driver and npm as well, and try again."
 fi
 if [ "$(id -u)" = 0 ]; then
   as_root=""
@@ -62,5 +63,5 @@ if [ -n "$missing" ]; then
   install $missing
 fi
 for package in $wished; do
-  install "$package" || echo "going on without $package: the tests that need it are skipped" >&2
+  install "$package" || echo "going on without $package: what needs it is skipped" >&2
 done

@@ -12,7 +12,10 @@ const OUTCOME_WITHIN = 12_000;
 /** The log is looked at this often while an outcome is awaited, beside the events that tell of it. */
 const LOOK_EVERY = 1_000;
 
-/** Names, pictures and consequences of what can be done to a tenant. */
+/**
+ * Names, pictures and consequences of what can be done to a tenant.
+ * @type {Record<string, { label: string, picture: string, title: (id: string) => string, text: string, facts: string[], doing: string, done: string }>}
+ */
 export const TENANT_ACTIONS = {
   pause: {
     label: "Pause",
@@ -52,7 +55,10 @@ export const TENANT_ACTIONS = {
   },
 };
 
-/** Names of everything that stands in the log. */
+/**
+ * Names of everything that stands in the log.
+ * @type {Record<string, string>}
+ */
 export const ACTION_NAMES = {
   pause: "Pause",
   resume: "Resume",
@@ -131,13 +137,15 @@ async function follow(message, name, tenant, ask) {
  * Waits until a worker has told the outcome of an action, and a moment longer for the others; an empty list when none did
  * in time.
  */
-function outcomeOf(id, tenant) {
-  return new Promise((resolve) => {
-    let timer = null;
+function outcomeOf(/** @type {string} */ id, /** @type {string | null} */ tenant) {
+  return new Promise((/** @type {(outcomes: Api.Action["outcomes"]) => void} */ resolve) => {
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    let timer;
+    /** @type {Api.Action["outcomes"]} */
     let heard = [];
     const stop = subscribe("action", () => look());
     const end = setTimeout(() => finish(heard), OUTCOME_WITHIN);
-    const finish = (outcomes) => {
+    const finish = (/** @type {Api.Action["outcomes"]} */ outcomes) => {
       stop();
       clearTimeout(timer);
       clearTimeout(end);
@@ -147,7 +155,7 @@ function outcomeOf(id, tenant) {
       clearTimeout(timer);
       timer = setTimeout(look, LOOK_EVERY);
       const log = await get(["actions"], { tenant, per_page: 50 }).catch(() => null);
-      const action = log?.actions.find((each) => each.id === id);
+      const action = log?.actions.find((/** @type {Api.Action} */ each) => each.id === id);
       if (!action?.outcomes.length) return;
       if (heard.length) finish(action.outcomes);
       heard = action.outcomes;

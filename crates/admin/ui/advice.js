@@ -1,6 +1,7 @@
 // What a reason means and what helps: the table of docs/operations.md for the one who has no time to look it up.
 // `action` is what is offered first.
 
+/** @type {Record<string, [string, string, string | null]>} */
 const TENANT = {
   postgres_connection: ["Its Postgres refuses or resets connections.", "Look at the server. Writing goes on by itself within 2 s of its return.", "flush"],
   postgres_too_many_connections: ["Server, role or database give no more connections.", "Raise their limit, or lower postgres.connections_per_server.", "flush"],
@@ -32,6 +33,7 @@ const TENANT = {
   collector_crashed: ["Its collector panicked; it starts again after a growing delay.", "Report the worker's log line.", "flush"],
 };
 
+/** @type {Record<string, string>} */
 const QUARANTINE = {
   missing_row: "No row with that id under that organization and ledger. Restore the row and retry.",
   value_expired: "The value had expired in Redis before anybody looked: its last mutation is lost unless the ledger has it.",
@@ -39,9 +41,12 @@ const QUARANTINE = {
   refused_by_postgres: "A check or an overflow: the detail has the SQLSTATE. Mend the row or the schema and retry.",
 };
 
-/** `{ means, todo, action }` of a tenant's reason. */
+/**
+ * `{ means, todo, action }` of a tenant's reason.
+ * @param {string | null | undefined} reason
+ */
 export function adviceFor(reason) {
-  const [means, todo, action] = TENANT[reason] ?? ["", "", "flush"];
+  const [means, todo, action] = TENANT[reason ?? ""] ?? ["", "", "flush"];
   return { means, todo, action };
 }
 
@@ -53,7 +58,11 @@ export function quarantineMeaning(reason) {
   return "";
 }
 
-/** How a tenant is, for people: `level` is bad, warn, note or good. */
+/**
+ * How a tenant is, for people: `level` is bad, warn, note or good.
+ * @param {Pick<Api.TenantRow, "state" | "paused"> & { oldest_due_age_seconds: number | null }} row
+ * @param {number} objective
+ */
 export function assess(row, objective) {
   const late = typeof row.oldest_due_age_seconds === "number" && row.oldest_due_age_seconds > objective;
   if (row.state === "unserved") return { level: "bad", word: "unserved" };
@@ -63,7 +72,11 @@ export function assess(row, objective) {
   return { level: "good", word: row.state };
 }
 
-/** The action that helps first, or null. */
+/**
+ * The action that helps first, or null.
+ * @param {Api.TenantRow} row
+ * @param {number} objective
+ */
 export function firstAid(row, objective) {
   const { word } = assess(row, objective);
   if (word === "paused") return "resume";

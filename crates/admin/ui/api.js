@@ -18,17 +18,27 @@ export function whenSignedOut(handler) {
   onSignedOut = handler;
 }
 
-/** A path of the API with a query; parameters that are null or empty are left out. */
+/**
+ * A path of the API with a query; parameters that are null or empty are left out.
+ * @param {string[]} parts
+ * @param {Record<string, unknown>} [query]
+ */
 export function path(parts, query = {}) {
   const params = new URLSearchParams();
   for (const [name, value] of Object.entries(query)) {
-    if (value !== null && value !== undefined && value !== "") params.set(name, value);
+    if (value !== null && value !== undefined && value !== "") params.set(name, String(value));
   }
   const text = params.toString();
   return parts.map((part) => `/${encodeURIComponent(part)}`).join("") + (text ? `?${text}` : "");
 }
 
-/** GET; `signal` ends it when its page is left. */
+/**
+ * GET; `signal` ends it when its page is left.
+ * @param {string[]} parts
+ * @param {Record<string, unknown>} [query]
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<any>}
+ */
 export function get(parts, query, signal) {
   return call("GET", path(parts, query), undefined, signal);
 }
@@ -44,6 +54,7 @@ export function remove(parts) {
 }
 
 async function call(method, where, body, signal) {
+  /** @type {Record<string, string>} */
   const headers = { accept: "application/json" };
   if (method !== "GET") headers["x-balance-sync"] = "1";
   if (body !== undefined) headers["content-type"] = "application/json";

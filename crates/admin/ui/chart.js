@@ -10,7 +10,7 @@ const HEIGHT = 168;
 /** The next round number above: 1, 2, 2.5 or 5 times a power of ten. */
 function roundUp(value) {
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 2.5, 5, 10].map((step) => step * power).find((step) => step >= value * 0.999);
+  return [1, 2, 2.5, 5, 10].map((step) => step * power).find((step) => step >= value * 0.999) ?? 10 * power;
 }
 
 /** The same for seconds: numbers whose half can be read too, 30 s and 15 s, 1 h and 30 min. */
@@ -46,6 +46,8 @@ function paths(points, x, y, gap) {
 /**
  * A chart. `series`: `{ key, name, area }`, drawn in that order; `format(value)` for the scale; `limit()`: a line that
  * should not be crossed; `spans`: how much is shown, up to now: the shortest of these that holds all there is.
+ *
+ * @param {{ title: string, series: { key: string, name: string, area?: boolean }[], format: (value: any) => string, limit?: () => number | null, limitName?: string, seconds?: boolean, spans: number[] }} options
  */
 export function lineChart({ title, series, format, limit = () => null, limitName = "", seconds = false, spans }) {
   const svg = s("svg", { role: "img", height: HEIGHT });
@@ -113,7 +115,7 @@ export function lineChart({ title, series, format, limit = () => null, limitName
       s("text", { x: PAD.left - 8, y: y(value) + 4, "text-anchor": "end" }, format(value)),
     ]);
     const steps = [30_000, 60_000, 120_000, 300_000, 600_000, 900_000, 1_800_000, 3_600_000];
-    const step = steps.find((each) => windowMs / each <= Math.max(2, width / 110)) ?? steps.at(-1);
+    const step = steps.find((each) => windowMs / each <= Math.max(2, width / 110)) ?? 3_600_000;
     for (let at = Math.ceil(from / step) * step; at <= until; at += step) {
       if (x(at) > PAD.left + 12 && x(at) < width - 18) marks.push(s("text", { x: x(at), y: HEIGHT - 5, "text-anchor": "middle" }, minute(at)));
     }
@@ -162,7 +164,7 @@ export function lineChart({ title, series, format, limit = () => null, limitName
     update(history, now) {
       points = history.map((each) => ({ ...each, at: moment(each.at) })).filter((each) => each.at !== null);
       until = now;
-      windowMs = spans.find((each) => points.length === 0 || until - points[0].at <= each) ?? spans.at(-1);
+      windowMs = spans.find((each) => points.length === 0 || until - points[0].at <= each) ?? spans[spans.length - 1];
       draw();
     },
     stop: () => observer.disconnect(),

@@ -9,6 +9,9 @@ const STAYS = 8_000;
 /**
  * Asks before something is done. Resolves to `{ note }`, or to null when it was called off.
  * `typed`: a text that has to be typed first, for what can't be undone in bulk.
+ *
+ * @param {{ title: string, text: string, facts?: string[], confirm: string, danger?: boolean, note?: boolean, typed?: string | number | null }} options
+ * @returns {Promise<{ note: string | null } | null>}
  */
 export function confirmAction({ title, text, facts = [], confirm, danger = false, note = true, typed = null }) {
   return new Promise((resolve) => {
@@ -32,6 +35,7 @@ export function confirmAction({ title, text, facts = [], confirm, danger = false
       h("div.dialog-buttons", button("Cancel", null, () => dialog.close()), yes),
     );
     const dialog = h("dialog.dialog", { "aria-labelledby": "dialog-title", "aria-describedby": "dialog-text" }, form);
+    /** @type {{ note: string | null } | null} */
     let answer = null;
     form.addEventListener("submit", () => {
       answer = { note: noteField.value.trim() || null };
@@ -76,8 +80,9 @@ export function toast(text) {
   const close = h("button.toast-close", { type: "button", "aria-label": "Close message" }, icon("cross"));
   const node = h("div.toast", { data: { level: "wait" } }, picture, words, close);
   close.addEventListener("click", () => node.remove());
-  document.querySelector(".toasts").append(node);
-  let timer = null;
+  document.querySelector(".toasts")?.append(node);
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let timer;
   return {
     node,
     update(level, message) {

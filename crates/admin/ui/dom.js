@@ -3,7 +3,12 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element: h("a.button", { href, on: { click } }, "text", child). Children that are null or false are left out. */
+/**
+ * An element: h("a.button", { href, on: { click } }, "text", child). Children that are null or false are left out.
+ * @param {string} spec
+ * @param {...any} rest
+ * @returns {any}
+ */
 export function h(spec, ...rest) {
   const [tag, ...classes] = spec.split(".");
   const node = document.createElement(tag || "div");
@@ -11,7 +16,12 @@ export function h(spec, ...rest) {
   return fill(node, rest);
 }
 
-/** The same for SVG. */
+/**
+ * The same for SVG.
+ * @param {string} spec
+ * @param {...any} rest
+ * @returns {any}
+ */
 export function s(spec, ...rest) {
   const [tag, ...classes] = spec.split(".");
   const node = document.createElementNS(SVG, tag);
@@ -64,10 +74,15 @@ export function setShown(node, shown) {
  * Keeps the children of `container` in step with a list, by key. A row that stays is updated in place, so focus,
  * selection and an open menu survive the update that comes every two seconds.
  * `create(item)` gives `{ node, update(item) }`.
+ *
+ * @template T
+ * @param {HTMLElement} container
+ * @param {(item: T) => unknown} keyOf
+ * @param {(item: T) => { node: HTMLElement, update: (item: T) => void }} create
  */
 export function keyed(container, keyOf, create) {
   let known = new Map();
-  return (items) => {
+  return (/** @type {T[]} */ items) => {
     const next = new Map();
     let place = container.firstChild;
     for (const item of items) {
@@ -76,7 +91,7 @@ export function keyed(container, keyOf, create) {
       const entry = known.get(key) ?? create(item);
       entry.update(item);
       next.set(key, entry);
-      if (entry.node === place) place = place.nextSibling;
+      if (place && entry.node === place) place = place.nextSibling;
       else container.insertBefore(entry.node, place);
     }
     for (const [key, entry] of known) if (!next.has(key)) entry.node.remove();
@@ -89,7 +104,7 @@ const INVISIBLE = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u
 
 /** A foreign text in which nothing hides: control characters and marks of direction become `\u{…}`. */
 export function visible(text) {
-  return String(text ?? "").replace(INVISIBLE, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+  return String(text ?? "").replace(INVISIBLE, (c) => `\\u{${c.charCodeAt(0).toString(16)}}`);
 }
 
 const ICONS = {

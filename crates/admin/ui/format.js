@@ -28,6 +28,7 @@ export function span(seconds) {
   if (seconds < 9.95) return `${fine.format(seconds)} s`;
   if (seconds < 59.5) return `${Math.round(seconds)} s`;
   const total = Math.round(seconds);
+  /** @type {[number, string][]} */
   const parts = [
     [Math.floor(total / 86400), "d"],
     [Math.floor(total / 3600) % 24, "h"],
@@ -45,6 +46,7 @@ export function span(seconds) {
 /** The same in one unit, for narrow columns and for what is long ago: 640 ms · 14 s · 3 min · 5 h · 12 d. */
 export function brief(seconds) {
   if (!isNumber(seconds) || seconds < 59.5) return span(seconds);
+  /** @type {[number, string]} */
   const [size, unit] = seconds < 5_970 ? [60, "min"] : seconds < 171_000 ? [3600, "h"] : [86_400, "d"];
   return `${whole.format(seconds / size)} ${unit}`;
 }

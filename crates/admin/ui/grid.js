@@ -41,7 +41,7 @@ export function virtualGrid({ label, columns, key, open, sorted }) {
     });
     const slot = { row, updates, index: -1, item: null };
     row.addEventListener("click", (event) => {
-      if (!slot.item || event.target.closest("a, button") || getSelection().toString()) return;
+      if (!slot.item || event.target.closest("a, button") || getSelection()?.toString()) return;
       mark(key(slot.item));
       open(slot.item);
     });

@@ -18,21 +18,36 @@ const HISTORY = 720;
 /** The step of the history. */
 const STEP = 5_000;
 
+/** @type {Map<string, Set<(detail: any) => void>>} */
 const listeners = new Map();
 
 /** The store. */
 export const live = {
+  /** @type {Api.Session | null} */
   session: null,
+  /** @type {Api.Overview | null} */
   overview: null,
-  /** Newest first is last; as the API's `history`. */
+  /**
+   * Oldest first, as the API's `history`.
+   * @type {Api.FleetPoint[]}
+   */
   history: [],
-  /** Of the tenant whose page is open: its whole answer. */
+  /**
+   * Of the tenant whose page is open: its whole answer.
+   * @type {Api.TenantDetail | null}
+   */
   tenant: null,
-  /** `connecting`, `open` or `lost`. */
+  /** @type {"connecting" | "open" | "lost"} */
   state: "connecting",
-  /** Since when it is lost. */
+  /**
+   * Since when it is lost.
+   * @type {number | null}
+   */
   lostSince: null,
-  /** When data last came, by this browser's clock. */
+  /**
+   * When data last came, by this browser's clock.
+   * @type {number | null}
+   */
   lastData: null,
   /** Server's clock minus ours. */
   skew: 0,
@@ -50,9 +65,9 @@ export function objective() {
 
 /** Calls `handler` on `overview`, `tenants`, `tenant`, `action`, `connection`. Returns what ends that. */
 export function subscribe(event, handler) {
-  if (!listeners.has(event)) listeners.set(event, new Set());
-  listeners.get(event).add(handler);
-  return () => listeners.get(event).delete(handler);
+  const handlers = listeners.get(event) ?? new Set();
+  listeners.set(event, handlers.add(handler));
+  return () => handlers.delete(handler);
 }
 
 function emit(event, detail) {
@@ -66,12 +81,18 @@ function emit(event, detail) {
   }
 }
 
+/** @type {EventSource | null} */
 let source = null;
+/** @type {string | null} */
 let watched = null;
 let attempts = 0;
-let retryTimer = null;
-let silenceTimer = null;
-let hiddenTimer = null;
+/** @typedef {ReturnType<typeof setTimeout> | undefined} Timer */
+/** @type {Timer} */
+let retryTimer;
+/** @type {Timer} */
+let silenceTimer;
+/** @type {Timer} */
+let hiddenTimer;
 
 /** Connects, or connects anew for another tenant's page. */
 export function connect(tenant = watched) {
@@ -164,6 +185,7 @@ export async function load() {
   takeOverview(overview);
 }
 
+/** @param {Api.Overview} overview */
 function takeOverview(overview) {
   const at = moment(overview.generated_at);
   if (at !== null) live.skew = at - Date.now();
@@ -172,15 +194,17 @@ function takeOverview(overview) {
   emit("overview", overview);
 }
 
+/** @param {Api.FleetPoint} point */
 function addPoint(point) {
   const last = live.history.at(-1);
-  const step = (of) => Math.floor((moment(of.at) ?? 0) / STEP);
+  const step = (/** @type {Api.FleetPoint} */ of) => Math.floor((moment(of.at) ?? 0) / STEP);
   if (last && step(point) < step(last)) return;
   if (last && step(point) === step(last)) live.history[live.history.length - 1] = point;
   else live.history.push(point);
   if (live.history.length > HISTORY) live.history.shift();
 }
 
+/** @param {Api.TenantDetail} tenant */
 function takeTenant(tenant) {
   if (tenant.id !== watched) return;
   live.tenant = tenant;

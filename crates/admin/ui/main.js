@@ -14,6 +14,7 @@ import { tenantPage } from "./pages/tenant.js";
 import { tenantsPage } from "./pages/tenants.js";
 import { whyPage } from "./pages/why.js";
 
+/** @type {[string, string, string][]} */
 const TABS = [
   ["/", "Overview", "o"],
   ["/tenants", "Tenants", "t"],
@@ -22,6 +23,7 @@ const TABS = [
   ["/actions", "Actions", "a"],
 ];
 
+/** @type {[RegExp, (options: any) => Page, string | null][]} */
 const ROUTES = [
   [/^\/$/, overviewPage, "Overview"],
   [/^\/tenants\/?$/, tenantsPage, "Tenants"],
@@ -31,7 +33,9 @@ const ROUTES = [
   [/^\/actions\/?$/, actionsPage, "Actions"],
 ];
 
-const main = document.querySelector("#main");
+const main = /** @type {HTMLElement} */ (document.querySelector("#main"));
+/** @typedef {{ node: HTMLElement, stop?: () => void, shown?: () => void, tick?: () => void }} Page */
+/** @type {Page | null} */
 let page = null;
 let title = "Overview";
 
@@ -47,29 +51,33 @@ export function navigate(href, { replace = false, silent = false } = {}) {
 function show({ focus = true } = {}) {
   page?.stop?.();
   page = null;
+  /** @type {Page} */
+  let next;
   if (!live.session || (live.session.role === "none" && live.session.auth_required)) {
     title = "Sign in";
-    page = signInPage({ signedIn: begin });
+    next = signInPage({ signedIn: begin });
   } else {
-    const found = ROUTES.map(([pattern, make, name]) => [location.pathname.match(pattern), make, name]).find(([match]) => match);
-    if (found) {
-      const [match, make, name] = found;
-      const argument = match[1] === undefined ? null : decode(match[1]);
+    const route = ROUTES.find(([pattern]) => pattern.test(location.pathname));
+    if (route) {
+      const [pattern, make, name] = route;
+      const part = location.pathname.match(pattern)?.[1];
+      const argument = part === undefined ? null : decode(part);
       title = name ?? visible(argument);
       if (make !== tenantPage) connect(null);
-      page = make({ argument, query: new URLSearchParams(location.search), navigate });
+      next = make({ argument, query: new URLSearchParams(location.search), navigate });
     } else {
       title = "Not found";
-      page = { node: h("div.page", heading("Nothing is here"), nothing("No such page", null, link("/", "Go to the overview"))) };
+      next = { node: h("div.page", heading("Nothing is here"), nothing("No such page", null, link("/", "Go to the overview"))) };
     }
   }
-  main.replaceChildren(page.node);
-  page.shown?.();
+  page = next;
+  main.replaceChildren(next.node);
+  next.shown?.();
   showTabs();
   showTitle();
   if (focus) {
     scrollTo(0, 0);
-    (main.querySelector("[data-first]") ?? main.querySelector("h1"))?.focus({ preventScroll: true });
+    /** @type {HTMLElement | null} */ (main.querySelector("[data-first]") ?? main.querySelector("h1"))?.focus({ preventScroll: true });
   }
 }
 
@@ -82,9 +90,9 @@ function decode(text) {
 }
 
 document.addEventListener("click", (event) => {
-  const anchor = event.target.closest("a[href]");
+  const anchor = /** @type {HTMLAnchorElement | null} */ (/** @type {Element} */ (event.target).closest("a[href]"));
   if (!anchor || event.defaultPrevented || event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
-  if (anchor.origin !== location.origin || anchor.target || anchor.getAttribute("href").startsWith("#")) return;
+  if (anchor.origin !== location.origin || anchor.target || anchor.getAttribute("href")?.startsWith("#")) return;
   event.preventDefault();
   navigate(anchor.href);
 });
@@ -96,7 +104,7 @@ const tabs = TABS.map(([href, name]) => {
   const number = h("span.tab-count", { hidden: true });
   return { href, number, node: h("a.tab", { href }, name, number) };
 });
-document.querySelector(".tabs").append(...tabs.map((tab) => tab.node));
+document.querySelector(".tabs")?.append(...tabs.map((tab) => tab.node));
 
 const lamp = h("span.lamp", { "aria-hidden": "true" });
 const lampText = h("span");
@@ -109,10 +117,11 @@ const signOut = button("Sign out", null, async () => {
   await remove(["session"]).catch(() => {});
   await begin();
 }, "button.button.small");
-document.querySelector(".top-end").append(connection, who, signOut, helpButton, themeButton);
+document.querySelector(".top-end")?.append(connection, who, signOut, helpButton, themeButton);
 
 function showTabs() {
-  const signedIn = live.session && !(live.session.role === "none" && live.session.auth_required);
+  const session = live.session;
+  const signedIn = session && !(session.role === "none" && session.auth_required);
   setShown(document.querySelector(".tabs"), signedIn);
   setShown(connection, signedIn);
   setShown(helpButton, signedIn);
@@ -120,10 +129,10 @@ function showTabs() {
     const here = tab.href === "/" ? location.pathname === "/" : location.pathname.startsWith(tab.href);
     setAttr(tab.node, "aria-current", here ? "page" : null);
   }
-  const named = signedIn && live.session.auth_required;
+  const named = signedIn && session.auth_required;
   setShown(who, named);
   setShown(signOut, named);
-  if (named) setText(who, `${visible(live.session.name)} · ${live.session.role}`);
+  if (named) setText(who, `${visible(session.name)} · ${session.role}`);
 }
 
 function showCounts() {
@@ -186,7 +195,7 @@ const bannerText = h("span");
 const banner = h("div.banner", { role: "alert", hidden: true, data: { level: "bad" } }, icon("alert"), bannerText, button("Try now", "retry", retryNow, "button.button.small"));
 const redisText = h("span");
 const redisBanner = h("div.banner", { role: "alert", hidden: true, data: { level: "bad" } }, icon("alert"), redisText);
-document.querySelector(".banners").append(banner, redisBanner);
+document.querySelector(".banners")?.append(banner, redisBanner);
 
 function showConnection() {
   const states = { connecting: "Connecting", open: "Live", lost: "Not live" };
@@ -195,7 +204,7 @@ function showConnection() {
   const lost = live.state === "lost" && live.lostSince !== null;
   setShown(banner, lost && live.session);
   document.body.classList.toggle("is-stale", Boolean(lost));
-  if (!lost) return;
+  if (live.lostSince === null || !lost) return;
   const since = `Connection lost at ${clock(live.lostSince)}, ${span(Math.max(1, Math.round((Date.now() - live.lostSince) / 1000)))} ago.`;
   const data = live.lastData === null ? "No data have come yet." : `What you see is from ${clock(live.lastData)}.`;
   setText(bannerText, `${since} ${data} Trying again…`);
@@ -239,8 +248,9 @@ setInterval(() => {
 let leader = 0;
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
-  if (event.target.closest("input, select")) {
-    if (event.key === "Escape") event.target.blur();
+  const target = /** @type {HTMLElement} */ (event.target);
+  if (target.closest("input, select")) {
+    if (event.key === "Escape") target.blur();
     return;
   }
   if (!live.session || main.querySelector(".sign-in")) return;
@@ -251,22 +261,28 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     navigate(tab[0]);
   } else if (event.key === "/") {
-    const search = main.querySelector("[data-search]");
+    const search = searchField();
     event.preventDefault();
     if (search) search.focus();
     else navigate("/tenants");
-    if (!search) main.querySelector("[data-search]")?.focus();
+    if (!search) searchField()?.focus();
   } else if (event.key === "?") {
     showKeys();
   }
 });
 
+/** @returns {HTMLElement | null} */
+function searchField() {
+  return main.querySelector("[data-search]");
+}
+
 function showKeys() {
+  /** @type {[string[], string][]} */
   const rows = [
     [["/"], "search on this page"],
     [["↑", "↓", "Enter"], "choose and open a tenant in the table"],
     [["Esc"], "close a dialog, leave a field"],
-    ...TABS.map(([, name, key]) => [["g", key], name]),
+    ...TABS.map(([, name, key]) => /** @type {[string[], string]} */ ([["g", key], name])),
     [["?"], "this list"],
   ];
   showDialog("Keys", h("dl.keys", rows.flatMap(([keys, what]) => [h("dt", keys.map((key) => h("kbd", key))), h("dd", what)])));
@@ -285,14 +301,17 @@ whenSignedOut(() => {
 async function begin() {
   showTheme();
   showConnection();
+  /** @type {Api.Session} */
+  let session;
   try {
-    live.session = await get(["session"]);
+    session = await get(["session"]);
+    live.session = session;
   } catch (problem) {
     live.session = null;
     main.replaceChildren(h("div.page", failed(problem instanceof Problem ? problem : new Problem(0, "That went wrong", String(problem)), begin)));
     return;
   }
-  if (live.session.role === "none" && live.session.auth_required) {
+  if (session.role === "none" && session.auth_required) {
     disconnect();
     live.overview = null;
     show();

@@ -38,7 +38,10 @@ export function stateBadge() {
   };
 }
 
-/** The sentence beside a badge: reason and detail, who paused it, how late it is. */
+/**
+ * The sentence beside a badge: reason and detail, who paused it, how late it is.
+ * @param {Pick<Api.TenantRow, "state" | "paused" | "reason" | "quarantined"> & { oldest_due_age_seconds: number | null }} row
+ */
 export function reasonOf(row) {
   const { word } = assess(row, objective());
   if (word === "paused") {
@@ -52,15 +55,19 @@ export function reasonOf(row) {
   return "";
 }
 
-/** The workers that serve a tenant; who only stands by is marked so. */
+/**
+ * The workers that serve a tenant; who only stands by is marked so.
+ * @param {Api.TenantRow} row
+ */
 export function ownerNames(row) {
-  const name = (owner) => (row.standby.includes(owner) ? `${visible(owner)} (standby)` : visible(owner));
-  return [...row.owners].sort((a, b) => row.standby.includes(a) - row.standby.includes(b)).map(name);
+  const name = (/** @type {string} */ owner) => (row.standby.includes(owner) ? `${visible(owner)} (standby)` : visible(owner));
+  return [...row.owners].sort((a, b) => Number(row.standby.includes(a)) - Number(row.standby.includes(b))).map(name);
 }
 
 /** A moment that stays true: "12 s ago", with the exact time on hover. `update(text)`. */
 export function timeAgo(prefix = "") {
   const node = h("time");
+  /** @type {number | null} */
   let at = null;
   const tick = () => setText(node, at === null ? "–" : prefix + ago(at, now()));
   return {
@@ -69,7 +76,7 @@ export function timeAgo(prefix = "") {
     update(text) {
       at = moment(text);
       setAttr(node, "datetime", text ?? null);
-      setAttr(node, "title", text ? new Date(at).toISOString() : null);
+      setAttr(node, "title", at === null ? null : new Date(at).toISOString());
       tick();
     },
   };
@@ -128,8 +135,16 @@ export function section(title, ...children) {
 }
 
 /**
+ * @template T
+ * @typedef {{ label: string, num?: boolean, wide?: boolean, make: (cell: HTMLElement) => (item: T) => void }} Column
+ */
+
+/**
  * A table that is updated in place. Columns: `{ label, num, make(cell) → update(item), wide }`. On a phone each row
  * becomes a card whose values carry the columns' names.
+ *
+ * @template T
+ * @param {{ label: string, columns: Column<T>[], key: (item: T) => string, empty?: HTMLElement, rowClass?: (item: T) => string | null }} options
  */
 export function dataTable({ label, columns, key, empty, rowClass }) {
   const body = h("tbody");
@@ -155,6 +170,7 @@ export function dataTable({ label, columns, key, empty, rowClass }) {
   });
   return {
     node,
+    /** @param {T[]} items */
     update(items) {
       update(items);
       setShown(table, items.length > 0);
@@ -163,17 +179,35 @@ export function dataTable({ label, columns, key, empty, rowClass }) {
   };
 }
 
-/** A column whose cell is only text. */
+/**
+ * A column whose cell is only text.
+ * @template T
+ * @param {string} label
+ * @param {(item: T) => string} text
+ * @param {{ num?: boolean, wide?: boolean }} [options]
+ * @returns {Column<T>}
+ */
 export function textColumn(label, text, options = {}) {
   return { label, ...options, make: (cell) => (item) => setText(cell, text(item)) };
 }
 
-/** A column of numbers. */
+/**
+ * A column of numbers.
+ * @template T
+ * @param {string} label
+ * @param {(item: T) => string} text
+ * @returns {Column<T>}
+ */
 export function numberColumn(label, text) {
   return textColumn(label, text, { num: true });
 }
 
-/** The column of a tenant's id, a link to its page. */
+/**
+ * The column of a tenant's id, a link to its page.
+ * @template {{ id?: string, tenant?: string | null }} T
+ * @param {string} [label]
+ * @returns {Column<T>}
+ */
 export function tenantColumn(label = "Tenant") {
   return {
     label,
@@ -181,7 +215,7 @@ export function tenantColumn(label = "Tenant") {
       const anchor = h("a.id");
       cell.append(anchor);
       return (item) => {
-        const id = item.tenant ?? item.id;
+        const id = item.tenant ?? item.id ?? "";
         setAttr(anchor, "href", tenantHref(id));
         setText(anchor, visible(id));
       };

@@ -29,7 +29,7 @@ export function actionsPage({ query, navigate }) {
     if ("tenant" in changes) [tenant, page] = [changes.tenant, 1];
     const params = new URLSearchParams();
     if (tenant) params.set("tenant", tenant);
-    if (page > 1) params.set("page", page);
+    if (page > 1) params.set("page", String(page));
     const text = params.toString();
     navigate(`/actions${text ? `?${text}` : ""}`, { replace: true, silent: true });
     load();
@@ -63,6 +63,7 @@ export function actionsPage({ query, navigate }) {
 /** The table of actions, also on a tenant's page. */
 export function actionTable({ withTenant, empty }) {
   const tickers = new Set();
+  /** @type {import("../parts.js").Column<Api.Action>[]} */
   const columns = [
     {
       label: "When",
@@ -118,6 +119,6 @@ export function actionTable({ withTenant, empty }) {
     },
     textColumn("Note", (action) => visible(action.note ?? ""), { wide: true }),
   ];
-  const table = dataTable({ label: "Actions", key: (action) => action.id, columns: withTenant ? columns : columns.filter((column) => column.label !== "Of"), empty });
+  const table = dataTable({ label: "Actions", key: (/** @type {Api.Action} */ action) => action.id, columns: withTenant ? columns : columns.filter((column) => column.label !== "Of"), empty });
   return { node: table.node, update: table.update, tick: () => tickers.forEach((tick) => tick()) };
 }

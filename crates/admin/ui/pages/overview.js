@@ -103,6 +103,7 @@ function verdictCard() {
   });
   return {
     node,
+    /** @param {Api.Overview} overview */
     update(overview) {
       const known = VERDICTS[overview.verdict] ?? VERDICTS.unknown;
       setAttr(node, "data-verdict", overview.verdict);
@@ -150,11 +151,12 @@ function tileRow() {
   const life = tile("Shortest life", "The least time that is left to a waiting value in Redis; protection raises it");
   return {
     node: h("div.tiles", [rows, lag, due, oldest, quarantined, life].map((each) => each.node)),
+    /** @param {Api.Overview} overview */
     update(overview) {
       const { rates, lag: lags, backlog } = overview;
       const limit = objective();
       rows.set(rate(rates.rows_per_second), rates.failures_per_second > 0 ? `${rate(rates.failures_per_second)} failures/s` : "no failures", rates.failures_per_second > 0 ? "warn" : null);
-      lag.set(span(lags.p99_seconds), `p50 ${span(lags.p50_seconds)}`, lags.p99_seconds > limit ? "warn" : null);
+      lag.set(span(lags.p99_seconds), `p50 ${span(lags.p50_seconds)}`, (lags.p99_seconds ?? 0) > limit ? "warn" : null);
       due.set(count(backlog.due), `${count(backlog.leased)} leased of ${count(backlog.scheduled)}`);
       oldest.set(span(backlog.due > 0 ? backlog.oldest_due_age_seconds : 0), `objective ${span(limit)}`, backlog.oldest_due_age_seconds > limit ? "warn" : null);
       quarantined.set(count(overview.quarantined), overview.expired_total > 0 ? `${count(overview.expired_total)} expired unread` : "none expired unread", overview.quarantined > 0 ? "warn" : null);
@@ -164,7 +166,7 @@ function tileRow() {
 }
 
 /** Since when a tenant needs attention: of a late one its state says nothing, but its oldest balance does. */
-function sinceOf(row) {
+function sinceOf(/** @type {Api.TenantRow} */ row) {
   if (assess(row, objective()).word !== "behind") return row.paused?.at ?? row.since;
   return new Date(now() - row.oldest_due_age_seconds * 1000).toISOString();
 }
@@ -172,8 +174,8 @@ function sinceOf(row) {
 function worstTable(tickers) {
   const table = dataTable({
     label: "Tenants that need attention",
-    key: (row) => row.id,
-    columns: [
+    key: (/** @type {Api.TenantRow} */ row) => row.id,
+    columns: /** @type {import("../parts.js").Column<Api.TenantRow>[]} */ ([
       tenantColumn(),
       {
         label: "State",
@@ -225,7 +227,7 @@ function worstTable(tickers) {
           };
         },
       },
-    ],
+    ]),
     empty: nothing("Nobody needs you", "Every tenant is written within its objective."),
   });
   const [none, why] = table.node.querySelectorAll(".nothing > *");
@@ -236,6 +238,7 @@ function worstTable(tickers) {
   const title = node.querySelector("h2");
   return {
     node,
+    /** @param {Api.Overview} overview */
     update(overview) {
       const rows = overview.worst.filter((row) => assess(row, objective()).level !== "good" || row.quarantined > 0);
       setText(title, rows.length ? `Needs attention (${rows.length}${rows.length === overview.worst.length ? ", the worst first" : ""})` : "Needs attention");
@@ -263,6 +266,7 @@ function stateBar(navigate) {
   });
   return {
     node,
+    /** @param {Api.Overview} overview */
     update(overview) {
       const counts = { ...overview.tenants.by_state, unserved: overview.tenants.unserved };
       for (const part of parts) {
@@ -311,8 +315,9 @@ function chartRow() {
 }
 
 function workerTable(tickers) {
+  /** @type {Api.Worker[]} */
   let all = [];
-  const health = (worker) => {
+  const health = (/** @type {Api.Worker} */ worker) => {
     const service = worker.tenant_service?.state ?? "ok";
     const ills = [];
     if (worker.draining) ills.push("draining");
@@ -322,8 +327,8 @@ function workerTable(tickers) {
   };
   const table = dataTable({
     label: "Workers",
-    key: (worker) => worker.name,
-    columns: [
+    key: (/** @type {Api.Worker} */ worker) => worker.name,
+    columns: /** @type {import("../parts.js").Column<Api.Worker>[]} */ ([
       {
         label: "Worker",
         wide: true,
@@ -365,7 +370,7 @@ function workerTable(tickers) {
           };
         },
       },
-    ],
+    ]),
     empty: nothing("No live worker", "Nothing is being synced. Start one: balance-sync run"),
   });
   return {

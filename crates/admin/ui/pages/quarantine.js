@@ -31,7 +31,7 @@ export function quarantinePage({ query, navigate }) {
   const tickers = new Set();
   const table = dataTable({
     label: "Entries",
-    key: (entry) => `${entry.tenant} ${entry.member}`,
+    key: (/** @type {Api.QuarantineEntry} */ entry) => `${entry.tenant} ${entry.member}`,
     columns: entryColumns({ tickers, open: openEntry, one }),
     empty: nothing("Nothing is in quarantine", "Every balance could be read and written. What can't be is set aside here with its reason, and stops nobody."),
   });
@@ -49,6 +49,7 @@ export function quarantinePage({ query, navigate }) {
 
   let controller = new AbortController();
   let total = 0;
+  /** @type {number | null} */
   let known = null;
   let seconds = 0;
   let stale = false;
@@ -70,7 +71,7 @@ export function quarantinePage({ query, navigate }) {
     const params = new URLSearchParams();
     if (view.tenant) params.set("tenant", view.tenant);
     if (view.reason) params.set("reason", view.reason);
-    if (view.page > 1) params.set("page", view.page);
+    if (view.page > 1) params.set("page", String(view.page));
     const text = params.toString();
     navigate(`/quarantine${text ? `?${text}` : ""}`, { replace: true, silent: true });
     load();
@@ -92,6 +93,7 @@ export function quarantinePage({ query, navigate }) {
     }
   }
 
+  /** @param {Api.QuarantinePage} answer */
   function show(answer) {
     total = answer.total;
     const sum = Object.values(answer.by_reason).reduce((all, amount) => all + amount, 0);
@@ -128,6 +130,7 @@ export function quarantinePage({ query, navigate }) {
     }
   }
 
+  /** @param {Api.QuarantineEntry} entry */
   async function openEntry(entry) {
     const value = h("div", loading(2));
     const buttons = mayAct()
@@ -182,13 +185,14 @@ export function quarantinePage({ query, navigate }) {
   };
 }
 
-function valueOf(entry) {
+function valueOf(/** @type {Api.QuarantineOne} */ entry) {
   if (entry.amounts_hidden) return h("span.quiet", "hidden: amounts need an operator's token");
   if (entry.value === null) return h("span.quiet", "none was kept: there was none in Redis any more");
   const more = entry.truncated ? h("p.quiet", "Cut off: the value was longer than is kept.") : null;
   return h("div", h("pre.value", { tabindex: "0", "aria-label": "Value" }, visible(entry.value)), more);
 }
 
+/** @returns {import("../parts.js").Column<Api.QuarantineEntry>[]} */
 function entryColumns({ tickers, open, one }) {
   return [
     tenantColumn(),
@@ -248,7 +252,7 @@ function entryColumns({ tickers, open, one }) {
 }
 
 /** What tells one balance from another: the part behind the ledger. The whole stands in the title and in the dialog. */
-function shortMember(entry) {
+function shortMember(/** @type {Api.QuarantineEntry} */ entry) {
   const uuids = entry.member.match(/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}:(.+)$/i);
   return uuids?.[1]?.replace(/^[0-9a-f-]{36}:/i, "") || entry.member;
 }

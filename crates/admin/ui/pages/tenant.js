@@ -55,6 +55,7 @@ export function tenantPage({ argument: id }) {
   const controller = new AbortController();
   let shown = false;
 
+  /** @param {Api.TenantDetail} tenant */
   function update(tenant) {
     if (!shown) place.replaceChildren(content);
     shown = true;
@@ -126,6 +127,7 @@ function headOf(id, tickers) {
   );
   return {
     node: card,
+    /** @param {Api.TenantDetail} tenant */
     update(tenant) {
       const { level, word } = assess(tenant, objective());
       badge.update(tenant);
@@ -155,6 +157,7 @@ function headOf(id, tickers) {
 
 function figureList() {
   const list = h("dl.figures");
+  /** @type {Record<string, HTMLElement>} */
   const cells = {};
   const figure = (key, label, href) => {
     const value = h("dd");
@@ -173,6 +176,7 @@ function figureList() {
   figure("quarantined", "In quarantine", "/quarantine");
   return {
     node: h("section.card", { "aria-label": "Figures" }, list),
+    /** @param {Api.TenantDetail} tenant */
     update(tenant) {
       setText(cells.backlog, count(tenant.scheduled));
       setText(cells.due, count(tenant.due));
@@ -199,6 +203,7 @@ function chartsOf() {
   ];
   return {
     node: h("section.card.charts", { "aria-label": "What went before" }, charts.map((chart) => chart.node)),
+    /** @param {Api.TenantDetail} tenant */
     update(tenant) {
       for (const chart of charts) chart.update(tenant.history, now());
     },
@@ -208,6 +213,14 @@ function chartsOf() {
   };
 }
 
+/**
+ * A column of moments that stay true.
+ * @template T
+ * @param {string} label
+ * @param {(item: T) => string | null} of
+ * @param {(() => void)[]} tickers
+ * @returns {import("../parts.js").Column<T>}
+ */
 function timeColumn(label, of, tickers) {
   return {
     label,
@@ -223,7 +236,7 @@ function timeColumn(label, of, tickers) {
 function flushTable(tickers) {
   const table = dataTable({
     label: "Last flushes",
-    key: (flush) => `${flush.at} ${flush.worker} ${flush.claimed} ${flush.took_ms}`,
+    key: (/** @type {Api.Flush} */ flush) => `${flush.at} ${flush.worker} ${flush.claimed} ${flush.took_ms}`,
     columns: [
       timeColumn("When", (flush) => flush.at, tickers),
       textColumn("Trigger", (flush) => words(flush.trigger)),
@@ -237,13 +250,13 @@ function flushTable(tickers) {
     ],
     empty: nothing("No flush yet", "None since its workers started."),
   });
-  return { node: h("div.scroll", table.node), update: (tenant) => table.update(tenant.flushes.slice(0, 50)) };
+  return { node: h("div.scroll", table.node), update: (/** @type {Api.TenantDetail} */ tenant) => table.update(tenant.flushes.slice(0, 50)) };
 }
 
 function errorTable(tickers) {
   const table = dataTable({
     label: "Last errors",
-    key: (error) => `${error.at} ${error.worker} ${error.reason}`,
+    key: (/** @type {Api.Failure} */ error) => `${error.at} ${error.worker} ${error.reason}`,
     columns: [
       timeColumn("When", (error) => error.at, tickers),
       {
@@ -263,7 +276,7 @@ function errorTable(tickers) {
     ],
     empty: nothing("No errors", "None since its workers started."),
   });
-  return { node: h("div.scroll", table.node), update: (tenant) => table.update(tenant.errors.slice(0, 50)) };
+  return { node: h("div.scroll", table.node), update: (/** @type {Api.TenantDetail} */ tenant) => table.update(tenant.errors.slice(0, 50)) };
 }
 
 function outcomesOf() {
@@ -274,6 +287,7 @@ function outcomesOf() {
   });
   return {
     node: list,
+    /** @param {Api.TenantDetail} tenant */
     update(tenant) {
       const { outcomes, batches } = tenant;
       rows([
@@ -300,6 +314,7 @@ function settingsOf() {
   });
   return {
     node: list,
+    /** @param {Api.TenantDetail} tenant */
     update(tenant) {
       const { database, ...collector } = tenant.settings;
       const pairs = database

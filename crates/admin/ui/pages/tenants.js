@@ -14,11 +14,15 @@ const PER_PAGE = 1000;
 const REFETCH_AFTER = 60;
 const REFETCH_ON_DIFFERENCE = 6;
 
-/** The worst state first when sorted downwards. */
+/**
+ * The worst state first when sorted downwards.
+ * @type {Record<string, number>}
+ */
 const SEVERITY = { unserved: 7, degraded: 6, behind: 5, paused: 4, stopping: 3, starting: 2, syncing: 1, idle: 0, standby: 0 };
 const FILTERS = ["behind", "degraded", "paused", "unserved", "starting", "stopping", "syncing", "idle", "standby"];
 
-const unknownLast = (value) => (typeof value === "number" ? value : -1);
+const unknownLast = (/** @type {unknown} */ value) => (typeof value === "number" ? value : -1);
+/** @type {Record<string, { name: string, of: ((row: Api.TenantRow) => number) | null, ascending?: boolean }>} */
 const SORTS = {
   id: { name: "name", of: null, ascending: true },
   state: { name: "state", of: (row) => SEVERITY[assess(row, objective()).word] ?? 0 },
@@ -32,6 +36,7 @@ const SORTS = {
 };
 
 export function tenantsPage({ query, navigate }) {
+  /** @type {Map<string, Api.TenantRow>} */
   const rows = new Map();
   const view = {
     sort: query.get("sort") in SORTS ? query.get("sort") : "state",
@@ -68,6 +73,7 @@ export function tenantsPage({ query, navigate }) {
 
   let loaded = false;
   let held = false;
+  /** @type {string[]} */
   let order = [];
   let sinceFetch = 0;
   const controller = new AbortController();
@@ -91,7 +97,9 @@ export function tenantsPage({ query, navigate }) {
   function refresh(anew = false) {
     if (!loaded) return;
     const wanted = view.text.trim().toLowerCase();
+    /** @type {Record<string, number>} */
     const counts = Object.fromEntries(FILTERS.map((name) => [name, 0]));
+    /** @type {Api.TenantRow[]} */
     const chosen = [];
     for (const row of rows.values()) {
       const { word } = assess(row, objective());
@@ -104,7 +112,7 @@ export function tenantsPage({ query, navigate }) {
     const steady = !anew && held && order.length === chosen.length;
     if (steady) {
       const byId = new Map(chosen.map((row) => [row.id, row]));
-      const same = order.map((id) => byId.get(id)).filter(Boolean);
+      const same = order.flatMap((id) => byId.get(id) ?? []);
       if (same.length === chosen.length) chosen.splice(0, chosen.length, ...same);
       else sortRows(chosen);
     } else {
@@ -195,7 +203,7 @@ export function tenantsPage({ query, navigate }) {
 }
 
 function columns() {
-  const text = (id, label, sort, of) => ({ id, label, sort, num: true, make: (cell) => (row) => setText(cell, of(row)) });
+  const text = (/** @type {string} */ id, /** @type {string} */ label, /** @type {string | null} */ sort, /** @type {(row: Api.TenantRow) => string} */ of) => ({ id, label, sort, num: true, make: (/** @type {HTMLElement} */ cell) => (/** @type {Api.TenantRow} */ row) => setText(cell, of(row)) });
   return [
     {
       id: "tenant",

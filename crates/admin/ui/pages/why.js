@@ -8,6 +8,7 @@ import { now } from "../live.js";
 import { foreign, failed, heading, link, loading, nothing, readerNote, stateBadge, reasonOf, tenantHref, timeOfDay } from "../parts.js";
 
 const FIELDS = ["member", "tenant", "alias", "key", "organization", "ledger"];
+/** @type {Record<string, [string, string, string]>} */
 const VERDICTS = {
   in_sync: ["good", "ok", "In step: the row is as new as Redis."],
   on_its_way: ["note", "sync", "On its way: it is scheduled and will be written."],
@@ -20,6 +21,7 @@ const VERDICTS = {
 
 export function whyPage({ query, navigate }) {
   const values = Object.fromEntries(FIELDS.map((name) => [name, query.get(name) ?? ""]));
+  /** @type {Record<string, HTMLInputElement>} */
   const inputs = {};
   const field = (name, label, options = {}) => {
     inputs[name] = h("input", { id: `why-${name}`, value: values[name], autocomplete: "off", spellcheck: "false", autocapitalize: "off", ...options });
@@ -63,6 +65,7 @@ export function whyPage({ query, navigate }) {
     }
   }
 
+  /** @param {Api.Why} found */
   function show({ matches, amounts_hidden: hidden }) {
     if (matches.length === 0) {
       answer.replaceChildren(nothing("Nothing is known of this balance", "Neither Redis nor Postgres has it. Is the alias spelled as the ledger does?"));
@@ -77,13 +80,19 @@ export function whyPage({ query, navigate }) {
   return { node, stop: () => controller.abort() };
 }
 
+/**
+ * @param {Api.BalanceReport} match
+ * @param {boolean} hidden
+ * @param {() => void} again
+ */
 function card(match, hidden, again) {
   const [level, picture, sentence] = VERDICTS[match.verdict] ?? VERDICTS.unknown;
   const badge = stateBadge();
-  badge.update({ id: match.tenant, oldest_due_age_seconds: null, ...match.tenant_state });
+  const asRow = { oldest_due_age_seconds: null, quarantined: 0, ...match.tenant_state };
+  badge.update(asRow);
   const row = (name, ...content) => h("div", h("dt", name), h("dd", ...content));
   const schedule = { not_scheduled: "not scheduled", due: "due now", leased: "held by a worker", future: "scheduled for later" }[match.schedule.state] ?? words(match.schedule.state);
-  const reason = reasonOf({ id: match.tenant, oldest_due_age_seconds: null, ...match.tenant_state });
+  const reason = reasonOf(asRow);
   const facts = [
     row("Scheduled", h("strong", schedule), ...scheduleDetail(match.schedule)),
     row("Lock", match.lock ? `held by ${match.lock.foreign ? "the ledger's own worker" : "one of ours"}, for ${span(match.lock.ttl_seconds)}` : "none"),
@@ -106,15 +115,16 @@ function card(match, hidden, again) {
 
 function scheduleDetail({ score, due_at: due, leased_until: until }) {
   const parts = [];
-  if (due) parts.push(moment(due) <= now() ? " since " : " at ", timeOfDay(due));
+  if (due) parts.push((moment(due) ?? 0) <= now() ? " since " : " at ", timeOfDay(due));
   if (until) parts.push(" until ", timeOfDay(until));
   if (score !== null && score !== undefined) parts.push(h("span.quiet", ` score ${score}`));
   return parts;
 }
 
 /** Redis and Postgres side by side: what differs is marked by a sign and a word, not by colour alone. */
-function compare({ redis, postgres }, hidden) {
+function compare(/** @type {Api.BalanceReport} */ { redis, postgres }, /** @type {boolean} */ hidden) {
   const there = { present: "present", missing: "no such row", deleted: "deleted", unreachable: "can't be reached" }[postgres.state] ?? words(postgres.state);
+  /** @type {[string, any, any][]} */
   const rows = [
     ["State", redis.present ? "present" : "not there", there],
     ["Version", redis.version === null ? "–" : count(redis.version), postgres.version === null ? "–" : count(postgres.version)],
@@ -124,10 +134,11 @@ function compare({ redis, postgres }, hidden) {
       rows.push([name, redis[key] ?? "–", postgres[key] ?? "–"]);
     }
   }
+  /** @type {[string, any, any][]} */
   const extra = [["Remaining life", span(redis.ttl_seconds), ""], ["Written", "", postgres.updated_at ? timeOfDay(postgres.updated_at) : "–"]];
   if (redis.unreadable) extra.push(["Value", `can't be read: ${visible(redis.unreadable)}`, ""]);
   if (postgres.detail) extra.push(["Detail", "", visible(postgres.detail)]);
-  const line = ([name, left, right], compared) => {
+  const line = (/** @type {[string, any, any]} */ [name, left, right], /** @type {boolean} */ compared) => {
     const differs = compared && redis.present && postgres.state === "present" && left !== right;
     return h("tr", { class: differs ? "differs" : null }, h("th", { scope: "row" }, name), h("td", typeof left === "string" ? visible(left) : left), h("td", typeof right === "string" ? visible(right) : right, differs ? h("span.differs-mark", " ≠ differs") : null));
   };

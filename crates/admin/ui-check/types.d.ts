@@ -1,0 +1,27 @@
+// Short names for the API's types, for JSDoc comments in ../ui.
+import type { components } from "./api";
+
+type Schemas = components["schemas"];
+
+declare global {
+  namespace Api {
+    type Action = Schemas["Action"];
+    type Actions = Schemas["Actions"];
+    type Changed = Schemas["Changed"];
+    type Failure = Schemas["Failure"];
+    type FleetPoint = Schemas["FleetPoint"];
+    type Flush = Schemas["Flush"];
+    type Overview = Schemas["Overview"];
+    type QuarantineEntry = Schemas["QuarantineEntry"];
+    type QuarantineOne = Schemas["QuarantineOne"];
+    type QuarantinePage = Schemas["QuarantinePage"];
+    type Session = Schemas["Session"];
+    type TenantDetail = Schemas["TenantDetail"];
+    type TenantPage = Schemas["TenantPage"];
+    type TenantRow = Schemas["TenantRow"];
+    type Why = Schemas["Why"];
+    type BalanceReport = Schemas["BalanceReport"];
+    type Worker = Schemas["Worker"];
+    type Workers = Schemas["Workers"];
+  }
+}
