@@ -10,14 +10,18 @@
 //! dropped as stale, and an unreadable overdraft taken for 0 would erase a debt. That an overdraft is not
 //! negative is a rule of the table, and left to the database.
 
+mod error;
+
 use std::borrow::Cow;
 use std::fmt;
+
+pub use error::ValueError;
 
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Unexpected, Visitor};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::amount::{Amount, AmountError, Decimal, signed};
+use crate::amount::{Amount, Decimal, signed};
 use crate::excerpt::{excerpt, excerpt_bytes};
 use crate::member::{BalanceRef, DEFAULT_KEY, is_blank};
 
@@ -43,73 +47,15 @@ pub struct BalanceValue {
     pub key: String,
 }
 
-/// Why a value can't be read. None of these goes away by itself: such a value is put in quarantine.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ValueError {
-    /// The value is not a JSON object.
-    #[error("value {value} is not a JSON object: {detail}")]
-    NotAnObject {
-        /// The start of the value, escaped.
-        value: String,
-        /// What the JSON reader says, and where.
-        detail: String,
-    },
-    /// A field that every balance has is absent or `null`.
-    #[error("field {field} is missing: allowed is {allowed}")]
-    Missing {
-        /// The field, as the ledger spells it.
-        field: &'static str,
-        /// What it should hold.
-        allowed: &'static str,
-    },
-    /// The id is not a UUID.
-    #[error("field ID is {value}: allowed is a UUID in a string")]
-    InvalidId {
-        /// The start of the field's JSON, escaped.
-        value: String,
-    },
-    /// An amount is not a decimal number, or has more digits than Postgres can hold.
-    #[error("field {field} is {value}: allowed is a decimal number, as a string or a JSON number: {rule}")]
-    InvalidAmount {
-        /// The field, as the ledger spells it.
-        field: &'static str,
-        /// The start of the field's JSON, escaped.
-        value: String,
-        /// Which rule it breaks.
-        rule: AmountError,
-    },
-    /// The version is not a whole number that a `BIGINT` holds.
-    #[error("field Version is {value}: allowed is a whole number from 0 to {max}", max = i64::MAX)]
-    InvalidVersion {
-        /// The start of the field's JSON, escaped.
-        value: String,
-    },
-    /// A text field is something else.
-    #[error("field {field} is {value}: allowed is a string")]
-    InvalidText {
-        /// The field, as the ledger spells it.
-        field: &'static str,
-        /// The start of the field's JSON, escaped.
-        value: String,
-    },
-}
-
-impl ValueError {
-    /// A short, stable name of the reason, for quarantine entries and metric labels.
-    #[must_use]
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::NotAnObject { .. } => "value_not_a_json_object",
-            Self::Missing { .. } => "value_field_missing",
-            Self::InvalidId { .. } => "value_invalid_id",
-            Self::InvalidAmount { .. } => "value_invalid_amount",
-            Self::InvalidVersion { .. } => "value_invalid_version",
-            Self::InvalidText { .. } => "value_invalid_text",
-        }
-    }
-}
-
 impl BalanceValue {
+    /// Reads the value of a member of the schedule, which may be a deletion marker in place of a balance.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode), and [`ValueError::DeletionMarker`].
+    pub fn of_member(member: &[u8], value: &[u8]) -> Result<Self, ValueError> {
+        Self::decode(value).map_err(|error| error.under_member(member, value))
+    }
+
     /// Reads a value as the ledger writes it.
     ///
     /// # Errors
@@ -118,6 +64,9 @@ impl BalanceValue {
     pub fn decode(json: &[u8]) -> Result<Self, ValueError> {
         let fields = Fields::read(json)
             .map_err(|e| ValueError::NotAnObject { value: excerpt_bytes(json), detail: e.to_string() })?;
+        if let Some(raw) = fields.schema_version.filter(|raw| *raw != "2") {
+            return Err(ValueError::UnknownFormat { value: excerpt(raw) });
+        }
         const DECIMAL: &str = "a decimal number";
         let missing = |field, allowed| ValueError::Missing { field, allowed };
         Ok(Self {
@@ -160,6 +109,7 @@ struct Fields<'a> {
     version: Option<&'a str>,
     asset_code: Option<&'a str>,
     key: Option<&'a str>,
+    schema_version: Option<&'a str>,
 }
 
 impl<'a> Fields<'a> {
@@ -180,6 +130,7 @@ impl<'a> Fields<'a> {
             Name::Version => Some(&mut self.version),
             Name::AssetCode => Some(&mut self.asset_code),
             Name::Key => Some(&mut self.key),
+            Name::SchemaVersion => Some(&mut self.schema_version),
             Name::Other => None,
         }
     }
@@ -208,7 +159,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
                 }
                 Some(slot) => {
                     let raw = map.next_value::<&'de RawValue>()?.get();
-                    if raw != "null" {
+                    if raw != "null" || name == Name::SchemaVersion {
                         *slot = Some(raw);
                     }
                 }
@@ -228,6 +179,7 @@ enum Name {
     Version,
     AssetCode,
     Key,
+    SchemaVersion,
     Other,
 }
 
@@ -242,6 +194,7 @@ impl Name {
             7 if is("version") => Self::Version,
             9 if is("available") => Self::Available,
             9 if is("assetcode") => Self::AssetCode,
+            13 if name == "SchemaVersion" => Self::SchemaVersion,
             13 if is("overdraftused") => Self::OverdraftUsed,
             _ => Self::Other,
         }
@@ -282,7 +235,7 @@ fn string_content(raw: &str) -> Option<Cow<'_, str>> {
 fn read_id(raw: &str) -> Result<Uuid, ValueError> {
     string_content(raw)
         .and_then(|id| Uuid::try_parse(&id).ok())
-        .ok_or_else(|| ValueError::InvalidId { value: excerpt(raw) })
+        .ok_or_else(|| ValueError::InvalidId { field: "ID", value: excerpt(raw) })
 }
 
 fn read_amount(field: &'static str, raw: &str) -> Result<Amount, ValueError> {
@@ -292,9 +245,7 @@ fn read_amount(field: &'static str, raw: &str) -> Result<Amount, ValueError> {
 }
 
 fn read_text(field: &'static str, raw: &str) -> Result<String, ValueError> {
-    string_content(raw)
-        .map(Cow::into_owned)
-        .ok_or_else(|| ValueError::InvalidText { field, value: excerpt(raw) })
+    string_content(raw).map(Cow::into_owned).ok_or_else(|| ValueError::invalid_text(field, raw))
 }
 
 fn read_version(raw: &str) -> Result<i64, ValueError> {
@@ -302,7 +253,9 @@ fn read_version(raw: &str) -> Result<i64, ValueError> {
         Ok(version) => Some(version),
         Err(_) => whole_number(raw),
     };
-    version.filter(|v| *v >= 0).ok_or_else(|| ValueError::InvalidVersion { value: excerpt(raw) })
+    version
+        .filter(|v| *v >= 0)
+        .ok_or_else(|| ValueError::InvalidVersion { field: "Version", value: excerpt(raw) })
 }
 
 /// The value of decimal text when it is a whole number from 0 to `i64::MAX`, computed on its digits: the
@@ -523,6 +476,36 @@ mod tests {
         assert!(text.contains("invalid type: string") && text.len() < 2000, "{text}");
         let text = refuse(&with("Version", "-3")).to_string();
         assert!(text.contains("Version is \"-3\"") && text.contains("9223372036854775807"), "{text}");
+    }
+
+    #[test]
+    fn an_unknown_format_is_not_taken_apart() {
+        for json in ["3", "1", "\"2\"", "2.0", "null", "{}"] {
+            let error = refuse(&with("SchemaVersion", json));
+            assert!(error.is_unknown_format() && error.keeps_scheduled(), "{error}");
+        }
+        assert_eq!(decode(&with("SchemaVersion", "2")).version, 2);
+        assert_eq!(decode(&with("schemaVersion", "3")).version, 2);
+    }
+
+    #[test]
+    fn a_token_under_the_key_of_a_deletion_marker_is_no_broken_balance() {
+        let marker = |member: &str, value: &str| {
+            let error = BalanceValue::of_member(member.as_bytes(), value.as_bytes()).expect_err(value);
+            assert_eq!(error.keeps_scheduled(), error.is_deletion_marker(), "{error}");
+            error.is_deletion_marker()
+        };
+        let deleted = "tenant:t:balance:{transactions}:o:l:@a#default:deleted";
+        for token in [ID, "1", "deleted", "9f86d081884c7d65", "dG9rZW4=", "true", "1795634784.766502"] {
+            assert!(marker(deleted, token), "{token}");
+            assert!(!marker(deleted.trim_end_matches(":deleted"), token), "{token}");
+            assert!(!marker("balance:{transactions}:o:l:@a#deleted", token), "{token}");
+        }
+        let long = "x".repeat(257);
+        for value in ["", " ", "a b", "{", "{}", "[]", "\"x\"", "{\"ID\":", "x\n", "é", long.as_str()] {
+            assert!(!marker(deleted, value), "{value}");
+        }
+        assert!(BalanceValue::of_member(deleted.as_bytes(), with("Key", "\"k\"").as_bytes()).is_ok());
     }
 
     #[test]
