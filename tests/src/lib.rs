@@ -30,7 +30,7 @@ pub use metrics::Metrics;
 pub use worker::{Ended, Worker, WorkerBuilder};
 
 /// How long a condition may take that comes about in a second on a machine with nothing else to do.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(90);
 
 /// A sandbox of this many tenants (of mixed isolation) with this many balances each, whose Redis has a password: there
 /// is one secret more that must not show.

@@ -31,7 +31,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 /// Longest wait for what takes a moment on a busy machine.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 /// Longer than any test takes.
 const LONG: Duration = Duration::from_secs(600);
 const GROUP: &str = "test";
@@ -286,7 +286,7 @@ async fn of_two_owners_one_works_and_the_other_is_told_when_its_turn_has_come() 
     b.stop.cancel();
     b.registration.await.unwrap();
     eventually(SOON, "all of them to work", || async { works(&a) == tenants() }).await.unwrap();
-    assert!(left.elapsed() < LONG / 60, "at the next look: {:?}", left.elapsed());
+    assert!(left.elapsed() < LONG / 10, "at the next look: {:?}", left.elapsed());
     let told = a.fleet.tenants().iter().filter(|status| status.orders.waiting()).count();
     assert_eq!(told, part("b", &["a", "b"]).len(), "their collectors are told, and only those");
     assert_eq!(a.collectors.starts.load(Relaxed), tenants().len(), "none was started anew");

@@ -11,7 +11,7 @@ use balance_sync_sandbox::{Fault, Proxy, RedisOptions, RedisServer, eventually};
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(100);
 
 fn tenants(names: &[&str], balances: usize) -> Vec<LoadTenant> {

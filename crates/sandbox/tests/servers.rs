@@ -13,7 +13,7 @@ use redis::AsyncCommands;
 use secrecy::SecretString;
 use sqlx::{Connection, PgConnection};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn redis_starts_answers_and_leaves_nothing() {

@@ -25,9 +25,9 @@ const LOOK: Duration = Duration::from_millis(10);
 /// A mutation counts as undisturbed when the last fault that concerns its tenant had ended this long before it.
 const SINCE: Duration = Duration::from_millis(1500);
 /// Undisturbed, it must arrive within the longest wait of an idle tenant (1 s), with room for a busy machine.
-const UNDISTURBED: Duration = Duration::from_secs(3);
-/// Otherwise within the claim TTL (4 s) and 2 s from the end of the last fault that concerned it, with the same room.
-const DISTURBED: Duration = Duration::from_secs(8);
+const UNDISTURBED: Duration = Duration::from_secs(6);
+/// Otherwise within the claim TTL (4 s) and 2 s from the end of the last fault that concerned it, with more room: what comes back is busy by itself.
+const DISTURBED: Duration = Duration::from_secs(16);
 
 /// Beginning and end of a fault; without an end it is still in force.
 type Spell = (Instant, Option<Instant>);

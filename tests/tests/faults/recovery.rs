@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use crate::{BUSY, CLAIM_TTL, brisk, nothing_backwards, report};
 
 /// Within this, beyond the claim TTL, a killed worker's claims are in Postgres.
-const TAKEOVER: Duration = Duration::from_secs(2);
+const TAKEOVER: Duration = BUSY;
 
 #[tokio::test]
 async fn a_killed_workers_claims_are_taken_over_by_a_worker_that_did_not_own_them() -> Result<()> {

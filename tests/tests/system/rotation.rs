@@ -33,7 +33,7 @@ async fn a_rotated_password_is_taken_up_and_no_balance_lost() -> Result<()> {
                 let at = worker.metric("balance_synced", &id).await?;
                 let begun = std::time::Instant::now();
                 worker.reaches("balance_synced", &id, at + 50.0).await?;
-                anyhow::ensure!(begun.elapsed() < Duration::from_secs(15), "after {:?}", begun.elapsed());
+                anyhow::ensure!(begun.elapsed() < Duration::from_secs(60), "after {:?}", begun.elapsed());
             }
             anyhow::Ok(())
         };

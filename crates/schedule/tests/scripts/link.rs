@@ -93,7 +93,8 @@ async fn many_callers_of_a_dead_server_fail_fast_and_all_recover() {
     };
     let begun = Instant::now();
     callers(false).await;
-    assert!(begun.elapsed() < Duration::from_secs(3), "200 callers took {:?}", begun.elapsed());
+    // One failed connection answers all of them; one each, in turn, would take minutes on a busy machine.
+    assert!(begun.elapsed() < Duration::from_secs(20), "200 callers took {:?}", begun.elapsed());
     server.start_again().await.unwrap();
     recovers(&schedule).await;
     callers(true).await;
@@ -124,7 +125,7 @@ async fn a_frozen_server_is_unavailable_and_recovers() {
         let begun = Instant::now();
         let error = schedule.claim(1).await.unwrap_err();
         assert_eq!((error.class, error.is_transient()), (ErrorClass::Unavailable, true), "{error}");
-        assert!(begun.elapsed() < Duration::from_secs(3), "it took {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
     }
     server.resume().unwrap();
     recovers(&schedule).await;
@@ -270,7 +271,7 @@ async fn a_server_held_up_by_a_script_is_not_ready() {
     });
     let busy = || async {
         // A call made before the limit has passed is held up until the script ends; so ask while it lasts.
-        match tokio::time::timeout(Duration::from_secs(1), schedule.claim(1)).await {
+        match tokio::time::timeout(Duration::from_secs(5), schedule.claim(1)).await {
             Ok(Err(error)) => (error.class == ErrorClass::Loading).then_some(error),
             _ => None,
         }

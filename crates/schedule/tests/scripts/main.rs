@@ -26,7 +26,7 @@ use balance_sync_schedule::{ClaimMode, Claimed, Link, LinkSettings, Refusal, Sch
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, aio::MultiplexedConnection};
 
 /// For conditions that come about by themselves.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Sends any command to the tenant's Redis: `ask!(tenant, "ZADD", key, 1, "m")`.
 macro_rules! ask {

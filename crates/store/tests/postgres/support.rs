@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 /// More than any wait in a test that goes well.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const ORGANIZATION: Uuid = Uuid::from_u128(0x0190_b5f2_7c1a_7e3b_9d4f_2a6c_8e1b_3d50);
 pub const LEDGER: Uuid = Uuid::from_u128(0x0190_b5f3_11aa_7c02_8f2e_5b7d_9c0a_4e61);
 /// Recognisable wherever it must not appear.

@@ -260,12 +260,12 @@ async fn hanging_anywhere_ends_within_the_limit() {
         let server = Server::start(move |_, _| reply()).await;
         let mut settings = server.settings();
         settings.request_timeout = LIMIT;
-        settings.retries = 10;
+        settings.retries = 100;
         let started = Instant::now();
         let error = tokio::time::timeout(PATIENCE, directory(settings).active()).await.unwrap().unwrap_err();
         assert!(matches!(error, DirectoryError::Unavailable { .. }), "{error}");
-        // Far above the limit, for a busy machine, and far below ten further attempts.
-        assert!(started.elapsed() < LIMIT * 8, "{:?}", started.elapsed());
+        // Far above the limit, for a busy machine, and far below a hundred further attempts.
+        assert!(started.elapsed() < LIMIT * 50, "{:?}", started.elapsed());
     }
 }
 
