@@ -14,6 +14,7 @@ const TENANT = {
   postgres_permission: ["The role may not update the table.", "GRANT SELECT, UPDATE on balance to the role. Afterwards: flush now.", "flush"],
   postgres_resources: ["Disk or memory of its Postgres are full.", "Free some. Afterwards: flush now.", "flush"],
   postgres_configuration: ["Certificates or TLS settings can't work.", "Check sslmode and the certificate paths in the tenant service's entry.", "refresh_credentials"],
+  postgres_pooler_unsafe: ["Something between the workers and its Postgres can't be relied upon: session settings that have no effect, or a connection that leads to another database. Nothing was written.", "The detail says what. Check the pooler's database entries, or point the tenant service past it, then re-read credentials.", "refresh_credentials"],
   postgres_internal: ["Postgres fails in a way that has no name here.", "The detail and the worker's log have the SQLSTATE.", "flush"],
   redis_unavailable: ["Redis gives no answer.", "Look at Redis. Claims lapse by themselves; nothing is lost.", null],
   redis_loading: ["Redis is starting and loads its data.", "Wait; it goes on by itself.", null],

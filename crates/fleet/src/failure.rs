@@ -77,6 +77,7 @@ pub fn reaction(error: &SinkError) -> Reaction {
             StoreClass::Permission => row("postgres_permission", Long, true, false),
             StoreClass::Resources => row("postgres_resources", Short, false, false),
             StoreClass::Configuration => row("postgres_configuration", Long, true, true),
+            StoreClass::PoolerUnsafe => row("postgres_pooler_unsafe", Long, true, false),
             // Its successor may be used at once.
             StoreClass::Closed => row("postgres_connection", Short, false, false),
             // The store isolates refused values; one that comes here is a fault of ours, as any other.

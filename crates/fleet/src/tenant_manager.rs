@@ -294,7 +294,7 @@ impl TenantManager {
         }
         let spec = self.options.spec(&settings);
         let key = spec.pool_key();
-        let (table, database) = match self.open(&settings, &key, spec) {
+        let (table, database) = match self.open(tenant, &settings, &key, spec) {
             Ok(opened) => opened,
             Err(error) => {
                 let Some(entry) = self.entries.get_mut(tenant) else { return Err(error) };
@@ -348,6 +348,7 @@ impl TenantManager {
 
     fn open(
         &self,
+        tenant: &Tenant,
         settings: &TenantDatabase,
         key: &PoolKey,
         spec: DatabaseSpec,
@@ -356,6 +357,7 @@ impl TenantManager {
             Some(schema) => Table::in_schema(schema)?,
             None => Table::unqualified(),
         };
+        let table = table.of_tenant(tenant.label());
         let database = match self.shared(key, &spec) {
             Some(database) => database,
             None => Database::open(spec, self.budget.clone())?,
@@ -480,6 +482,7 @@ impl Handler<TenantGone> for TenantManager {
         // Nobody is left who could want the answer.
         self.waiters.remove(&tenant);
         self.hinted.remove(&tenant);
+        self.budget.forget_tenant(tenant.label());
         if let Some(entry) = self.entries.remove(&tenant) {
             self.close_unless_shared(entry);
         }

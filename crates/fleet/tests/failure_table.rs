@@ -84,6 +84,8 @@ async fn every_class_of_postgres_has_its_row() {
         ("FATAL", "3D000", StoreClass::DatabaseMissing, ("postgres_database_missing", Long, "refetch ping")),
         ("ERROR", "42P01", StoreClass::NotProvisioned, ("postgres_not_provisioned", Long, "refetch")),
         ("ERROR", "42703", StoreClass::NotProvisioned, ("postgres_not_provisioned", Long, "refetch")),
+        ("ERROR", "42P05", StoreClass::PoolerUnsafe, ("postgres_pooler_unsafe", Long, "refetch")),
+        ("ERROR", "26000", StoreClass::PoolerUnsafe, ("postgres_pooler_unsafe", Long, "refetch")),
         ("ERROR", "42501", StoreClass::Permission, ("postgres_permission", Long, "refetch")),
         ("ERROR", "53100", StoreClass::Resources, ("postgres_resources", Short, "")),
         ("FATAL", "42704", StoreClass::Configuration, ("postgres_configuration", Long, "refetch ping")),

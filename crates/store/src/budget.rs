@@ -39,6 +39,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::examine::Examined;
+use crate::homes::Homes;
+use crate::sql::Target;
+
 /// A connection this old is closed instead of being kept: servers and the boxes between leak, and a role's changed
 /// settings apply to new sessions only.
 const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
@@ -77,6 +81,7 @@ struct Inner {
     per_server: usize,
     next_database: AtomicU64,
     servers: Mutex<HashMap<String, Weak<Server>>>,
+    homes: Homes,
 }
 
 /// The connections of this worker on one server, at one moment.
@@ -106,7 +111,18 @@ impl ConnectionBudget {
             per_server: per_server.max(1) as usize,
             next_database: AtomicU64::new(0),
             servers: Mutex::new(HashMap::new()),
+            homes: Homes::default(),
         }))
+    }
+
+    /// The tenants of this worker and the tables they write.
+    pub(crate) fn homes(&self) -> &Homes {
+        &self.0.homes
+    }
+
+    /// Forgets a tenant that is no longer served: another may be given its database.
+    pub fn forget_tenant(&self, tenant: &str) {
+        self.0.homes.leave(tenant);
     }
 
     /// The bound per server.
@@ -185,13 +201,17 @@ struct Idle {
 /// An open connection with the slot it occupies. Dropping it closes the socket without a word.
 pub(crate) struct Open {
     pub(crate) connection: PgConnection,
+    /// What was found when it was opened.
+    pub(crate) examined: Examined,
+    /// What statements on it are written for.
+    pub(crate) target: Target,
     slot: Slot,
     opened: Instant,
 }
 
 impl Open {
-    pub(crate) fn new(connection: PgConnection, slot: Slot) -> Open {
-        Open { connection, slot, opened: Instant::now() }
+    pub(crate) fn new(connection: PgConnection, slot: Slot, examined: Examined, target: Target) -> Open {
+        Open { connection, examined, target, slot, opened: Instant::now() }
     }
 
     /// Says goodbye to the server, within `limit`; the slot is free afterwards in any case.

@@ -9,6 +9,8 @@ use std::fmt;
 
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
+use crate::sql::GUARD_MARK;
+
 /// A kind of failure, as far as the reaction to it differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ErrorClass {
@@ -36,6 +38,9 @@ pub enum ErrorClass {
     Resources,
     /// The settings can't work: a certificate that can't be read or trusted, TLS the server doesn't offer.
     Configuration,
+    /// What is between here and Postgres can't be relied upon: settings that have no effect, a connection that leads to another
+    /// database than before or to another tenant's, an unknown prepared statement. Nothing was written.
+    PoolerUnsafe,
     /// This [`crate::Database`] has been closed. Its successor, if there is one, may be used at once.
     Closed,
     /// Anything else: a fault in the server or in this program.
@@ -51,10 +56,10 @@ const SQLSTATES: &[(&str, ErrorClass)] = &[
     ("22", ErrorClass::Refused),
     ("23", ErrorClass::Refused),
     ("25006", ErrorClass::ReadOnly),
-    ("25P03", ErrorClass::Timeout), // idle in transaction
-    ("25P04", ErrorClass::Timeout), // transaction timeout
-    ("26", ErrorClass::Connection), // a prepared statement is gone: another session is behind this connection
-    ("27", ErrorClass::Refused),    // triggered data change violation
+    ("25P03", ErrorClass::Timeout),   // idle in transaction
+    ("25P04", ErrorClass::Timeout),   // transaction timeout
+    ("26", ErrorClass::PoolerUnsafe), // a prepared statement that we don't use
+    ("27", ErrorClass::Refused),      // triggered data change violation
     ("28", ErrorClass::Credentials),
     ("3D", ErrorClass::DatabaseMissing),
     ("3F", ErrorClass::NotProvisioned),
@@ -63,8 +68,9 @@ const SQLSTATES: &[(&str, ErrorClass)] = &[
     ("40003", ErrorClass::Connection), // whether the statement took effect is not known: write again
     ("42", ErrorClass::NotProvisioned),
     ("42501", ErrorClass::Permission),
-    ("42601", ErrorClass::Internal), // a syntax error is ours
-    ("44", ErrorClass::Refused),     // a view's check option
+    ("42P05", ErrorClass::PoolerUnsafe), // a prepared statement exists: we prepare none
+    ("42601", ErrorClass::Internal),     // a syntax error is ours
+    ("44", ErrorClass::Refused),         // a view's check option
     ("53", ErrorClass::Resources),
     ("53300", ErrorClass::TooManyConnections),
     ("54", ErrorClass::Resources),
@@ -90,7 +96,7 @@ pub fn class_of_sqlstate(sqlstate: &str) -> ErrorClass {
 
 impl ErrorClass {
     /// All classes, in the order of the enum: for tables and metrics.
-    pub const ALL: [ErrorClass; 14] = [
+    pub const ALL: [ErrorClass; 15] = [
         ErrorClass::Connection,
         ErrorClass::TooManyConnections,
         ErrorClass::Timeout,
@@ -103,6 +109,7 @@ impl ErrorClass {
         ErrorClass::Refused,
         ErrorClass::Resources,
         ErrorClass::Configuration,
+        ErrorClass::PoolerUnsafe,
         ErrorClass::Closed,
         ErrorClass::Internal,
     ];
@@ -123,6 +130,7 @@ impl ErrorClass {
             ErrorClass::Refused => "refused",
             ErrorClass::Resources => "resources",
             ErrorClass::Configuration => "configuration",
+            ErrorClass::PoolerUnsafe => "pooler_unsafe",
             ErrorClass::Closed => "closed",
             ErrorClass::Internal => "internal",
         }
@@ -168,6 +176,15 @@ impl StoreError {
 
     pub(crate) fn closed() -> StoreError {
         StoreError::new(ErrorClass::Closed, "the connections of this database have been closed")
+    }
+
+    pub(crate) fn with_sqlstate(self, sqlstate: &str) -> StoreError {
+        StoreError { sqlstate: Some(sqlstate.to_owned()), ..self }
+    }
+
+    /// The session has not even seen it.
+    pub(crate) fn keeping_session(self) -> StoreError {
+        StoreError { session_survives: true, ..self }
     }
 
     /// The class, which decides the reaction.
@@ -234,10 +251,20 @@ fn class_of(sqlstate: &str, fatal: bool) -> ErrorClass {
 
 fn from_postgres(error: &PgDatabaseError) -> StoreError {
     let fatal = matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic);
+    if let Some((_, found)) = error.message().split_once(GUARD_MARK) {
+        let found = found.trim_matches([':', ' ', '"']);
+        return StoreError::new(
+            ErrorClass::PoolerUnsafe,
+            format!("the session is not what the statement was sent for: {found}"),
+        );
+    }
     let class = class_of(error.code(), fatal);
-    // A session that answered "read only" or "no such statement" belongs to a server, or to a pooler's server, that we
+    // A session that answered "read only" belongs to a server, or to a pooler's server, that we
     // no longer want to talk to; and after what we don't understand a fresh one is the safer choice.
-    let keep = !matches!(class, ErrorClass::Connection | ErrorClass::ReadOnly | ErrorClass::Internal);
+    let keep = !matches!(
+        class,
+        ErrorClass::Connection | ErrorClass::ReadOnly | ErrorClass::PoolerUnsafe | ErrorClass::Internal
+    );
     StoreError {
         class,
         sqlstate: Some(error.code().to_owned()),
@@ -269,6 +296,7 @@ mod tests {
             ("42703", ErrorClass::NotProvisioned),
             ("3F000", ErrorClass::NotProvisioned),
             ("42501", ErrorClass::Permission),
+            ("42P05", ErrorClass::PoolerUnsafe), // a prepared statement exists: we prepare none
             ("22003", ErrorClass::Refused),
             ("22P02", ErrorClass::Refused),
             ("23514", ErrorClass::Refused),

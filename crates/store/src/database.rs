@@ -5,14 +5,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::future;
-use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{Semaphore, watch};
 
 use crate::budget::{CLOSE_TIMEOUT, ConnectionBudget, Open, Server, lock};
 use crate::classify::{ErrorClass, StoreError};
-use crate::session::{Operation, Session};
+use crate::examine::Examined;
+use crate::homes::Homes;
+use crate::session::{Answer, Operation, Session};
 use crate::spec::DatabaseSpec;
+use crate::sql::{Preamble, Sql, Target, Unwritable};
 
 /// A database of one tenant, or of several that keep their schemas in it: a small pool of connections, none of which is
 /// open before it is needed. A cheap clone. When the last clone is dropped its idle connections are closed.
@@ -23,6 +25,8 @@ pub(crate) struct Inner {
     pub(crate) id: u64,
     pub(crate) spec: DatabaseSpec,
     pub(crate) options: PgConnectOptions,
+    /// The settings that each message begins with.
+    pub(crate) preamble: Preamble,
     pub(crate) operation_timeout: Duration,
     pub(crate) server: Arc<Server>,
     pub(crate) phase: watch::Sender<Phase>,
@@ -30,8 +34,12 @@ pub(crate) struct Inner {
     permits: Arc<Semaphore>,
     limit: u32,
     last_used: Mutex<Instant>,
+    /// Where the `search_path` of the role finds the balance table: found out once, as later sessions may come with another.
+    schema: Mutex<Option<String>>,
+    /// The database that the settings name, for errors.
+    settings: String,
     /// Kept so that databases of one budget meet on one server for as long as one of them exists.
-    _budget: ConnectionBudget,
+    budget: ConnectionBudget,
 }
 
 /// How far the closing has come.
@@ -70,10 +78,13 @@ impl Database {
         Ok(Database(Arc::new(Inner {
             id,
             options: spec.connect_options(),
+            preamble: Preamble::new(&spec),
+            settings: format!("{}/{}", spec.server_key(), spec.database),
+            schema: Mutex::new(None),
             operation_timeout: spec.operation_timeout(),
             spec,
             server,
-            _budget: budget,
+            budget,
             phase: watch::Sender::new(Phase::Open),
             permits: Arc::new(Semaphore::new(limit as usize)),
             limit,
@@ -170,6 +181,42 @@ impl Database {
         self.0.server.key()
     }
 
+    /// What statements are written for on a connection that leads there.
+    ///
+    /// # Errors
+    /// [`ErrorClass::PoolerUnsafe`] if its `search_path` finds another table than that of earlier connections.
+    pub(crate) fn target(&self, examined: &Examined) -> Result<Target, StoreError> {
+        let mut known = lock(&self.0.schema);
+        match (&*known, &examined.schema) {
+            (Some(known), Some(found)) if known != found => {
+                return Err(StoreError::new(
+                    ErrorClass::PoolerUnsafe,
+                    format!(
+                        "the search_path leads to schema {found:?}, and did lead to {known:?}: name the schema in the \
+                         tenant's settings, or restart the worker if the change is meant"
+                    ),
+                ));
+            }
+            (None, found) => known.clone_from(found),
+            _ => {}
+        }
+        Ok(Target { database: examined.database.clone(), schema: known.clone() })
+    }
+
+    /// The table is not where it was: the next statement looks for it anew.
+    pub(crate) fn forget_schema(&self) {
+        *lock(&self.0.schema) = None;
+    }
+
+    pub(crate) fn homes(&self) -> &Homes {
+        self.0.budget.homes()
+    }
+
+    /// The database that the settings name: `host:port/database`.
+    pub(crate) fn settings(&self) -> &str {
+        &self.0.settings
+    }
+
     /// The error for a place that did not become free in time.
     pub(crate) fn no_place(&self) -> StoreError {
         let within = self.0.spec.acquire_timeout;
@@ -230,7 +277,12 @@ struct Ping;
 impl Operation for Ping {
     type Output = ();
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        sqlx::query("SELECT 1").execute(connection).await.map(|_| ())
+    fn write(&self, sql: &mut Sql<'_>) -> Result<(), Unwritable> {
+        sql.push("SELECT 1 WHERE ").guard();
+        Ok(())
+    }
+
+    fn read(&self, _: Answer) -> Result<(), sqlx::Error> {
+        Ok(())
     }
 }

@@ -1,21 +1,17 @@
-//! The name of the `balance` table, quoted, and the statements over it.
+//! The name of the `balance` table, quoted.
 //!
-//! The schema of a tenant comes from the tenant service, so it is data: it is checked and quoted here, once,
-//! and nowhere else is text from outside put into SQL.
+//! The schema of a tenant comes from the tenant service, so it is data: it is checked and quoted here, and nowhere else is
+//! a name from outside put into SQL.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::sync::Arc;
-
-use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
-
-use crate::{update, verify};
 
 /// The longest identifier Postgres keeps without cutting it (`NAMEDATALEN - 1`). A longer schema name is refused:
 /// cut, it might name another tenant's schema.
 pub const MAX_IDENTIFIER_BYTES: usize = 63;
 
 /// The table the ledger keeps its balances in.
-const BALANCE: &str = "balance";
+pub(crate) const BALANCE: &str = "balance";
 
 /// A schema name that Postgres would not take as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,23 +35,22 @@ pub enum InvalidIdentifier {
     },
 }
 
-/// The `balance` table of one tenant. A cheap clone; it carries its statements ready made, so that a flush formats
-/// no SQL and every connection sees the same text and prepares it once.
+/// The `balance` table of one tenant, and the other tables of the ledger beside it. A cheap clone.
 #[derive(Clone)]
 pub struct Table(Arc<Inner>);
 
 struct Inner {
+    schema: Option<String>,
     name: String,
-    update: SqlStr,
-    versions: SqlStr,
-    compare: SqlStr,
+    tenant: Option<String>,
 }
 
 impl Table {
-    /// The table as the connection's own `search_path` finds it: for a tenant with a database of its own.
+    /// The table as the `search_path` of the role finds it: for a tenant with a database of its own. Which schema that is is
+    /// found out once per database, and named in all statements.
     #[must_use]
     pub fn unqualified() -> Table {
-        Table::named(BALANCE.to_owned())
+        Table(Arc::new(Inner { schema: None, name: BALANCE.to_owned(), tenant: None }))
     }
 
     /// The table in a named schema: for a tenant that shares its database.
@@ -72,16 +67,24 @@ impl Table {
         if schema.contains('\0') {
             return Err(InvalidIdentifier::Nul { name: schema.to_owned() });
         }
-        Ok(Table::named(format!("\"{}\".\"{BALANCE}\"", schema.replace('"', "\"\""))))
+        let mut name = String::new();
+        quote(schema, &mut name);
+        name.push('.');
+        quote(BALANCE, &mut name);
+        Ok(Table(Arc::new(Inner { schema: Some(schema.to_owned()), name, tenant: None })))
     }
 
-    fn named(name: String) -> Table {
-        Table(Arc::new(Inner {
-            update: AssertSqlSafe(update::update_sql(&name)).into_sql_str(),
-            versions: AssertSqlSafe(update::versions_sql(&name)).into_sql_str(),
-            compare: AssertSqlSafe(verify::compare_sql(&name)).into_sql_str(),
-            name,
-        }))
+    /// The same table as the one of this tenant. No two tenants of one worker are written into the same table by way of
+    /// databases that their settings name differently: see `homes.rs`.
+    #[must_use]
+    pub fn of_tenant(&self, tenant: &str) -> Table {
+        let Inner { schema, name, .. } = &*self.0;
+        let tenant = Some(tenant.to_owned());
+        Table(Arc::new(Inner { schema: schema.clone(), name: name.clone(), tenant }))
+    }
+
+    pub(crate) fn tenant(&self) -> Option<&str> {
+        self.0.tenant.as_deref()
     }
 
     /// The name as it stands in SQL: `balance`, or `"schema"."balance"`.
@@ -90,17 +93,30 @@ impl Table {
         &self.0.name
     }
 
-    pub(crate) fn update_sql(&self) -> SqlStr {
-        self.0.update.clone()
+    pub(crate) fn schema(&self) -> Option<&str> {
+        self.0.schema.as_deref()
     }
+}
 
-    pub(crate) fn versions_sql(&self) -> SqlStr {
-        self.0.versions.clone()
+/// Appends a name in quotes, in ASCII whatever it contains, so that it means the same in every `client_encoding`.
+pub(crate) fn quote(name: &str, into: &mut String) {
+    if name.is_ascii() {
+        into.push('"');
+        into.push_str(&name.replace('"', "\"\""));
+    } else {
+        into.push_str("U&\"");
+        for c in name.chars() {
+            match c {
+                '"' => into.push_str("\"\""),
+                '\\' => into.push_str("\\\\"),
+                c if c.is_ascii() => into.push(c),
+                c => {
+                    let _ = write!(into, "\\+{:06X}", u32::from(c));
+                }
+            }
+        }
     }
-
-    pub(crate) fn compare_sql(&self) -> SqlStr {
-        self.0.compare.clone()
-    }
+    into.push('"');
 }
 
 impl PartialEq for Table {
@@ -132,13 +148,18 @@ mod tests {
     fn plain_and_qualified_names() {
         assert_eq!(Table::unqualified().as_sql(), "balance");
         assert_eq!(Table::in_schema("tenant_1").unwrap().as_sql(), "\"tenant_1\".\"balance\"");
-        assert!(Table::unqualified().update_sql().as_str().starts_with("UPDATE balance AS b"));
     }
 
     #[test]
     fn quotes_cannot_end_the_name() {
         let table = Table::in_schema(r#"a"; DROP TABLE balance; --"#).unwrap();
         assert_eq!(table.as_sql(), r#""a""; DROP TABLE balance; --"."balance""#);
+    }
+
+    #[test]
+    fn a_quoted_name_is_ascii() {
+        let table = Table::in_schema("Ünit\\\"").unwrap();
+        assert_eq!(table.as_sql(), r#"U&"\+0000DCnit\\"""."balance""#);
     }
 
     #[test]

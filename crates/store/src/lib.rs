@@ -10,11 +10,14 @@
 mod budget;
 mod classify;
 mod database;
+mod examine;
+mod homes;
 mod identifier;
 mod lookup;
 mod row;
 mod session;
 mod spec;
+mod sql;
 mod update;
 mod verify;
 

@@ -1,15 +1,13 @@
 //! Finding rows by what people know of a balance. For people; nothing is changed.
 
-use sqlx::{AssertSqlSafe, PgConnection, Row as _, SqlSafeStr, SqlStr};
+use sqlx::Row as _;
 use uuid::Uuid;
 
 use crate::classify::StoreError;
 use crate::database::Database;
 use crate::identifier::Table;
-use crate::session::Operation;
-
-/// Rows in one answer at most.
-const MOST: i64 = 50;
+use crate::session::{Answer, Operation};
+use crate::sql::{Sql, Unwritable};
 
 /// What a row is known by. What is absent may be anything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -60,60 +58,51 @@ impl Database {
     /// By class, as for [`Database::update`]. Without organization and ledger there is no index for it, and the statement
     /// timeout ends it in a large table.
     pub async fn look_up(&self, table: &Table, sought: &Sought<'_>) -> Result<Vec<FoundRow>, StoreError> {
-        let sql = AssertSqlSafe(sql(table.as_sql(), sought)).into_sql_str();
         let mut session = self.session().await?;
-        session.run(&LookUp { sql, sought }).await
+        session.run(&LookUp { table, sought }).await
     }
 }
 
-/// With conditions on what is known only, so that an index can be used.
-fn sql(table: &str, sought: &Sought<'_>) -> String {
-    let known = [
-        ("id", "uuid", sought.id.is_some()),
-        ("organization_id", "uuid", sought.organization.is_some()),
-        ("ledger_id", "uuid", sought.ledger.is_some()),
-        ("alias", "text", sought.alias.is_some()),
-        ("key", "text", sought.key.is_some()),
-    ];
-    let conditions: Vec<String> = known
-        .iter()
-        .enumerate()
-        .map(|(n, (column, kind, known))| {
-            let place = n + 1;
-            // All are bound in any case: the text of the statement says which of them count.
-            if *known { format!("{column} = ${place}::{kind}") } else { format!("${place}::{kind} IS NULL") }
-        })
-        .collect();
-    format!(
-        "SELECT id, organization_id, ledger_id, coalesce(alias, ''), coalesce(key, 'default'), coalesce(version, -1), \
-                extract(epoch FROM updated_at)::numeric(20, 6)::text, deleted_at IS NOT NULL, \
-                coalesce(available::text, 'NULL'), coalesce(on_hold::text, 'NULL'), \
-                coalesce(overdraft_used::text, 'NULL') \
-         FROM {table} WHERE {} ORDER BY deleted_at NULLS FIRST, id LIMIT {MOST}",
-        conditions.join(" AND ")
-    )
-}
-
 struct LookUp<'s> {
-    sql: SqlStr,
+    table: &'s Table,
     sought: &'s Sought<'s>,
 }
 
 impl Operation for LookUp<'_> {
     type Output = Vec<FoundRow>;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<Self::Output, sqlx::Error> {
-        let rows = sqlx::query(self.sql.clone())
-            // Asked rarely, in many forms: not worth a place among the prepared ones.
-            .persistent(false)
-            .bind(self.sought.id)
-            .bind(self.sought.organization)
-            .bind(self.sought.ledger)
-            .bind(self.sought.alias)
-            .bind(self.sought.key)
-            .fetch_all(connection)
-            .await?;
-        rows.into_iter()
+    fn write(&self, sql: &mut Sql<'_>) -> Result<(), Unwritable> {
+        sql.push(
+            "SELECT id, organization_id, ledger_id, coalesce(alias, ''), coalesce(key, 'default'), \
+                    coalesce(version, -1)::pg_catalog.int8, \
+                    extract(epoch FROM updated_at)::pg_catalog.numeric(20, 6)::pg_catalog.text, \
+                    deleted_at IS NOT NULL, coalesce(available::pg_catalog.text, 'NULL'), \
+                    coalesce(on_hold::pg_catalog.text, 'NULL'), coalesce(overdraft_used::pg_catalog.text, 'NULL') \
+             FROM ",
+        );
+        sql.balances(self.table)?.push(" WHERE ").guard();
+        // With conditions on what is known only, so that an index can be used.
+        let Sought { id, organization, ledger, alias, key } = *self.sought;
+        for (condition, id) in
+            [(" AND id = ", id), (" AND organization_id = ", organization), (" AND ledger_id = ", ledger)]
+        {
+            if let Some(id) = id {
+                sql.push(condition).uuid(id);
+            }
+        }
+        for (condition, text) in [(" AND alias = ", alias), (" AND key = ", key)] {
+            if let Some(text) = text {
+                sql.push(condition).text(text);
+            }
+        }
+        sql.push(" ORDER BY deleted_at NULLS FIRST, id LIMIT 50");
+        Ok(())
+    }
+
+    fn read(&self, answer: Answer) -> Result<Self::Output, sqlx::Error> {
+        answer
+            .rows
+            .into_iter()
             .map(|row| {
                 Ok(FoundRow {
                     id: row.try_get(0)?,

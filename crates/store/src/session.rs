@@ -1,28 +1,81 @@
 //! One caller's use of a database: a place in the pool, a connection, and what happens when it breaks.
+//!
+//! All that is sent to Postgres goes through [`send`], as a message that relies on nothing in the session (`sql.rs`). No
+//! statement is prepared: a name, or even the unnamed statement, belongs to the session, and the next message may reach
+//! another one.
 
 use std::fmt;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 
-use sqlx::{ConnectOptions, PgConnection};
+use futures::TryStreamExt;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, ConnectOptions, Either, PgConnection};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::budget::{Claim, LONGEST_TURN, Open};
 use crate::classify::{ErrorClass, StoreError};
 use crate::database::{Database, Phase};
+use crate::examine::{Examined, examine};
+use crate::homes::Home;
+use crate::sql::{Message, Sql, Unwritable};
 
 /// One statement and the reading of its answer. Must be harmless to repeat: after a broken connection it is.
 pub(crate) trait Operation {
     /// What it answers.
     type Output: Send;
 
-    /// Runs it on a connection.
-    fn run(
-        &self,
-        connection: &mut PgConnection,
-    ) -> impl Future<Output = Result<Self::Output, sqlx::Error>> + Send;
+    /// Writes the statement. It must hold [`Sql::guard`] as a condition of its only or outermost query.
+    ///
+    /// # Errors
+    /// Why it can't be written.
+    fn write(&self, sql: &mut Sql<'_>) -> Result<(), Unwritable>;
+
+    /// Reads the answer; its values are in text form.
+    ///
+    /// # Errors
+    /// A column that is not as the statement asked for it.
+    fn read(&self, answer: Answer) -> Result<Self::Output, sqlx::Error>;
+}
+
+/// What Postgres answered to one message.
+pub(crate) struct Answer {
+    /// The rows of its statement.
+    pub(crate) rows: Vec<PgRow>,
+    /// How many rows the statement returned or changed.
+    pub(crate) affected: u64,
+}
+
+/// Sends a message and reads all answers to it. An error ends its transaction, whose settings end with it.
+///
+/// # Errors
+/// The failure, by class.
+pub(crate) async fn send(connection: &mut PgConnection, message: Message) -> Result<Answer, StoreError> {
+    let statements = message.statements;
+    let mut answers = sqlx::raw_sql(AssertSqlSafe(message.text)).fetch_many(connection);
+    let mut answer = Answer { rows: Vec::new(), affected: 0 };
+    let mut answered = 0;
+    // To the end: a commit can fail after the last statement has succeeded.
+    while let Some(step) = answers.try_next().await? {
+        match step {
+            Either::Left(done) => {
+                answered += 1;
+                answer.affected = done.rows_affected();
+            }
+            Either::Right(row) => answer.rows.push(row),
+        }
+    }
+    if answered != statements {
+        return Err(StoreError::new(
+            ErrorClass::PoolerUnsafe,
+            format!(
+                "{answered} answers to {statements} statements: something between here and Postgres alters them"
+            ),
+        ));
+    }
+    Ok(answer)
 }
 
 /// A place in the pool of a database, and its connection, from the first statement on. When dropped, the connection goes
@@ -104,7 +157,13 @@ impl Session {
                 return Err(error);
             }
             drop(open);
-            if matches!(error.class(), ErrorClass::Connection | ErrorClass::Timeout | ErrorClass::ReadOnly) {
+            if matches!(
+                error.class(),
+                ErrorClass::Connection
+                    | ErrorClass::Timeout
+                    | ErrorClass::ReadOnly
+                    | ErrorClass::PoolerUnsafe
+            ) {
                 // What befell this connection has most likely befallen those that lie idle beside it.
                 self.database.drop_idle();
             }
@@ -134,15 +193,26 @@ impl Session {
             Claim::Slot(slot) => slot,
         };
         let timeout = inner.spec.connect_timeout;
-        let connecting = tokio::time::timeout(timeout, inner.options.connect());
+        // On the heap: it is large, seldom, and would be part of every future that runs a statement.
+        let connecting = Box::pin(async {
+            let mut connection = inner.options.connect().await.map_err(|error| match error {
+                sqlx::Error::Io(io)
+                    if io.kind() == std::io::ErrorKind::NotFound && inner.spec.root_cert.is_some() =>
+                {
+                    StoreError::new(ErrorClass::Configuration, format!("a TLS certificate file: {io}"))
+                }
+                error => error.into(),
+            })?;
+            let examined = examine(&mut connection, &inner.preamble).await?;
+            Ok((connection, examined))
+        });
+        let connecting = tokio::time::timeout(timeout, connecting);
         match self.unless(Phase::Aborted, connecting).await? {
-            Ok(Ok(connection)) => Ok(Open::new(connection, slot)),
-            Ok(Err(sqlx::Error::Io(io)))
-                if io.kind() == std::io::ErrorKind::NotFound && inner.spec.root_cert.is_some() =>
-            {
-                Err(StoreError::new(ErrorClass::Configuration, format!("a TLS certificate file: {io}")))
+            Ok(Ok((connection, examined))) => {
+                let target = self.database.target(&examined)?;
+                Ok(Open::new(connection, slot, examined, target))
             }
-            Ok(Err(error)) => Err(error.into()),
+            Ok(Err(error)) => Err(error),
             Err(_) => Err(StoreError::new(
                 ErrorClass::Timeout,
                 format!("not connected within {timeout:?}: no answer"),
@@ -158,7 +228,7 @@ impl Session {
         let timeout = self.database.inner().operation_timeout;
         let mut turn = self.turn.take();
         let running = async {
-            let mut running = pin!(tokio::time::timeout(timeout, operation.run(&mut open.connection)));
+            let mut running = pin!(tokio::time::timeout(timeout, execute(&self.database, open, operation)));
             if turn.is_some() {
                 tokio::select! {
                     biased;
@@ -172,7 +242,7 @@ impl Session {
         let result = self.unless(Phase::Aborted, running).await?;
         self.turn = turn;
         match result {
-            Ok(result) => result.map_err(StoreError::from),
+            Ok(result) => result,
             Err(_) => Err(StoreError::new(
                 ErrorClass::Timeout,
                 format!("no answer to a statement within {timeout:?}: connection given up"),
@@ -190,6 +260,56 @@ impl Session {
             _ = phase.wait_for(|phase| *phase >= end) => Err(StoreError::closed()),
         }
     }
+}
+
+/// Writes the statement for this connection, sends it and reads the answer.
+async fn execute<O: Operation>(
+    database: &Database,
+    open: &mut Open,
+    operation: &O,
+) -> Result<O::Output, StoreError> {
+    let message = match write(database, open, operation) {
+        Err(Unwritable::NoSchema) => {
+            // The table was not there when this connection was opened.
+            open.examined = Box::pin(examine(&mut open.connection, &database.inner().preamble)).await?;
+            open.target = database.target(&open.examined)?;
+            write(database, open, operation)
+        }
+        written => written,
+    };
+    let message = message.map_err(|unwritable| match unwritable {
+        Unwritable::Value(error) => error,
+        Unwritable::NoSchema => StoreError::new(
+            ErrorClass::NotProvisioned,
+            format!(
+                "no schema of the role's search_path in database {:?} has a table \"balance\"",
+                open.target.database
+            ),
+        )
+        .with_sqlstate("42P01")
+        .keeping_session(),
+    })?;
+    for (schema, table) in &message.tables {
+        if let Some(tenant) = table.tenant() {
+            let Examined { started, oid, .. } = &open.examined;
+            let home = Home { started: started.clone(), oid: *oid, schema: schema.clone() };
+            database.homes().enter(tenant, database.settings(), &home)?;
+        }
+    }
+    let answer = send(&mut open.connection, message).await.inspect_err(|error| {
+        if error.class() == ErrorClass::NotProvisioned {
+            // It may have moved: the search_path is asked anew.
+            database.forget_schema();
+            open.target.schema = None;
+        }
+    })?;
+    Ok(operation.read(answer)?)
+}
+
+fn write<O: Operation>(database: &Database, open: &Open, operation: &O) -> Result<Message, Unwritable> {
+    let mut sql = Sql::new(&database.inner().preamble, Some(&open.target));
+    operation.write(&mut sql)?;
+    Ok(sql.finish())
 }
 
 impl Drop for Session {

@@ -199,8 +199,8 @@ impl DatabaseSpec {
         Ok(())
     }
 
-    /// The same for the driver: TLS, timeouts and session settings included. For callers that need a connection of their
-    /// own beside the pool.
+    /// The same for the driver. For callers that need a connection of their own beside the pool. No settings are sent at the
+    /// start of a session: poolers refuse or ignore them, see `sql.rs`.
     #[must_use]
     pub fn connect_options(&self) -> PgConnectOptions {
         let mode = match self.tls {
@@ -218,7 +218,8 @@ impl DatabaseSpec {
             .password(self.password.expose_secret())
             .ssl_mode(mode)
             .application_name(&self.application_name)
-            .options(self.session_settings())
+            // Sent by default, and refused by poolers that don't know it. No float is ever read.
+            .extra_float_digits(None)
             .disable_statement_logging();
         if let Some(path) = &self.root_cert {
             options = options.ssl_root_cert(path);
@@ -227,34 +228,6 @@ impl DatabaseSpec {
             options = options.ssl_client_cert(cert).ssl_client_key(key);
         }
         options
-    }
-
-    /// Settings each session starts with, sent with the start-up message so that they cost no round trip.
-    fn session_settings(&self) -> Vec<(&'static str, String)> {
-        let timeout = self.effective_statement_timeout().as_millis().min(i32::MAX as u128);
-        vec![
-            ("statement_timeout", timeout.to_string()),
-            // The version guard relies on READ COMMITTED: a row that a concurrent writer has changed is looked at again.
-            ("default_transaction_isolation", "read committed".to_owned()),
-            // What is acknowledged here leaves the schedule, so it must outlive a crash of the server, and of its
-            // synchronous standby where there is one, whatever the database or the role are set to.
-            ("synchronous_commit", "on".to_owned()),
-            // The batch update must walk its rows in the order they are sent and look each one up by primary key, whatever
-            // the planner believes about the table: see `update.rs`. The first group excludes other kinds of plan ...
-            ("enable_hashjoin", "off".to_owned()),
-            ("enable_mergejoin", "off".to_owned()),
-            ("enable_seqscan", "off".to_owned()),
-            ("enable_bitmapscan", "off".to_owned()),
-            ("enable_material", "off".to_owned()),
-            // ... the second makes looking at rows dear and looking them up cheap, which leaves no case for reading the
-            // whole table by its index and searching the arrays for each of its rows ...
-            ("cpu_tuple_cost", "1".to_owned()),
-            ("random_page_cost", "0".to_owned()),
-            // ... and a plan that was cached while the table was tiny would still be used when it has grown.
-            ("plan_cache_mode", "force_custom_plan".to_owned()),
-            // Disabled plans have an enormous nominal cost, which would make Postgres compile them.
-            ("jit", "off".to_owned()),
-        ]
     }
 }
 

@@ -1,28 +1,27 @@
 //! The batch update, and what became of each row.
 //!
-//! One statement per chunk, its parameters seven arrays: the text of the statement is the same for any number of rows, so
-//! each connection prepares it once.
+//! One statement per chunk, its values seven arrays.
 //!
 //! Postgres must walk the arrays in order and look each row up by primary key. That order is what keeps two workers from
 //! deadlocking, and any other plan can be ruinous: on a table that has not been analyzed yet (a new tenant's) the planner
 //! takes the index on organization and ledger for selective and reads the whole table for each row, or it reads the
 //! table through a partial index and searches the arrays for each of its rows: 3 to 20 s for 1000 rows of 70,000
 //! instead of 30 ms. So nothing is left to its estimates. [`SAME_ROW`] is worded so that only the primary key can serve
-//! it, and the settings of our sessions (`spec.rs`) exclude the other plans on all tables of more than one row.
+//! it, and the settings of our transactions (`sql.rs`) exclude the other plans on all tables of more than one row.
 //!
 //! The version guard makes a repeated write harmless, so whatever happens to an answer, writing again is right.
 
 use std::time::Duration;
 
 use rand::Rng;
-use sqlx::{PgConnection, Row as _, SqlStr};
-use uuid::Uuid;
+use sqlx::Row as _;
 
 use crate::classify::{ErrorClass, StoreError};
 use crate::database::Database;
 use crate::identifier::Table;
 use crate::row::{Batch, Outcome, Row, RowResult};
-use crate::session::{Operation, Session};
+use crate::session::{Answer, Operation, Session};
+use crate::sql::{Sql, Unwritable};
 
 /// Most rows in one statement: some 30 ms of locks on a common disk. Larger batches go in several.
 pub const CHUNK_ROWS: usize = 1000;
@@ -130,12 +129,12 @@ async fn write(
     let mut pending: Vec<usize> = (0..rows.len()).collect();
     for attempt in 0..=UNCHANGED_RETRIES {
         let sending: Vec<&Row<'_>> = pending.iter().map(|&i| rows[i]).collect();
-        let updated = run(session, &Update { sql: table.update_sql(), rows: &sending }).await?;
+        let updated = run(session, &Update { table, rows: &sending }).await?;
         if updated >= sending.len() as u64 {
             pending.iter().for_each(|&i| results[i] = Some(RowResult::Ok(Outcome::Updated)));
             break;
         }
-        let stored = run(session, &Versions { sql: table.versions_sql(), rows: &sending }).await?;
+        let stored = run(session, &Versions { table, rows: &sending }).await?;
         let outcomes = tell_apart(&sending, &stored, updated);
         let mut unchanged = Vec::new();
         for (&i, outcome) in pending.iter().zip(outcomes) {
@@ -213,76 +212,75 @@ async fn run<O: Operation>(session: &mut Session, operation: &O) -> Result<O::Ou
     }
 }
 
-pub(crate) fn update_sql(table: &str) -> String {
-    // `coalesce`: a row without a version has never been synced.
-    format!(
-        "UPDATE {table} AS b \
-         SET available = v.available::numeric, on_hold = v.on_hold::numeric, \
-             overdraft_used = v.overdraft_used::numeric, version = v.version, updated_at = now() \
-         FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::int8[]) \
-              AS v(id, organization_id, ledger_id, available, on_hold, overdraft_used, version) \
-         WHERE {SAME_ROW} AND {NOT_DELETED} AND coalesce(b.version, -1) < v.version"
-    )
-}
-
-pub(crate) fn versions_sql(table: &str) -> String {
-    format!(
-        "SELECT v.n, coalesce(b.version, -1), b.deleted_at IS NOT NULL \
-         FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS v(id, organization_id, ledger_id, n) \
-         JOIN {table} AS b ON {SAME_ROW}"
-    )
-}
-
 /// The rows' identities as arrays: ids, organizations, ledgers.
-pub(crate) fn identities(rows: &[&Row<'_>]) -> (Vec<Uuid>, Vec<Uuid>, Vec<Uuid>) {
-    let ids = rows.iter().map(|r| r.id).collect();
-    (ids, rows.iter().map(|r| r.organization).collect(), rows.iter().map(|r| r.ledger).collect())
+pub(crate) fn identities(sql: &mut Sql<'_>, rows: &[&Row<'_>]) {
+    sql.uuids(rows.iter().map(|r| r.id)).push(", ");
+    sql.uuids(rows.iter().map(|r| r.organization)).push(", ");
+    sql.uuids(rows.iter().map(|r| r.ledger));
+}
+
+/// The rows' amounts as arrays: available, on hold, overdraft used.
+pub(crate) fn amounts(sql: &mut Sql<'_>, rows: &[&Row<'_>]) -> Result<(), Unwritable> {
+    sql.amounts(rows.iter().map(|r| r.available))?.push(", ");
+    sql.amounts(rows.iter().map(|r| r.on_hold))?.push(", ");
+    sql.amounts(rows.iter().map(|r| r.overdraft_used))?;
+    Ok(())
 }
 
 /// The update of one chunk; answers the number of rows it changed.
 struct Update<'s> {
-    sql: SqlStr,
+    table: &'s Table,
     rows: &'s [&'s Row<'s>],
 }
 
 impl Operation for Update<'_> {
     type Output = u64;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<u64, sqlx::Error> {
-        let (ids, organizations, ledgers) = identities(self.rows);
-        let done = sqlx::query(self.sql.clone())
-            .bind(ids)
-            .bind(organizations)
-            .bind(ledgers)
-            .bind(self.rows.iter().map(|r| r.available).collect::<Vec<&str>>())
-            .bind(self.rows.iter().map(|r| r.on_hold).collect::<Vec<&str>>())
-            .bind(self.rows.iter().map(|r| r.overdraft_used).collect::<Vec<&str>>())
-            .bind(self.rows.iter().map(|r| r.version).collect::<Vec<i64>>())
-            .execute(connection)
-            .await?;
-        Ok(done.rows_affected())
+    fn write(&self, sql: &mut Sql<'_>) -> Result<(), Unwritable> {
+        sql.push("UPDATE ").balances(self.table)?.push(
+            " AS b SET available = v.available, on_hold = v.on_hold, overdraft_used = v.overdraft_used, \
+             version = v.version, updated_at = pg_catalog.now() FROM unnest(",
+        );
+        identities(sql, self.rows);
+        sql.push(", ");
+        amounts(sql, self.rows)?;
+        sql.push(", ").bigints(self.rows.iter().map(|r| r.version));
+        sql.push(
+            ") AS v(id, organization_id, ledger_id, available, on_hold, overdraft_used, version) WHERE ",
+        );
+        // `coalesce`: a row without a version has never been synced.
+        sql.push(SAME_ROW).push(" AND ").push(NOT_DELETED);
+        sql.push(" AND coalesce(b.version, -1) < v.version AND ").guard();
+        Ok(())
+    }
+
+    fn read(&self, answer: Answer) -> Result<u64, sqlx::Error> {
+        Ok(answer.affected)
     }
 }
 
 /// What is stored of one chunk, in its order; `None` where there is no such row.
 struct Versions<'s> {
-    sql: SqlStr,
+    table: &'s Table,
     rows: &'s [&'s Row<'s>],
 }
 
 impl Operation for Versions<'_> {
     type Output = Vec<Option<Stored>>;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<Self::Output, sqlx::Error> {
-        let (ids, organizations, ledgers) = identities(self.rows);
-        let found = sqlx::query(self.sql.clone())
-            .bind(ids)
-            .bind(organizations)
-            .bind(ledgers)
-            .fetch_all(connection)
-            .await?;
+    fn write(&self, sql: &mut Sql<'_>) -> Result<(), Unwritable> {
+        sql.push(
+            "SELECT v.n, coalesce(b.version, -1)::pg_catalog.int8, b.deleted_at IS NOT NULL FROM unnest(",
+        );
+        identities(sql, self.rows);
+        sql.push(") WITH ORDINALITY AS v(id, organization_id, ledger_id, n) JOIN ").balances(self.table)?;
+        sql.push(" AS b ON ").push(SAME_ROW).push(" WHERE ").guard();
+        Ok(())
+    }
+
+    fn read(&self, answer: Answer) -> Result<Self::Output, sqlx::Error> {
         let mut stored = vec![None; self.rows.len()];
-        for row in found {
+        for row in answer.rows {
             let value = if row.try_get(2)? { Stored::Deleted } else { Stored::Version(row.try_get(1)?) };
             place(&mut stored, row.try_get(0)?, value);
         }
@@ -299,6 +297,8 @@ pub(crate) fn place<T>(slots: &mut [Option<T>], ordinal: i64, value: T) {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     /// Versions sent and stored; −2 stands for a deleted row.

@@ -1,13 +1,14 @@
 //! Reading rows back, to compare them with what Redis holds.
 
-use sqlx::{PgConnection, Row as _, SqlStr};
+use sqlx::Row as _;
 
 use crate::classify::StoreError;
 use crate::database::Database;
 use crate::identifier::Table;
 use crate::row::Row;
-use crate::session::Operation;
-use crate::update::{CHUNK_ROWS, NOT_DELETED, SAME_ROW, identities, place};
+use crate::session::{Answer, Operation};
+use crate::sql::{Sql, Unwritable};
+use crate::update::{CHUNK_ROWS, NOT_DELETED, SAME_ROW, amounts, identities, place};
 
 /// A row as it stands in Postgres.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,45 +39,43 @@ impl Database {
         let mut session = self.session().await?;
         let rows: Vec<&Row<'_>> = rows.iter().collect();
         for chunk in rows.chunks(CHUNK_ROWS) {
-            stored.append(&mut session.run(&Compare { sql: table.compare_sql(), rows: chunk }).await?);
+            stored.append(&mut session.run(&Compare { table, rows: chunk }).await?);
         }
         Ok(stored)
     }
 }
 
-pub(crate) fn compare_sql(table: &str) -> String {
-    format!(
-        "SELECT v.n, coalesce(b.version, -1), coalesce(b.available::text, 'NULL'), coalesce(b.on_hold::text, 'NULL'), \
-                coalesce(b.overdraft_used::text, 'NULL'), \
-                (b.available, b.on_hold, b.overdraft_used) IS NOT DISTINCT FROM \
-                (v.available::numeric, v.on_hold::numeric, v.overdraft_used::numeric) \
-         FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[]) WITH ORDINALITY \
-              AS v(id, organization_id, ledger_id, available, on_hold, overdraft_used, n) \
-         JOIN {table} AS b ON {SAME_ROW} AND {NOT_DELETED}"
-    )
-}
-
 struct Compare<'s> {
-    sql: SqlStr,
+    table: &'s Table,
     rows: &'s [&'s Row<'s>],
 }
 
 impl Operation for Compare<'_> {
     type Output = Vec<Option<StoredRow>>;
 
-    async fn run(&self, connection: &mut PgConnection) -> Result<Self::Output, sqlx::Error> {
-        let (ids, organizations, ledgers) = identities(self.rows);
-        let found = sqlx::query(self.sql.clone())
-            .bind(ids)
-            .bind(organizations)
-            .bind(ledgers)
-            .bind(self.rows.iter().map(|r| r.available).collect::<Vec<&str>>())
-            .bind(self.rows.iter().map(|r| r.on_hold).collect::<Vec<&str>>())
-            .bind(self.rows.iter().map(|r| r.overdraft_used).collect::<Vec<&str>>())
-            .fetch_all(connection)
-            .await?;
+    fn write(&self, sql: &mut Sql<'_>) -> Result<(), Unwritable> {
+        sql.push(
+            "SELECT v.n, coalesce(b.version, -1)::pg_catalog.int8, \
+                    coalesce(b.available::pg_catalog.text, 'NULL'), coalesce(b.on_hold::pg_catalog.text, 'NULL'), \
+                    coalesce(b.overdraft_used::pg_catalog.text, 'NULL'), \
+                    (b.available, b.on_hold, b.overdraft_used) IS NOT DISTINCT FROM \
+                    (v.available, v.on_hold, v.overdraft_used) \
+             FROM unnest(",
+        );
+        identities(sql, self.rows);
+        sql.push(", ");
+        amounts(sql, self.rows)?;
+        sql.push(
+            ") WITH ORDINALITY AS v(id, organization_id, ledger_id, available, on_hold, overdraft_used, n) JOIN ",
+        );
+        sql.balances(self.table)?.push(" AS b ON ").push(SAME_ROW).push(" AND ").push(NOT_DELETED);
+        sql.push(" WHERE ").guard();
+        Ok(())
+    }
+
+    fn read(&self, answer: Answer) -> Result<Self::Output, sqlx::Error> {
         let mut stored = vec![None; self.rows.len()];
-        for row in found {
+        for row in answer.rows {
             let value = StoredRow {
                 version: row.try_get(1)?,
                 available: row.try_get(2)?,

@@ -293,7 +293,7 @@ async fn the_plan_walks_the_rows_as_sent() {
 fn plans_of(log: &str) -> Vec<String> {
     log.split(" LOG:  ")
         .filter(|entry| {
-            entry.contains("plan:") && entry.contains("unnest($1::uuid[]") && entry.contains("Index Cond")
+            entry.contains("plan:") && entry.contains("FROM unnest('{") && entry.contains("Index Cond")
         })
         .map(str::to_owned)
         .collect()

@@ -1,0 +1,82 @@
+//! What a new connection leads to, and whether settings can be made there.
+//!
+//! One round trip when a connection is new. It says nothing for later: behind a pooler each transaction may get another
+//! session. Therefore each statement checks for itself what it relies on (`sql.rs`); here it is found out what there is to
+//! check, and a session that takes no settings is named as such before anything is claimed for it.
+
+use sqlx::{PgConnection, Row as _};
+
+use crate::classify::{ErrorClass, StoreError};
+use crate::session::send;
+use crate::sql::{Preamble, Sql};
+
+/// What a connection leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Examined {
+    /// The database, by the server's own account.
+    pub(crate) database: String,
+    /// The first schema of the role's `search_path` that has a balance table. Temporary tables, which another client of a
+    /// pooler may have left, don't count.
+    pub(crate) schema: Option<String>,
+    /// The database's number.
+    pub(crate) oid: i64,
+    /// When the server was started.
+    pub(crate) started: String,
+}
+
+const EXAMINE: &str = "SELECT pg_catalog.current_database()::pg_catalog.text, \
+     (SELECT s.name::pg_catalog.text \
+      FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) WITH ORDINALITY AS s(name, n) \
+      JOIN pg_catalog.pg_namespace AS ns ON ns.nspname = s.name \
+      JOIN pg_catalog.pg_class AS c ON c.relnamespace = ns.oid AND c.relname = 'balance' \
+      WHERE c.relkind IN ('r', 'p', 'v', 'f') AND NOT pg_catalog.starts_with(s.name::pg_catalog.text, 'pg_temp') \
+      ORDER BY s.n LIMIT 1), \
+     (SELECT d.oid::pg_catalog.int8 FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database()), \
+     pg_catalog.pg_postmaster_start_time()::pg_catalog.text, \
+     pg_catalog.current_setting('synchronous_commit'), \
+     pg_catalog.current_setting('row_security'), \
+     pg_catalog.current_setting('transaction_isolation')";
+
+/// The settings whose values it asks for, and what they must be.
+const SETTINGS: [(&str, &str); 3] =
+    [("synchronous_commit", "on"), ("row_security", "off"), ("transaction_isolation", "read committed")];
+
+/// Looks where a connection leads.
+///
+/// # Errors
+/// [`ErrorClass::PoolerUnsafe`] if settings are refused or have no effect; else why there was no answer.
+pub(crate) async fn examine(
+    connection: &mut PgConnection,
+    preamble: &Preamble,
+) -> Result<Examined, StoreError> {
+    let mut sql = Sql::new(preamble, None);
+    sql.push(EXAMINE);
+    let answer = send(connection, sql.finish()).await.map_err(|error| match error.class() {
+        // Nothing of ours is in it but settings and catalogs every server has.
+        ErrorClass::NotProvisioned | ErrorClass::Refused | ErrorClass::Internal => StoreError::new(
+            ErrorClass::PoolerUnsafe,
+            format!("session settings are refused: {}", error.message()),
+        ),
+        _ => error,
+    })?;
+    let row = answer.rows.first().ok_or_else(|| {
+        StoreError::new(ErrorClass::PoolerUnsafe, "no answer to a query that always has one")
+    })?;
+    for (n, (name, wanted)) in SETTINGS.iter().enumerate() {
+        let value: String = row.try_get(4 + n)?;
+        if value != *wanted {
+            return Err(StoreError::new(
+                ErrorClass::PoolerUnsafe,
+                format!(
+                    "session settings are not in force: {name} is {value:?} after it was set to {wanted:?}"
+                ),
+            ));
+        }
+    }
+    Ok(Examined {
+        database: row.try_get(0)?,
+        schema: row.try_get(1)?,
+        oid: row.try_get(2)?,
+        started: row.try_get(3)?,
+    })
+}
