@@ -573,7 +573,8 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         if let Some(degraded) = &self.degraded
             && !degraded.trying
             && self.probing.is_none()
-            && self.flights.is_empty()
+            // What waits for its permit is on its way as well: nothing is tried behind it.
+            && !self.writing()
         {
             sooner(degraded.until);
         }

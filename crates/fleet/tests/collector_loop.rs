@@ -570,6 +570,31 @@ async fn a_slow_write_while_redis_is_away_does_not_spin() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_long_wait_for_a_permit_while_redis_is_away_does_not_spin() {
+    local(async {
+        let lab = Lab::new();
+        lab.postgres.place_takes.set(secs(4));
+        lab.redis.mutate(0..3, 1);
+        lab.start();
+        lab.until("some are buffered", |lab| lab.redis.leased() == 3).await;
+        // The permit is requested when the buffer's time is over; Redis fails behind it.
+        tokio::time::sleep(ms(60)).await;
+        lab.redis.fail(&["claim"], RedisClass::Unavailable);
+        lab.until("it is degraded", |lab| lab.reason() == Some("redis_unavailable")).await;
+        let polls = lab.polls.get();
+        tokio::time::sleep(ms(3500)).await;
+        assert!(lab.polls.get() - polls < 100, "{} polls in 3.5 s", lab.polls.get() - polls);
+        lab.until("they are written", |lab| lab.postgres.rows.borrow().len() == 3).await;
+        assert_eq!(lab.reason(), Some("redis_unavailable"));
+        // The wait for Redis is over by then: a claim is tried at once.
+        lab.redis.heal();
+        lab.until("claims go on", |lab| lab.reason().is_none()).await;
+        assert!(lab.redis.at() <= secs(5), "{:?}", lab.redis.at());
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_row_that_can_not_be_settled_is_a_cleanup_failure_and_no_more() {
     local(async {
         let lab = Lab::new();
