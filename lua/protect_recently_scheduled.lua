@@ -50,8 +50,8 @@ for i = 1, #page, 2 do
   if own then
     local left = redis.pcall('PTTL', member)
     if type(left) == 'number' and left >= 0 and left < floor_ms then
-      redis.call('PEXPIRE', member, floor_ms)
-      raised = raised + 1
+      -- One that Redis doesn't let us change must not end the look.
+      if type(redis.pcall('PEXPIRE', member, floor_ms)) == 'number' then raised = raised + 1 end
     end
   end
 end

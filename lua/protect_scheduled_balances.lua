@@ -12,12 +12,14 @@
 --          raised    values whose remaining life was raised
 --          absent    members without a value (expired before anybody looked, or not ours)
 --          shortest  smallest remaining life in milliseconds, after raising; -1 = none in this page has one
+-- Error    what Redis answered, when it refuses to let us look at, or raise, any of them
 --
 -- Atomic per page. ZSCAN returns every member that stays scheduled during the whole iteration at least once.
 
 local floor_ms, prefix = tonumber(ARGV[3]), ARGV[4]
 local page = redis.call('ZSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
 local seen, raised, absent, shortest = 0, 0, 0, -1
+local answered, refusal = 0, nil
 for i = 1, #page[2], 2 do
   local member = page[2][i]
   local own
@@ -27,18 +29,28 @@ for i = 1, #page[2], 2 do
     own = string.sub(member, 1, #prefix) == prefix
   end
   seen = seen + 1
-  -- On a cluster a member may lie where we can't look: that must not end the sweep.
+  -- One that Redis doesn't let us look at or change must not end the sweep.
   local left = own and redis.pcall('PTTL', member) or -2
-  if type(left) ~= 'number' then left = -2 end
+  if type(left) ~= 'number' then
+    if string.match(member, '{([^}]*)}') == 'transactions' then refusal = refusal or left.err end
+    left = -2
+  else
+    answered = answered + 1
+  end
   if left == -2 then
     absent = absent + 1
   elseif left >= 0 then
     if left < floor_ms then
-      redis.call('PEXPIRE', member, floor_ms)
-      left = floor_ms
-      raised = raised + 1
+      local done = redis.pcall('PEXPIRE', member, floor_ms)
+      if type(done) == 'number' then
+        left = floor_ms
+        raised = raised + 1
+      else
+        answered, refusal = answered - 1, refusal or done.err
+      end
     end
     if shortest < 0 or left < shortest then shortest = left end
   end
 end
+if refusal and answered == 0 then return redis.error_reply(refusal) end
 return { page[1], seen, raised, absent, shortest }

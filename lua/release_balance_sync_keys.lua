@@ -11,7 +11,8 @@
 --          released  members put back to their former score: due again for every worker
 --          kept      members with a newer mutation or a later claim: left as they are
 --
--- Atomic: comparing, restoring, unlocking, protecting. Our lock goes unless a later claim holds the member.
+-- Atomic: comparing, restoring, unlocking, protecting. Our lock goes unless a later claim holds the member. A lock or value
+-- that Redis doesn't let us change must not keep members from being given back.
 
 local lock_prefix, token, floor_ms, prefix = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local PAGE = 1000
@@ -22,7 +23,7 @@ local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local function unlock(member)
   if lock_prefix == '' then return end
   local lock = lock_prefix .. member
-  if redis.pcall('GET', lock) == token then redis.call('DEL', lock) end
+  if redis.pcall('GET', lock) == token then redis.pcall('DEL', lock) end
 end
 
 local function own(member)
@@ -51,7 +52,7 @@ for first = 5, #ARGV, 3 * PAGE do
     -- Whoever writes this member next, its value must live until then.
     if floor_ms > 0 and own(page[n]) then
       local left = redis.pcall('PTTL', page[n])
-      if type(left) == 'number' and left >= 0 and left < floor_ms then redis.call('PEXPIRE', page[n], floor_ms) end
+      if type(left) == 'number' and left >= 0 and left < floor_ms then redis.pcall('PEXPIRE', page[n], floor_ms) end
     end
   end
   if #back > 0 then redis.call('ZADD', KEYS[1], 'XX', unpack(back)) end

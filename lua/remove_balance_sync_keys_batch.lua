@@ -24,7 +24,7 @@ local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local function unlock(member)
   if lock_prefix == '' then return end
   local lock = lock_prefix .. member
-  if redis.pcall('GET', lock) == token then redis.call('DEL', lock) end
+  if redis.pcall('GET', lock) == token then redis.pcall('DEL', lock) end
 end
 
 for first = 3, #ARGV, 2 * PAGE do

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::error::ScheduleError;
+
 /// One claimed member. Dropping it gives nothing back: the lease then lapses by itself.
 #[derive(Debug, Clone)]
 pub struct Claimed {
@@ -13,7 +15,7 @@ pub struct Claimed {
     pub former: String,
     /// The balance's JSON; `None` when the value has expired or can't be read, or the member is another tenant's.
     pub value: Option<Vec<u8>>,
-    /// Why the value can't be read although its key is there, or may be: it is of another type, or Redis refuses.
+    /// Why the value can't be read although its key is there, or may be: it is of another type, or outside the tenant's slot.
     pub unreadable: Option<String>,
 }
 
@@ -43,6 +45,17 @@ pub struct Claim {
     pub now: f64,
     /// Members passed over because another worker holds their lock (mode `lock` only).
     pub foreign: u64,
+    /// What Redis refused beside what it gave.
+    pub refused: Option<Refused>,
+}
+
+/// What Redis refused in a claim that brought other members.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    /// Members whose values it did not give: still scheduled, put off. 0 = it gave all, and refuses to keep them alive.
+    pub put_off: u64,
+    /// Why.
+    pub error: ScheduleError,
 }
 
 /// Why a claimed member goes to quarantine.

@@ -10,25 +10,36 @@ const MESSAGE_LIMIT: usize = 300;
 pub enum ErrorClass {
     /// No connection, a connection that broke, or no answer in time.
     Unavailable,
-    /// Redis is reading its data set after a start (`LOADING`), or a script holds it (`BUSY`).
+    /// Redis is reading its data set after a start (`LOADING`).
     Loading,
-    /// The server is a replica or refuses writes (`READONLY`, `MISCONF`, `NOREPLICAS`, `MASTERDOWN`): a failover.
+    /// The server is a replica (`READONLY`, `MASTERDOWN`): a failover.
     ReadOnly,
     /// Redis is out of memory (`OOM`) and refuses commands that might need more.
     OutOfMemory,
-    /// A cluster that moved the slot or is down (`MOVED`, `ASK`, `CLUSTERDOWN`, `TRYAGAIN`, `CROSSSLOT`).
+    /// A cluster that moved the slot, is moving it, or is down (`MOVED`, `ASK`, `CLUSTERDOWN`, `TRYAGAIN`, `CROSSSLOT`, "non
+    /// local key").
     Cluster,
-    /// User name, password or rights are refused (`NOAUTH`, `WRONGPASS`, `NOPERM`).
+    /// User name or password are refused (`NOAUTH`, `WRONGPASS`).
     Credentials,
     /// A key of ours holds something else (`WRONGTYPE`).
     WrongType,
     /// Redis answered something that the script's contract doesn't allow.
     Unexpected,
+    /// A script of somebody's holds Redis (`BUSY`).
+    Busy,
+    /// The user may not use a command or a key (`NOPERM`).
+    Permission,
+    /// Fewer replicas are in step than `min-replicas-to-write` demands (`NOREPLICAS`).
+    NoReplicas,
+    /// The last snapshot failed, and Redis takes no writes until one succeeds (`MISCONF`).
+    Misconf,
+    /// The server lets scripts use only keys that they declare (Dragonfly).
+    UndeclaredKeys,
 }
 
 impl ErrorClass {
     /// All of them, in order, for metrics.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 13] = [
         Self::Unavailable,
         Self::Loading,
         Self::ReadOnly,
@@ -37,6 +48,11 @@ impl ErrorClass {
         Self::Credentials,
         Self::WrongType,
         Self::Unexpected,
+        Self::Busy,
+        Self::Permission,
+        Self::NoReplicas,
+        Self::Misconf,
+        Self::UndeclaredKeys,
     ];
 
     /// Short, stable name: the reason in tenant states, logs and metrics.
@@ -51,6 +67,11 @@ impl ErrorClass {
             Self::Credentials => "redis_credentials",
             Self::WrongType => "redis_wrong_type",
             Self::Unexpected => "redis_unexpected",
+            Self::Busy => "redis_busy",
+            Self::Permission => "redis_permission",
+            Self::NoReplicas => "redis_no_replicas",
+            Self::Misconf => "redis_misconf",
+            Self::UndeclaredKeys => "redis_undeclared_keys",
         }
     }
 
@@ -59,6 +80,22 @@ impl ErrorClass {
     #[must_use]
     pub fn needs_new_connection(self) -> bool {
         matches!(self, Self::Unavailable | Self::ReadOnly | Self::Cluster | Self::Credentials)
+    }
+
+    /// Whether Redis answered and refused: the same call will be refused until somebody, or a failover, changes the server.
+    #[must_use]
+    pub fn is_refusal(self) -> bool {
+        match self {
+            Self::ReadOnly
+            | Self::OutOfMemory
+            | Self::Cluster
+            | Self::Credentials
+            | Self::Permission
+            | Self::NoReplicas
+            | Self::Misconf
+            | Self::UndeclaredKeys => true,
+            Self::Unavailable | Self::Loading | Self::Busy | Self::WrongType | Self::Unexpected => false,
+        }
     }
 }
 
@@ -76,50 +113,55 @@ pub struct ScheduleError {
 
 impl ScheduleError {
     pub(crate) fn new(operation: &'static str, error: &RedisError) -> Self {
-        let mut message = error.to_string();
-        if message.len() > MESSAGE_LIMIT {
-            let cut = (0..=MESSAGE_LIMIT).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
-            message.truncate(cut);
-            message.push('…');
-        }
-        Self { operation, class: classify(error), message }
+        Self { operation, class: classify(error), message: cut(error.to_string()) }
+    }
+
+    /// A refusal that a script reports beside its answer.
+    pub(crate) fn refused(operation: &'static str, text: &str) -> Self {
+        let (code, detail) = text.split_once(' ').unwrap_or((text, ""));
+        let class = class_of(Some(code), detail).unwrap_or(ErrorClass::Unexpected);
+        Self { operation, class, message: cut(text.to_owned()) }
     }
 
     pub(crate) fn unexpected(operation: &'static str, what: impl Into<String>) -> Self {
         Self { operation, class: ErrorClass::Unexpected, message: what.into() }
     }
 
-    /// Whether waiting may mend it. Credentials and a key of the wrong type need a human, but both may be mended
-    /// from outside at any time, so a worker keeps trying with a long delay.
+    /// Whether waiting may mend it. Credentials, rights, undeclared keys and a key of the wrong type need a human, but all may
+    /// be mended from outside at any time, so a worker keeps trying with a long delay.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        !matches!(self.class, ErrorClass::Credentials | ErrorClass::WrongType | ErrorClass::Unexpected)
+        !matches!(
+            self.class,
+            ErrorClass::Credentials
+                | ErrorClass::Permission
+                | ErrorClass::UndeclaredKeys
+                | ErrorClass::WrongType
+                | ErrorClass::Unexpected
+        )
     }
 }
 
-fn classify(error: &RedisError) -> ErrorClass {
-    // The code is the first word of the server's answer; the client's own kinds cover only some of them.
-    match error.code() {
-        Some("OOM") => return ErrorClass::OutOfMemory,
-        Some("LOADING" | "BUSY") => return ErrorClass::Loading,
-        Some("READONLY" | "MISCONF" | "NOREPLICAS" | "MASTERDOWN") => return ErrorClass::ReadOnly,
-        Some("MOVED" | "ASK" | "CLUSTERDOWN" | "TRYAGAIN" | "CROSSSLOT") => return ErrorClass::Cluster,
-        Some("NOAUTH" | "WRONGPASS" | "NOPERM") => return ErrorClass::Credentials,
-        Some("WRONGTYPE") => return ErrorClass::WrongType,
-        _ => {}
+fn cut(mut message: String) -> String {
+    if message.len() > MESSAGE_LIMIT {
+        let cut = (0..=MESSAGE_LIMIT).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
+        message.truncate(cut);
+        message.push('…');
     }
-    // Without a password Redis refuses long commands before it looks at them, and has no code for that.
-    if error.detail().is_some_and(|detail| detail.contains("unauthenticated")) {
-        return ErrorClass::Credentials;
+    message
+}
+
+fn classify(error: &RedisError) -> ErrorClass {
+    if let Some(class) = class_of(error.code(), error.detail().unwrap_or_default()) {
+        return class;
     }
     match error.kind() {
         ErrorKind::Io
         | ErrorKind::ClusterConnectionNotFound
         | ErrorKind::MasterNameNotFoundBySentinel
         | ErrorKind::NoValidReplicasFoundBySentinel => ErrorClass::Unavailable,
-        ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => {
-            ErrorClass::Credentials
-        }
+        ErrorKind::AuthenticationFailed => ErrorClass::Credentials,
+        ErrorKind::Server(ServerErrorKind::NoPerm) => ErrorClass::Permission,
         ErrorKind::Server(ServerErrorKind::BusyLoading) => ErrorClass::Loading,
         ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown) => ErrorClass::ReadOnly,
         ErrorKind::Server(
@@ -131,5 +173,76 @@ fn classify(error: &RedisError) -> ErrorClass {
         ) => ErrorClass::Cluster,
         _ if error.is_connection_dropped() || error.is_timeout() => ErrorClass::Unavailable,
         _ => ErrorClass::Unexpected,
+    }
+}
+
+/// The class of a server's answer: by its code, the first word; where that is only `ERR`, by its words.
+fn class_of(code: Option<&str>, detail: &str) -> Option<ErrorClass> {
+    if let Some(class) = code.and_then(class_of_code) {
+        return Some(class);
+    }
+    // What a command within a script meets has no code of its own, and before Redis 7 the code stands inside the text:
+    // "Error running script (…): @user_script:1: -OOM command not allowed …".
+    let words = [
+        // Without a password Redis refuses long commands before it looks at them.
+        ("unauthenticated", ErrorClass::Credentials),
+        ("The user executing the script", ErrorClass::Permission),
+        ("non local key", ErrorClass::Cluster),
+        ("do not hash to the same slot", ErrorClass::Cluster),
+        ("undeclared key", ErrorClass::UndeclaredKeys),
+    ];
+    words.iter().find(|(words, _)| detail.contains(words)).map(|(_, class)| *class).or_else(|| {
+        detail.split_whitespace().filter_map(|word| word.strip_prefix('-')).find_map(class_of_code)
+    })
+}
+
+fn class_of_code(code: &str) -> Option<ErrorClass> {
+    Some(match code {
+        "OOM" => ErrorClass::OutOfMemory,
+        "LOADING" => ErrorClass::Loading,
+        "BUSY" => ErrorClass::Busy,
+        "READONLY" | "MASTERDOWN" => ErrorClass::ReadOnly,
+        "MISCONF" => ErrorClass::Misconf,
+        "NOREPLICAS" => ErrorClass::NoReplicas,
+        "MOVED" | "ASK" | "CLUSTERDOWN" | "TRYAGAIN" | "CROSSSLOT" => ErrorClass::Cluster,
+        "NOAUTH" | "WRONGPASS" => ErrorClass::Credentials,
+        "NOPERM" => ErrorClass::Permission,
+        "WRONGTYPE" => ErrorClass::WrongType,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_of_a_server_have_their_class() {
+        for (text, class) in [
+            ("NOPERM No permissions to access a key", ErrorClass::Permission),
+            ("ERR The user executing the script can't run this command or subcommand", ErrorClass::Permission),
+            ("MOVED 15891 127.0.0.1:7001", ErrorClass::Cluster),
+            ("ASK 15891 127.0.0.1:7001", ErrorClass::Cluster),
+            ("TRYAGAIN Multiple keys request during rehashing of slot", ErrorClass::Cluster),
+            ("ERR Script attempted to access a non local key in a cluster node script: 2d77", ErrorClass::Cluster),
+            ("ERR script tried accessing undeclared key", ErrorClass::UndeclaredKeys),
+            (
+                "ERR Error running script (call to f_1): script tried accessing undeclared key",
+                ErrorClass::UndeclaredKeys,
+            ),
+            ("NOREPLICAS Not enough good replicas to write.", ErrorClass::NoReplicas),
+            ("MISCONF Redis is configured to save RDB snapshots", ErrorClass::Misconf),
+            ("OOM command not allowed when used memory > 'maxmemory'.", ErrorClass::OutOfMemory),
+            ("BUSY Redis is busy running a script.", ErrorClass::Busy),
+            // Redis 6.
+            (
+                "ERR Error running script (call to f_1): @user_script:9: @user_script: 9: -MISCONF Redis is configured",
+                ErrorClass::Misconf,
+            ),
+            ("ERR something else", ErrorClass::Unexpected),
+            ("WRONGTYPE Operation against a key", ErrorClass::WrongType),
+        ] {
+            assert_eq!(ScheduleError::refused("test", text).class, class, "{text}");
+        }
     }
 }

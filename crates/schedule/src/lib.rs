@@ -25,7 +25,7 @@ pub mod stats;
 pub mod subscription;
 pub mod workers;
 
-pub use claimed::{Claim, Claimed, Refusal};
+pub use claimed::{Claim, Claimed, Refusal, Refused};
 pub use controls::Controls;
 pub use error::{ErrorClass, ScheduleError};
 pub use heads::{Head, Seen, look_at_heads};

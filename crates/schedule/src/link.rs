@@ -34,6 +34,10 @@ use crate::{
 /// collectors don't knock at once on a server that is just coming up.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 
+/// A sound connection to a server that is not, or no longer, the right one is replaced no sooner than this after it was
+/// opened: thousands of tenants that meet the same refusal must not open one each.
+const REFUSED_AFTER: Duration = Duration::from_secs(1);
+
 /// How Redis is reached. `Debug` shows no password.
 #[derive(Clone)]
 pub struct LinkSettings {
@@ -103,6 +107,7 @@ pub(crate) enum Source {
 
 struct Open {
     generation: u64,
+    since: Instant,
     connection: MultiplexedConnection,
 }
 
@@ -226,7 +231,7 @@ impl Link {
                     self.0.stats.failed(error.class);
                 }
                 if error.class.needs_new_connection() {
-                    self.discard(generation).await;
+                    self.discard(generation, error.class).await;
                 }
                 Err((error, Some(cause)))
             }
@@ -277,7 +282,7 @@ impl Link {
                 *last_failure = None;
                 self.0.stats.connected();
                 let generation = self.0.generations.fetch_add(1, Ordering::Relaxed);
-                *self.0.open.write().await = Some(Open { generation, connection: connection.clone() });
+                *self.0.open.write().await = Some(Open { generation, since: Instant::now(), connection: connection.clone() });
                 Ok((generation, connection))
             }
             Err(error) => {
@@ -310,9 +315,13 @@ impl Link {
         }
     }
 
-    async fn discard(&self, generation: u64) {
+    async fn discard(&self, generation: u64, class: ErrorClass) {
         let mut open = self.0.open.write().await;
-        if open.as_ref().is_some_and(|open| open.generation == generation) {
+        let suspect = |open: &Open| {
+            let sound = matches!(class, ErrorClass::ReadOnly | ErrorClass::Cluster);
+            open.generation == generation && !(sound && open.since.elapsed() < REFUSED_AFTER)
+        };
+        if open.as_ref().is_some_and(suspect) {
             *open = None;
         }
     }

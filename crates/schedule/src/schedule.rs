@@ -12,7 +12,7 @@ use balance_sync_domain::KeySpace;
 use redis::Value;
 
 use crate::{
-    claimed::{Claim, Claimed, Refusal},
+    claimed::{Claim, Claimed, Refusal, Refused},
     error::ScheduleError,
     link::Link,
     scripts,
@@ -58,6 +58,8 @@ pub struct ScheduleOptions {
     pub quarantine_value_limit: usize,
     /// How long a member is put off when the quarantine is full.
     pub quarantine_put_off: Duration,
+    /// How long a member is put off that can't be worked at present, though others of the tenant can.
+    pub put_off: Duration,
 }
 
 impl Default for ScheduleOptions {
@@ -71,6 +73,7 @@ impl Default for ScheduleOptions {
             quarantine_limit: 10_000,
             quarantine_value_limit: 65_536,
             quarantine_put_off: Duration::from_secs(600),
+            put_off: Duration::from_secs(60),
         }
     }
 }
@@ -201,7 +204,8 @@ impl Schedule {
     /// Claims up to `limit` due members with their values.
     ///
     /// # Errors
-    /// As Redis answers. Whether something was claimed is then unknown; the leases lapse by themselves.
+    /// As Redis answers. Where it refuses to give the values nothing was claimed; otherwise that is unknown, and the leases
+    /// lapse by themselves.
     pub async fn claim(&self, limit: usize) -> Result<Claim, ScheduleError> {
         const OPERATION: &str = "claim";
         let mut cmd = scripts::CLAIM.call(1);
@@ -214,18 +218,19 @@ impl Schedule {
             .arg(self.lock_prefix())
             .arg(&self.options.lock_token)
             .arg(self.options.lock_scan_limit.max(limit))
-            .arg(self.resume.load(Ordering::Relaxed));
+            .arg(self.resume.load(Ordering::Relaxed))
+            .arg(millis(self.options.put_off));
         let Value::Array(parts) = scripts::CLAIM.run(&self.link, &cmd).await? else {
             return Err(ScheduleError::unexpected(OPERATION, "the script gave no array"));
         };
-        if parts.len() < 5 || (parts.len() - 5) % 3 != 0 {
+        if parts.len() < 7 || (parts.len() - 7) % 3 != 0 {
             return Err(ScheduleError::unexpected(
                 OPERATION,
                 format!("the script gave {} parts", parts.len()),
             ));
         }
         let mut parts = parts.into_iter();
-        let mut head = [Value::Nil, Value::Nil, Value::Nil, Value::Nil, Value::Nil];
+        let mut head = [const { Value::Nil }; 7];
         for (slot, part) in head.iter_mut().zip(parts.by_ref()) {
             *slot = part;
         }
@@ -234,6 +239,11 @@ impl Schedule {
         let [scheduled, resume, foreign] =
             [int(OPERATION, &head[2])?, int(OPERATION, &head[3])?, int(OPERATION, &head[4])?];
         self.resume.store(resume, Ordering::Relaxed);
+        let (put_off, words) = (int(OPERATION, &head[5])?, bulk(OPERATION, &head[6])?);
+        let refused = (!words.is_empty()).then(|| {
+            let error = ScheduleError::refused(OPERATION, &String::from_utf8_lossy(words));
+            Refused { put_off, error }
+        });
         let mut entries = Vec::with_capacity(parts.len() / 3);
         while let (Some(member), Some(former), Some(value)) = (parts.next(), parts.next(), parts.next()) {
             let (Value::BulkString(member), Value::BulkString(former)) = (member, former) else {
@@ -248,7 +258,7 @@ impl Schedule {
             };
             entries.push(Claimed { member, lease: Arc::clone(&lease), former, value, unreadable });
         }
-        Ok(Claim { entries, scheduled, now, foreign })
+        Ok(Claim { entries, scheduled, now, foreign, refused })
     }
 
     /// Removes written members, each only under its lease, and clears their quarantine entries.

@@ -259,7 +259,7 @@ async fn a_replica_is_read_only_until_it_is_promoted() {
 }
 
 #[tokio::test]
-async fn a_server_held_up_by_a_script_is_not_ready() {
+async fn a_server_held_up_by_a_script_is_busy() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
     let schedule = tenant.lease_mode();
@@ -272,7 +272,7 @@ async fn a_server_held_up_by_a_script_is_not_ready() {
     let busy = || async {
         // A call made before the limit has passed is held up until the script ends; so ask while it lasts.
         match tokio::time::timeout(Duration::from_secs(5), schedule.claim(1)).await {
-            Ok(Err(error)) => (error.class == ErrorClass::Loading).then_some(error),
+            Ok(Err(error)) => (error.class == ErrorClass::Busy).then_some(error),
             _ => None,
         }
     };
@@ -284,13 +284,13 @@ async fn a_server_held_up_by_a_script_is_not_ready() {
 }
 
 #[tokio::test]
-async fn rights_that_are_missing_are_credentials() {
+async fn rights_that_are_missing_are_named() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
     tell!(tenant, "ACL", "SETUSER", "weak", "on", ">s3cret", "~other:*", "+@all");
     let url = format!("redis://weak:s3cret@127.0.0.1:{}/0", server.port());
     let error = schedule_on(&LinkSettings::for_url(&url)).claim(1).await.unwrap_err();
-    assert_eq!(error.class, ErrorClass::Credentials, "{error}");
+    assert_eq!(error.class, ErrorClass::Permission, "{error}");
     hides_secrets(&format!("{error} {error:?}"));
 }
 

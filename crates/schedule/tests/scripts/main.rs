@@ -15,6 +15,7 @@ mod link;
 mod locks;
 mod protect;
 mod quarantine;
+mod refusals;
 mod sample;
 mod snapshots;
 mod tls;

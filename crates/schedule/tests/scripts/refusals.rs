@@ -1,0 +1,283 @@
+//! What a server refuses: the call as a whole fails with its class, nothing is claimed, and nothing leaves the schedule.
+
+use std::{sync::Arc, time::Duration};
+
+use balance_sync_sandbox::{RedisOptions, RedisServer, eventually, free_port};
+use balance_sync_schedule::{ErrorClass, Link, LinkSettings, Schedule, ScheduleOptions};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+use crate::{SOON, Tenant, all, ask, common::space_of, names, number, tell};
+
+/// The tenant's schedule by another user of the same Redis, in both modes.
+fn as_user(tenant: &Tenant, port: u16, user: &str) -> [Schedule; 2] {
+    let link = Link::new(&LinkSettings::for_url(&format!("redis://{user}:pw@127.0.0.1:{port}/0"))).unwrap();
+    let lease = Arc::new(ScheduleOptions::default());
+    let lock = tenant.lock_mode("us").options().clone();
+    [lease, Arc::new(lock)].map(|options| Schedule::new(link.clone(), tenant.space.clone(), options))
+}
+
+/// Members with their scores as numbers, as they stand in the schedule.
+async fn scores(tenant: &Tenant) -> Vec<(String, f64)> {
+    let flat: Vec<String> = ask!(tenant, "ZRANGE", tenant.space.schedule(), 0, -1, "WITHSCORES");
+    flat.chunks(2).map(|pair| (pair[0].clone(), number(&pair[1]))).collect()
+}
+
+async fn locks(tenant: &Tenant) -> usize {
+    let found: Vec<String> = ask!(tenant, "KEYS", format!("{}*", tenant.space.lock_prefix()));
+    found.len()
+}
+
+#[tokio::test]
+async fn values_that_no_right_covers_are_left_scheduled_as_they_were() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    // More than one page, and one member that is nobody's balance.
+    let members = tenant.schedule_many(250).await;
+    tenant.schedule("not a balance", "1700000000.000001").await;
+    for member in &members {
+        tell!(tenant, "SET", member, "{}");
+    }
+    let users: [(&str, &[&str]); 2] = [
+        // No right to the values' keys; no right to the command.
+        ("keys", &["~tenant:t:schedule:*", "~tenant:t:lock:*", "~tenant:t:*quarantine*", "+@all"]),
+        ("commands", &["~*", "+@all", "-get", "-mget"]),
+    ];
+    for (user, rights) in users {
+        let mut cmd = redis::cmd("ACL");
+        cmd.arg("SETUSER").arg(user).arg("on").arg(">pw").arg(rights);
+        tenant.run::<()>(&cmd).await;
+        let before = scores(&tenant).await;
+        for schedule in as_user(&tenant, server.port(), user) {
+            let error = schedule.claim(300).await.unwrap_err();
+            assert_eq!((error.class, error.is_transient()), (ErrorClass::Permission, false), "{user}: {error}");
+            assert_eq!(scores(&tenant).await, before, "{user}");
+            assert_eq!(locks(&tenant).await, 0, "{user}");
+        }
+        // Mended, it is claimed in the old order.
+        tell!(tenant, "ACL", "SETUSER", user, "allkeys", "+@all");
+        let [schedule, _] = as_user(&tenant, server.port(), user);
+        let claim = schedule.claim(300).await.unwrap();
+        assert_eq!(claim.entries.iter().filter(|claimed| claimed.value.is_some()).count(), 250);
+        assert!(claim.refused.is_none());
+        assert_eq!(schedule.release(&all(&claim.entries)).await.unwrap().released, 251);
+    }
+}
+
+#[tokio::test]
+async fn a_right_that_lacks_for_some_values_holds_up_no_others() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    let (secret, _) = tenant.mutate("secret", "{}").await;
+    let (good, _) = tenant.mutate("good", "{}").await;
+    tell!(
+        tenant, "ACL", "SETUSER", "some", "on", ">pw", "~tenant:t:schedule:*", "~*quarantine*", "~*good*", "+@all"
+    );
+    let [schedule, _] = as_user(&tenant, server.port(), "some");
+    let claim = schedule.claim(10).await.unwrap();
+    assert_eq!(names(&claim.entries), [good.as_str()]);
+    let refused = claim.refused.as_ref().unwrap();
+    assert_eq!((refused.put_off, refused.error.class), (1, ErrorClass::Permission), "{}", refused.error);
+    let now: (f64, u64) = ask!(tenant, "TIME");
+    let wait = number(&tenant.score(&secret).await.unwrap()) - now.0;
+    assert!((50.0..62.0).contains(&wait), "put off by {wait} s");
+    assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 1);
+    // A newer mutation is due at once.
+    tell!(tenant, "ACL", "SETUSER", "some", "allkeys");
+    tenant.mutate("secret", "{}").await;
+    assert_eq!(names(&schedule.claim(10).await.unwrap().entries), [secret.as_str()]);
+}
+
+#[tokio::test]
+async fn a_missing_right_to_keep_values_alive_stops_nothing_and_is_reported() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    let (member, _) = tenant.mutate("a", "{}").await;
+    tell!(tenant, "PEXPIRE", &member, 50_000);
+    tell!(tenant, "ACL", "SETUSER", "frail", "on", ">pw", "~*", "+@all", "-pexpire");
+    let [schedule, _] = as_user(&tenant, server.port(), "frail");
+    let claim = schedule.claim(10).await.unwrap();
+    assert_eq!(names(&claim.entries), [member.as_str()]);
+    let refused = claim.refused.as_ref().unwrap();
+    assert_eq!((refused.put_off, refused.error.class), (0, ErrorClass::Permission));
+    assert_eq!(schedule.release(&all(&claim.entries)).await.unwrap().released, 1);
+    assert_eq!(schedule.protect_page(None).await.unwrap_err().class, ErrorClass::Permission);
+    assert_eq!(schedule.protect_since(Some(1.0)).await.unwrap().1, 0);
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_writes_claims_nothing_and_takes_no_locks() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    tenant.mutate("a", "{}").await;
+    tenant.mutate("b", "{}").await;
+    // A snapshot that can't be written: MISCONF until one succeeds.
+    let misconf = async |on: bool| {
+        if !on {
+            tell!(tenant, "CONFIG", "SET", "stop-writes-on-bgsave-error", "no");
+            return;
+        }
+        tell!(tenant, "CONFIG", "SET", "save", "1 1");
+        std::fs::create_dir_all(server.folder().join("dump.rdb").join("inside")).unwrap();
+        tell!(tenant, "CONFIG", "SET", "stop-writes-on-bgsave-error", "yes");
+        tell!(tenant, "BGSAVE");
+        eventually(SOON, "a failed snapshot", async || {
+            let info: String = ask!(tenant, "INFO", "persistence");
+            info.contains("rdb_last_bgsave_status:err")
+        })
+        .await
+        .unwrap();
+    };
+    let set = async |name: &str, value: &str| tell!(tenant, "CONFIG", "SET", name, value);
+    for class in [ErrorClass::NoReplicas, ErrorClass::OutOfMemory, ErrorClass::Misconf] {
+        match class {
+            ErrorClass::NoReplicas => set("min-replicas-to-write", "1").await,
+            ErrorClass::OutOfMemory => set("maxmemory", "1").await,
+            _ => misconf(true).await,
+        }
+        let before = scores(&tenant).await;
+        for schedule in [tenant.lease_mode(), tenant.lock_mode("us")] {
+            let error = schedule.claim(10).await.unwrap_err();
+            assert_eq!((error.class, error.is_transient()), (class, true), "{error}");
+        }
+        match class {
+            ErrorClass::NoReplicas => set("min-replicas-to-write", "0").await,
+            ErrorClass::OutOfMemory => set("maxmemory", "0").await,
+            _ => misconf(false).await,
+        }
+        assert_eq!((scores(&tenant).await, locks(&tenant).await), (before, 0), "{class:?}");
+    }
+    let schedule = tenant.lock_mode("us");
+    let claim = schedule.claim(10).await.unwrap();
+    assert_eq!((claim.entries.len(), claim.foreign), (2, 0));
+    // What is held can't be settled then, and stays.
+    set("min-replicas-to-write", "1").await;
+    let held = all(&claim.entries);
+    assert_eq!(schedule.settle(&held).await.unwrap_err().class, ErrorClass::NoReplicas);
+    assert_eq!(schedule.release(&held).await.unwrap_err().class, ErrorClass::NoReplicas);
+    assert_eq!(scores(&tenant).await.len(), 2);
+    set("min-replicas-to-write", "0").await;
+    assert_eq!(schedule.settle(&held).await.unwrap().removed, 2);
+}
+
+/// A node of a cluster; `slots` = whether it has them all.
+async fn node(slots: bool) -> RedisServer {
+    let extra =
+        vec!["cluster-enabled yes".to_owned(), format!("cluster-port {}", free_port().unwrap())];
+    let server = RedisServer::start(RedisOptions { extra, ..RedisOptions::default() }).await.unwrap();
+    if slots {
+        let mut redis = server.connect().await.unwrap();
+        let all: Vec<u16> = (0..16_384).collect();
+        redis::cmd("CLUSTER").arg("ADDSLOTS").arg(&all).query_async::<()>(&mut redis).await.unwrap();
+    }
+    server
+}
+
+#[tokio::test]
+async fn a_slot_that_moves_is_waited_for_with_every_member_scheduled() {
+    let (server, target) = (node(true).await, node(false).await);
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    let there = Tenant::on(space_of("t"), &target.url()).await;
+    let bus: Vec<String> = ask!(there, "CONFIG", "GET", "cluster-port");
+    tell!(tenant, "CLUSTER", "MEET", "127.0.0.1", target.port(), &bus[1]);
+    for side in [&tenant, &there] {
+        eventually(SOON, "two nodes that serve", async || {
+            let info: String = ask!(side, "CLUSTER", "INFO");
+            info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:2")
+        })
+        .await
+        .unwrap();
+    }
+    let mut members = Vec::new();
+    for name in ["a", "b", "c"] {
+        members.push(tenant.mutate(name, "{}").await.0);
+    }
+    let slot: u16 = ask!(tenant, "CLUSTER", "KEYSLOT", &members[0]);
+    let (from, to): (String, String) = (ask!(tenant, "CLUSTER", "MYID"), ask!(there, "CLUSTER", "MYID"));
+    tell!(there, "CLUSTER", "SETSLOT", slot, "IMPORTING", &from);
+    tell!(tenant, "CLUSTER", "SETSLOT", slot, "MIGRATING", &to);
+    let before = scores(&tenant).await;
+    let refused = async |what: &str| {
+        for schedule in [tenant.lease_mode(), tenant.lock_mode("us")] {
+            let error = schedule.claim(10).await.unwrap_err();
+            assert_eq!((error.class, error.is_transient()), (ErrorClass::Cluster, true), "{what}: {error}");
+        }
+    };
+    let migrate = async |key: &str| {
+        tell!(tenant, "MIGRATE", "127.0.0.1", target.port(), key, 0, 5_000);
+    };
+    // One value is on the other node already: "non local key" within the script.
+    migrate(&members[1]).await;
+    refused("a value has moved").await;
+    assert_eq!(scores(&tenant).await, before);
+    // Now the schedule as well: ASK. A settle, which declares a key that isn't there, was refused before: TRYAGAIN.
+    migrate(tenant.space.schedule()).await;
+    refused("the schedule has moved").await;
+    for member in [&members[0], &members[2]] {
+        migrate(member).await;
+    }
+    for side in [&there, &tenant] {
+        tell!(side, "CLUSTER", "SETSLOT", slot, "NODE", &to);
+    }
+    refused("the slot has moved").await;
+    let schedule = there.lease_mode();
+    let claim = schedule.claim(10).await.unwrap();
+    assert_eq!(names(&claim.entries), members.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 3);
+}
+
+/// A server that refuses undeclared keys as Dragonfly does: the same script, with `redis.pcall` in front of which the
+/// declared keys are looked up.
+#[tokio::test]
+async fn undeclared_keys_that_a_server_refuses_leave_everything_scheduled() {
+    const STRICT: &str = r"
+local real, declared = redis, {}
+for _, key in ipairs(KEYS) do declared[key] = true end
+local redis = setmetatable({}, { __index = real })
+function redis.pcall(name, key, ...)
+  if key and not declared[key] then return { err = 'ERR script tried accessing undeclared key' } end
+  return real.pcall(name, key, ...)
+end
+";
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    tenant.mutate("a", "{}").await;
+    tenant.mutate("b", "{}").await;
+    let before = scores(&tenant).await;
+    let script = format!("{STRICT}{}", include_str!("../../../../lua/claim_balance_sync_keys.lua"));
+    let mut cmd = redis::cmd("EVAL");
+    cmd.arg(script).arg(1).arg(tenant.space.schedule());
+    cmd.arg(&["10", "30000", "900000", "tenant:t:", tenant.space.quarantine(), "", "us", "5000", "0", "60000"]);
+    let error = cmd.query_async::<redis::Value>(&mut tenant.redis.clone()).await.unwrap_err();
+    assert!(error.to_string().contains("undeclared key"), "{error}");
+    assert_eq!(scores(&tenant).await, before);
+
+    // And over the wire.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let answering = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut buffer = vec![0; 65_536];
+        while let Ok(read) = stream.read(&mut buffer).await
+            && read > 0
+        {
+            let asked = String::from_utf8_lossy(&buffer[..read]).into_owned();
+            // One answer per command: those of the handshake are taken.
+            for command in asked.split('*').skip(1) {
+                let answer: &[u8] = if command.contains("EVALSHA") {
+                    b"-ERR script tried accessing undeclared key\r\n"
+                } else {
+                    b"+OK\r\n"
+                };
+                stream.write_all(answer).await.unwrap();
+            }
+        }
+    });
+    let link = Link::new(&LinkSettings::for_url(&format!("redis://127.0.0.1:{port}/0"))).unwrap();
+    let schedule = Schedule::new(link, space_of("t"), Arc::new(ScheduleOptions::default()));
+    let error = tokio::time::timeout(Duration::from_secs(20), schedule.claim(1)).await.unwrap().unwrap_err();
+    assert_eq!((error.class, error.is_transient()), (ErrorClass::UndeclaredKeys, false), "{error}");
+    answering.abort();
+}
