@@ -20,8 +20,13 @@ const TENANT = {
   redis_loading: ["Redis is starting and loads its data.", "Wait; it goes on by itself.", null],
   redis_read_only: ["Redis is a replica or fails over.", "Wait for the failover; check which node the workers are told.", null],
   redis_out_of_memory: ["Redis is full.", "Give it memory: values that wait must not be evicted.", null],
-  redis_cluster: ["Redis moves slots or the cluster is down.", "Look at the cluster.", null],
-  redis_credentials: ["Redis refuses the password or the user's rights.", "Check the configuration of Redis and of the workers.", null],
+  redis_busy: ["Somebody's script holds Redis.", "SCRIPT KILL, and find out who runs it.", null],
+  redis_no_replicas: ["Fewer replicas are in step than min-replicas-to-write demands.", "Bring the replicas back. Nothing leaves the schedule meanwhile.", null],
+  redis_misconf: ["The last snapshot of Redis failed, and it takes no writes.", "Look at the disk and the rights of Redis's folder (INFO persistence).", null],
+  redis_cluster: ["A slot of the Redis Cluster moves or has moved, or the cluster is down.", "End the migration; nothing leaves the schedule meanwhile.", null],
+  redis_permission: ["Redis's user may not use a command or a key.", "ACL LOG names both; grant it with ACL SETUSER. It is tried again by itself.", "flush"],
+  redis_undeclared_keys: ["This server lets scripts use only keys that they declare (Dragonfly).", "Start it with --default_lua_flags=allow-undeclared-keys, or use Redis or Valkey.", "flush"],
+  redis_credentials: ["Redis refuses user or password.", "Check redis.url and redis.password of the workers.", null],
   redis_wrong_type: ["A key of ours holds something else.", "Look at who else writes to this Redis.", null],
   redis_unexpected: ["Redis gave an answer nobody expects.", "Look at the worker's log.", null],
   tenant_not_found: ["The tenant service does not know it.", "Nothing, unless it should be there.", "refresh_credentials"],
@@ -38,7 +43,7 @@ const TENANT = {
 const QUARANTINE = {
   missing_row: "No row with that id under that organization and ledger. Restore the row and retry.",
   value_expired: "The value had expired in Redis before anybody looked: its last mutation is lost unless the ledger has it.",
-  value_unreadable: "Its key in Redis is of another type, or Redis refuses to give it; the detail says which. Find out who else writes to this Redis; the balance's next good mutation clears it.",
+  value_unreadable: "Its key in Redis is of another type, or outside the slot of the ledger's keys; the detail says which. Find out who else writes to this Redis; the balance's next good mutation clears it.",
   refused_by_postgres: "A check or an overflow: the detail has the SQLSTATE. Mend the row or the schema and retry.",
 };
 

@@ -62,6 +62,7 @@ pub(crate) fn schedule_options(config: &Config) -> ScheduleOptions {
         lock_token: format!("{}:{}", config.worker.name, uuid::Uuid::new_v4().simple()),
         quarantine_limit: config.quarantine.max_entries,
         quarantine_value_limit: config.quarantine.max_value_bytes,
+        put_off: config.claim.put_off,
         ..ScheduleOptions::default()
     }
 }
@@ -103,6 +104,7 @@ fn collector_options(config: &Config) -> CollectorOptions {
         backoff_min: config.postgres.backoff_min,
         backoff_max: config.postgres.backoff_max,
         backoff_long: config.postgres.backoff_long,
+        put_off: config.claim.put_off,
     }
 }
 

@@ -90,6 +90,8 @@ pub struct CollectorOptions {
     pub backoff_max: Duration,
     /// Longest delay after a failure that somebody has to mend.
     pub backoff_long: Duration,
+    /// How long a member is put off that can't be worked at present, though others of its tenant can.
+    pub put_off: Duration,
 }
 
 impl Default for CollectorOptions {
@@ -109,6 +111,7 @@ impl Default for CollectorOptions {
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(2),
             backoff_long: Duration::from_secs(30),
+            put_off: Duration::from_secs(60),
         }
     }
 }
@@ -156,8 +159,12 @@ impl<Q: Queue, S: Sink> Collector<Q, S> {
 /// On which side a tenant fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
-    /// Redis: nothing can be claimed or given back, but what is held can still be written.
+    /// Redis can't be reached: nothing can be claimed, given back or kept alive, but what is held can still be written.
     Queue,
+    /// Redis answers, and refuses to let members be claimed.
+    Claim,
+    /// Redis lets members be claimed, and refuses to take them off the schedule once they are written.
+    Settle,
     /// Postgres, or the way to it: nothing can be written.
     Sink,
 }
@@ -421,8 +428,11 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         self.in_flight.remove(&id);
         match end.failure {
             None => {
-                // Only a claim can tell that Redis is back.
-                if end.answered && self.fails(Side::Sink) {
+                if let Some(error) = &end.refused {
+                    self.degrade(Side::Settle, redis_reaction(error.class), &error.to_string());
+                    self.give_back_buffer();
+                // Only a claim shows that Redis is back.
+                } else if end.answered && self.fails(Side::Sink) || end.settled && self.fails(Side::Settle) {
                     self.recovered();
                 }
             }
@@ -499,7 +509,8 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         let claim = match answer {
             Ok(claim) => claim,
             Err(error) => {
-                self.degrade(Side::Queue, redis_reaction(error.class), &error.to_string());
+                let side = if error.class.is_refusal() { Side::Claim } else { Side::Queue };
+                self.degrade(side, redis_reaction(error.class), &error.to_string());
                 return;
             }
         };
@@ -509,7 +520,7 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
         self.trace_claim(took, limit, &claim);
         self.status.foreign_locked.store(claim.foreign, Relaxed);
         match &self.degraded {
-            Some(degraded) if degraded.side == Side::Queue => self.recovered(),
+            Some(degraded) if matches!(degraded.side, Side::Queue | Side::Claim) => self.recovered(),
             Some(degraded) if !degraded.trying => {
                 // It was under way when a flush failed: what it brought can't be written either, and an empty answer
                 // says nothing about Postgres.
@@ -518,6 +529,9 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
                 return;
             }
             _ => {}
+        }
+        if let Some(refused) = &claim.refused {
+            self.note_refusal(refused);
         }
         let found = claim.entries.len();
         // Not simply the first: a lease that lapsed tells no time.
@@ -540,9 +554,11 @@ impl<'a, Q: Queue, S: Sink> Turn<'a, Q, S> {
             self.next_claim = now + self.options.poll_interval;
         } else {
             // A tenant on its way back has nothing to write, and nothing spoke against trying. Should it still fail, the
-            // next mutation tells.
-            self.recovered();
-            self.enter(TenantState::Idle);
+            // next mutation tells. Only members that could not be settled are due again when their leases have lapsed.
+            if !self.fails(Side::Settle) || self.exhausted {
+                self.recovered();
+                self.enter(TenantState::Idle);
+            }
             self.scarce = true;
             let delay = self.idle_delay;
             self.idle_delay = (delay * 2).min(self.options.idle_backoff_max).max(self.options.poll_interval);

@@ -442,7 +442,7 @@ impl Follower {
         }
         // Nobody has claimed yet, so nobody else says what is wrong.
         self.own.fleet.each(|status| {
-            if matches!(status.state().state, TenantState::Starting | TenantState::Degraded) {
+            if matches!(status.collector_state().state, TenantState::Starting | TenantState::Degraded) {
                 status.degrade(error.class.name(), error.to_string());
             }
         });
@@ -566,7 +566,7 @@ async fn carry_out(what: What, own: &Own, status: &TenantStatus) -> (Ended, Stri
             tokio::time::sleep(LOOK_EVERY).await;
             let failed = status.batch_failures.load(Relaxed) - failures;
             let written = status.updated.load(Relaxed) - updated;
-            let info = status.state();
+            let info = status.collector_state();
             match info.reason {
                 Some(reason) if info.state == TenantState::Degraded => {
                     (Ended::Failed, format!("tried, and it is still degraded: {reason}"))

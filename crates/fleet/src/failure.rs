@@ -100,16 +100,24 @@ pub fn reaction(error: &SinkError) -> Reaction {
     }
 }
 
-/// The reaction to a failed call to Redis: nothing can be released then, claims lapse by themselves.
+/// The reaction to a failed call to Redis. A claim that is refused claims nothing; what is held can't be released then, and
+/// lapses by itself.
 #[must_use]
 pub fn redis_reaction(class: RedisClass) -> Reaction {
     let pace = match class {
         RedisClass::Unavailable
         | RedisClass::Loading
+        | RedisClass::Busy
         | RedisClass::ReadOnly
+        | RedisClass::NoReplicas
+        | RedisClass::Misconf
         | RedisClass::OutOfMemory
         | RedisClass::Cluster => Pace::Short,
-        RedisClass::Credentials | RedisClass::WrongType | RedisClass::Unexpected => Pace::Long,
+        RedisClass::Credentials
+        | RedisClass::Permission
+        | RedisClass::UndeclaredKeys
+        | RedisClass::WrongType
+        | RedisClass::Unexpected => Pace::Long,
     };
     row(class.name(), pace, false, false)
 }
@@ -129,7 +137,10 @@ pub fn waits_long(reason: &str) -> bool {
             | "stopping"
             | "redis_unavailable"
             | "redis_loading"
+            | "redis_busy"
             | "redis_read_only"
+            | "redis_no_replicas"
+            | "redis_misconf"
             | "redis_out_of_memory"
             | "redis_cluster"
     )

@@ -7,7 +7,7 @@ use std::{
 };
 
 use balance_sync_domain::{BalanceRef, BalanceValue, Candidate, KeySpace, aggregate, effective_key};
-use balance_sync_schedule::{Claimed, Refusal};
+use balance_sync_schedule::{Claimed, Refusal, ScheduleError};
 use balance_sync_store::{Outcome, Row, RowResult};
 use balance_sync_trace as trace;
 
@@ -46,8 +46,21 @@ pub struct FlushEnd {
     pub orphaned: usize,
     /// Postgres has taken rows in, whatever became of them: it works.
     pub answered: bool,
+    /// Redis has let members be settled or quarantined.
+    pub settled: bool,
+    /// What Redis said when it refused that.
+    pub refused: Option<ScheduleError>,
     /// Why nothing was written.
     pub failure: Option<SinkError>,
+}
+
+impl FlushEnd {
+    /// Keeps what Redis refused, if it did: what merely broke off shows at the next claim.
+    fn note(&mut self, error: ScheduleError) {
+        if error.class.is_refusal() {
+            self.refused = Some(error);
+        }
+    }
 }
 
 struct Decoded<'a> {
@@ -293,6 +306,7 @@ async fn settle<'a, Q: Queue>(
     span.count("members", written.len());
     match span.around(queue.settle(&written)).await {
         Ok(report) => {
+            end.settled = true;
             status.kept.fetch_add(report.kept, Relaxed);
             for member in &written[..count] {
                 if let Some(scheduled_at) = member.scheduled_at() {
@@ -306,6 +320,7 @@ async fn settle<'a, Q: Queue>(
             end.orphaned += written.len();
             status.cleanup_failures.fetch_add(1, Relaxed);
             tracing::warn!(members = written.len(), %error, "rows are written but could not be settled in redis");
+            end.note(error);
         }
     }
 }
@@ -323,6 +338,7 @@ async fn isolate<Q: Queue>(
     span.count("members", refused.len());
     match span.around(queue.quarantine(refused)).await {
         Ok(report) => {
+            end.settled = true;
             end.quarantined = usize::try_from(report.quarantined).unwrap_or(usize::MAX);
             status.quarantined.fetch_add(report.quarantined, Relaxed);
             if report.full > 0 {
@@ -347,6 +363,7 @@ async fn isolate<Q: Queue>(
             end.orphaned += refused.len();
             status.cleanup_failures.fetch_add(1, Relaxed);
             tracing::warn!(members = refused.len(), %error, "members could not be quarantined, they stay scheduled");
+            end.note(error);
         }
     }
 }

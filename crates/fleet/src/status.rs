@@ -15,6 +15,7 @@ use balance_sync_schedule::LinkStats;
 use balance_sync_tenants::Tenant;
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::{
     flush::FlushEnd,
@@ -82,6 +83,16 @@ pub struct StateInfo {
     pub detail: Option<String>,
     /// Wall-clock time of the change, in seconds since 1970. For people; nothing is decided by it.
     pub since: f64,
+}
+
+/// A problem of some of a tenant's balances while the others are written.
+#[derive(Debug)]
+struct Notice {
+    reason: &'static str,
+    detail: String,
+    /// By the wall clock.
+    since: f64,
+    until: Instant,
 }
 
 /// Upper bounds of the histogram buckets, in seconds.
@@ -225,6 +236,8 @@ impl Phase {
 pub struct TenantStatus {
     tenant: Tenant,
     state: Mutex<StateInfo>,
+    /// One per reason at most.
+    notices: Mutex<Vec<Notice>>,
     /// Rows written.
     pub updated: AtomicU64,
     /// Balances whose row was as new or newer.
@@ -296,6 +309,7 @@ impl TenantStatus {
                 detail: None,
                 since: wall_clock(),
             }),
+            notices: Mutex::default(),
             updated: AtomicU64::new(0),
             stale: AtomicU64::new(0),
             deleted: AtomicU64::new(0),
@@ -333,10 +347,47 @@ impl TenantStatus {
         &self.tenant
     }
 
-    /// The state now.
+    /// The state now. A tenant whose collector works is `degraded` all the same while a problem of some of its balances is
+    /// noticed.
     #[must_use]
     pub fn state(&self) -> StateInfo {
+        let info = self.collector_state();
+        let works = matches!(
+            info.state,
+            TenantState::Starting | TenantState::Idle | TenantState::Standby | TenantState::Syncing
+        );
+        if !works {
+            return info;
+        }
+        let now = Instant::now();
+        let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        notices.iter().find(|notice| notice.until > now).map_or(info, |notice| StateInfo {
+            state: TenantState::Degraded,
+            reason: Some(notice.reason),
+            detail: Some(notice.detail.clone()),
+            since: notice.since,
+        })
+    }
+
+    /// What its collector does, whatever is noticed of single balances.
+    #[must_use]
+    pub fn collector_state(&self) -> StateInfo {
         self.lock().clone()
+    }
+
+    /// Notes a problem of some of the balances, to be shown for so long; gives whether it is a new one.
+    pub fn notice(&self, reason: &'static str, detail: String, lasts: Duration) -> bool {
+        let now = Instant::now();
+        let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        notices.retain(|notice| notice.until > now);
+        let until = now + lasts;
+        if let Some(known) = notices.iter_mut().find(|notice| notice.reason == reason) {
+            (known.detail, known.until) = (detail, until);
+            return false;
+        }
+        self.note_error(reason, &detail);
+        notices.push(Notice { reason, detail, since: wall_clock(), until });
+        true
     }
 
     /// Enters a state without a reason; gives whether it is another one than before.
@@ -640,5 +691,26 @@ mod tests {
         assert!(status.enter(TenantState::Idle));
         assert!(!status.enter(TenantState::Idle));
         assert_eq!(status.state().reason, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_notice_is_shown_over_a_working_collector_until_it_ends() {
+        let status = TenantStatus::new(Tenant::Single);
+        status.enter(TenantState::Syncing);
+        let minute = Duration::from_secs(60);
+        assert!(status.notice("redis_permission", "one".to_owned(), minute));
+        assert!(!status.notice("redis_permission", "two".to_owned(), minute));
+        let shown = status.state();
+        assert_eq!((shown.state, shown.reason), (TenantState::Degraded, Some("redis_permission")));
+        assert_eq!(shown.detail.as_deref(), Some("two"));
+        assert_eq!(status.collector_state().state, TenantState::Syncing);
+        // What stops the tenant altogether goes before.
+        status.degrade("postgres_connection", "refused".to_owned());
+        assert_eq!(status.state().reason, Some("postgres_connection"));
+        status.enter(TenantState::Idle);
+        assert_eq!(status.state().reason, Some("redis_permission"));
+        tokio::time::advance(minute).await;
+        assert_eq!((status.state().state, status.state().reason), (TenantState::Idle, None));
+        assert!(status.notice("redis_permission", "three".to_owned(), minute), "it is a new one");
     }
 }

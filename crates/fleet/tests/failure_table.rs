@@ -194,10 +194,16 @@ fn every_class_of_redis_has_its_row() {
         (RedisClass::ReadOnly, "redis_read_only", Short),
         (RedisClass::OutOfMemory, "redis_out_of_memory", Short),
         (RedisClass::Cluster, "redis_cluster", Short),
+        (RedisClass::Busy, "redis_busy", Short),
+        (RedisClass::NoReplicas, "redis_no_replicas", Short),
+        (RedisClass::Misconf, "redis_misconf", Short),
+        (RedisClass::Permission, "redis_permission", Long),
+        (RedisClass::UndeclaredKeys, "redis_undeclared_keys", Long),
         (RedisClass::Credentials, "redis_credentials", Long),
         (RedisClass::WrongType, "redis_wrong_type", Long),
         (RedisClass::Unexpected, "redis_unexpected", Long),
     ];
+    assert_eq!(rows.len(), RedisClass::ALL.len());
     for (class, reason, pace) in rows {
         check(reason, redis_reaction(class), (reason, pace, ""));
     }

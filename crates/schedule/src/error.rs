@@ -220,11 +220,17 @@ mod tests {
     fn the_words_of_a_server_have_their_class() {
         for (text, class) in [
             ("NOPERM No permissions to access a key", ErrorClass::Permission),
-            ("ERR The user executing the script can't run this command or subcommand", ErrorClass::Permission),
+            (
+                "ERR The user executing the script can't run this command or subcommand",
+                ErrorClass::Permission,
+            ),
             ("MOVED 15891 127.0.0.1:7001", ErrorClass::Cluster),
             ("ASK 15891 127.0.0.1:7001", ErrorClass::Cluster),
             ("TRYAGAIN Multiple keys request during rehashing of slot", ErrorClass::Cluster),
-            ("ERR Script attempted to access a non local key in a cluster node script: 2d77", ErrorClass::Cluster),
+            (
+                "ERR Script attempted to access a non local key in a cluster node script: 2d77",
+                ErrorClass::Cluster,
+            ),
             ("ERR script tried accessing undeclared key", ErrorClass::UndeclaredKeys),
             (
                 "ERR Error running script (call to f_1): script tried accessing undeclared key",

@@ -282,7 +282,8 @@ impl Link {
                 *last_failure = None;
                 self.0.stats.connected();
                 let generation = self.0.generations.fetch_add(1, Ordering::Relaxed);
-                *self.0.open.write().await = Some(Open { generation, since: Instant::now(), connection: connection.clone() });
+                *self.0.open.write().await =
+                    Some(Open { generation, since: Instant::now(), connection: connection.clone() });
                 Ok((generation, connection))
             }
             Err(error) => {

@@ -75,6 +75,12 @@ async fn what_redis_refuses_is_told_and_gone_through() -> Result<()> {
             ["CONFIG SET maxmemory 0"].as_slice(),
         ),
         ("redis_read_only", &["REPLICAOF 127.0.0.1 1"], &["REPLICAOF NO ONE"]),
+        (
+            "redis_no_replicas",
+            &["CONFIG SET min-replicas-to-write 1"],
+            &["CONFIG SET min-replicas-to-write 0"],
+        ),
+        ("redis_permission", &["ACL SETUSER default -get -mget"], &["ACL SETUSER default +get +mget"]),
         ("redis_unavailable", black_hole, black_hole),
     ] {
         // Frozen for a moment, so that there is work left when the fault begins.

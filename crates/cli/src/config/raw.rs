@@ -198,6 +198,9 @@ pub(crate) struct Claim {
     /// Postgres away for this long: protect everything that waits.
     #[serde(with = "humantime_serde")]
     pub protect_after: Duration,
+    /// How long a balance is put off that can't be worked at present, though others of its tenant can.
+    #[serde(with = "humantime_serde")]
+    pub put_off: Duration,
     /// Time between two looks at the legacy schedule.
     #[serde(with = "humantime_serde")]
     pub legacy_interval: Duration,

@@ -282,6 +282,7 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
     within!(check, raw.claim.lock_scan_limit, 1..=1_000_000);
     within!(check, raw.claim.protect_floor, secs(3)..=minutes(12 * 60));
     within!(check, raw.claim.protect_after, secs(0)..=minutes(10));
+    within!(check, raw.claim.put_off, ms(100)..=minutes(60));
     within!(check, raw.claim.legacy_interval, ms(100)..=minutes(60));
 
     within!(check, raw.postgres.connections_per_tenant, 1..=100);

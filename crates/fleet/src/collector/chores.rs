@@ -29,8 +29,8 @@ impl<Q: Queue, S: Sink> Turn<'_, Q, S> {
     /// Whether values may have to wait: the tenant can't write or is halted, a flush takes long, or there is an old backlog
     /// that is not worked off soon.
     pub(super) fn must_protect(&self, now: Instant) -> bool {
-        // With Redis away nothing could be protected.
-        self.fails(Side::Sink)
+        // With Redis away nothing could be protected; one that refuses claims may let lives be raised.
+        self.degraded.as_ref().is_some_and(|degraded| degraded.side != Side::Queue)
             || self.halted
             || self.behind_since.is_some_and(|since| now - since > WORKED_OFF_WITHIN)
             || self.held_since().is_some_and(|since| now - since > self.options.protect_after)

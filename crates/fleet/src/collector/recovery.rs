@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use balance_sync_schedule::Refused;
 use futures::FutureExt;
 use tokio::time::Instant;
 
@@ -52,6 +53,19 @@ impl<Q: Queue, S: Sink> Turn<'_, Q, S> {
                 ?delay,
                 "tenant still degraded"
             );
+        }
+    }
+
+    /// Redis refused some of what a claim asked for: the tenant goes on, and shows it until it has not happened for a while.
+    pub(super) fn note_refusal(&self, refused: &Refused) {
+        let reason = refused.error.class.name();
+        let detail = if refused.put_off == 0 {
+            format!("values can't be kept alive: {}", refused.error)
+        } else {
+            format!("{} balances put off, their values can't be read: {}", refused.put_off, refused.error)
+        };
+        if self.status.notice(reason, detail.clone(), 2 * self.options.put_off) {
+            tracing::warn!(reason, error = detail, "redis refuses some of the tenant's keys");
         }
     }
 

@@ -25,7 +25,8 @@ use balance_sync_fleet::{
     status::{FleetStatus, StateInfo, TenantState, TenantStatus},
 };
 use balance_sync_schedule::{
-    Claim, Claimed, ErrorClass, QuarantineReport, Refusal, ReleaseReport, ScheduleError, SettleReport,
+    Claim, Claimed, ErrorClass, QuarantineReport, Refusal, Refused, ReleaseReport, ScheduleError,
+    SettleReport,
 };
 use balance_sync_store::{Outcome, Row, RowResult};
 use balance_sync_tenants::{KeyForm, Tenant};
@@ -102,6 +103,8 @@ pub struct Redis {
     pub faults: RefCell<HashMap<&'static str, Fault>>,
     /// By operation: how long the answer takes.
     pub delays: RefCell<HashMap<&'static str, Duration>>,
+    /// What claims report as refused beside what they bring.
+    pub refused: RefCell<Option<Refused>>,
     pub claims: RefCell<Vec<ClaimCall>>,
     pub settled: RefCell<Vec<Vec<u8>>>,
     pub released: RefCell<Vec<Vec<u8>>>,
@@ -128,6 +131,7 @@ impl Redis {
             leases: Cell::new(0),
             faults: RefCell::default(),
             delays: RefCell::default(),
+            refused: RefCell::default(),
             claims: RefCell::default(),
             settled: RefCell::default(),
             released: RefCell::default(),
@@ -266,7 +270,8 @@ impl Queue for FakeQueue {
         redis.claims.borrow_mut().push(ClaimCall { at, limit, found: entries.len() });
         let now = redis.now();
         redis.answer("claim").await;
-        Ok(Claim { entries, scheduled, now, foreign: 0 })
+        let refused = redis.refused.borrow().clone();
+        Ok(Claim { entries, scheduled, now, foreign: 0, refused })
     }
 
     async fn settle(&self, written: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
@@ -514,6 +519,7 @@ pub fn options() -> CollectorOptions {
         backoff_min: ms(100),
         backoff_max: secs(2),
         backoff_long: secs(30),
+        put_off: secs(60),
     }
 }
 

@@ -52,7 +52,11 @@ async fn values_that_no_right_covers_are_left_scheduled_as_they_were() {
         let before = scores(&tenant).await;
         for schedule in as_user(&tenant, server.port(), user) {
             let error = schedule.claim(300).await.unwrap_err();
-            assert_eq!((error.class, error.is_transient()), (ErrorClass::Permission, false), "{user}: {error}");
+            assert_eq!(
+                (error.class, error.is_transient()),
+                (ErrorClass::Permission, false),
+                "{user}: {error}"
+            );
             assert_eq!(scores(&tenant).await, before, "{user}");
             assert_eq!(locks(&tenant).await, 0, "{user}");
         }
@@ -73,7 +77,16 @@ async fn a_right_that_lacks_for_some_values_holds_up_no_others() {
     let (secret, _) = tenant.mutate("secret", "{}").await;
     let (good, _) = tenant.mutate("good", "{}").await;
     tell!(
-        tenant, "ACL", "SETUSER", "some", "on", ">pw", "~tenant:t:schedule:*", "~*quarantine*", "~*good*", "+@all"
+        tenant,
+        "ACL",
+        "SETUSER",
+        "some",
+        "on",
+        ">pw",
+        "~tenant:t:schedule:*",
+        "~*quarantine*",
+        "~*good*",
+        "+@all"
     );
     let [schedule, _] = as_user(&tenant, server.port(), "some");
     let claim = schedule.claim(10).await.unwrap();
@@ -164,8 +177,7 @@ async fn a_server_that_takes_no_writes_claims_nothing_and_takes_no_locks() {
 
 /// A node of a cluster; `slots` = whether it has them all.
 async fn node(slots: bool) -> RedisServer {
-    let extra =
-        vec!["cluster-enabled yes".to_owned(), format!("cluster-port {}", free_port().unwrap())];
+    let extra = vec!["cluster-enabled yes".to_owned(), format!("cluster-port {}", free_port().unwrap())];
     let server = RedisServer::start(RedisOptions { extra, ..RedisOptions::default() }).await.unwrap();
     if slots {
         let mut redis = server.connect().await.unwrap();
@@ -249,7 +261,18 @@ end
     let script = format!("{STRICT}{}", include_str!("../../../../lua/claim_balance_sync_keys.lua"));
     let mut cmd = redis::cmd("EVAL");
     cmd.arg(script).arg(1).arg(tenant.space.schedule());
-    cmd.arg(&["10", "30000", "900000", "tenant:t:", tenant.space.quarantine(), "", "us", "5000", "0", "60000"]);
+    cmd.arg(&[
+        "10",
+        "30000",
+        "900000",
+        "tenant:t:",
+        tenant.space.quarantine(),
+        "",
+        "us",
+        "5000",
+        "0",
+        "60000",
+    ]);
     let error = cmd.query_async::<redis::Value>(&mut tenant.redis.clone()).await.unwrap_err();
     assert!(error.to_string().contains("undeclared key"), "{error}");
     assert_eq!(scores(&tenant).await, before);
