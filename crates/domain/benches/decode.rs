@@ -9,38 +9,76 @@ use std::hint::black_box;
 use balance_sync_domain::{BalanceRef, BalanceValue, Candidate, KeySpace, TenantId, Uuid, aggregate};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
-const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/wire/producer_samples.json");
+const WIRE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/wire/");
 
-/// Members and values as a real producer wrote them, those of the tenant alone.
-fn samples() -> Vec<(String, String)> {
-    let samples: Vec<serde_json::Value> =
-        serde_json::from_str(&std::fs::read_to_string(SAMPLES).unwrap()).unwrap();
-    let text = |sample: &serde_json::Value, name: &str| sample[name].as_str().unwrap().to_owned();
-    samples
-        .iter()
-        .filter(|s| s["tenant"].is_string())
-        .map(|s| (text(s, "member"), text(s, "value")))
-        .collect()
+fn samples(file: &str) -> Vec<serde_json::Value> {
+    serde_json::from_str(&std::fs::read_to_string(format!("{WIRE}{file}")).unwrap()).unwrap()
+}
+
+fn text(sample: &serde_json::Value, name: &str) -> String {
+    sample[name].as_str().unwrap().to_owned()
+}
+
+/// Values as live ledgers wrote them, by shape.
+fn values() -> Vec<(&'static str, Vec<String>)> {
+    let upper = samples("producer_samples.json").iter().map(|sample| text(sample, "value")).collect();
+    let all = samples("value_samples.json");
+    let of = |writer: &str| -> Vec<String> {
+        all.iter()
+            .filter(|sample| text(sample, "writer").contains(writer) && sample["expect"]["id"].is_string())
+            .map(|sample| text(sample, "value"))
+            .collect()
+    };
+    let oldest = all.iter().filter(|sample| text(sample, "case").contains("oldest writers"));
+    vec![
+        ("upper", upper),
+        ("dual", of("engine script")),
+        ("dual in any order", of("script over a dual value")),
+        ("new-only", of("new-only")),
+        ("oldest", oldest.map(|sample| text(sample, "value")).collect()),
+    ]
 }
 
 fn reading(c: &mut Criterion) {
-    let samples = samples();
-    let space = KeySpace::tenant(&TenantId::parse("acme-prod_01").unwrap());
     let mut group = c.benchmark_group("read");
-    group.throughput(Throughput::Elements(samples.len() as u64));
+    let members: Vec<String> = samples("producer_samples.json")
+        .iter()
+        .filter(|sample| sample["tenant"].is_string())
+        .map(|sample| text(sample, "member"))
+        .collect();
+    let space = KeySpace::tenant(&TenantId::parse("acme-prod_01").unwrap());
+    group.throughput(Throughput::Elements(members.len() as u64));
     group.bench_function("members", |b| {
         b.iter(|| {
-            for (member, _) in &samples {
+            for member in &members {
                 black_box(BalanceRef::parse(&space, black_box(member.as_bytes())).unwrap());
             }
         });
     });
-    group.bench_function("values", |b| {
-        b.iter(|| {
-            for (_, value) in &samples {
-                black_box(BalanceValue::decode(black_box(value.as_bytes())).unwrap());
-            }
+    group.finish();
+
+    // Per byte, as the shapes differ in length.
+    let mut group = c.benchmark_group("values");
+    for (shape, values) in values() {
+        assert!(!values.is_empty(), "no sample of {shape}");
+        let bytes: usize = values.iter().map(String::len).sum();
+        group.throughput(Throughput::Bytes(bytes as u64));
+        group.bench_with_input(BenchmarkId::from_parameter(shape), &values, |b, values| {
+            b.iter(|| {
+                for value in values {
+                    black_box(BalanceValue::decode(black_box(value.as_bytes())).unwrap());
+                }
+            });
         });
+    }
+    // What a hostile writer could send: many names that don't matter, to be told apart.
+    let mut many =
+        r#"{"ID":"fb8a88b1-6f54-5836-9a3f-c5a4f86b4b4a","Available":"1","OnHold":"0","Version":2"#.to_owned();
+    many.extend((0..20_000).map(|number| format!(",\"a-long-n{number:05}ame-indeed\":1")));
+    many.push('}');
+    group.throughput(Throughput::Bytes(many.len() as u64));
+    group.bench_function("20,000 names", |b| {
+        b.iter(|| black_box(BalanceValue::decode(black_box(many.as_bytes())).unwrap()));
     });
     group.finish();
 }

@@ -144,7 +144,7 @@ proptest! {
         let whole = match whole.trim_start_matches('0') { "" => "0", whole => whole };
         let point = if fraction.is_empty() { "" } else { "." };
         let version = format!("{whole}{point}{fraction}e{}", shift + zeros);
-        let json = format!(r#"{{"ID":"{}","Available":"0","OnHold":"0","Version":{version}}}"#, Uuid::nil());
+        let json = format!(r#"{{"ID":"{}","Available":"0","OnHold":"0","Version":{version}}}"#, Uuid::max());
         prop_assert_eq!(BalanceValue::decode(json.as_bytes()).unwrap().version, expected);
     }
 
@@ -213,7 +213,7 @@ proptest! {
         for content in [&number, &json] {
             let content = if quote { format!("\"{content}\"") } else { content.clone() };
             let _ = BalanceValue::decode(format!(
-                r#"{{"ID":"{}","Available":"0","OnHold":"0","Version":1,"{field}":{content}}}"#, Uuid::nil()
+                r#"{{"ID":"{}","Available":"0","OnHold":"0","Version":1,"{field}":{content}}}"#, Uuid::max()
             ).as_bytes()).map_err(|e| (e.to_string(), e.reason()));
         }
     }

@@ -2,9 +2,13 @@
 //! makes up, and `tests/corpus.rs` with the corpus that is checked in, so both check the same. They panic when
 //! something does not hold.
 
+pub mod naive;
+
 use std::sync::LazyLock;
 
-use balance_sync_domain::{Amount, BalanceRef, BalanceValue, DEFAULT_KEY, KeySpace, TenantId, effective_key};
+use balance_sync_domain::{
+    Amount, BalanceRef, BalanceValue, DEFAULT_KEY, KeySpace, TenantId, ValueError, effective_key,
+};
 use serde_json::json;
 
 /// Most bytes of an error's text: it goes to a log line and to quarantine. Two excerpts of 160 characters, of which
@@ -75,7 +79,9 @@ fn member_in(space: &KeySpace, bytes: &[u8]) -> bool {
 
 /// Reads `bytes` as the value of a balance; what is read must be what stands there.
 pub fn value(bytes: &[u8]) {
-    let value = match BalanceValue::decode(bytes) {
+    let decoded = BalanceValue::decode(bytes);
+    compare(bytes, &decoded);
+    let value = match decoded {
         Ok(value) => value,
         Err(error) => return refusal(&error.to_string(), error.reason()),
     };
@@ -104,6 +110,25 @@ pub fn value(bytes: &[u8]) {
 
     let member = BalanceRef { organization: value.id, ledger: value.id, alias: "@a", key: "default" };
     assert!(!effective_key(&member, &value).trim().is_empty(), "each balance has a key");
+}
+
+/// What the decoder read is what the naive reading of the same bytes gives, and what it refused is refused for the same
+/// reason.
+pub fn compare(bytes: &[u8], decoded: &Result<BalanceValue, ValueError>) {
+    let Some(expected) = naive::read(bytes) else { return };
+    let found = match decoded {
+        Ok(value) => Ok([
+            value.id.to_string(),
+            value.available.to_string(),
+            value.on_hold.to_string(),
+            value.overdraft_used.to_string(),
+            value.version.to_string(),
+            value.asset_code.clone(),
+            value.key.clone(),
+        ]),
+        Err(error) => Err(error.reason()),
+    };
+    assert_eq!(found, expected, "of {:?}", String::from_utf8_lossy(bytes));
 }
 
 /// An error's text is one log line, however odd the bytes, and its reason is a label.

@@ -1,7 +1,7 @@
 //! Why a value can't be read.
 
 use crate::amount::AmountError;
-use crate::excerpt::{excerpt, excerpt_bytes};
+use crate::excerpt::excerpt_bytes;
 
 /// What the key of a deletion marker ends with, in ledgers that write the older form.
 const MARKER_SUFFIX: &[u8] = b":deleted";
@@ -70,7 +70,7 @@ pub enum ValueError {
         value: String,
     },
     /// An amount is not a decimal number, or has more digits than Postgres can hold.
-    #[error("field {field} is {value}: allowed is a decimal number, as a string or a JSON number: {rule}")]
+    #[error("field {field} is {value}: allowed is a decimal number: {rule}")]
     InvalidAmount {
         /// The field, as the ledger spells it.
         field: &'static str,
@@ -156,10 +156,6 @@ impl ValueError {
         } else {
             self
         }
-    }
-
-    pub(super) fn invalid_text(field: &'static str, raw: &str) -> Self {
-        Self::InvalidText { field, value: excerpt(raw) }
     }
 }
 

@@ -56,11 +56,14 @@ pub fn member(space: &KeySpace, n: u128) -> Vec<u8> {
     format!("{}{ORGANIZATION}:{LEDGER}:@account{n}#default", space.balance_prefix()).into_bytes()
 }
 
+/// The id of the first balance: a nil one would be refused.
+const IDS: u128 = 1 << 64;
+
 /// The value of the n-th balance.
 pub fn value(n: u128, version: i64) -> Vec<u8> {
     format!(
         r#"{{"ID":"{}","Available":"{version}.5","OnHold":"0","Version":{version},"AssetCode":"BRL","Key":"default"}}"#,
-        Uuid::from_u128(n)
+        Uuid::from_u128(IDS + n)
     )
     .into_bytes()
 }
@@ -414,7 +417,7 @@ impl Postgres {
 
     fn write(&self, rows: &[Row<'_>]) -> Vec<RowResult> {
         let result = |row: &Row<'_>| {
-            let n = row.id.as_u128();
+            let n = row.id.as_u128() - IDS;
             if let Some(verdict) = self.verdicts.borrow().get(&n) {
                 return verdict.clone();
             }
@@ -467,7 +470,7 @@ impl Sink for FakeSink {
     async fn update(&self, last: bool, rows: &[Row<'_>]) -> Result<Vec<RowResult>, SinkError> {
         let postgres = &self.0;
         let _guard = InFlight::new(postgres);
-        let ids = rows.iter().map(|row| row.id.as_u128()).collect();
+        let ids = rows.iter().map(|row| row.id.as_u128() - IDS).collect();
         postgres.updates.borrow_mut().push(Update { at: postgres.begun.elapsed(), ids, last });
         if rows.iter().any(|row| row.organization.to_string() != ORGANIZATION) {
             postgres.strays.set(postgres.strays.get() + 1);
