@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use balance_sync_fleet::view::{StateFilter, TenantSort};
+use balance_sync_sandbox::ledger::Format;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use uuid::Uuid;
@@ -291,6 +292,10 @@ pub(crate) struct LoadArgs {
     /// Time to live of the values, in seconds.
     #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u32).range(1..))]
     pub ttl: u32,
+    /// How values are spelled: upper (ledgers up to 4.0), dual (from 4.1), new-only (planned), oldest, or mixed: two
+    /// releases at once, of which the older one leaves lowerCamel stale.
+    #[arg(long, default_value_t = Format::Mixed)]
+    pub format: Format,
     /// The same seed chooses the same balances.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -384,6 +389,9 @@ pub(crate) struct DemoArgs {
     /// How long to produce, in seconds.
     #[arg(long, default_value_t = 20.0, value_parser = positive)]
     pub seconds: f64,
+    /// How values are spelled: upper, dual, new-only, oldest or mixed (see load).
+    #[arg(long, default_value_t = Format::Mixed)]
+    pub format: Format,
     /// Print the result as one line of JSON; progress goes to standard error.
     #[arg(long)]
     pub json: bool,

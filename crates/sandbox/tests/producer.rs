@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use balance_sync_sandbox::ledger::{
-    LoadOptions, LoadTenant, Producer, Progress, SEED_VERSION, TenantKeys, describe_balances, put_raw,
+    Format, LoadOptions, LoadTenant, Producer, Progress, SEED_VERSION, TenantKeys, describe_balances, put_raw,
 };
 use balance_sync_sandbox::{Fault, Proxy, RedisOptions, RedisServer, eventually};
 use redis::AsyncCommands;
@@ -98,6 +98,36 @@ async fn two_producers_learn_each_others_versions() {
     let mut redis = server.connect().await.unwrap();
     redis::cmd("FLUSHALL").query_async::<()>(&mut redis).await.unwrap();
     assert_eq!(one.mutate(0, &[0], TTL).await.unwrap(), [SEED_VERSION + 11]);
+}
+
+/// The version that counts is found in each format, also where a stale one stands before it.
+#[tokio::test]
+async fn producers_of_all_formats_continue_each_others_balances() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let mut redis = server.connect().await.unwrap();
+    let formats = Format::ALL.into_iter().chain(Format::ALL.into_iter().rev());
+    let mut version = SEED_VERSION;
+    for format in formats {
+        for rounds in 1..=4 {
+            // One that knows nothing yet learns of the version by a conflict.
+            let fresh = Producer::new(&server.url(), tenants(&["acme"], 20)).in_format(format);
+            let mut producer = fresh;
+            producer.mutate_each(TTL).await.unwrap();
+            version += 1;
+            let load = &producer.tenants()[0];
+            assert!(
+                load.versions.iter().all(|found| *found == version),
+                "{format} {rounds} {:?}",
+                load.versions
+            );
+            for balance in &load.balances {
+                let value: String = redis.get(load.keys.member(balance)).await.unwrap();
+                assert_eq!(value, balance.json_in(format, version));
+            }
+            producer.refresh_versions().await.unwrap();
+            assert!(producer.tenants()[0].versions.iter().all(|found| *found == version), "{format}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadOptions, Progress};
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, Format, LoadOptions, Progress};
 use balance_sync_sandbox::{RedisOptions, Sandbox, SandboxOptions, eventually};
 use balance_sync_tests::leases::{Leases, Scripts};
 use balance_sync_tests::ledger::in_step;
@@ -78,7 +78,7 @@ async fn chaos(seed: u64, length: Duration) -> Result<()> {
     }
     let watch = Watch::start(Arc::clone(&sandbox));
 
-    let mut producer = sandbox.producer();
+    let mut producer = sandbox.producer().in_format(Format::Mixed);
     let (cancel, progress) = (CancellationToken::new(), Arc::new(Progress::new(TENANTS)));
     let rate = setting("CHAOS_RATE").map_or(RATE, |rate| rate as f64);
     let load = LoadOptions { rate, hot_key_share: 0.2, seed, ..LoadOptions::default() };

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use balance_sync_sandbox::ledger::{DEFAULT_TTL, Mutation, SEED_VERSION, SeededBalance, TenantKeys, Written};
+use balance_sync_sandbox::ledger::{
+    DEFAULT_TTL, Format, Mutation, SEED_VERSION, SeededBalance, TenantKeys, Written,
+};
 use balance_sync_sandbox::ledger::{seed_balances, write_mutations};
 use balance_sync_sandbox::{PostgresOptions, PostgresServer, Sandbox, balance_table};
 use balance_sync_sandbox::{TenantIsolation, TenantRecord, TenantStatus};
@@ -185,7 +187,7 @@ async fn write(sandbox: &Sandbox, keys: &TenantKeys, balance: &SeededBalance, ve
         schedule: keys.schedule(),
         member: keys.member(balance),
         base_version: version - 1,
-        json: balance.json(version),
+        json: balance.json_in(Format::Mixed, version),
     };
     loop {
         if let Ok(mut redis) = sandbox.redis().connect().await {

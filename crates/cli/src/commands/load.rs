@@ -43,7 +43,12 @@ pub(crate) async fn load(file: Option<&Path>, args: LoadArgs) -> anyhow::Result<
     }
     let progress = Arc::new(Progress::new(tenants.len()));
     let ids: Vec<String> = tenants.iter().map(|tenant| tenant.id.clone()).collect();
-    eprintln!("load: {balances} balances in {} tenants, {} mutations/s", tenants.len(), args.rate);
+    eprintln!(
+        "load: {balances} balances in {} tenants, {} mutations/s, format {}",
+        tenants.len(),
+        args.rate,
+        args.format
+    );
 
     let cancel = CancellationToken::new();
     let display = actix_rt::spawn(show(Arc::clone(&progress), cancel.clone()));
@@ -60,7 +65,7 @@ pub(crate) async fn load(file: Option<&Path>, args: LoadArgs) -> anyhow::Result<
         seed: args.seed,
         ttl: Duration::from_secs(u64::from(args.ttl)),
     };
-    let mut producer = Producer::new(&url, tenants);
+    let mut producer = Producer::new(&url, tenants).in_format(args.format);
     let report = producer.run(&options, &progress, &cancel).await?;
     cancel.cancel();
     let _ = display.await;

@@ -85,12 +85,12 @@ impl SeededBalance {
         if self.external { "external" } else { "deposit" }
     }
 
-    /// The JSON of this version, as the ledger's Lua script spells it.
+    /// The JSON of this version, as the Lua script of ledgers up to 4.0 spells it. Other formats:
+    /// [`json_in`](Self::json_in).
     pub fn json(&self, version: i64) -> String {
         let Amounts { available, on_hold, overdraft_used } = self.amounts(version);
         let Self { id, account_id, key, asset, .. } = self;
-        // The script's encoder escapes slashes; neither quotes nor control characters are in an alias.
-        let alias = self.alias.replace('/', "\\/");
+        let alias = self.json_alias();
         let account_type = self.account_type();
         let overdraft = u8::from(overdraft_used != "0");
         format!(

@@ -22,6 +22,11 @@ local result = {}
 local pairs_of = nil
 local current = nil
 
+-- As in a reader of values: UpperCamel counts if it is there, lowerCamel may be stale.
+local function version_in(value)
+  return string.match(value, '"Version":([%d.eE+-]+)') or string.match(value, '"version":"?([%d.eE+-]+)')
+end
+
 local function schedule()
   if pairs_of and #pairs_of > 0 then
     redis.call('ZADD', KEYS[current], unpack(pairs_of))
@@ -35,7 +40,7 @@ for i = 1, #KEYS - schedules do
   local base = tonumber(ARGV[at + 2])
   local key = KEYS[schedules + i]
   local value = redis.call('GET', key)
-  local version = value and tonumber(string.match(value, '"[Vv]ersion":([%d.eE+-]+)'))
+  local version = value and tonumber(version_in(value))
   if version and version ~= base then
     result[i] = version
   else

@@ -14,6 +14,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::balances::{SEED_VERSION, SeededBalance, TenantKeys};
+use super::formats::Format;
 use super::script::{self, DEFAULT_TTL, Mutation, Written, write_mutations};
 
 /// Between two looks at how many mutations are due.
@@ -131,6 +132,7 @@ pub struct LoadReport {
 pub struct Producer {
     url: String,
     tenants: Vec<LoadTenant>,
+    format: Format,
     connection: Option<MultiplexedConnection>,
 }
 
@@ -146,7 +148,13 @@ type Choice = (usize, usize);
 impl Producer {
     /// A producer for these tenants; connects when it first writes.
     pub fn new(redis_url: &str, tenants: Vec<LoadTenant>) -> Self {
-        Self { url: redis_url.to_owned(), tenants, connection: None }
+        Self { url: redis_url.to_owned(), tenants, format: Format::default(), connection: None }
+    }
+
+    /// The same producer, which writes values in this format.
+    #[must_use]
+    pub fn in_format(self, format: Format) -> Self {
+        Self { format, ..self }
     }
 
     /// The tenants it writes for, each with the versions last known to be written.
@@ -337,7 +345,7 @@ impl Producer {
                     schedule: tenant.keys.schedule(),
                     member: tenant.keys.member(balance),
                     base_version: *version - 1,
-                    json: balance.json(*version),
+                    json: balance.json_in(self.format, *version),
                 }
             })
             .collect();
@@ -404,7 +412,7 @@ impl Producer {
 fn version_in(json: &str) -> Option<i64> {
     let (_, rest) = json.split_once("\"Version\":").or_else(|| json.split_once("\"version\":"))?;
     let end = rest.find([',', '}'])?;
-    rest[..end].trim().parse().ok()
+    rest[..end].trim().trim_matches('"').parse().ok()
 }
 
 #[cfg(test)]
@@ -427,6 +435,8 @@ mod tests {
     fn versions_are_read_from_both_spellings() {
         assert_eq!(version_in("{\"ID\":\"x\",\"Version\":17,\"A\":1}"), Some(17));
         assert_eq!(version_in("{\"id\":\"x\",\"version\": 4}"), Some(4));
+        assert_eq!(version_in("{\"SchemaVersion\":2,\"version\":\"5\",\"Version\":6}"), Some(6));
+        assert_eq!(version_in("{\"SchemaVersion\":2,\"version\":\"5\"}"), Some(5));
         assert_eq!(version_in("{}"), None);
     }
 }

@@ -1,15 +1,19 @@
 //! The world that the steps act on: the real Redis, the workers, and the model beside it.
 
 use std::sync::{
-    Arc,
+    Arc, LazyLock,
     atomic::{AtomicU32, Ordering},
 };
 
-use balance_sync_domain::KeySpace;
+use balance_sync_domain::{BalanceValue, KeySpace};
+use balance_sync_sandbox::ledger::{Format, SeededBalance, describe_balances};
 use balance_sync_schedule::{ClaimMode, Claimed, Link, Refusal, Schedule, ScheduleOptions};
 use redis::{Cmd, Script, aio::MultiplexedConnection};
 
 use crate::{BALANCES, LAPSE_SECONDS, LOCK_WORKER, Sabotage, Step, WORKERS, common};
+
+/// What the balances of the model hold; their members are made up by each case.
+static LEDGER: LazyLock<Vec<SeededBalance>> = LazyLock::new(|| describe_balances("model", BALANCES));
 
 /// What is done to Redis beside the scripts under test.
 pub struct Scripts {
@@ -279,11 +283,16 @@ impl<'a> World<'a> {
         self.members.iter().position(|other| other.as_bytes() == member).unwrap()
     }
 
-    /// The version in a value, which must be one of this balance.
+    /// The version in a value, which must be one of this balance, with the money that goes with it.
     fn version(balance: usize, value: &[u8]) -> u64 {
-        let (whose, version) = std::str::from_utf8(value).unwrap().split_once(':').unwrap();
-        assert_eq!(whose, balance.to_string(), "a value of another balance");
-        version.parse().unwrap()
+        let (value, balance) = (BalanceValue::decode(value).unwrap(), &LEDGER[balance]);
+        assert_eq!(value.id, balance.id, "a value of another balance");
+        assert_eq!(
+            value.available.as_str(),
+            balance.amounts(value.version).available,
+            "money of another version"
+        );
+        value.version.try_into().unwrap()
     }
 
     /// Postgres, with the version guard.
@@ -294,8 +303,10 @@ impl<'a> World<'a> {
 
     async fn mutate(&mut self, balance: usize, score: &str) {
         let version = self.balances[balance].newest + 1;
+        // Two releases of the ledger write at once.
+        let value = LEDGER[balance].json_in(Format::Mixed, version.try_into().unwrap());
         let mut call = self.scripts.mutate.key(self.space.schedule());
-        call.key(&self.members[balance]).arg(format!("{balance}:{version}")).arg(score);
+        call.key(&self.members[balance]).arg(value).arg(score);
         call.invoke_async::<()>(&mut self.redis).await.unwrap();
         self.balances[balance].newest = version;
     }

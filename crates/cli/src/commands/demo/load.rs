@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use balance_sync_sandbox::ledger::{LoadOptions, LoadTenant, Producer, Progress};
+use balance_sync_sandbox::ledger::{Format, LoadOptions, LoadTenant, Producer, Progress};
 use tokio::time::Instant;
 
 use crate::args::DemoArgs;
@@ -59,6 +59,8 @@ pub(super) struct Cast {
     pub leaver: Group,
     pub newcomer: Group,
     rate_per_tenant: f64,
+    /// How the values are spelled.
+    pub format: Format,
 }
 
 impl Cast {
@@ -72,6 +74,7 @@ impl Cast {
             leaver: Group::new(leaver.to_vec()),
             newcomer: Group::new(vec![format!("tenant-{:04}", ids.len() + 1)]),
             rate_per_tenant: args.rate / shares,
+            format: args.format,
         }
     }
 
@@ -124,7 +127,14 @@ mod tests {
 
     #[test]
     fn the_shares_make_the_rate_that_was_asked_for() {
-        let args = DemoArgs { tenants: 5, balances: 1, rate: 700.0, seconds: 12.0, json: false };
+        let args = DemoArgs {
+            tenants: 5,
+            balances: 1,
+            rate: 700.0,
+            seconds: 12.0,
+            format: Format::Mixed,
+            json: false,
+        };
         let ids: Vec<String> = (1..=5).map(|number| format!("tenant-{number:04}")).collect();
         let cast = Cast::new(&ids, &args);
         assert_eq!(cast.leaver.ids, ["tenant-0001"]);

@@ -125,7 +125,7 @@ async fn perform(
     // Of the environment nothing, as for the workers: it may configure real ones.
     let config = config::load(Some(sandbox.config_path()), std::iter::empty::<(String, String)>())?;
     let stage = Stage { sandbox, workers, config: &config, cast: &cast, board: &board };
-    screen.note(&format!("{:.0} mutations/s for {} s", args.rate, args.seconds));
+    screen.note(&format!("{:.0} mutations/s for {} s, format {}", args.rate, args.seconds, args.format));
 
     let acts = async {
         let mut report = Report { rate_asked: args.rate, ..Report::default() };
@@ -240,7 +240,8 @@ impl Stage<'_> {
 
     fn producer(&self, ids: &[String]) -> anyhow::Result<Producer> {
         let tenants = ids.iter().map(|id| Ok(self.sandbox.tenant(id)?.load()));
-        Ok(Producer::new(&self.sandbox.redis().url(), tenants.collect::<anyhow::Result<_>>()?))
+        let producer = Producer::new(&self.sandbox.redis().url(), tenants.collect::<anyhow::Result<_>>()?);
+        Ok(producer.in_format(self.cast.format))
     }
 
     // -- end -----------------------------------------------------------------------------------------------------
