@@ -85,6 +85,9 @@ const ODD_VALUES: &[&str] = &[
     "\"{fb8a88b16f5458369a3fc5a4f86b4b4a}\"",
 ];
 
+/// What may stand between the tokens.
+const SPACES: [&str; 4] = ["", " ", "\n\t", "\r\n"];
+
 /// The generator `splitmix64` (Steele, Lea, Flood 2014).
 struct Random(u64);
 
@@ -253,7 +256,7 @@ fn write(members: &[Member], random: &mut Random) -> Vec<u8> {
     let spaces = random.one_in(8);
     let mut space = |text: &mut String| {
         if spaces {
-            text.push_str(*random.pick(&["", " ", "\n\t", "\r\n"]));
+            text.push_str(random.pick(&SPACES));
         }
     };
     let mut text = String::new();

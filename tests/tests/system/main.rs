@@ -25,5 +25,6 @@ mod shutdown;
 mod terminal;
 mod traces;
 mod triggers;
+mod values;
 mod versions;
 mod why;
