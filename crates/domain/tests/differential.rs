@@ -256,7 +256,7 @@ fn write(members: &[Member], random: &mut Random) -> Vec<u8> {
     let spaces = random.one_in(8);
     let mut space = |text: &mut String| {
         if spaces {
-            text.push_str(random.pick(&SPACES));
+            text.push_str(random.pick::<&str>(&SPACES));
         }
     };
     let mut text = String::new();

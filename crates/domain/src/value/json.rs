@@ -16,12 +16,48 @@ const HIGHS: u64 = 0x8080_8080_8080_8080;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Broken {
     at: usize,
-    expected: &'static str,
+    expected: Expected,
 }
 
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "at byte {} {} is expected", self.at, self.expected)
+        write!(f, "at byte {} {} is expected", self.at, self.expected.text())
+    }
+}
+
+/// What should stand where the text is broken. One byte, so that results stay in registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expected {
+    Object,
+    Name,
+    NameOfText,
+    Colon,
+    Value,
+    Digit,
+    Character,
+    Escape,
+    HexDigits,
+    CommaOrBrace,
+    CommaOrBracket,
+    End,
+}
+
+impl Expected {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Object => "a JSON object",
+            Self::Name => "a name",
+            Self::NameOfText => "a name that is text in UTF-8",
+            Self::Colon => "':'",
+            Self::Value => "a value",
+            Self::Digit => "a digit",
+            Self::Character => "'\"' or a character that may stand in a string",
+            Self::Escape => "an escape",
+            Self::HexDigits => "'u' and four hexadecimal digits",
+            Self::CommaOrBrace => "',' or '}'",
+            Self::CommaOrBracket => "',' or ']'",
+            Self::End => "the end of the value",
+        }
     }
 }
 
@@ -29,28 +65,10 @@ impl fmt::Display for Broken {
 /// is.
 pub(super) fn for_each_member<'a>(
     json: &'a [u8],
-    mut member: impl FnMut(RawString<'a>, &'a [u8]) -> Result<(), &'static str>,
+    member: impl FnMut(RawString<'a>, &'a [u8]) -> Result<(), Expected>,
 ) -> Result<(), Broken> {
     let mut scanner = Scanner { json, at: 0 };
-    scanner.skip_space();
-    scanner.expect(b'{', "a JSON object")?;
-    scanner.skip_space();
-    if !scanner.skip_if(b'}') {
-        loop {
-            let start = scanner.at;
-            let name = scanner.name()?;
-            let value = scanner.value()?;
-            member(name, value).map_err(|expected| Broken { at: start, expected })?;
-            scanner.skip_space();
-            if scanner.skip_if(b'}') {
-                break;
-            }
-            scanner.expect(b',', "',' or '}'")?;
-            scanner.skip_space();
-        }
-    }
-    scanner.skip_space();
-    if scanner.at == json.len() { Ok(()) } else { scanner.broken("the end of the value") }
+    scanner.object(member).map_err(|expected| Broken { at: scanner.at, expected })
 }
 
 /// A JSON string as it stands in the input.
@@ -88,16 +106,37 @@ struct Scanner<'a> {
 }
 
 impl<'a> Scanner<'a> {
+    fn object(
+        &mut self,
+        mut member: impl FnMut(RawString<'a>, &'a [u8]) -> Result<(), Expected>,
+    ) -> Result<(), Expected> {
+        self.skip_space();
+        self.expect(b'{', Expected::Object)?;
+        self.skip_space();
+        if !self.skip_if(b'}') {
+            loop {
+                let name = self.name()?;
+                let start = self.at;
+                self.value()?;
+                member(name, &self.json[start..self.at])?;
+                self.skip_space();
+                if self.skip_if(b'}') {
+                    break;
+                }
+                self.expect(b',', Expected::CommaOrBrace)?;
+                self.skip_space();
+            }
+        }
+        self.skip_space();
+        if self.at == self.json.len() { Ok(()) } else { Err(Expected::End) }
+    }
+
     fn peek(&self) -> Option<u8> {
         self.json.get(self.at).copied()
     }
 
-    fn broken<T>(&self, expected: &'static str) -> Result<T, Broken> {
-        Err(Broken { at: self.at, expected })
-    }
-
-    fn expect(&mut self, byte: u8, what: &'static str) -> Result<(), Broken> {
-        if self.skip_if(byte) { Ok(()) } else { self.broken(what) }
+    fn expect(&mut self, byte: u8, expected: Expected) -> Result<(), Expected> {
+        if self.skip_if(byte) { Ok(()) } else { Err(expected) }
     }
 
     fn skip_if(&mut self, byte: u8) -> bool {
@@ -113,27 +152,26 @@ impl<'a> Scanner<'a> {
     }
 
     /// A name and the colon behind it.
-    fn name(&mut self) -> Result<RawString<'a>, Broken> {
+    #[inline(always)]
+    fn name(&mut self) -> Result<RawString<'a>, Expected> {
         let start = self.at;
-        self.expect(b'"', "a name")?;
+        self.expect(b'"', Expected::Name)?;
         let escaped = self.rest_of_string()?;
         let raw = &self.json[start..self.at];
         self.skip_space();
-        self.expect(b':', "':'")?;
+        self.expect(b':', Expected::Colon)?;
         self.skip_space();
         Ok(RawString { raw, escaped })
     }
 
-    fn value(&mut self) -> Result<&'a [u8], Broken> {
-        let start = self.at;
+    fn value(&mut self) -> Result<(), Expected> {
         match self.peek() {
-            Some(b'{' | b'[') => self.container()?,
-            _ => self.scalar()?,
+            Some(b'{' | b'[') => self.container(),
+            _ => self.scalar(),
         }
-        Ok(&self.json[start..self.at])
     }
 
-    fn scalar(&mut self) -> Result<(), Broken> {
+    fn scalar(&mut self) -> Result<(), Expected> {
         match self.peek() {
             Some(b'"') => {
                 self.at += 1;
@@ -143,20 +181,20 @@ impl<'a> Scanner<'a> {
             Some(b't') => self.word(b"true"),
             Some(b'f') => self.word(b"false"),
             Some(b'n') => self.word(b"null"),
-            _ => self.broken("a value"),
+            _ => Err(Expected::Value),
         }
     }
 
-    fn word(&mut self, word: &'static [u8]) -> Result<(), Broken> {
+    fn word(&mut self, word: &'static [u8]) -> Result<(), Expected> {
         if self.json[self.at..].starts_with(word) {
             self.at += word.len();
             Ok(())
         } else {
-            self.broken("a value")
+            Err(Expected::Value)
         }
     }
 
-    fn number(&mut self) -> Result<(), Broken> {
+    fn number(&mut self) -> Result<(), Expected> {
         self.skip_if(b'-');
         if !self.skip_if(b'0') {
             self.digits()?;
@@ -175,16 +213,16 @@ impl<'a> Scanner<'a> {
     }
 
     /// One digit or more.
-    fn digits(&mut self) -> Result<(), Broken> {
+    fn digits(&mut self) -> Result<(), Expected> {
         let start = self.at;
         while matches!(self.peek(), Some(b'0'..=b'9')) {
             self.at += 1;
         }
-        if self.at > start { Ok(()) } else { self.broken("a digit") }
+        if self.at > start { Ok(()) } else { Err(Expected::Digit) }
     }
 
     /// From behind the opening quote to behind the closing one. Returns whether anything in between is escaped.
-    fn rest_of_string(&mut self) -> Result<bool, Broken> {
+    fn rest_of_string(&mut self) -> Result<bool, Expected> {
         let mut escaped = false;
         loop {
             self.skip_plain();
@@ -198,7 +236,7 @@ impl<'a> Scanner<'a> {
                     self.at += 1;
                     self.escape()?;
                 }
-                _ => return self.broken("'\"' or a character that may stand in a string"),
+                _ => return Err(Expected::Character),
             }
         }
     }
@@ -226,7 +264,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// What follows a backslash.
-    fn escape(&mut self) -> Result<(), Broken> {
+    fn escape(&mut self) -> Result<(), Expected> {
         match self.peek() {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
                 self.at += 1;
@@ -238,15 +276,15 @@ impl<'a> Scanner<'a> {
                     self.at += 5;
                     Ok(())
                 } else {
-                    self.broken("'u' and four hexadecimal digits")
+                    Err(Expected::HexDigits)
                 }
             }
-            _ => self.broken("an escape"),
+            _ => Err(Expected::Escape),
         }
     }
 
     /// An object or an array with all that is in it. Not recursive: how deep it is nested is the writer's choice.
-    fn container(&mut self) -> Result<(), Broken> {
+    fn container(&mut self) -> Result<(), Expected> {
         let mut open = Nesting::default();
         loop {
             // A value is next.
@@ -282,9 +320,9 @@ impl<'a> Scanner<'a> {
                     break;
                 }
                 if in_object {
-                    self.expect(b'}', "',' or '}'")?;
+                    self.expect(b'}', Expected::CommaOrBrace)?;
                 } else {
-                    self.expect(b']', "',' or ']'")?;
+                    self.expect(b']', Expected::CommaOrBracket)?;
                 }
                 open.pop();
             }
@@ -336,8 +374,10 @@ mod tests {
     fn members(json: &[u8]) -> Result<Vec<(String, String)>, Broken> {
         let mut members = Vec::new();
         for_each_member(json, |name, value| {
-            members
-                .push((name.text().ok_or("text")?.into_owned(), String::from_utf8_lossy(value).into_owned()));
+            members.push((
+                name.text().ok_or(Expected::NameOfText)?.into_owned(),
+                String::from_utf8_lossy(value).into_owned(),
+            ));
             Ok(())
         })
         .map(|()| members)

@@ -246,7 +246,7 @@ fn read_version(field: Field<'_>) -> Result<i64, ValueError> {
         field.number_text()
     } else {
         // The raw token: a version in a string is none.
-        String::from_utf8_lossy(field.raw)
+        Cow::Borrowed(std::str::from_utf8(field.raw).unwrap_or_default())
     };
     let version = text.parse().ok().or_else(|| whole_number(&text)).filter(|version| *version >= 0);
     let Some(version) = version else {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 
 use super::error::ValueError;
-use super::json::{self, RawString};
+use super::json::{self, Expected, RawString};
 use crate::excerpt::{excerpt, excerpt_bytes};
 
 /// The only number that `SchemaVersion` may hold, as it must stand there.
@@ -66,9 +66,9 @@ impl<'a> Fields<'a> {
         name: RawString<'a>,
         value: &'a [u8],
         others: &mut Others<'a>,
-    ) -> Result<bool, &'static str> {
+    ) -> Result<bool, Expected> {
         let Some(plain) = name.plain() else {
-            let text = name.text().ok_or("a name that is text")?;
+            let text = name.text().ok_or(Expected::NameOfText)?;
             return Ok(match self.slot(text.as_bytes()) {
                 Some(slot) => fill(slot, value),
                 None => others.add_unescaped(text),
@@ -135,11 +135,11 @@ impl Default for Others<'_> {
 
 impl<'a> Others<'a> {
     /// Adds a name without escapes, and returns whether it is there already.
-    fn add(&mut self, name: &'a [u8]) -> Result<bool, &'static str> {
+    fn add(&mut self, name: &'a [u8]) -> Result<bool, Expected> {
         let (first, last) = ends(name);
         let ascii = (first | last) & 0x8080_8080_8080_8080 == 0 && (name.len() <= 16 || name.is_ascii());
         if !ascii && std::str::from_utf8(name).is_err() {
-            return Err("a name that is UTF-8");
+            return Err(Expected::NameOfText);
         }
         if self.many.is_some() || self.len == FEW {
             return Ok(!self.many().insert(Cow::Borrowed(name)));
