@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balance_sync_domain::{BalanceRef, BalanceValue, Candidate, KeySpace, aggregate, effective_key};
+use balance_sync_domain::{BalanceRef, BalanceValue, Candidate, aggregate, effective_key};
 use balance_sync_schedule::{Claimed, Refusal, ScheduleError};
 use balance_sync_store::{Outcome, Row, RowResult};
 use balance_sync_trace as trace;
@@ -94,7 +94,7 @@ pub async fn flush<Q: Queue, S: Sink>(
 ) -> FlushEnd {
     let begun = Instant::now();
     let mut refused: Vec<(&Claimed, Refusal)> = Vec::new();
-    let decoded = decode(queue.space(), claimed, &mut refused);
+    let decoded = decode(queue, claimed, &mut refused);
     for (member, refusal) in &refused {
         if refusal.reason == REASON_EXPIRED {
             status.expired.fetch_add(1, Relaxed);
@@ -230,13 +230,13 @@ pub async fn flush<Q: Queue, S: Sink>(
 }
 
 fn decode<'a>(
-    space: &KeySpace,
+    queue: &impl Queue,
     claimed: &'a [Claimed],
     refused: &mut Vec<(&'a Claimed, Refusal)>,
 ) -> Vec<Decoded<'a>> {
     let mut decoded = Vec::with_capacity(claimed.len());
     for (at, entry) in claimed.iter().enumerate() {
-        let balance = match BalanceRef::parse(space, &entry.member) {
+        let balance = match BalanceRef::parse(queue.space_of(entry), &entry.member) {
             Ok(balance) => balance,
             Err(error) => {
                 refused.push((entry, Refusal { reason: error.reason(), detail: error.to_string() }));

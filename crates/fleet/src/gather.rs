@@ -124,6 +124,7 @@ mod tests {
     fn entries(n: usize) -> Vec<Claimed> {
         (0..n)
             .map(|i| Claimed {
+                schedule: 0,
                 member: i.to_string().into_bytes(),
                 lease: Arc::from("1"),
                 former: "0".to_owned(),

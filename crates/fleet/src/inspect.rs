@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use actix::Addr;
-use balance_sync_schedule::{Link, Schedule, ScheduleError, ScheduleOptions, quarantine::QuarantineEntry};
+use balance_sync_schedule::{Link, ScheduleError, ScheduleOptions, Schedules, quarantine::QuarantineEntry};
 use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, Table};
 use balance_sync_tenants::{KeyForm, Tenant, TenantDirectory};
 use balance_sync_trace::Span;
@@ -97,10 +97,10 @@ impl Inspector {
         self.key_form
     }
 
-    /// A tenant's schedule.
+    /// A tenant's schedules.
     #[must_use]
-    pub fn schedule(&self, tenant: &Tenant) -> Schedule {
-        Schedule::new(self.link.clone(), tenant.key_space(self.key_form), Arc::clone(&self.options))
+    pub fn schedules(&self, tenant: &Tenant) -> Schedules {
+        Schedules::new(&self.link, tenant.key_spaces(self.key_form), &self.options)
     }
 
     /// A tenant's database. `served` = this worker serves it, and has it open anyway.
@@ -150,7 +150,7 @@ impl Inspector {
     pub async fn quarantined(&self, tenants: &[Tenant]) -> Result<Vec<Quarantined>, ScheduleError> {
         let mut found = Vec::new();
         for tenant in tenants {
-            self.schedule(tenant)
+            self.schedules(tenant)
                 .quarantine_each(|member, mut entry| {
                     let has_value = entry.value.take().is_some();
                     found.push(Quarantined { tenant: tenant.clone(), member, entry, has_value });

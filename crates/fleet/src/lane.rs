@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use actix::Addr;
 use balance_sync_domain::KeySpace;
 use balance_sync_schedule::{
-    Claim, Claimed, QuarantineReport, Refusal, ReleaseReport, Schedule, ScheduleError, SettleReport,
+    Claim, Claimed, QuarantineReport, Refusal, ReleaseReport, ScheduleError, Schedules, SettleReport,
 };
 use balance_sync_store::{ErrorClass, Row, RowResult, Session};
 use balance_sync_tenants::Tenant;
@@ -24,81 +24,89 @@ const ADOPT_PAGE: usize = 500;
 /// Waits longer than this are left to the prober.
 const SHORT_WAIT: Duration = Duration::from_millis(60);
 
-/// The schedule in Redis.
+/// The tenant's schedules in Redis.
 #[derive(Debug)]
 pub struct RedisQueue {
-    schedule: Schedule,
-    /// The key space of the id form that is not configured, for tenants that have another.
+    schedules: Schedules,
+    /// The key space of the id form that is not served, for tenants that have another.
     other: Option<KeySpace>,
     prober: Prober,
     lookout: Lookout,
-    key: Arc<str>,
+    keys: Vec<Arc<str>>,
 }
 
 impl RedisQueue {
     /// The queue of one tenant.
     #[must_use]
-    pub fn new(schedule: Schedule, other: Option<KeySpace>, prober: Prober, lookout: Lookout) -> Self {
-        let key = Arc::from(schedule.space().schedule());
-        Self { schedule, other, prober, lookout, key }
+    pub fn new(schedules: Schedules, other: Option<KeySpace>, prober: Prober, lookout: Lookout) -> Self {
+        let keys = schedules.iter().map(|schedule| Arc::from(schedule.space().schedule())).collect();
+        Self { schedules, other, prober, lookout, keys }
     }
 }
 
 impl Queue for RedisQueue {
     fn space(&self) -> &KeySpace {
-        self.schedule.space()
+        self.schedules.first().space()
+    }
+
+    fn space_of(&self, claimed: &Claimed) -> &KeySpace {
+        self.schedules.of(claimed).space()
     }
 
     async fn claim(&self, limit: usize) -> Result<Claim, ScheduleError> {
-        self.schedule.claim(limit).await
+        self.schedules.claim(limit).await
     }
 
     async fn settle(&self, written: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
-        self.schedule.settle(written).await
+        self.schedules.settle(written).await
     }
 
     async fn release(&self, held: &[&Claimed]) -> Result<ReleaseReport, ScheduleError> {
-        self.schedule.release(held).await
+        self.schedules.release(held).await
     }
 
     async fn quarantine(&self, refused: &[(&Claimed, Refusal)]) -> Result<QuarantineReport, ScheduleError> {
-        self.schedule.quarantine(refused).await
+        self.schedules.quarantine(refused).await
     }
 
     async fn sweep(&self) -> Result<Sweep, ScheduleError> {
         let mut sweep = Sweep::default();
-        let mut from: Option<Vec<u8>> = None;
-        loop {
-            let page = self.schedule.protect_page(from.as_deref()).await?;
-            sweep.raised += page.raised;
-            sweep.absent += page.absent;
-            sweep.shortest = match (sweep.shortest, page.shortest) {
-                (Some(a), Some(b)) => Some(a.min(b)),
-                (a, b) => a.or(b),
-            };
-            match page.next {
-                Some(next) => from = Some(next),
-                None => return Ok(sweep),
+        for schedule in self.schedules.iter() {
+            let mut from: Option<Vec<u8>> = None;
+            loop {
+                let page = schedule.protect_page(from.as_deref()).await?;
+                sweep.raised += page.raised;
+                sweep.absent += page.absent;
+                sweep.shortest = match (sweep.shortest, page.shortest) {
+                    (Some(a), Some(b)) => Some(a.min(b)),
+                    (a, b) => a.or(b),
+                };
+                match page.next {
+                    Some(next) => from = Some(next),
+                    None => break,
+                }
             }
         }
+        Ok(sweep)
     }
 
     async fn protect_since(&self, from: Option<f64>) -> Result<(f64, u64), ScheduleError> {
-        self.schedule.protect_since(from).await
+        self.schedules.protect_since(from).await
     }
 
     async fn survey(&self) -> Result<Survey, ScheduleError> {
         let mut survey = Survey::default();
         loop {
-            let (adopted, left) = self.schedule.adopt_legacy(ADOPT_PAGE).await?;
+            let (adopted, left) = self.schedules.adopt_legacy(ADOPT_PAGE).await?;
             survey.adopted += adopted;
             if left == 0 || adopted == 0 {
                 break;
             }
         }
         if let Some(other) = &self.other {
-            survey.other_form = self.schedule.scheduled_in(other.schedule()).await?
-                + self.schedule.scheduled_in(other.legacy_schedule()).await?;
+            let schedule = self.schedules.first();
+            survey.other_form = schedule.scheduled_in(other.schedule()).await?
+                + schedule.scheduled_in(other.legacy_schedule()).await?;
         }
         Ok(survey)
     }
@@ -107,12 +115,29 @@ impl Queue for RedisQueue {
         if delay <= SHORT_WAIT {
             tokio::time::sleep(delay).await;
         } else {
-            self.prober.wait(Arc::clone(&self.key), delay).await;
+            let key = first_of(&self.keys, |key| self.prober.wait(key, delay)).await;
+            self.schedules.wake(&key);
         }
     }
 
     async fn stand_by(&self) {
-        self.lookout.wait(Arc::clone(&self.key)).await;
+        let key = first_of(&self.keys, |key| self.lookout.wait(key)).await;
+        self.schedules.wake(&key);
+    }
+}
+
+/// Waits for all of them, and gives the first that is there.
+async fn first_of<F: Future<Output = ()>>(keys: &[Arc<str>], wait: impl Fn(Arc<str>) -> F) -> Arc<str> {
+    match keys {
+        [only] => {
+            wait(Arc::clone(only)).await;
+            Arc::clone(only)
+        }
+        keys => {
+            let waits = keys.iter().map(|key| Box::pin(wait(Arc::clone(key))));
+            let ((), at, _) = futures::future::select_all(waits).await;
+            Arc::clone(&keys[at])
+        }
     }
 }
 

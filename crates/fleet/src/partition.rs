@@ -270,12 +270,15 @@ impl Partition {
         tenants.retain(|tenant| !self.fleet.halts.contains(tenant));
         let mut overdue = Vec::new();
         for page in tenants.chunks(PAGE) {
-            let keys: Vec<Arc<str>> = page
-                .iter()
-                .map(|tenant| Arc::from(tenant.key_space(self.settings.key_form).schedule()))
-                .collect();
+            let spaces = page.iter().flat_map(|tenant| {
+                tenant.key_spaces(self.settings.key_form).into_iter().map(move |space| (tenant, space))
+            });
+            let (owners, keys): (Vec<&Tenant>, Vec<Arc<str>>) =
+                spaces.map(|(tenant, space)| (tenant, Arc::from(space.schedule()))).unzip();
             match probe_overdue(&self.link, &keys, self.settings.overdue).await {
-                Ok(found) => overdue.extend(found.into_iter().filter_map(|at| page.get(at)).cloned()),
+                Ok(found) => {
+                    overdue.extend(found.into_iter().filter_map(|at| owners.get(at).copied()).cloned());
+                }
                 Err(error) => {
                     tracing::debug!(%error, "tenants of other workers could not be looked at");
                     return;

@@ -35,8 +35,12 @@ pub struct Sweep {
 
 /// A tenant's schedule.
 pub trait Queue {
-    /// The keys it works on.
+    /// The keys that stand for the tenant.
     fn space(&self) -> &KeySpace;
+    /// The keys among which a member was claimed: a tenant whose id is a UUID has those of two forms.
+    fn space_of(&self, _claimed: &Claimed) -> &KeySpace {
+        self.space()
+    }
     /// Claims up to `limit` due members.
     fn claim(&self, limit: usize) -> impl Future<Output = Result<Claim, ScheduleError>>;
     /// Removes written members.

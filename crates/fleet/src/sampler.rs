@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use balance_sync_domain::KeySpace;
 use balance_sync_schedule::{
     Link, Look, PageEnd, Sample, ScheduleError,
     sample::{LIVES_PER_CALL, SCHEDULES_PER_CALL, look},
@@ -58,8 +59,8 @@ struct Sampler {
     fleet: Arc<FleetStatus>,
     key_form: KeyForm,
     interval: Duration,
-    /// Of the schedules that were not empty at the last look.
-    rounds: HashMap<Tenant, Round>,
+    /// Of the schedules that were not empty at the last look, by tenant and position among its key spaces.
+    rounds: HashMap<(Tenant, usize), Round>,
     /// Lives that may still be looked at in this pass, beside the first look at each schedule.
     spare: usize,
 }
@@ -72,8 +73,9 @@ impl Sampler {
             // Shared out by what the last pass found: a schedule that fills up meanwhile has its part from the next on.
             let part = (LIVES / self.rounds.len().max(1)).max(2);
             self.spare = LIVES;
-            self.rounds
-                .retain(|tenant, _| tenants.binary_search_by(|status| status.tenant().cmp(tenant)).is_ok());
+            self.rounds.retain(|(tenant, _), _| {
+                tenants.binary_search_by(|status| status.tenant().cmp(tenant)).is_ok()
+            });
             // Spread over the interval, so that Redis never has all of it at once.
             let mut groups = groups(&tenants, |tenant| self.weight(tenant, part)).peekable();
             let pause = self.interval / u32::try_from(groups.len().max(1)).unwrap_or(u32::MAX);
@@ -97,7 +99,9 @@ impl Sampler {
 
     /// Lives that one look at this tenant takes, about.
     fn weight(&self, tenant: &Tenant, part: usize) -> usize {
-        if self.rounds.contains_key(tenant) { part.min(HEAD + 1 + PAGE) } else { 0 }
+        let spaces = tenant.key_spaces(self.key_form).len();
+        let filled = (0..spaces).filter(|at| self.rounds.contains_key(&(tenant.clone(), *at))).count();
+        filled * part.min(HEAD + 1 + PAGE)
     }
 
     /// Looks at a group of tenants in one call, then at what is left of the parts of those with long schedules.
@@ -107,74 +111,95 @@ impl Sampler {
         group: &[Arc<TenantStatus>],
         part: usize,
     ) -> Result<(), ScheduleError> {
-        let spaces: Vec<_> = group.iter().map(|status| status.tenant().key_space(self.key_form)).collect();
+        let spaces: Vec<Vec<KeySpace>> =
+            group.iter().map(|status| status.tenant().key_spaces(self.key_form)).collect();
         let head = HEAD.min(part / 2);
         let page = PAGE.min(part - head);
         let fresh = Round::default();
-        let looks: Vec<Look<'_>> = group
+        let keys: Vec<(Tenant, usize)> = group
             .iter()
             .zip(&spaces)
-            .map(|(status, space)| {
-                let round = self.rounds.get(status.tenant()).unwrap_or(&fresh);
+            .flat_map(|(status, spaces)| (0..spaces.len()).map(|at| (status.tenant().clone(), at)))
+            .collect();
+        let looks: Vec<Look<'_>> = keys
+            .iter()
+            .zip(spaces.iter().flatten())
+            .map(|(key, space)| {
+                let round = self.rounds.get(key).unwrap_or(&fresh);
                 Look { space, head, page, from: round.from.as_deref(), again: round.shortest.as_deref() }
             })
             .collect();
-        let samples = ask(&looks).await?;
-        // The head need not be looked at again: its shortest life is carried on like any other.
-        for ((status, space), sample) in group.iter().zip(&spaces).zip(samples) {
-            let mut left = part.saturating_sub(head + page);
-            self.note(status, sample);
-            while left.min(self.spare) > 0
-                && let Some(round) = self.rounds.get(status.tenant())
-                && round.from.is_some()
-            {
-                let page = PAGE.min(left).min(self.spare);
-                left -= page;
-                self.spare -= page;
-                let look = Look {
-                    space,
-                    head: 0,
-                    page,
-                    from: round.from.as_deref(),
-                    again: round.shortest.as_deref(),
-                };
-                for sample in ask(&[look]).await? {
-                    self.note(status, sample);
+        let mut samples = ask(&looks).await?.into_iter();
+        let mut keys = keys.into_iter();
+        for (status, spaces) in group.iter().zip(&spaces) {
+            let mut found: Vec<Sample> = samples.by_ref().take(spaces.len()).collect();
+            for (at, space) in spaces.iter().enumerate() {
+                let Some(key) = keys.next() else { break };
+                // The head need not be looked at again: its shortest life is carried on like any other.
+                let mut left = part.saturating_sub(head + page);
+                self.go_on(&key, found.get(at));
+                while left.min(self.spare) > 0
+                    && let Some(round) = self.rounds.get(&key)
+                    && round.from.is_some()
+                {
+                    let page = PAGE.min(left).min(self.spare);
+                    left -= page;
+                    self.spare -= page;
+                    let look = Look {
+                        space,
+                        head: 0,
+                        page,
+                        from: round.from.as_deref(),
+                        again: round.shortest.as_deref(),
+                    };
+                    for sample in ask(&[look]).await? {
+                        self.go_on(&key, Some(&sample));
+                        found[at] = sample;
+                    }
                 }
             }
+            note(status, &found);
         }
         Ok(())
     }
 
-    fn note(&mut self, status: &TenantStatus, sample: Sample) {
-        let Some(scheduled) = sample.scheduled else {
-            // The collector's state says what is wrong with the key.
-            self.rounds.remove(status.tenant());
-            forget(status);
+    /// Where the next look at a schedule goes on.
+    fn go_on(&mut self, key: &(Tenant, usize), sample: Option<&Sample>) {
+        let Some(sample) = sample.filter(|sample| sample.scheduled.is_some_and(|scheduled| scheduled > 0))
+        else {
+            self.rounds.remove(key);
             return;
         };
-        status.scheduled.store(scheduled, Relaxed);
-        status.due.store(sample.due, Relaxed);
-        status.leased.store(sample.leased, Relaxed);
-        status.oldest_due_age_ms.store(millis(sample.oldest_due_age), Relaxed);
-        status.quarantine_entries.store(sample.quarantined.unwrap_or(u64::MAX), Relaxed);
-        let life = sample.shortest.as_ref().map_or(u64::MAX, |(life, _)| millis(*life));
-        status.shortest_life_ms.store(life, Relaxed);
-        if scheduled == 0 {
-            self.rounds.remove(status.tenant());
-            return;
-        }
-        let round = match self.rounds.get_mut(status.tenant()) {
+        let round = match self.rounds.get_mut(key) {
             Some(round) => round,
-            None => self.rounds.entry(status.tenant().clone()).or_default(),
+            None => self.rounds.entry(key.clone()).or_default(),
         };
-        match sample.page {
-            PageEnd::Next(from) => round.from = Some(from),
+        match &sample.page {
+            PageEnd::Next(from) => round.from = Some(from.clone()),
             PageEnd::Last => round.from = None,
             PageEnd::NotLooked => {}
         }
-        round.shortest = sample.shortest.map(|(_, member)| member);
+        round.shortest = sample.shortest.as_ref().map(|(_, member)| member.clone());
     }
+}
+
+/// Takes over what was found in a tenant's schedules.
+fn note(status: &TenantStatus, samples: &[Sample]) {
+    if samples.is_empty() || samples.iter().any(|sample| sample.scheduled.is_none()) {
+        // The collector's state says what is wrong with the key.
+        forget(status);
+        return;
+    }
+    let sum = |of: fn(&Sample) -> u64| samples.iter().map(of).sum::<u64>();
+    status.scheduled.store(sum(|sample| sample.scheduled.unwrap_or_default()), Relaxed);
+    status.due.store(sum(|sample| sample.due), Relaxed);
+    status.leased.store(sum(|sample| sample.leased), Relaxed);
+    let oldest = samples.iter().map(|sample| sample.oldest_due_age).max().unwrap_or_default();
+    status.oldest_due_age_ms.store(millis(oldest), Relaxed);
+    let quarantined: Option<u64> = samples.iter().map(|sample| sample.quarantined).sum();
+    status.quarantine_entries.store(quarantined.unwrap_or(u64::MAX), Relaxed);
+    let lives = samples.iter().filter_map(|sample| sample.shortest.as_ref().map(|(life, _)| millis(*life)));
+    status.shortest_life_ms.store(lives.min().unwrap_or(u64::MAX), Relaxed);
 }
 
 /// What was known may no longer be true: better nothing than that.

@@ -6,7 +6,7 @@
 mod judge;
 
 use balance_sync_domain::{BalanceRef, BalanceValue, Uuid, effective_key};
-use balance_sync_schedule::{ScheduleError, inspect::is_lease};
+use balance_sync_schedule::{Schedule, ScheduleError, Schedules, inspect::is_lease};
 use balance_sync_store::{FoundRow, Sought};
 use serde::Serialize;
 
@@ -281,6 +281,37 @@ pub fn may_quote(reason: &str) -> bool {
 
 // -- asking ------------------------------------------------------------------------------------------------------------
 
+/// The members under which Redis knows anything about the balance of a row. A tenant whose id is a UUID has two that may be;
+/// where neither is known, the one in the form in which the tenant is listed stands for both.
+async fn in_redis(
+    schedules: &Schedules,
+    organization: Uuid,
+    ledger: Uuid,
+    alias: &str,
+    key: &str,
+) -> Result<Vec<Vec<u8>>, ScheduleError> {
+    let member =
+        |schedule: &Schedule| schedule.space().balance(organization, ledger, alias, key).into_bytes();
+    let mut known = Vec::new();
+    if schedules.iter().len() > 1 {
+        for schedule in schedules.iter() {
+            let member = member(schedule);
+            let found = schedule.inspect(&member).await?;
+            if found.score.is_some()
+                || found.value.is_some()
+                || found.unreadable.is_some()
+                || found.quarantine.is_some()
+            {
+                known.push(member);
+            }
+        }
+    }
+    if known.is_empty() {
+        known.push(member(schedules.first()));
+    }
+    Ok(known)
+}
+
 /// Finds the balances that fit, and tells everything about each.
 ///
 /// # Errors
@@ -296,13 +327,14 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
             // The tenant in the key may be written in another form than it is listed in.
             let owner = view.tenants.iter().find_map(|row| {
                 let tenant = view.tenant(&row.id)?;
-                let prefix = tenant.key_space(inspector.key_form());
-                member.starts_with(prefix.balance_prefix()).then_some((tenant, Some(row.clone())))
+                let spaces = tenant.key_spaces(inspector.key_form());
+                let own = spaces.iter().any(|space| member.starts_with(space.balance_prefix()));
+                own.then_some((tenant, Some(row.clone())))
             });
             owner.ok_or_else(|| WhyError::NotAMember(member.clone()))?
         }
     };
-    let schedule = inspector.schedule(&tenant);
+    let schedules = inspector.schedules(&tenant);
     let served = reader.serves(&tenant);
     let database = inspector.database(&tenant, served).await;
     let opened = database.as_ref().map_err(ToString::to_string);
@@ -322,18 +354,19 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
                 Ok(open) => open.database.look_up(&open.table, &sought).await.unwrap_or_default(),
                 Err(_) => Vec::new(),
             };
-            let space = schedule.space();
             let mut members: Vec<(Vec<u8>, Option<FoundRow>)> = Vec::new();
             for row in rows {
                 if let (Some(organization), Some(ledger)) = (row.organization, row.ledger) {
-                    let member = space.balance(organization, ledger, &row.alias, &row.key).into_bytes();
-                    if !members.iter().any(|(known, _)| *known == member) {
-                        members.push((member, Some(row)));
+                    for member in in_redis(&schedules, organization, ledger, &row.alias, &row.key).await? {
+                        if !members.iter().any(|(known, _)| *known == member) {
+                            members.push((member, Some(row.clone())));
+                        }
                     }
                 }
             }
             // Those without a row, or whose database can't be asked.
-            for member in schedule.find_members(&format!(":{alias}"), MOST_FOUND).await? {
+            for member in schedules.find_members(&format!(":{alias}"), MOST_FOUND).await? {
+                let space = schedules.of_member(&member).space();
                 let fits = BalanceRef::parse(space, &member).is_ok_and(|balance| {
                     balance.alias == alias
                         && key.as_deref().is_none_or(|key| balance.key == key)
@@ -354,6 +387,7 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
     };
     let workers: Vec<&str> = view.workers.iter().map(|worker| worker.name.as_str()).collect();
     for (member, found) in members {
+        let schedule = schedules.of_member(&member);
         let inspected = schedule.inspect(&member).await?;
         let balance = BalanceRef::parse(schedule.space(), &member).ok();
         let value = inspected.value.as_deref().map(BalanceValue::decode);

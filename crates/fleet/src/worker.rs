@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use balance_sync_schedule::{
-    Controls, Link, LinkSettings, Schedule, ScheduleError, ScheduleOptions, Snapshots,
+    Controls, Link, LinkSettings, ScheduleError, ScheduleOptions, Schedules, Snapshots,
 };
 use balance_sync_store::ConnectionBudget;
 use balance_sync_tenants::{KeyForm, Membership, TenantDirectory, other_key_space};
@@ -367,10 +367,9 @@ impl Spawner for LaneSpawner {
         self.next = at + 1;
         let thread = &self.threads[at];
         let tenant = incarnation.tenant.clone();
-        let schedule =
-            Schedule::new(thread.link.clone(), tenant.key_space(self.key_form), Arc::clone(&self.schedule));
+        let schedules = Schedules::new(&thread.link, tenant.key_spaces(self.key_form), &self.schedule);
         let other = other_key_space(&tenant, self.key_form);
-        let queue = RedisQueue::new(schedule, other, thread.prober.clone(), thread.lookout.clone());
+        let queue = RedisQueue::new(schedules, other, thread.prober.clone(), thread.lookout.clone());
         let collector = Collector {
             queue,
             sink: PostgresSink::new(self.manager.clone(), tenant.clone()),

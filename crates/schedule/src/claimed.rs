@@ -11,6 +11,8 @@ pub struct Claimed {
     pub member: Vec<u8>,
     /// Our lease: the score under which this member may be settled or released.
     pub lease: Arc<str>,
+    /// Which of the tenant's schedules it came from, see [`crate::Schedules`].
+    pub schedule: usize,
     /// The score before the claim, as Redis printed it.
     pub former: String,
     /// The balance's JSON; `None` when the value has expired or can't be read, or the member is another tenant's.
@@ -75,6 +77,7 @@ mod tests {
         Claimed {
             member: b"m".to_vec(),
             lease: Arc::from("0"),
+            schedule: 0,
             former: former.to_owned(),
             value: None,
             unreadable: None,

@@ -6,7 +6,7 @@
 //! them one typed wrapper, and knows neither Postgres nor actors.
 //!
 //! Reading order: [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · [`claimed`] (what a
-//! claim holds) · [`schedule`] (the wrappers) · [`quarantine`] (entries, by hand) · [`mod@sample`] (what waits, for the
+//! claim holds) · [`schedule`] (the wrappers) · [`schedules`] (a tenant's) · [`quarantine`] (entries, by hand) · [`mod@sample`] (what waits, for the
 //! eye) · [`workers`] (who else is there) · [`snapshots`] (what they know) · [`controls`] (what operators decided) ·
 //! [`heads`] (whether anybody claims) · [`inspect`] (one balance) · [`subscription`] (messages) · [`error`].
 
@@ -19,6 +19,7 @@ pub mod link;
 pub mod quarantine;
 pub mod sample;
 pub mod schedule;
+pub mod schedules;
 pub mod scripts;
 pub mod snapshots;
 pub mod stats;
@@ -36,6 +37,7 @@ pub use schedule::{
     Backlog, ClaimMode, ProtectPage, QuarantineReport, RecentFrom, RecentPage, ReleaseReport, Schedule,
     ScheduleOptions, SettleReport,
 };
+pub use schedules::Schedules;
 pub use snapshots::Snapshots;
 pub use stats::LinkStats;
 pub use subscription::Subscription;

@@ -256,7 +256,14 @@ impl Schedule {
                 Value::SimpleString(why) => (None, Some(why)),
                 _ => (None, None),
             };
-            entries.push(Claimed { member, lease: Arc::clone(&lease), former, value, unreadable });
+            entries.push(Claimed {
+                member,
+                lease: Arc::clone(&lease),
+                schedule: 0,
+                former,
+                value,
+                unreadable,
+            });
         }
         Ok(Claim { entries, scheduled, now, foreign, refused })
     }

@@ -3,7 +3,7 @@
 //! The errors are the important part: [`DirectoryError::must_stop`] are facts about a tenant,
 //! [`DirectoryError::is_transient`] are facts about the service, and the two never overlap.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::database::TenantDatabase;
@@ -44,19 +44,23 @@ impl Listing {
         self.tenants.iter().map(|listed| listed.tenant.clone()).collect()
     }
 
-    /// Moves to `refused` what would share its Redis keys with another tenant of the list: one UUID listed
-    /// with dashes and without becomes one key space under [`KeyForm::SimpleUuid`], and two collectors on
-    /// it might write to two databases. The first in id order stays, whatever the order of the list.
+    /// Moves to `refused` what would share Redis keys with another tenant of the list: one UUID listed with
+    /// dashes and without has the same keys, unless [`KeyForm::AsListed`] keeps them apart, and two collectors
+    /// on them might write to two databases. The first in id order stays, whatever the order of the list.
     pub fn refuse_shared_keys(&mut self, form: KeyForm) {
-        let mut owners: BTreeMap<String, Tenant> = BTreeMap::new();
+        let mut taken: BTreeSet<String> = BTreeSet::new();
+        let mut kept = BTreeSet::new();
         for tenant in self.set() {
-            let prefix = tenant.key_space(form).prefix().to_owned();
-            owners.entry(prefix).or_insert(tenant);
+            let spaces = tenant.key_spaces(form);
+            if spaces.iter().any(|space| taken.contains(space.prefix())) {
+                continue;
+            }
+            taken.extend(spaces.iter().map(|space| space.prefix().to_owned()));
+            kept.insert(tenant);
         }
-        let (kept, shared) =
-            std::mem::take(&mut self.tenants).into_iter().partition(|listed: &ListedTenant| {
-                owners.get(listed.tenant.key_space(form).prefix()) == Some(&listed.tenant)
-            });
+        let (kept, shared) = std::mem::take(&mut self.tenants)
+            .into_iter()
+            .partition(|listed: &ListedTenant| kept.contains(&listed.tenant));
         self.tenants = kept;
         self.refused.extend(shared.into_iter().map(|listed| RefusedTenant {
             id: listed.tenant.label().to_owned(),
@@ -221,10 +225,12 @@ mod tests {
             as_listed.refuse_shared_keys(KeyForm::AsListed);
             assert_eq!(as_listed, listing());
 
-            let mut shared = listing();
-            shared.refuse_shared_keys(KeyForm::SimpleUuid);
-            assert_eq!(shared.tenants, vec![listed(dashed)], "the same one stays in either order");
-            assert_eq!(shared.refused[0].id, simple);
+            for form in [KeyForm::SimpleUuid, KeyForm::Auto] {
+                let mut shared = listing();
+                shared.refuse_shared_keys(form);
+                assert_eq!(shared.tenants, vec![listed(dashed)], "the same one stays in either order");
+                assert_eq!(shared.refused[0].id, simple);
+            }
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The tenant as the workers know it, and the form in which its id stands in Redis keys.
 //!
 //! The tenant service may list a UUID-shaped id with dashes while the ledger writes it without, or the
-//! other way round, depending on the version of the ledger's client library. Which form is read is
-//! configured ([`KeyForm`]); the form that is *not* configured is known too ([`other_key_space`]), so that
+//! other way round, depending on the version of the ledger's client library; during an upgrade of the ledger
+//! both kinds of keys exist at the same time. So by default a tenant has two key spaces, and both are served
+//! ([`KeyForm::Auto`]). Where one form is configured, the other is known too ([`other_key_space`]), so that
 //! a schedule that waits there can be noticed rather than ignored for ever.
 
 use std::fmt;
@@ -38,12 +39,23 @@ impl Tenant {
         }
     }
 
-    /// The names of this tenant's keys in Redis, with its id in the given form.
+    /// The names of this tenant's keys in Redis, with its id in the given form; with [`KeyForm::Auto`] in the form in which
+    /// it is listed. This key space stands for the tenant wherever it needs one name, such as in the log of actions.
     pub fn key_space(&self, form: KeyForm) -> KeySpace {
         match self {
             Self::Single => KeySpace::single(),
             Self::Id(id) => KeySpace::tenant(&id_in_keys(id, form)),
         }
+    }
+
+    /// All key spaces that are served for this tenant, the one of [`Tenant::key_space`] first: two for a UUID-shaped id with
+    /// [`KeyForm::Auto`], otherwise one.
+    pub fn key_spaces(&self, form: KeyForm) -> Vec<KeySpace> {
+        let mut spaces = vec![self.key_space(form)];
+        if form == KeyForm::Auto {
+            spaces.extend(other_form(self, form));
+        }
+        spaces
     }
 }
 
@@ -63,17 +75,20 @@ impl From<TenantId> for Tenant {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
 pub enum KeyForm {
-    /// As the tenant service lists it (ledgers with a client library before version 6).
+    /// In both forms: as listed and, for a UUID, in the other form too. Ledgers of two releases may write at the same time.
     #[default]
+    Auto,
+    /// As the tenant service lists it (ledgers up to 4.0).
     AsListed,
-    /// 32 lower-case hex digits without dashes (version 6 and later).
+    /// 32 lower-case hex digits without dashes (ledgers from 4.1 on).
     SimpleUuid,
 }
 
 impl KeyForm {
-    /// The name in configuration: `as_listed` or `simple_uuid`.
+    /// The name in configuration: `auto`, `as_listed` or `simple_uuid`.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Auto => "auto",
             Self::AsListed => "as_listed",
             Self::SimpleUuid => "simple_uuid",
         }
@@ -94,7 +109,7 @@ impl From<KeyForm> for &'static str {
 
 /// A key form nobody knows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("tenant key form {0:?} is not known: allowed are `as_listed` and `simple_uuid`")]
+#[error("tenant key form {0:?} is not known: allowed are `auto`, `as_listed` and `simple_uuid`")]
 pub struct UnknownKeyForm(pub String);
 
 impl FromStr for KeyForm {
@@ -103,6 +118,7 @@ impl FromStr for KeyForm {
     /// Reads the name; `-` and `_` are the same, case doesn't matter.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.trim().to_ascii_lowercase().replace('-', "_").as_str() {
+            "auto" => Ok(Self::Auto),
             "as_listed" => Ok(Self::AsListed),
             "simple_uuid" => Ok(Self::SimpleUuid),
             _ => Err(UnknownKeyForm(text.to_owned())),
@@ -118,13 +134,17 @@ impl TryFrom<String> for KeyForm {
     }
 }
 
-/// The keys this tenant would have in the form that is *not* configured; `None` when its id has only one
-/// form.
+/// The keys this tenant would have in the form that is *not* served; `None` when its id has only one form, or
+/// all are served.
 ///
 /// With [`KeyForm::SimpleUuid`] the other form is the id as listed, and for an id listed without dashes the
 /// dashed one. With [`KeyForm::AsListed`] it is the id without dashes, or with them when it is listed
 /// without.
 pub fn other_key_space(tenant: &Tenant, form: KeyForm) -> Option<KeySpace> {
+    if form == KeyForm::Auto { None } else { other_form(tenant, form) }
+}
+
+fn other_form(tenant: &Tenant, form: KeyForm) -> Option<KeySpace> {
     let id = tenant.id()?;
     let configured = id_in_keys(id, form);
     let dashed = id.to_dashed_uuid_form();
@@ -137,7 +157,7 @@ pub fn other_key_space(tenant: &Tenant, form: KeyForm) -> Option<KeySpace> {
 
 fn id_in_keys(id: &TenantId, form: KeyForm) -> TenantId {
     match form {
-        KeyForm::AsListed => id.clone(),
+        KeyForm::Auto | KeyForm::AsListed => id.clone(),
         KeyForm::SimpleUuid => simple_form(id).unwrap_or_else(|| id.clone()),
     }
 }
@@ -216,7 +236,25 @@ mod tests {
     }
 
     #[test]
+    fn a_uuid_is_served_in_both_forms_by_default() {
+        let prefixes =
+            |id: &str, form| -> Vec<String> { tenant(id).key_spaces(form).iter().map(prefix).collect() };
+        let (dashed, simple) = (format!("tenant:{DASHED}:"), format!("tenant:{SIMPLE}:"));
+        assert_eq!(prefixes(DASHED, KeyForm::default()), [dashed.clone(), simple.clone()]);
+        assert_eq!(prefixes(SIMPLE, KeyForm::Auto), [simple.clone(), dashed.clone()]);
+        for listed in [SIMPLE.to_uppercase(), DASHED.to_uppercase()] {
+            assert_eq!(prefixes(&listed, KeyForm::Auto), [format!("tenant:{listed}:"), simple.clone()]);
+        }
+        assert_eq!(prefixes("acme", KeyForm::Auto), ["tenant:acme:"]);
+        assert_eq!(Tenant::Single.key_spaces(KeyForm::Auto).len(), 1);
+        assert_eq!(prefixes(DASHED, KeyForm::AsListed), [dashed]);
+        assert_eq!(prefixes(DASHED, KeyForm::SimpleUuid), [simple]);
+        assert!(other_key_space(&tenant(DASHED), KeyForm::Auto).is_none(), "none is left out");
+    }
+
+    #[test]
     fn key_form_names() {
+        assert_eq!("auto".parse(), Ok(KeyForm::Auto));
         assert_eq!("simple-uuid".parse(), Ok(KeyForm::SimpleUuid));
         assert_eq!("AS_LISTED".parse(), Ok(KeyForm::AsListed));
         let error = "dashed".parse::<KeyForm>().unwrap_err().to_string();

@@ -1,12 +1,13 @@
 //! The forms in which a ledger may keep its keys: without tenants, old schedules, UUIDs without dashes.
 
 use anyhow::{Context, Result, ensure};
-use balance_sync_sandbox::eventually;
-use balance_sync_sandbox::ledger::stored_balances;
-use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadTenant, Producer, TenantKeys, seed_balances};
-use balance_sync_tests::ledger::{all_settled, comes_in_step, redis_time, row, scores};
+use balance_sync_sandbox::ledger::{
+    DEFAULT_TTL, LoadTenant, Producer, TenantKeys, put_raw, seed_balances, stored_balances,
+};
+use balance_sync_sandbox::{Sandbox, SandboxTenant, eventually};
+use balance_sync_tests::ledger::{all_settled, comes_in_step, redis_time, row, rows, scores};
 use balance_sync_tests::worker::password_in;
-use balance_sync_tests::{SOON, Worker};
+use balance_sync_tests::{SOON, Worker, run};
 use redis::AsyncCommands;
 
 #[tokio::test]
@@ -101,7 +102,7 @@ async fn schedules_of_older_ledgers_are_emptied_too() -> Result<()> {
 }
 
 #[tokio::test]
-async fn uuids_without_dashes_are_served_when_told_and_noticed_when_not() -> Result<()> {
+async fn a_form_that_is_not_served_is_noticed() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(2, 10).await?;
     let tenant = sandbox.tenants().remove(1);
     let simple = tenant.id.replace('-', "");
@@ -110,10 +111,14 @@ async fn uuids_without_dashes_are_served_when_told_and_noticed_when_not() -> Res
     let mut producer = Producer::new(&sandbox.redis().url(), vec![sandbox.tenants()[0].load(), load]);
     producer.mutate_each(DEFAULT_TTL).await?;
 
-    // As listed, nobody works the other form: said loudly, and nothing touched.
+    // As listed alone, the other form is reported as an error, and nothing of it is touched.
     const OTHER_FORM: &str = "the ledger schedules this tenant under the other form of its id";
-    let mut worker =
-        Worker::of(&sandbox).set("claim.legacy_interval", "200ms").expect_error(OTHER_FORM).start().await?;
+    let mut worker = Worker::of(&sandbox)
+        .set("tenants.key_form", "as_listed")
+        .set("claim.legacy_interval", "200ms")
+        .expect_error(OTHER_FORM)
+        .start()
+        .await?;
     let id = [("tenant_id", tenant.id.as_str())];
     worker.reaches("balance_sync_other_key_form_members", &id, 10.0).await?;
     let noticed = eventually(SOON, "an ERROR line about the other form", || async {
@@ -133,6 +138,156 @@ async fn uuids_without_dashes_are_served_when_told_and_noticed_when_not() -> Res
     })
     .await?;
     assert_eq!(worker.metric("balance_sync_other_key_form_members", &[]).await?, 0.0);
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// Both forms of a tenant whose id is a UUID: as it is listed, and without dashes.
+fn both_forms(tenant: &SandboxTenant) -> [TenantKeys; 2] {
+    assert_eq!(tenant.id.len(), 36, "{} is no UUID", tenant.id);
+    [tenant.keys.clone(), TenantKeys::tenant(&tenant.id.replace('-', ""))]
+}
+
+/// Waits until all balances have this version, and nothing is scheduled in either form.
+async fn all_at(sandbox: &Sandbox, tenant: &SandboxTenant, version: i64) -> Result<()> {
+    eventually(SOON, "all rows at the newest version, and empty schedules", || async {
+        let found = rows(sandbox, tenant).await?;
+        for balance in tenant.balances.iter() {
+            let stored = found.get(&balance.id).context("no row")?;
+            ensure!(stored.version == version, "version {} of {version}", stored.version);
+            ensure!(stored.amounts == balance.amounts(version), "{stored:?}");
+        }
+        for keys in both_forms(tenant) {
+            let left = scores(sandbox, &keys.schedule()).await?;
+            ensure!(left.is_empty(), "{left:?}");
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// A ledger is upgraded under load: first it writes keys as listed, then pods of both releases write the same balances, and
+/// at last keys without dashes alone. Two workers serve the tenant, which is one to operators.
+#[tokio::test]
+async fn a_ledger_is_upgraded_under_load() -> Result<()> {
+    const PHASE: i64 = 40;
+    let sandbox = balance_sync_tests::sandbox(2, 30).await?;
+    let tenant = sandbox.tenants().remove(1);
+    let forms = both_forms(&tenant);
+    let worker = || {
+        Worker::of(&sandbox)
+            .set("claim.legacy_interval", "200ms")
+            // Both claim: neither waits for the other.
+            .set("worker.partition", "false")
+            .start()
+    };
+    let mut workers = [worker().await?, worker().await?];
+    let mut redis = sandbox.redis().connect().await?;
+    let mut version = 1;
+    for round in 0..3 * PHASE {
+        version += 1;
+        for (number, balance) in tenant.balances.iter().enumerate() {
+            let form = match round / PHASE {
+                0 => 0,
+                1 => (number + usize::try_from(round)?) % 2,
+                _ => 1,
+            };
+            let (keys, json) = (&forms[form], balance.json(version));
+            let member = keys.member(balance);
+            put_raw(&mut redis, &keys.schedule(), member.as_bytes(), json.as_bytes(), Some(DEFAULT_TTL))
+                .await?;
+        }
+    }
+    all_at(&sandbox, &tenant, version).await?;
+    for worker in &workers {
+        let page = worker.metrics().await?;
+        for outcome in ["quarantined", "released"] {
+            assert_eq!(page.sum("balance_sync_balances_total", &[("outcome", outcome)]), 0.0, "{outcome}");
+        }
+        assert_eq!(page.sum("balance_sync_other_key_form_members", &[]), 0.0);
+    }
+    // One tenant to whoever looks, and one that is equal although older values stand under the form as listed.
+    let config = sandbox.config_path().to_str().context("a path of text")?;
+    let verified = run(&["verify", "--config", config, "--json"], &[]).await?;
+    assert_eq!(verified.code, Some(0), "{verified:?}");
+    let listed = run(&["tenants", "--config", config, "--json"], &[]).await?;
+    let listed: serde_json::Value = serde_json::from_str(&listed.stdout)?;
+    assert_eq!(listed["total"], 2, "{listed}");
+    for worker in &mut workers {
+        assert_eq!(worker.stop().await?.code, Some(0));
+    }
+    Ok(())
+}
+
+/// What waits longest is what nobody expects: legacy schedules, quarantine, and a tenant without dashes in the list.
+#[tokio::test]
+async fn legacy_schedules_and_quarantine_of_both_forms_are_one_tenants() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(2, 6).await?;
+    let tenant = sandbox.tenants().remove(1);
+    let forms = both_forms(&tenant);
+    let mut redis = sandbox.redis().connect().await?;
+    let now = redis_time(&mut redis).await?;
+    for (number, balance) in tenant.balances.iter().enumerate() {
+        let keys = &forms[number % 2];
+        let member = keys.member(balance);
+        let () = redis.set_ex(&member, balance.json(4), 3600).await?;
+        let () = redis.zadd(keys.legacy_schedule(), member, (now - 60.0) * 1e6).await?;
+    }
+    let mut worker = Worker::of(&sandbox).set("claim.legacy_interval", "300ms").start().await?;
+    all_at(&sandbox, &tenant, 4).await?;
+    for keys in &forms {
+        assert!(scores(&sandbox, &keys.legacy_schedule()).await?.is_empty());
+    }
+
+    // A value under each form that can't be read.
+    let mut members: Vec<String> = Vec::new();
+    for (keys, balance) in forms.iter().zip(tenant.balances.iter()) {
+        let member = keys.member(balance);
+        put_raw(&mut redis, &keys.schedule(), member.as_bytes(), b"[]", Some(DEFAULT_TTL)).await?;
+        members.push(member);
+    }
+    members.sort();
+    let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();
+    let quarantine = async |args: &[&str]| -> Result<serde_json::Value> {
+        let all: Vec<&str> = [&["quarantine"], args, &["--json", "--config", &config]].concat();
+        let done = run(&all, &[]).await?;
+        serde_json::from_str(&done.stdout).with_context(|| format!("{args:?}: {done:?}"))
+    };
+    eventually(SOON, "an entry of each form under the one tenant", || async {
+        let listed = quarantine(&["list", "--tenant", &tenant.id]).await?;
+        let mut found: Vec<String> = Vec::new();
+        for entry in listed.as_array().context("a list")? {
+            assert_eq!(entry["tenant"], tenant.id.as_str());
+            found.push(entry["member"].as_str().context("a member")?.to_owned());
+        }
+        found.sort();
+        ensure!(found == members, "{found:?}");
+        Ok(())
+    })
+    .await?;
+    eventually(SOON, "both in the sample", || async {
+        let count =
+            worker.metric("balance_sync_quarantine_entries", &[("tenant_id", tenant.id.as_str())]).await?;
+        ensure!(count == 2.0, "{count}");
+        Ok(())
+    })
+    .await?;
+    // Good values again: a retry of both schedules each in its own form.
+    for (keys, balance) in forms.iter().zip(tenant.balances.iter()) {
+        let () = redis.set_ex(keys.member(balance), balance.json(7), 3600).await?;
+    }
+    let done = quarantine(&["retry", "--all", "--tenant", &tenant.id]).await?;
+    assert_eq!((&done["done"], &done["absent"]), (&2.into(), &0.into()), "{done}");
+    eventually(SOON, "both written", || async {
+        for balance in [0, 1] {
+            let version = row(&sandbox, &tenant, balance).await?.version;
+            ensure!(version == 7, "{version}");
+        }
+        let left = quarantine(&["list", "--tenant", &tenant.id]).await?;
+        ensure!(left.as_array().is_some_and(Vec::is_empty), "{left}");
+        Ok(())
+    })
+    .await?;
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

@@ -137,7 +137,7 @@ pub(super) async fn entry(state: State, who: Who, request: HttpRequest) -> Answe
     };
     let (id, member) = (needed("tenant", "a tenant's id")?, needed("member", "a member of its schedule")?);
     let tenant = state.reader.tenant(&id).await.ok_or_else(|| no_tenant(&id))?;
-    let schedule = state.inspector.schedule(&tenant);
+    let schedule = state.inspector.schedules(&tenant);
     let members = resolve(&state, &tenant, vec![member.clone()]).await?;
     let found = schedule.quarantine_get(&members[0]).await.map_err(Problem::from)?;
     let Some(entry) = found else {
@@ -254,7 +254,7 @@ async fn carry_out(
     }
     let (mut done, mut wanted) = (0, 0);
     for (tenant, members) in by_tenant {
-        let schedule = state.inspector.schedule(tenant);
+        let schedule = state.inspector.schedules(tenant);
         let members: Vec<&[u8]> = members.iter().map(Vec::as_slice).collect();
         wanted += members.len() as u64;
         done += match what {

@@ -93,11 +93,12 @@ async fn find(file: Option<&Path>, filter: &QuarantineFilter) -> anyhow::Result<
     let options = Arc::new(wiring::schedule_options(&config));
     let mut found = Vec::new();
     for tenant in super::chosen_tenants(directory.as_ref(), &filter.tenant).await? {
-        let schedule =
-            Schedule::new(link.clone(), tenant.key_space(config.tenants.key_form), Arc::clone(&options));
-        for quarantined in schedule.quarantine_list().await? {
-            if filter.reason.as_ref().is_none_or(|reason| *reason == quarantined.entry.reason) {
-                found.push(Found { tenant: tenant.clone(), schedule: schedule.clone(), quarantined });
+        for space in tenant.key_spaces(config.tenants.key_form) {
+            let schedule = Schedule::new(link.clone(), space, Arc::clone(&options));
+            for quarantined in schedule.quarantine_list().await? {
+                if filter.reason.as_ref().is_none_or(|reason| *reason == quarantined.entry.reason) {
+                    found.push(Found { tenant: tenant.clone(), schedule: schedule.clone(), quarantined });
+                }
             }
         }
     }

@@ -10,9 +10,9 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use balance_sync_domain::{BalanceRef, BalanceValue, KeySpace};
+use balance_sync_domain::{BalanceRef, BalanceValue};
 use balance_sync_fleet::tenant_manager::ManagerOptions;
-use balance_sync_schedule::{Link, Schedule, ScheduleOptions};
+use balance_sync_schedule::{Link, ScheduleOptions, Schedules};
 use balance_sync_store::{ConnectionBudget, Database, Row, Table};
 use balance_sync_tenants::{Tenant, TenantDirectory};
 use futures::{StreamExt, TryStreamExt};
@@ -250,9 +250,7 @@ impl Verifier {
         }
         let mut repaired = 0;
         for (tenant, members) in by_tenant {
-            let space = tenant.key_space(self.key_form);
-            let schedule = Schedule::new(self.link.clone(), space, Arc::clone(&self.options));
-            repaired += schedule.schedule_again(&members).await?;
+            repaired += self.schedules(tenant).schedule_again(&members).await?;
         }
         Ok(repaired)
     }
@@ -261,10 +259,12 @@ impl Verifier {
     async fn members(&self, tenants: &[Tenant]) -> anyhow::Result<BTreeMap<Tenant, Vec<Vec<u8>>>> {
         let by_prefix: BTreeMap<Vec<u8>, &Tenant> = tenants
             .iter()
-            .map(|tenant| (tenant.key_space(self.key_form).balance_prefix().as_bytes().to_vec(), tenant))
+            .flat_map(|tenant| tenant.key_spaces(self.key_form).into_iter().map(move |space| (tenant, space)))
+            .map(|(tenant, space)| (space.balance_prefix().as_bytes().to_vec(), tenant))
             .collect();
-        let pattern = match tenants {
-            [tenant] => format!("{}*", escaped(tenant.key_space(self.key_form).balance_prefix())),
+        let prefixes: Vec<&Vec<u8>> = by_prefix.keys().collect();
+        let pattern = match prefixes.as_slice() {
+            [only] => format!("{}*", escaped(&String::from_utf8_lossy(only))),
             _ => "*balance:{transactions}:*".to_owned(),
         };
         let mut found: BTreeMap<Tenant, BTreeSet<Vec<u8>>> = BTreeMap::new();
@@ -298,8 +298,7 @@ impl Verifier {
         members: &[Vec<u8>],
         show: usize,
     ) -> anyhow::Result<Compared> {
-        let space = tenant.key_space(self.key_form);
-        let schedule = Schedule::new(self.link.clone(), space.clone(), Arc::clone(&self.options));
+        let schedules = self.schedules(tenant);
         let mut result = TenantResult { tenant: tenant.label().to_owned(), ..TenantResult::default() };
         let mut differences = Vec::new();
         let mut unscheduled: Vec<Vec<u8>> = Vec::new();
@@ -311,20 +310,21 @@ impl Verifier {
             };
             let database = Database::open(self.manager.spec(&settings), self.budget.clone())?;
             for page in members.chunks(PAGE) {
-                let behind =
-                    self.compare_page(&space, page, &database, &table, &mut result, &mut differences).await?;
-                unscheduled.extend(schedule.not_scheduled(&behind).await?);
+                let behind = self
+                    .compare_page(&schedules, page, &database, &table, &mut result, &mut differences)
+                    .await?;
+                unscheduled.extend(schedules.not_scheduled(&behind).await?);
                 differences.truncate(show);
             }
             database.close(Duration::from_secs(1)).await;
         }
-        let backlog = schedule.backlog().await?;
+        let backlog = schedules.backlog().await?;
         result.scheduled = backlog.due + backlog.leased;
-        result.quarantined = schedule.quarantine_len().await?;
+        result.quarantined = schedules.quarantine_len().await?;
         // Quarantined members are looked after by hand.
         let mut free = Vec::with_capacity(unscheduled.len());
         for member in unscheduled {
-            if result.quarantined == 0 || schedule.quarantine_get(&member).await?.is_none() {
+            if result.quarantined == 0 || schedules.quarantine_get(&member).await?.is_none() {
                 free.push(member);
             }
         }
@@ -334,7 +334,7 @@ impl Verifier {
 
     async fn compare_page(
         &self,
-        space: &KeySpace,
+        schedules: &Schedules,
         members: &[Vec<u8>],
         database: &Database,
         table: &Table,
@@ -356,7 +356,10 @@ impl Verifier {
             // Expired since the scan: nothing is left to compare.
             let Value::BulkString(value) = value else { continue };
             result.balances += 1;
-            match (BalanceRef::parse(space, member), BalanceValue::decode(value)) {
+            match (
+                BalanceRef::parse(schedules.of_member(member).space(), member),
+                BalanceValue::decode(value),
+            ) {
                 (Ok(balance), Ok(value)) => balances.push((member, balance, value)),
                 (Err(error), _) => {
                     result.unreadable += 1;
@@ -396,8 +399,15 @@ impl Verifier {
                     note(member, format!("behind: version {} in Postgres, {version} in Redis", row.version));
                 }
                 Some(row) if row.version > version => {
-                    result.ahead += 1;
-                    note(member, format!("ahead: version {} in Postgres, {version} in Redis", row.version));
+                    if self.has_newer_twin(schedules, member, row.version).await? {
+                        result.equal += 1;
+                    } else {
+                        result.ahead += 1;
+                        note(
+                            member,
+                            format!("ahead: version {} in Postgres, {version} in Redis", row.version),
+                        );
+                    }
                 }
                 Some(row) if !row.same_amounts => {
                     result.different += 1;
@@ -407,6 +417,32 @@ impl Verifier {
             }
         }
         Ok(behind)
+    }
+
+    fn schedules(&self, tenant: &Tenant) -> Schedules {
+        Schedules::new(&self.link, tenant.key_spaces(self.key_form), &self.options)
+    }
+
+    /// Whether the same balance stands under the other form of the tenant's id with at least this version: the row came
+    /// from there, and what stands here is older and was left by a ledger of another release.
+    async fn has_newer_twin(
+        &self,
+        schedules: &Schedules,
+        member: &[u8],
+        version: i64,
+    ) -> anyhow::Result<bool> {
+        let own = schedules.of_member(member).space();
+        let Some(rest) = member.strip_prefix(own.balance_prefix().as_bytes()) else { return Ok(false) };
+        for schedule in schedules.iter().filter(|schedule| schedule.space() != own) {
+            let mut get = redis::cmd("GET");
+            get.arg([schedule.space().balance_prefix().as_bytes(), rest].concat());
+            if let Value::BulkString(value) = self.link.ask("read balance", &get).await?
+                && BalanceValue::decode(&value).is_ok_and(|value| value.version >= version)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 

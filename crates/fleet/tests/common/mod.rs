@@ -268,7 +268,14 @@ impl Queue for FakeQueue {
         {
             let Waiting { member, former, value } = waiting.clone();
             redis.leased.borrow_mut().insert(member.clone(), (Arc::clone(&lease), waiting));
-            entries.push(Claimed { member, lease: Arc::clone(&lease), former, value, unreadable: None });
+            entries.push(Claimed {
+                member,
+                lease: Arc::clone(&lease),
+                schedule: 0,
+                former,
+                value,
+                unreadable: None,
+            });
         }
         redis.claims.borrow_mut().push(ClaimCall { at, limit, found: entries.len() });
         let now = redis.now();

@@ -9,6 +9,7 @@ mod by_hand;
 mod claim;
 mod controls;
 mod finish;
+mod forms;
 mod heads;
 mod hostile;
 mod link;

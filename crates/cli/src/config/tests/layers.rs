@@ -20,7 +20,7 @@ fn defaults_are_as_the_manual_gives_them() {
     assert_eq!(config.redis.link.db, Some(0));
     assert!(config.redis.link.password.is_none());
     assert_eq!(config.log.format, LogFormat::Text);
-    assert_eq!(config.tenants.key_form, KeyForm::AsListed);
+    assert_eq!(config.tenants.key_form, KeyForm::Auto);
     assert!(config.worker.name.ends_with(&format!("-{}", std::process::id())), "{}", config.worker.name);
     assert!(config.tenants.events.is_none());
     assert!(config.notes.iter().any(|note| note.key == "tenants.events"));

@@ -1,0 +1,431 @@
+//! All schedules of one tenant: one for each form in which its id may stand in Redis keys.
+//!
+//! Most tenants have one. One whose id is a UUID has two (`docs/decisions/0012-both-key-forms.md`): ledgers of two releases
+//! may write at the same time, each under its own form. Each claimed member remembers which schedule it came from, and goes
+//! back there. The same balance may come through both; its version decides which is newer.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use balance_sync_domain::KeySpace;
+
+use crate::{
+    claimed::{Claim, Claimed, Refusal},
+    error::ScheduleError,
+    inspect::Inspected,
+    link::Link,
+    quarantine::{QuarantineEntry, Quarantined},
+    schedule::{Backlog, QuarantineReport, ReleaseReport, Schedule, ScheduleOptions, SettleReport},
+};
+
+/// While another schedule of the tenant is busy, an empty one is claimed from after a pause of this part of the time for
+/// which it has been empty …
+const PART: u32 = 8;
+/// … but at least this …
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+/// … and at most this: what comes first under the other form waits no longer than for an idle tenant.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// What the last claim found in one schedule.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    scheduled: u64,
+    /// Since when it has been empty; `None` = it is not.
+    empty_since: Option<Instant>,
+    /// When it is claimed from again although it was empty.
+    next: Instant,
+}
+
+impl Found {
+    fn after(self, scheduled: u64, now: Instant) -> Self {
+        let empty_since = (scheduled == 0).then(|| self.empty_since.unwrap_or(now));
+        let pause =
+            empty_since.map_or(Duration::ZERO, |since| ((now - since) / PART).clamp(PAUSE_MIN, PAUSE_MAX));
+        Self { scheduled, empty_since, next: now + pause }
+    }
+}
+
+/// The schedules of one tenant, on one link. At least one; the first stands for the tenant.
+#[derive(Debug)]
+pub struct Schedules {
+    all: Vec<Schedule>,
+    found: Mutex<Vec<Found>>,
+    /// Which one the next claim begins with.
+    turn: AtomicUsize,
+}
+
+impl Schedules {
+    /// The schedules of these key spaces, worked over the link.
+    ///
+    /// # Panics
+    /// Without any key space.
+    #[must_use]
+    pub fn new(
+        link: &Link,
+        spaces: impl IntoIterator<Item = KeySpace>,
+        options: &Arc<ScheduleOptions>,
+    ) -> Self {
+        let all: Vec<Schedule> =
+            spaces.into_iter().map(|space| Schedule::new(link.clone(), space, Arc::clone(options))).collect();
+        assert!(!all.is_empty(), "a tenant has at least one key space");
+        let fresh = Found { scheduled: 0, empty_since: None, next: Instant::now() };
+        Self { found: Mutex::new(vec![fresh; all.len()]), all, turn: AtomicUsize::new(0) }
+    }
+
+    /// The schedule that stands for the tenant.
+    #[must_use]
+    pub fn first(&self) -> &Schedule {
+        &self.all[0]
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Schedule> {
+        self.all.iter()
+    }
+
+    /// The schedule from which a member was claimed.
+    #[must_use]
+    pub fn of(&self, claimed: &Claimed) -> &Schedule {
+        self.all.get(claimed.schedule).unwrap_or(&self.all[0])
+    }
+
+    /// The schedule whose key space a member belongs to by its prefix; the first one if it is in none.
+    #[must_use]
+    pub fn of_member(&self, member: &[u8]) -> &Schedule {
+        let own = |schedule: &&Schedule| member.starts_with(schedule.space().balance_prefix().as_bytes());
+        self.all.iter().find(own).unwrap_or(&self.all[0])
+    }
+
+    // -- what collectors do --------------------------------------------------------------------------------------
+
+    /// Claims up to `limit` due members, from all schedules in turn. One that was empty is left out for a moment while
+    /// another one is not: a busy tenant pays for the form that its ledger doesn't write once a second.
+    ///
+    /// # Errors
+    /// As Redis answers, if nothing was claimed. Where the first schedule gave something and the second an error, what was
+    /// claimed counts, and the next claim begins with the second.
+    pub async fn claim(&self, limit: usize) -> Result<Claim, ScheduleError> {
+        if let [only] = self.all.as_slice() {
+            return only.claim(limit).await;
+        }
+        let begin = self.turn.fetch_add(1, Ordering::Relaxed);
+        let mut claim = Claim::default();
+        for at in self.candidates(begin) {
+            let room = limit.saturating_sub(claim.entries.len());
+            if room == 0 {
+                // Its turn comes first next time.
+                self.turn.store(at, Ordering::Relaxed);
+                break;
+            }
+            let mut part = match self.all[at].claim(room).await {
+                Ok(part) => part,
+                Err(_) if !claim.entries.is_empty() => {
+                    self.turn.store(at, Ordering::Relaxed);
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
+            self.note(at, part.scheduled);
+            for claimed in &mut part.entries {
+                claimed.schedule = at;
+            }
+            claim.now = claim.now.max(part.now);
+            claim.foreign += part.foreign;
+            if claim.entries.is_empty() {
+                claim.entries = part.entries;
+            } else {
+                claim.entries.append(&mut part.entries);
+            }
+        }
+        claim.scheduled = self.lock().iter().map(|found| found.scheduled).sum();
+        Ok(claim)
+    }
+
+    /// Which schedules are claimed from now, and in which order.
+    fn candidates(&self, begin: usize) -> Vec<usize> {
+        let now = Instant::now();
+        let found = self.lock();
+        let order = (0..found.len()).map(|at| (begin + at) % found.len());
+        let busy = found.iter().any(|found| found.empty_since.is_none());
+        order.filter(|at| !busy || found[*at].empty_since.is_none() || found[*at].next <= now).collect()
+    }
+
+    fn note(&self, at: usize, scheduled: u64) {
+        let mut found = self.lock();
+        found[at] = found[at].after(scheduled, Instant::now());
+    }
+
+    /// Something is due in the schedule with this key: the next claim begins there.
+    pub fn wake(&self, key: &str) {
+        if let Some(at) = self.all.iter().position(|schedule| schedule.space().schedule() == key) {
+            self.lock()[at].next = Instant::now();
+            self.turn.store(at, Ordering::Relaxed);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Found>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Schedule::settle`], each member in the schedule it came from.
+    ///
+    /// # Errors
+    /// As [`Schedule::settle`]; some may have been settled then.
+    pub async fn settle(&self, written: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
+        if let [only] = self.all.as_slice() {
+            return only.settle(written).await;
+        }
+        let mut sum = SettleReport::default();
+        for (schedule, members) in self.by_schedule(written, |claimed| claimed.schedule) {
+            let report = schedule.settle(&members).await?;
+            sum.now = sum.now.max(report.now);
+            sum.removed += report.removed;
+            sum.kept += report.kept;
+        }
+        Ok(sum)
+    }
+
+    /// As [`Schedule::release`], each member in the schedule it came from.
+    ///
+    /// # Errors
+    /// As [`Schedule::release`]; some may have been released then.
+    pub async fn release(&self, held: &[&Claimed]) -> Result<ReleaseReport, ScheduleError> {
+        if let [only] = self.all.as_slice() {
+            return only.release(held).await;
+        }
+        let mut sum = ReleaseReport::default();
+        for (schedule, members) in self.by_schedule(held, |claimed| claimed.schedule) {
+            let report = schedule.release(&members).await?;
+            sum.released += report.released;
+            sum.kept += report.kept;
+        }
+        Ok(sum)
+    }
+
+    /// As [`Schedule::quarantine`], each member in the schedule it came from.
+    ///
+    /// # Errors
+    /// As [`Schedule::quarantine`]; some may be in quarantine then.
+    pub async fn quarantine(
+        &self,
+        refused: &[(&Claimed, Refusal)],
+    ) -> Result<QuarantineReport, ScheduleError> {
+        if let [only] = self.all.as_slice() {
+            return only.quarantine(refused).await;
+        }
+        let mut sum = QuarantineReport::default();
+        for (schedule, members) in self.by_schedule(refused, |(claimed, _)| claimed.schedule) {
+            let report = schedule.quarantine(&members).await?;
+            sum.quarantined += report.quarantined;
+            sum.kept += report.kept;
+            sum.full += report.full;
+        }
+        Ok(sum)
+    }
+
+    /// The items by schedule, those without any left out.
+    fn by_schedule<T: Clone>(&self, items: &[T], of: impl Fn(&T) -> usize) -> Vec<(&Schedule, Vec<T>)> {
+        let last = self.all.len() - 1;
+        let part = |at: usize| items.iter().filter(|item| of(item).min(last) == at).cloned().collect();
+        let parts = self.all.iter().enumerate().map(|(at, schedule)| (schedule, part(at)));
+        parts.filter(|(_, part): &(_, Vec<T>)| !part.is_empty()).collect()
+    }
+
+    /// As [`Schedule::protect_since`], in all of them.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn protect_since(&self, from: Option<f64>) -> Result<(f64, u64), ScheduleError> {
+        let (mut begun, mut raised) = (f64::INFINITY, 0);
+        for schedule in &self.all {
+            let (now, more) = schedule.protect_since(from).await?;
+            // The earliest: what came into the first one while the second was looked at is looked at next time.
+            begun = begun.min(now);
+            raised += more;
+        }
+        Ok((begun, raised))
+    }
+
+    /// Moves up to `page` members of each legacy schedule; gives how many, and how many are left there.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn adopt_legacy(&self, page: usize) -> Result<(u64, u64), ScheduleError> {
+        let (mut adopted, mut left) = (0, 0);
+        for schedule in &self.all {
+            let counts = schedule.adopt_legacy(page).await?;
+            adopted += counts.0;
+            left += counts.1;
+        }
+        Ok((adopted, left))
+    }
+
+    // -- what people do ------------------------------------------------------------------------------------------
+
+    /// What waits in all of them.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn backlog(&self) -> Result<Backlog, ScheduleError> {
+        let mut sum = Backlog::default();
+        for schedule in &self.all {
+            let part = schedule.backlog().await?;
+            sum.due += part.due;
+            sum.leased += part.leased;
+            sum.oldest_due_age = sum.oldest_due_age.max(part.oldest_due_age);
+        }
+        Ok(sum)
+    }
+
+    /// Of these members, those that are not scheduled under their own form.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn not_scheduled(&self, members: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, ScheduleError> {
+        let mut found = Vec::new();
+        for (schedule, members) in self.by_schedule(members, |member| self.position(member)) {
+            found.append(&mut schedule.not_scheduled(&members).await?);
+        }
+        Ok(found)
+    }
+
+    /// As [`Schedule::schedule_again`], each member under its own form.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn schedule_again(&self, members: &[&[u8]]) -> Result<u64, ScheduleError> {
+        let mut done = 0;
+        for (schedule, members) in self.by_schedule(members, |member| self.position(member)) {
+            done += schedule.schedule_again(&members).await?;
+        }
+        Ok(done)
+    }
+
+    fn position(&self, member: &[u8]) -> usize {
+        let own = |schedule: &Schedule| member.starts_with(schedule.space().balance_prefix().as_bytes());
+        self.all.iter().position(own).unwrap_or(0)
+    }
+
+    /// Everything that Redis knows about a member, under its own form.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn inspect(&self, member: &[u8]) -> Result<Inspected, ScheduleError> {
+        self.of_member(member).inspect(member).await
+    }
+
+    /// As [`Schedule::find_members`], in all of them.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn find_members(&self, part: &str, most: usize) -> Result<Vec<Vec<u8>>, ScheduleError> {
+        let mut found = Vec::new();
+        for schedule in &self.all {
+            found.append(&mut schedule.find_members(part, most.saturating_sub(found.len())).await?);
+        }
+        Ok(found)
+    }
+
+    /// Number of members in quarantine.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn quarantine_len(&self) -> Result<u64, ScheduleError> {
+        let mut sum = 0;
+        for schedule in &self.all {
+            sum += schedule.quarantine_len().await?;
+        }
+        Ok(sum)
+    }
+
+    /// As [`Schedule::quarantine_list`], of all of them.
+    ///
+    /// # Errors
+    /// As [`Schedule::quarantine_list`].
+    pub async fn quarantine_list(&self) -> Result<Vec<Quarantined>, ScheduleError> {
+        let mut found = Vec::new();
+        self.quarantine_each(|member, entry| found.push(Quarantined { member, entry })).await?;
+        found.sort_by(|a, b| a.member.cmp(&b.member));
+        Ok(found)
+    }
+
+    /// As [`Schedule::quarantine_each`], of all of them.
+    ///
+    /// # Errors
+    /// As [`Schedule::quarantine_list`].
+    pub async fn quarantine_each(
+        &self,
+        mut show: impl FnMut(Vec<u8>, QuarantineEntry),
+    ) -> Result<(), ScheduleError> {
+        for schedule in &self.all {
+            schedule.quarantine_each(&mut show).await?;
+        }
+        Ok(())
+    }
+
+    /// One entry. A member that could not be told to be of any form may be in either quarantine.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn quarantine_get(&self, member: &[u8]) -> Result<Option<QuarantineEntry>, ScheduleError> {
+        for schedule in &self.all {
+            if let Some(entry) = schedule.quarantine_get(member).await? {
+                return Ok(Some(entry));
+            }
+        }
+        Ok(None)
+    }
+
+    /// As [`Schedule::quarantine_retry`], wherever the members are in quarantine.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn quarantine_retry(&self, members: &[&[u8]]) -> Result<u64, ScheduleError> {
+        let mut done = 0;
+        for schedule in &self.all {
+            done += schedule.quarantine_retry(members).await?;
+        }
+        Ok(done)
+    }
+
+    /// As [`Schedule::quarantine_drop`], wherever the members are in quarantine.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn quarantine_drop(&self, members: &[&[u8]]) -> Result<u64, ScheduleError> {
+        let mut done = 0;
+        for schedule in &self.all {
+            done += schedule.quarantine_drop(members).await?;
+        }
+        Ok(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_schedule_is_looked_at_less_and_less_often_and_at_least_once_a_second() {
+        let now = Instant::now();
+        let fresh = Found { scheduled: 0, empty_since: None, next: now };
+        let mut found = fresh.after(0, now);
+        assert_eq!(found.next - now, PAUSE_MIN);
+        let mut at = now;
+        for _ in 0..100 {
+            at = found.next;
+            found = found.after(0, at);
+            let pause = found.next - at;
+            assert!(pause <= PAUSE_MAX && pause >= PAUSE_MIN && pause <= ((at - now) / PART).max(PAUSE_MIN));
+        }
+        assert_eq!(found.next - at, PAUSE_MAX);
+        let filled = found.after(3, at);
+        assert_eq!((filled.scheduled, filled.empty_since, filled.next), (3, None, at));
+        assert_eq!(filled.after(0, at).next - at, PAUSE_MIN, "it begins anew");
+    }
+}
