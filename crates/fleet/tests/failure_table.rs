@@ -108,6 +108,10 @@ async fn every_class_of_postgres_has_its_row() {
         (no_place_is_free().await, ("postgres_too_many_connections", Short, "ping")),
         (impossible_settings(), ("postgres_configuration", Long, "refetch ping")),
         (closed().await, ("postgres_connection", Short, "")),
+        // Judged by more than one answer.
+        (of_class(StoreClass::RowSecurity), ("postgres_row_security", Long, "refetch")),
+        (of_class(StoreClass::NoVisibleRows), ("postgres_no_visible_rows", Long, "refetch")),
+        (of_class(StoreClass::RefusesEveryRow), ("postgres_refuses_every_row", Long, "")),
     ];
     for (error, row) in others {
         seen.insert(error.class());
@@ -115,6 +119,10 @@ async fn every_class_of_postgres_has_its_row() {
     }
     let missing: Vec<_> = StoreClass::ALL.iter().filter(|class| !seen.contains(class)).collect();
     assert!(missing.is_empty(), "classes without a row in this test: {missing:?}");
+}
+
+fn of_class(class: StoreClass) -> StoreError {
+    StoreError::of_class(class, "injected")
 }
 
 async fn nobody_listens() -> StoreError {

@@ -32,6 +32,12 @@ pub enum ErrorClass {
     NotProvisioned,
     /// The role may not do this.
     Permission,
+    /// Row security would decide which rows the role sees: they can't be told from missing ones.
+    RowSecurity,
+    /// The table has no row that the role can see, or none of the tenant's organizations: an empty or wrong database.
+    NoVisibleRows,
+    /// The table refuses every update, whatever it writes: a trigger or a constraint.
+    RefusesEveryRow,
     /// A value that Postgres refuses.
     Refused,
     /// The server is out of disk, memory or another resource.
@@ -91,12 +97,25 @@ const SQLSTATES: &[(&str, ErrorClass)] = &[
 #[must_use]
 pub fn class_of_sqlstate(sqlstate: &str) -> ErrorClass {
     let of = |wanted: &str| SQLSTATES.iter().find(|(code, _)| *code == wanted).map(|(_, class)| *class);
-    of(sqlstate).or_else(|| sqlstate.get(..2).and_then(of)).unwrap_or(ErrorClass::Internal)
+    of(sqlstate)
+        .or_else(|| sqlstate.get(..2).and_then(of))
+        .or_else(|| is_users_own(sqlstate).then_some(ErrorClass::Refused))
+        .unwrap_or(ErrorClass::Internal)
+}
+
+/// Whether a code is one that a trigger has chosen: its class is none of Postgres's. The standard leaves those that begin
+/// with 5 to 9 or I to Z to implementations, and 45 stands for an exception of the user.
+fn is_users_own(sqlstate: &str) -> bool {
+    const POSTGRES: [&str; 8] = ["53", "54", "55", "57", "58", "72", "P0", "XX"];
+    sqlstate.get(..2).is_some_and(|class| {
+        class == "45"
+            || matches!(class.as_bytes()[0], b'5'..=b'9' | b'I'..=b'Z') && !POSTGRES.contains(&class)
+    })
 }
 
 impl ErrorClass {
     /// All classes, in the order of the enum: for tables and metrics.
-    pub const ALL: [ErrorClass; 15] = [
+    pub const ALL: [ErrorClass; 18] = [
         ErrorClass::Connection,
         ErrorClass::TooManyConnections,
         ErrorClass::Timeout,
@@ -106,6 +125,9 @@ impl ErrorClass {
         ErrorClass::DatabaseMissing,
         ErrorClass::NotProvisioned,
         ErrorClass::Permission,
+        ErrorClass::RowSecurity,
+        ErrorClass::NoVisibleRows,
+        ErrorClass::RefusesEveryRow,
         ErrorClass::Refused,
         ErrorClass::Resources,
         ErrorClass::Configuration,
@@ -127,6 +149,9 @@ impl ErrorClass {
             ErrorClass::DatabaseMissing => "database_missing",
             ErrorClass::NotProvisioned => "not_provisioned",
             ErrorClass::Permission => "permission",
+            ErrorClass::RowSecurity => "row_security",
+            ErrorClass::NoVisibleRows => "no_visible_rows",
+            ErrorClass::RefusesEveryRow => "refuses_every_row",
             ErrorClass::Refused => "refused",
             ErrorClass::Resources => "resources",
             ErrorClass::Configuration => "configuration",
@@ -172,6 +197,12 @@ pub struct StoreError {
 impl StoreError {
     pub(crate) fn new(class: ErrorClass, message: impl Into<Cow<'static, str>>) -> StoreError {
         StoreError { class, sqlstate: None, message: message.into(), session_survives: false }
+    }
+
+    /// An error of this class, for whoever stands in for a database.
+    #[must_use]
+    pub fn of_class(class: ErrorClass, message: &'static str) -> StoreError {
+        StoreError::new(class, message)
     }
 
     pub(crate) fn closed() -> StoreError {
@@ -258,7 +289,16 @@ fn from_postgres(error: &PgDatabaseError) -> StoreError {
             format!("the session is not what the statement was sent for: {found}"),
         );
     }
-    let class = class_of(error.code(), fatal);
+    let class = match class_of(error.code(), fatal) {
+        // The same code as a missing right. The words may be in any language, the name of the function is not.
+        ErrorClass::Permission
+            if error.routine() == Some("check_enable_rls")
+                || error.message().contains("row-level security") =>
+        {
+            ErrorClass::RowSecurity
+        }
+        class => class,
+    };
     // A session that answered "read only" belongs to a server, or to a pooler's server, that we
     // no longer want to talk to; and after what we don't understand a fresh one is the safer choice.
     let keep = !matches!(
@@ -301,6 +341,10 @@ mod tests {
             ("22P02", ErrorClass::Refused),
             ("23514", ErrorClass::Refused),
             ("P0001", ErrorClass::Refused),
+            ("45000", ErrorClass::Refused),
+            ("U0001", ErrorClass::Refused),
+            ("72000", ErrorClass::Internal),
+            ("55P02", ErrorClass::Internal),
             ("53100", ErrorClass::Resources),
             ("53200", ErrorClass::Resources),
             ("54000", ErrorClass::Resources),

@@ -10,6 +10,7 @@
 mod budget;
 mod classify;
 mod database;
+mod evidence;
 mod examine;
 mod homes;
 mod identifier;

@@ -22,6 +22,9 @@ use crate::spec::DatabaseSpec;
 /// Begins what [`Sql::guard`] makes Postgres complain about.
 pub(crate) const GUARD_MARK: &str = "balance-sync guard";
 
+/// Begins what a message complains about that must not be committed; see [`Sql::report_and_roll_back`].
+pub(crate) const PROBE_MARK: &str = "balance-sync probe";
+
 /// Bytes of a refused amount that are repeated in the error.
 const EXCERPT: usize = 60;
 
@@ -160,6 +163,19 @@ impl<'t> Sql<'t> {
               || ', row_security ' || pg_catalog.current_setting('row_security') \
               || ', transaction_isolation ' || pg_catalog.current_setting('transaction_isolation'))::pg_catalog.bool END)",
         )
+    }
+
+    /// Ends the message with a query for two numbers, runs what is deferred, and fails with an error that repeats both numbers:
+    /// nothing of the message is committed. The counts pass through a setting of the transaction, because they must be taken
+    /// before the triggers run that come at the end of a statement.
+    pub(crate) fn report_and_roll_back(&mut self, first: &'static str, second: &'static str) {
+        self.push("SELECT pg_catalog.set_config('balance_sync.probe', ").push(first);
+        self.push("::pg_catalog.text || ' ' || ").push(second).push("::pg_catalog.text, true)");
+        self.text += ";SET CONSTRAINTS ALL IMMEDIATE;";
+        self.push("SELECT ('");
+        self.text += PROBE_MARK;
+        self.push(" ' || pg_catalog.current_setting('balance_sync.probe'))::pg_catalog.bool");
+        self.statements += 2;
     }
 
     /// The name of the balance table, with its schema.

@@ -18,6 +18,7 @@ use sqlx::Row as _;
 
 use crate::classify::{ErrorClass, StoreError};
 use crate::database::Database;
+use crate::evidence::{rows_are_visible, updates_are_taken};
 use crate::identifier::Table;
 use crate::row::{Batch, Outcome, Row, RowResult};
 use crate::session::{Answer, Operation, Session};
@@ -90,7 +91,8 @@ impl Session {
     /// As [`Database::update_isolating`], on this connection.
     ///
     /// # Errors
-    /// Any failure but a refused value and contention, by class. What was written before stays.
+    /// Any failure but a refused value and contention, by class. What was written before stays. Where the refusal is not about the
+    /// rows that were sent ([`crate::evidence`]): [`ErrorClass::NoVisibleRows`], [`ErrorClass::RefusesEveryRow`].
     pub async fn update_isolating(
         &mut self,
         table: &Table,
@@ -100,10 +102,20 @@ impl Session {
         let mut sent = Vec::with_capacity(batch.rows.len());
         // The parts still to be written, the next one last: the results come in the order of the rows.
         let mut parts: Vec<&[&Row<'_>]> = batch.rows.chunks(CHUNK_ROWS).rev().collect();
+        // Postgres has taken a row in, or has been asked whether it takes any.
+        let mut judged = false;
         while let Some(part) = parts.pop() {
             match write(self, table, part).await {
-                Ok(mut results) => sent.append(&mut results),
+                Ok(mut results) => {
+                    judged |= results.contains(&RowResult::Ok(Outcome::Updated));
+                    sent.append(&mut results);
+                }
                 Err(error) if error.class() != ErrorClass::Refused => return Err(error),
+                Err(_) if !judged => {
+                    updates_are_taken(self, table, &batch.rows).await?;
+                    judged = true;
+                    parts.push(part);
+                }
                 Err(error) if part.len() == 1 => sent.push(RowResult::Refused {
                     sqlstate: error.sqlstate().unwrap_or_default().to_owned(),
                     message: error.message().to_owned(),
@@ -114,13 +126,20 @@ impl Session {
                 }
             }
         }
+        // Rows that were left as they were without an error.
+        if !judged && sent.iter().any(|result| matches!(result, RowResult::Refused { .. })) {
+            updates_are_taken(self, table, &batch.rows).await?;
+        }
+        if !sent.is_empty() && sent.iter().all(|result| *result == RowResult::Ok(Outcome::Missing)) {
+            rows_are_visible(self, table, &batch.rows).await?;
+        }
         Ok(batch.spread(&sent))
     }
 }
 
 /// Writes one chunk and finds out what became of each row. Rows are refused one by one only if Postgres left
 /// them as they were without an error; an error refuses the chunk.
-async fn write(
+pub(crate) async fn write(
     session: &mut Session,
     table: &Table,
     rows: &[&Row<'_>],
@@ -196,7 +215,7 @@ fn tell_apart(rows: &[&Row<'_>], stored: &[Option<Stored>], updated: u64) -> Vec
 }
 
 /// Runs a statement; a deadlock or a serialization failure is answered by running it again, at once, a few times.
-async fn run<O: Operation>(session: &mut Session, operation: &O) -> Result<O::Output, StoreError> {
+pub(crate) async fn run<O: Operation>(session: &mut Session, operation: &O) -> Result<O::Output, StoreError> {
     let mut retries = 0;
     loop {
         match session.run(operation).await {

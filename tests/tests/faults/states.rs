@@ -25,11 +25,14 @@ enum Failure {
     DiskFull,
     Locked,
     ServerError,
+    Empty,
+    RowSecurity,
+    RefusesAll,
 }
 
 /// Each with the reason that must be shown. In the order of the tenants: the last before the healthy one shares its
 /// database with that, and has a schema of its own.
-const FAILURES: [(Failure, &str); 10] = [
+const FAILURES: [(Failure, &str); 13] = [
     (Failure::WrongPassword, "postgres_credentials"),
     (Failure::DatabaseGone, "postgres_database_missing"),
     (Failure::TableGone, "postgres_not_provisioned"),
@@ -39,6 +42,9 @@ const FAILURES: [(Failure, &str); 10] = [
     (Failure::DiskFull, "postgres_resources"),
     (Failure::Locked, "postgres_timeout"),
     (Failure::ServerError, "postgres_internal"),
+    (Failure::Empty, "postgres_no_visible_rows"),
+    (Failure::RowSecurity, "postgres_row_security"),
+    (Failure::RefusesAll, "postgres_refuses_every_row"),
     (Failure::RightsRevoked, "postgres_permission"),
 ];
 
@@ -103,6 +109,19 @@ async fn inject(sandbox: &Sandbox, tenant: &SandboxTenant, failure: Failure) -> 
         ),
         Failure::DiskFull => raising("53100"),
         Failure::ServerError => raising("XX001"),
+        Failure::RefusesAll => raising("P0001"),
+        Failure::Empty => (
+            own(format!(
+                "ALTER TABLE {table} RENAME TO balance_full; \
+                 CREATE TABLE {table} (LIKE public.balance_full INCLUDING ALL); \
+                 GRANT SELECT, UPDATE ON {table} TO \"{role}\""
+            )),
+            own(format!("DROP TABLE {table}; ALTER TABLE public.balance_full RENAME TO balance")),
+        ),
+        Failure::RowSecurity => (
+            own(format!("ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")),
+            own(format!("ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")),
+        ),
     };
     // A session that is still ending keeps its database's name.
     eventually(SOON, &format!("{failure:?}"), || async { sandbox.postgres().execute(&place, &broken).await })
@@ -122,7 +141,7 @@ async fn every_failure_of_a_database_has_its_reason_and_an_end() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(FAILURES.len() + 1, 20).await?;
     let tenants = sandbox.tenants();
     let (healthy, failing) = tenants.split_last().context("tenants")?;
-    assert_eq!(failing[9].database, healthy.database);
+    assert_eq!(failing.last().map(|tenant| &tenant.database), Some(&healthy.database));
     for tenant in &tenants {
         Audit::begin(&sandbox, tenant).await?;
     }
@@ -151,7 +170,7 @@ async fn every_failure_of_a_database_has_its_reason_and_an_end() -> Result<()> {
             .with_context(|| format!("{failure:?}"))?;
     }
     assert!(sandbox.service().calls(balance_sync_sandbox::ServiceRoute::Connections) > asked);
-    // With ten neighbours down.
+    // With all its neighbours down.
     let begun = Instant::now();
     eventually(SOON, "the healthy tenant's rows", || stands_at(&sandbox, healthy, 3)).await?;
     producer.mutate(FAILURES.len(), &(0..20).collect::<Vec<_>>(), DEFAULT_TTL).await?;
@@ -183,6 +202,9 @@ async fn every_failure_of_a_database_has_its_reason_and_an_end() -> Result<()> {
     for tenant in &tenants {
         nothing_backwards(&sandbox, tenant).await?;
     }
+    // None of it was a balance's fault.
+    let refused = worker.metric("balance_sync_balances_total", &[("outcome", "quarantined")]).await?;
+    assert_eq!(refused, 0.0);
     report(
         &format!("{} ways for a database to fail, at once", FAILURES.len()),
         &format!(

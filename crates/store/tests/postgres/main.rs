@@ -4,5 +4,6 @@
 mod budget;
 mod failures;
 mod isolation;
+mod refusals;
 mod support;
 mod update;

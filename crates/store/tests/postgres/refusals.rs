@@ -1,0 +1,181 @@
+//! Refusals that concern a whole table, and those that concern one row.
+
+use balance_sync_store::{ErrorClass, Outcome, Row, RowResult, Table};
+use uuid::Uuid;
+
+use crate::support::{Tenant, id, row};
+
+const MISSING: RowResult = RowResult::Ok(Outcome::Missing);
+const UPDATED: RowResult = RowResult::Ok(Outcome::Updated);
+
+fn rows(numbers: std::ops::RangeInclusive<u32>) -> Vec<Row<'static>> {
+    numbers.map(|number| row(number, 9)).collect()
+}
+
+/// What becomes of the rows, and which of them were refused.
+async fn refused(tenant: &Tenant, rows: &[Row<'_>]) -> Result<Vec<usize>, ErrorClass> {
+    let results = tenant.database().update_isolating(&Table::unqualified(), rows).await;
+    let results = results.map_err(|error| {
+        assert!(!error.is_transient(), "{error}");
+        error.class()
+    })?;
+    assert!(results.iter().all(|result| matches!(result, RowResult::Refused { .. }) || *result == UPDATED));
+    Ok((0..rows.len()).filter(|at| results[*at] != UPDATED).collect())
+}
+
+#[tokio::test]
+async fn a_table_without_a_visible_row_is_no_fault_of_the_balances() {
+    let tenant = Tenant::new("no_rows").await;
+    let database = tenant.database();
+    let table = Table::unqualified();
+    for batch in [rows(1..=1), rows(1..=500)] {
+        let error = database.update_isolating(&table, &batch).await.unwrap_err();
+        assert_eq!((error.class(), error.is_transient()), (ErrorClass::NoVisibleRows, false), "{error}");
+    }
+    // Restored: it goes on. One that lacks now is missing.
+    tenant.seed(500).await;
+    let results = database.update_isolating(&table, &rows(2..=501)).await.unwrap();
+    assert_eq!(results.iter().filter(|result| **result == UPDATED).count(), 499);
+    assert_eq!(results[499], MISSING);
+    assert_eq!(database.update_isolating(&table, &[row(900, 1)]).await.unwrap(), [MISSING]);
+    // A row that is deleted can be seen.
+    tenant.sql("DELETE FROM balance WHERE alias <> '@a1'; UPDATE balance SET deleted_at = now()").await;
+    assert_eq!(database.update_isolating(&table, &rows(901..=930)).await.unwrap(), vec![MISSING; 30]);
+}
+
+#[tokio::test]
+async fn a_table_of_other_organizations_alone_is_another_database() {
+    let tenant = Tenant::new("strangers").await;
+    tenant.seed(20).await;
+    let database = tenant.database();
+    let table = Table::unqualified();
+    let strange = |count: u32| -> Vec<Row<'static>> {
+        rows(1..=count).into_iter().map(|row| Row { organization: Uuid::from_u128(7), ..row }).collect()
+    };
+    let error = database.update_isolating(&table, &strange(10)).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::NoVisibleRows, "{error}");
+    assert!(error.message().contains("of 10 balances none"), "{error}");
+    // A few are wrong members. So are many beside one that is right.
+    assert_eq!(database.update_isolating(&table, &strange(9)).await.unwrap(), vec![MISSING; 9]);
+    let mut mixed = strange(10);
+    mixed.push(row(1, 9));
+    assert_eq!(database.update_isolating(&table, &mixed).await.unwrap()[10], UPDATED);
+    assert_eq!(tenant.value("SELECT count(*) FROM balance WHERE version = 9").await, "1");
+}
+
+#[tokio::test]
+async fn row_security_raises_an_error_instead_of_hiding_rows() {
+    let tenant = Tenant::new("row_security").await;
+    tenant.seed(3).await;
+    tenant
+        .sql(
+            "ALTER TABLE balance ENABLE ROW LEVEL SECURITY; ALTER TABLE balance FORCE ROW LEVEL SECURITY; \
+             CREATE POLICY none ON balance USING (false)",
+        )
+        .await;
+    assert_eq!(refused(&tenant, &rows(1..=3)).await, Err(ErrorClass::RowSecurity));
+    // Also one that would let all rows through: which it lets through can't be told.
+    tenant.sql("DROP POLICY none ON balance; CREATE POLICY every ON balance USING (true)").await;
+    assert_eq!(refused(&tenant, &rows(1..=3)).await, Err(ErrorClass::RowSecurity));
+    tenant.sql("ALTER TABLE balance DISABLE ROW LEVEL SECURITY").await;
+    assert_eq!(refused(&tenant, &rows(1..=3)).await, Ok(vec![]));
+}
+
+/// Each way for a table to refuse every update, and what mends it.
+const REFUSING: [(&str, &str); 6] = [
+    (
+        "CREATE TRIGGER t BEFORE UPDATE ON balance FOR EACH ROW EXECUTE FUNCTION no()",
+        "DROP TRIGGER t ON balance",
+    ),
+    (
+        "CREATE TRIGGER t AFTER UPDATE ON balance FOR EACH ROW EXECUTE FUNCTION no()",
+        "DROP TRIGGER t ON balance",
+    ),
+    (
+        "CREATE TRIGGER t BEFORE UPDATE ON balance FOR EACH STATEMENT EXECUTE FUNCTION no()",
+        "DROP TRIGGER t ON balance",
+    ),
+    (
+        "CREATE CONSTRAINT TRIGGER t AFTER UPDATE ON balance DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION no()",
+        "DROP TRIGGER t ON balance",
+    ),
+    (
+        "CREATE TRIGGER t BEFORE UPDATE ON balance FOR EACH ROW EXECUTE FUNCTION skip()",
+        "DROP TRIGGER t ON balance",
+    ),
+    (
+        "ALTER TABLE balance ADD CONSTRAINT closed CHECK (version < 2) NOT VALID",
+        "ALTER TABLE balance DROP CONSTRAINT closed",
+    ),
+];
+
+#[tokio::test]
+async fn a_table_that_refuses_every_update_is_no_fault_of_the_balances() {
+    let tenant = Tenant::new("refuses_all").await;
+    tenant.seed(100).await;
+    tenant
+        .sql(
+            "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'closed'; END $$; \
+             CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
+        )
+        .await;
+    for (refuse, mend) in REFUSING {
+        tenant.sql(refuse).await;
+        // The whole table, some of it, one row.
+        for batch in [rows(1..=100), rows(1..=10), rows(50..=50)] {
+            assert_eq!(refused(&tenant, &batch).await, Err(ErrorClass::RefusesEveryRow), "{refuse}");
+        }
+        assert_eq!(
+            tenant.value("SELECT count(*) FROM balance WHERE version = 1 AND available = 1").await,
+            "100"
+        );
+        tenant.sql(mend).await;
+        assert_eq!(refused(&tenant, &rows(1..=100)).await, Ok(vec![]), "{mend}");
+        tenant.sql("UPDATE balance SET version = 1, available = 1").await;
+    }
+}
+
+#[tokio::test]
+async fn the_only_row_of_a_table_that_refuses_it_whatever_it_says() {
+    let tenant = Tenant::new("refuses_one").await;
+    tenant.seed(1).await;
+    let overdrawn = Row { overdraft_used: "-1", ..row(1, 9) };
+    assert_eq!(refused(&tenant, &[overdrawn]).await, Ok(vec![0]), "its value is refused, and no other");
+    tenant
+        .sql(
+            "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'closed'; END $$; \
+             CREATE TRIGGER t BEFORE UPDATE ON balance FOR EACH ROW EXECUTE FUNCTION no()",
+        )
+        .await;
+    assert_eq!(refused(&tenant, &rows(1..=1)).await, Err(ErrorClass::RefusesEveryRow));
+}
+
+#[tokio::test]
+async fn one_row_that_is_refused_among_others_is_its_own_fault() {
+    let tenant = Tenant::new("refuses_some").await;
+    tenant.seed(100).await;
+    tenant
+        .sql(
+            "CREATE FUNCTION judge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+               IF NEW.alias IN ('@a1', '@a2', '@a3', '@a7') THEN RAISE EXCEPTION USING ERRCODE = '45000'; END IF; \
+               IF NEW.alias IN ('@a8') THEN RETURN NULL; END IF; \
+               RETURN NEW; END $$; \
+             CREATE TRIGGER t BEFORE UPDATE ON balance FOR EACH ROW EXECUTE FUNCTION judge()",
+        )
+        .await;
+    // The very rows that are tried as others are refused as well, and the batch shows that not all are.
+    assert_eq!(refused(&tenant, &rows(4..=20)).await, Ok(vec![3, 4]));
+    assert_eq!(refused(&tenant, &rows(7..=8)).await, Ok(vec![0, 1]));
+    // Poison by its value, alone and all of a batch.
+    let poison = |number: u32| Row { overdraft_used: "-1", ..row(number, 9) };
+    tenant.sql("DROP TRIGGER t ON balance").await;
+    assert_eq!(refused(&tenant, &[poison(30)]).await, Ok(vec![0]));
+    let all: Vec<Row<'_>> = (30..=60).map(poison).collect();
+    assert_eq!(refused(&tenant, &all).await, Ok((0..=30).collect()));
+    // A row that somebody has locked says nothing.
+    let mut connection = tenant.server.connect(&tenant.name).await.unwrap();
+    let lock = format!("BEGIN; SELECT 1 FROM balance WHERE id <= '{}' FOR UPDATE", id(29));
+    sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut connection).await.unwrap();
+    assert_eq!(refused(&tenant, &[poison(30)]).await, Ok(vec![0]));
+}
