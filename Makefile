@@ -25,7 +25,7 @@ demo: setup ## Show the main job on private servers (DEMO_ARGS="--tenants 20 --r
 	target/release/balance-sync demo $(DEMO_ARGS)
 
 test: ## Run all tests: unit, property, real servers, whole system, alert rules
-	@sh tests/setup.sh promtool chromium chromedriver
+	@sh tests/setup.sh pgbouncer promtool chromium chromedriver
 	$(CARGO) build --locked --package balance-sync-cli
 	@$(BROWSER_OR_NONE); $(CARGO) test --locked --workspace
 
@@ -56,6 +56,7 @@ fuzz: ## Feed made-up members and values to the parsers (FUZZ_SECONDS=60 for eac
 	done
 
 coverage: setup ## Line coverage of all crates but the sandbox, by cargo-llvm-cov or cargo-tarpaulin
+	@sh tests/setup.sh pgbouncer
 	@$(BROWSER_OR_NONE); CARGO="$(CARGO)" sh tests/coverage.sh
 
 lint: ui-check ## Formatting, clippy, links in the documentation, licences and sources of dependencies, the dashboard's JavaScript

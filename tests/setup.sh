@@ -2,8 +2,8 @@
 # Installs what tests and demo start themselves: redis-server and PostgreSQL's server programs. Does nothing when both
 # are there. Needs root or sudo for apt; says exactly what to install otherwise.
 #
-# Arguments name programs that only some tests and checks use: promtool, chromium, chromedriver, npm. Without one of them
-# those are skipped with a message, so that it is no error when it can't be installed.
+# Arguments name programs that only some tests and checks use. Tests fail without pgbouncer. Without promtool, chromium,
+# chromedriver or npm some are skipped with a message, so that it is no error when these can't be installed.
 set -eu
 
 has_redis() { command -v redis-server >/dev/null 2>&1; }
@@ -14,6 +14,7 @@ has_postgres() {
   done
   return 1
 }
+has_pgbouncer() { command -v pgbouncer >/dev/null 2>&1 || [ -x /usr/sbin/pgbouncer ]; }
 has_linker() { command -v cc >/dev/null 2>&1; }
 
 missing=""
@@ -24,6 +25,7 @@ has_linker || missing="$missing build-essential"
 wished=""
 for program in "$@"; do
   case "$program" in
+    pgbouncer) has_pgbouncer || missing="$missing pgbouncer"; continue ;;
     promtool) package=prometheus ;;
     chromium) package=chromium ;;
     chromedriver) package=chromium-driver ;;
@@ -43,7 +45,7 @@ give_up() {
 }
 
 if ! command -v apt-get >/dev/null 2>&1; then
-  give_up "Install redis-server (7 or later) and PostgreSQL's server programs (14 or later), for all tests and checks Prometheus, Chromium with its driver and npm as well, and try again."
+  give_up "Install redis-server (7 or later) and PostgreSQL's server programs (14 or later), for all tests and checks PgBouncer, Prometheus, Chromium with its driver and npm as well, and try again."
 fi
 if [ "$(id -u)" = 0 ]; then
   as_root=""

@@ -11,6 +11,9 @@ use anyhow::{Result, bail};
 /// Where Debian and Ubuntu packages put each PostgreSQL major version.
 const DEBIAN_POSTGRES: &str = "/usr/lib/postgresql";
 
+/// Where Debian and Ubuntu packages put PgBouncer.
+const DEBIAN_PGBOUNCER: &str = "/usr/sbin/pgbouncer";
+
 /// What the error tells the reader to do.
 const INSTALL: &str = "apt-get install redis-server postgresql";
 
@@ -49,6 +52,18 @@ pub fn postgres_programs() -> Result<PostgresPrograms> {
         None => bail!(
             "initdb and postgres were found neither in PATH nor in {DEBIAN_POSTGRES}/*/bin; install them: {INSTALL}"
         ),
+    }
+}
+
+/// Path of `pgbouncer`: from `PATH`, else where Debian and Ubuntu put it, which only root has in `PATH`.
+///
+/// # Errors
+/// When neither has it; the text says what to install.
+pub fn pgbouncer() -> Result<PathBuf> {
+    match in_path("pgbouncer").or_else(|| Some(PathBuf::from(DEBIAN_PGBOUNCER)).filter(|path| path.is_file()))
+    {
+        Some(path) => Ok(path),
+        None => bail!("pgbouncer was not found in PATH; install it: apt-get install pgbouncer"),
     }
 }
 

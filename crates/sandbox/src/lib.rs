@@ -12,6 +12,7 @@ pub mod find;
 pub mod fleet;
 mod guard;
 pub mod ledger;
+pub mod pgbouncer;
 mod ports;
 pub mod postgres;
 mod processes;
@@ -23,6 +24,7 @@ pub mod tenant_service;
 pub mod wait;
 
 pub use fleet::{Isolation, Sandbox, SandboxOptions, SandboxTenant};
+pub use pgbouncer::{PgBouncer, PgBouncerOptions, PoolMode};
 pub use ports::free_port;
 pub use postgres::{PostgresOptions, PostgresServer};
 pub use processes::is_alive;

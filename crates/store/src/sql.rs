@@ -59,13 +59,13 @@ impl Preamble {
         // first: the isolation can't be changed once the transaction has looked at anything.
         let mut preamble =
             Preamble { text: "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;".to_owned(), statements: 1 };
+        preamble.set("statement_timeout", &format!("= {timeout}"));
         // What is acknowledged here leaves the schedule, so it must outlive a crash of the server, and of its synchronous
         // standby where there is one, whatever the database or the role are set to.
         preamble.set("synchronous_commit", "= on");
         // Row security raises an error instead of hiding rows, which would look like missing ones.
         preamble.set("row_security", "= off");
         preamble.set("client_encoding", "= 'UTF8'");
-        preamble.set("statement_timeout", &format!("= {timeout}"));
         // As database and role are set, not as whoever used this session before us. Triggers of the ledger may rely on the path.
         preamble.set("lock_timeout", "TO DEFAULT");
         preamble.set("search_path", "TO DEFAULT");

@@ -19,6 +19,7 @@ mod lifecycle;
 mod lock_mode;
 mod openapi;
 mod outage;
+mod pooler;
 mod rotation;
 mod service;
 mod shutdown;

@@ -4,6 +4,7 @@
 mod budget;
 mod failures;
 mod isolation;
+mod pooler;
 mod refusals;
 mod support;
 mod update;
