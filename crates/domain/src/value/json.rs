@@ -120,12 +120,14 @@ impl<'a> Scanner<'a> {
                 self.value()?;
                 member(name, &self.json[start..self.at])?;
                 self.skip_space();
-                if self.skip_if(b'}') {
-                    break;
+                match self.peek() {
+                    Some(b',') => self.at += 1,
+                    Some(b'}') => break,
+                    _ => return Err(Expected::CommaOrBrace),
                 }
-                self.expect(b',', Expected::CommaOrBrace)?;
                 self.skip_space();
             }
+            self.at += 1;
         }
         self.skip_space();
         if self.at == self.json.len() { Ok(()) } else { Err(Expected::End) }
@@ -136,17 +138,27 @@ impl<'a> Scanner<'a> {
     }
 
     fn expect(&mut self, byte: u8, expected: Expected) -> Result<(), Expected> {
-        if self.skip_if(byte) { Ok(()) } else { Err(expected) }
+        if self.peek() != Some(byte) {
+            return Err(expected);
+        }
+        self.at += 1;
+        Ok(())
     }
 
     fn skip_if(&mut self, byte: u8) -> bool {
         let found = self.peek() == Some(byte);
-        self.at += usize::from(found);
+        if found {
+            self.at += 1;
+        }
         found
     }
 
+    #[inline(always)]
     fn skip_space(&mut self) {
-        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+        while let Some(byte) = self.peek() {
+            if byte > b' ' || !matches!(byte, b' ' | b'\t' | b'\n' | b'\r') {
+                return;
+            }
             self.at += 1;
         }
     }
@@ -222,6 +234,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// From behind the opening quote to behind the closing one. Returns whether anything in between is escaped.
+    #[inline(always)]
     fn rest_of_string(&mut self) -> Result<bool, Expected> {
         let mut escaped = false;
         loop {
