@@ -4,12 +4,13 @@ CARGO ?= cargo
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_SECONDS ?= 60
+DIFFERENTIAL_INPUTS ?= 10000000
 
 # Where setup could not install a browser, the tests in one are skipped, and say so.
 BROWSER_OR_NONE = { command -v chromedriver && { command -v chromium || command -v chromium-browser || command -v google-chrome \
 	|| command -v google-chrome-stable; }; } >/dev/null 2>&1 || export BALANCE_SYNC_BROWSER=none
 
-.PHONY: help setup build demo test screenshots chaos bench fuzz coverage lint ui-check fmt clean
+.PHONY: help setup build demo test screenshots chaos bench fuzz differential coverage lint ui-check fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +55,10 @@ fuzz: ## Feed made-up members and values to the parsers (FUZZ_SECONDS=60 for eac
 			target/fuzz/corpus/$$target crates/domain/fuzz/corpus/$$target \
 			-- -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; \
 	done
+
+differential: ## Compare the reading of values with a naive one (DIFFERENTIAL_INPUTS=10000000, DIFFERENTIAL_SEED=1)
+	DIFFERENTIAL_INPUTS=$(DIFFERENTIAL_INPUTS) \
+		$(CARGO) test --release --locked --package balance-sync-domain --test differential -- --nocapture
 
 coverage: setup ## Line coverage of all crates but the sandbox, by cargo-llvm-cov or cargo-tarpaulin
 	@sh tests/setup.sh pgbouncer

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use balance_sync_sandbox::ledger::{DEFAULT_TTL, Producer};
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, Format, Producer};
 
 use crate::figures::Figures;
 use crate::meter::{Meter, Spent, memory_mb};
@@ -187,5 +187,25 @@ pub(crate) async fn one_tenant(options: &Options, figures: &mut Figures) -> Resu
 pub(crate) async fn hundred_tenants(options: &Options, figures: &mut Figures) -> Result<()> {
     let rig = Rig::start(100, options.scaled(2_000, 20)).await?;
     against_limit(options, figures, "drain_100", &rig).await?;
+    rig.stop().await
+}
+
+/// A backlog of one tenant in each format of the values, one after the other, so that they share the machine's mood.
+pub(crate) async fn formats(options: &Options, figures: &mut Figures) -> Result<()> {
+    let rig = Rig::start(1, options.scaled(200_000, 2_000)).await?;
+    let mut producer = rig.sandbox.producer();
+    // Not counted, as in the drains.
+    by_workers(options, &rig, &mut producer, 1, &[]).await?;
+    for _ in 0..options.repeat {
+        let mut upper = None;
+        for format in [Format::Upper, Format::Dual, Format::NewOnly, Format::Mixed] {
+            producer = producer.in_format(format);
+            let drained = by_workers(options, &rig, &mut producer, 1, &[]).await?;
+            eprintln!("  {format} {:.0}/s", drained.per_second());
+            drained.record(figures, &format!("drain_1_{format}"));
+            let upper = *upper.get_or_insert(drained.per_second());
+            figures.add("formats", &format!("drain_1_{format}_ratio_to_upper"), drained.per_second() / upper);
+        }
+    }
     rig.stop().await
 }

@@ -31,9 +31,10 @@ use clap::Parser;
 use crate::figures::Figures;
 
 /// The cases in the order in which they run.
-const CASES: [&str; 9] = [
+const CASES: [&str; 10] = [
     "drain_1",
     "drain_100",
+    "formats",
     "lag",
     "idle_1000",
     "idle_10000",
@@ -121,6 +122,7 @@ async fn run(options: &Options) -> Result<()> {
         let done = match case {
             "drain_1" => drain::one_tenant(options, &mut figures).await,
             "drain_100" => drain::hundred_tenants(options, &mut figures).await,
+            "formats" => drain::formats(options, &mut figures).await,
             "lag" => lag::run(options, &mut figures).await,
             "idle_1000" => idle::run(options, &mut figures, 1_000).await,
             "idle_10000" => idle::run(options, &mut figures, 10_000).await,
