@@ -47,6 +47,9 @@ const QUARANTINE = {
   missing_row: "No row with that id under that organization and ledger. Restore the row and retry.",
   value_expired: "The value had expired in Redis before anybody looked: its last mutation is lost unless the ledger has it.",
   value_unreadable: "Its key in Redis is of another type, or outside the slot of the ledger's keys; the detail says which. Find out who else writes to this Redis; the balance's next good mutation clears it.",
+  value_duplicate_name: "A name stands twice in the value, and which of the two counts is unknown. Report its writer; the balance's next good mutation clears it.",
+  value_field_null: "A field that counts is null in UpperCamel, or in the only spelling there is. Report its writer; the balance's next good mutation clears it.",
+  value_not_canonical: "A lowerCamel number is not in the one form that ledgers from 4.1 on write. Report its writer; the balance's next good mutation clears it.",
   refused_by_postgres: "A check or an overflow: the detail has the SQLSTATE. Mend the row or the schema and retry.",
 };
 
