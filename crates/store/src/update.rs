@@ -92,7 +92,7 @@ impl Session {
     ///
     /// # Errors
     /// Any failure but a refused value and contention, by class. What was written before stays. Where the refusal is not about the
-    /// rows that were sent ([`crate::evidence`]): [`ErrorClass::NoVisibleRows`], [`ErrorClass::RefusesEveryRow`].
+    /// rows that were sent (`evidence.rs`): [`ErrorClass::NoVisibleRows`], [`ErrorClass::RefusesEveryRow`].
     pub async fn update_isolating(
         &mut self,
         table: &Table,
