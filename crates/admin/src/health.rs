@@ -1,7 +1,8 @@
 //! `/livez` and `/readyz`: what an orchestrator and a load balancer ask, answered from the fleet's status.
 //!
-//! *Alive* means that the reconcile loop makes progress and no thread stands still; otherwise only a restart helps. *Ready* means that the
-//! numbers of this worker can be relied on. A tenant that can't write makes neither false: others go on, and a restart
+//! *Alive* means that the reconcile loop and the essential background tasks make progress and no thread stands still;
+//! otherwise only a restart helps. *Ready* means that the numbers of this worker can be relied on: all background tasks make
+//! progress. A tenant that can't write makes neither false: others go on, and a restart
 //! mends nothing.
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
@@ -28,6 +29,9 @@ pub(crate) fn liveness(status: &FleetStatus, uptime: Duration) -> Verdict {
             "stuck: {still} of the threads stand still; their tenants have moved to the others"
         ));
     }
+    if let Some(task) = status.tasks.stalled().filter(|task| task.name.is_essential()) {
+        return Err(format!("stuck: {task}"));
+    }
     let uptime = u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX);
     // Before the first pass this is 0, so that a worker that never makes one counts as stuck too.
     let age = uptime.saturating_sub(status.last_pass_ms.load(Relaxed));
@@ -39,15 +43,16 @@ pub(crate) fn liveness(status: &FleetStatus, uptime: Duration) -> Verdict {
 
 /// Whether the worker can be relied on.
 pub(crate) fn readiness(status: &FleetStatus) -> Verdict {
-    if status.is_ready() {
-        return Ok("ready");
+    if status.draining.load(Relaxed) {
+        return Err("not ready: draining".to_owned());
     }
-    let reason = if status.draining.load(Relaxed) {
-        "not ready: draining"
-    } else {
-        "not ready: no reconcile pass has known the tenants yet"
-    };
-    Err(reason.to_owned())
+    if !status.reconciled.load(Relaxed) {
+        return Err("not ready: no reconcile pass has known the tenants yet".to_owned());
+    }
+    match status.tasks.stalled() {
+        Some(task) => Err(format!("not ready: {task}")),
+        None => Ok("ready"),
+    }
 }
 
 fn seconds(milliseconds: u64) -> String {
@@ -56,6 +61,9 @@ fn seconds(milliseconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use balance_sync_fleet::tasks::{Faults, Moment, TaskName};
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
 
     const MINUTE: Duration = Duration::from_secs(60);
@@ -92,6 +100,41 @@ mod tests {
         assert!(liveness(&status, Duration::ZERO).is_err_and(|reason| reason.contains("1 of the threads")));
         status.still_threads.store(0, Relaxed);
         assert_eq!(liveness(&status, Duration::ZERO), Ok("alive"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_makes_no_progress_is_a_reason_not_to_rely_on_the_worker_and_an_essential_one_to_restart_it()
+     {
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                let (status, stop) = (FleetStatus::default(), CancellationToken::new());
+                status.pass_bound_ms.store(10_000, Relaxed);
+                status.reconciled.store(true, Relaxed);
+                let hang = |name| {
+                    let second = Duration::from_secs(1);
+                    status.tasks.keep(name, None, second, stop.clone(), |_| std::future::pending())
+                };
+                let _sampler = hang(TaskName::Sampler);
+                assert_eq!(readiness(&status), Ok("ready"));
+                tokio::time::sleep(2 * MINUTE).await;
+                assert!(readiness(&status).is_err_and(|reason| reason.contains("sampler made no progress")));
+                assert_eq!(liveness(&status, Duration::ZERO), Ok("alive"), "a restart is not worth it");
+
+                let faults = Faults::default();
+                faults.panic(TaskName::ActionsFollower, Moment::Start, u64::MAX);
+                status.tasks.inject(faults);
+                let _follower = hang(TaskName::ActionsFollower);
+                tokio::time::sleep(2 * MINUTE).await;
+                let reason = liveness(&status, Duration::ZERO).err().unwrap_or_default();
+                assert!(
+                    reason.contains("actions_follower made no progress for 120 s, the bound is 63 s"),
+                    "{reason}"
+                );
+                assert!(reason.contains("last because it panicked: a test made"), "{reason}");
+                status.draining.store(true, Relaxed);
+                assert!(liveness(&status, Duration::ZERO).is_ok());
+            })
+            .await;
     }
 
     #[test]

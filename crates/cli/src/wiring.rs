@@ -189,6 +189,7 @@ pub(crate) fn worker_settings(config: &Config) -> anyhow::Result<WorkerSettings>
             version: env!("CARGO_PKG_VERSION").to_owned(),
         },
         freshness_objective: config.admin.freshness_objective,
+        faults: None,
     })
 }
 

@@ -13,6 +13,7 @@ use crate::{
     collector::{Collector, Drained},
     plan::Exit,
     ports::{Queue, Sink},
+    tasks::{self, TaskName},
 };
 
 /// A collector is at work.
@@ -82,23 +83,22 @@ impl<Q: Queue + Unpin + 'static, S: Sink + Unpin + 'static> Actor for CollectorA
         if let Some(supervisor) = started.upgrade() {
             supervisor.do_send(CollectorStarted { tenant: tenant.clone(), epoch });
         }
-        let task = actix_rt::spawn(
-            async move {
-                tracing::debug!("collector started");
-                tokio::select! {
-                    drained = work.run(stop) => Some(drained),
-                    () = kill.cancelled() => None,
-                }
+        let collecting = async move {
+            tracing::debug!("collector started");
+            tokio::select! {
+                drained = work.run(stop) => Some(drained),
+                () = kill.cancelled() => None,
             }
-            .instrument(span.clone()),
-        );
+        };
+        let task = actix_rt::spawn(tasks::named(TaskName::Collector, collecting.instrument(span.clone())));
         let watch = async move {
             let (exit, drained) = match task.await {
                 Ok(Some(drained)) => (Exit::Stopped, drained),
                 Ok(None) => (Exit::Killed, Drained::default()),
                 Err(error) => {
                     let _entered = span.enter();
-                    tracing::error!(panic = %panic_text(error), "collector panicked");
+                    // A panic was logged where it happened.
+                    tracing::warn!(panic = tasks::text_of_end(error), "collector ended, it starts again");
                     (Exit::Panicked, Drained::default())
                 }
             };
@@ -107,16 +107,5 @@ impl<Q: Queue + Unpin + 'static, S: Sink + Unpin + 'static> Actor for CollectorA
             }
         };
         ctx.spawn(watch.into_actor(self).map(|(), _, ctx| ctx.stop()));
-    }
-}
-
-fn panic_text(error: tokio::task::JoinError) -> String {
-    match error.try_into_panic() {
-        Ok(payload) => payload
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| payload.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "no message".to_owned()),
-        Err(error) => error.to_string(),
     }
 }

@@ -7,7 +7,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -27,6 +27,7 @@ use crate::{
     rows::at,
     status::{TenantState, TenantStatus},
     supervisor::DrainReport,
+    tasks::{Panicked, Progress, TaskName},
     tenant_manager::Refetch,
 };
 
@@ -396,23 +397,40 @@ pub struct Follower {
     controls: Controls,
     key_form: KeyForm,
     drain: DrainOrder,
-    /// The last entry that was seen; none before the first look.
-    seen: Option<String>,
+    /// The last entry that was seen; none before the first look. It outlives a follower that panics, so that the one after
+    /// it misses nothing, and doesn't stumble over the same entry again.
+    seen: Arc<Mutex<Option<String>>>,
     /// When who is halted is read again.
     read_at: Instant,
     failures: u32,
 }
+
+/// Time between two looks, for the bound on a follower's progress.
+pub(crate) const FOLLOWER_INTERVAL: Duration = LOOK_EVERY;
 
 impl Follower {
     /// Prepares it. Nothing may be claimed from now on until it has read who is halted.
     #[must_use]
     pub fn new(own: Arc<Own>, controls: Controls, key_form: KeyForm, drain: DrainOrder) -> Self {
         own.fleet.halts.expect(key_form);
-        Self { own, controls, key_form, drain, seen: None, read_at: Instant::now(), failures: 0 }
+        Self { own, controls, key_form, drain, seen: Arc::default(), read_at: Instant::now(), failures: 0 }
+    }
+
+    /// The one that goes on when this one has panicked. It reads again who is halted.
+    pub(crate) fn successor(&self) -> Self {
+        Self {
+            own: Arc::clone(&self.own),
+            controls: self.controls.clone(),
+            key_form: self.key_form,
+            drain: self.drain.clone(),
+            seen: Arc::clone(&self.seen),
+            read_at: Instant::now(),
+            failures: 0,
+        }
     }
 
     /// Runs until it is stopped.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken, progress: Progress) {
         let following = async {
             loop {
                 match self.look().await {
@@ -424,10 +442,15 @@ impl Follower {
                     }
                     Err(error) => self.failed(&error),
                 }
+                progress.beat();
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };
         stop.run_until_cancelled(following).await;
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Option<String>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn failed(&mut self, error: &ScheduleError) {
@@ -455,7 +478,8 @@ impl Follower {
 
     async fn look(&mut self) -> Result<(), ScheduleError> {
         // In this order: what is done between the two is then in both, and not in neither.
-        let seen = match self.seen.clone() {
+        let known = self.seen().clone();
+        let seen = match known {
             Some(seen) => seen,
             None => self.controls.newest().await?,
         };
@@ -466,8 +490,9 @@ impl Follower {
             self.take_over(paused.into_keys().collect());
             self.read_at = Instant::now() + READ_AGAIN;
         }
-        self.seen = Some(entries.last().map_or(seen, |entry| entry.id.clone()));
+        *self.seen() = Some(seen);
         for entry in entries {
+            *self.seen() = Some(entry.id.clone());
             if entry.field("kind") == "action" {
                 self.follow(entry);
             }
@@ -505,8 +530,18 @@ impl Follower {
         let Some(status) = self.served(&entry) else { return };
         let (own, controls) = (Arc::clone(&self.own), self.controls.clone());
         // A task of its own: a collector may take its time, and the next action must not wait for that.
-        actix_rt::spawn(async move {
-            let (ended, detail) = carry_out(what, &own, &status).await;
+        let tasks = own.fleet.tasks.clone();
+        let carrying_out = tasks.once(TaskName::Action, {
+            let (own, status) = (Arc::clone(&own), Arc::clone(&status));
+            async move { carry_out(what, &own, &status).await }
+        });
+        tasks.once(TaskName::Action, async move {
+            let (ended, detail) = match carrying_out.await {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(Panicked)) | Err(_) => {
+                    (Ended::Failed, "the worker panicked over it, see its log".to_owned())
+                }
+            };
             tracing::info!(
                 tenant_id = %status.tenant(),
                 action = what.name(),

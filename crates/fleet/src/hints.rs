@@ -13,14 +13,14 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{backoff::Backoff, supervisor::Poll, tenant_manager::Hint};
+use crate::{backoff::Backoff, supervisor::Poll, tasks::Progress, tenant_manager::Hint};
 
 /// Shortest time between two polls that are asked for: what comes in between is one.
 const POLL_GAP: Duration = Duration::from_millis(200);
 /// First delay after a lost subscription …
 const RETRY_MIN: Duration = Duration::from_millis(200);
 /// … and the longest.
-const RETRY_MAX: Duration = Duration::from_secs(10);
+pub(crate) const RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// Where events are published.
 #[derive(Debug, Clone)]
@@ -60,8 +60,9 @@ pub async fn listen(
     poll: Recipient<Poll>,
     manager: Recipient<Hint>,
     stop: CancellationToken,
+    progress: Progress,
 ) {
-    let listener = Listener { poll, manager };
+    let listener = Listener { poll, manager, progress: progress.clone() };
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     let mut lost = false;
     let listening = async {
@@ -73,6 +74,7 @@ pub async fn listen(
                     } else {
                         tracing::debug!(channel = settings.channel, "tenant events are heard");
                     }
+                    progress.beat();
                     let begun = Instant::now();
                     let error = listener.hear(async || subscription.next().await).await;
                     // One that breaks as soon as it is there must not be opened over and over.
@@ -88,6 +90,7 @@ pub async fn listen(
             } else {
                 tracing::warn!(channel = settings.channel, %error, "tenant events can't be heard, changes are noticed a poll later");
             }
+            progress.beat();
             tokio::time::sleep(backoff.next_delay()).await;
         }
     };
@@ -97,6 +100,7 @@ pub async fn listen(
 struct Listener {
     poll: Recipient<Poll>,
     manager: Recipient<Hint>,
+    progress: Progress,
 }
 
 impl Listener {
@@ -117,7 +121,7 @@ impl Listener {
                         Ok(()) | Err(SendError::Closed(_)) => None,
                     };
                 }
-                payload = next() => {
+                payload = self.progress.waiting(next()) => {
                     let payload = match payload {
                         Ok(payload) => payload,
                         Err(error) => return error,
@@ -169,6 +173,8 @@ mod tests {
 
     use balance_sync_schedule::ErrorClass;
 
+    use crate::tasks::TaskName;
+
     use super::*;
 
     /// Notes what it is told, and when.
@@ -200,7 +206,8 @@ mod tests {
     async fn hear(messages: &[(u64, &str)]) -> (Vec<Duration>, Vec<String>) {
         let ear = Ear::default();
         let address = ear.clone().start();
-        let listener = Listener { poll: address.clone().recipient(), manager: address.recipient() };
+        let progress = Progress::unobserved(TaskName::TenantEvents);
+        let listener = Listener { poll: address.clone().recipient(), manager: address.recipient(), progress };
         let begun = Instant::now();
         let messages: VecDeque<_> = messages
             .iter()

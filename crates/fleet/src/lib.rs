@@ -39,6 +39,7 @@ pub mod sampler;
 pub mod standby;
 pub mod status;
 pub mod supervisor;
+pub mod tasks;
 pub mod tenant_manager;
 pub mod view;
 pub mod why;

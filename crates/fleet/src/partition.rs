@@ -17,10 +17,10 @@ use std::{
 use actix::prelude::*;
 use balance_sync_schedule::{Link, Registered, Workers, schedule::probe_overdue};
 use balance_sync_tenants::{KeyForm, Tenant};
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{backoff::Backoff, status::FleetStatus};
+use crate::{backoff::Backoff, status::FleetStatus, tasks::Progress};
 
 /// Balances due for longer than this look abandoned. Twice the longest time in which an idle owner looks at its schedule
 /// (`collector.idle_backoff_max`, at most 1 min), and little of the hour that the ledger gives a value.
@@ -186,13 +186,13 @@ impl Partition {
         }
     }
 
-    /// Runs until it is stopped; then the worker is taken off the list at once. Registers when `listed` says that the
-    /// tenants are known: a worker that can't serve anybody yet must not be counted on.
-    pub async fn run(mut self, listed: oneshot::Receiver<()>, stop: CancellationToken) {
-        if !matches!(stop.run_until_cancelled(listed).await, Some(Ok(()))) {
+    /// Runs until it is stopped; then the worker is taken off the list at once. Registers when `listed` is cancelled, as
+    /// the tenants are known then: a worker that can't serve anybody yet must not be counted on.
+    pub async fn run(mut self, listed: CancellationToken, stop: CancellationToken, progress: Progress) {
+        if stop.run_until_cancelled(progress.waiting(listed.cancelled())).await.is_none() {
             return;
         }
-        stop.run_until_cancelled(self.keep_registered()).await;
+        stop.run_until_cancelled(self.keep_registered(&progress)).await;
         match tokio::time::timeout(FAREWELL, self.workers.deregister(&self.settings.name)).await {
             Ok(Ok(_)) => tracing::debug!("worker taken off the list"),
             Ok(Err(error)) => tracing::debug!(%error, "worker not taken off the list, its lease lapses"),
@@ -200,7 +200,7 @@ impl Partition {
         }
     }
 
-    async fn keep_registered(&mut self) {
+    async fn keep_registered(&mut self, progress: &Progress) {
         let renew = self.settings.lease / RENEWALS;
         let mut retry = Backoff::new(RETRY.min(renew), renew);
         let mut watch_at = Instant::now() + self.settings.overdue;
@@ -241,6 +241,7 @@ impl Partition {
                 watch_at = Instant::now() + self.settings.overdue / WATCHES;
             }
             self.tell().await;
+            progress.beat();
             tokio::time::sleep(delay).await;
         }
     }

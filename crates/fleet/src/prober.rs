@@ -10,6 +10,7 @@
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap},
+    rc::Rc,
     sync::Arc,
     time::Duration,
 };
@@ -19,6 +20,9 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
+
+use crate::tasks::{Inbox, Progress, TaskName, Tasks};
 
 /// Schedules in one call: some 100 µs of Redis, so that nobody waits long behind it.
 const PAGE: usize = 250;
@@ -26,6 +30,7 @@ const PAGE: usize = 250;
 /// by at most the same part, to share a call.
 const PART: u32 = 8;
 
+#[derive(Debug)]
 struct Waiting {
     key: Arc<str>,
     /// Until the first look.
@@ -36,34 +41,55 @@ struct Waiting {
 /// When a schedule is looked at next, and how long the pause before that is.
 type Turn = Reverse<(Instant, Duration, Arc<str>)>;
 
-/// A handle on a thread's probe. It ends when the last handle is dropped.
+/// A handle on a thread's probe.
 #[derive(Debug, Clone)]
-pub struct Prober(mpsc::UnboundedSender<Waiting>);
+pub struct Prober(Inbox<Waiting>);
 
 impl Prober {
-    /// Starts the probe on the current thread's runtime; each waiting schedule is looked at once per `interval` at
-    /// the least.
+    /// Starts the probe on the current thread, whose number is given; each waiting schedule is looked at once per
+    /// `interval` at the least.
     #[must_use]
-    pub fn start(link: Link, interval: Duration) -> Self {
-        Self::start_with(async move |page: &[Arc<str>]| probe(&link, page).await, interval)
+    pub fn start(
+        link: Link,
+        interval: Duration,
+        tasks: &Tasks,
+        thread: usize,
+        stop: CancellationToken,
+    ) -> Self {
+        let probe = async move |page: &[Arc<str>]| probe(&link, page).await;
+        Self::start_with(probe, interval, tasks, thread, stop)
     }
 
     fn start_with(
         probe: impl AsyncFn(&[Arc<str>]) -> Result<Vec<usize>, ScheduleError> + 'static,
         interval: Duration,
+        tasks: &Tasks,
+        thread: usize,
+        stop: CancellationToken,
     ) -> Self {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        actix_rt::spawn(Round::new(interval).run(probe, receiver));
-        Self(sender)
+        let (inbox, probe) = (Inbox::new(), Rc::new(probe));
+        tasks.keep(TaskName::Prober, Some(thread), interval, stop.clone(), {
+            let inbox = inbox.clone();
+            move |progress| {
+                let (probe, arrivals, stop) = (Rc::clone(&probe), inbox.open(), stop.clone());
+                async move {
+                    let rounds = Round::new(interval).run(&*probe, arrivals, &progress);
+                    stop.run_until_cancelled(rounds).await;
+                }
+            }
+        });
+        Self(inbox)
     }
 
     /// Waits until the schedule has a due member; the first look comes after this pause. Also ends when Redis can't be
-    /// asked: the claim that follows then says what is wrong.
+    /// asked: the claim that follows then says what is wrong. While there is no probe it ends after the pause.
     pub async fn wait(&self, key: Arc<str>, pause: Duration) {
         let (wake, woken) = oneshot::channel();
-        if self.0.send(Waiting { key, pause, wake }).is_ok() {
-            // An error means that the probe has ended: claiming is the answer to that as well.
+        if self.0.send(Waiting { key, pause, wake }) {
+            // An error means that the probe has panicked: claiming is the answer to that as well.
             let _ = woken.await;
+        } else {
+            tokio::time::sleep(pause).await;
         }
     }
 }
@@ -85,14 +111,16 @@ impl Round {
 
     async fn run(
         mut self,
-        probe: impl AsyncFn(&[Arc<str>]) -> Result<Vec<usize>, ScheduleError>,
+        probe: &impl AsyncFn(&[Arc<str>]) -> Result<Vec<usize>, ScheduleError>,
         mut arrivals: mpsc::UnboundedReceiver<Waiting>,
+        progress: &Progress,
     ) {
         loop {
+            progress.beat();
             let next = self.turns.peek().map_or_else(Instant::now, |Reverse((at, ..))| *at);
             tokio::select! {
                 biased;
-                new = arrivals.recv() => match new {
+                new = progress.waiting(arrivals.recv()) => match new {
                     Some(new) => self.enter(new),
                     None => return,
                 },
@@ -174,12 +202,13 @@ impl Round {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::{cell::RefCell, collections::HashSet, rc::Rc};
+    use std::{cell::RefCell, collections::HashSet};
 
     use balance_sync_schedule::ErrorClass;
     use tokio::task::LocalSet;
 
     use super::*;
+    use crate::tasks::{Faults, Moment};
 
     const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -192,6 +221,10 @@ mod tests {
     }
 
     fn start(fake: &Rc<Fake>) -> Prober {
+        start_owned(fake, &Tasks::default())
+    }
+
+    fn start_owned(fake: &Rc<Fake>, tasks: &Tasks) -> Prober {
         let fake = Rc::clone(fake);
         Prober::start_with(
             async move |page: &[Arc<str>]| {
@@ -208,6 +241,9 @@ mod tests {
                 Ok((0..page.len()).filter(|at| due.contains(&*page[*at])).collect())
             },
             INTERVAL,
+            tasks,
+            0,
+            CancellationToken::new(),
         )
     }
 
@@ -285,6 +321,41 @@ mod tests {
                 let calls = fake.asked.borrow().len();
                 tokio::time::sleep(10 * INTERVAL).await;
                 assert_eq!((calls, fake.asked.borrow().len()), (3, 3));
+            })
+            .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_panics_leaves_nobody_waiting_nor_asking_at_once_and_starts_again() {
+        LocalSet::new()
+            .run_until(async {
+                let (fake, tasks, faults) = (Rc::new(Fake::default()), Tasks::default(), Faults::default());
+                tasks.inject(faults.clone());
+                let prober = start_owned(&fake, &tasks);
+                let waits: Vec<_> = (0..10).map(|n| wait(&prober, &format!("k{n}"))).collect();
+                tokio::time::sleep(INTERVAL / 2).await;
+                faults.panic(TaskName::Prober, Moment::Beat, 1);
+                faults.panic(TaskName::Prober, Moment::Start, 5);
+                // Each starts a claim, and waits again, before the probe is back.
+                for wait in waits {
+                    tokio::time::timeout(2 * INTERVAL, wait).await.unwrap().unwrap();
+                }
+                let begun = Instant::now();
+                let mut asks = 0;
+                while tasks.panics(TaskName::Prober) < 6 || !tasks.reports()[0].running {
+                    prober.wait(Arc::from("k0"), INTERVAL).await;
+                    asks += 1;
+                }
+                assert!(
+                    asks > 0 && begun.elapsed() >= INTERVAL * (asks - 1),
+                    "it must not be asked over and over"
+                );
+                let asked = fake.asked.borrow().len();
+                let again = wait(&prober, "k1");
+                tokio::time::sleep(2 * INTERVAL).await;
+                assert!(fake.asked.borrow().len() > asked && !again.is_finished(), "it is looked at again");
+                fake.due.borrow_mut().insert("k1".to_owned());
+                again.await.unwrap();
             })
             .await;
     }

@@ -22,10 +22,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     record::{Own, WorkerRecord},
     status::FleetStatus,
+    tasks::Progress,
 };
 
 /// Time between two looks at the counters.
-const TICK: Duration = Duration::from_secs(1);
+pub(crate) const TICK: Duration = Duration::from_secs(1);
 /// Ticks from one publication to the next.
 const PUBLISH_EVERY: u64 = 2;
 /// A worker that starts is published as soon as it serves the tenants that are its own, and after this whatever it serves:
@@ -78,8 +79,8 @@ impl Publisher {
     }
 
     /// Runs until it is stopped; then takes away what it has published.
-    pub async fn run(mut self, stop: CancellationToken) {
-        stop.run_until_cancelled(self.keep_publishing()).await;
+    pub async fn run(mut self, stop: CancellationToken, progress: Progress) {
+        stop.run_until_cancelled(self.keep_publishing(&progress)).await;
         match tokio::time::timeout(FAREWELL, self.snapshots.leave(&self.own.name)).await {
             Ok(Ok(())) => tracing::debug!("worker's records taken away"),
             Ok(Err(error)) => tracing::debug!(%error, "worker's records not taken away, they run out"),
@@ -87,7 +88,7 @@ impl Publisher {
         }
     }
 
-    async fn keep_publishing(&mut self) {
+    async fn keep_publishing(&mut self, progress: &Progress) {
         let mut last = Instant::now();
         begun_to_serve(&self.own.fleet).await;
         let mut timer = tokio::time::interval(TICK);
@@ -107,6 +108,7 @@ impl Publisher {
                 let workers = self.all_workers().await;
                 self.own.remember(&workers);
             }
+            progress.beat();
         }
     }
 

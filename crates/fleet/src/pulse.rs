@@ -14,7 +14,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use crate::status::FleetStatus;
+use crate::{status::FleetStatus, tasks::Progress};
 
 /// Between two beats, and between two looks.
 pub const EVERY: Duration = Duration::from_secs(1);
@@ -33,9 +33,10 @@ struct Counts {
 
 impl Pulse {
     /// Beats for as long as the thread does that runs this.
-    pub async fn beat(self, every: Duration) {
+    pub async fn beat(self, every: Duration, progress: Progress) {
         loop {
             self.0.beats.fetch_add(1, Relaxed);
+            progress.beat();
             tokio::time::sleep(every).await;
         }
     }
@@ -54,6 +55,7 @@ pub async fn watch(
     fleet: Arc<FleetStatus>,
     changed: impl Fn(),
     stop: CancellationToken,
+    progress: Progress,
 ) {
     let mut seen = vec![0; pulses.len()];
     let looking = async {
@@ -80,6 +82,7 @@ pub async fn watch(
                 fleet.still_threads.store(still as u64, Relaxed);
                 changed();
             }
+            progress.beat();
         }
     };
     let _: Option<()> = stop.run_until_cancelled(looking).await;
@@ -91,6 +94,11 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
+    use crate::tasks::TaskName;
+
+    fn progress() -> Progress {
+        Progress::unobserved(TaskName::ThreadWatch)
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_pulse_that_stops_is_noticed_and_one_that_returns_too() {
@@ -106,9 +114,10 @@ mod tests {
                 told.fetch_add(1, Relaxed);
             },
             stop.clone(),
+            progress(),
         ));
-        let first = tokio::spawn(pulses[0].clone().beat(EVERY / 2));
-        let second = tokio::spawn(pulses[1].clone().beat(EVERY / 2));
+        let first = tokio::spawn(pulses[0].clone().beat(EVERY / 2, progress()));
+        let second = tokio::spawn(pulses[1].clone().beat(EVERY / 2, progress()));
         tokio::time::sleep(EVERY * MISSES * 3).await;
         assert_eq!((fleet.still_threads.load(Relaxed), changes.load(Relaxed)), (0, 0));
 
@@ -119,7 +128,7 @@ mod tests {
         assert!(pulses[1].is_still() && !pulses[0].is_still());
         assert_eq!((fleet.still_threads.load(Relaxed), changes.load(Relaxed)), (1, 1));
 
-        let again = tokio::spawn(pulses[1].clone().beat(EVERY / 2));
+        let again = tokio::spawn(pulses[1].clone().beat(EVERY / 2, progress()));
         tokio::time::sleep(EVERY * 2).await;
         assert_eq!((fleet.still_threads.load(Relaxed), changes.load(Relaxed)), (0, 2));
         stop.cancel();

@@ -23,7 +23,10 @@ use balance_sync_tenants::{KeyForm, Tenant};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::status::{FleetStatus, TenantStatus};
+use crate::{
+    status::{FleetStatus, TenantStatus},
+    tasks::Progress,
+};
 
 /// Values looked at per interval, shared out among the schedules that are not empty: some 10 ms of Redis.
 const LIVES: usize = 10_000;
@@ -48,8 +51,9 @@ pub async fn run(
     key_form: KeyForm,
     interval: Duration,
     stop: CancellationToken,
+    progress: Progress,
 ) {
-    let sampler = Sampler { fleet, key_form, interval, rounds: HashMap::new(), spare: 0 };
+    let sampler = Sampler { fleet, key_form, interval, rounds: HashMap::new(), spare: 0, progress };
     let sampling = sampler.run(async move |looks: &[Look<'_>]| look(&link, looks).await);
     // A look holds nothing that is lost when it is dropped.
     let _ = stop.run_until_cancelled(sampling).await;
@@ -63,6 +67,7 @@ struct Sampler {
     rounds: HashMap<(Tenant, usize), Round>,
     /// Lives that may still be looked at in this pass, beside the first look at each schedule.
     spare: usize,
+    progress: Progress,
 }
 
 impl Sampler {
@@ -86,6 +91,7 @@ impl Sampler {
                     group.iter().chain(groups.flatten()).for_each(|status| forget(status));
                     break;
                 }
+                self.progress.beat();
                 if groups.peek().is_some() {
                     next += pause;
                     tokio::time::sleep_until(next).await;
@@ -93,6 +99,7 @@ impl Sampler {
             }
             // Measured from the beginning, but never without a rest.
             let rest = (self.interval / 4).max(self.interval.saturating_sub(begun.elapsed()));
+            self.progress.beat();
             tokio::time::sleep(rest).await;
         }
     }
@@ -247,6 +254,8 @@ mod tests {
 
     use super::*;
 
+    use crate::tasks::TaskName;
+
     const INTERVAL: Duration = Duration::from_secs(5);
 
     /// What a look asked for, of a schedule by its key.
@@ -336,6 +345,7 @@ mod tests {
             interval: INTERVAL,
             rounds: HashMap::new(),
             spare: 0,
+            progress: Progress::unobserved(TaskName::Sampler),
         };
         let redis = Rc::clone(redis);
         LocalSet::new()

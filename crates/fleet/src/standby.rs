@@ -11,13 +11,16 @@
 //! seen last decides. It must have been claimed at some look, held or gone; where it never was, for many looks, nobody
 //! works. Whoever is woken in error finds nothing to claim, or shares the work for a while: claims keep that correct.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, rc::Rc, sync::Arc, time::Duration};
 
 use balance_sync_schedule::{Head, Link, ScheduleError, Seen, look_at_heads};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
+
+use crate::tasks::{Inbox, Progress, TaskName, Tasks};
 
 /// Looks at a schedule in the time within which an idle owner looks at it (`collector.idle_backoff_max`).
 const LOOKS: u32 = 2;
@@ -27,8 +30,11 @@ const STILL: u32 = 1 + LOOKS;
 const UNCLAIMED: u32 = 1 + 10 * LOOKS;
 /// Schedules in one call: some 200 µs of Redis, so that nobody waits long behind it.
 const PAGE: usize = 250;
+/// Times that a collector finds the lookout gone before it works itself.
+const TRIES: u32 = 3;
 
 /// A schedule that a collector stands by for.
+#[derive(Debug)]
 struct Post {
     key: Arc<str>,
     wake: oneshot::Sender<()>,
@@ -64,51 +70,73 @@ impl Post {
     }
 }
 
-/// A handle on a thread's lookout. It ends when the last handle is dropped.
+/// A handle on a thread's lookout.
 #[derive(Debug, Clone)]
-pub struct Lookout(mpsc::UnboundedSender<Post>);
+pub struct Lookout {
+    inbox: Inbox<Post>,
+    idle: Duration,
+}
 
 impl Lookout {
-    /// Starts it on the current thread's runtime. `idle` is the time within which an idle owner looks at its schedule.
+    /// Starts it on the current thread, whose number is given. `idle` is the time within which an idle owner looks at its
+    /// schedule.
     #[must_use]
-    pub fn start(link: Link, idle: Duration) -> Self {
+    pub fn start(link: Link, idle: Duration, tasks: &Tasks, thread: usize, stop: CancellationToken) -> Self {
         let look = async move |posts: &[Post]| {
             look_at_heads(&link, posts.iter().map(|post| (&post.key, post.head.as_ref()))).await
         };
-        Self::start_with(look, idle)
+        Self::start_with(look, idle, tasks, thread, stop)
     }
 
     fn start_with(
         look: impl AsyncFn(&[Post]) -> Result<Vec<Option<Seen>>, ScheduleError> + 'static,
         idle: Duration,
+        tasks: &Tasks,
+        thread: usize,
+        stop: CancellationToken,
     ) -> Self {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        actix_rt::spawn(keep_watch(look, receiver, (idle / LOOKS).max(Duration::from_millis(1))));
-        Self(sender)
+        let (inbox, look) = (Inbox::new(), Rc::new(look));
+        let round = (idle / LOOKS).max(Duration::from_millis(1));
+        tasks.keep(TaskName::Standby, Some(thread), round, stop.clone(), {
+            let inbox = inbox.clone();
+            move |progress| {
+                let (look, arrivals, stop) = (Rc::clone(&look), inbox.open(), stop.clone());
+                async move {
+                    stop.run_until_cancelled(keep_watch(&*look, arrivals, round, &progress)).await;
+                }
+            }
+        });
+        Self { inbox, idle }
     }
 
-    /// Waits until something is due in the schedule that nobody claims.
+    /// Waits until something is due in the schedule that nobody claims, or the lookout is gone for good: then this
+    /// collector takes over.
     pub async fn wait(&self, key: Arc<str>) {
-        let (wake, woken) = oneshot::channel();
-        if self.0.send(Post::new(key, wake)).is_ok() {
-            // An error means that the lookout has ended: whoever can't be told otherwise works.
-            let _ = woken.await;
+        for _ in 0..TRIES {
+            let (wake, woken) = oneshot::channel();
+            if self.inbox.send(Post::new(Arc::clone(&key), wake)) && woken.await.is_ok() {
+                return;
+            }
+            // It has panicked, and is about to start again.
+            tokio::time::sleep(self.idle).await;
         }
     }
 }
 
 /// Looks at each post once in `round`, a page at a time.
 async fn keep_watch(
-    look: impl AsyncFn(&[Post]) -> Result<Vec<Option<Seen>>, ScheduleError>,
+    look: &impl AsyncFn(&[Post]) -> Result<Vec<Option<Seen>>, ScheduleError>,
     mut arrivals: mpsc::UnboundedReceiver<Post>,
     round: Duration,
+    progress: &Progress,
 ) {
     let mut posts = VecDeque::new();
     let mut next = Instant::now();
     loop {
+        progress.beat();
         tokio::select! {
             biased;
-            new = arrivals.recv() => match new {
+            new = progress.waiting(arrivals.recv()) => match new {
                 Some(new) => {
                     if posts.is_empty() {
                         next = next.max(Instant::now());
@@ -158,6 +186,7 @@ mod tests {
     use tokio::task::{JoinHandle, LocalSet};
 
     use super::*;
+    use crate::tasks::{Faults, Moment};
 
     const IDLE: Duration = Duration::from_secs(1);
 
@@ -210,9 +239,14 @@ mod tests {
 
     impl Watch {
         fn new() -> Self {
+            Self::owned_by(&Tasks::default())
+        }
+
+        fn owned_by(tasks: &Tasks) -> Self {
             let fake = Rc::<Fake>::default();
             let asked = Rc::clone(&fake);
-            Self { fake, lookout: Lookout::start_with(async move |posts: &[Post]| asked.look(posts), IDLE) }
+            let look = async move |posts: &[Post]| asked.look(posts);
+            Self { fake, lookout: Lookout::start_with(look, IDLE, tasks, 0, CancellationToken::new()) }
         }
 
         fn wait(&self, key: &str) -> JoinHandle<Duration> {
@@ -223,6 +257,31 @@ mod tests {
                 begun.elapsed()
             })
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lookout_that_panics_once_is_waited_for_and_one_that_is_gone_is_done_without() {
+        LocalSet::new()
+            .run_until(async {
+                let (tasks, faults) = (Tasks::default(), Faults::default());
+                tasks.inject(faults.clone());
+                let watch = Watch::owned_by(&tasks);
+                let wait = watch.wait("k");
+                tokio::time::sleep(10 * IDLE).await;
+                faults.panic(TaskName::Standby, Moment::Beat, 1);
+                watch.fake.mutate("another", "a", 1);
+                tokio::time::sleep(20 * IDLE).await;
+                assert_eq!(tasks.panics(TaskName::Standby), 1);
+                assert!(!wait.is_finished(), "nothing is due, and it is looked at again");
+                watch.fake.mutate("k", "a", 1);
+                wait.await.unwrap();
+
+                faults.panic(TaskName::Standby, Moment::Beat, u64::MAX);
+                faults.panic(TaskName::Standby, Moment::Start, u64::MAX);
+                let took = watch.wait("quiet").await.unwrap();
+                assert!(took >= 2 * IDLE && took <= 20 * IDLE, "{took:?}");
+            })
+            .await;
     }
 
     async fn local(test: impl AsyncFnOnce(Watch)) {

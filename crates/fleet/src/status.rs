@@ -23,6 +23,7 @@ use crate::{
     halts::{Halts, Orders},
     observed::DirectoryStatus,
     recent::{FlushNote, LagCounts, Recent, Totals},
+    tasks::Tasks,
 };
 
 /// What a tenant's collector is doing, under the names shown everywhere.
@@ -562,6 +563,8 @@ pub struct FleetStatus {
     listed: RwLock<Option<Listed>>,
     /// Tenants that operators halted.
     pub halts: Halts,
+    /// The worker's background tasks.
+    pub tasks: Tasks,
 }
 
 /// An answer of the directory.
@@ -645,10 +648,11 @@ impl FleetStatus {
         self.stages[at].observe(took.as_secs_f64());
     }
 
-    /// Whether traffic and alerts may rely on this worker: it has reconciled once and doesn't drain.
+    /// Whether traffic and alerts may rely on this worker: it has reconciled once, doesn't drain, and all its background
+    /// tasks make progress.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.reconciled.load(Relaxed) && !self.draining.load(Relaxed)
+        self.reconciled.load(Relaxed) && !self.draining.load(Relaxed) && self.tasks.stalled().is_none()
     }
 }
 

@@ -22,6 +22,7 @@ use crate::{
     partition::{Share, Unowned},
     plan::{Exit, Limits, Plan, Reap, Slot, apply, plan},
     status::{FleetStatus, Phase, TenantState, wall_clock_ms},
+    tasks::{Panicked, TaskName},
     tenant_manager::{TenantGone, TenantManager},
 };
 
@@ -103,8 +104,8 @@ pub struct Supervisor {
     membership: Membership,
     /// What this worker is to look after; none while it waits for its first share.
     share: Option<Share>,
-    /// Told once, when the tenants are known.
-    listed: Option<oneshot::Sender<()>>,
+    /// Cancelled when the tenants are known.
+    listed: Option<CancellationToken>,
     /// Those of the wanted tenants that are in the share.
     mine: BTreeSet<Tenant>,
     slots: BTreeMap<Tenant, Slot>,
@@ -161,10 +162,10 @@ impl Supervisor {
         }
     }
 
-    /// Makes it look after a share of the tenants only, and wait for the first [`Share`]. `listed` is told when the
+    /// Makes it look after a share of the tenants only, and wait for the first [`Share`]. `listed` is cancelled when the
     /// tenants are known.
     #[must_use]
-    pub fn sharing(mut self, listed: oneshot::Sender<()>) -> Self {
+    pub fn sharing(mut self, listed: CancellationToken) -> Self {
         self.share = None;
         self.listed = Some(listed);
         self
@@ -200,7 +201,7 @@ impl Supervisor {
         }
         if let Some(listed) = self.listed.take() {
             // Without anybody who would share out, the share stays away, and the timer decides.
-            let _ = listed.send(());
+            listed.cancel();
             ctx.run_later(SHARE_WITHIN, |supervisor, ctx| {
                 if supervisor.share.is_none() {
                     tracing::warn!(
@@ -238,14 +239,16 @@ impl Supervisor {
         let span = Span::root("reconcile");
         span.set("trigger", "poll");
         let asked = span.share();
-        let asking = actix_rt::spawn(async move {
+        let asking = self.fleet.tasks.once(TaskName::TenantPoll, async move {
             asked.around(tokio::time::timeout(POLL_BOUND, directory.active())).await
         });
         let asking = async move {
             match asking.await {
-                Ok(Ok(answer)) => answer,
-                Ok(Err(_)) => Err(DirectoryError::unavailable(format!("no answer within {POLL_BOUND:?}"))),
-                Err(_) => Err(DirectoryError::unavailable("the poll panicked")),
+                Ok(Ok(Ok(answer))) => answer,
+                Ok(Ok(Err(_))) => {
+                    Err(DirectoryError::unavailable(format!("no answer within {POLL_BOUND:?}")))
+                }
+                Ok(Err(Panicked)) | Err(_) => Err(DirectoryError::unavailable("the poll panicked")),
             }
         };
         ctx.spawn(asking.into_actor(self).map(move |answer, supervisor, ctx| {

@@ -20,7 +20,10 @@ use balance_sync_trace::Span;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::oneshot, time::Instant};
 
-use crate::failure::SinkError;
+use crate::{
+    failure::SinkError,
+    tasks::{Panicked, TaskName, Tasks},
+};
 
 /// A background look that failed is repeated after this, not only after the whole interval.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
@@ -211,6 +214,7 @@ pub struct TenantManager {
     waiters: HashMap<Tenant, Vec<oneshot::Sender<Result<TenantPool, SinkError>>>>,
     revisions: u64,
     closed: bool,
+    tasks: Tasks,
 }
 
 impl TenantManager {
@@ -232,7 +236,15 @@ impl TenantManager {
             waiters: HashMap::new(),
             revisions: 0,
             closed: false,
+            tasks: Tasks::default(),
         }
+    }
+
+    /// Makes it run what it does beside among these tasks.
+    #[must_use]
+    pub fn with_tasks(mut self, tasks: Tasks) -> Self {
+        self.tasks = tasks;
+        self
     }
 
     fn fetch(&mut self, tenant: &Tenant, asked: &Span, ctx: &mut Context<Self>) {
@@ -242,7 +254,7 @@ impl TenantManager {
         }
         let (directory, tenant) = (Arc::clone(&self.directory), tenant.clone());
         // A task of its own: a panic over one tenant's settings must not end the manager of all.
-        let looking_up = actix_rt::spawn({
+        let looking_up = self.tasks.once(TaskName::SettingsLookup, {
             let tenant = tenant.clone();
             let span = asked.child("settings");
             async move {
@@ -253,9 +265,11 @@ impl TenantManager {
         });
         let fetching = async move {
             let answer = match looking_up.await {
-                Ok(Ok(answer)) => answer,
-                Ok(Err(_)) => Err(DirectoryError::unavailable(format!("no answer within {LOOK_UP_BOUND:?}"))),
-                Err(_) => Err(DirectoryError::unavailable("the look-up panicked")),
+                Ok(Ok(Ok(answer))) => answer,
+                Ok(Ok(Err(_))) => {
+                    Err(DirectoryError::unavailable(format!("no answer within {LOOK_UP_BOUND:?}")))
+                }
+                Ok(Err(Panicked)) | Err(_) => Err(DirectoryError::unavailable("the look-up panicked")),
             };
             (tenant, answer)
         };
@@ -383,7 +397,7 @@ impl TenantManager {
         });
         if !still_used {
             let database = entry.pool.database;
-            actix_rt::spawn(async move {
+            self.tasks.once(TaskName::ConnectionClose, async move {
                 let broken_off = database.close(CLOSE_GRACE).await;
                 if broken_off > 0 {
                     tracing::warn!(connections = broken_off, "replaced connections did not end in time");

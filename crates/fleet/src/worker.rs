@@ -8,27 +8,28 @@ use balance_sync_schedule::{
 };
 use balance_sync_store::ConnectionBudget;
 use balance_sync_tenants::{KeyForm, Membership, TenantDirectory, other_key_space};
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     backoff::jittered,
     collector::{Collector, CollectorOptions},
     collector_actor::{CollectorActor, Incarnation},
-    controls::{DrainOrder, Ended, Follower, Operator, told},
+    controls::{self, DrainOrder, Ended, Follower, Operator, told},
     hints::{self, EventSettings},
     inspect::Inspector,
     lane::{PostgresSink, RedisQueue},
     observed::ObservedDirectory,
     partition::{Partition, PartitionSettings},
     prober::Prober,
-    publish::Publisher,
+    publish::{self, Publisher},
     pulse::{self, Pulse},
     record::{Own, OwnParts},
     sampler,
     standby::Lookout,
     status::{FleetStatus, InForce},
     supervisor::{Drain, DrainReport, Poll, Spawner, Supervisor, SupervisorOptions},
+    tasks::{Faults, Progress, TaskName},
     tenant_manager::{CloseAll, ManagerOptions, TenantManager},
     view::FleetReader,
 };
@@ -37,6 +38,9 @@ use crate::{
 const TELL_WITHIN: Duration = Duration::from_secs(2);
 /// How often Redis is asked whether it may evict.
 const EVICTION_LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// Longest time for background tasks to end after the drain.
+const TASKS_END_WITHIN: Duration = Duration::from_secs(1);
 
 /// Everything a worker needs to know.
 pub struct WorkerSettings {
@@ -68,6 +72,8 @@ pub struct WorkerSettings {
     pub identity: Identity,
     /// A tenant whose oldest due member is older than this counts as behind; for the eye.
     pub freshness_objective: Duration,
+    /// Panics of background tasks, for tests.
+    pub faults: Option<Faults>,
 }
 
 /// Who a worker is among the others.
@@ -91,6 +97,9 @@ pub struct Worker {
     arbiters: Vec<Arbiter>,
     /// Ends what runs beside the collectors.
     beside: DropGuard,
+    running: Vec<JoinHandle<()>>,
+    /// Ends what runs on the collectors' threads.
+    lanes_stop: DropGuard,
     registration: Option<JoinHandle<()>>,
     own: Arc<Own>,
     snapshots: Snapshots,
@@ -115,6 +124,10 @@ impl Worker {
         };
         let key_form = settings.supervisor.key_form;
         let fleet = Arc::new(FleetStatus::default());
+        let tasks = fleet.tasks.clone();
+        if let Some(faults) = settings.faults {
+            tasks.inject(faults);
+        }
         let _ = fleet.in_force.set(InForce {
             claim_mode: settings.schedule.mode.name(),
             key_form: key_form.as_str(),
@@ -128,23 +141,29 @@ impl Worker {
         let directory: Arc<dyn TenantDirectory> =
             Arc::new(ObservedDirectory::new(settings.directory, Arc::clone(&fleet)));
         let manager_options = Arc::new(settings.manager.clone());
-        let manager = TenantManager::new(Arc::clone(&directory), budget.clone(), settings.manager).start();
+        let manager = TenantManager::new(Arc::clone(&directory), budget.clone(), settings.manager)
+            .with_tasks(tasks.clone())
+            .start();
         let link = Link::counted(&settings.redis, Arc::clone(&fleet.redis))?;
         let mut lanes = Vec::with_capacity(threads);
         let mut arbiters = Vec::with_capacity(threads);
         let mut pulses = Vec::with_capacity(threads);
-        for _ in 0..threads {
+        let lanes_stop = CancellationToken::new();
+        for thread in 0..threads {
             let arbiter = Arbiter::new();
             let link = Link::counted(&settings.redis, Arc::clone(&fleet.redis))?;
             // The probe runs on the thread whose collectors it wakes.
             let (sender, receiver) = std::sync::mpsc::sync_channel(1);
             let (probe_link, interval) = (link.clone(), settings.collector.idle_backoff_max);
-            arbiter.spawn_fn(move || {
-                let prober = Prober::start(probe_link.clone(), interval);
-                let _ = sender.send((prober, Lookout::start(probe_link, interval)));
-            });
             let pulse = Pulse::default();
-            arbiter.spawn(pulse.clone().beat(pulse::EVERY));
+            let (beating, tasks, stop) = (pulse.clone(), tasks.clone(), lanes_stop.clone());
+            arbiter.spawn_fn(move || {
+                let prober = Prober::start(probe_link.clone(), interval, &tasks, thread, stop.clone());
+                let lookout = Lookout::start(probe_link, interval, &tasks, thread, stop.clone());
+                let _ = sender.send((prober, lookout));
+                let beat = move |progress| beating.clone().beat(pulse::EVERY, progress);
+                tasks.keep(TaskName::ThreadPulse, Some(thread), pulse::EVERY, stop, beat);
+            });
             pulses.push(pulse.clone());
             let Ok((prober, lookout)) = receiver.recv_timeout(Duration::from_secs(10)) else {
                 return Err(ScheduleError {
@@ -172,8 +191,10 @@ impl Worker {
         // Before the first collector is started: none may claim until it is known who is halted.
         let follower = Follower::new(Arc::clone(&own), controls.clone(), key_form, drain_order.clone());
         let publishing = CancellationToken::new();
-        let publisher = Publisher::new(Arc::clone(&own), snapshots.clone());
-        let publisher = actix_rt::spawn(publisher.run(publishing.clone()));
+        let publisher = tasks.keep(TaskName::Publisher, None, publish::TICK, publishing.clone(), {
+            let (own, snapshots, stop) = (Arc::clone(&own), snapshots.clone(), publishing.clone());
+            move |progress| Publisher::new(Arc::clone(&own), snapshots.clone()).run(stop.clone(), progress)
+        });
         let schedule = Arc::new(settings.schedule);
         let inspector = Inspector::of_worker(
             link.clone(),
@@ -201,34 +222,75 @@ impl Worker {
             settings.supervisor,
         );
         let beside = CancellationToken::new();
-        actix_rt::spawn(follower.run(beside.clone()));
-        let (fleet_status, every) = (Arc::clone(&fleet), settings.sample_interval);
-        actix_rt::spawn(sampler::run(link.clone(), fleet_status, key_form, every, beside.clone()));
+        let mut running = Vec::new();
+        running.push(tasks.keep(
+            TaskName::ActionsFollower,
+            None,
+            controls::FOLLOWER_INTERVAL,
+            beside.clone(),
+            {
+                let stop = beside.clone();
+                move |progress| follower.successor().run(stop.clone(), progress)
+            },
+        ));
+        let every = settings.sample_interval;
+        running.push(tasks.keep(TaskName::Sampler, None, every, beside.clone(), {
+            let (link, fleet, stop) = (link.clone(), Arc::clone(&fleet), beside.clone());
+            move |progress| {
+                sampler::run(link.clone(), Arc::clone(&fleet), key_form, every, stop.clone(), progress)
+            }
+        }));
         let (supervisor, registration) = match settings.partition {
             Some(partition) => {
-                let (listed, known) = oneshot::channel();
-                let supervisor = supervisor.sharing(listed).start();
-                let partition = Partition::new(
-                    partition,
-                    link.clone(),
-                    supervisor.clone().recipient(),
-                    supervisor.clone().recipient(),
-                    Arc::clone(&fleet),
-                );
-                let running = actix_rt::spawn(partition.run(known, beside.clone()));
+                let listed = CancellationToken::new();
+                let supervisor = supervisor.sharing(listed.clone()).start();
+                let running = tasks.keep(TaskName::Partition, None, partition.lease, beside.clone(), {
+                    let (link, supervisor, fleet) = (link.clone(), supervisor.clone(), Arc::clone(&fleet));
+                    let stop = beside.clone();
+                    move |progress| {
+                        let partition = Partition::new(
+                            partition.clone(),
+                            link.clone(),
+                            supervisor.clone().recipient(),
+                            supervisor.clone().recipient(),
+                            Arc::clone(&fleet),
+                        );
+                        partition.run(listed.clone(), stop.clone(), progress)
+                    }
+                });
                 (supervisor, Some(running))
             }
             None => (supervisor.start(), None),
         };
         if let Some(events) = settings.events {
-            let (poll, hint) = (supervisor.clone().recipient(), manager.clone().recipient());
-            actix_rt::spawn(hints::listen(events, poll, hint, beside.clone()));
+            running.push(tasks.keep(TaskName::TenantEvents, None, hints::RETRY_MAX, beside.clone(), {
+                let (supervisor, manager, stop) = (supervisor.clone(), manager.clone(), beside.clone());
+                move |progress| {
+                    let (poll, hint) = (supervisor.clone().recipient(), manager.clone().recipient());
+                    hints::listen(events.clone(), poll, hint, stop.clone(), progress)
+                }
+            }));
         }
-        let poll = supervisor.clone();
-        // A hint: with a full mailbox a pass is about to be made.
-        let changed = move || drop(poll.try_send(Poll));
-        actix_rt::spawn(pulse::watch(pulses, pulse::EVERY, Arc::clone(&fleet), changed, beside.clone()));
-        actix_rt::spawn(watch_eviction(link.clone(), Arc::clone(&fleet), beside.clone()));
+        running.push(tasks.keep(TaskName::ThreadWatch, None, pulse::EVERY, beside.clone(), {
+            let (poll, fleet, stop) = (supervisor.clone(), Arc::clone(&fleet), beside.clone());
+            move |progress| {
+                let poll = poll.clone();
+                // A hint: with a full mailbox a pass is about to be made.
+                let changed = move || drop(poll.try_send(Poll));
+                pulse::watch(
+                    pulses.clone(),
+                    pulse::EVERY,
+                    Arc::clone(&fleet),
+                    changed,
+                    stop.clone(),
+                    progress,
+                )
+            }
+        }));
+        running.push(tasks.keep(TaskName::EvictionWatch, None, EVICTION_LOOK_EVERY, beside.clone(), {
+            let (link, fleet, stop) = (link.clone(), Arc::clone(&fleet), beside.clone());
+            move |progress| watch_eviction(link.clone(), Arc::clone(&fleet), stop.clone(), progress)
+        }));
         Ok(Self {
             supervisor,
             manager,
@@ -237,6 +299,8 @@ impl Worker {
             link,
             arbiters,
             beside: beside.drop_guard(),
+            lanes_stop: lanes_stop.drop_guard(),
+            running,
             registration,
             own,
             snapshots,
@@ -333,6 +397,13 @@ impl Worker {
         let (publishing, publisher) = self.publishing;
         drop(publishing);
         let _ = publisher.await;
+        // They were stopped at the beginning; one that hangs ends with the process.
+        let ended = futures::future::join_all(self.running);
+        if tokio::time::timeout(TASKS_END_WITHIN, ended).await.is_err() {
+            let left: Vec<_> = self.fleet.tasks.reports().iter().map(|task| task.name.name()).collect();
+            tracing::warn!(tasks = left.join(", "), "background tasks did not stop in time");
+        }
+        drop(self.lanes_stop);
         for arbiter in &self.arbiters {
             arbiter.stop();
         }
@@ -390,7 +461,7 @@ impl Spawner for LaneSpawner {
 
 /// Says loudly that Redis may throw balances away, as soon as Redis can be asked, and looks again from time to time: the
 /// policy may be changed at any moment, and a failover leads to a server with another one.
-async fn watch_eviction(link: Link, fleet: Arc<FleetStatus>, stop: CancellationToken) {
+async fn watch_eviction(link: Link, fleet: Arc<FleetStatus>, stop: CancellationToken, progress: Progress) {
     let mut said: Option<String> = None;
     loop {
         match link.eviction_policy().await {
@@ -409,6 +480,7 @@ async fn watch_eviction(link: Link, fleet: Arc<FleetStatus>, stop: CancellationT
             }
             Err(error) => tracing::debug!(%error, "memory policy of redis not known"),
         }
+        progress.beat();
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(jittered(EVICTION_LOOK_EVERY)) => {}

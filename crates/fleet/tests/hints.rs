@@ -16,6 +16,7 @@ use balance_sync_fleet::{
     ConnectionBudget,
     hints::{EventSettings, listen},
     supervisor::Poll,
+    tasks::{Progress, TaskName},
     tenant_manager::{GetPool, Hint, ManagerOptions, TenantManager},
 };
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
@@ -90,6 +91,7 @@ async fn events_are_heard_and_heard_again_after_an_outage_until_it_ends() {
         address.clone().recipient(),
         address.recipient(),
         stop.clone(),
+        Progress::unobserved(TaskName::TenantEvents),
     ));
 
     ear.polled(1).await;

@@ -19,6 +19,7 @@ use balance_sync_fleet::{
     plan::{Exit, Limits},
     status::FleetStatus,
     supervisor::{Spawner, Supervisor, SupervisorOptions},
+    tasks::{Progress, TaskName},
 };
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually, free_port};
 use balance_sync_schedule::{Link, LinkSettings, Workers};
@@ -27,7 +28,7 @@ use balance_sync_tenants::{
     TenantDirectory,
 };
 use futures::FutureExt;
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Longest wait for what takes a moment on a busy machine.
@@ -133,7 +134,7 @@ impl Worker {
     fn with(name: &str, url: &str, lease: Duration, overdue: Duration, ill: bool, replicas: usize) -> Self {
         let (collectors, fleet) = (Collectors::default(), Arc::<FleetStatus>::default());
         let directory = Arc::new(Directory { ill: AtomicBool::new(ill) });
-        let (listed, known) = oneshot::channel();
+        let listed = CancellationToken::new();
         let supervisor = Supervisor::new(
             Arc::clone(&directory) as Arc<dyn TenantDirectory>,
             None,
@@ -152,7 +153,7 @@ impl Worker {
                 },
             },
         )
-        .sharing(listed)
+        .sharing(listed.clone())
         .start();
         let settings = PartitionSettings {
             name: name.to_owned(),
@@ -170,7 +171,8 @@ impl Worker {
             Arc::clone(&fleet),
         );
         let stop = CancellationToken::new();
-        let registration = actix_rt::spawn(partition.run(known, stop.clone()));
+        let registration =
+            actix_rt::spawn(partition.run(listed, stop.clone(), Progress::unobserved(TaskName::Partition)));
         Self { collectors, fleet, directory, stop, registration, _supervisor: supervisor }
     }
 

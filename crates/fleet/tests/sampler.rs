@@ -7,7 +7,11 @@ use std::{
 };
 
 use balance_sync_domain::{KeySpace, TenantId};
-use balance_sync_fleet::{sampler, status::FleetStatus};
+use balance_sync_fleet::{
+    sampler,
+    status::FleetStatus,
+    tasks::{Progress, TaskName},
+};
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
 use balance_sync_schedule::{Link, LinkSettings, Schedule};
 use balance_sync_tenants::{KeyForm, Tenant};
@@ -44,6 +48,7 @@ impl Lab {
             form,
             interval,
             self.stop.clone(),
+            Progress::unobserved(TaskName::Sampler),
         ));
     }
 

@@ -4,7 +4,7 @@ use std::{path::Path, sync::atomic::Ordering::Relaxed, time::Instant};
 
 use anyhow::Context;
 use balance_sync_admin::{Access, AdminServer, AdminSettings, Api, ApiParts, ServerConnections};
-use balance_sync_fleet::{Worker, supervisor::DrainReport};
+use balance_sync_fleet::{Worker, supervisor::DrainReport, tasks::panics};
 
 use crate::{EXIT_OK, config::Config, telemetry, wiring};
 
@@ -19,6 +19,7 @@ const EXIT_LEFT_BEHIND: u8 = 1;
 pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     let config = super::load_config(file)?;
     let traces = telemetry::init(&config)?;
+    panics::log_all(&config.worker.name);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         worker = config.worker.name,

@@ -72,6 +72,33 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn a_panic_is_one_line_with_worker_and_backtrace() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let format = tracing_fmt::format().json().flatten_event(true);
+        let layer = tracing_fmt::layer().with_writer(move || writer.clone());
+        let layer = layer.event_format(Json(format)).fmt_fields(JsonFields::new());
+        let before = std::panic::take_hook();
+        balance_sync_fleet::tasks::panics::log_all("worker-7");
+        let panicking = || std::panic::catch_unwind(|| panic!("in\nhere"));
+        let ended = tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), panicking);
+        std::panic::set_hook(before);
+        assert!(ended.is_err());
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&line["level"], &line["worker"]), (&"ERROR".into(), &"worker-7".into()));
+        assert_eq!(line["panic"], r"in\nhere");
+        assert!(line["place"].as_str().unwrap().contains("log.rs:"), "{line}");
+        let backtrace = line["backtrace"].as_str().unwrap();
+        assert!(backtrace.contains("a_panic_is_one_line_with_worker_and_backtrace"), "{backtrace}");
+        assert!(
+            !backtrace.contains("Backtrace::force_capture"),
+            "the panic's own frames are left out: {backtrace}"
+        );
+    }
+
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
 
