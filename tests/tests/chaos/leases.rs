@@ -35,10 +35,11 @@ impl Lab {
         let script = Script::new(&self.scripts.claim);
         let mut call = script.key(SCHEDULE);
         call.arg(10).arg(ttl.as_millis() as u64).arg(0).arg("tenant:t:").arg(QUARANTINE);
-        let parts: Vec<Value> = call.arg("").arg(worker).arg(10).arg(0).invoke_async(&mut self.redis).await?;
-        ensure!(parts.len() == 8, "claimed {} parts", parts.len());
+        call.arg("").arg(worker).arg(10).arg(0).arg(1000);
+        let parts: Vec<Value> = call.invoke_async(&mut self.redis).await?;
+        ensure!(parts.len() == 10, "claimed {} parts", parts.len());
         let text = |at: usize| redis::from_redis_value(parts[at].clone());
-        Ok((text(1)?, text(6)?))
+        Ok((text(1)?, text(8)?))
     }
 
     async fn settle(&mut self, worker: &str, lease: &str) -> Result<()> {
