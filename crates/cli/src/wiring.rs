@@ -81,6 +81,7 @@ pub(crate) fn manager_options(config: &Config) -> ManagerOptions {
         acquire_timeout: config.postgres.acquire_timeout,
         idle_timeout: config.postgres.idle_timeout,
         application_name: format!("balance-sync {}", config.worker.name),
+        require_tls: config.worker.require_tls,
     }
 }
 

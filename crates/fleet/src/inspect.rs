@@ -117,6 +117,7 @@ impl Inspector {
             Databases::Worker { outside, .. } | Databases::Outside(outside) => outside,
         };
         let settings = outside.directory.database(tenant).await?;
+        outside.options.allows(&settings)?;
         let table = match &settings.schema {
             Some(schema) => Table::in_schema(schema)?,
             None => Table::unqualified(),

@@ -49,6 +49,8 @@ pub struct ManagerOptions {
     pub idle_timeout: Duration,
     /// Shown in `pg_stat_activity`.
     pub application_name: String,
+    /// Settings under which a connection might be made without TLS are refused.
+    pub require_tls: bool,
 }
 
 impl Default for ManagerOptions {
@@ -61,11 +63,29 @@ impl Default for ManagerOptions {
             acquire_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
             application_name: "balance-sync".to_owned(),
+            require_tls: false,
         }
     }
 }
 
 impl ManagerOptions {
+    /// Whether settings may be used at all.
+    ///
+    /// # Errors
+    /// Those of a database that might be connected to without TLS where TLS is required.
+    pub fn allows(&self, settings: &TenantDatabase) -> Result<(), DirectoryError> {
+        if self.require_tls && !settings.tls.is_always_encrypted() {
+            return Err(DirectoryError::malformed(
+                "sslmode",
+                format!(
+                    "is {}, and worker.require_tls is set; allowed: require, verify-ca or verify-full",
+                    settings.tls.as_str()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
     /// What the store needs to know to open a tenant's database: its settings within these limits.
     #[must_use]
     pub fn spec(&self, settings: &TenantDatabase) -> DatabaseSpec {
@@ -308,7 +328,8 @@ impl TenantManager {
         }
         let spec = self.options.spec(&settings);
         let key = spec.pool_key();
-        let (table, database) = match self.open(tenant, &settings, &key, spec) {
+        let allowed = self.options.allows(&settings).map_err(SinkError::from);
+        let (table, database) = match allowed.and_then(|()| self.open(tenant, &settings, &key, spec)) {
             Ok(opened) => opened,
             Err(error) => {
                 let Some(entry) = self.entries.get_mut(tenant) else { return Err(error) };

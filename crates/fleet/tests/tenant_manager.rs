@@ -15,7 +15,7 @@ use balance_sync_fleet::{
     },
 };
 use balance_sync_store::Database;
-use balance_sync_tenants::{ConnectionSettings, DirectoryError, Tenant, TenantDatabase};
+use balance_sync_tenants::{ConnectionSettings, DirectoryError, Tenant, TenantDatabase, TlsMode};
 use balance_sync_trace::Span;
 use common::{
     directory::{FakeDirectory, Reply, database, schema, until},
@@ -31,9 +31,13 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(ManagerOptions::default())
+    }
+
+    fn with(options: ManagerOptions) -> Self {
         let directory = Arc::new(FakeDirectory::new());
         let budget = ConnectionBudget::new(10);
-        let manager = TenantManager::new(directory.clone(), budget, ManagerOptions::default()).start();
+        let manager = TenantManager::new(directory.clone(), budget, options).start();
         Self { directory, manager }
     }
 
@@ -181,6 +185,27 @@ async fn what_a_tenant_asks_for_is_clamped() {
         let spec = pool.database.spec();
         assert_eq!((spec.max_connections, spec.statement_timeout), (connections, Some(secs(timeout))));
     }
+}
+
+#[actix::test]
+async fn where_tls_is_required_settings_without_it_are_refused() {
+    tokio::time::pause();
+    let bench = Bench::with(ManagerOptions { require_tls: true, ..ManagerOptions::default() });
+    let a = tenant("a");
+    let with = |tls| TenantDatabase { tls, ..database("a", "p") };
+    for tls in [TlsMode::Disable, TlsMode::Prefer] {
+        bench.directory.knows(&a, with(tls));
+        let error = directory_error(bench.get(&a).await);
+        assert!(matches!(&error, DirectoryError::Malformed { field, .. } if field == "sslmode"), "{error}");
+    }
+    for tls in [TlsMode::Require, TlsMode::VerifyCa, TlsMode::VerifyFull] {
+        bench.directory.knows(&a, with(tls));
+        bench.refetch(&a, None).await.unwrap();
+    }
+    // What was known stays in force where the new answer can't be used.
+    bench.directory.knows(&a, with(TlsMode::Disable));
+    let pool = bench.refetch(&a, None).await.unwrap();
+    assert_eq!(pool.database.spec().tls, balance_sync_store::TlsMode::VerifyFull);
 }
 
 // -- shared databases --------------------------------------------------------------------------------------------

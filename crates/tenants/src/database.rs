@@ -47,6 +47,11 @@ pub enum TlsMode {
 }
 
 impl TlsMode {
+    /// Whether no connection is made without TLS.
+    pub fn is_always_encrypted(self) -> bool {
+        matches!(self, Self::Require | Self::VerifyCa | Self::VerifyFull)
+    }
+
     /// The name as libpq writes it.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -10,6 +10,7 @@ mod access;
 mod api;
 mod commands;
 mod controls;
+mod environment;
 mod exact;
 mod fleet;
 mod forms;

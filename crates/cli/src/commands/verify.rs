@@ -304,6 +304,7 @@ impl Verifier {
         let mut unscheduled: Vec<Vec<u8>> = Vec::new();
         if !members.is_empty() {
             let settings = self.directory.database(tenant).await?;
+            self.manager.allows(&settings)?;
             let table = match &settings.schema {
                 Some(schema) => Table::in_schema(schema)?,
                 None => Table::unqualified(),

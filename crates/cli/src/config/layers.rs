@@ -82,6 +82,7 @@ pub(super) struct Layers {
     figment: Figment,
     origins: HashMap<String, Origin>,
     defaults: Value,
+    gcp_iam: bool,
 }
 
 impl Layers {
@@ -93,8 +94,12 @@ impl Layers {
         notes: &mut Vec<ConfigNote>,
     ) -> Layers {
         let defaults = parse(manual::DEFAULTS, &Origin::Default, problems);
-        let mut layers =
-            Layers { figment: Figment::new(), origins: HashMap::new(), defaults: defaults.clone().into() };
+        let mut layers = Layers {
+            figment: Figment::new(),
+            origins: HashMap::new(),
+            defaults: defaults.clone().into(),
+            gcp_iam: ledger_env::wants_gcp_iam(environment),
+        };
         layers.push(Layer { origin: Origin::Default, values: defaults });
         let before = otel_env::implied(environment);
         let ledger = ledger_env::layers(environment, problems, notes);
@@ -115,6 +120,11 @@ impl Layers {
             }
         }
         layers
+    }
+
+    /// Whether the ledger's variables ask for authentication by Google Cloud IAM, for which there is no key of ours.
+    pub(super) fn wants_gcp_iam(&self) -> bool {
+        self.gcp_iam
     }
 
     fn push(&mut self, layer: Layer) {

@@ -1,13 +1,20 @@
 //! The environment variables that the ledger's operators already set (protocol §5), read as settings of ours.
 //!
 //! They were written for another program, so that a number out of our range isn't refused here or later: it is clamped,
-//! and a zero, which means "off" or "default" there, leaves our default in force; both with a note. What can't be
+//! and a zero or less, which means "off" or "default" there, leaves our default in force; both with a note. What can't be
 //! read at all is refused with the variable's name.
+//!
+//! Two things in them say nothing about what an operator wants of this worker. The ledger's chart always renders batch size,
+//! timeout and poll interval with the ledger's own defaults ([`RENDERED`]). And its own worker, which can't be switched off,
+//! is parked by a batch of one and a timeout of days ([`PARKED_FROM`]): obeyed here, those would make a crawl of our work.
+//! Kubernetes adds variables of services: `tcp://…` where a port is expected is one of those, and left out.
 
 use figment::value::Value;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::layers::{Environment, Layer, boolean};
 use super::problem::{ConfigNote, Origin, Problem, is_secret, quoted};
+use super::redis::bracketed;
 
 /// How the text of a variable becomes a value of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,31 +29,44 @@ pub(super) enum Kind {
     Count,
     /// A duration in whole seconds; zero as in `Count`.
     Seconds,
+    /// The same, but zero stands for this many.
+    SecondsOr(u32),
     /// A duration in whole milliseconds; zero as in `Count`.
     Millis,
     /// A log level, as the ledger names it.
     Level,
+    /// The name of the environment: without blanks around it, in lower case.
+    Environment,
+    /// `saas` demands TLS everywhere; any other mode says nothing.
+    Deployment,
+    /// The environment as an attribute of a resource.
+    EnvironmentAttribute,
     /// True: ask the tenant service; false: the single tenant.
     MultiTenant,
-    /// `host:port`; several are sentinels, and so is a single one when a master is named.
+    /// `host:port`; several are sentinels when a master is named, and a cluster when none is. A single one with a master is a
+    /// sentinel too.
     RedisHosts,
 }
 
 /// Every variable, the key it sets, and how. Of two with the same key the later one counts.
-pub(super) const VARIABLES: [(&str, &str, Kind); 32] = [
+pub(super) const VARIABLES: [(&str, &str, Kind); 37] = [
     ("MULTI_TENANT_ENABLED", "tenants.source", Kind::MultiTenant),
     ("MULTI_TENANT_URL", "tenants.service.url", Kind::Text),
     ("MULTI_TENANT_SERVICE_API_KEY", "tenants.service.api_key", Kind::Text),
     ("MULTI_TENANT_CIRCUIT_BREAKER_THRESHOLD", "tenants.service.breaker_threshold", Kind::Count),
     ("MULTI_TENANT_CIRCUIT_BREAKER_TIMEOUT_SEC", "tenants.service.breaker_timeout", Kind::Seconds),
     ("MULTI_TENANT_CACHE_TTL_SEC", "tenants.service.settings_ttl", Kind::Seconds),
-    ("MULTI_TENANT_CONNECTIONS_CHECK_INTERVAL_SEC", "tenants.service.settings_ttl", Kind::Seconds),
+    ("MULTI_TENANT_CONNECTIONS_CHECK_INTERVAL_SEC", "tenants.service.settings_ttl", Kind::SecondsOr(30)),
+    ("MULTI_TENANT_SERVICE_NAME", "tenants.service.service", Kind::Text),
     ("APPLICATION_NAME", "tenants.service.service", Kind::Text),
     ("MULTI_TENANT_REDIS_HOST", "tenants.events_redis.host", Kind::Text),
     ("MULTI_TENANT_REDIS_PORT", "tenants.events_redis.port", Kind::Number),
     ("MULTI_TENANT_REDIS_PASSWORD", "tenants.events_redis.password", Kind::Text),
     ("MULTI_TENANT_REDIS_TLS", "tenants.events_redis.tls", Kind::Flag),
-    ("ENV_NAME", "tenants.environment", Kind::Text),
+    ("MULTI_TENANT_REDIS_CA_CERT", "tenants.events_redis.ca_cert_base64", Kind::Text),
+    ("ENV_NAME", "tenants.environment", Kind::Environment),
+    ("ENVIRONMENT_NAME", "tenants.environment", Kind::Environment),
+    ("DEPLOYMENT_MODE", "worker.require_tls", Kind::Deployment),
     ("REDIS_HOST", "redis.url", Kind::RedisHosts),
     ("REDIS_PASSWORD", "redis.password", Kind::Text),
     ("REDIS_DB", "redis.db", Kind::Number),
@@ -66,7 +86,52 @@ pub(super) const VARIABLES: [(&str, &str, Kind); 32] = [
     ("ENABLE_TELEMETRY", "telemetry.enabled", Kind::Flag),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "telemetry.endpoint", Kind::Text),
     ("OTEL_RESOURCE_SERVICE_NAME", "telemetry.service_name", Kind::Text),
+    ("OTEL_RESOURCE_DEPLOYMENT_ENVIRONMENT", "telemetry.resource_attributes", Kind::EnvironmentAttribute),
 ];
+
+/// What the ledger's chart renders for these whether an operator wants it or not: the ledger's own defaults.
+const RENDERED: [(&str, u64); 3] = [
+    ("BALANCE_SYNC_BATCH_SIZE", 50),
+    ("BALANCE_SYNC_FLUSH_TIMEOUT_MS", 500),
+    ("BALANCE_SYNC_POLL_INTERVAL_MS", 50),
+];
+
+/// A flush timeout from here on, one hour in milliseconds, is meant to park the ledger's own worker. Nobody wants balances to
+/// wait that long.
+const PARKED_FROM: u64 = 3_600_000;
+
+/// Whether the ledger's operators have its clients authenticate by Google Cloud IAM.
+pub(super) fn wants_gcp_iam(environment: &Environment) -> bool {
+    matches!(environment.get("REDIS_USE_GCP_IAM"), Some(Ok(text)) if boolean(text.trim()) == Some(true))
+}
+
+/// The variables of the worker that say nothing about what is wanted of ours, with one note for each reason.
+fn without_meaning(environment: &Environment, notes: &mut Vec<ConfigNote>) -> Vec<&'static str> {
+    let number = |name: &str| match environment.get(name) {
+        Some(Ok(text)) => text.trim().parse::<u64>().ok(),
+        _ => None,
+    };
+    let (mut parked, mut rendered) = (Vec::new(), Vec::new());
+    if number("BALANCE_SYNC_FLUSH_TIMEOUT_MS").is_some_and(|millis| millis >= PARKED_FROM) {
+        parked.push("BALANCE_SYNC_FLUSH_TIMEOUT_MS");
+        if number("BALANCE_SYNC_BATCH_SIZE") == Some(1) {
+            parked.push("BALANCE_SYNC_BATCH_SIZE");
+        }
+    }
+    rendered.extend(
+        RENDERED.iter().filter(|(name, default)| number(name) == Some(*default)).map(|(name, _)| *name),
+    );
+    let mut note = |names: &[&str], why: &str| {
+        if !names.is_empty() {
+            let text = format!("{} {why}: this worker's own defaults stay in force", names.join(", "));
+            notes.push(ConfigNote { key: "collector".to_owned(), text });
+        }
+    };
+    note(&parked, "park the ledger's own worker and are not meant for this one");
+    note(&rendered, "have the values that the ledger's chart always renders");
+    parked.extend(rendered);
+    parked
+}
 
 /// One layer per variable that is set, so that each value knows the name it came by.
 pub(super) fn layers(
@@ -75,7 +140,8 @@ pub(super) fn layers(
     notes: &mut Vec<ConfigNote>,
 ) -> Vec<Layer> {
     let mut found = Vec::new();
-    for (name, key, kind) in VARIABLES {
+    let ignored = without_meaning(environment, notes);
+    for (name, key, kind) in VARIABLES.into_iter().filter(|(name, ..)| !ignored.contains(name)) {
         let text = match environment.get(name) {
             None => continue,
             Some(Ok(text)) => text,
@@ -87,9 +153,13 @@ pub(super) fn layers(
         let origin = Origin::Ledger(name.to_owned());
         match read(kind, key, text, environment) {
             Ok(Some((key, value))) => found.push(Layer::of(origin, key, value)),
+            Ok(None) if kind == Kind::Deployment => {}
             Ok(None) => notes.push(ConfigNote {
                 key: key.to_owned(),
-                text: format!("{name} is 0, which is no setting here: the default stays in force"),
+                text: format!(
+                    "{name} is {}, which is no setting here: the default stays in force",
+                    quoted(text)
+                ),
             }),
             Err(allowed) => problems.push(Problem {
                 key: key.to_owned(),
@@ -115,8 +185,21 @@ fn read<'k>(
         Kind::Text if is_secret(key) => Value::from(text),
         Kind::Text => Value::from(trimmed),
         Kind::Flag => Value::from(boolean(trimmed).ok_or("true or false")?),
+        // Kubernetes' own variable for a service of that name.
+        Kind::Number if trimmed.starts_with("tcp://") => return Ok(None),
         Kind::Number => Value::from(whole(trimmed)?),
-        Kind::Count | Kind::Seconds | Kind::Millis => match whole(trimmed)? {
+        Kind::SecondsOr(default) => match whole_or_less(trimmed)? {
+            0 => Value::from(format!("{default}s")),
+            number => Value::from(format!("{number}s")),
+        },
+        Kind::Environment => Value::from(trimmed.to_ascii_lowercase()),
+        Kind::EnvironmentAttribute => {
+            let name = utf8_percent_encode(&trimmed.to_ascii_lowercase(), NON_ALPHANUMERIC).to_string();
+            Value::from(format!("deployment.environment.name={name}"))
+        }
+        Kind::Deployment if trimmed.eq_ignore_ascii_case("saas") => Value::from(true),
+        Kind::Deployment => return Ok(None),
+        Kind::Count | Kind::Seconds | Kind::Millis => match whole_or_less(trimmed)? {
             0 => return Ok(None),
             number if kind == Kind::Count => Value::from(number),
             number if kind == Kind::Seconds => Value::from(format!("{number}s")),
@@ -135,11 +218,19 @@ fn read<'k>(
             Value::from(if trimmed.contains("://") {
                 trimmed.to_owned()
             } else {
-                format!("redis://{trimmed}")
+                format!("redis://{}", bracketed(trimmed))
             })
         }
     };
     Ok(Some((key, value)))
+}
+
+/// As [`whole`]; what is below zero is zero, which for the ledger means the same.
+fn whole_or_less(text: &str) -> Result<u32, &'static str> {
+    match text.strip_prefix('-') {
+        Some(digits) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => Ok(0),
+        _ => whole(text).map_err(|_| "a whole number"),
+    }
 }
 
 /// Numbers beyond 32 bits are cut there: in range for the types, and far beyond every limit that is checked later.

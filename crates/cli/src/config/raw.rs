@@ -102,6 +102,7 @@ pub(super) struct EventsRedis {
     #[serde(serialize_with = "masked")]
     pub password: SecretString,
     pub tls: bool,
+    pub ca_cert_base64: String,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -318,6 +319,7 @@ pub(super) struct Worker {
     pub replicas: usize,
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
+    pub require_tls: bool,
 }
 
 /// `tenants.source`.

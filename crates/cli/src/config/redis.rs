@@ -3,6 +3,8 @@
 //! Password, user and database may stand in the URL and in keys of their own, set by different layers. What is set by
 //! the later layer counts; within one layer nobody could say which was meant, so that is refused.
 
+use std::net::Ipv6Addr;
+
 use balance_sync_schedule::LinkSettings;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,6 +14,13 @@ use url::Url;
 use super::problem::{Origin, quoted};
 use super::raw::{self, MASK};
 use super::validate::Check;
+
+/// A list of hosts without a master, as the ledger's variable gives it.
+const CLUSTER: &str = "lists several hosts without a master's name: the ledger means a Redis Cluster, which this worker does not \
+                       support; allowed: one host:port of a standalone server, or the sentinels of a ledger that uses Sentinel";
+/// How the ledger's clients may authenticate, and ours can't.
+const GCP_IAM: &str = "REDIS_USE_GCP_IAM asks for authentication by Google Cloud IAM, which this worker does not support; allowed: a \
+                       user with a password, by redis.password in the file or BALANCE_SYNC__REDIS__PASSWORD";
 
 const URL_FORM: &str = "allowed: redis://[user[:password]@]host[:port][/database], or rediss:// for TLS";
 const SENTINEL_FORM: &str = "allowed: host:port";
@@ -23,6 +32,13 @@ const PEM_HEADER: &str = "-----BEGIN CERTIFICATE-----";
 
 /// The settings of the link to the balances' Redis; none when something was refused.
 pub(super) fn link(check: &mut Check<'_>, raw: &raw::Redis) -> Option<LinkSettings> {
+    if check.wants_gcp_iam()
+        && ["redis.password", "redis.url"]
+            .iter()
+            .all(|key| check.origin(key).rank() < Origin::File(Default::default()).rank())
+    {
+        check.refuse("redis.password", None, GCP_IAM);
+    }
     let mut url = base(check, raw)?;
     let tls = raw.tls || url.scheme() == "rediss";
 
@@ -76,7 +92,13 @@ pub(super) fn events_link(
         return balances.cloned();
     }
     let key = "tenants.events_redis.host";
-    let Some(url) = address(&raw.host).filter(|url| url.port().is_none()) else {
+    let ca_key = "tenants.events_redis.ca_cert_base64";
+    let own_ca =
+        if raw.ca_cert_base64.is_empty() { None } else { encoded(check, ca_key, &raw.ca_cert_base64) };
+    // A bare IPv6 address has no port: that stands in a variable of its own.
+    let host = raw.host.trim();
+    let host = host.parse::<Ipv6Addr>().map_or_else(|_| host.to_owned(), |host| format!("[{host}]"));
+    let Some(url) = address(&host).filter(|url| url.port().is_none()) else {
         check.refuse(key, Some(quoted(&raw.host)), "allowed: a host name or address");
         return None;
     };
@@ -89,7 +111,8 @@ pub(super) fn events_link(
         password,
         db: None,
         sentinel: None,
-        // The same authority as the other's: one for all is what there is.
+        // Where none is named, the same authority as the other's.
+        ca_pem: own_ca.or_else(|| balances?.ca_pem.clone()),
         ..balances?.clone()
     })
 }
@@ -159,6 +182,14 @@ fn choose(check: &mut Check<'_>, key: &str, in_url: bool, in_key: bool) -> Choic
 fn sentinel(check: &mut Check<'_>, raw: &raw::Redis, tls: bool) -> Option<(String, Vec<String>)> {
     match (raw.master_name.is_empty(), raw.sentinels.is_empty()) {
         (true, true) => return None,
+        (true, false) if matches!(check.origin("redis.sentinels"), Origin::Ledger(_)) => {
+            // A server that the file or our own variable names goes before the ledger's variable.
+            if check.origin("redis.url").rank() > check.origin("redis.sentinels").rank() {
+                return None;
+            }
+            let shown = quoted(&raw.sentinels.join(","));
+            check.refuse("redis.sentinels", Some(shown), CLUSTER);
+        }
         (true, false) => {
             let origin = check.origin("redis.sentinels");
             let reason =
@@ -195,9 +226,23 @@ fn address(text: &str) -> Option<Url> {
     if text.contains(['/', '@', '?', '#']) || text.contains(char::is_whitespace) {
         return None;
     }
-    Url::parse(&format!("redis://{text}"))
+    Url::parse(&format!("redis://{}", bracketed(text)))
         .ok()
         .filter(|url| url.host_str().is_some_and(|host| !host.is_empty()))
+}
+
+/// A host with an IPv6 address as a URL has it, in brackets; whatever else as it is. A bare address may have a port behind it,
+/// as variables put together from an address and a port have: where both readings are possible, the last group is the port.
+pub(super) fn bracketed(host: &str) -> String {
+    let is_address = |text: &str| text.parse::<Ipv6Addr>().is_ok();
+    match host.rsplit_once(':') {
+        Some((address, port)) if is_address(address) && port.parse::<u16>().is_ok() && port.len() == 4 => {
+            format!("[{address}]:{port}")
+        }
+        Some((address, port)) if is_address(address) && !is_address(host) => format!("[{address}]:{port}"),
+        _ if is_address(host) => format!("[{host}]"),
+        _ => host.to_owned(),
+    }
 }
 
 /// The URL under the scheme that says whether TLS is used. By text: `Url::set_scheme` is not made for these schemes.
@@ -241,11 +286,16 @@ fn certificate(check: &mut Check<'_>, raw: &raw::Redis) -> Option<Vec<u8>> {
     if !text_set {
         return None;
     }
+    encoded(check, text, &raw.ca_cert_base64)
+}
+
+/// A certificate in base64.
+fn encoded(check: &mut Check<'_>, key: &str, text: &str) -> Option<Vec<u8>> {
     // Encoders break lines, and shells keep the breaks.
-    let compact: String = raw.ca_cert_base64.split_whitespace().collect();
+    let compact: String = text.split_whitespace().collect();
     let pem = STANDARD.decode(compact).ok().filter(|pem| is_pem(pem));
     if pem.is_none() {
-        check.refuse(text, None, "allowed: a PEM certificate, encoded in base64");
+        check.refuse(key, None, "allowed: a PEM certificate, encoded in base64");
     }
     pem
 }

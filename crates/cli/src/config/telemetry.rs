@@ -4,8 +4,9 @@ use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::problem::quoted;
+use super::problem::{Origin, quoted};
 use super::raw;
+use super::redis::bracketed;
 use super::types::{OtlpProtocol, Traces};
 use super::validate::Check;
 
@@ -51,23 +52,24 @@ fn endpoint(check: &mut Check<'_>, raw: &raw::Telemetry) -> Option<(OtlpProtocol
         (exact, _) => ("telemetry.traces_endpoint", exact),
     };
     let bare = !text.contains("://");
-    let parsed = if bare { Url::parse(&format!("http://{text}")) } else { Url::parse(text) };
-    let Ok(mut url) = parsed else {
-        check.refuse(key, Some(quoted(text)), ENDPOINT_FORM);
+    let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let Ok(mut url) = Url::parse(&format!("{scheme}://{}{path}", bracketed(authority))) else {
+        unusable(check, key, text, ENDPOINT_FORM);
         return None;
     };
     let fits = matches!(url.scheme(), "http" | "https")
-        && url.host_str().is_some_and(|host| !host.is_empty())
+        && url.host_str().is_some_and(is_host)
         && (!bare || (url.port().is_some() && url.path() == "/"))
         && url.query().is_none()
         && url.fragment().is_none();
     if !fits {
-        check.refuse(key, Some(quoted(text)), ENDPOINT_FORM);
+        unusable(check, key, text, ENDPOINT_FORM);
         return None;
     }
     if !url.username().is_empty() || url.password().is_some() {
         let reason = format!("holds credentials, which belong in telemetry.headers; {ENDPOINT_FORM}");
-        check.refuse(key, Some(quoted(text)), reason);
+        unusable(check, key, text, &reason);
         return None;
     }
     let protocol = match raw.protocol {
@@ -81,6 +83,24 @@ fn endpoint(check: &mut Check<'_>, raw: &raw::Telemetry) -> Option<(OtlpProtocol
         url.set_path(&format!("{base}/v1/traces"));
     }
     Some((protocol, url))
+}
+
+/// Whether a URL's host can be one: `$(HOST_IP)`, which Kubernetes leaves where it knows no such variable, can't.
+fn is_host(host: &str) -> bool {
+    let address = host.starts_with('[') && host.ends_with(']');
+    let named = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    address || (!host.is_empty() && host.bytes().all(named))
+}
+
+/// An endpoint that can't be used. One from a variable that was set for other programs must not keep the worker from starting:
+/// it goes on without traces. One that was written for this worker is refused as every wrong value is.
+fn unusable(check: &mut Check<'_>, key: &str, text: &str, reason: &str) {
+    let origin = check.origin(key);
+    if matches!(origin, Origin::Ledger(_) | Origin::Standard(_)) {
+        check.note(key, format!("{} ({origin}) can't be used, traces are off: {reason}", quoted(text)));
+    } else {
+        check.refuse(key, Some(quoted(text)), reason);
+    }
 }
 
 fn parse_headers(check: &mut Check<'_>, headers: &SecretString) -> Option<Vec<(String, SecretString)>> {

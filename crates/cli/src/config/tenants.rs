@@ -25,7 +25,9 @@ pub(super) fn tenants(check: &mut Check<'_>, raw: &mut Raw, link: Option<&LinkSe
     let single_password = check.secret("tenants.single.password", &raw.single.password);
     let api_key = check.header_secret("tenants.service.api_key", &raw.service.api_key);
     let source = match raw.source {
-        SourceKind::Service => service(check, &raw.service, api_key).map(TenantSource::Service),
+        SourceKind::Service => {
+            service(check, &raw.service, &raw.environment, api_key).map(TenantSource::Service)
+        }
         SourceKind::Static if raw.list.is_empty() => {
             check.refuse(
                 "tenants.list",
@@ -51,7 +53,12 @@ pub(super) fn tenants(check: &mut Check<'_>, raw: &mut Raw, link: Option<&LinkSe
     })
 }
 
-fn service(check: &mut Check<'_>, raw: &raw::Service, api_key: Option<SecretString>) -> Option<Service> {
+fn service(
+    check: &mut Check<'_>,
+    raw: &raw::Service,
+    environment: &str,
+    api_key: Option<SecretString>,
+) -> Option<Service> {
     if api_key.is_none() {
         check.refuse(
             "tenants.service.api_key",
@@ -65,10 +72,10 @@ fn service(check: &mut Check<'_>, raw: &raw::Service, api_key: Option<SecretStri
         check.refuse("tenants.service.service", Some(quoted(&raw.service)), allowed);
     }
     Some(Service {
-        url: service_url(check, raw)?,
+        url: service_url(check, raw, environment)?,
         api_key: api_key?,
         service: raw.service.clone(),
-        allow_plain_http: raw.allow_plain_http,
+        allow_plain_http: raw.allow_plain_http || may_be_plain(environment),
         request_timeout: raw.request_timeout,
         connect_timeout: raw.connect_timeout,
         max_body: usize::try_from(raw.max_body.0).unwrap_or(usize::MAX),
@@ -79,7 +86,14 @@ fn service(check: &mut Check<'_>, raw: &raw::Service, api_key: Option<SecretStri
     })
 }
 
-fn service_url(check: &mut Check<'_>, raw: &raw::Service) -> Option<Url> {
+/// Environments in which the ledger allows a tenant service without TLS.
+const PLAIN_ENVIRONMENTS: [&str; 6] = ["local", "development", "dev", "test", "testing", "staging"];
+
+fn may_be_plain(environment: &str) -> bool {
+    PLAIN_ENVIRONMENTS.iter().any(|name| environment.eq_ignore_ascii_case(name))
+}
+
+fn service_url(check: &mut Check<'_>, raw: &raw::Service, environment: &str) -> Option<Url> {
     let key = "tenants.service.url";
     let text = raw.url.trim();
     if text.is_empty() {
@@ -100,11 +114,18 @@ fn service_url(check: &mut Check<'_>, raw: &raw::Service) -> Option<Url> {
         check.refuse(key, shown, format!("{SERVICE_URL_FORM}, without credentials, query or fragment"));
         return None;
     };
-    if url.scheme() == "http" && !raw.allow_plain_http {
+    if url.scheme() == "http" && !raw.allow_plain_http && may_be_plain(environment) {
+        let text = format!(
+            "is http://, which is allowed in the environment {}: its answers contain passwords",
+            quoted(environment)
+        );
+        check.note(key, text);
+    } else if url.scheme() == "http" && !raw.allow_plain_http {
         check.refuse(
             key,
             shown,
-            format!("{SERVICE_URL_FORM}; http:// only with tenants.service.allow_plain_http = true"),
+            format!("{SERVICE_URL_FORM}; http:// only with tenants.service.allow_plain_http = true, or where the environment \
+                 (ENVIRONMENT_NAME) is {}", PLAIN_ENVIRONMENTS.join(", ")),
         );
         return None;
     }
@@ -264,7 +285,10 @@ fn events(check: &mut Check<'_>, raw: &raw::Tenants, link: Option<&LinkSettings>
         return None;
     }
     if raw.environment.is_empty() {
-        check.note("tenants.events", "is of no effect, as tenants.environment (ENV_NAME) isn't set");
+        check.note(
+            "tenants.events",
+            "is of no effect, as tenants.environment (ENVIRONMENT_NAME, ENV_NAME) isn't set",
+        );
         return None;
     }
     Some(Events { channel: format!("tenant-events:{}:", raw.environment), link: link? })

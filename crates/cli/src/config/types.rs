@@ -192,4 +192,6 @@ pub(crate) struct Worker {
     pub replicas: usize,
     /// A worker silent for this long is gone.
     pub lease: Duration,
+    /// No connection without TLS.
+    pub require_tls: bool,
 }

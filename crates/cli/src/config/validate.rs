@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use balance_sync_schedule::LinkSettings;
 use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -17,7 +18,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::layers::Layers;
 use super::print::Effective;
 use super::problem::{ConfigError, ConfigNote, Origin, Problem, quoted};
-use super::raw::{self, ByteSize, MASK, Raw};
+use super::raw::{self, ByteSize, MASK, Raw, SourceKind};
 use super::types::{Admin, Config, Worker};
 use super::{redis, telemetry, tenants};
 
@@ -72,6 +73,11 @@ pub(super) struct Check<'a> {
 }
 
 impl Check<'_> {
+    /// Whether the ledger's variables ask for authentication by Google Cloud IAM.
+    pub(super) fn wants_gcp_iam(&self) -> bool {
+        self.layers.wants_gcp_iam()
+    }
+
     pub(super) fn origin(&self, key: &str) -> Origin {
         self.layers.origin(key)
     }
@@ -159,7 +165,15 @@ impl Check<'_> {
                 );
                 None
             }
-            _ => Some(value.clone()),
+            text => {
+                for oddity in oddities(text) {
+                    self.note(
+                        key,
+                        format!("the secret {oddity}, which is sent as it stands: is that meant?"),
+                    );
+                }
+                Some(value.clone())
+            }
         }
     }
 
@@ -169,9 +183,37 @@ impl Check<'_> {
         if secret.expose_secret().bytes().all(|byte| byte.is_ascii_graphic()) {
             return Some(secret);
         }
-        self.refuse(key, None, "allowed: visible ASCII characters, as it is sent in a header");
+        let found = match oddities(secret.expose_secret()).first() {
+            Some(oddity) => format!("the secret {oddity}; "),
+            None => String::new(),
+        };
+        self.refuse(
+            key,
+            None,
+            format!("{found}allowed: visible ASCII characters, as it is sent in a header"),
+        );
         None
     }
+}
+
+/// What is odd about a secret, and usually an accident of how it got into a variable. Never the secret itself.
+fn oddities(secret: &str) -> Vec<&'static str> {
+    let mut found = Vec::new();
+    let quote = |text: &str, mark: char| text.len() > 1 && text.starts_with(mark) && text.ends_with(mark);
+    if secret.ends_with(char::is_whitespace) {
+        found.push(if secret.ends_with(['\n', '\r']) {
+            "ends in a line break"
+        } else {
+            "ends in white space"
+        });
+    }
+    if secret.starts_with(char::is_whitespace) {
+        found.push("begins with white space");
+    }
+    if quote(secret.trim(), '"') || quote(secret.trim(), '\'') {
+        found.push("stands in quotes");
+    }
+    found
 }
 
 /// What a relation asks of a value.
@@ -217,6 +259,9 @@ pub(super) fn validate(
     log(check, &raw.log);
     let traces = telemetry::traces(check, &raw.telemetry);
     let worker = worker(check, &raw.worker);
+    if raw.worker.require_tls {
+        tls_everywhere(check, &raw, link.as_ref());
+    }
 
     let effective = match Effective::new(&raw, layers) {
         Ok(effective) => Some(effective),
@@ -478,6 +523,49 @@ fn log(check: &mut Check<'_>, log: &raw::Log) {
     }
 }
 
+/// Where TLS is required, what is configured without it is refused. What the tenant service says of its tenants' databases is
+/// refused when it comes (`ManagerOptions::require_tls`).
+fn tls_everywhere(check: &mut Check<'_>, raw: &Raw, link: Option<&LinkSettings>) {
+    let why = format!("TLS is required by worker.require_tls ({})", check.origin("worker.require_tls"));
+    let mut refuse = |key: &str, value: String, allowed: &str| {
+        check.refuse(key, Some(value), format!("{why}; allowed: {allowed}"));
+    };
+    if link.is_some_and(|link| !link.url.expose_secret().starts_with("rediss://")) {
+        refuse("redis.tls", "false".to_owned(), "true, or a rediss:// URL");
+    }
+    match raw.tenants.source {
+        SourceKind::Service => {
+            if raw.tenants.service.url.trim().starts_with("http://") {
+                refuse(
+                    "tenants.service.url",
+                    quoted(raw.tenants.service.url.trim()),
+                    "https://host[:port][/path]",
+                );
+            }
+            let events = &raw.tenants.events_redis;
+            if raw.tenants.events && !events.host.is_empty() && !events.tls {
+                refuse("tenants.events_redis.tls", "false".to_owned(), "true");
+            }
+        }
+        SourceKind::Single => {
+            if !raw.tenants.single.sslmode.is_always_encrypted() {
+                refuse("tenants.single.sslmode", quoted(raw.tenants.single.sslmode.as_str()), ENCRYPTED);
+            }
+        }
+        SourceKind::Static => {
+            for (index, entry) in raw.tenants.list.iter().enumerate() {
+                if !entry.sslmode.is_always_encrypted() {
+                    let key = format!("tenants.list[{index}].sslmode");
+                    refuse(&key, quoted(entry.sslmode.as_str()), ENCRYPTED);
+                }
+            }
+        }
+    }
+}
+
+/// The modes in which no connection is made without TLS.
+const ENCRYPTED: &str = "\"require\", \"verify-ca\" or \"verify-full\"";
+
 fn worker(check: &mut Check<'_>, raw: &raw::Worker) -> Worker {
     /// Longest name: it stands in Redis, and in the name of every connection to Postgres.
     const LONGEST: usize = 128;
@@ -494,5 +582,11 @@ fn worker(check: &mut Check<'_>, raw: &raw::Worker) -> Worker {
         }
         raw.name.clone()
     };
-    Worker { name, partition: raw.partition, replicas: raw.replicas, lease: raw.lease }
+    Worker {
+        name,
+        partition: raw.partition,
+        replicas: raw.replicas,
+        lease: raw.lease,
+        require_tls: raw.require_tls,
+    }
 }

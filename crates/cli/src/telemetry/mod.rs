@@ -20,11 +20,21 @@ pub(crate) use traces::Traces;
 /// Starts log and traces as configured.
 ///
 /// # Errors
-/// When the filter can't be read, logging was started already, or traces can't be sent in the way that is asked for. A
-/// receiver that isn't there is no error.
+/// When the filter can't be read, or logging was started already. Where traces can't be sent in the way that is asked for, a
+/// warning says so and the worker goes on without: balances matter more.
 pub(crate) fn init(config: &Config) -> anyhow::Result<Option<Traces>> {
     start_log(&config.log)?;
-    config.traces.as_ref().map(|traces| Traces::start(traces, &config.worker.name)).transpose()
+    let Some(traces) = &config.traces else { return Ok(None) };
+    match Traces::start(traces, &config.worker.name) {
+        Ok(traces) => Ok(Some(traces)),
+        Err(error) => {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "traces can't be sent, the worker goes on without them"
+            );
+            Ok(None)
+        }
+    }
 }
 
 /// The filter for a level. The HTTP server speaks at INFO of each of its steps at start and end: only its warnings are

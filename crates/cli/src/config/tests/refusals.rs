@@ -177,8 +177,8 @@ fn bad_urls_and_addresses_are_refused_without_their_secrets() {
     complete("[log]\nlevel = \"info,balance_sync_fleet=debug\"", &[]).unwrap();
     assert!(problem("[redis]\nmaster_name = \"m\"", &[]).starts_with("redis.sentinels"));
     assert!(
-        problem("", &[("REDIS_HOST", "a:1,b:2")])
-            .contains("redis.sentinels is set (ledger variable REDIS_HOST)")
+        problem("[redis]\nsentinels = [\"a:1\"]", &[]).contains("redis.sentinels is set (file "),
+        "a list of our own needs its master"
     );
     assert!(
         problem("[redis]\nmaster_name = \"m\"\nsentinels = [\"a:1\", \"b:x\"]", &[])
