@@ -1,0 +1,130 @@
+//! Claims: when due members are asked for, and what their answer shows.
+
+use std::time::Instant;
+
+use super::{Backlog, Claimed, Collector, Command, Health, Intake, Permit, Phase, Step, Supply};
+use crate::{
+    failure::{Failure, Side},
+    state::TenantState,
+};
+
+/// What is claimed ahead while permits are scarce: one in so many of a batch …
+const PREFETCH: usize = 8;
+/// … but no less than this, which weighs nothing.
+const PREFETCH_MIN: usize = 50;
+
+impl<M> Collector<M> {
+    /// How many members may be claimed now.
+    pub(super) fn room(&self) -> usize {
+        let room = self.buffer.room();
+        if self.supply == Supply::Ample || matches!(self.permit, Permit::Held { .. }) {
+            return room;
+        }
+        let prefetch = self.options.batch_size.div_ceil(PREFETCH).max(PREFETCH_MIN);
+        room.min(prefetch.saturating_sub(self.buffer.len()))
+    }
+
+    pub(super) fn start_claim(&mut self, step: &mut Step<M>) -> Option<Instant> {
+        let Intake::Ready { at } = self.intake else { return None };
+        let limit = self.room();
+        if limit == 0 || !self.may_claim() || !self.may_try() {
+            return None;
+        }
+        if at > step.now {
+            return Some(at);
+        }
+        self.intake = Intake::Claiming { limit };
+        step.command(Command::Claim { limit });
+        None
+    }
+
+    /// Claims without waiting for the poll interval.
+    pub(super) fn claim_now(&mut self, now: Instant) {
+        if let Intake::Ready { at } = &mut self.intake {
+            *at = now;
+        }
+    }
+
+    pub(super) fn claim_failed(&mut self, step: &mut Step<M>, failure: Failure) {
+        if let Intake::Claiming { .. } = self.intake {
+            self.intake = Intake::Ready { at: step.now };
+            self.backlog = Backlog::Unknown;
+            if !self.is_stopping() {
+                self.degrade(step, failure);
+            }
+        }
+    }
+
+    pub(super) fn claimed(&mut self, step: &mut Step<M>, claimed: Claimed<M>) {
+        let now = step.now;
+        let Claimed { members, scheduled, head_age } = claimed;
+        let Intake::Claiming { limit } = self.intake else {
+            debug_assert!(members.is_empty(), "nothing was claimed");
+            self.buffer.add(members, now);
+            return;
+        };
+        self.intake = Intake::Ready { at: now };
+        let found = members.len();
+        self.buffer.add(members, now);
+        if self.is_stopping() {
+            return;
+        }
+        match self.fails() {
+            Some(side) if side.ends_with_a_claim() => self.recovered(step),
+            Some(_) if !self.is_trying() => {
+                // It was under way when a flush failed: what it brought can't be written either, and an empty answer
+                // shows nothing about Postgres.
+                self.backlog = Backlog::Unknown;
+                self.release_buffer(step);
+                return;
+            }
+            _ => {}
+        }
+        self.backlog = match scheduled {
+            _ if found >= limit => Backlog::More,
+            0 => Backlog::Empty,
+            _ => Backlog::Done,
+        };
+        let behind = found >= limit && head_age.is_some_and(|age| age > self.options.protect_after);
+        self.behind_since = behind.then(|| self.behind_since.unwrap_or(now));
+        if found > 0 {
+            self.idle_delay = self.options.poll_interval;
+            if matches!(self.health, Health::Well) {
+                self.enter(step, TenantState::Syncing);
+            }
+        }
+        if self.backlog == Backlog::More {
+            // Again at once, as far as there is room.
+        } else if found > 0 || !self.buffer.is_empty() || !self.flights.is_empty() {
+            // Less than asked for: nothing more is due at this moment.
+            self.intake = Intake::Ready { at: now + self.options.poll_interval };
+        } else if self.may_claim() {
+            self.go_idle(step);
+        }
+    }
+
+    fn go_idle(&mut self, step: &mut Step<M>) {
+        // A tenant on its way back has nothing to write, and nothing spoke against trying. Should it still fail, the next
+        // mutation shows it. Only members that could not be settled are due again when their leases have lapsed.
+        if self.fails() != Some(Side::Settle) || self.backlog == Backlog::Empty {
+            self.recovered(step);
+            self.enter(step, TenantState::Idle);
+        }
+        self.supply = Supply::Scarce;
+        let delay = self.idle_delay;
+        self.idle_delay = (delay * 2).min(self.options.idle_backoff_max).max(self.options.poll_interval);
+        self.intake = Intake::Idle;
+        step.command(Command::Idle { delay });
+    }
+
+    pub(super) fn idle_over(&mut self, step: &mut Step<M>) {
+        if let Intake::Idle = self.intake {
+            self.intake = Intake::Ready { at: step.now };
+        }
+    }
+
+    /// Whether it only brings to an end what it has begun.
+    pub(super) fn is_stopping(&self) -> bool {
+        matches!(self.phase, Phase::Draining { .. } | Phase::Abandoning { .. } | Phase::Ended(_))
+    }
+}
