@@ -104,7 +104,12 @@ mod tests {
         };
         assert_eq!(in_range(500, 1000), 1000);
         for from in (500..1000).step_by(100) {
-            assert!(in_range(from, from + 100) > 150, "{} between {from} and {} ms", in_range(from, from + 100), from + 100);
+            assert!(
+                in_range(from, from + 100) > 150,
+                "{} between {from} and {} ms",
+                in_range(from, from + 100),
+                from + 100
+            );
         }
         assert_eq!(delays, stream(7));
         assert_ne!(delays, stream(8));

@@ -2,7 +2,9 @@
 //!
 //! In every case the claims are released, or lapse when Redis itself is away; the table says how the tenant goes on.
 
-use balance_sync_schedule::ErrorClass as RedisClass;
+use balance_sync_engine::failure::{Failure, Side};
+pub use balance_sync_engine::failure::{Pace, Reaction};
+use balance_sync_schedule::{ErrorClass as RedisClass, ScheduleError};
 use balance_sync_store::{ErrorClass as StoreClass, InvalidIdentifier, StoreError};
 use balance_sync_tenants::DirectoryError;
 
@@ -24,31 +26,6 @@ pub enum SinkError {
     /// The tenant manager has ended: the worker is stopping.
     #[error("tenant manager has ended")]
     ManagerGone,
-}
-
-/// How long the tenant waits between tries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pace {
-    /// The failure may be over at any moment (`postgres.backoff_max`).
-    Short,
-    /// Somebody has to do something first (`postgres.backoff_long`).
-    Long,
-}
-
-/// What the tenant does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reaction {
-    /// The reason in its state: short and stable.
-    pub reason: &'static str,
-    /// How long it waits.
-    pub pace: Pace,
-    /// Whether its configuration is fetched afresh: the answer in force may be out of date.
-    pub refetch: bool,
-    /// Whether it asks Postgres for a sign of life before it claims again. Where a sign of life proves nothing (a
-    /// missing table answers pings), it claims one batch and tries.
-    pub ping: bool,
-    /// Whether this is a tenant passed over, rather than a write that failed.
-    pub skip: bool,
 }
 
 const fn row(reason: &'static str, pace: Pace, refetch: bool, ping: bool) -> Reaction {
@@ -101,6 +78,17 @@ pub fn reaction(error: &SinkError) -> Reaction {
         SinkError::Schema(_) => skip("tenant_config_malformed", Long),
         SinkError::ManagerGone => skip("stopping", Short),
     }
+}
+
+impl From<&SinkError> for Failure {
+    fn from(error: &SinkError) -> Self {
+        Self { side: Side::Sink, reaction: reaction(error), detail: error.to_string() }
+    }
+}
+
+/// A call to Redis that failed, as the failure of this side.
+pub(crate) fn redis_failure(side: Side, error: &ScheduleError) -> Failure {
+    Failure { side, reaction: redis_reaction(error.class), detail: error.to_string() }
 }
 
 /// The reaction to a failed call to Redis. A claim that is refused claims nothing; what is held can't be released then, and

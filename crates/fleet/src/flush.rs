@@ -13,9 +13,8 @@ use balance_sync_trace as trace;
 
 use crate::{
     failure::{SinkError, reaction, redis_reaction},
-    gather::Trigger,
     ports::{Queue, Sink},
-    status::{FleetStatus, Stage, TenantStatus},
+    status::{FleetStatus, Stage, TenantStatus, Trigger},
 };
 
 /// Reason of members whose value had expired in Redis before anybody looked.

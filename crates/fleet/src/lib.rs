@@ -1,7 +1,7 @@
 //! The fleet: a supervisor that keeps one collector per tenant, and a tenant manager that gives them their databases.
 //!
 //! Reading order, along the way of a mutation: [`plan`] and [`supervisor`] (which collectors run) · [`collector_actor`]
-//! (one collector's life) · [`collector`] (its loop) · [`gather`] (its buffer) · [`flush`] (one batch) · [`failure`]
+//! (one collector's life) · [`collector`] (its loop) · [`flush`] (one batch) · [`failure`]
 //! (what a failure leads to) · [`lane`] (the real Redis and Postgres behind it) · [`tenant_manager`] (databases) ·
 //! [`prober`] (idle tenants) · [`pulse`] (whether threads move) · [`sampler`] (what waits, for the eye) · [`partition`]
 //! (which tenants are this worker's) · [`standby`] (those that are another's first) · [`hints`] (events of the tenant
@@ -19,7 +19,6 @@ pub mod collector_actor;
 pub mod controls;
 pub mod failure;
 pub mod flush;
-pub mod gather;
 pub mod halts;
 pub mod hints;
 pub mod inspect;

@@ -9,7 +9,10 @@ use std::{collections::VecDeque, time::Duration};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{flush::FlushEnd, gather::Trigger, status::BUCKETS};
+use crate::{
+    flush::FlushEnd,
+    status::{BUCKETS, Trigger},
+};
 
 /// Flushes and errors kept per tenant.
 pub const NOTES: usize = 50;

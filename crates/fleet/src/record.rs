@@ -99,7 +99,7 @@ pub struct Counts {
     /// Starts of the collector after the first.
     #[serde(skip_serializing_if = "is_zero")]
     pub restarts: u64,
-    /// Flushes by trigger, in the order of [`crate::gather::Trigger::ALL`].
+    /// Flushes by trigger, in the order of [`crate::status::Trigger::ALL`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub batches: Vec<u64>,
 }

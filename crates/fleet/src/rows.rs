@@ -8,10 +8,9 @@ use serde::Serialize;
 
 use crate::{
     collector::CollectorOptions,
-    gather::Trigger,
     recent::{NOTES, POINTS, Rates, lag_quantile},
     record::{Counts, DetailRecord, Pool, ServerRecord, TenantRecord, WorkerRecord},
-    status::TenantState,
+    status::{TenantState, Trigger},
     tenant_manager::DatabaseShown,
 };
 

@@ -8,9 +8,8 @@ use std::{future::Future, sync::atomic::Ordering::Relaxed, time::Duration};
 use balance_sync_fleet::{
     collector::CollectorOptions,
     failure::SinkError,
-    gather::Trigger,
     ports::Survey,
-    status::{TenantState, TenantStatus},
+    status::{TenantState, TenantStatus, Trigger},
 };
 use balance_sync_schedule::ErrorClass as RedisClass;
 use balance_sync_store::{Outcome, RowResult};

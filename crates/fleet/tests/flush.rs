@@ -9,9 +9,8 @@ use balance_sync_domain::KeySpace;
 use balance_sync_fleet::{
     failure::SinkError,
     flush::{Batch, FlushEnd, REASON_EXPIRED, REASON_MISSING, REASON_REFUSED, REASON_UNREADABLE, flush},
-    gather::Trigger,
     ports::{Queue, Sink},
-    status::{FleetStatus, TenantStatus},
+    status::{FleetStatus, TenantStatus, Trigger},
 };
 use balance_sync_schedule::{Claimed, ErrorClass};
 use balance_sync_store::{Outcome, RowResult};

@@ -21,10 +21,7 @@ use std::{
     },
 };
 
-use balance_sync_fleet::{
-    gather::Trigger,
-    status::{BUCKETS, Histogram, TenantState, TenantStatus},
-};
+use balance_sync_fleet::status::{BUCKETS, Histogram, TenantState, TenantStatus, Trigger};
 
 /// Label of the row that the remaining tenants share.
 pub(super) const OTHER: &str = "other";

@@ -1,6 +1,6 @@
 //! The metrics of each tenant that has a row of its own, and of the others together.
 
-use balance_sync_fleet::gather::Trigger;
+use balance_sync_fleet::status::Trigger;
 use prometheus::Error;
 
 use super::{

@@ -41,6 +41,8 @@ pub struct Options {
     pub backoff_max: Duration,
     /// Longest delay after a failure that somebody has to mend.
     pub backoff_long: Duration,
+    /// How long the claim script puts off a member that can't be worked at present, though others of its tenant can.
+    pub put_off: Duration,
 }
 
 impl Default for Options {
@@ -60,6 +62,7 @@ impl Default for Options {
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(2),
             backoff_long: Duration::from_secs(30),
+            put_off: Duration::from_secs(60),
         }
     }
 }

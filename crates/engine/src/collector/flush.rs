@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Backlog, Collector, Command, Flight, FlightEnd, FlightId, Health, Permit, Phase, Step, Supply, Task, Trigger,
+    Backlog, Collector, Command, Flight, FlightEnd, FlightId, Health, Permit, Phase, Step, Supply, Task,
+    Trigger,
 };
 use crate::failure::{Failure, Side};
 

@@ -36,9 +36,8 @@ impl<M> Collector<M> {
     /// as it is.
     pub(super) fn has_left(&self, now: Instant) -> bool {
         let Phase::Leaving { deadline } = self.phase else { return false };
-        let calm = self.buffer.is_empty()
-            && !self.is_writing()
-            && !matches!(self.intake, Intake::Claiming { .. });
+        let calm =
+            self.buffer.is_empty() && !self.is_writing() && !matches!(self.intake, Intake::Claiming { .. });
         deadline <= now
             || self.fails() == Some(Side::Sink)
             || self.controls.service == Service::Paused
@@ -60,10 +59,8 @@ impl<M> Collector<M> {
             return;
         }
         self.enter(step, TenantState::Stopping);
-        self.phase = Phase::Draining {
-            deadline: step.now + self.options.drain_deadline,
-            drained: Drained::default(),
-        };
+        self.phase =
+            Phase::Draining { deadline: step.now + self.options.drain_deadline, drained: Drained::default() };
         self.end_wait(step);
         self.cancel_probe(step);
         self.cancel_upkeep(step);

@@ -9,21 +9,21 @@ use balance_sync_domain::{KeySpace, TenantId};
 use balance_sync_schedule::{Claim, Claimed};
 use balance_sync_trace::Span;
 
-use super::Turn;
+use super::Driver;
 use crate::{
     failure::reaction,
     flush::FlushEnd,
-    gather::Trigger,
     ports::{Queue, Sink},
+    status::Trigger,
 };
 
-impl<Q: Queue, S: Sink> Turn<'_, Q, S> {
+impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
     /// Tells of a claim that was answered, before the buffer takes in what it brought.
     pub(super) fn trace_claim(&mut self, took: Duration, limit: usize, claim: &Claim) {
         if claim.entries.is_empty() {
             return;
         }
-        if self.gather.is_empty() {
+        if self.machine.buffered() == 0 {
             self.batch = Span::root_since("batch", took);
             self.batch.set("tenant_id", tenant(self.queue.space()));
         }

@@ -1,0 +1,153 @@
+//! What came of the commands, as events for the state machine; and as status, counters and log lines for people.
+
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+
+use balance_sync_engine::{
+    collector::{Claimed as Answer, Event, FlightEnd, UpkeepEnd},
+    failure::{Failure, Side},
+};
+use balance_sync_schedule::{Claim, Claimed, Refused, ScheduleError};
+
+use super::{ClaimAnswer, Driver, Happened, Landing, PermitSlot, UpkeepAnswer};
+use crate::{
+    failure::{SinkError, redis_failure},
+    flush::FlushEnd,
+    ports::{Queue, Sink},
+    status::Stage,
+};
+
+impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
+    pub(super) fn event(&mut self, happened: Happened<S::Place>) -> Event<Claimed> {
+        match happened {
+            Happened::Landed(Landing::Ended(id, end)) => {
+                self.held.retain(|(held, _)| *held != id);
+                if let Some(error) = &end.failure
+                    && !self.machine.is_running()
+                    && !self.machine.is_leaving()
+                {
+                    tracing::warn!(%error, released = end.released, "final flush failed");
+                }
+                Event::FlightEnded(id, flight_end(&end))
+            }
+            Happened::Landed(Landing::Abandoned { released, orphaned }) => {
+                Event::Abandoned { released, orphaned }
+            }
+            Happened::Permit(permit) => self.permit_event(permit),
+            Happened::Claim(limit, answer) => self.claim_event(limit, answer),
+            Happened::Probe(answer) => Event::Probed(answer.map_err(|error| Failure::from(&error))),
+            Happened::Upkeep(answer) => Event::UpkeepEnded(self.upkeep_end(answer)),
+            Happened::WaitOver(event) => event,
+            Happened::Called => Event::Tick,
+        }
+    }
+
+    fn permit_event(&mut self, answer: Result<S::Place, SinkError>) -> Event<Claimed> {
+        let PermitSlot::Requested { trigger, since, .. } =
+            std::mem::replace(&mut self.permit, PermitSlot::None)
+        else {
+            // It was cancelled when it was there.
+            return Event::Tick;
+        };
+        match answer {
+            Ok(permit) => {
+                self.permit = PermitSlot::Held(permit);
+                Event::PermitGranted
+            }
+            Err(error) => {
+                self.status.batch_failures.fetch_add(1, Relaxed);
+                let end = FlushEnd { claimed: self.machine.buffered(), ..FlushEnd::default() };
+                self.status.note_flush(trigger, &end, since.elapsed());
+                Event::PermitFailed(Failure::from(&error))
+            }
+        }
+    }
+
+    fn claim_event(&mut self, limit: usize, (took, answer): ClaimAnswer) -> Event<Claimed> {
+        let claim = match answer {
+            Ok(claim) => claim,
+            Err(error) => {
+                let side = if error.class.is_refusal() { Side::Claim } else { Side::Queue };
+                return Event::ClaimFailed(redis_failure(side, &error));
+            }
+        };
+        self.fleet.observe(Stage::Claim, took);
+        self.status.scheduled.store(claim.scheduled, Relaxed);
+        self.status.foreign_locked.store(claim.foreign, Relaxed);
+        self.trace_claim(took, limit, &claim);
+        if let Some(refused) = &claim.refused {
+            self.note_refusal(refused);
+        }
+        let Claim { entries, scheduled, now, .. } = claim;
+        // Not simply the first: a lease that lapsed shows no time.
+        let head_age = entries
+            .iter()
+            .find_map(Claimed::scheduled_at)
+            .map(|at| Duration::try_from_secs_f64(now - at).unwrap_or_default());
+        Event::Claimed(Answer { members: entries, scheduled, head_age })
+    }
+
+    /// Redis refused some of what a claim asked for: the tenant goes on, and shows it until it has not happened for a while.
+    fn note_refusal(&self, refused: &Refused) {
+        let reason = refused.error.class.name();
+        let detail = if refused.put_off == 0 {
+            format!("values can't be kept alive: {}", refused.error)
+        } else {
+            format!("{} balances put off, their values can't be read: {}", refused.put_off, refused.error)
+        };
+        if self.status.notice(reason, detail.clone(), 2 * self.options.put_off) {
+            tracing::warn!(reason, error = detail, "redis refuses some of the tenant's keys");
+        }
+    }
+
+    fn upkeep_end(&self, answer: UpkeepAnswer) -> UpkeepEnd {
+        match answer {
+            UpkeepAnswer::Sweep(Ok(sweep)) => {
+                let shortest =
+                    sweep.shortest.map_or(u64::MAX, |ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+                self.status.shortest_life_ms.store(shortest, Relaxed);
+                if sweep.raised > 0 {
+                    tracing::info!(raised = sweep.raised, absent = sweep.absent, "waiting values protected");
+                }
+                UpkeepEnd::Swept
+            }
+            UpkeepAnswer::Recent(Ok((at, raised))) => {
+                if raised > 0 {
+                    tracing::debug!(raised, "values scheduled meanwhile protected");
+                }
+                UpkeepEnd::Protected { at }
+            }
+            UpkeepAnswer::Survey(Ok(survey)) => {
+                if survey.adopted > 0 {
+                    tracing::warn!(members = survey.adopted, "members of a legacy schedule adopted");
+                }
+                if self.status.other_form.swap(survey.other_form, Relaxed) != survey.other_form
+                    && survey.other_form > 0
+                {
+                    tracing::error!(
+                        members = survey.other_form,
+                        "the ledger schedules this tenant under the other form of its id, which nobody works; see tenants.key_form"
+                    );
+                }
+                UpkeepEnd::Surveyed { adopted: survey.adopted }
+            }
+            UpkeepAnswer::Sweep(Err(error))
+            | UpkeepAnswer::Recent(Err(error))
+            | UpkeepAnswer::Survey(Err(error)) => {
+                tracing::debug!(%error, "upkeep of the schedule failed");
+                UpkeepEnd::Failed
+            }
+        }
+    }
+}
+
+fn flight_end(end: &FlushEnd) -> FlightEnd {
+    let refused = |error: &ScheduleError| redis_failure(Side::Settle, error);
+    FlightEnd {
+        written: end.updated + end.stale + end.deleted,
+        released: end.released,
+        orphaned: end.orphaned,
+        answered: end.answered,
+        settled: end.settled,
+        failure: end.failure.as_ref().map(Failure::from).or_else(|| end.refused.as_ref().map(refused)),
+    }
+}
