@@ -31,18 +31,10 @@ impl<M> Collector<M> {
             }
             _ => {}
         }
-        match self.intake {
-            Intake::Watching => {
-                if self.buffer.is_empty() && !self.is_writing() {
-                    self.enter(step, TenantState::Standby);
-                }
-                None
-            }
-            Intake::Claiming { .. } => None,
-            Intake::Ready { .. } | Intake::Idle => {
-                self.taken_over_until.filter(|until| *until > step.now && self.would_stand_by())
-            }
+        if matches!(self.intake, Intake::Watching) && self.buffer.is_empty() && !self.is_writing() {
+            self.enter(step, TenantState::Standby);
         }
+        self.taken_over_until.filter(|until| *until > step.now && self.would_stand_by())
     }
 
     /// Whether this collector leaves the claiming to another worker's.

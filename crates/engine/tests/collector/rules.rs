@@ -1,0 +1,248 @@
+//! The rules one by one.
+
+use balance_sync_engine::{
+    collector::{Drained, Options, Report, Role, Service, Trigger, Upkeep, UpkeepEnd},
+    failure::{Pace, Side},
+    state::TenantState,
+};
+
+use super::world::*;
+
+fn scarce() -> Options {
+    Options { batch_size: 400, ..options() }
+}
+
+/// One whose flush waits for its permit, with so many members buffered.
+fn waiting_for_a_permit(found: usize) -> World {
+    let mut world = World::started(options());
+    world.answer_claim(found, 100);
+    world.pass(ms(49));
+    assert_eq!(world.permit, Permit::None);
+    while world.permit == Permit::None {
+        world.pass(ms(1));
+        if world.claim.is_some() {
+            world.answer_claim(0, 100);
+        }
+    }
+    world
+}
+
+#[test]
+fn nothing_is_begun_before_it_is_known_what_operators_want() {
+    let mut world = World::new(options());
+    assert_eq!(world.machine.wake_at(), None);
+    world.control(Service::Unknown, Role::First);
+    world.end_upkeep(UpkeepEnd::Surveyed { adopted: 0 });
+    world.pass(secs(20));
+    assert_eq!((world.claims, world.state), (0, TenantState::Starting));
+    world.control(Service::Active, Role::First);
+    assert_eq!(world.claim, Some(10));
+}
+
+#[test]
+fn a_full_claim_asks_for_a_permit_at_once_and_a_few_wait_for_the_timeout() {
+    let mut world = World::started(options());
+    world.answer_claim(10, 0);
+    assert_eq!((world.permit, world.state), (Permit::Requested, TenantState::Syncing));
+    world.grant();
+    assert_eq!(world.flights.len(), 1);
+    assert!(world.claim.is_some(), "claiming goes on while a flush is in flight");
+    world.answer_claim(3, 10);
+    let first_at = world.at();
+    while world.permit == Permit::None {
+        world.pass(ms(1));
+        if world.claim.is_some() {
+            world.answer_claim(0, 13);
+        }
+    }
+    assert_eq!(world.at() - first_at, ms(50));
+    world.grant();
+    let triggers: Vec<_> = world.flights.values().map(|(kind, _)| *kind).collect();
+    assert_eq!(triggers, [Kind::Flush(Trigger::Size), Kind::Flush(Trigger::Timeout)]);
+}
+
+#[test]
+fn while_permits_are_scarce_a_prefetch_is_held_and_the_batch_is_completed_with_its_permit() {
+    let mut world = World::new(scarce());
+    world.control(Service::Active, Role::First);
+    assert_eq!(world.claim, Some(50));
+    world.answer_claim(50, 1000);
+    assert_eq!((world.permit, world.claim), (Permit::Requested, None));
+    world.pass(ms(500));
+    assert_eq!(world.claims, 1, "nothing more while nothing can be written");
+    world.grant();
+    assert_eq!((world.permit, world.claim), (Permit::Held, Some(350)));
+    world.answer_claim(350, 600);
+    assert_eq!(world.flights.values().map(|(_, batch)| batch.len()).collect::<Vec<_>>(), [400]);
+    assert_eq!(world.claim, Some(50), "and the next prefetch");
+}
+
+#[test]
+fn with_redis_away_it_sleeps_while_a_permit_is_waited_for_and_claims_when_that_is_over() {
+    let mut world = waiting_for_a_permit(3);
+    world.pass(ms(10));
+    world.fail_claim(failure(Side::Queue, Pace::Short, false));
+    assert_eq!(world.state, TenantState::Degraded);
+    let ticks = world.ticks;
+    world.pass(secs(4));
+    assert!(world.ticks - ticks <= 10, "{} ticks in 4 s", world.ticks - ticks);
+    world.grant();
+    world.land();
+    assert!(world.claim.is_some(), "its wait is over as well");
+    world.answer_claim(0, 0);
+    assert_eq!(world.state, TenantState::Idle);
+}
+
+#[test]
+fn when_postgres_fails_everything_held_is_released_and_a_ping_comes_before_the_next_claim() {
+    let mut world = World::started(options());
+    world.answer_claim(10, 100);
+    world.grant();
+    world.answer_claim(5, 100);
+    let flush = *world.flights.keys().next().unwrap();
+    world.end_flight(flush, Some(away()));
+    assert_eq!(world.flights.values().map(|(kind, _)| *kind).collect::<Vec<_>>(), [Kind::Release]);
+    world.pass(secs(1));
+    assert!(!world.probe, "what is on its way comes first");
+    world.land();
+    assert!(world.probe);
+    world.answer_probe(Err(away()));
+    world.pass(ms(200));
+    assert!(world.probe);
+    world.answer_probe(Ok(()));
+    assert!(world.claim.is_some());
+    world.answer_claim(2, 0);
+    world.pass(ms(50));
+    world.grant();
+    world.land();
+    assert_eq!(world.reports, [Report::Recovered { reason: "test" }]);
+    assert_eq!((world.written, world.unwritten), (2, 15));
+}
+
+#[test]
+fn a_paused_tenant_writes_what_it_holds_and_protects_what_waits() {
+    let mut world = World::started(options());
+    world.answer_claim(10, 100);
+    world.grant();
+    world.control(Service::Paused, Role::First);
+    assert_eq!(world.upkeep, Some(Upkeep::Recent { from: None }));
+    world.answer_claim(0, 100);
+    assert_eq!(world.state, TenantState::Syncing, "a flush is in flight");
+    world.land();
+    assert_eq!(world.state, TenantState::Paused);
+    let claims = world.claims;
+    world.end_upkeep(UpkeepEnd::Protected { at: 100.0 });
+    assert_eq!(world.upkeep, Some(Upkeep::Sweep));
+    world.end_upkeep(UpkeepEnd::Swept);
+    assert_eq!(world.upkeep, Some(Upkeep::Recent { from: Some(99.999) }));
+    world.pass(secs(600));
+    assert_eq!(world.claims, claims);
+    world.control(Service::Active, Role::First);
+    assert!(world.claim.is_some());
+    assert_eq!(world.reports, [Report::Paused, Report::Resumed]);
+}
+
+#[test]
+fn a_standby_takes_over_for_a_minute_when_nobody_claims() {
+    let mut world = World::new(options());
+    world.control(Service::Active, Role::Standby);
+    assert_eq!((world.state, world.wait), (TenantState::Standby, Some(Wait::Watch)));
+    world.end_wait();
+    assert_eq!((world.claim, world.reports.clone()), (Some(10), vec![Report::TookOver]));
+    world.answer_claim(0, 0);
+    assert_eq!(world.wait, Some(Wait::Idle));
+    world.end_upkeep(UpkeepEnd::Surveyed { adopted: 0 });
+    world.pass(ms(59_999));
+    assert_eq!(world.wait, Some(Wait::Idle));
+    world.pass(ms(1));
+    assert_eq!((world.state, world.wait), (TenantState::Standby, Some(Wait::Watch)));
+    world.control(Service::Active, Role::First);
+    assert!(world.claim.is_some());
+}
+
+#[test]
+fn a_slow_flush_has_values_protected_once_and_not_before_it_is_slow() {
+    let mut world = World::started(options());
+    world.answer_claim(10, 0);
+    world.grant();
+    world.answer_claim(0, 10);
+    world.upkeeps.clear();
+    while world.at() < secs(3) {
+        world.pass(ms(10));
+        if world.claim.is_some() {
+            world.answer_claim(0, 10);
+        }
+        match world.upkeep {
+            Some(Upkeep::Sweep) => world.end_upkeep(UpkeepEnd::Swept),
+            Some(Upkeep::Recent { .. }) => world.end_upkeep(UpkeepEnd::Protected { at: 1.0 }),
+            _ => {}
+        }
+    }
+    assert_eq!(world.upkeeps[..2], [(secs(1), Upkeep::Recent { from: None }), (secs(1), Upkeep::Sweep)]);
+    let sweeps = world.upkeeps.iter().filter(|(_, upkeep)| *upkeep == Upkeep::Sweep).count();
+    assert_eq!((sweeps, world.upkeeps.len()), (1, 4), "{:?}", world.upkeeps);
+}
+
+#[test]
+fn a_stop_writes_what_is_held_and_what_the_last_claim_brings() {
+    let mut world = World::started(options());
+    world.answer_claim(3, 0);
+    world.pass(ms(10));
+    assert!(world.claim.is_some());
+    world.stop();
+    assert_eq!((world.flights.len(), world.state), (1, TenantState::Stopping));
+    world.answer_claim(2, 0);
+    assert_eq!(world.flights.len(), 2);
+    world.land();
+    assert_eq!(world.machine.ended(), None);
+    world.land();
+    assert_eq!(world.machine.ended(), Some(Drained { flushed: 5, released: 0, orphaned: 0 }));
+}
+
+#[test]
+fn a_stop_ends_at_its_deadline_and_releases_what_is_left() {
+    let mut world = World::started(options());
+    world.answer_claim(3, 0);
+    world.pass(ms(10));
+    world.stop();
+    world.pass(secs(2));
+    assert_eq!((world.claim, world.flights.len()), (None, 0));
+    world.release_abandoned();
+    assert_eq!(world.machine.ended(), Some(Drained { flushed: 0, released: 3, orphaned: 0 }));
+}
+
+#[test]
+fn a_removed_tenant_is_emptied_until_a_claim_finds_nothing() {
+    let mut world = World::started(options());
+    world.answer_claim(0, 0);
+    assert_eq!(world.wait, Some(Wait::Idle));
+    world.leave();
+    assert_eq!((world.state, world.claim), (TenantState::Stopping, Some(10)));
+    world.answer_claim(4, 0);
+    world.pass(ms(50));
+    world.answer_claim(0, 4);
+    world.grant();
+    world.land();
+    world.pass(ms(10));
+    world.answer_claim(0, 0);
+    assert_eq!((world.machine.ended(), world.written), (Some(Drained::default()), 4));
+}
+
+#[test]
+fn a_removed_tenant_that_can_not_be_emptied_stops_at_its_deadline() {
+    let mut world = World::started(options());
+    world.answer_claim(0, 7);
+    world.leave();
+    let begun = world.at();
+    while world.machine.ended().is_none() {
+        if world.claim.is_some() {
+            world.answer_claim(0, 7);
+        }
+        if world.wait.is_some() {
+            world.end_wait();
+        }
+        world.pass(ms(10));
+    }
+    let took = world.at() - begun;
+    assert!(secs(20) <= took && took <= ms(20_010), "{took:?}");
+}

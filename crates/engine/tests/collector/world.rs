@@ -1,0 +1,444 @@
+//! A driver of one collector on virtual time. It answers nothing by itself, and checks every command against what is
+//! under way.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use balance_sync_engine::{
+    collector::{
+        Claimed, Collector, Command, Controls, Event, FlightEnd, FlightId, Options, Report, Role, Service,
+        Task, Trigger, Upkeep, UpkeepEnd,
+    },
+    failure::{Failure, Pace, Reaction, Side},
+    state::TenantState,
+};
+
+pub fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+pub fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+pub fn options() -> Options {
+    Options {
+        batch_size: 10,
+        pipeline_depth: 3,
+        poll_interval: ms(10),
+        idle_backoff_max: ms(160),
+        flush_deadline: secs(5),
+        drain_deadline: secs(2),
+        leave_deadline: secs(20),
+        protect_after: secs(1),
+        protect_floor: secs(30),
+        ..Options::default()
+    }
+}
+
+pub fn failure(side: Side, pace: Pace, ping: bool) -> Failure {
+    let reaction = Reaction { reason: "test", pace, refetch: false, ping, skip: false };
+    Failure { side, reaction, detail: "injected".to_owned() }
+}
+
+/// Postgres is away, which a ping shows.
+pub fn away() -> Failure {
+    failure(Side::Sink, Pace::Short, true)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    Idle,
+    Watch,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Permit {
+    None,
+    Requested,
+    Held,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Flush(Trigger),
+    Release,
+}
+
+/// When the next claim may come at the earliest while the tenant is degraded.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    until: Instant,
+    ping: bool,
+    skip: bool,
+}
+
+pub struct World {
+    pub begun: Instant,
+    pub now: Instant,
+    pub options: Arc<Options>,
+    pub machine: Collector<u32>,
+    controls: Controls,
+    stopping: bool,
+
+    pub claim: Option<usize>,
+    pub wait: Option<Wait>,
+    pub permit: Permit,
+    pub probe: bool,
+    pub upkeep: Option<Upkeep>,
+    pub flights: BTreeMap<FlightId, (Kind, Vec<u32>)>,
+    pub abandoned: Option<Vec<u32>>,
+
+    next_member: u32,
+    /// Members in the machine's buffer.
+    buffered: BTreeSet<u32>,
+    pub written: usize,
+    /// Given back, left to lapse, or lost with a claim that was cancelled.
+    pub unwritten: usize,
+
+    pub state: TenantState,
+    degraded: Option<Held>,
+    taken_over_until: Option<Instant>,
+    pub reports: Vec<Report>,
+    pub claims: usize,
+    pub upkeeps: Vec<(Duration, Upkeep)>,
+    silent_ticks: u32,
+    pub ticks: u32,
+}
+
+impl World {
+    pub fn new(options: Options) -> Self {
+        let now = Instant::now();
+        let options = Arc::new(options);
+        Self {
+            begun: now,
+            now,
+            machine: Collector::new(Arc::clone(&options), 1, now),
+            options,
+            controls: Controls { service: Service::Unknown, role: Role::First },
+            stopping: false,
+            claim: None,
+            wait: None,
+            permit: Permit::None,
+            probe: false,
+            upkeep: None,
+            flights: BTreeMap::new(),
+            abandoned: None,
+            next_member: 0,
+            buffered: BTreeSet::new(),
+            written: 0,
+            unwritten: 0,
+            state: TenantState::Starting,
+            degraded: None,
+            taken_over_until: None,
+            reports: Vec::new(),
+            claims: 0,
+            upkeeps: Vec::new(),
+            silent_ticks: 0,
+            ticks: 0,
+        }
+    }
+
+    /// One that has claimed for the first time, and whose survey is done.
+    pub fn started(options: Options) -> Self {
+        let mut world = Self::new(options);
+        world.control(Service::Active, Role::First);
+        assert_eq!(
+            (world.claim, world.upkeep),
+            (Some(10.min(world.options.batch_size)), Some(Upkeep::Survey))
+        );
+        world.end_upkeep(UpkeepEnd::Surveyed { adopted: 0 });
+        world
+    }
+
+    /// Members that claims have brought so far.
+    pub fn members(&self) -> usize {
+        self.next_member as usize
+    }
+
+    pub fn at(&self) -> Duration {
+        self.now - self.begun
+    }
+
+    pub fn control(&mut self, service: Service, role: Role) {
+        if self.controls.service == Service::Paused && service != Service::Paused {
+            self.end_backoff();
+        }
+        self.controls = Controls { service, role };
+        self.handle(Event::ControlsChanged(self.controls));
+    }
+
+    pub fn request_flush(&mut self) {
+        if self.controls.service != Service::Paused {
+            self.end_backoff();
+            self.taken_over_until = Some(self.now + secs(60));
+        }
+        self.handle(Event::FlushRequested);
+    }
+
+    fn end_backoff(&mut self) {
+        if let Some(held) = &mut self.degraded {
+            held.until = self.now;
+        }
+    }
+
+    pub fn stop(&mut self) {
+        self.stopping = true;
+        self.handle(Event::Stop);
+    }
+
+    pub fn leave(&mut self) {
+        // A database that must no longer be served is used all the same.
+        self.degraded = self.degraded.filter(|held| !held.skip || !self.machine.is_running());
+        self.handle(Event::Leave);
+    }
+
+    /// The claim under way brings so many members, as far as they fit, of this many in the schedule.
+    pub fn answer_claim(&mut self, found: usize, more: u64) {
+        let limit = self.claim.take().expect("a claim is under way");
+        let found = found.min(limit);
+        let members: Vec<u32> = (0..found).map(|_| self.new_member()).collect();
+        self.buffered.extend(&members);
+        let scheduled = found as u64 + more;
+        self.handle(Event::Claimed(Claimed { members, scheduled, head_age: Some(ms(1)) }));
+    }
+
+    fn new_member(&mut self) -> u32 {
+        self.next_member += 1;
+        self.next_member
+    }
+
+    pub fn fail_claim(&mut self, failure: Failure) {
+        self.claim.take().expect("a claim is under way");
+        self.handle(Event::ClaimFailed(failure));
+    }
+
+    pub fn grant(&mut self) {
+        assert_eq!(self.permit, Permit::Requested);
+        self.permit = Permit::Held;
+        self.handle(Event::PermitGranted);
+    }
+
+    pub fn refuse_permit(&mut self, failure: Failure) {
+        assert_eq!(self.permit, Permit::Requested);
+        self.permit = Permit::None;
+        self.handle(Event::PermitFailed(failure));
+    }
+
+    /// The oldest flight ends well.
+    pub fn land(&mut self) {
+        let id = *self.flights.keys().next().expect("a flight");
+        self.end_flight(id, None);
+    }
+
+    pub fn end_flight(&mut self, id: FlightId, failure: Option<Failure>) {
+        let (kind, batch) = self.flights.remove(&id).expect("the flight");
+        let mut end = FlightEnd::default();
+        match (kind, &failure) {
+            (Kind::Flush(_), None) => {
+                (end.written, end.answered, end.settled) = (batch.len(), true, true);
+            }
+            (Kind::Flush(_), Some(failure)) if failure.side == Side::Settle => {
+                (end.written, end.answered) = (batch.len(), true);
+            }
+            _ => end.released = batch.len(),
+        }
+        end.failure = failure;
+        self.written += end.written;
+        self.unwritten += end.released;
+        self.handle(Event::FlightEnded(id, end));
+    }
+
+    pub fn answer_probe(&mut self, answer: Result<(), Failure>) {
+        assert!(std::mem::take(&mut self.probe), "a probe is under way");
+        if answer.is_ok()
+            && let Some(held) = &mut self.degraded
+        {
+            held.ping = false;
+        }
+        self.handle(Event::Probed(answer));
+    }
+
+    pub fn end_upkeep(&mut self, end: UpkeepEnd) {
+        self.upkeep.take().expect("upkeep is under way");
+        self.handle(Event::UpkeepEnded(end));
+    }
+
+    pub fn end_wait(&mut self) {
+        match self.wait.take().expect("a wait is under way") {
+            Wait::Idle => self.handle(Event::IdleOver),
+            Wait::Watch => self.handle(Event::Unattended),
+        }
+    }
+
+    pub fn release_abandoned(&mut self) {
+        let members = self.abandoned.take().expect("flights were abandoned");
+        self.unwritten += members.len();
+        self.handle(Event::Abandoned { released: members.len(), orphaned: 0 });
+    }
+
+    /// Lets time pass, and wakes the machine when it wants to be woken.
+    pub fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(wake) = self.machine.wake_at().filter(|wake| *wake <= end) {
+            self.now = wake;
+            self.ticks += 1;
+            self.handle(Event::Tick);
+        }
+        self.now = end;
+    }
+
+    pub fn handle(&mut self, event: Event<u32>) {
+        let is_tick = matches!(event, Event::Tick);
+        let commands = self.machine.handle(self.now, event);
+        // A wake-up may change something inside only, but not over and over.
+        self.silent_ticks = if is_tick && commands.is_empty() { self.silent_ticks + 1 } else { 0 };
+        assert!(self.silent_ticks <= 3, "woken for nothing at {:?}", self.at());
+        self.forget_failure_while_paused();
+        for command in commands {
+            self.execute(command);
+            self.forget_failure_while_paused();
+        }
+        self.check();
+    }
+
+    /// Whether a paused tenant can be written is found out when it is resumed.
+    fn forget_failure_while_paused(&mut self) {
+        if self.controls.service == Service::Paused {
+            self.degraded = None;
+        }
+    }
+
+    fn check(&self) {
+        let wake = self.machine.wake_at();
+        assert!(wake.is_none_or(|wake| wake > self.now), "it would spin");
+        assert_eq!(self.machine.buffered(), self.buffered.len());
+        assert!(self.buffered.len() <= self.options.batch_size, "{} buffered", self.buffered.len());
+        assert_eq!(self.machine.state(), self.state);
+        let flushes = self.flights.values().filter(|(kind, _)| matches!(kind, Kind::Flush(_))).count();
+        // The final flushes: what was buffered, and what the last claim brought.
+        let most = self.options.pipeline_depth + if self.machine.is_running() { 0 } else { 2 };
+        assert!(flushes <= most, "{flushes} flushes in flight");
+        if self.permit == Permit::Held {
+            assert!(self.claim.is_some(), "a permit is kept only while a claim may complete its batch");
+        }
+        if self.machine.ended().is_some() {
+            assert!(self.buffered.is_empty() && self.flights.is_empty() && self.claim.is_none());
+            assert!(self.wait.is_none() && !self.probe && self.upkeep.is_none());
+            assert_eq!((self.permit, wake), (Permit::None, None));
+        } else {
+            let under_way = self.claim.is_some()
+                || self.wait.is_some()
+                || self.permit == Permit::Requested
+                || self.probe
+                || self.upkeep.is_some()
+                || !self.flights.is_empty()
+                || self.abandoned.is_some();
+            assert!(under_way || wake.is_some(), "nothing would ever happen again");
+        }
+    }
+
+    fn execute(&mut self, command: Command<u32>) {
+        match command {
+            Command::Claim { limit } => {
+                assert!(self.claim.is_none() && self.wait.is_none() && !self.probe);
+                assert!(limit > 0 && limit + self.buffered.len() <= self.options.batch_size);
+                assert_eq!(self.controls.service, Service::Active);
+                assert!(!self.stopping);
+                let others_claim = self.controls.role == Role::Standby
+                    && self.machine.is_running()
+                    && self.degraded.is_none()
+                    && self.taken_over_until.is_none_or(|until| until <= self.now);
+                assert!(!others_claim, "a standby claims");
+                if let Some(held) = self.degraded {
+                    assert!(self.now >= held.until, "claimed before the wait was over");
+                    assert!(!held.ping, "claimed before a ping was answered");
+                    assert!(self.flights.is_empty() && self.permit == Permit::None, "one batch at a time");
+                }
+                self.claims += 1;
+                self.claim = Some(limit);
+            }
+            Command::Idle { .. } => self.begin_wait(Wait::Idle),
+            Command::Watch => {
+                assert_eq!(self.controls.role, Role::Standby);
+                self.begin_wait(Wait::Watch);
+            }
+            Command::RequestPermit { last, .. } => {
+                assert_eq!((self.permit, last), (Permit::None, self.machine.is_leaving()));
+                let depth = if self.degraded.is_some() { 1 } else { self.options.pipeline_depth };
+                assert!(self.flights.len() < depth && !self.buffered.is_empty());
+                self.permit = Permit::Requested;
+            }
+            Command::Flush { flight, batch, trigger, .. } => {
+                assert_eq!(self.permit, Permit::Held);
+                self.permit = Permit::None;
+                self.take_off(flight, Kind::Flush(trigger), batch);
+            }
+            Command::FinalFlush { flight, batch, .. } => {
+                self.take_off(flight, Kind::Flush(Trigger::Drain), batch);
+            }
+            Command::Release { flight, batch } => self.take_off(flight, Kind::Release, batch),
+            Command::Probe { .. } => {
+                assert!(!self.probe && self.flights.is_empty() && self.permit == Permit::None);
+                assert!(self.degraded.is_some_and(|held| held.ping && self.now >= held.until));
+                self.probe = true;
+            }
+            Command::Upkeep(upkeep) => {
+                assert!(self.upkeep.is_none() && !self.stopping);
+                self.upkeeps.push((self.at(), upkeep));
+                self.upkeep = Some(upkeep);
+            }
+            Command::Cancel(task) => match task {
+                Task::Claim => {
+                    assert!(self.claim.take().is_some() && self.state == TenantState::Stopping);
+                }
+                Task::Wait => assert!(self.wait.take().is_some()),
+                Task::Permit => {
+                    assert_ne!(std::mem::replace(&mut self.permit, Permit::None), Permit::None);
+                }
+                Task::Probe => assert!(std::mem::take(&mut self.probe)),
+                Task::Upkeep => assert!(self.upkeep.take().is_some()),
+            },
+            Command::AbandonFlights { .. } => {
+                let flights = std::mem::take(&mut self.flights);
+                assert!(!flights.is_empty());
+                self.abandoned = Some(flights.into_values().flat_map(|(_, batch)| batch).collect());
+            }
+            Command::Enter(state) => {
+                assert!(state != self.state && self.state != TenantState::Stopping);
+                self.state = state;
+            }
+            Command::Degrade { reaction, delay, .. } => {
+                assert!(!self.probe, "its answer would be to another failure");
+                self.state = TenantState::Degraded;
+                self.degraded =
+                    Some(Held { until: self.now + delay, ping: reaction.ping, skip: reaction.skip });
+            }
+            Command::Report(report) => {
+                if let Report::Recovered { .. } = report {
+                    self.degraded = None;
+                }
+                if report == Report::TookOver {
+                    self.taken_over_until = Some(self.now + secs(60));
+                }
+                self.reports.push(report);
+            }
+        }
+    }
+
+    fn begin_wait(&mut self, wait: Wait) {
+        assert!(self.wait.is_none() && self.claim.is_none() && !self.stopping);
+        self.wait = Some(wait);
+    }
+
+    fn take_off(&mut self, flight: FlightId, kind: Kind, batch: Vec<u32>) {
+        assert!(!batch.is_empty() && batch.len() <= self.options.batch_size);
+        for member in &batch {
+            assert!(self.buffered.remove(member), "each member goes out once");
+        }
+        assert!(self.flights.insert(flight, (kind, batch)).is_none());
+    }
+}
