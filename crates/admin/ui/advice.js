@@ -32,6 +32,7 @@ const TENANT = {
   redis_credentials: ["Redis refuses user or password.", "Check redis.url and redis.password of the workers.", null],
   redis_wrong_type: ["A key of ours holds something else.", "Look at who else writes to this Redis.", null],
   redis_unexpected: ["Redis gave an answer nobody expects.", "Look at the worker's log.", null],
+  value_unknown_format: ["Some balances are in a format of a later release of the ledger. They stay scheduled and alive; the others are written.", "Update balance-sync. Nothing is to be done by hand after that.", null],
   tenant_not_found: ["The tenant service does not know it.", "Nothing, unless it should be there.", "refresh_credentials"],
   tenant_suspended: ["The tenant service has suspended it.", "Nothing, or reactivate it there.", "refresh_credentials"],
   tenant_purged: ["The tenant service has purged it.", "Nothing.", null],

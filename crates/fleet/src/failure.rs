@@ -28,6 +28,9 @@ pub enum SinkError {
     ManagerGone,
 }
 
+/// The reason of a tenant some of whose values are in a format of a later release; the others are written.
+pub const UNKNOWN_FORMAT: &str = "value_unknown_format";
+
 const fn row(reason: &'static str, pace: Pace, refetch: bool, ping: bool) -> Reaction {
     Reaction { reason, pace, refetch, ping, skip: false }
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balance_sync_domain::{BalanceRef, BalanceValue, Candidate, aggregate, effective_key};
+use balance_sync_domain::{BalanceRef, BalanceValue, Candidate, ValueError, aggregate, effective_key};
 use balance_sync_schedule::{Claimed, Refusal, ScheduleError};
 use balance_sync_store::{Outcome, Row, RowResult};
 use balance_sync_trace as trace;
@@ -37,6 +37,10 @@ pub struct FlushEnd {
     pub stale: usize,
     /// Members whose row is deleted: nothing is left to write.
     pub deleted: usize,
+    /// Members put off because their value is in a format of a later release.
+    pub unknown_format: usize,
+    /// The first of these, in words.
+    pub unknown_detail: Option<String>,
     /// Members put in quarantine.
     pub quarantined: usize,
     /// Members given back.
@@ -93,7 +97,8 @@ pub async fn flush<Q: Queue, S: Sink>(
 ) -> FlushEnd {
     let begun = Instant::now();
     let mut refused: Vec<(&Claimed, Refusal)> = Vec::new();
-    let decoded = decode(queue, claimed, &mut refused);
+    let mut postponed: Vec<(&Claimed, ValueError)> = Vec::new();
+    let decoded = decode(queue, claimed, &mut refused, &mut postponed);
     for (member, refusal) in &refused {
         if refusal.reason == REASON_EXPIRED {
             status.expired.fetch_add(1, Relaxed);
@@ -208,6 +213,7 @@ pub async fn flush<Q: Queue, S: Sink>(
         }
     }
     isolate(queue, &refused, &mut end, status).await;
+    postpone(queue, &postponed, &mut end, status).await;
     fleet.observe(Stage::Settle, settle_begun.elapsed());
     fleet.flushes.observe(begun.elapsed().as_secs_f64());
     let at = Trigger::ALL.iter().position(|known| *known == trigger).unwrap_or_default();
@@ -232,6 +238,7 @@ fn decode<'a>(
     queue: &impl Queue,
     claimed: &'a [Claimed],
     refused: &mut Vec<(&'a Claimed, Refusal)>,
+    postponed: &mut Vec<(&'a Claimed, ValueError)>,
 ) -> Vec<Decoded<'a>> {
     let mut decoded = Vec::with_capacity(claimed.len());
     for (at, entry) in claimed.iter().enumerate() {
@@ -252,8 +259,9 @@ fn decode<'a>(
             refused.push((entry, Refusal { reason: REASON_EXPIRED, detail }));
             continue;
         };
-        match BalanceValue::decode(value) {
+        match BalanceValue::of_member(&entry.member, value) {
             Ok(value) => decoded.push(Decoded { at, balance, value }),
+            Err(error) if error.keeps_scheduled() => postponed.push((entry, error)),
             Err(error) => {
                 refused.push((entry, Refusal { reason: error.reason(), detail: error.to_string() }))
             }
@@ -362,6 +370,43 @@ async fn isolate<Q: Queue>(
             end.orphaned += refused.len();
             status.cleanup_failures.fetch_add(1, Relaxed);
             tracing::warn!(members = refused.len(), %error, "members could not be quarantined, they stay scheduled");
+            end.note(error);
+        }
+    }
+}
+
+/// Puts members off whose values nothing is wrong with and that can't be written now.
+async fn postpone<Q: Queue>(
+    queue: &Q,
+    postponed: &[(&Claimed, ValueError)],
+    end: &mut FlushEnd,
+    status: &TenantStatus,
+) {
+    let Some((first, _)) = postponed.first() else { return };
+    let strange: Vec<_> = postponed.iter().filter(|(_, error)| error.is_unknown_format()).collect();
+    end.unknown_format = strange.len();
+    end.unknown_detail = strange.first().map(|(member, error)| {
+        format!("{} balances put off, the first {}: {error}", strange.len(), shown(&member.member))
+    });
+    status.unknown_format.fetch_add(strange.len() as u64, Relaxed);
+    status.deletion_markers.fetch_add((postponed.len() - strange.len()) as u64, Relaxed);
+    let span = trace::current().store_call("postpone", "redis");
+    span.count("members", postponed.len());
+    // A marker has the life that the ledger gave it.
+    let members: Vec<_> =
+        postponed.iter().map(|(member, error)| (*member, error.is_unknown_format())).collect();
+    match span.around(queue.postpone(&members)).await {
+        Ok(report) => tracing::debug!(
+            members = report.postponed,
+            kept = report.kept,
+            first = %shown(&first.member),
+            "balances put off, they stay scheduled"
+        ),
+        Err(error) => {
+            span.fail(redis_reaction(error.class).reason, || error.to_string());
+            end.orphaned += postponed.len();
+            status.cleanup_failures.fetch_add(1, Relaxed);
+            tracing::warn!(members = postponed.len(), %error, "balances could not be put off, their claims lapse by themselves");
             end.note(error);
         }
     }

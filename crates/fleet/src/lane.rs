@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use actix::Addr;
 use balance_sync_domain::KeySpace;
 use balance_sync_schedule::{
-    Claim, Claimed, QuarantineReport, Refusal, ReleaseReport, ScheduleError, Schedules, SettleReport,
+    Claim, Claimed, PostponeReport, QuarantineReport, Refusal, ReleaseReport, ScheduleError, Schedules,
+    SettleReport,
 };
 use balance_sync_store::{ErrorClass, Row, RowResult, Session};
 use balance_sync_tenants::Tenant;
@@ -63,6 +64,10 @@ impl Queue for RedisQueue {
 
     async fn release(&self, held: &[&Claimed]) -> Result<ReleaseReport, ScheduleError> {
         self.schedules.release(held).await
+    }
+
+    async fn postpone(&self, members: &[(&Claimed, bool)]) -> Result<PostponeReport, ScheduleError> {
+        self.schedules.postpone(members).await
     }
 
     async fn quarantine(&self, refused: &[(&Claimed, Refusal)]) -> Result<QuarantineReport, ScheduleError> {

@@ -7,7 +7,7 @@ use std::{future::Future, time::Duration};
 
 use balance_sync_domain::KeySpace;
 use balance_sync_schedule::{
-    Claim, Claimed, QuarantineReport, Refusal, ReleaseReport, ScheduleError, SettleReport,
+    Claim, Claimed, PostponeReport, QuarantineReport, Refusal, ReleaseReport, ScheduleError, SettleReport,
 };
 use balance_sync_store::{Row, RowResult};
 
@@ -47,6 +47,11 @@ pub trait Queue {
     fn settle(&self, written: &[&Claimed]) -> impl Future<Output = Result<SettleReport, ScheduleError>>;
     /// Gives members back.
     fn release(&self, held: &[&Claimed]) -> impl Future<Output = Result<ReleaseReport, ScheduleError>>;
+    /// Puts members off that can't be worked at present; `true` = and keeps their values alive.
+    fn postpone(
+        &self,
+        members: &[(&Claimed, bool)],
+    ) -> impl Future<Output = Result<PostponeReport, ScheduleError>>;
     /// Isolates members that can't be synced.
     fn quarantine(
         &self,

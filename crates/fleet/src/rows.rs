@@ -464,6 +464,10 @@ pub fn next_of(row: &TenantRow, options: &CollectorOptions) -> String {
     }
     match row.state {
         UNSERVED => "Nothing happens until a worker that serves it is up.".to_owned(),
+        "degraded" if row.reason.as_deref() == Some(crate::failure::UNKNOWN_FORMAT) => format!(
+            "Its other balances are written; those in a format of a later release are tried again every {}, and written by a worker that knows it.",
+            humantime::format_duration(options.put_off)
+        ),
         "degraded" => {
             let longest = humantime::format_duration(match row.reason.as_deref() {
                 Some(reason) if crate::failure::waits_long(reason) => options.backoff_long,

@@ -197,6 +197,10 @@ pub struct TenantStatus {
     pub stale: AtomicU64,
     /// Balances whose row is deleted.
     pub deleted: AtomicU64,
+    /// Members put off because their value is in a format of a later release, each time that they were.
+    pub unknown_format: AtomicU64,
+    /// Members put off because a deletion marker stands in their place, each time that they were.
+    pub deletion_markers: AtomicU64,
     /// Members put in quarantine.
     pub quarantined: AtomicU64,
     /// Members whose value had expired before anybody looked.
@@ -266,6 +270,8 @@ impl TenantStatus {
             updated: AtomicU64::new(0),
             stale: AtomicU64::new(0),
             deleted: AtomicU64::new(0),
+            unknown_format: AtomicU64::new(0),
+            deletion_markers: AtomicU64::new(0),
             quarantined: AtomicU64::new(0),
             expired: AtomicU64::new(0),
             kept: AtomicU64::new(0),

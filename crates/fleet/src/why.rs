@@ -158,6 +158,9 @@ pub struct RedisShown {
     pub ttl_seconds: Option<f64>,
     /// Why it can't be read.
     pub unreadable: Option<String>,
+    /// It can't be read, and is no fault: it stays scheduled until it can.
+    #[serde(skip)]
+    pub keeps_scheduled: bool,
     /// The amount.
     pub available: Option<String>,
     /// The amount.
@@ -390,7 +393,7 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
         let schedule = schedules.of_member(&member);
         let inspected = schedule.inspect(&member).await?;
         let balance = BalanceRef::parse(schedule.space(), &member).ok();
-        let value = inspected.value.as_deref().map(BalanceValue::decode);
+        let value = inspected.value.as_deref().map(|value| BalanceValue::of_member(&member, value));
         let sought = match (&balance, &value) {
             (_, Some(Ok(value))) => Some(Sought { id: Some(value.id), ..Sought::default() }),
             (Some(balance), _) => Some(Sought {
@@ -433,6 +436,7 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
                 unreadable: inspected
                     .unreadable
                     .or_else(|| value.as_ref().and_then(|v| v.as_ref().err()).map(ToString::to_string)),
+                keeps_scheduled: matches!(&value, Some(Err(error)) if error.keeps_scheduled()),
                 available: amount(&value, |value| value.available.as_str()),
                 on_hold: amount(&value, |value| value.on_hold.as_str()),
                 overdraft_used: amount(&value, |value| value.overdraft_used.as_str()),

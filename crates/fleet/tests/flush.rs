@@ -257,3 +257,30 @@ async fn a_write_without_an_answer_is_given_up_and_released() {
     assert_eq!((end.released, bench.queue.0.due()), (3, 3));
     assert_eq!(bench.queue.0.at(), secs(5));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_format_and_a_deletion_marker_are_put_off_and_the_others_are_written() {
+    let bench = Bench::new();
+    let (redis, space) = (&bench.queue.0, bench.space().clone());
+    redis.mutate(0..3, 1);
+    redis.schedule(member(&space, 7), Some(br#"{"ID":"x","SchemaVersion":3}"#.to_vec()), 0.0);
+    let marked = [member(&space, 8), b":deleted".to_vec()].concat();
+    redis.schedule(marked.clone(), Some(b"0190b5f2-token".to_vec()), 0.0);
+    for write_fails in [false, true] {
+        if write_fails {
+            bench.sink.0.is(Mood::FailsWrites(SinkError::Deadline(secs(1))));
+            redis.mutate(0..3, 2);
+            redis.schedule(member(&space, 7), Some(br#"{"ID":"x","SchemaVersion":3}"#.to_vec()), 0.0);
+            redis.schedule(marked.clone(), Some(b"0190b5f2-token".to_vec()), 0.0);
+            redis.postponed.borrow_mut().clear();
+        }
+        let end = bench.flush(&bench.claim().await).await;
+        assert_eq!(*redis.postponed.borrow(), [member(&space, 7), marked.clone()]);
+        assert_eq!((end.unknown_format, end.quarantined, end.orphaned), (1, 0, 0));
+        assert!(end.unknown_detail.unwrap().contains("SchemaVersion"));
+        assert_eq!(if write_fails { end.released } else { end.updated }, 3);
+    }
+    assert!(bench.quarantined().is_empty());
+    assert_eq!(bench.status.unknown_format.load(Relaxed), 2);
+    assert_eq!(bench.status.deletion_markers.load(Relaxed), 2);
+}

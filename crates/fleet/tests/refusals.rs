@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use balance_sync_fleet::status::TenantState;
 use balance_sync_schedule::{ErrorClass, Refused, ScheduleError};
-use common::{Lab, secs};
+use common::{Lab, member, secs};
 use tokio::task::LocalSet;
 
 async fn local<F: Future>(test: F) -> F::Output {
@@ -85,6 +85,33 @@ async fn what_is_refused_of_some_balances_is_shown_while_the_others_are_written(
         assert!(shown.detail.unwrap().starts_with("2 balances put off"));
         // It ends when it has not happened for two periods.
         *lab.redis.refused.borrow_mut() = None;
+        tokio::time::sleep(secs(121)).await;
+        assert_eq!(lab.reason(), None);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_format_is_shown_until_it_has_not_been_seen_for_two_periods() {
+    local(async {
+        let lab = Lab::new();
+        let strange = || {
+            lab.redis.schedule(member(&lab.redis.space, 50), Some(br#"{"SchemaVersion":9}"#.to_vec()), 0.0)
+        };
+        strange();
+        lab.redis.mutate(0..10, 1);
+        lab.start();
+        lab.until("all are written", |lab| lab.redis.settled.borrow().len() == 10).await;
+        lab.until("it is shown", |lab| lab.reason() == Some("value_unknown_format")).await;
+        for version in 2..5 {
+            // Each retry finds it as it was; the others go on.
+            tokio::time::sleep(secs(60)).await;
+            strange();
+            lab.redis.mutate(0..10, version);
+            lab.until("they are written", |lab| lab.postgres.rows.borrow()[&3] == version).await;
+            assert_eq!(lab.reason(), Some("value_unknown_format"));
+        }
+        assert!(lab.redis.quarantined.borrow().is_empty());
         tokio::time::sleep(secs(121)).await;
         assert_eq!(lab.reason(), None);
     })

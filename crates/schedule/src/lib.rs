@@ -34,8 +34,8 @@ pub use link::{Link, LinkSettings};
 pub use quarantine::{QuarantineEntry, Quarantined};
 pub use sample::{Look, PageEnd, Sample, sample};
 pub use schedule::{
-    Backlog, ClaimMode, ProtectPage, QuarantineReport, RecentFrom, RecentPage, ReleaseReport, Schedule,
-    ScheduleOptions, SettleReport,
+    Backlog, ClaimMode, PostponeReport, ProtectPage, QuarantineReport, RecentFrom, RecentPage, ReleaseReport,
+    Schedule, ScheduleOptions, SettleReport,
 };
 pub use schedules::Schedules;
 pub use snapshots::Snapshots;

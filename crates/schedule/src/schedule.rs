@@ -98,6 +98,15 @@ pub struct ReleaseReport {
     pub kept: u64,
 }
 
+/// What postponing did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PostponeReport {
+    /// Members that come due again later.
+    pub postponed: u64,
+    /// Members with a newer mutation or a later claim.
+    pub kept: u64,
+}
+
 /// What quarantining did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct QuarantineReport {
@@ -314,6 +323,31 @@ impl Schedule {
         let value = scripts::RELEASE.run(&self.link, &cmd).await?;
         let counts = ints("release", &value, 2)?;
         Ok(ReleaseReport { released: counts[0], kept: counts[1] })
+    }
+
+    /// Puts members off that can't be worked at present, each only under its lease. Those with `true` have a value that must be
+    /// there when they come due again.
+    ///
+    /// # Errors
+    /// As Redis answers. The leases then lapse by themselves.
+    pub async fn postpone(&self, members: &[(&Claimed, bool)]) -> Result<PostponeReport, ScheduleError> {
+        if members.is_empty() {
+            return Ok(PostponeReport::default());
+        }
+        let mut cmd = scripts::POSTPONE.call(1);
+        cmd.arg(self.space.schedule())
+            .arg(self.lock_prefix())
+            .arg(&self.options.lock_token)
+            .arg(millis(self.options.put_off))
+            // Some tries must fit in, should this worker not come back in time.
+            .arg(millis(self.options.protect_floor.max(3 * self.options.put_off)))
+            .arg(self.space.prefix());
+        for (claimed, keep_alive) in members {
+            cmd.arg(&*claimed.lease).arg(&claimed.member).arg(if *keep_alive { "v" } else { "-" });
+        }
+        let value = scripts::POSTPONE.run(&self.link, &cmd).await?;
+        let counts = ints("postpone", &value, 2)?;
+        Ok(PostponeReport { postponed: counts[0], kept: counts[1] })
     }
 
     /// Moves members that can't be synced into quarantine, each only under its lease.

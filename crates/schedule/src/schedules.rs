@@ -15,12 +15,14 @@ use std::{
 use balance_sync_domain::KeySpace;
 
 use crate::{
-    claimed::{Claim, Claimed, Refusal},
-    error::ScheduleError,
+    claimed::{Claim, Claimed, Refusal, Refused},
+    error::{ErrorClass, ScheduleError},
     inspect::Inspected,
     link::Link,
     quarantine::{QuarantineEntry, Quarantined},
-    schedule::{Backlog, QuarantineReport, ReleaseReport, Schedule, ScheduleOptions, SettleReport},
+    schedule::{
+        Backlog, PostponeReport, QuarantineReport, ReleaseReport, Schedule, ScheduleOptions, SettleReport,
+    },
 };
 
 /// While another schedule of the tenant is busy, an empty one is claimed from after a pause of this part of the time for
@@ -108,13 +110,15 @@ impl Schedules {
     ///
     /// # Errors
     /// As Redis answers, if nothing was claimed. Where the first schedule gave something and the second an error, what was
-    /// claimed counts, and the next claim begins with the second.
+    /// claimed counts, and the next claim begins with the second. A missing right to one form alone is reported beside what the
+    /// other gives: rights are given by key patterns, and may know one form only.
     pub async fn claim(&self, limit: usize) -> Result<Claim, ScheduleError> {
         if let [only] = self.all.as_slice() {
             return only.claim(limit).await;
         }
         let begin = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut claim = Claim::default();
+        let (mut readable, mut refused) = (false, Vec::new());
         for at in self.candidates(begin) {
             let room = limit.saturating_sub(claim.entries.len());
             if room == 0 {
@@ -128,8 +132,17 @@ impl Schedules {
                     self.turn.store(at, Ordering::Relaxed);
                     break;
                 }
+                Err(error) if error.class == ErrorClass::Permission => {
+                    self.note(at, 0);
+                    refused.push(Refused { put_off: 0, error });
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
+            readable = true;
+            if let Some(part) = part.refused.take() {
+                refused.push(part);
+            }
             self.note(at, part.scheduled);
             for claimed in &mut part.entries {
                 claimed.schedule = at;
@@ -141,6 +154,11 @@ impl Schedules {
             } else {
                 claim.entries.append(&mut part.entries);
             }
+        }
+        let put_off = refused.iter().map(|part| part.put_off).sum();
+        match refused.pop() {
+            Some(Refused { error, .. }) if !readable => return Err(error),
+            last => claim.refused = last.map(|last| Refused { put_off, ..last }),
         }
         claim.scheduled = self.lock().iter().map(|found| found.scheduled).sum();
         Ok(claim)
@@ -202,6 +220,23 @@ impl Schedules {
         for (schedule, members) in self.by_schedule(held, |claimed| claimed.schedule) {
             let report = schedule.release(&members).await?;
             sum.released += report.released;
+            sum.kept += report.kept;
+        }
+        Ok(sum)
+    }
+
+    /// As [`Schedule::postpone`], each member in the schedule it came from.
+    ///
+    /// # Errors
+    /// As [`Schedule::postpone`]; some may have been postponed then.
+    pub async fn postpone(&self, members: &[(&Claimed, bool)]) -> Result<PostponeReport, ScheduleError> {
+        if let [only] = self.all.as_slice() {
+            return only.postpone(members).await;
+        }
+        let mut sum = PostponeReport::default();
+        for (schedule, members) in self.by_schedule(members, |(claimed, _)| claimed.schedule) {
+            let report = schedule.postpone(&members).await?;
+            sum.postponed += report.postponed;
             sum.kept += report.kept;
         }
         Ok(sum)

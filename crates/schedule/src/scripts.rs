@@ -61,6 +61,7 @@ macro_rules! script {
 script!(CLAIM, "claim", "claim_balance_sync_keys.lua");
 script!(SETTLE, "settle", "remove_balance_sync_keys_batch.lua");
 script!(RELEASE, "release", "release_balance_sync_keys.lua");
+script!(POSTPONE, "postpone", "postpone_balances.lua");
 script!(PROTECT, "protect", "protect_scheduled_balances.lua");
 script!(PROTECT_RECENT, "protect recent", "protect_recently_scheduled.lua");
 script!(QUARANTINE, "quarantine", "quarantine_balance_sync_keys.lua");

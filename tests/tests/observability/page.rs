@@ -120,6 +120,7 @@ async fn a_workers_page_is_as_documented_and_answers_rules_and_dashboard() -> Re
     let worker = Worker::of(&sandbox)
         .set("supervisor.sample_interval", "200ms")
         .expect_error("redis may evict")
+        .expect_error("a format that this release doesn't know")
         .start()
         .await?;
     let tenants = sandbox.tenants();
@@ -146,13 +147,13 @@ async fn a_workers_page_is_as_documented_and_answers_rules_and_dashboard() -> Re
     Ok(())
 }
 
-/// One tenant that can't write, one with a value that can't be read, and a Redis that may throw keys away.
+/// One tenant that can't write, one with a value that can't be read, one with a value of a later release, and a Redis that may throw keys away.
 async fn trouble(sandbox: &Sandbox, worker: &Worker, tenants: &[SandboxTenant]) -> Result<()> {
     let mut producer = sandbox.producer();
     producer.mutate_each(DEFAULT_TTL).await?;
     comes_in_step(sandbox, &producer).await?;
 
-    let (broken, poisoned) = (&tenants[0], &tenants[1]);
+    let (broken, poisoned, newer) = (&tenants[0], &tenants[1], &tenants[2]);
     let sql = format!("ALTER ROLE \"{}\" CONNECTION LIMIT 0", broken.role);
     sandbox.postgres().execute("postgres", &sql).await?;
     sandbox.postgres().end_sessions(Some(&broken.role)).await?;
@@ -162,6 +163,9 @@ async fn trouble(sandbox: &Sandbox, worker: &Worker, tenants: &[SandboxTenant]) 
     let member = poisoned.keys.member(&poisoned.balances[0]);
     let _: () = redis.set(&member, "{\"ID\":").await?;
     let _: () = redis.zadd(poisoned.keys.schedule(), &member, 1).await?;
+    let member = newer.keys.member(&newer.balances[0]);
+    let _: () = redis.set(&member, "{\"SchemaVersion\":3}").await?;
+    let _: () = redis.zadd(newer.keys.schedule(), &member, 1).await?;
     let _: () =
         redis::cmd("CONFIG").arg(&["SET", "maxmemory-policy", "allkeys-lru"]).query_async(&mut redis).await?;
 
@@ -174,6 +178,13 @@ async fn trouble(sandbox: &Sandbox, worker: &Worker, tenants: &[SandboxTenant]) 
         )
         .await?;
     worker.reaches("balance_sync_quarantine_entries", &[("tenant_id", &id(poisoned))], 1.0).await?;
+    worker
+        .reaches(
+            "balance_sync_tenant_degraded",
+            &[("tenant_id", &id(newer)), ("reason", "value_unknown_format")],
+            1.0,
+        )
+        .await?;
     worker.reaches("balance_sync_shortest_life_seconds", &[("tenant_id", &id(broken))], 1.0).await?;
     // Older than the objective.
     worker.reaches("balance_sync_oldest_due_age_seconds", &[("tenant_id", &id(broken))], 6.0).await?;
@@ -300,6 +311,7 @@ async fn a_real_prometheus_answers(prometheus: &Prometheus, tenants: &[SandboxTe
     let broken = &tenants[0].id;
     for expression in [
         format!("ALERTS{{alertname=\"BalanceSyncTenantDegraded\", tenant_id=\"{broken}\"}}"),
+        format!("ALERTS{{alertname=\"BalanceSyncUnknownFormat\", tenant_id=\"{}\"}}", tenants[2].id),
         // Its alert needs the long windows, which are recorded once a minute.
         format!("job_tenant_id:balance_sync_behind:bool{{tenant_id=\"{broken}\"}} == 1"),
     ] {

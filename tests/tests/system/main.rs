@@ -13,6 +13,7 @@ mod controls;
 mod environment;
 mod exact;
 mod fleet;
+mod formats;
 mod forms;
 mod health;
 mod isolation;

@@ -36,6 +36,8 @@ pub(super) enum Counter {
     Updated,
     Stale,
     Deleted,
+    UnknownFormat,
+    DeletionMarker,
     Quarantined,
     Expired,
     Released,
@@ -48,10 +50,12 @@ pub(super) enum Counter {
 }
 
 impl Counter {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 14] = [
         Self::Updated,
         Self::Stale,
         Self::Deleted,
+        Self::UnknownFormat,
+        Self::DeletionMarker,
         Self::Quarantined,
         Self::Expired,
         Self::Released,
@@ -68,6 +72,8 @@ impl Counter {
             Self::Updated => &status.updated,
             Self::Stale => &status.stale,
             Self::Deleted => &status.deleted,
+            Self::UnknownFormat => &status.unknown_format,
+            Self::DeletionMarker => &status.deletion_markers,
             Self::Quarantined => &status.quarantined,
             Self::Expired => &status.expired,
             Self::Released => &status.released,

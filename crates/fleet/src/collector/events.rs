@@ -10,7 +10,7 @@ use balance_sync_schedule::{Claim, Claimed, Refused, ScheduleError};
 
 use super::{ClaimAnswer, Driver, Happened, Landing, PermitSlot, UpkeepAnswer};
 use crate::{
-    failure::{SinkError, redis_failure},
+    failure::{SinkError, UNKNOWN_FORMAT, redis_failure},
     flush::FlushEnd,
     ports::{Queue, Sink},
     status::Stage,
@@ -21,6 +21,9 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
         match happened {
             Happened::Landed(Landing::Ended(id, end)) => {
                 self.held.retain(|(held, _)| *held != id);
+                if let Some(detail) = &end.unknown_detail {
+                    self.note_unknown_format(detail);
+                }
                 if let Some(error) = &end.failure
                     && !self.machine.is_running()
                     && !self.machine.is_leaving()
@@ -90,12 +93,22 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
     fn note_refusal(&self, refused: &Refused) {
         let reason = refused.error.class.name();
         let detail = if refused.put_off == 0 {
-            format!("values can't be kept alive: {}", refused.error)
+            refused.error.to_string()
         } else {
             format!("{} balances put off, their values can't be read: {}", refused.put_off, refused.error)
         };
         if self.status.notice(reason, detail.clone(), 2 * self.options.put_off) {
             tracing::warn!(reason, error = detail, "redis refuses some of the tenant's keys");
+        }
+    }
+
+    /// Some values are in a format of a later release. They wait for a worker that knows it, and the others are written.
+    fn note_unknown_format(&self, detail: &str) {
+        if self.status.notice(UNKNOWN_FORMAT, detail.to_owned(), 2 * self.options.put_off) {
+            tracing::error!(
+                detail,
+                "values are in a format that this release doesn't know: they stay scheduled, update balance-sync"
+            );
         }
     }
 

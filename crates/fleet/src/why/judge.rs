@@ -29,7 +29,18 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
     if tenant.state == UNSERVED {
         return "It waits: no live worker serves this tenant.".to_owned();
     }
-    if tenant.state == "degraded" {
+    if report.redis.keeps_scheduled {
+        let why = report.redis.unreadable.as_deref().unwrap_or_default();
+        let again = if report.schedule.state == Scheduled::Leased {
+            format!("comes due again at {until}")
+        } else {
+            "is looked at next".to_owned()
+        };
+        return format!("It stays scheduled, its value is kept, and it {again}: {why}.");
+    }
+    // The tenant's other balances are written.
+    let writes = tenant.reason.as_deref() == Some(crate::failure::UNKNOWN_FORMAT);
+    if tenant.state == "degraded" && !writes {
         let reason = tenant.reason.as_deref().unwrap_or("unknown");
         let pace = if crate::failure::waits_long(reason) {
             "tried again with long delays until somebody mends it, or at once by the action flush"
@@ -50,7 +61,7 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
     }
     match report.schedule.state {
         Scheduled::Leased if report.schedule.score.is_some_and(|score| score - now > lease * 1.5) => format!(
-            "It was put off because the tenant's quarantine is full, and comes due again at {until}; make room by retrying or dropping entries."
+            "It was put off, because the tenant's quarantine is full or Redis refused to give its value, and comes due again at {until}."
         ),
         Scheduled::Leased => format!("A worker holds it and writes it now; if that worker dies it comes due again at {until}."),
         Scheduled::Future => format!("Its time comes at {until}; nobody claims it before."),
@@ -150,6 +161,7 @@ mod tests {
                 version: Some(2),
                 ttl_seconds: Some(3000.0),
                 unreadable: None,
+                keeps_scheduled: false,
                 available: Some("1".to_owned()),
                 on_hold: Some("1".to_owned()),
                 overdraft_used: Some("0".to_owned()),
@@ -219,6 +231,25 @@ mod tests {
         tells(score(NOW - 6.0), Behind, "claimed and written next");
         tells(score(NOW + 20.000_000_5), OnItsWay, "A worker holds it");
         tells(score(NOW + 600.000_000_5), OnItsWay, "quarantine is full");
+        let unknown = |report: &mut BalanceReport| {
+            state("degraded", Some("value_unknown_format"))(report);
+            report.redis.unreadable = Some("field SchemaVersion is 3".to_owned());
+            report.redis.keeps_scheduled = true;
+        };
+        tells(
+            unknown,
+            OnItsWay,
+            "stays scheduled, its value is kept, and it is looked at next: field SchemaVersion",
+        );
+        tells(
+            |report| {
+                unknown(report);
+                score(NOW + 20.000_000_5)(report);
+            },
+            OnItsWay,
+            "comes due again at",
+        );
+        tells(state("degraded", Some("value_unknown_format")), OnItsWay, "claimed and written next");
         tells(score(NOW + 600.0), OnItsWay, "nobody claims it before");
         tells(state(UNSERVED, None), OnItsWay, "no live worker serves this tenant");
         tells(state("degraded", Some("postgres_credentials")), OnItsWay, "until somebody mends it");

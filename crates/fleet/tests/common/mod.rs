@@ -25,8 +25,8 @@ use balance_sync_fleet::{
     status::{FleetStatus, StateInfo, TenantState, TenantStatus},
 };
 use balance_sync_schedule::{
-    Claim, Claimed, ErrorClass, QuarantineReport, Refusal, Refused, ReleaseReport, ScheduleError,
-    SettleReport,
+    Claim, Claimed, ErrorClass, PostponeReport, QuarantineReport, Refusal, Refused, ReleaseReport,
+    ScheduleError, SettleReport,
 };
 use balance_sync_store::{Outcome, Row, RowResult};
 use balance_sync_tenants::{KeyForm, Tenant};
@@ -111,6 +111,7 @@ pub struct Redis {
     pub claims: RefCell<Vec<ClaimCall>>,
     pub settled: RefCell<Vec<Vec<u8>>>,
     pub released: RefCell<Vec<Vec<u8>>>,
+    pub postponed: RefCell<Vec<Vec<u8>>>,
     pub quarantined: RefCell<Vec<(Vec<u8>, &'static str)>>,
     /// The words of each refusal, in the order in which they came.
     pub details: RefCell<Vec<String>>,
@@ -138,6 +139,7 @@ impl Redis {
             claims: RefCell::default(),
             settled: RefCell::default(),
             released: RefCell::default(),
+            postponed: RefCell::default(),
             quarantined: RefCell::default(),
             details: RefCell::default(),
             idles: RefCell::default(),
@@ -300,6 +302,15 @@ impl Queue for FakeQueue {
         self.0.released.borrow_mut().extend(back.iter().map(|waiting| waiting.member.clone()));
         self.0.due.borrow_mut().extend(back);
         self.0.answer("release").await;
+        Ok(report)
+    }
+
+    async fn postpone(&self, members: &[(&Claimed, bool)]) -> Result<PostponeReport, ScheduleError> {
+        self.0.refuse("postpone")?;
+        let (taken, kept) = self.0.take_leased(members.iter().map(|(claimed, _)| *claimed));
+        let report = PostponeReport { postponed: taken.len() as u64, kept };
+        self.0.postponed.borrow_mut().extend(taken.into_iter().map(|waiting| waiting.member));
+        self.0.answer("postpone").await;
         Ok(report)
     }
 

@@ -1,8 +1,10 @@
 //! Settling and releasing: only under the lease.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use crate::{Tenant, all, names, number, refusal, tell};
+use balance_sync_schedule::{Schedule, ScheduleOptions};
+
+use crate::{Tenant, all, ask, names, number, refusal, tell};
 
 #[tokio::test]
 async fn written_members_leave_the_schedule_and_newer_mutations_stay() {
@@ -174,4 +176,48 @@ async fn quarantining_is_no_way_around_the_lease_either() {
     assert_eq!((report.quarantined, report.kept, report.full), (0, 1, 0));
     assert_eq!(number(&tenant.score(&member).await.unwrap()), number(&score));
     assert_eq!(schedule.quarantine_len().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn what_is_put_off_stays_scheduled_and_alive_and_comes_due_again() {
+    let tenant = Tenant::new("postpone").await;
+    for name in ["strange", "marker", "newer"] {
+        tenant.mutate(name, "{}").await;
+    }
+    let members = ["strange", "marker", "newer"].map(|name| tenant.member(name));
+    for schedule in [tenant.lease_mode(), tenant.lock_mode("us")] {
+        let schedule = Schedule::new(
+            tenant.link.clone(),
+            tenant.space.clone(),
+            Arc::new(ScheduleOptions { put_off: Duration::from_secs(400), ..schedule.options().clone() }),
+        );
+        for member in &members {
+            tell!(tenant, "ZADD", tenant.space.schedule(), "1", member);
+        }
+        let claim = schedule.claim(10).await.unwrap();
+        assert_eq!(names(&claim.entries), [&*members[1], &*members[2], &*members[0]]);
+        let (newer, score) = tenant.mutate("newer", "{}").await;
+        for member in &members {
+            tell!(tenant, "PEXPIRE", member, 50_000);
+        }
+        let held: Vec<_> =
+            claim.entries.iter().map(|claimed| (claimed, claimed.member == members[0].as_bytes())).collect();
+        let report = schedule.postpone(&held).await.unwrap();
+        assert_eq!((report.postponed, report.kept), (2, 1));
+        assert_eq!(number(&tenant.score(&newer).await.unwrap()), number(&score));
+        let (now, _): (f64, u64) = ask!(tenant, "TIME");
+        for member in &members[..2] {
+            let wait = number(&tenant.score(member).await.unwrap()) - now;
+            assert!((380.0..402.0).contains(&wait), "{wait} s");
+            assert_eq!(tenant.lock_of(member).await, None);
+        }
+        assert!(tenant.life(&members[0]).await > 1_100_000, "alive for three tries");
+        assert!(tenant.life(&members[1]).await <= 50_000, "a marker has its own life");
+        // It is nobody's lease: neither is it settled by the former, nor does it hide a newer mutation.
+        assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 0);
+        assert_eq!(schedule.postpone(&[]).await.unwrap().postponed, 0);
+        let again = schedule.claim(10).await.unwrap();
+        assert_eq!(names(&again.entries), [newer.as_str()]);
+        assert_eq!(schedule.release(&all(&again.entries)).await.unwrap().released, 1);
+    }
 }
