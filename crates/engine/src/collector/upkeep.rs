@@ -116,6 +116,8 @@ impl<M> Collector<M> {
                 match ran {
                     Upkeep::Sweep => self.upkeep.next_sweep = Some(again),
                     Upkeep::Recent { .. } => self.upkeep.next_recent = again,
+                    // One that took longer than the interval before it failed is due already.
+                    Upkeep::Survey if self.upkeep.next_survey <= step.now => self.upkeep.next_survey = again,
                     Upkeep::Survey => self.upkeep.next_survey = self.upkeep.next_survey.min(again),
                 }
             }

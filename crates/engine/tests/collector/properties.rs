@@ -30,7 +30,7 @@ enum Action {
 fn actions() -> impl Strategy<Value = Vec<Action>> {
     let action = prop_oneof![
         12 => prop_oneof![3 => 0..20_u64, 2 => 20..200_u64, 1 => 200..70_000_u64].prop_map(Action::Pass),
-        10 => (0..12_usize, 0..3_u64).prop_map(|(found, more)| Action::Claim(found, more)),
+        10 => (prop_oneof![4 => 0..12_usize, 1 => 40..130_usize], 0..3_u64).prop_map(|(found, more)| Action::Claim(found, more)),
         2 => any::<u8>().prop_map(Action::ClaimFails),
         6 => Just(Action::Permit),
         1 => any::<u8>().prop_map(Action::PermitFails),
@@ -43,6 +43,15 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
         1 => Just(Action::Abandoned),
     ];
     proptest::collection::vec(action, 0..150)
+}
+
+/// Batches that are claimed at once, and such of which only a part is claimed ahead while permits are scarce.
+fn settings() -> impl Strategy<Value = Options> {
+    (1..4_usize, prop_oneof![Just(10_usize), Just(120)]).prop_map(|(pipeline_depth, batch_size)| Options {
+        pipeline_depth,
+        batch_size,
+        ..options()
+    })
 }
 
 fn any_failure(side: Side, kind: u8) -> Failure {
@@ -125,8 +134,8 @@ proptest! {
 
     /// Whatever has happened, a tenant whose servers are well again is served within the longest backoff.
     #[test]
-    fn it_always_finds_its_way_back(depth in 1..4_usize, actions in actions()) {
-        let mut world = World::new(Options { pipeline_depth: depth, ..options() });
+    fn it_always_finds_its_way_back(settings in settings(), actions in actions()) {
+        let mut world = World::new(settings);
         for action in actions {
             play(&mut world, action);
         }
@@ -147,8 +156,8 @@ proptest! {
 
     /// Whatever has happened, a stop ends in time, and every claimed member has been written or given up on purpose.
     #[test]
-    fn a_stop_ends_in_time_and_loses_no_claim(actions in actions(), leave in any::<bool>(), last in actions()) {
-        let mut world = World::new(options());
+    fn a_stop_ends_in_time_and_loses_no_claim(settings in settings(), actions in actions(), leave in any::<bool>(), last in actions()) {
+        let mut world = World::new(settings);
         for action in actions {
             play(&mut world, action);
         }
@@ -173,8 +182,8 @@ proptest! {
 
     /// A collector that gets no answer at all sleeps.
     #[test]
-    fn without_answers_it_sleeps(actions in actions()) {
-        let mut world = World::new(options());
+    fn without_answers_it_sleeps(settings in settings(), actions in actions()) {
+        let mut world = World::new(settings);
         for action in actions {
             play(&mut world, action);
         }
@@ -185,8 +194,8 @@ proptest! {
 
     /// Asked again at once, it has nothing more to do.
     #[test]
-    fn everything_due_is_begun_at_once(actions in actions()) {
-        let mut world = World::new(options());
+    fn everything_due_is_begun_at_once(settings in settings(), actions in actions()) {
+        let mut world = World::new(settings);
         world.control(Service::Active, Role::First);
         for action in actions {
             play(&mut world, action);

@@ -88,6 +88,7 @@ fn with_redis_away_it_sleeps_while_a_permit_is_waited_for_and_claims_when_that_i
     assert!(world.ticks - ticks <= 10, "{} ticks in 4 s", world.ticks - ticks);
     world.grant();
     world.land();
+    assert_eq!(world.state, TenantState::Degraded, "a written row shows nothing about Redis");
     assert!(world.claim.is_some(), "its wait is over as well");
     world.answer_claim(0, 0);
     assert_eq!(world.state, TenantState::Idle);
@@ -157,6 +158,32 @@ fn a_standby_takes_over_for_a_minute_when_nobody_claims() {
     world.pass(ms(1));
     assert_eq!((world.state, world.wait), (TenantState::Standby, Some(Wait::Watch)));
     world.control(Service::Active, Role::First);
+    assert!(world.claim.is_some());
+}
+
+#[test]
+fn a_standby_uses_a_permit_for_what_is_there() {
+    let mut world = World::new(scarce());
+    world.control(Service::Active, Role::First);
+    world.answer_claim(50, 1000);
+    world.control(Service::Active, Role::Standby);
+    world.grant();
+    assert_eq!(world.flights.values().map(|(_, batch)| batch.len()).collect::<Vec<_>>(), [50]);
+    world.land();
+    assert_eq!((world.state, world.claims), (TenantState::Standby, 1));
+}
+
+#[test]
+fn a_request_to_flush_ends_a_long_backoff_and_the_wait_for_more() {
+    let mut world = World::started(options());
+    world.answer_claim(3, 0);
+    world.request_flush();
+    assert_eq!(world.permit, Permit::Requested);
+    world.refuse_permit(failure(Side::Sink, Pace::Long, false));
+    world.fail_claim(failure(Side::Queue, Pace::Long, false));
+    world.land();
+    assert!(world.claim.is_none());
+    world.request_flush();
     assert!(world.claim.is_some());
 }
 

@@ -74,6 +74,8 @@ struct Held {
     until: Instant,
     ping: bool,
     skip: bool,
+    /// What fails lets be written what is held.
+    writes: bool,
 }
 
 pub struct World {
@@ -101,6 +103,8 @@ pub struct World {
 
     pub state: TenantState,
     degraded: Option<Held>,
+    /// The side of the last failure.
+    failing: Side,
     taken_over_until: Option<Instant>,
     pub reports: Vec<Report>,
     pub claims: usize,
@@ -133,6 +137,7 @@ impl World {
             unwritten: 0,
             state: TenantState::Starting,
             degraded: None,
+            failing: Side::Queue,
             taken_over_until: None,
             reports: Vec::new(),
             claims: 0,
@@ -213,6 +218,7 @@ impl World {
 
     pub fn fail_claim(&mut self, failure: Failure) {
         self.claim.take().expect("a claim is under way");
+        self.failing = failure.side;
         self.handle(Event::ClaimFailed(failure));
     }
 
@@ -225,6 +231,7 @@ impl World {
     pub fn refuse_permit(&mut self, failure: Failure) {
         assert_eq!(self.permit, Permit::Requested);
         self.permit = Permit::None;
+        self.failing = failure.side;
         self.handle(Event::PermitFailed(failure));
     }
 
@@ -246,6 +253,7 @@ impl World {
             }
             _ => end.released = batch.len(),
         }
+        self.failing = failure.as_ref().map_or(self.failing, |failure| failure.side);
         end.failure = failure;
         self.written += end.written;
         self.unwritten += end.released;
@@ -259,12 +267,17 @@ impl World {
         {
             held.ping = false;
         }
+        self.failing = answer.as_ref().err().map_or(self.failing, |failure| failure.side);
         self.handle(Event::Probed(answer));
     }
 
     pub fn end_upkeep(&mut self, end: UpkeepEnd) {
-        self.upkeep.take().expect("upkeep is under way");
+        let ran = self.upkeep.take().expect("upkeep is under way");
         self.handle(Event::UpkeepEnded(end));
+        if end == UpkeepEnd::Failed {
+            let same = |upkeep| std::mem::discriminant(&upkeep) == std::mem::discriminant(&ran);
+            assert!(!self.upkeep.is_some_and(same), "{ran:?} is repeated at once");
+        }
     }
 
     pub fn end_wait(&mut self) {
@@ -324,6 +337,21 @@ impl World {
         assert!(flushes <= most, "{flushes} flushes in flight");
         if self.permit == Permit::Held {
             assert!(self.claim.is_some(), "a permit is kept only while a claim may complete its batch");
+        }
+        if self.permit == Permit::Requested {
+            assert!(!self.buffered.is_empty(), "a permit for nothing");
+        }
+        if let Some(held) = self.degraded
+            && !held.writes
+            && (self.now < held.until || held.ping)
+        {
+            assert!(
+                self.buffered.is_empty() && self.permit == Permit::None,
+                "held, though it can't be written"
+            );
+        }
+        if self.controls.service == Service::Paused && self.machine.is_running() {
+            assert!(self.wait.is_none() && !self.probe);
         }
         if self.machine.ended().is_some() {
             assert!(self.buffered.is_empty() && self.flights.is_empty() && self.claim.is_none());
@@ -414,8 +442,12 @@ impl World {
             Command::Degrade { reaction, delay, .. } => {
                 assert!(!self.probe, "its answer would be to another failure");
                 self.state = TenantState::Degraded;
-                self.degraded =
-                    Some(Held { until: self.now + delay, ping: reaction.ping, skip: reaction.skip });
+                self.degraded = Some(Held {
+                    until: self.now + delay,
+                    ping: reaction.ping,
+                    skip: reaction.skip,
+                    writes: self.failing.ends_with_a_claim(),
+                });
             }
             Command::Report(report) => {
                 if let Report::Recovered { .. } = report {
