@@ -132,7 +132,8 @@ impl Schedules {
                     self.turn.store(at, Ordering::Relaxed);
                     break;
                 }
-                Err(error) if error.class == ErrorClass::Permission => {
+                // Its schedule can't be reached at all. Where it can, and its values can't, the tenant is refused as ever.
+                Err(error) if error.class == ErrorClass::Permission && !error.message.contains("script") => {
                     self.note(at, 0);
                     refused.push(Refused { put_off: 0, error });
                     continue;

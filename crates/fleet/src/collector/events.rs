@@ -16,6 +16,9 @@ use crate::{
     status::Stage,
 };
 
+/// How long something is shown that is reported again by each claim, at least.
+const SHOWN: Duration = Duration::from_secs(5);
+
 impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
     pub(super) fn event(&mut self, happened: Happened<S::Place>) -> Event<Claimed> {
         match happened {
@@ -97,7 +100,13 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
         } else {
             format!("{} balances put off, their values can't be read: {}", refused.put_off, refused.error)
         };
-        if self.status.notice(reason, detail.clone(), 2 * self.options.put_off) {
+        // What was put off comes back in its time, all else with each claim.
+        let lasts = if refused.put_off > 0 {
+            2 * self.options.put_off
+        } else {
+            SHOWN.max(3 * self.options.idle_backoff_max)
+        };
+        if self.status.notice(reason, detail.clone(), lasts) {
             tracing::warn!(reason, error = detail, "redis refuses some of the tenant's keys");
         }
     }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually, free_port};
-use balance_sync_schedule::{ErrorClass, Link, LinkSettings, Schedule, ScheduleOptions};
+use balance_sync_schedule::{ErrorClass, Link, LinkSettings, Schedule, ScheduleOptions, Schedules};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -303,4 +303,39 @@ end
     let error = tokio::time::timeout(Duration::from_secs(20), schedule.claim(1)).await.unwrap().unwrap_err();
     assert_eq!((error.class, error.is_transient()), (ErrorClass::UndeclaredKeys, false), "{error}");
     answering.abort();
+}
+
+#[tokio::test]
+async fn a_right_to_one_form_of_a_tenants_id_is_enough_for_that_form() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let (dashed, simple) = ("39f62952-1671-5081-bfae-a96f12321ea0", "39f6295216715081bfaea96f12321ea0");
+    let tenants = [dashed, simple].map(space_of);
+    let [one, other] = [
+        Tenant::on(tenants[0].clone(), &server.url()).await,
+        Tenant::on(tenants[1].clone(), &server.url()).await,
+    ];
+    let pattern = format!("~tenant:{dashed}:*");
+    tell!(one, "ACL", "SETUSER", "half", "on", ">pw", &pattern, "+@all");
+    let link = Link::new(&LinkSettings::for_url(&format!("redis://half:pw@127.0.0.1:{}/0", server.port())));
+    let schedules = Schedules::new(&link.unwrap(), tenants.to_vec(), &Arc::new(ScheduleOptions::default()));
+    other.mutate("there", "{}").await;
+    for round in 0..3 {
+        // With nothing and with something due in the other form.
+        let claim = schedules.claim(10).await.unwrap();
+        assert_eq!(claim.entries.len(), usize::from(round > 0));
+        let held = all(&claim.entries);
+        schedules.settle(&held).await.unwrap();
+        one.mutate("here", "{}").await;
+        if let Some(refused) = claim.refused {
+            assert_eq!((refused.put_off, refused.error.class), (0, ErrorClass::Permission));
+        } else {
+            assert!(round > 0, "the one that can't be reached is left out while the other is busy");
+        }
+    }
+    // Where the schedule can be read and no value, the tenant is refused.
+    tell!(one, "ACL", "SETUSER", "half", "~*", "-get", "-mget");
+    tell!(other, "DEL", other.space.schedule());
+    for _ in 0..2 {
+        assert_eq!(schedules.claim(10).await.unwrap_err().class, ErrorClass::Permission);
+    }
 }
