@@ -31,7 +31,7 @@ pub use processes::is_alive;
 pub use program::Program;
 pub use proxy::{Fault, Proxy};
 pub use redis::{RedisOptions, RedisServer};
-pub use tenancy::{balance_table, balance_table_sql};
+pub use tenancy::{balance_table, balance_table_sql, operation_table, operation_table_sql};
 pub use tenant_service::{
     ServiceFault, ServiceRoute, TenantIsolation, TenantRecord, TenantService, TenantStatus,
 };

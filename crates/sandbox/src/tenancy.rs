@@ -1,4 +1,4 @@
-//! The ledger's side of PostgreSQL: the `balance` table, tenants' databases, schemas and roles.
+//! The ledger's side of PostgreSQL: the tables `balance` and `operation`, tenants' databases, schemas and roles.
 //!
 //! A tenant's role can do what the ledger's own role needs in its own database or schema (select,
 //! insert, update), and can't even connect to another tenant's database.
@@ -43,6 +43,31 @@ CREATE UNIQUE INDEX ON {table} (organization_id, ledger_id, account_id, asset_co
     WHERE deleted_at IS NULL;
 ";
 
+/// The trail of operations, as far as others than the ledger know it, with the index of ledgers from 4.1 on; `{table}` is
+/// its qualified name.
+const OPERATION_TABLE: &str = "
+CREATE TABLE {table} (
+    id UUID PRIMARY KEY DEFAULT gen_random_uuid(),
+    balance_id UUID,
+    account_id UUID,
+    organization_id UUID,
+    ledger_id UUID,
+    asset_code TEXT,
+    balance_key TEXT DEFAULT 'default',
+    available_balance_after DECIMAL,
+    on_hold_balance_after DECIMAL,
+    balance_version_before BIGINT,
+    balance_version_after BIGINT,
+    snapshot JSONB NOT NULL DEFAULT '{}',
+    balance_affected BOOLEAN NOT NULL DEFAULT true,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    recorded_at TIMESTAMPTZ,
+    deleted_at TIMESTAMPTZ
+);
+CREATE INDEX ON {table} (organization_id, ledger_id, account_id, balance_id,
+    COALESCE(recorded_at, created_at) DESC, balance_version_after DESC) WHERE deleted_at IS NULL;
+";
+
 /// The statements that create the `balance` table and its three indexes, in this schema or in `public`.
 pub fn balance_table_sql(schema: Option<&str>) -> String {
     BALANCE_TABLE.replace("{table}", &balance_table(schema))
@@ -53,8 +78,18 @@ pub fn balance_table(schema: Option<&str>) -> String {
     format!("{}.balance", quote_name(schema.unwrap_or("public")))
 }
 
+/// The statements that create the `operation` table and its index, in this schema or in `public`.
+pub fn operation_table_sql(schema: Option<&str>) -> String {
+    OPERATION_TABLE.replace("{table}", &operation_table(schema))
+}
+
+/// The quoted name of the `operation` table of this schema, or of `public`.
+pub fn operation_table(schema: Option<&str>) -> String {
+    format!("{}.operation", quote_name(schema.unwrap_or("public")))
+}
+
 impl PostgresServer {
-    /// Creates the template database with the `balance` table. Done once; further calls do nothing.
+    /// Creates the template database with the tables. Done once; further calls do nothing.
     ///
     /// # Errors
     /// What PostgreSQL answers.
@@ -117,10 +152,13 @@ impl PostgresServer {
         let sql = format!(
             "CREATE SCHEMA {quoted_schema};
              {}
+             {}
              GRANT USAGE ON SCHEMA {quoted_schema} TO {quoted_role};
-             GRANT SELECT, INSERT, UPDATE ON {} TO {quoted_role};",
+             GRANT SELECT, INSERT, UPDATE ON {}, {} TO {quoted_role};",
             balance_table_sql(Some(schema)),
+            operation_table_sql(Some(schema)),
             balance_table(Some(schema)),
+            operation_table(Some(schema)),
         );
         self.execute(database, &sql).await.with_context(|| format!("creating schema {schema} in {database}"))
     }
@@ -165,11 +203,13 @@ impl PostgresServer {
         self.create_database(TEMPLATE).await?;
         let sql = format!(
             "{}
+             {}
              GRANT USAGE ON SCHEMA public TO {TENANTS_ROLE};
-             GRANT SELECT, INSERT, UPDATE ON public.balance TO {TENANTS_ROLE};",
-            balance_table_sql(None)
+             GRANT SELECT, INSERT, UPDATE ON public.balance, public.operation TO {TENANTS_ROLE};",
+            balance_table_sql(None),
+            operation_table_sql(None)
         );
-        self.execute(TEMPLATE, &sql).await.context("creating the balance table")?;
+        self.execute(TEMPLATE, &sql).await.context("creating the tables")?;
         // A database that anybody is connected to can't be copied, autovacuum included.
         self.execute(
             "postgres",

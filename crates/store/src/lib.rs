@@ -19,6 +19,7 @@ mod row;
 mod session;
 mod spec;
 mod sql;
+mod trail;
 mod update;
 mod verify;
 
@@ -30,5 +31,6 @@ pub use lookup::{FoundRow, Sought};
 pub use row::{Outcome, Row, RowResult};
 pub use session::Session;
 pub use spec::{DatabaseSpec, InvalidTlsMode, PoolKey, TlsMode};
+pub use trail::{Fate, LOOK_LIMIT, LastKnown, Named};
 pub use update::CHUNK_ROWS;
 pub use verify::StoredRow;

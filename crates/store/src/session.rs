@@ -8,6 +8,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use sqlx::postgres::PgRow;
@@ -126,6 +127,11 @@ impl Session {
         let turn = self.unless(Phase::Closing, turn).await?.map_err(|_| self.database.no_place())?;
         self.turn = Some(turn.map_err(|_| StoreError::closed())?);
         Ok(())
+    }
+
+    /// How long the server lets a statement run.
+    pub(crate) fn statement_timeout(&self) -> Duration {
+        self.database.inner().spec.effective_statement_timeout()
     }
 
     /// When waiting for the first connection must have ended.

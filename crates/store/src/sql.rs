@@ -12,6 +12,7 @@
 //! `standard_conforming_strings` nor `client_encoding` can change what it means.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -191,16 +192,42 @@ impl<'t> Sql<'t> {
     /// # Errors
     /// As [`Sql::balances`].
     pub(crate) fn table(&mut self, table: &Table, name: &'static str) -> Result<&mut Self, Unwritable> {
-        let schema = table
-            .schema()
-            .or_else(|| self.target.and_then(|target| target.schema.as_deref()))
-            .ok_or(Unwritable::NoSchema)?
-            .to_owned();
+        let schema = self.schema(table)?;
         crate::identifier::quote(&schema, &mut self.text);
         self.text.push('.');
         crate::identifier::quote(name, &mut self.text);
         self.tables.push((schema, table.clone()));
         Ok(self)
+    }
+
+    /// The table of that name in the schema of the balance table, as `regclass`; `NULL` if there is none.
+    ///
+    /// # Errors
+    /// As [`Sql::balances`].
+    pub(crate) fn regclass(&mut self, table: &Table, name: &'static str) -> Result<&mut Self, Unwritable> {
+        let schema = self.schema(table)?;
+        self.push("pg_catalog.to_regclass(").text(&format!("\"{}\".\"{name}\"", schema.replace('"', "\"\"")));
+        self.text.push(')');
+        self.tables.push((schema, table.clone()));
+        Ok(self)
+    }
+
+    fn schema(&self, table: &Table) -> Result<String, Unwritable> {
+        let schema = table.schema().or_else(|| self.target.and_then(|target| target.schema.as_deref()));
+        schema.map(str::to_owned).ok_or(Unwritable::NoSchema)
+    }
+
+    /// Limits of its own for this statement, and no sorting where an index gives the order. To be called before anything is
+    /// written.
+    pub(crate) fn limit(&mut self, time: Duration, lock: Duration) -> &mut Self {
+        debug_assert!(self.text.ends_with(';') && !self.guarded, "settings come before the statement");
+        let (time, lock) = (time.as_millis(), lock.as_millis());
+        let _ = write!(
+            self.text,
+            "SET LOCAL statement_timeout = {time};SET LOCAL lock_timeout = {lock};SET LOCAL enable_sort = off;"
+        );
+        self.statements += 3;
+        self
     }
 
     /// A text, whatever it contains.
@@ -225,6 +252,19 @@ impl<'t> Sql<'t> {
     pub(crate) fn uuids(&mut self, ids: impl Iterator<Item = Uuid>) -> &mut Self {
         self.array(ids, |sql, id| sql.push_uuid(id));
         self.text += "uuid[]";
+        self
+    }
+
+    /// An array of texts, whatever they contain.
+    pub(crate) fn texts<'a>(&mut self, texts: impl Iterator<Item = &'a str>) -> &mut Self {
+        self.text += "ARRAY[";
+        for (n, text) in texts.enumerate() {
+            if n > 0 {
+                self.text.push(',');
+            }
+            self.text(text);
+        }
+        self.text += "]::pg_catalog.text[]";
         self
     }
 
@@ -328,6 +368,13 @@ mod tests {
                 sql.amounts(["-1.50", "+1e-7"].into_iter()).map(drop).unwrap();
             }),
             "'{-1.50,+1e-7}'::pg_catalog.numeric[]"
+        );
+        assert_eq!(
+            sql(|sql| {
+                sql.texts(["\u{1}", "'"].into_iter());
+            }),
+            "ARRAY[pg_catalog.convert_from(pg_catalog.decode('01', 'hex'), 'UTF8'),\
+             pg_catalog.convert_from(pg_catalog.decode('27', 'hex'), 'UTF8')]::pg_catalog.text[]"
         );
         assert_eq!(
             sql(|sql| {

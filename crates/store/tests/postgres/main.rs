@@ -7,4 +7,5 @@ mod isolation;
 mod pooler;
 mod refusals;
 mod support;
+mod trail;
 mod update;

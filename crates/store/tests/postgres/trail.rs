@@ -1,0 +1,230 @@
+//! What became of balances of which only the name is left.
+
+use std::time::Duration;
+
+use balance_sync_store::{DatabaseSpec, ErrorClass, Fate, Named, Table};
+
+use crate::support::{LEDGER, ORGANIZATION, Tenant, id, open};
+
+fn named(alias: &str) -> Named<'_> {
+    Named { organization: ORGANIZATION, ledger: LEDGER, alias, key: "default" }
+}
+
+async fn fate(tenant: &Tenant, name: Named<'_>) -> Fate {
+    tenant.database().fates(&Table::unqualified(), &[name]).await.unwrap().remove(0)
+}
+
+/// An operation of the balance with this number, after which it has this version and 10 × as much.
+async fn operation(tenant: &Tenant, number: u32, version: i64, more: &str) {
+    let columns: Vec<&str> =
+        more.split(", ").filter_map(|part| part.split_once(" = ")).map(|p| p.0).collect();
+    let values: Vec<&str> = more.split(", ").filter_map(|part| part.split_once(" = ")).map(|p| p.1).collect();
+    let list = |parts: &[&str]| parts.iter().map(|part| format!(", {part}")).collect::<String>();
+    tenant
+        .sql(&format!(
+            "INSERT INTO operation (balance_id, account_id, organization_id, ledger_id, balance_version_before, \
+             balance_version_after, available_balance_after, on_hold_balance_after{}) \
+             SELECT id, account_id, organization_id, ledger_id, {version} - 1, {version}, {version} * 10, 2.50{} \
+             FROM balance WHERE id = '{}'",
+            list(&columns),
+            list(&values),
+            id(number)
+        ))
+        .await;
+}
+
+fn why(fate: &Fate) -> &str {
+    match fate {
+        Fate::Unknown { why, .. } => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn each_balance_has_its_fate() {
+    let tenant = Tenant::new("fates").await;
+    tenant.seed(9).await;
+    tenant
+        .sql(
+            "UPDATE balance SET version = 5; \
+             UPDATE balance SET deleted_at = now() WHERE alias IN ('@a2', '@a3'); \
+             UPDATE balance SET key = NULL WHERE alias = '@a4'; \
+             INSERT INTO balance (id, organization_id, ledger_id, account_id, alias, asset_code, version) \
+             SELECT gen_random_uuid(), organization_id, ledger_id, gen_random_uuid(), alias, 'BRL', 1 \
+             FROM balance WHERE alias = '@a3'; \
+             UPDATE balance SET version = NULL WHERE alias = '@a8'; \
+             UPDATE balance SET alias = '@a9 # é:/x' WHERE alias = '@a9'",
+        )
+        .await;
+    for (number, version, more) in [
+        (1, 5, ""),
+        (4, 4, ""),
+        // The newest one counts, whenever it was made; neither deleted ones do, nor those that changed nothing.
+        (5, 6, "created_at = now() - interval '1 hour'"),
+        (5, 4, ""),
+        (5, 9, "balance_affected = false"),
+        (5, 8, "deleted_at = now()"),
+        (9, 7, "snapshot = '{\"overdraftUsedBefore\":\"1.5\";\"overdraftUsedAfter\":\"4\"}'"),
+        (8, 1, ""),
+    ] {
+        operation(&tenant, number, version, &more.replace(';', ",")).await;
+    }
+    let other = Named { ledger: ORGANIZATION, ..named("@a2") };
+    let savings = Named { key: "savings", ..named("@a2") };
+    let sought = [
+        named("@a1"),
+        named("@a2"),
+        named("@a3"),
+        named("@a4"),
+        named("@a5"),
+        named("@a6"),
+        named("nobody"),
+        other,
+        savings,
+        named("@a8"),
+        named("@a9 # é:/x"),
+    ];
+    let fates = tenant.database().fates(&Table::unqualified(), &sought).await.unwrap();
+    assert_eq!(fates[0], Fate::Stale { row_version: 5 });
+    assert_eq!(fates[1], Fate::Deleted);
+    assert_eq!(fates[2], Fate::Stale { row_version: 1 }, "the account was created again");
+    assert_eq!(fates[3], Fate::Stale { row_version: 5 });
+    let Fate::Lost(lost) = &fates[4] else { panic!("{:?}", fates[4]) };
+    assert_eq!((lost.row_version, lost.version), (5, 6));
+    assert_eq!((lost.available.as_deref(), lost.on_hold.as_deref()), (Some("60"), Some("2.50")));
+    assert_eq!((lost.overdraft_used.as_deref(), lost.in_doubt), (Some("0"), false));
+    assert!(why(&fates[5]).contains("not complete"), "a row with versions and no operation: {:?}", fates[5]);
+    for nobody in 6..9 {
+        assert!(why(&fates[nobody]).contains("no row"), "{nobody}: {:?}", fates[nobody]);
+    }
+    let Fate::Lost(lost) = &fates[9] else { panic!("{:?}", fates[9]) };
+    assert_eq!((lost.row_version, lost.version), (-1, 1));
+    let Fate::Lost(lost) = &fates[10] else { panic!("{:?}", fates[10]) };
+    assert_eq!((lost.overdraft_used.as_deref(), lost.in_doubt), (Some("4"), false));
+    assert!(tenant.database().fates(&Table::unqualified(), &[]).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_traps_of_the_trail() {
+    let tenant = Tenant::new("traps").await;
+    tenant.seed(3).await;
+    tenant.sql("UPDATE balance SET key = 'overdraft' WHERE alias = '@a1'").await;
+    let repaid =
+        "snapshot = '{\"overdraftUsedBefore\":\"70\";\"overdraftUsedAfter\":\"20.50\"}'".replace(';', ",");
+    for number in [1, 2] {
+        let sql = format!(
+            "INSERT INTO operation (balance_id, account_id, organization_id, ledger_id, balance_key, \
+             balance_version_after, available_balance_after, on_hold_balance_after, snapshot) \
+             SELECT id, account_id, organization_id, ledger_id, key, 2, 20, 0, {} FROM balance WHERE id = '{}'",
+            repaid.trim_start_matches("snapshot = "),
+            id(number)
+        );
+        tenant.sql(&sql).await;
+    }
+    operation(&tenant, 3, 2, "snapshot = '[7]'").await;
+    let Fate::Lost(lost) = fate(&tenant, Named { key: "overdraft", ..named("@a1") }).await else { panic!() };
+    assert_eq!(
+        (lost.overdraft_used, lost.in_doubt),
+        (None, false),
+        "the snapshot is that of the primary balance"
+    );
+    let Fate::Lost(lost) = fate(&tenant, named("@a2")).await else { panic!() };
+    assert_eq!((lost.overdraft_used.as_deref(), lost.in_doubt), (Some("20.50"), true), "it may be a cancel");
+    let Fate::Lost(lost) = fate(&tenant, named("@a3")).await else { panic!() };
+    assert_eq!((lost.overdraft_used, lost.in_doubt), (None, false), "a snapshot of another form");
+    tenant.sql("UPDATE operation SET snapshot = '{\"overdraftUsedAfter\":\"-1e9\"}'").await;
+    let Fate::Lost(lost) = fate(&tenant, named("@a3")).await else { panic!() };
+    assert!(lost.in_doubt, "what is no amount proves nothing");
+}
+
+#[tokio::test]
+async fn what_may_not_be_read_is_named_and_stops_nothing() {
+    let tenant = Tenant::new("unreadable").await;
+    tenant.seed(2).await;
+    operation(&tenant, 1, 2, "").await;
+    tenant.sql("UPDATE balance SET deleted_at = now() WHERE alias = '@a2'").await;
+    let lost = |fate: Fate| matches!(fate, Fate::Lost(lost) if lost.version == 2);
+    assert!(lost(fate(&tenant, named("@a1")).await));
+
+    tenant.sql("REVOKE SELECT ON operation FROM balance_sync_tenants").await;
+    let found = fate(&tenant, named("@a1")).await;
+    assert_eq!(why(&found), "the grant SELECT on operation is missing");
+    assert!(matches!(found, Fate::Unknown { row_version: Some(1), .. }));
+    assert_eq!(fate(&tenant, named("@a2")).await, Fate::Deleted, "that needs no trail");
+    tenant.sql("GRANT SELECT ON operation TO balance_sync_tenants").await;
+
+    // Row security hides rows without a word, or refuses.
+    tenant
+        .sql("ALTER TABLE operation ENABLE ROW LEVEL SECURITY; ALTER ROLE unreadable SET row_security = off")
+        .await;
+    let found = fate(&tenant, named("@a1")).await;
+    assert!(why(&found).contains("row-level security"), "{found:?}");
+    tenant.sql("ALTER TABLE operation DISABLE ROW LEVEL SECURITY").await;
+
+    // Older ledgers have fewer columns.
+    tenant
+        .sql("ALTER TABLE operation DROP recorded_at, DROP snapshot, DROP balance_affected, DROP balance_key")
+        .await;
+    assert!(lost(fate(&tenant, named("@a1")).await));
+    tenant.sql("ALTER TABLE operation DROP balance_version_after").await;
+    assert_eq!(
+        why(&fate(&tenant, named("@a1")).await),
+        "table operation has no column balance_version_after"
+    );
+    tenant.sql("DROP TABLE operation").await;
+    assert_eq!(why(&fate(&tenant, named("@a1")).await), "there is no table operation");
+
+    tenant
+        .sql(
+            "REVOKE SELECT ON balance FROM balance_sync_tenants; \
+             GRANT SELECT (id, organization_id, ledger_id, version, deleted_at) ON balance TO balance_sync_tenants",
+        )
+        .await;
+    assert_eq!(
+        why(&fate(&tenant, named("@a1")).await),
+        "the grant SELECT (alias, key, account_id) on balance is missing"
+    );
+    tenant.sql("DROP TABLE balance").await;
+    let error = tenant.database().fates(&Table::unqualified(), &[named("@a1")]).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::NotProvisioned);
+}
+
+#[tokio::test]
+async fn what_takes_too_long_is_left_open_and_a_lock_is_a_failure() {
+    let tenant = Tenant::new("slowness").await;
+    tenant.seed(2).await;
+    operation(&tenant, 1, 2, "").await;
+    let hasty =
+        || open(DatabaseSpec { statement_timeout: Some(Duration::from_millis(500)), ..tenant.spec() });
+    tenant
+        .sql(
+            "ALTER TABLE operation RENAME TO slow; \
+             CREATE VIEW operation AS SELECT slow.* FROM slow, LATERAL (SELECT pg_sleep(60)) AS s; \
+             GRANT SELECT ON operation TO balance_sync_tenants",
+        )
+        .await;
+    let fates = hasty().fates(&Table::unqualified(), &[named("@a1"), named("@a2")]).await.unwrap();
+    for fate in &fates {
+        assert_eq!(why(fate), "the search for the newest operation took longer than 500ms");
+    }
+
+    let mut locker = tenant.server.connect(&tenant.name).await.unwrap();
+    sqlx::raw_sql("BEGIN; LOCK TABLE balance").execute(&mut locker).await.unwrap();
+    let patient = open(DatabaseSpec { statement_timeout: Some(Duration::from_secs(60)), ..tenant.spec() });
+    let error = patient.fates(&Table::unqualified(), &[named("@a1")]).await.unwrap_err();
+    assert_eq!((error.class(), error.sqlstate()), (ErrorClass::Timeout, Some("55P03")));
+}
+
+/// Ten thousand closed accounts in a ledger of seventy thousand, on tables that nobody has analyzed.
+#[tokio::test]
+async fn many_deleted_rows_are_found_with_few_statements() {
+    let tenant = Tenant::new("closed_accounts").await;
+    tenant.sql("ALTER TABLE balance SET (autovacuum_enabled = off)").await;
+    tenant.seed(70_000).await;
+    tenant.sql("UPDATE balance SET deleted_at = now() WHERE id <= lpad(to_hex(10000), 32, '0')::uuid").await;
+    let aliases: Vec<String> = (1..=10_100).map(|n| format!("@a{n}")).collect();
+    let sought: Vec<Named<'_>> = aliases.iter().map(|alias| named(alias)).collect();
+    let fates = tenant.database().fates(&Table::unqualified(), &sought).await.unwrap();
+    assert!(fates[..10_000].iter().all(|fate| *fate == Fate::Deleted));
+    assert!(fates[10_000..].iter().all(|fate| *fate == Fate::Stale { row_version: 1 }));
+}
