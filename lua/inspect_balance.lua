@@ -4,8 +4,10 @@
 -- KEYS[2]  quarantine hash of the tenant
 -- KEYS[3]  the balance's value; also the member of the schedule
 -- KEYS[4]  the claim lock of the member
+-- KEYS[5]  losses of the tenant
 --
--- Result   { now, score | false, value | false, life, lock | false, lock's life, quarantine entry | false, why | false }
+-- Result   { now, score | false, value | false, life, lock | false, lock's life, quarantine entry | false, why | false,
+--            loss | false }
 --          now    Redis time, seconds with six decimals
 --          lives  in milliseconds; -1 = without end, -2 = there is none
 --          why    in words, when the value's key is there and can't be read
@@ -35,4 +37,5 @@ return {
   redis.call('PTTL', KEYS[4]),
   try('HGET', KEYS[2], KEYS[3]),
   why,
+  try('HGET', KEYS[5], KEYS[3]),
 }

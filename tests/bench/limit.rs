@@ -115,7 +115,7 @@ async fn empty(schedule: &Schedule, tenant: &Tenant, batch: usize) -> Result<()>
     while !claimed.is_empty() {
         let claiming = async { anyhow::Ok(schedule.claim(batch).await?.entries) };
         let writing = write(tenant, &claimed);
-        let (next, (), ()) = try_join3(claiming, writing, settle(schedule, &written)).await?;
+        let (next, (), ()) = try_join3(claiming, writing, Box::pin(settle(schedule, &written))).await?;
         written = std::mem::replace(&mut claimed, next);
     }
     settle(schedule, &written).await

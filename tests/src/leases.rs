@@ -41,6 +41,10 @@ pub struct Scripts {
     pub release: String,
     /// Text of quarantining.
     pub quarantine: String,
+    /// Text of recording losses.
+    pub lose: String,
+    /// Text of putting off.
+    pub put_off: String,
 }
 
 impl Default for Scripts {
@@ -51,6 +55,8 @@ impl Default for Scripts {
             settle: include_str!("../../lua/remove_balance_sync_keys_batch.lua").to_owned(),
             release: include_str!("../../lua/release_balance_sync_keys.lua").to_owned(),
             quarantine: include_str!("../../lua/quarantine_balance_sync_keys.lua").to_owned(),
+            lose: include_str!("../../lua/record_losses.lua").to_owned(),
+            put_off: include_str!("../../lua/put_off_balance_sync_keys.lua").to_owned(),
         }
     }
 }
@@ -225,6 +231,8 @@ enum Kind {
     Settle,
     Release,
     Quarantine,
+    Lose,
+    PutOff,
 }
 
 /// A call of one of the worker's scripts.
@@ -265,6 +273,8 @@ impl Model {
             (&scripts.settle, Kind::Settle),
             (&scripts.release, Kind::Release),
             (&scripts.quarantine, Kind::Quarantine),
+            (&scripts.lose, Kind::Lose),
+            (&scripts.put_off, Kind::PutOff),
         ];
         let kinds = kinds.into_iter().map(|(text, kind)| (Script::new(text).get_hash().into(), kind));
         Self { kinds: kinds.collect(), schedules: HashMap::new(), call: None, tally: Tally::default() }
@@ -344,7 +354,7 @@ impl Model {
                     By::Worker(token)
                 }
                 Some((Kind::Settle, _)) => bail!("settling schedules {}", shown(member)),
-                Some((Kind::Release | Kind::Quarantine, _)) => {
+                Some((Kind::Release | Kind::Quarantine | Kind::Lose | Kind::PutOff, _)) => {
                     self.may_change(key, member)?;
                     self.tally.released += 1;
                     By::Anybody
@@ -360,7 +370,7 @@ impl Model {
         for member in members {
             let kind = self.call.as_ref().map(|call| call.kind);
             ensure!(
-                matches!(kind, Some(Kind::Settle | Kind::Quarantine)),
+                matches!(kind, Some(Kind::Settle | Kind::Quarantine | Kind::Lose)),
                 "{} is removed by somebody else ({kind:?})",
                 shown(&member)
             );
@@ -406,9 +416,10 @@ fn read_call(kind: Kind, words: &mut Words<'_>) -> Result<Call> {
     // Position of the token, where members begin, words per member.
     let (token, first, step) = match kind {
         Kind::Claim => (6, argv.len(), 1),
-        Kind::Settle => (1, 2, 2),
+        Kind::Settle | Kind::PutOff => (1, 3, 2),
         Kind::Release => (1, 4, 3),
-        Kind::Quarantine => (1, 4, 6),
+        Kind::Quarantine => (1, 5, 6),
+        Kind::Lose => (1, 4, 4),
     };
     let mut shown = HashMap::new();
     for member in argv.get(first..).context("too few arguments")?.chunks_exact(step) {

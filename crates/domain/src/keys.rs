@@ -20,6 +20,7 @@ const LOCK: &str = "lock:{transactions}:balance-sync:";
 const BALANCE: &str = "balance:{transactions}:";
 /// Ours alone: the ledger knows no such key.
 const QUARANTINE: &str = "quarantine:{transactions}:balance-sync";
+const LOSSES: &str = "losses:{transactions}:balance-sync";
 
 /// The keys of one tenant ([`KeySpace::tenant`]) or of a single-tenant ledger ([`KeySpace::single`]), built
 /// once and cheap to clone.
@@ -32,6 +33,7 @@ struct Keys {
     schedule: String,
     legacy_schedule: String,
     quarantine: String,
+    losses: String,
     lock_prefix: String,
     balance_prefix: String,
 }
@@ -55,6 +57,7 @@ impl KeySpace {
             schedule: format!("{prefix}{SCHEDULE}"),
             legacy_schedule: format!("{prefix}{LEGACY_SCHEDULE}"),
             quarantine: format!("{prefix}{QUARANTINE}"),
+            losses: format!("{prefix}{LOSSES}"),
             lock_prefix: format!("{prefix}{LOCK}"),
             balance_prefix: format!("{prefix}{BALANCE}"),
             prefix,
@@ -89,6 +92,12 @@ impl KeySpace {
     #[must_use]
     pub fn quarantine(&self) -> &str {
         &self.0.quarantine
+    }
+
+    /// The hash of members whose last mutations are lost.
+    #[must_use]
+    pub fn losses(&self) -> &str {
+        &self.0.losses
     }
 
     /// What the claim locks of this space start with; the whole member follows.
@@ -167,6 +176,7 @@ mod tests {
         assert_eq!(keys.schedule(), "schedule:{transactions}:balance-sync-v2");
         assert_eq!(keys.legacy_schedule(), "schedule:{transactions}:balance-sync");
         assert_eq!(keys.quarantine(), "quarantine:{transactions}:balance-sync");
+        assert_eq!(keys.losses(), "losses:{transactions}:balance-sync");
         assert_eq!(keys.lock(b"m"), b"lock:{transactions}:balance-sync:m");
         assert_eq!(keys.balance_prefix(), "balance:{transactions}:");
     }

@@ -7,7 +7,7 @@ use redis::Value;
 
 use crate::{
     error::ScheduleError,
-    quarantine::{QuarantineEntry, read_entry},
+    quarantine::{QuarantineEntry, entry_of},
     schedule::{Schedule, array, bulk, seconds},
     scripts,
 };
@@ -34,7 +34,7 @@ pub struct Inspected {
     pub lock: Option<String>,
     /// Remaining life of the lock.
     pub lock_life: Option<Duration>,
-    /// Its entry in quarantine.
+    /// Its entry in quarantine, or that of a loss.
     pub quarantine: Option<QuarantineEntry>,
 }
 
@@ -52,13 +52,14 @@ impl Schedule {
     /// As Redis answers.
     pub async fn inspect(&self, member: &[u8]) -> Result<Inspected, ScheduleError> {
         const OPERATION: &str = "inspect balance";
-        let mut cmd = scripts::INSPECT.call(4);
+        let mut cmd = scripts::INSPECT.call(5);
         cmd.arg(self.space().schedule())
             .arg(self.space().quarantine())
             .arg(member)
-            .arg(self.space().lock(member));
+            .arg(self.space().lock(member))
+            .arg(self.space().losses());
         let answer = scripts::INSPECT.run(self.link(), &cmd).await?;
-        let parts = array(OPERATION, &answer, 8)?;
+        let parts = array(OPERATION, &answer, 9)?;
         let bytes = |at: usize| match &parts[at] {
             Value::BulkString(bytes) => Some(bytes.clone()),
             _ => None,
@@ -75,7 +76,7 @@ impl Schedule {
             life: life(3),
             lock: bytes(4).map(|lock| String::from_utf8_lossy(&lock).into_owned()),
             lock_life: life(5),
-            quarantine: bytes(6).map(|entry| read_entry(&entry)),
+            quarantine: entry_of(bytes(6).as_deref(), bytes(8).as_deref()),
         })
     }
 
@@ -86,7 +87,9 @@ impl Schedule {
     pub async fn find_members(&self, part: &str, most: usize) -> Result<Vec<Vec<u8>>, ScheduleError> {
         let pattern = format!("*{}*", escaped(part));
         let mut found = std::collections::BTreeSet::new();
-        for (command, key) in [("ZSCAN", self.space().schedule()), ("HSCAN", self.space().quarantine())] {
+        let space = self.space();
+        let keys = [("ZSCAN", space.schedule()), ("HSCAN", space.quarantine()), ("HSCAN", space.losses())];
+        for (command, key) in keys {
             let mut cursor = b"0".to_vec();
             for _ in 0..PAGES {
                 let mut cmd = redis::cmd(command);

@@ -6,7 +6,8 @@
 //! them one typed wrapper, and knows neither Postgres nor actors.
 //!
 //! Reading order: [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · [`claimed`] (what a
-//! claim holds) · [`schedule`] (the wrappers) · [`schedules`] (a tenant's) · [`quarantine`] (entries, by hand) · [`mod@sample`] (what waits, for the
+//! claim holds) · [`schedule`] (the wrappers) · [`schedules`] (a tenant's) · [`quarantine`] (entries, by hand) ·
+//! [`losses`] (of values that are gone) · [`mod@sample`] (what waits, for the
 //! eye) · [`workers`] (who else is there) · [`snapshots`] (what they know) · [`controls`] (what operators decided) ·
 //! [`heads`] (whether anybody claims) · [`inspect`] (one balance) · [`subscription`] (messages) · [`error`].
 
@@ -16,6 +17,7 @@ pub mod error;
 pub mod heads;
 pub mod inspect;
 pub mod link;
+pub mod losses;
 pub mod quarantine;
 pub mod sample;
 pub mod schedule;
@@ -31,6 +33,7 @@ pub use controls::Controls;
 pub use error::{ErrorClass, ScheduleError};
 pub use heads::{Head, Seen, look_at_heads};
 pub use link::{Link, LinkSettings};
+pub use losses::{Loss, REASON_LOST};
 pub use quarantine::{QuarantineEntry, Quarantined};
 pub use sample::{Look, PageEnd, Sample, sample};
 pub use schedule::{

@@ -277,21 +277,32 @@ impl Schedule {
         Ok(Claim { entries, scheduled, now, foreign, refused })
     }
 
-    /// Removes written members, each only under its lease, and clears their quarantine entries.
+    /// Removes written members, each only under its lease, and clears their quarantine entries. Losses stay, and are marked.
     ///
     /// # Errors
     /// As Redis answers. The leases then lapse, and the next write of these members is stale and harmless.
     pub async fn settle(&self, written: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
+        self.remove("written", written).await
+    }
+
+    /// Removes members from the schedule, because they are `written` or there is `nothing` to write.
+    pub(crate) async fn remove(
+        &self,
+        why: &'static str,
+        members: &[&Claimed],
+    ) -> Result<SettleReport, ScheduleError> {
         const OPERATION: &str = "settle";
-        if written.is_empty() {
+        if members.is_empty() {
             return Ok(SettleReport::default());
         }
-        let mut cmd = scripts::SETTLE.call(2);
+        let mut cmd = scripts::SETTLE.call(3);
         cmd.arg(self.space.schedule())
             .arg(self.space.quarantine())
+            .arg(self.space.losses())
             .arg(self.lock_prefix())
-            .arg(&self.options.lock_token);
-        for claimed in written {
+            .arg(&self.options.lock_token)
+            .arg(why);
+        for claimed in members {
             cmd.arg(&*claimed.lease).arg(&claimed.member);
         }
         let value = scripts::SETTLE.run(&self.link, &cmd).await?;
@@ -367,7 +378,8 @@ impl Schedule {
                 .arg(self.lock_prefix())
                 .arg(&self.options.lock_token)
                 .arg(self.options.quarantine_limit)
-                .arg(millis(self.options.quarantine_put_off));
+                .arg(millis(self.options.quarantine_put_off))
+                .arg(self.space.prefix());
             for (claimed, refusal) in page {
                 let (value, flag) = self.kept_value(claimed.value.as_deref());
                 cmd.arg(&*claimed.lease)
@@ -549,7 +561,7 @@ impl Schedule {
         int("count schedule", &self.link.ask("count schedule", &cmd).await?)
     }
 
-    fn lock_prefix(&self) -> &str {
+    pub(crate) fn lock_prefix(&self) -> &str {
         match self.options.mode {
             ClaimMode::Lease => "",
             ClaimMode::Lock => self.space.lock_prefix(),
@@ -601,7 +613,7 @@ pub async fn probe_overdue(
     parts.iter().map(|part| int(OPERATION, part).map(|at| (at as usize).saturating_sub(1))).collect()
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -11,6 +11,7 @@ use redis::{Script, Value};
 
 const SCHEDULE: &str = "tenant:t:schedule:{transactions}:balance-sync-v2";
 const QUARANTINE: &str = "tenant:t:quarantine:{transactions}:balance-sync";
+const LOSSES: &str = "tenant:t:losses:{transactions}:balance-sync";
 const MEMBER: &str = "tenant:t:balance:{transactions}:\"o\"\n:l:@a#default";
 
 /// A schedule, and workers who do with it what they like.
@@ -45,7 +46,7 @@ impl Lab {
     async fn settle(&mut self, worker: &str, lease: &str) -> Result<()> {
         let script = Script::new(&self.scripts.settle);
         let mut call = script.key(SCHEDULE);
-        call.key(QUARANTINE).arg("").arg(worker).arg(lease).arg(MEMBER);
+        call.key(QUARANTINE).key(LOSSES).arg("").arg(worker).arg("written").arg(lease).arg(MEMBER);
         Ok(call.invoke_async(&mut self.redis).await?)
     }
 

@@ -14,6 +14,7 @@ mod heads;
 mod hostile;
 mod link;
 mod locks;
+mod losses;
 mod protect;
 mod quarantine;
 mod refusals;

@@ -196,6 +196,49 @@ async fn a_copy_that_was_cut_short_is_never_written() {
     assert_eq!(schedule.claim(1).await.unwrap().entries[0].value, None);
 }
 
+/// What the entry doesn't hold as a whole stays in Redis for as long as the entry does, however long that is.
+#[tokio::test]
+async fn the_value_of_a_cut_entry_is_kept_alive_until_the_entry_goes() {
+    let tenant = Tenant::new("quarantine-alive").await;
+    let schedule = tenant.with(|options| options.quarantine_value_limit = 4);
+    let life = async |member: &str| -> i64 { crate::ask!(tenant, "TTL", member) };
+    for finish in ["settle", "drop", "mutate"] {
+        let (member, _) = tenant.mutate("a", "too long").await;
+        let claim = schedule.claim(1).await.unwrap();
+        schedule.quarantine(&[(&claim.entries[0], refusal("bad"))]).await.unwrap();
+        assert_eq!(life(&member).await, -1, "it has no end");
+        schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap();
+        let claim = schedule.claim(1).await.unwrap();
+        assert_eq!(claim.entries[0].value.as_deref(), Some(&b"too long"[..]));
+        // Refused again, it is still the entry that keeps it.
+        schedule.quarantine(&[(&claim.entries[0], refusal("bad"))]).await.unwrap();
+        schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap();
+        let claim = schedule.claim(1).await.unwrap();
+        match finish {
+            "settle" => assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 1),
+            "drop" => assert_eq!(schedule.quarantine_drop(&[member.as_bytes()]).await.unwrap(), 1),
+            _ => {
+                tenant.mutate("a", "newer").await;
+                let claim = schedule.claim(1).await.unwrap();
+                assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 1);
+            }
+        }
+        let left = life(&member).await;
+        let most = if finish == "mutate" { 3_600 } else { 86_400 };
+        assert!((most - 60..=most).contains(&left), "{finish}: {left}");
+        tell!(tenant, "DEL", tenant.space.schedule());
+    }
+    // What the entry holds, and what belongs to another tenant, is left alone.
+    let (member, _) = tenant.mutate("a", "fits").await;
+    let foreign = "tenant:other:balance:{transactions}:o:l:a#default";
+    tell!(tenant, "SET", foreign, "too long", "EX", 3_600);
+    tenant.schedule(foreign, "1700000000").await;
+    let claim = schedule.claim(2).await.unwrap();
+    let refused: Vec<_> = claim.entries.iter().map(|claimed| (claimed, refusal("bad"))).collect();
+    assert_eq!(schedule.quarantine(&refused).await.unwrap().quarantined, 2);
+    assert!(life(&member).await > 0 && life(foreign).await > 0);
+}
+
 #[tokio::test]
 async fn entries_that_are_not_ours_stop_nothing() {
     let tenant = Tenant::new("quarantine-alien").await;

@@ -94,8 +94,8 @@ async fn each_balance_has_its_fate() {
     assert_eq!((lost.available.as_deref(), lost.on_hold.as_deref()), (Some("60"), Some("2.50")));
     assert_eq!((lost.overdraft_used.as_deref(), lost.in_doubt), (Some("0"), false));
     assert!(why(&fates[5]).contains("not complete"), "a row with versions and no operation: {:?}", fates[5]);
-    for nobody in 6..9 {
-        assert!(why(&fates[nobody]).contains("no row"), "{nobody}: {:?}", fates[nobody]);
+    for nobody in &fates[6..9] {
+        assert!(why(nobody).contains("no row"), "{nobody:?}");
     }
     let Fate::Lost(lost) = &fates[9] else { panic!("{:?}", fates[9]) };
     assert_eq!((lost.row_version, lost.version), (-1, 1));
