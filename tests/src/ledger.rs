@@ -184,7 +184,12 @@ pub fn quarantine_key(tenant: &SandboxTenant) -> String {
     format!("{}quarantine:{{transactions}}:balance-sync", tenant.keys.prefix())
 }
 
-/// Whether nothing is scheduled and nothing quarantined for this tenant.
+/// Hash of the tenant's losses.
+pub fn losses_key(tenant: &SandboxTenant) -> String {
+    format!("{}quarantine:{{transactions}}:balance-sync:losses", tenant.keys.prefix())
+}
+
+/// Whether nothing is scheduled, nothing quarantined and nothing lost for this tenant.
 ///
 /// # Errors
 /// What is.
@@ -196,6 +201,8 @@ pub async fn is_settled(sandbox: &Sandbox, tenant: &SandboxTenant) -> Result<()>
     let mut redis = sandbox.redis().connect().await?;
     let quarantined: Vec<String> = redis.hkeys(quarantine_key(tenant)).await?;
     ensure!(quarantined.is_empty(), "tenant {}: in quarantine: {quarantined:?}", tenant.id);
+    let lost: Vec<String> = redis.hkeys(losses_key(tenant)).await?;
+    ensure!(lost.is_empty(), "tenant {}: lost: {lost:?}", tenant.id);
     Ok(())
 }
 

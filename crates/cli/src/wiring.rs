@@ -102,6 +102,7 @@ fn collector_options(config: &Config) -> CollectorOptions {
         protect_after: config.claim.protect_after,
         protect_floor: config.claim.protect_floor,
         survey_interval: config.claim.legacy_interval,
+        trail_grace: config.quarantine.trail_grace,
         backoff_min: config.postgres.backoff_min,
         backoff_max: config.postgres.backoff_max,
         backoff_long: config.postgres.backoff_long,

@@ -20,7 +20,7 @@ const LOCK: &str = "lock:{transactions}:balance-sync:";
 const BALANCE: &str = "balance:{transactions}:";
 /// Ours alone: the ledger knows no such key.
 const QUARANTINE: &str = "quarantine:{transactions}:balance-sync";
-const LOSSES: &str = "losses:{transactions}:balance-sync";
+const LOSSES: &str = "quarantine:{transactions}:balance-sync:losses";
 
 /// The keys of one tenant ([`KeySpace::tenant`]) or of a single-tenant ledger ([`KeySpace::single`]), built
 /// once and cheap to clone.
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(keys.schedule(), "schedule:{transactions}:balance-sync-v2");
         assert_eq!(keys.legacy_schedule(), "schedule:{transactions}:balance-sync");
         assert_eq!(keys.quarantine(), "quarantine:{transactions}:balance-sync");
-        assert_eq!(keys.losses(), "losses:{transactions}:balance-sync");
+        assert_eq!(keys.losses(), "quarantine:{transactions}:balance-sync:losses");
         assert_eq!(keys.lock(b"m"), b"lock:{transactions}:balance-sync:m");
         assert_eq!(keys.balance_prefix(), "balance:{transactions}:");
     }

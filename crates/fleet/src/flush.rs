@@ -13,12 +13,11 @@ use balance_sync_trace as trace;
 
 use crate::{
     failure::{SinkError, reaction, redis_reaction},
+    gone::{self, Gone, Limits},
     ports::{Queue, Sink},
     status::{FleetStatus, Stage, TenantStatus, Trigger},
 };
 
-/// Reason of members whose value had expired in Redis before anybody looked.
-pub const REASON_EXPIRED: &str = "value_expired";
 /// Reason of members whose value can't be read: the key is of another type, or Redis refuses.
 pub const REASON_UNREADABLE: &str = "value_unreadable";
 /// Reason of members without a row in Postgres.
@@ -59,7 +58,7 @@ pub struct FlushEnd {
 
 impl FlushEnd {
     /// Keeps what Redis refused, if it did: what merely broke off shows at the next claim.
-    fn note(&mut self, error: ScheduleError) {
+    pub(crate) fn note(&mut self, error: ScheduleError) {
         if error.class.is_refusal() {
             self.refused = Some(error);
         }
@@ -84,6 +83,8 @@ pub struct Batch<'a> {
     pub waited: Duration,
     /// Longest time the write may take.
     pub deadline: Duration,
+    /// How long after a mutation its operation may still be on its way to the ledger's trail.
+    pub trail_grace: Duration,
 }
 
 /// Carries one batch. Never fails as a whole without having tried to give its members back.
@@ -91,23 +92,15 @@ pub async fn flush<Q: Queue, S: Sink>(
     queue: &Q,
     sink: &S,
     place: S::Place,
-    Batch { claimed, trigger, waited, deadline }: Batch<'_>,
+    Batch { claimed, trigger, waited, deadline, trail_grace }: Batch<'_>,
     fleet: &FleetStatus,
     status: &TenantStatus,
 ) -> FlushEnd {
     let begun = Instant::now();
     let mut refused: Vec<(&Claimed, Refusal)> = Vec::new();
     let mut postponed: Vec<(&Claimed, ValueError)> = Vec::new();
-    let decoded = decode(queue, claimed, &mut refused, &mut postponed);
-    for (member, refusal) in &refused {
-        if refusal.reason == REASON_EXPIRED {
-            status.expired.fetch_add(1, Relaxed);
-            tracing::warn!(
-                member = %shown(&member.member),
-                "value expired in redis before it was written, its last mutation is lost unless the ledger still has it"
-            );
-        }
-    }
+    let mut gone: Vec<Gone<'_>> = Vec::new();
+    let decoded = decode(queue, claimed, &mut refused, &mut postponed, &mut gone);
     let candidates: Vec<Candidate<'_>> = decoded
         .iter()
         .map(|entry| Candidate {
@@ -214,6 +207,10 @@ pub async fn flush<Q: Queue, S: Sink>(
     }
     isolate(queue, &refused, &mut end, status).await;
     postpone(queue, &postponed, &mut end, status).await;
+    let last = trigger == Trigger::Drain || status.leaving.load(Relaxed);
+    let limits = Limits { deadline: deadline.saturating_sub(begun.elapsed()), trail_grace, last };
+    // Rarely any, and no flush should hold the room for it.
+    Box::pin(gone::decide(queue, sink, &gone, limits, &mut end, status)).await;
     fleet.observe(Stage::Settle, settle_begun.elapsed());
     fleet.flushes.observe(begun.elapsed().as_secs_f64());
     let at = Trigger::ALL.iter().position(|known| *known == trigger).unwrap_or_default();
@@ -239,6 +236,7 @@ fn decode<'a>(
     claimed: &'a [Claimed],
     refused: &mut Vec<(&'a Claimed, Refusal)>,
     postponed: &mut Vec<(&'a Claimed, ValueError)>,
+    gone: &mut Vec<Gone<'a>>,
 ) -> Vec<Decoded<'a>> {
     let mut decoded = Vec::with_capacity(claimed.len());
     for (at, entry) in claimed.iter().enumerate() {
@@ -255,8 +253,7 @@ fn decode<'a>(
             continue;
         }
         let Some(value) = &entry.value else {
-            let detail = "the value expired in Redis before anybody looked".to_owned();
-            refused.push((entry, Refusal { reason: REASON_EXPIRED, detail }));
+            gone.push(Gone { member: entry, balance });
             continue;
         };
         match BalanceValue::of_member(&entry.member, value) {
@@ -271,7 +268,7 @@ fn decode<'a>(
 }
 
 /// A member as a log line shows it: whole, unless it is longer than any that the ledger writes.
-fn shown(member: &[u8]) -> Cow<'_, str> {
+pub(crate) fn shown(member: &[u8]) -> Cow<'_, str> {
     const LONGEST: usize = 2_048;
     match member.get(..LONGEST) {
         Some(head) if member.len() > LONGEST => {
@@ -346,7 +343,7 @@ async fn isolate<Q: Queue>(
     match span.around(queue.quarantine(refused)).await {
         Ok(report) => {
             end.settled = true;
-            end.quarantined = usize::try_from(report.quarantined).unwrap_or(usize::MAX);
+            end.quarantined += usize::try_from(report.quarantined).unwrap_or(usize::MAX);
             status.quarantined.fetch_add(report.quarantined, Relaxed);
             if report.full > 0 {
                 status.quarantine_full.fetch_add(report.full, Relaxed);
@@ -355,8 +352,7 @@ async fn isolate<Q: Queue>(
                     "quarantine is full, members are put off and stay scheduled"
                 );
             }
-            // Expired values have had their line already.
-            for (member, refusal) in refused.iter().filter(|(_, refusal)| refusal.reason != REASON_EXPIRED) {
+            for (member, refusal) in refused {
                 tracing::warn!(
                     member = %shown(&member.member),
                     reason = refusal.reason,

@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 use actix::Addr;
 use balance_sync_domain::KeySpace;
 use balance_sync_schedule::{
-    Claim, Claimed, PostponeReport, QuarantineReport, Refusal, ReleaseReport, ScheduleError, Schedules,
+    Claim, Claimed, Loss, PostponeReport, QuarantineReport, Refusal, ReleaseReport, ScheduleError, Schedules,
     SettleReport,
 };
-use balance_sync_store::{ErrorClass, Row, RowResult, Session};
+use balance_sync_store::{ErrorClass, Fate, Named, Row, RowResult, Session};
 use balance_sync_tenants::Tenant;
 use balance_sync_trace as trace;
 
@@ -72,6 +72,22 @@ impl Queue for RedisQueue {
 
     async fn quarantine(&self, refused: &[(&Claimed, Refusal)]) -> Result<QuarantineReport, ScheduleError> {
         self.schedules.quarantine(refused).await
+    }
+
+    fn claimed_at(&self, claimed: &Claimed) -> Option<f64> {
+        self.schedules.claimed_at(claimed)
+    }
+
+    async fn dismiss(&self, obsolete: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
+        self.schedules.dismiss(obsolete).await
+    }
+
+    async fn put_off(&self, waiting: &[&Claimed], delay: Duration) -> Result<ReleaseReport, ScheduleError> {
+        self.schedules.put_off(waiting, delay).await
+    }
+
+    async fn lose(&self, lost: &[(&Claimed, Loss)]) -> Result<QuarantineReport, ScheduleError> {
+        self.schedules.lose(lost).await
     }
 
     async fn sweep(&self) -> Result<Sweep, ScheduleError> {
@@ -223,6 +239,11 @@ impl Sink for PostgresSink {
                 Ok(place.session.update_isolating(&place.pool.table, rows).await?)
             }
         }
+    }
+
+    async fn fates(&self, gone: &[Named<'_>], last: bool) -> Result<Vec<Fate>, SinkError> {
+        let mut place = self.place(last).await?;
+        Ok(place.session.fates(&place.pool.table, gone).await?)
     }
 
     async fn ping(&self) -> Result<(), SinkError> {

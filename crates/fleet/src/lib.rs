@@ -19,6 +19,7 @@ pub mod collector_actor;
 pub mod controls;
 pub mod failure;
 pub mod flush;
+mod gone;
 pub mod halts;
 pub mod hints;
 pub mod inspect;

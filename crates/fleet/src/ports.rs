@@ -7,9 +7,10 @@ use std::{future::Future, time::Duration};
 
 use balance_sync_domain::KeySpace;
 use balance_sync_schedule::{
-    Claim, Claimed, PostponeReport, QuarantineReport, Refusal, ReleaseReport, ScheduleError, SettleReport,
+    Claim, Claimed, Loss, PostponeReport, QuarantineReport, Refusal, ReleaseReport, ScheduleError,
+    SettleReport,
 };
-use balance_sync_store::{Row, RowResult};
+use balance_sync_store::{Fate, Named, Row, RowResult};
 
 use crate::failure::SinkError;
 
@@ -52,6 +53,21 @@ pub trait Queue {
         &self,
         members: &[(&Claimed, bool)],
     ) -> impl Future<Output = Result<PostponeReport, ScheduleError>>;
+    /// When a member was claimed, in seconds of Redis time.
+    fn claimed_at(&self, claimed: &Claimed) -> Option<f64>;
+    /// Removes members of which nothing is to be written.
+    fn dismiss(&self, obsolete: &[&Claimed]) -> impl Future<Output = Result<SettleReport, ScheduleError>>;
+    /// Puts members off that can't be worked yet.
+    fn put_off(
+        &self,
+        waiting: &[&Claimed],
+        delay: Duration,
+    ) -> impl Future<Output = Result<ReleaseReport, ScheduleError>>;
+    /// Records members whose mutations are lost.
+    fn lose(
+        &self,
+        lost: &[(&Claimed, Loss)],
+    ) -> impl Future<Output = Result<QuarantineReport, ScheduleError>>;
     /// Isolates members that can't be synced.
     fn quarantine(
         &self,
@@ -82,6 +98,8 @@ pub trait Sink {
         place: Self::Place,
         rows: &[Row<'_>],
     ) -> impl Future<Output = Result<Vec<RowResult>, SinkError>>;
+    /// What became of balances whose values are gone, in order. `last` as for [`Sink::place`].
+    fn fates(&self, gone: &[Named<'_>], last: bool) -> impl Future<Output = Result<Vec<Fate>, SinkError>>;
     /// Asks for a sign of life.
     fn ping(&self) -> impl Future<Output = Result<(), SinkError>>;
     /// The tenant's configuration may be out of date.

@@ -276,7 +276,7 @@ impl Why {
 #[must_use]
 pub fn may_quote(reason: &str) -> bool {
     match reason {
-        "value_expired" | "value_unreadable" | "value_field_missing" => false,
+        "value_expired" | "value_lost" | "value_unreadable" | "value_field_missing" => false,
         "refused_by_postgres" | "unreadable_entry" => true,
         _ => reason.starts_with("value_"),
     }
@@ -543,7 +543,7 @@ mod tests {
     fn words_that_say_what_a_key_holds_quote_no_value() {
         assert!(["value_not_a_json_object", "refused_by_postgres"].into_iter().all(may_quote));
         assert!(
-            !["value_expired", "value_unreadable", "value_field_missing", "missing_row"]
+            !["value_expired", "value_lost", "value_unreadable", "value_field_missing", "missing_row"]
                 .into_iter()
                 .any(may_quote)
         );

@@ -8,12 +8,12 @@ use std::{rc::Rc, sync::atomic::Ordering::Relaxed};
 use balance_sync_domain::KeySpace;
 use balance_sync_fleet::{
     failure::SinkError,
-    flush::{Batch, FlushEnd, REASON_EXPIRED, REASON_MISSING, REASON_REFUSED, REASON_UNREADABLE, flush},
+    flush::{Batch, FlushEnd, REASON_MISSING, REASON_REFUSED, REASON_UNREADABLE, flush},
     ports::{Queue, Sink},
     status::{FleetStatus, TenantStatus, Trigger},
 };
 use balance_sync_schedule::{Claimed, ErrorClass};
-use balance_sync_store::{Outcome, RowResult};
+use balance_sync_store::{Fate, LastKnown, Outcome, RowResult};
 use balance_sync_tenants::KeyForm;
 use common::*;
 
@@ -45,7 +45,8 @@ impl Bench {
 
     async fn flush(&self, claimed: &[Claimed]) -> FlushEnd {
         let place = self.sink.place(false).await.unwrap();
-        let batch = Batch { claimed, trigger: Trigger::Size, waited: secs(0), deadline: secs(5) };
+        let trigger = Trigger::Size;
+        let batch = Batch { claimed, trigger, waited: secs(0), deadline: secs(5), trail_grace: secs(60) };
         flush(&self.queue, &self.sink, place, batch, &self.fleet, &self.status).await
     }
 
@@ -97,7 +98,6 @@ async fn poison_of_every_kind_is_isolated_and_the_others_are_written_in_the_same
         ),
         (member(&space, 52), Some(b"not json".to_vec()), "value_not_a_json_object"),
         (member(&space, 53), Some(b"{}".to_vec()), "value_field_missing"),
-        (member(&space, 54), None, REASON_EXPIRED),
         (member(&space, 55), Some(value(55, 1)), REASON_MISSING),
         (member(&space, 56), Some(value(56, 1)), REASON_REFUSED),
     ];
@@ -115,14 +115,13 @@ async fn poison_of_every_kind_is_isolated_and_the_others_are_written_in_the_same
         poison.into_iter().map(|(member, _, reason)| (member, reason)).collect();
     expected.sort();
     assert_eq!(bench.quarantined(), expected);
-    assert_eq!((end.claimed, end.updated, end.quarantined, end.released, end.orphaned), (12, 4, 8, 0, 0));
+    assert_eq!((end.claimed, end.updated, end.quarantined, end.released, end.orphaned), (11, 4, 7, 0, 0));
     assert!(end.failure.is_none());
     assert_eq!(redis.leased() + redis.due(), 0);
 
     let sent = bench.sink.0.updates.borrow()[0].ids.clone();
     assert_eq!(sent, [0, 1, 2, 3, 55, 56], "nothing else reaches Postgres, and no other tenant's");
-    assert_eq!(bench.status.expired.load(Relaxed), 1);
-    assert_eq!(bench.status.quarantined.load(Relaxed), 8);
+    assert_eq!(bench.status.quarantined.load(Relaxed), 7);
     assert_eq!(bench.status.batch_failures.load(Relaxed), 0, "poison is no failure of the batch");
 }
 
@@ -193,6 +192,103 @@ async fn a_closed_balance_is_settled_without_quarantine_and_without_a_lag() {
     assert_eq!((bench.settled().len(), bench.queue.0.leased()), (3, 0));
     assert_eq!(bench.status.deleted.load(Relaxed), 1);
     assert_eq!(bench.status.lag.count(), 2, "how late a closed balance comes is of no interest");
+}
+
+/// The n-th balance, whose value is gone since its mutation so many seconds ago.
+fn gone(bench: &Bench, n: u128, age: f64, fate: Option<Fate>) -> Vec<u8> {
+    let member = member(bench.space(), n);
+    bench.queue.0.schedule(member.clone(), None, age);
+    bench.sink.0.fates.borrow_mut().extend(fate.map(|fate| (format!("@account{n}"), fate)));
+    member
+}
+
+fn last_known() -> LastKnown {
+    LastKnown {
+        row_version: 5,
+        version: 7,
+        available: Some("70.5".to_owned()),
+        on_hold: Some("1".to_owned()),
+        overdraft_used: None,
+        in_doubt: true,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_without_a_value_are_settled_put_off_or_recorded_by_what_postgres_knows() {
+    let bench = Bench::new();
+    bench.queue.0.mutate(0..2, 1);
+    let stale = || Some(Fate::Stale { row_version: 5 });
+    let deleted = gone(&bench, 10, 0.0, Some(Fate::Deleted));
+    let old = gone(&bench, 11, 60.0, stale());
+    let young = gone(&bench, 12, 59.0, stale());
+    let lost = gone(&bench, 13, 0.0, Some(Fate::Lost(last_known())));
+    let unknown = gone(&bench, 14, 900.0, None);
+    // When it was mutated isn't known any more: its claim has lapsed once.
+    let lapsed = member(bench.space(), 15);
+    bench.queue.0.schedule_at(lapsed.clone(), None, "1795380489.0000005");
+    bench.sink.0.fates.borrow_mut().extend(stale().map(|fate| ("@account15".to_owned(), fate)));
+
+    let end = bench.flush(&bench.claim().await).await;
+    assert!(end.failure.is_none() && end.answered);
+    let redis = &bench.queue.0;
+    assert_eq!(redis.dismissed.borrow()[..], [deleted, old, lapsed]);
+    assert_eq!(redis.put_off.borrow()[..], [(young, secs(60))]);
+    let recorded = redis.lost.borrow();
+    assert_eq!((&recorded[0].0, &recorded[1].0, recorded.len()), (&lost, &unknown, 2));
+    let confirmed = &recorded[0].1;
+    assert_eq!((confirmed.confirmed, confirmed.version, confirmed.row_version), (true, Some(7), Some(5)));
+    assert_eq!((confirmed.available.as_deref(), confirmed.overdraft_used.as_deref()), (Some("70.5"), None));
+    assert!(confirmed.in_doubt && confirmed.detail.contains("in doubt"), "{}", confirmed.detail);
+    assert!(!recorded[1].1.confirmed && recorded[1].1.detail.contains("nobody knows"));
+    assert!(bench.quarantined().is_empty());
+    assert_eq!(
+        (end.updated, end.deleted, end.stale, end.released, end.quarantined, end.orphaned),
+        (2, 1, 2, 1, 2, 0)
+    );
+    let status = &bench.status;
+    let counts = [&status.deleted, &status.stale, &status.expired, &status.quarantined, &status.released];
+    assert_eq!(counts.map(|count| count.load(Relaxed)), [1, 2, 2, 2, 1]);
+    assert_eq!(status.lag.count(), 2, "only what was written has a lag");
+    assert_eq!(redis.leased() + redis.due(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_leaves_the_schedule_undecided() {
+    for mood in [Mood::Fails(SinkError::Deadline(secs(1))), Mood::Silent] {
+        for written in [0..0, 0..2] {
+            let bench = Bench::new();
+            bench.queue.0.mutate(written.clone(), 1);
+            gone(&bench, 10, 900.0, Some(Fate::Deleted));
+            bench.sink.0.is(mood.clone());
+            let end = bench.flush(&bench.claim().await).await;
+            assert!(end.failure.is_some(), "{mood:?}");
+            let all = written.count() + 1;
+            assert_eq!((end.released, end.quarantined, end.orphaned), (all, 0, 0), "{mood:?}");
+            assert_eq!(bench.queue.0.due(), all, "{mood:?}");
+            assert_eq!(bench.status.batch_failures.load(Relaxed), 1);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_decided_and_could_not_be_done_in_redis_lapses() {
+    let bench = Bench::new();
+    gone(&bench, 10, 0.0, Some(Fate::Deleted));
+    gone(&bench, 11, 0.0, Some(Fate::Stale { row_version: 5 }));
+    gone(&bench, 12, 0.0, None);
+    bench.queue.0.fail(&["dismiss", "put off", "lose"], ErrorClass::OutOfMemory);
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!((end.deleted, end.stale, end.quarantined, end.released, end.orphaned), (0, 0, 0, 0, 3));
+    assert_eq!((bench.queue.0.leased(), bench.status.cleanup_failures.load(Relaxed)), (3, 3));
+    assert_eq!(bench.status.deleted.load(Relaxed) + bench.status.expired.load(Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_missing_value_nobody_is_asked() {
+    let bench = Bench::new();
+    bench.queue.0.mutate(0..2, 1);
+    bench.flush(&bench.claim().await).await;
+    assert_eq!(bench.sink.0.looked_up.get(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! Members whose value is gone: recording what is lost, dismissing what is not, putting off what can't be told yet.
 //!
 //! A loss has an entry of its own beside the quarantine, because no later write mends it
-//! (`docs/decisions/0014-deleted-and-lost.md`). To people both are one list: see [`crate::quarantine`].
+//! (`docs/decisions/0018-deleted-and-lost.md`). To people both are one list: see [`crate::quarantine`].
 
 use std::{collections::HashMap, time::Duration};
 
@@ -97,6 +97,13 @@ impl Schedule {
     /// As Redis answers. The leases then lapse, and the members are looked at again.
     pub async fn dismiss(&self, obsolete: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
         self.remove("nothing", obsolete).await
+    }
+
+    /// When a member was claimed, in seconds of Redis time: its lease begins then.
+    #[must_use]
+    pub fn claimed_at(&self, claimed: &Claimed) -> Option<f64> {
+        let lease: f64 = claimed.lease.parse().ok()?;
+        Some(lease - self.options().claim_ttl.as_secs_f64())
     }
 
     /// Puts members off that can't be worked yet, each only under its lease.

@@ -19,6 +19,7 @@ use crate::{
     error::{ErrorClass, ScheduleError},
     inspect::Inspected,
     link::Link,
+    losses::Loss,
     quarantine::{QuarantineEntry, Quarantined},
     schedule::{
         Backlog, PostponeReport, QuarantineReport, ReleaseReport, Schedule, ScheduleOptions, SettleReport,
@@ -257,6 +258,60 @@ impl Schedules {
         let mut sum = QuarantineReport::default();
         for (schedule, members) in self.by_schedule(refused, |(claimed, _)| claimed.schedule) {
             let report = schedule.quarantine(&members).await?;
+            sum.quarantined += report.quarantined;
+            sum.kept += report.kept;
+            sum.full += report.full;
+        }
+        Ok(sum)
+    }
+
+    /// When a member was claimed, in seconds of Redis time.
+    #[must_use]
+    pub fn claimed_at(&self, claimed: &Claimed) -> Option<f64> {
+        self.of(claimed).claimed_at(claimed)
+    }
+
+    /// As [`Schedule::dismiss`], each member in the schedule it came from.
+    ///
+    /// # Errors
+    /// As [`Schedule::dismiss`]; some may have been removed then.
+    pub async fn dismiss(&self, obsolete: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
+        let mut sum = SettleReport::default();
+        for (schedule, members) in self.by_schedule(obsolete, |claimed| claimed.schedule) {
+            let report = schedule.dismiss(&members).await?;
+            sum.now = sum.now.max(report.now);
+            sum.removed += report.removed;
+            sum.kept += report.kept;
+        }
+        Ok(sum)
+    }
+
+    /// As [`Schedule::put_off`], each member in the schedule it came from.
+    ///
+    /// # Errors
+    /// As [`Schedule::put_off`]; some may have been put off then.
+    pub async fn put_off(
+        &self,
+        waiting: &[&Claimed],
+        delay: Duration,
+    ) -> Result<ReleaseReport, ScheduleError> {
+        let mut sum = ReleaseReport::default();
+        for (schedule, members) in self.by_schedule(waiting, |claimed| claimed.schedule) {
+            let report = schedule.put_off(&members, delay).await?;
+            sum.released += report.released;
+            sum.kept += report.kept;
+        }
+        Ok(sum)
+    }
+
+    /// As [`Schedule::lose`], each member in the schedule it came from.
+    ///
+    /// # Errors
+    /// As [`Schedule::lose`]; some may have been recorded then.
+    pub async fn lose(&self, lost: &[(&Claimed, Loss)]) -> Result<QuarantineReport, ScheduleError> {
+        let mut sum = QuarantineReport::default();
+        for (schedule, members) in self.by_schedule(lost, |(claimed, _)| claimed.schedule) {
+            let report = schedule.lose(&members).await?;
             sum.quarantined += report.quarantined;
             sum.kept += report.kept;
             sum.full += report.full;

@@ -236,7 +236,8 @@ impl<'t> Sql<'t> {
         for byte in text.bytes() {
             let _ = write!(self.text, "{byte:02x}");
         }
-        self.text += "', 'hex'), 'UTF8')";
+        // `UTF8` is a `name`, which is collated as `C`: so would be the text, and no index over a column would serve it.
+        self.text += "', 'hex'), 'UTF8') COLLATE pg_catalog.\"default\"";
         self
     }
 
@@ -373,8 +374,9 @@ mod tests {
             sql(|sql| {
                 sql.texts(["\u{1}", "'"].into_iter());
             }),
-            "ARRAY[pg_catalog.convert_from(pg_catalog.decode('01', 'hex'), 'UTF8'),\
-             pg_catalog.convert_from(pg_catalog.decode('27', 'hex'), 'UTF8')]::pg_catalog.text[]"
+            "ARRAY[pg_catalog.convert_from(pg_catalog.decode('01', 'hex'), 'UTF8') COLLATE pg_catalog.\"default\",\
+             pg_catalog.convert_from(pg_catalog.decode('27', 'hex'), 'UTF8') COLLATE pg_catalog.\"default\"\
+             ]::pg_catalog.text[]"
         );
         assert_eq!(
             sql(|sql| {
@@ -394,7 +396,7 @@ mod tests {
             });
             let inside = written
                 .strip_prefix("pg_catalog.convert_from(pg_catalog.decode('")
-                .and_then(|rest| rest.strip_suffix("', 'hex'), 'UTF8')"))
+                .and_then(|rest| rest.strip_suffix("', 'hex'), 'UTF8') COLLATE pg_catalog.\"default\""))
                 .unwrap();
             assert!(inside.bytes().all(|b| b.is_ascii_hexdigit()), "{written}");
             let bytes: Vec<u8> = (0..inside.len())

@@ -11,7 +11,7 @@ use redis::{Script, Value};
 
 const SCHEDULE: &str = "tenant:t:schedule:{transactions}:balance-sync-v2";
 const QUARANTINE: &str = "tenant:t:quarantine:{transactions}:balance-sync";
-const LOSSES: &str = "tenant:t:losses:{transactions}:balance-sync";
+const LOSSES: &str = "tenant:t:quarantine:{transactions}:balance-sync:losses";
 const MEMBER: &str = "tenant:t:balance:{transactions}:\"o\"\n:l:@a#default";
 
 /// A schedule, and workers who do with it what they like.

@@ -7,6 +7,7 @@
 
 mod cluster;
 mod drain;
+mod losses;
 mod poison;
 mod postgres;
 mod recovery;

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::bail;
 use balance_sync_fleet::controls::{Ended, What};
-use balance_sync_schedule::{Link, Quarantined, Schedule, ScheduleError};
+use balance_sync_schedule::{Link, Loss, Quarantined, Schedule, ScheduleError};
 use balance_sync_tenants::Tenant;
 use serde_json::{Value, json};
 
@@ -63,6 +63,9 @@ impl Found {
             "tenant": self.tenant.label(), "member": self.name(), "reason": entry.reason, "detail": entry.detail,
             "first_at": entry.first_at, "last_at": entry.last_at, "count": entry.count,
         });
+        if let Some(loss) = &entry.loss {
+            json["loss"] = json!(loss);
+        }
         if with_value {
             json["value"] = json!(entry.value);
             json["truncated"] = json!(entry.truncated);
@@ -83,6 +86,25 @@ impl Found {
             Some(value) => println!("value{}     {value}", if entry.truncated { " (cut)" } else { "" }),
             None => println!("value      none, it had expired"),
         }
+        if let Some(loss) = &entry.loss {
+            print_loss(loss);
+        }
+    }
+}
+
+fn print_loss(loss: &Loss) {
+    let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "not known".to_owned());
+    let number = |value: Option<i64>| value.map_or_else(|| "not known".to_owned(), |n| n.to_string());
+    println!("loss       {}", if loss.confirmed { "confirmed" } else { "unconfirmed" });
+    println!("  version  {}, the row had {}", number(loss.version), number(loss.row_version));
+    if loss.version.is_some() {
+        let doubt = if loss.in_doubt { " (in doubt)" } else { "" };
+        println!("  available {}{doubt}", text(&loss.available));
+        println!("  on hold   {}{doubt}", text(&loss.on_hold));
+        println!("  overdraft {}{doubt}", text(&loss.overdraft_used));
+    }
+    if let Some(at) = &loss.later_at {
+        println!("  a later mutation was written at {at} (Redis time): the balance may have forked");
     }
 }
 

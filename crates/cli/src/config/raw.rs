@@ -246,6 +246,9 @@ pub(crate) struct Quarantine {
     pub max_entries: usize,
     /// Bytes of the value that are kept.
     pub max_value_bytes: usize,
+    /// How long an operation may be on its way to the ledger's trail.
+    #[serde(with = "humantime_serde")]
+    pub trail_grace: Duration,
 }
 
 /// `[supervisor]`: starting and stopping collectors.

@@ -342,6 +342,7 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
 
     within!(check, raw.quarantine.max_entries, 1..=1_000_000);
     within!(check, raw.quarantine.max_value_bytes, 64..=1_048_576);
+    within!(check, raw.quarantine.trail_grace, secs(0)..=minutes(60));
 
     within!(check, raw.supervisor.start_concurrency, 1..=10_000);
     within!(check, raw.supervisor.stop_deadline, ms(100)..=minutes(60));

@@ -35,6 +35,8 @@ pub struct Options {
     pub protect_floor: Duration,
     /// How often legacy schedules and the other key form are looked at.
     pub survey_interval: Duration,
+    /// How long after a mutation its operation may still be on its way to the ledger's trail.
+    pub trail_grace: Duration,
     /// First delay after a failure.
     pub backoff_min: Duration,
     /// Longest delay after a failure that may be over at any moment.
@@ -59,6 +61,7 @@ impl Default for Options {
             protect_after: Duration::from_secs(2),
             protect_floor: Duration::from_secs(900),
             survey_interval: Duration::from_secs(60),
+            trail_grace: Duration::from_secs(60),
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(2),
             backoff_long: Duration::from_secs(30),

@@ -54,10 +54,10 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
                     tracing::error!("a flush has no permit, its members are released");
                     return self.release(flight, batch);
                 };
-                let (fleet, status) = (self.fleet, self.status);
+                let (fleet, status, trail_grace) = (self.fleet, self.status, self.options.trail_grace);
                 self.take_off(flight, batch, async move |claimed, trace| {
                     let span = trace.child("flush");
-                    let batch = Batch { claimed, trigger, waited, deadline };
+                    let batch = Batch { claimed, trigger, waited, deadline, trail_grace };
                     let end = span.around(flush(queue, sink, permit, batch, fleet, status)).await;
                     traces::tell(&span, queue.space(), trigger, &end);
                     end
@@ -134,6 +134,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
 
     fn final_flush(&mut self, id: FlightId, batch: Vec<Claimed>, deadline: Duration) {
         let (queue, sink, fleet, status) = (self.queue, self.sink, self.fleet, self.status);
+        let trail_grace = self.options.trail_grace;
         self.take_off(id, batch, async move |claimed, trace| {
             let trigger = Trigger::Drain;
             let since = Instant::now();
@@ -141,7 +142,8 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
             let flushing = async {
                 match span.child("place").around(sink.place(true)).await {
                     Ok(permit) => {
-                        let batch = Batch { claimed, trigger, waited: since.elapsed(), deadline };
+                        let waited = since.elapsed();
+                        let batch = Batch { claimed, trigger, waited, deadline, trail_grace };
                         flush(queue, sink, permit, batch, fleet, status).await
                     }
                     Err(failure) => {

@@ -60,6 +60,13 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
         );
     }
     match report.schedule.state {
+        Scheduled::Leased
+            if !report.redis.present && report.schedule.score.is_some_and(|score| score - now > lease * 1.5) =>
+        {
+            format!(
+                "It was put off until {until}: its value is gone from Redis, and its operation may still be on its way to the ledger's trail."
+            )
+        }
         Scheduled::Leased if report.schedule.score.is_some_and(|score| score - now > lease * 1.5) => format!(
             "It was put off, because the tenant's quarantine is full or Redis refused to give its value, and comes due again at {until}."
         ),
@@ -69,7 +76,7 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
             "It is claimed next and taken off the schedule: its row is deleted.".to_owned()
         }
         _ if !report.redis.present => {
-            "It is claimed next, and goes to quarantine: its value has expired in Redis, and what it held is not known.".to_owned()
+            "It is claimed next: its value is gone from Redis, so it is settled where the row is as new as the ledger's trail, and listed as lost otherwise.".to_owned()
         }
         _ if report.redis.unreadable.is_some() => {
             "It is claimed next, and goes to quarantine: its value can't be read.".to_owned()
@@ -268,7 +275,15 @@ mod tests {
             OnItsWay,
             "ledger's own worker holds its claim lock (60 s more)",
         );
-        tells(|report| report.redis.present = false, OnItsWay, "its value has expired");
+        tells(|report| report.redis.present = false, OnItsWay, "its value is gone");
+        tells(
+            |report| {
+                report.redis.present = false;
+                report.schedule = schedule_shown(Some(NOW + 60.000_000_5), NOW);
+            },
+            OnItsWay,
+            "It was put off",
+        );
         tells(|report| report.redis.unreadable = Some("x".to_owned()), OnItsWay, "can't be read");
         tells(|report| report.postgres.state = RowState::Missing, OnItsWay, "no row for it");
         tells(

@@ -25,10 +25,10 @@ use balance_sync_fleet::{
     status::{FleetStatus, StateInfo, TenantState, TenantStatus},
 };
 use balance_sync_schedule::{
-    Claim, Claimed, ErrorClass, PostponeReport, QuarantineReport, Refusal, Refused, ReleaseReport,
+    Claim, Claimed, ErrorClass, Loss, PostponeReport, QuarantineReport, Refusal, Refused, ReleaseReport,
     ScheduleError, SettleReport,
 };
-use balance_sync_store::{Outcome, Row, RowResult};
+use balance_sync_store::{Fate, Named, Outcome, Row, RowResult};
 use balance_sync_tenants::{KeyForm, Tenant};
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -113,6 +113,10 @@ pub struct Redis {
     pub released: RefCell<Vec<Vec<u8>>>,
     pub postponed: RefCell<Vec<Vec<u8>>>,
     pub quarantined: RefCell<Vec<(Vec<u8>, &'static str)>>,
+    pub dismissed: RefCell<Vec<Vec<u8>>>,
+    /// For the time being, and for how long.
+    pub put_off: RefCell<Vec<(Vec<u8>, Duration)>>,
+    pub lost: RefCell<Vec<(Vec<u8>, Loss)>>,
     /// The words of each refusal, in the order in which they came.
     pub details: RefCell<Vec<String>>,
     pub idles: RefCell<Vec<Duration>>,
@@ -141,6 +145,9 @@ impl Redis {
             released: RefCell::default(),
             postponed: RefCell::default(),
             quarantined: RefCell::default(),
+            dismissed: RefCell::default(),
+            put_off: RefCell::default(),
+            lost: RefCell::default(),
             details: RefCell::default(),
             idles: RefCell::default(),
             sweeps: RefCell::default(),
@@ -331,6 +338,41 @@ impl Queue for FakeQueue {
         Ok(report)
     }
 
+    fn claimed_at(&self, _claimed: &Claimed) -> Option<f64> {
+        Some(self.0.now())
+    }
+
+    async fn dismiss(&self, obsolete: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
+        self.0.refuse("dismiss")?;
+        let (removed, kept) = self.0.take_leased(obsolete.iter().copied());
+        let report = SettleReport { now: self.0.now(), removed: removed.len() as u64, kept };
+        self.0.dismissed.borrow_mut().extend(removed.into_iter().map(|waiting| waiting.member));
+        self.0.answer("dismiss").await;
+        Ok(report)
+    }
+
+    async fn put_off(&self, waiting: &[&Claimed], delay: Duration) -> Result<ReleaseReport, ScheduleError> {
+        self.0.refuse("put off")?;
+        let (moved, kept) = self.0.take_leased(waiting.iter().copied());
+        let report = ReleaseReport { released: moved.len() as u64, kept };
+        self.0.put_off.borrow_mut().extend(moved.into_iter().map(|waiting| (waiting.member, delay)));
+        self.0.answer("put off").await;
+        Ok(report)
+    }
+
+    async fn lose(&self, lost: &[(&Claimed, Loss)]) -> Result<QuarantineReport, ScheduleError> {
+        self.0.refuse("lose")?;
+        let mut report = QuarantineReport::default();
+        for (claimed, loss) in lost {
+            let (taken, kept) = self.0.take_leased([*claimed]);
+            report.kept += kept;
+            report.quarantined += taken.len() as u64;
+            self.0.lost.borrow_mut().extend(taken.into_iter().map(|waiting| (waiting.member, loss.clone())));
+        }
+        self.0.answer("lose").await;
+        Ok(report)
+    }
+
     async fn sweep(&self) -> Result<Sweep, ScheduleError> {
         self.0.sweeps.borrow_mut().push(self.0.at());
         self.0.refuse("sweep")?;
@@ -400,6 +442,10 @@ pub struct Postgres {
     pub rows: RefCell<BTreeMap<u128, i64>>,
     /// What becomes of these balances, whatever is sent.
     pub verdicts: RefCell<HashMap<u128, RowResult>>,
+    /// What became of balances without a value, by alias; of the others it can't be told.
+    pub fates: RefCell<HashMap<String, Fate>>,
+    /// How often that was asked.
+    pub looked_up: Cell<usize>,
     pub updates: RefCell<Vec<Update>>,
     pub pings: RefCell<Vec<Duration>>,
     pub refetches: Cell<usize>,
@@ -420,6 +466,8 @@ impl Postgres {
             place_fails: RefCell::default(),
             rows: RefCell::default(),
             verdicts: RefCell::default(),
+            fates: RefCell::default(),
+            looked_up: Cell::default(),
             updates: RefCell::default(),
             pings: RefCell::default(),
             refetches: Cell::default(),
@@ -506,6 +554,22 @@ impl Sink for FakeSink {
         }
     }
 
+    async fn fates(&self, gone: &[Named<'_>], last: bool) -> Result<Vec<Fate>, SinkError> {
+        let postgres = &self.0;
+        postgres.looked_up.set(postgres.looked_up.get() + 1);
+        let mood = postgres.mood.borrow().clone();
+        match mood {
+            Mood::FailsUnlessLast(_) if last => {}
+            Mood::Well | Mood::FailsWrites(_) => {}
+            Mood::Fails(error) | Mood::FailsUnlessLast(error) => return Err(error),
+            Mood::Silent => std::future::pending().await,
+            Mood::Panics => panic!("injected panic"),
+        }
+        let unknown = || Fate::Unknown { row_version: None, why: "nobody knows".to_owned() };
+        let fates = postgres.fates.borrow();
+        Ok(gone.iter().map(|name| fates.get(name.alias).cloned().unwrap_or_else(unknown)).collect())
+    }
+
     async fn ping(&self) -> Result<(), SinkError> {
         self.0.pings.borrow_mut().push(self.0.begun.elapsed());
         let mood = self.0.mood.borrow().clone();
@@ -537,6 +601,7 @@ pub fn options() -> CollectorOptions {
         protect_after: secs(1),
         protect_floor: secs(30),
         survey_interval: secs(60),
+        trail_grace: secs(60),
         backoff_min: ms(100),
         backoff_max: secs(2),
         backoff_long: secs(30),

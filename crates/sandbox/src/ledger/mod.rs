@@ -6,6 +6,7 @@
 mod amounts;
 mod balances;
 mod formats;
+mod operations;
 mod producer;
 mod rows;
 mod script;
@@ -13,6 +14,7 @@ mod script;
 pub use amounts::{Amounts, amounts_of};
 pub use balances::{SEED_VERSION, SeededBalance, TenantKeys, describe_balances};
 pub use formats::Format;
+pub use operations::write_operations;
 pub use producer::{LoadOptions, LoadReport, LoadTenant, Producer, Progress, TenantProgress};
 pub use rows::{StoredBalance, seed_balances, stored_balances};
 pub use script::{DEFAULT_TTL, Mutation, Written, put_raw, write_mutations};

@@ -1,0 +1,271 @@
+//! Members whose values are gone: deleted with their balances, written long ago, or lost. Decided here, by what Postgres
+//! knows of them.
+//!
+//! That a row is as new as the newest operation proves nothing while the ledger may still be writing the operation of what
+//! is gone: it writes them after Redis. So such a member is settled only when its mutation is older than
+//! [`Limits::trail_grace`], and put off until then. A mutation whose time is not known any more (its claim has lapsed once, or
+//! it was put off) is that old, unless a claim is shorter than the grace.
+
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+
+use balance_sync_domain::BalanceRef;
+use balance_sync_schedule::{Claimed, Loss};
+use balance_sync_store::{Fate, LastKnown, Named};
+use balance_sync_trace as trace;
+
+use crate::{
+    failure::{SinkError, reaction, redis_reaction},
+    flush::{FlushEnd, release, shown},
+    ports::{Queue, Sink},
+    status::TenantStatus,
+};
+
+/// The least that is left of a flush's deadline for finding out what became of values that are gone.
+const LEAST: Duration = Duration::from_secs(1);
+
+/// A member without a value.
+pub(crate) struct Gone<'a> {
+    /// As it was claimed.
+    pub(crate) member: &'a Claimed,
+    /// What it names.
+    pub(crate) balance: BalanceRef<'a>,
+}
+
+/// How long is waited for what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// What is left of the flush's deadline.
+    pub(crate) deadline: Duration,
+    /// How long after a mutation its operation may still be on its way to the trail.
+    pub(crate) trail_grace: Duration,
+    /// The collector is stopping.
+    pub(crate) last: bool,
+}
+
+/// Finds out what became of these members, and settles, records or puts off each. When Postgres can't be asked all are given
+/// back: nothing leaves the schedule undecided.
+pub(crate) async fn decide<Q: Queue, S: Sink>(
+    queue: &Q,
+    sink: &S,
+    gone: &[Gone<'_>],
+    limits: Limits,
+    end: &mut FlushEnd,
+    status: &TenantStatus,
+) {
+    if gone.is_empty() {
+        return;
+    }
+    let held: Vec<&Claimed> = gone.iter().map(|gone| gone.member).collect();
+    // A write that has failed tells enough about Postgres.
+    let fates = match &end.failure {
+        Some(_) => None,
+        None => match ask(sink, gone, limits).await {
+            Ok(fates) => Some(fates),
+            Err(failure) => {
+                end.failure = Some(failure);
+                status.batch_failures.fetch_add(1, Relaxed);
+                None
+            }
+        },
+    };
+    let Some(fates) = fates else {
+        match release(queue, &held, status).await {
+            Some(released) => end.released += released,
+            None => end.orphaned += held.len(),
+        }
+        return;
+    };
+    end.answered = true;
+
+    let (mut obsolete, mut waiting, mut lost) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut deleted, mut stale) = (0, 0);
+    for (gone, fate) in gone.iter().zip(fates) {
+        match fate {
+            Fate::Deleted => {
+                deleted += 1;
+                obsolete.push(gone.member);
+            }
+            Fate::Stale { .. } if is_young(queue, gone.member, limits.trail_grace) => {
+                waiting.push(gone.member)
+            }
+            Fate::Stale { .. } => {
+                stale += 1;
+                obsolete.push(gone.member);
+            }
+            Fate::Lost(known) => lost.push((gone.member, confirmed(known))),
+            Fate::Unknown { row_version, why } => lost.push((gone.member, unconfirmed(row_version, &why))),
+        }
+    }
+    if dismiss(queue, &obsolete, end, status).await {
+        end.deleted += deleted;
+        end.stale += stale;
+        status.deleted.fetch_add(deleted as u64, Relaxed);
+        status.stale.fetch_add(stale as u64, Relaxed);
+    }
+    put_off(queue, &waiting, limits.trail_grace, end, status).await;
+    record(queue, &lost, end, status).await;
+}
+
+async fn ask<S: Sink>(sink: &S, gone: &[Gone<'_>], limits: Limits) -> Result<Vec<Fate>, SinkError> {
+    let names: Vec<Named<'_>> = gone
+        .iter()
+        .map(|Gone { balance, .. }| Named {
+            organization: balance.organization,
+            ledger: balance.ledger,
+            alias: balance.alias,
+            key: balance.key,
+        })
+        .collect();
+    let span = trace::current().store_call("look up", "postgresql");
+    span.count("members", names.len());
+    let deadline = limits.deadline.max(LEAST);
+    let asking = sink.fates(&names, limits.last);
+    let fates = match tokio::time::timeout(deadline, span.around(asking)).await {
+        Ok(fates) => fates,
+        Err(_) => Err(SinkError::Deadline(deadline)),
+    };
+    if let Err(error) = &fates {
+        span.fail(reaction(error).reason, || error.to_string());
+    }
+    fates
+}
+
+/// Whether the operation of this mutation may still be on its way to the trail.
+fn is_young<Q: Queue>(queue: &Q, member: &Claimed, grace: Duration) -> bool {
+    member
+        .scheduled_at()
+        .zip(queue.claimed_at(member))
+        .is_some_and(|(scheduled, claimed)| claimed - scheduled < grace.as_secs_f64())
+}
+
+fn confirmed(known: LastKnown) -> Loss {
+    let LastKnown { row_version, version, available, on_hold, overdraft_used, in_doubt } = known;
+    let doubt = if in_doubt {
+        "; the amounts are in doubt, because an overdraft was repaid: after a cancel the trail can differ from the true state"
+    } else {
+        ""
+    };
+    let row = if row_version < 0 { "no version".to_owned() } else { format!("version {row_version}") };
+    Loss {
+        confirmed: true,
+        detail: format!(
+            "the value is gone from Redis; the row has {row}, and the newest operation of the ledger version {version}{doubt}"
+        ),
+        version: Some(version),
+        row_version: Some(row_version),
+        available,
+        on_hold,
+        overdraft_used,
+        in_doubt,
+        later_at: None,
+    }
+}
+
+fn unconfirmed(row_version: Option<i64>, why: &str) -> Loss {
+    Loss {
+        detail: format!("the value is gone from Redis, and whether a mutation is lost can't be told: {why}"),
+        row_version,
+        ..Loss::default()
+    }
+}
+
+/// Whether it could be done.
+async fn dismiss<Q: Queue>(
+    queue: &Q,
+    obsolete: &[&Claimed],
+    end: &mut FlushEnd,
+    status: &TenantStatus,
+) -> bool {
+    if obsolete.is_empty() {
+        return true;
+    }
+    let span = trace::current().store_call("dismiss", "redis");
+    span.count("members", obsolete.len());
+    match span.around(queue.dismiss(obsolete)).await {
+        Ok(report) => {
+            end.settled = true;
+            status.kept.fetch_add(report.kept, Relaxed);
+            true
+        }
+        Err(error) => {
+            span.fail(redis_reaction(error.class).reason, || error.to_string());
+            end.orphaned += obsolete.len();
+            status.cleanup_failures.fetch_add(1, Relaxed);
+            tracing::warn!(members = obsolete.len(), %error, "members with nothing to write could not be removed");
+            end.note(error);
+            false
+        }
+    }
+}
+
+async fn put_off<Q: Queue>(
+    queue: &Q,
+    waiting: &[&Claimed],
+    delay: Duration,
+    end: &mut FlushEnd,
+    status: &TenantStatus,
+) {
+    if waiting.is_empty() {
+        return;
+    }
+    let span = trace::current().store_call("put off", "redis");
+    span.count("members", waiting.len());
+    match span.around(queue.put_off(waiting, delay)).await {
+        Ok(report) => {
+            end.released += usize::try_from(report.released).unwrap_or(usize::MAX);
+            status.released.fetch_add(report.released, Relaxed);
+            tracing::debug!(
+                members = report.released,
+                ?delay,
+                "values are gone, looked at again when the trail is complete"
+            );
+        }
+        Err(error) => {
+            span.fail(redis_reaction(error.class).reason, || error.to_string());
+            end.orphaned += waiting.len();
+            status.cleanup_failures.fetch_add(1, Relaxed);
+            tracing::warn!(members = waiting.len(), %error, "members could not be put off, their claims lapse");
+            end.note(error);
+        }
+    }
+}
+
+async fn record<Q: Queue>(queue: &Q, lost: &[(&Claimed, Loss)], end: &mut FlushEnd, status: &TenantStatus) {
+    if lost.is_empty() {
+        return;
+    }
+    let span = trace::current().store_call("record losses", "redis");
+    span.count("members", lost.len());
+    match span.around(queue.lose(lost)).await {
+        Ok(report) => {
+            end.settled = true;
+            end.quarantined += usize::try_from(report.quarantined).unwrap_or(usize::MAX);
+            status.quarantined.fetch_add(report.quarantined, Relaxed);
+            status.expired.fetch_add(report.quarantined, Relaxed);
+            if report.full > 0 {
+                status.quarantine_full.fetch_add(report.full, Relaxed);
+                tracing::error!(
+                    members = report.full,
+                    "quarantine is full, members are put off and stay scheduled"
+                );
+            }
+            for (member, loss) in lost {
+                tracing::warn!(
+                    member = %shown(&member.member),
+                    confirmed = loss.confirmed,
+                    version = loss.version,
+                    row_version = loss.row_version,
+                    detail = loss.detail,
+                    "value expired in redis before it was written, its last mutation is lost unless the ledger still has it"
+                );
+            }
+        }
+        Err(error) => {
+            span.fail(redis_reaction(error.class).reason, || error.to_string());
+            end.orphaned += lost.len();
+            status.cleanup_failures.fetch_add(1, Relaxed);
+            tracing::warn!(members = lost.len(), %error, "losses could not be recorded, members stay scheduled");
+            end.note(error);
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! G9: what is deleted is not lost, and what is lost is not forgotten.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, put_raw, write_operations};
+use balance_sync_sandbox::{Sandbox, SandboxTenant, balance_table, eventually};
+use balance_sync_tests::ledger::{comes_in_step, is_settled, losses_key, quarantine_key, row, scores};
+use balance_sync_tests::{SOON, Worker};
+use redis::AsyncCommands;
+use serde_json::Value;
+
+use crate::poison::quarantine;
+use crate::{brisk, report};
+
+async fn operations(sandbox: &Sandbox, tenant: &SandboxTenant, operations: &[(usize, i64)]) -> Result<()> {
+    let pool = sandbox.pool(tenant);
+    let operations: Vec<_> =
+        operations.iter().map(|(balance, version)| (&tenant.balances[*balance], *version)).collect();
+    let written = write_operations(&pool, tenant.schema.as_deref(), &operations).await;
+    pool.close().await;
+    written
+}
+
+/// Schedules a balance as long ago, without a value.
+async fn vanished(sandbox: &Sandbox, tenant: &SandboxTenant, balance: usize) -> Result<String> {
+    let member = tenant.keys.member(&tenant.balances[balance]);
+    let mut redis = sandbox.redis().connect().await?;
+    redis.del::<_, ()>(&member).await?;
+    redis.zadd::<_, _, _, ()>(tenant.keys.schedule(), &member, 1_700_000_000).await?;
+    Ok(member)
+}
+
+async fn outcome(worker: &Worker, outcome: &str) -> Result<f64> {
+    worker.metric("balance_sync_balances_total", &[("outcome", outcome)]).await
+}
+
+/// Waits until a balance is listed as lost, and gives the entry as `quarantine show` has it.
+async fn listed(sandbox: &Sandbox, tenant: &SandboxTenant, member: &str) -> Result<Value> {
+    eventually(SOON, "a loss", || async {
+        let mut redis = sandbox.redis().connect().await?;
+        ensure!(redis.hexists::<_, _, bool>(losses_key(tenant), member).await?, "{member} is not listed");
+        Ok(())
+    })
+    .await?;
+    let (code, shown) = quarantine(sandbox, &["show", member]).await?;
+    assert_eq!((code, &shown["reason"]), (Some(0), &"value_lost".into()), "{shown}");
+    Ok(shown)
+}
+
+async fn nothing_scheduled(sandbox: &Sandbox, tenant: &SandboxTenant) -> Result<()> {
+    eventually(SOON, "an empty schedule", || async {
+        ensure!(scores(sandbox, &tenant.keys.schedule()).await?.is_empty());
+        Ok(())
+    })
+    .await
+}
+
+/// Ledgers from 4.1 on delete the value with the row, older ones leave it in place.
+#[tokio::test]
+async fn ten_thousand_closed_accounts_leave_the_quarantine_empty() -> Result<()> {
+    const ACCOUNTS: usize = 10_000;
+    let sandbox = balance_sync_tests::sandbox(1, ACCOUNTS + 100).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let table = balance_table(tenant.schema.as_deref());
+    let mut redis = sandbox.redis().connect().await?;
+    let schedule = tenant.keys.schedule();
+    let mut closed = redis::pipe();
+    let mut ids = Vec::new();
+    for (number, balance) in tenant.balances[..ACCOUNTS].iter().enumerate() {
+        let member = tenant.keys.member(balance);
+        if number % 2 == 0 {
+            closed.set_ex(&member, balance.json(2), 3_600).ignore();
+        }
+        closed.zadd(&schedule, member, 1_700_000_000 + number).ignore();
+        ids.push(format!("'{}'", balance.id));
+    }
+    let sql = format!("UPDATE {table} SET deleted_at = now() WHERE id IN ({})", ids.join(","));
+    sandbox.postgres().execute(&tenant.database, &sql).await?;
+    closed.query_async::<()>(&mut redis).await?;
+
+    let begun = Instant::now();
+    let mut worker = Worker::of(&sandbox).start().await?;
+    let mut producer = sandbox.producer();
+    let open: Vec<usize> = (ACCOUNTS..ACCOUNTS + 100).collect();
+    producer.mutate(0, &open, DEFAULT_TTL).await?;
+    worker.reaches("balance_sync_balances_total", &[("outcome", "deleted")], ACCOUNTS as f64).await?;
+    let took = begun.elapsed();
+    nothing_scheduled(&sandbox, &tenant).await?;
+    is_settled(&sandbox, &tenant).await?;
+    for none in ["quarantined", "expired"] {
+        assert_eq!(outcome(&worker, none).await?, 0.0, "{none}");
+    }
+    assert_eq!(outcome(&worker, "updated").await?, 100.0, "the open accounts");
+    let page = worker.metrics().await?;
+    assert_eq!(page.sum("balance_sync_lag_seconds_count", &[]), 100.0, "closed accounts have no lag");
+    report(
+        "10,000 accounts closed, half of them with their values left",
+        &format!("settled in {took:.1?}, 0 in quarantine"),
+    );
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_loss_is_told_by_the_trail_and_listed_until_somebody_drops_it() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 10).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let mut worker = brisk(&sandbox, "w").start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+
+    // Version 3 has gone with its value; of balance 4 all has been written.
+    operations(&sandbox, &tenant, &[(3, 2), (3, 3), (4, 1), (4, 2)]).await?;
+    let lost = vanished(&sandbox, &tenant, 3).await?;
+    vanished(&sandbox, &tenant, 4).await?;
+    let shown = listed(&sandbox, &tenant, &lost).await?;
+    let known = tenant.balances[3].amounts(3);
+    let loss = &shown["loss"];
+    assert_eq!(
+        (&loss["confirmed"], &loss["version"], &loss["row_version"]),
+        (&true.into(), &3.into(), &2.into())
+    );
+    for (name, amount) in [("available", &known.available), ("on_hold", &known.on_hold)] {
+        assert_eq!(loss[name].as_str(), Some(amount.as_str()), "{shown}");
+    }
+    nothing_scheduled(&sandbox, &tenant).await?;
+    worker.reaches("balance_sync_balances_total", &[("outcome", "stale")], 1.0).await?;
+    assert_eq!((outcome(&worker, "expired").await?, outcome(&worker, "deleted").await?), (1.0, 0.0));
+    let (code, entries) = quarantine(&sandbox, &["list", "--reason", "value_lost"]).await?;
+    assert_eq!(
+        (code, entries.as_array().map(Vec::len), &entries[0]["member"]),
+        (Some(1), Some(1), &lost.as_str().into())
+    );
+
+    // The ledger goes on from the row: the same version with other amounts. It is written, and the loss stays.
+    let mut redis = sandbox.redis().connect().await?;
+    let later = tenant.balances[3].json(4);
+    put_raw(&mut redis, &tenant.keys.schedule(), lost.as_bytes(), later.as_bytes(), Some(DEFAULT_TTL))
+        .await?;
+    eventually(SOON, "the later mutation", || async {
+        ensure!(row(&sandbox, &tenant, 3).await?.version == 4);
+        Ok(())
+    })
+    .await?;
+    nothing_scheduled(&sandbox, &tenant).await?;
+    let shown = listed(&sandbox, &tenant, &lost).await?;
+    assert!(shown["detail"].as_str().is_some_and(|detail| detail.contains("may have forked")), "{shown}");
+    assert_eq!(shown["loss"]["version"], 3);
+    assert!(shown["loss"]["later_at"].is_string());
+
+    assert_eq!(quarantine(&sandbox, &["drop", &lost]).await?.0, Some(0));
+    assert_eq!(quarantine(&sandbox, &["list"]).await?.0, Some(0));
+    is_settled(&sandbox, &tenant).await?;
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_operation_that_comes_late_is_waited_for() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 4).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let mut worker = brisk(&sandbox, "w").set("quarantine.trail_grace", "5s").start().await?;
+    let member = tenant.keys.member(&tenant.balances[1]);
+    let mut redis = sandbox.redis().connect().await?;
+    // A mutation whose value is gone before anybody looks, and whose operation is not there yet.
+    operations(&sandbox, &tenant, &[(1, 1)]).await?;
+    let now = balance_sync_tests::ledger::redis_time(&mut redis).await?;
+    redis.zadd::<_, _, _, ()>(tenant.keys.schedule(), &member, format!("{now:.6}")).await?;
+    worker.reaches("balance_sync_balances_total", &[("outcome", "released")], 1.0).await?;
+    assert_eq!(outcome(&worker, "stale").await?, 0.0, "an equal version proves nothing yet");
+    operations(&sandbox, &tenant, &[(1, 2)]).await?;
+    let shown = listed(&sandbox, &tenant, &member).await?;
+    assert_eq!((&shown["loss"]["version"], &shown["loss"]["confirmed"]), (&2.into(), &true.into()));
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_the_grants_a_loss_is_unconfirmed_and_goes_when_they_prove_it_none() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 6).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let admin = |sql: &'static str| sandbox.postgres().execute(&tenant.database, sql);
+    admin("REVOKE SELECT ON operation FROM balance_sync_tenants").await?;
+    operations(&sandbox, &tenant, &[(1, 1), (2, 2)]).await.ok();
+    let mut worker = brisk(&sandbox, "w").start().await?;
+    let [none, lost] = [vanished(&sandbox, &tenant, 1).await?, vanished(&sandbox, &tenant, 2).await?];
+    for member in [&none, &lost] {
+        let shown = listed(&sandbox, &tenant, member).await?;
+        assert_eq!(shown["loss"]["confirmed"], false, "{shown}");
+        let detail = shown["detail"].as_str().context("a detail")?;
+        assert!(detail.contains("the grant SELECT on operation is missing"), "{detail}");
+    }
+    assert_eq!(outcome(&worker, "expired").await?, 2.0);
+
+    admin("GRANT SELECT ON operation TO balance_sync_tenants").await?;
+    let (code, retried) = quarantine(&sandbox, &["retry", "--all", "--reason", "value_lost"]).await?;
+    assert_eq!((code, &retried["done"]), (Some(0), &2.into()));
+    let mut redis = sandbox.redis().connect().await?;
+    eventually(SOON, "one confirmed loss", || {
+        let mut redis = redis.clone();
+        let (tenant, lost) = (&tenant, &lost);
+        async move {
+            let left: Vec<String> = redis.hkeys(losses_key(tenant)).await?;
+            ensure!(left == [lost.clone()], "{left:?}");
+            Ok(())
+        }
+    })
+    .await?;
+    nothing_scheduled(&sandbox, &tenant).await?;
+    let shown = listed(&sandbox, &tenant, &lost).await?;
+    assert_eq!(
+        (&shown["loss"]["confirmed"], &shown["loss"]["version"]),
+        (&true.into(), &2.into()),
+        "{shown}"
+    );
+    assert_eq!(redis.hlen::<_, i64>(quarantine_key(&tenant)).await?, 0);
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// Also one that is too large for its entry, and had a second to live.
+#[tokio::test]
+async fn a_quarantined_value_is_written_after_any_length_of_time() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 4).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let table = balance_table(tenant.schema.as_deref());
+    let mut redis = sandbox.redis().connect().await?;
+    let members: Vec<String> = tenant.balances.iter().map(|balance| tenant.keys.member(balance)).collect();
+    let sql = format!(
+        "CREATE TABLE aside AS SELECT * FROM {table}; DELETE FROM {table} WHERE alias <> '{}'",
+        tenant.balances[3].alias
+    );
+    sandbox.postgres().execute(&tenant.database, &sql).await?;
+    for (number, limit) in [(0, "64"), (1, "4096")] {
+        let mut worker = brisk(&sandbox, "w").set("quarantine.max_value_bytes", limit).start().await?;
+        let (member, balance) = (&members[number], &tenant.balances[number]);
+        put_raw(
+            &mut redis,
+            &tenant.keys.schedule(),
+            member.as_bytes(),
+            balance.json(2).as_bytes(),
+            Some(DEFAULT_TTL),
+        )
+        .await?;
+        eventually(SOON, "the entry", || async {
+            ensure!(
+                sandbox
+                    .redis()
+                    .connect()
+                    .await?
+                    .hexists::<_, _, bool>(quarantine_key(&tenant), member)
+                    .await?
+            );
+            Ok(())
+        })
+        .await?;
+        // As if its time had come: what has an end ends now.
+        let kept_alive: i64 = redis.ttl(member).await?;
+        assert_eq!(kept_alive == -1, limit == "64", "{kept_alive}");
+        if kept_alive > 0 {
+            redis.del::<_, ()>(member).await?;
+        }
+        let mend = format!("INSERT INTO {table} SELECT * FROM aside WHERE id = '{}'", balance.id);
+        sandbox.postgres().execute(&tenant.database, &mend).await?;
+        assert_eq!(quarantine(&sandbox, &["retry", member]).await?.1["done"], 1);
+        eventually(SOON, "a cleared entry", || is_settled(&sandbox, &tenant)).await?;
+        let written = row(&sandbox, &tenant, number).await?;
+        assert_eq!((written.version, written.amounts), (2, balance.amounts(2)));
+        let left: i64 = redis.ttl(member).await?;
+        assert_ne!(left, -1, "nothing is kept alive for ever");
+        assert_eq!(worker.stop().await?.code, Some(0));
+    }
+    Ok(())
+}
