@@ -15,7 +15,10 @@ use actix_web::{
     middleware::DefaultHeaders,
     web::{self, Data, ServiceConfig},
 };
-use balance_sync_fleet::status::FleetStatus;
+use balance_sync_fleet::{
+    status::FleetStatus,
+    tasks::{Panicked, TaskName},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -52,7 +55,7 @@ pub struct AdminSettings {
 pub struct AdminServer {
     address: SocketAddr,
     handle: ServerHandle,
-    task: JoinHandle<io::Result<()>>,
+    task: JoinHandle<Result<io::Result<()>, Panicked>>,
     /// Ends the event streams.
     streams: Option<CancellationToken>,
 }
@@ -72,10 +75,11 @@ impl AdminServer {
         }
         self.handle.stop(true).await;
         match self.task.await {
-            Ok(Ok(())) => tracing::debug!(address = %self.address, "admin interface stopped"),
-            Ok(Err(error)) => {
+            Ok(Ok(Ok(()))) => tracing::debug!(address = %self.address, "admin interface stopped"),
+            Ok(Ok(Err(error))) => {
                 tracing::warn!(address = %self.address, %error, "admin interface ended with an error");
             }
+            Ok(Err(Panicked)) => tracing::warn!(address = %self.address, "admin interface panicked"),
             Err(error) => tracing::warn!(address = %self.address, %error, "admin interface ended early"),
         }
     }
@@ -140,6 +144,8 @@ fn serve(
         return Err(io::Error::other("the admin interface has to be started inside an actix system"));
     }
     let metrics = Metrics::new(Arc::clone(&status), metrics_tenants, connections);
+    let tasks = status.tasks.clone();
+    let shared_tasks = Data::new(tasks.clone());
     let shared = Data::new(Shared { status, started, metrics });
     let streams = api.as_ref().map(Api::stop);
     let access = Data::new(api.as_ref().map(Api::access).unwrap_or_default());
@@ -148,6 +154,7 @@ fn serve(
         let api = api.clone();
         App::new()
             .app_data(shared.clone())
+            .app_data(shared_tasks.clone())
             .app_data(access.clone())
             .wrap(
                 DefaultHeaders::new()
@@ -178,7 +185,7 @@ fn serve(
     let address = server.addrs().first().copied().unwrap_or(listen);
     let server = server.run();
     let handle = server.handle();
-    let task = actix_rt::spawn(server);
+    let task = tasks.once(TaskName::AdminServer, server);
     tracing::info!(%address, "admin interface listens");
     Ok(AdminServer { address, handle, task, streams })
 }

@@ -18,6 +18,7 @@ use balance_sync_fleet::{
     ErrorClass,
     observed::ObservedDirectory,
     status::{FleetStatus, InForce, Stage, TenantState, TenantStatus},
+    tasks::TaskName,
 };
 use balance_sync_tenants::{ServiceDirectory, ServiceSettings, Tenant, TenantDirectory};
 use exposition::Exposition;
@@ -27,6 +28,7 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 type Labels<'a> = &'a [(&'a str, &'a str)];
 
@@ -250,6 +252,10 @@ async fn ask_a_service_in_vain(fleet: &Arc<FleetStatus>) {
 #[actix_rt::test]
 async fn every_metric_has_its_name_type_help_and_value() {
     let fleet = busy_fleet();
+    let (stop, five) = (CancellationToken::new(), Duration::from_secs(5));
+    drop(fleet.tasks.keep(TaskName::Sampler, None, five, stop.clone(), |_| std::future::pending()));
+    let _ends = stop.drop_guard();
+    assert!(fleet.tasks.once(TaskName::TenantPoll, async { panic!("over a list") }).await.unwrap().is_err());
     ask_a_service_in_vain(&fleet).await;
     let connections = || {
         vec![ServerConnections {
@@ -321,6 +327,11 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_tenants_wanted", "gauge", &[], 212.0),
         ("balance_sync_collectors_awaited", "gauge", &[], 213.0),
         ("balance_sync_threads_still", "gauge", &[], 0.0),
+        ("balance_sync_background_task_running", "gauge", &[("task", "sampler")], 1.0),
+        ("balance_sync_background_task_restarts_total", "counter", &[("task", "sampler")], 0.0),
+        ("balance_sync_background_task_bound_seconds", "gauge", &[("task", "sampler")], 75.0),
+        ("balance_sync_background_task_panics_total", "counter", &[("task", "sampler")], 0.0),
+        ("balance_sync_background_task_panics_total", "counter", &[("task", "tenant_poll")], 1.0),
         ("balance_sync_reconcile_steps_total", "counter", &[("phase", "reap")], 214.0),
         ("balance_sync_reconcile_steps_total", "counter", &[("phase", "stop")], 215.0),
         ("balance_sync_reconcile_steps_total", "counter", &[("phase", "start")], 216.0),
@@ -390,6 +401,8 @@ async fn every_metric_has_its_name_type_help_and_value() {
     for call in ["list", "database"] {
         assert_eq!(metrics.value(&format!("{durations}_count"), &[("call", call)]), 1.0);
     }
+    let progress = "balance_sync_background_task_progress_timestamp_seconds";
+    assert!(metrics.value(progress, &[("task", "sampler")]) > 1.7e9);
     assert!(metrics.value("process_resident_memory_bytes", &[]) > 1e6);
     assert!(metrics.value("process_open_fds", &[]) > 3.0);
     assert!(metrics.value("process_start_time_seconds", &[]) > 1.7e9);
@@ -399,7 +412,8 @@ async fn every_metric_has_its_name_type_help_and_value() {
     for name in metrics.families().filter(|name| !name.starts_with("process_")) {
         let known = expected.iter().any(|entry| entry.0 == name)
             || histograms.iter().any(|entry| entry.0 == name)
-            || name == durations;
+            || name == durations
+            || name == progress;
         assert!(known, "{name} is not tested");
         assert!(name == "balance_synced" || name.starts_with("balance_sync_"), "{name}");
         assert!(metrics.help(name).is_some_and(|help| help.len() > 10), "{name} has no help text");

@@ -7,8 +7,9 @@ use serde::Serialize;
 use crate::{
     recent::lag_quantile,
     record::FleetPoint,
-    rows::{TenantRow, UNSERVED, at},
+    rows::{TaskShown, TenantRow, UNSERVED, at},
     status::TenantState,
+    tasks::TaskState,
     view::FleetView,
 };
 
@@ -326,6 +327,17 @@ impl FleetView {
                 ),
             );
         }
+        for worker in &self.workers {
+            let stalled = |task: &&TaskShown| task.state == TaskState::Stalled;
+            for task in worker.background_tasks.iter().filter(stalled) {
+                let end = task.last_end.as_ref().map_or_else(String::new, |end| format!(", it {end}"));
+                let reason = format!(
+                    "Background task {} of worker {} has made no progress since {}{end}.",
+                    task.name, worker.name, task.last_progress_at
+                );
+                worse(if task.is_missed() { Verdict::Degraded } else { Verdict::Healthy }, reason);
+            }
+        }
         // What is worth knowing and calls nobody out of bed.
         if !paused.is_empty() {
             reasons.push(format!("{} paused by hand: {}.", are(&paused), names(&paused)));
@@ -366,4 +378,72 @@ fn names(rows: &[&TenantRow]) -> String {
     let named: Vec<&str> = rows.iter().take(NAMED).map(|row| row.id.as_str()).collect();
     let more = rows.len().saturating_sub(NAMED);
     if more == 0 { named.join(", ") } else { format!("{} and {more} more", named.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        recent::Rates,
+        record::{TaskRecord, WorkerRecord},
+        rows::WorkerRow,
+        tasks::TaskName,
+    };
+
+    fn view(tasks: Vec<TaskRecord>) -> FleetView {
+        let record = WorkerRecord {
+            name: "w1".to_owned(),
+            version: "1".to_owned(),
+            started_at: 0.0,
+            seen_at: 100.0,
+            draining: false,
+            owned: 0,
+            by_state: BTreeMap::new(),
+            rates: Rates::default(),
+            rss_bytes: 0,
+            redis: "ok".to_owned(),
+            tenant_service: Default::default(),
+            reconcile: Default::default(),
+            restarts: 0,
+            postgres: Vec::new(),
+            due: 0,
+            oldest_due_age_ms: 0,
+            replicas: None,
+            tasks,
+        };
+        FleetView {
+            at: 100.0,
+            redis_error: None,
+            listed: true,
+            workers: vec![WorkerRow::new(&record, true)],
+            rates: Rates::default(),
+            tenants: Vec::new(),
+            counts: Vec::new(),
+            history: Vec::new(),
+            objective_seconds: 5.0,
+            single: false,
+        }
+    }
+
+    fn task(name: &str, state: TaskState) -> TaskRecord {
+        let last_end = Some("panicked: over something".to_owned());
+        TaskRecord { name: name.to_owned(), thread: None, state, restarts: 3, progress_at: 40.0, last_end }
+    }
+
+    #[test]
+    fn a_stalled_task_is_a_reason_and_an_essential_one_makes_the_fleet_degraded() {
+        let well = view(vec![task("sampler", TaskState::Running), task("partition", TaskState::Restarting)]);
+        assert_eq!(well.judge(), (Verdict::Healthy, Vec::new()));
+
+        let (verdict, reasons) = view(vec![task("sampler", TaskState::Stalled)]).judge();
+        assert_eq!(verdict, Verdict::Healthy, "tenants are served");
+        let said = "Background task sampler of worker w1 has made no progress since 1970-01-01T00:00:40";
+        assert!(reasons[0].starts_with(said), "{reasons:?}");
+        assert!(reasons[0].ends_with(", it panicked: over something."), "{reasons:?}");
+
+        let (verdict, _) = view(vec![task(TaskName::ActionsFollower.name(), TaskState::Stalled)]).judge();
+        assert_eq!(verdict, Verdict::Degraded);
+        let (verdict, _) = view(vec![task("of_a_later_version", TaskState::Stalled)]).judge();
+        assert_eq!(verdict, Verdict::Healthy);
+    }
 }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     recent::{ErrorNote, FlushNote, NOTES, Point, Rates, STEP_SECONDS, Totals, Window, lag_quantile},
     status::{FleetStatus, TenantState, TenantStatus, wall_clock},
+    tasks::{TaskReport, TaskState},
     tenant_manager::{DatabaseShown, GetShown, GetUsages, TenantManager},
 };
 
@@ -194,6 +195,39 @@ pub struct WorkerRecord {
     pub oldest_due_age_ms: u64,
     /// Workers per tenant; `None` = all.
     pub replicas: Option<u64>,
+    /// Its background tasks.
+    #[serde(default)]
+    pub tasks: Vec<TaskRecord>,
+}
+
+/// A background task of a worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// The name of a [`crate::tasks::TaskName`]; another version may know others.
+    pub name: String,
+    /// The thread it belongs to, where each has one.
+    pub thread: Option<usize>,
+    /// How it does.
+    pub state: TaskState,
+    /// Times it was started again.
+    pub restarts: u64,
+    /// When it last made progress, in seconds since 1970.
+    pub progress_at: f64,
+    /// How the last run ended that ended early.
+    pub last_end: Option<String>,
+}
+
+impl From<TaskReport> for TaskRecord {
+    fn from(task: TaskReport) -> Self {
+        Self {
+            name: task.name.name().to_owned(),
+            thread: task.thread,
+            state: task.state(),
+            restarts: task.restarts,
+            progress_at: task.progress_at_ms as f64 / 1e3,
+            last_end: task.last_end,
+        }
+    }
 }
 
 /// What a worker knows of the tenant service.
@@ -442,6 +476,7 @@ impl Own {
             due,
             oldest_due_age_ms: oldest,
             replicas: self.replicas,
+            tasks: fleet.tasks.reports().into_iter().map(TaskRecord::from).collect(),
         }
     }
 

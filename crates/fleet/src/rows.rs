@@ -9,8 +9,9 @@ use serde::Serialize;
 use crate::{
     collector::CollectorOptions,
     recent::{NOTES, POINTS, Rates, lag_quantile},
-    record::{Counts, DetailRecord, Pool, ServerRecord, TenantRecord, WorkerRecord},
+    record::{Counts, DetailRecord, Pool, ServerRecord, TaskRecord, TenantRecord, WorkerRecord},
     status::{TenantState, Trigger},
+    tasks::{TaskName, TaskState},
     tenant_manager::DatabaseShown,
 };
 
@@ -535,11 +536,51 @@ pub struct WorkerRow {
     pub reconcile: ReconcileShown,
     /// Collectors that it started again.
     pub collector_restarts_total: u64,
+    /// Its background tasks.
+    pub background_tasks: Vec<TaskShown>,
     /// Its connections per Postgres server.
     pub postgres: Vec<ServerRecord>,
     /// Whether it is the one that answers.
     #[serde(rename = "self")]
     pub is_self: bool,
+}
+
+/// A background task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TaskShown {
+    /// Its name.
+    pub name: String,
+    /// The thread it belongs to, where each has one.
+    pub thread: Option<usize>,
+    /// How it does.
+    pub state: TaskState,
+    /// Times it was started again.
+    pub restarts_total: u64,
+    /// When it last made progress.
+    pub last_progress_at: String,
+    /// How the last run ended that ended early.
+    pub last_end: Option<String>,
+}
+
+impl TaskShown {
+    /// Whether it makes no progress, and tenants are not served as they should be without it.
+    #[must_use]
+    pub fn is_missed(&self) -> bool {
+        self.state == TaskState::Stalled && TaskName::parse(&self.name).is_some_and(TaskName::is_essential)
+    }
+}
+
+impl From<&TaskRecord> for TaskShown {
+    fn from(task: &TaskRecord) -> Self {
+        Self {
+            name: task.name.clone(),
+            thread: task.thread,
+            state: task.state,
+            restarts_total: task.restarts,
+            last_progress_at: at(task.progress_at),
+            last_end: task.last_end.clone(),
+        }
+    }
 }
 
 /// The tenant service.
@@ -591,6 +632,7 @@ impl WorkerRow {
                 last_duration_seconds: record.reconcile.last_duration_seconds,
             },
             collector_restarts_total: record.restarts,
+            background_tasks: record.tasks.iter().map(TaskShown::from).collect(),
             postgres: record.postgres.clone(),
             is_self,
         }

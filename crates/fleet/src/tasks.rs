@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::mpsc,
     task::{JoinError, JoinHandle},
@@ -82,13 +83,15 @@ pub enum TaskName {
     ConnectionClose,
     /// One stream of events to a client of the admin interface.
     EventStream,
+    /// The listener of the admin interface.
+    AdminServer,
     /// A tenant's collector; the supervisor starts it again ([`crate::collector_actor`]).
     Collector,
 }
 
 impl TaskName {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::ActionsFollower,
         Self::Partition,
         Self::ThreadWatch,
@@ -105,6 +108,7 @@ impl TaskName {
         Self::Action,
         Self::ConnectionClose,
         Self::EventStream,
+        Self::AdminServer,
         Self::Collector,
     ];
 
@@ -128,8 +132,15 @@ impl TaskName {
             Self::Action => "action",
             Self::ConnectionClose => "connection_close",
             Self::EventStream => "event_stream",
+            Self::AdminServer => "admin_server",
             Self::Collector => "collector",
         }
+    }
+
+    /// By name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|task| task.name() == name)
     }
 
     /// Whether the worker serves its tenants wrongly or not at all without it, so that a restart of the process is worth
@@ -194,7 +205,29 @@ pub struct TaskReport {
     pub last_end: Option<String>,
 }
 
+/// How a kept task does, under the names shown everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskState {
+    /// It runs and makes progress.
+    Running,
+    /// It ended early and waits to be started again.
+    Restarting,
+    /// It has made no progress for too long.
+    Stalled,
+}
+
 impl TaskReport {
+    /// How it does.
+    #[must_use]
+    pub fn state(&self) -> TaskState {
+        match (self.is_stalled(), self.running) {
+            (true, _) => TaskState::Stalled,
+            (false, true) => TaskState::Running,
+            (false, false) => TaskState::Restarting,
+        }
+    }
+
     /// Whether it has made no progress for too long.
     #[must_use]
     pub fn is_stalled(&self) -> bool {
@@ -365,7 +398,8 @@ impl Tasks {
         lock(&self.0.kept).retain(|kept| !Arc::ptr_eq(kept, ended));
     }
 
-    fn count_panic(&self, name: TaskName) {
+    /// Counts a panic of a task that was run elsewhere.
+    pub(crate) fn count_panic(&self, name: TaskName) {
         *lock(&self.0.panics).entry(name).or_default() += 1;
     }
 }

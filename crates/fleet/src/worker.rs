@@ -6,7 +6,7 @@ use actix::prelude::*;
 use balance_sync_schedule::{
     Controls, Link, LinkSettings, ScheduleError, ScheduleOptions, Schedules, Snapshots,
 };
-use balance_sync_store::ConnectionBudget;
+use balance_sync_store::{Chore, ConnectionBudget};
 use balance_sync_tenants::{KeyForm, Membership, TenantDirectory, other_key_space};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -138,6 +138,13 @@ impl Worker {
             freshness_objective: settings.freshness_objective,
         });
         let budget = ConnectionBudget::new(settings.connections_per_server);
+        let panicked = tasks.clone();
+        budget.observe_panics(move |chore| {
+            panicked.count_panic(match chore {
+                Chore::Sweep => TaskName::ConnectionSweeper,
+                Chore::Close => TaskName::ConnectionClose,
+            });
+        });
         let directory: Arc<dyn TenantDirectory> =
             Arc::new(ObservedDirectory::new(settings.directory, Arc::clone(&fleet)));
         let manager_options = Arc::new(settings.manager.clone());

@@ -12,7 +12,7 @@ use balance_sync_fleet::{
     partition::{OVERDUE, PartitionSettings},
     plan::Limits,
     supervisor::SupervisorOptions,
-    tasks::{Faults, Moment, TaskName, Tasks},
+    tasks::{Faults, Moment, TaskName, TaskState, Tasks},
     tenant_manager::ManagerOptions,
     worker::Identity,
 };
@@ -176,6 +176,15 @@ async fn each_task_that_panics_at_its_start_and_each_that_is_killed_later_runs_a
         .unwrap();
     }
     assert_eq!(bench.tasks().stalled(), None);
+    // And others see it.
+    let reader = bench.worker.reader(Duration::from_secs(5));
+    let view = reader.view().await;
+    let tasks = &view.workers[0].background_tasks;
+    assert_eq!(tasks.len(), KEPT.len());
+    assert!(
+        tasks.iter().all(|task| task.state == TaskState::Running && task.restarts_total == 2),
+        "{tasks:?}"
+    );
     bench.stop().await;
 }
 

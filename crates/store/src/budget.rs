@@ -30,14 +30,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use futures::future;
+use futures::{FutureExt, future};
 use sqlx::{Connection, PgConnection};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::examine::Examined;
 use crate::homes::Homes;
@@ -82,6 +82,63 @@ struct Inner {
     next_database: AtomicU64,
     servers: Mutex<HashMap<String, Weak<Server>>>,
     homes: Homes,
+    chores: Arc<Chores>,
+}
+
+/// What is done beside for a server's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chore {
+    /// Looking at the idle connections over and over.
+    Sweep,
+    /// Closing some.
+    Close,
+}
+
+/// Runs chores, and hears of those that panic.
+#[derive(Default)]
+struct Chores {
+    panicked: OnceLock<Box<dyn Fn(Chore) + Send + Sync>>,
+    /// Sweeps that are to panic, for tests.
+    #[cfg(test)]
+    faults: AtomicUsize,
+}
+
+impl Chores {
+    /// Runs something once.
+    fn once(self: &Arc<Self>, runtime: &Handle, work: impl Future<Output = ()> + Send + 'static) {
+        let (chores, running) = (Arc::clone(self), runtime.spawn(work));
+        runtime.spawn(async move {
+            if let Err(error) = running.await {
+                chores.ended(Chore::Close, &error);
+            }
+        });
+    }
+
+    /// Runs the sweeper of a server until it isn't needed any more; again, if it panics.
+    fn sweep(
+        self: &Arc<Self>,
+        runtime: &Handle,
+        server: Weak<Server>,
+        queued: Arc<Notify>,
+    ) -> JoinHandle<()> {
+        let chores = Arc::clone(self);
+        runtime.spawn(async move {
+            while let Err(error) = tokio::spawn(sweep(Weak::clone(&server), Arc::clone(&queued))).await {
+                if !chores.ended(Chore::Sweep, &error) {
+                    return;
+                }
+                tokio::time::sleep(SWEEP_INTERVAL).await;
+            }
+        })
+    }
+
+    /// Gives whether it was a panic; otherwise the runtime ends.
+    fn ended(&self, chore: Chore, error: &JoinError) -> bool {
+        if let Some(panicked) = self.panicked.get().filter(|_| error.is_panic()) {
+            panicked(chore);
+        }
+        error.is_panic()
+    }
 }
 
 /// The connections of this worker on one server, at one moment.
@@ -112,7 +169,14 @@ impl ConnectionBudget {
             next_database: AtomicU64::new(0),
             servers: Mutex::new(HashMap::new()),
             homes: Homes::default(),
+            chores: Arc::default(),
         }))
+    }
+
+    /// Has each panic of what is done beside reported, to the first who asks for it.
+    pub fn observe_panics(&self, panicked: impl Fn(Chore) + Send + Sync + 'static) {
+        // Only the first counts.
+        let _ = self.0.chores.panicked.set(Box::new(panicked));
     }
 
     /// The tenants of this worker and the tables they write.
@@ -148,7 +212,8 @@ impl ConnectionBudget {
             return (server, database);
         }
         servers.retain(|_, server| server.strong_count() > 0);
-        let server = Arc::new(Server::new(server_key.to_owned(), self.0.per_server));
+        let server =
+            Arc::new(Server::new(server_key.to_owned(), self.0.per_server, Arc::clone(&self.0.chores)));
         servers.insert(server_key.to_owned(), Arc::downgrade(&server));
         (server, database)
     }
@@ -170,6 +235,7 @@ pub(crate) struct Server {
     /// Somebody has queued: the sweeper is to look sooner.
     queued: Arc<Notify>,
     state: Mutex<State>,
+    chores: Arc<Chores>,
 }
 
 #[derive(Default)]
@@ -285,7 +351,7 @@ impl State {
 }
 
 impl Server {
-    fn new(key: String, limit: usize) -> Server {
+    fn new(key: String, limit: usize, chores: Arc<Chores>) -> Server {
         Server {
             key,
             limit,
@@ -293,6 +359,7 @@ impl Server {
             waiting: AtomicUsize::new(0),
             queued: Arc::default(),
             state: Mutex::new(State::default()),
+            chores,
         }
     }
 
@@ -408,7 +475,7 @@ impl Server {
         // Without a runtime nobody would ever close it: this is a program on its way out.
         let Ok(runtime) = Handle::try_current() else { return };
         if open.opened.elapsed() > MAX_LIFETIME {
-            runtime.spawn(open.close(CLOSE_TIMEOUT));
+            self.chores.once(&runtime, open.close(CLOSE_TIMEOUT));
             return;
         }
         let mut state = self.state();
@@ -423,7 +490,8 @@ impl Server {
         if state.sweeper.as_ref().is_none_or(JoinHandle::is_finished)
             && let Ok(runtime) = Handle::try_current()
         {
-            state.sweeper = Some(runtime.spawn(sweep(Arc::downgrade(self), Arc::clone(&self.queued))));
+            let (server, queued) = (Arc::downgrade(self), Arc::clone(&self.queued));
+            state.sweeper = Some(self.chores.sweep(&runtime, server, queued));
         }
     }
 
@@ -458,6 +526,8 @@ impl Server {
 
     /// Takes what has been idle or open for too long, serves the waiting, and says when to look again; `None` = not needed.
     fn tend(self: &Arc<Server>) -> (Vec<Open>, Option<Duration>) {
+        #[cfg(test)]
+        self.chores.fault();
         let mut state = self.state();
         let (expired, kept): (Vec<_>, Vec<_>) = state.idle.drain(..).partition(|idle| {
             idle.since.elapsed() >= idle.timeout || idle.open.opened.elapsed() > MAX_LIFETIME
@@ -501,7 +571,8 @@ async fn sweep(server: Weak<Server>, queued: Arc<Notify>) {
         if !expired.is_empty() {
             tracing::debug!(server = %server.key, connections = expired.len(), "idle connections closed");
             // Beside, because the waiting must not wait for goodbyes.
-            tokio::spawn(future::join_all(expired.into_iter().map(|open| open.close(CLOSE_TIMEOUT))));
+            let closing = future::join_all(expired.into_iter().map(|open| open.close(CLOSE_TIMEOUT)));
+            server.chores.once(&Handle::current(), closing.map(drop));
         }
         let Some(again) = again else { return };
         pause = again;
@@ -516,8 +587,6 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use futures::FutureExt;
-
     use super::*;
 
     fn slot(claim: Claim) -> Slot {
@@ -549,6 +618,35 @@ mod tests {
         assert_eq!((server.count(a), server.count(b)), ((0, 0), (2, 0)));
         assert_eq!(budget.servers().iter().map(|s| (s.open, s.limit)).collect::<Vec<_>>(), [(2, 2), (1, 2)]);
         drop(second);
+    }
+
+    impl Chores {
+        pub(super) fn fault(&self) {
+            let taken =
+                self.faults.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+            assert!(taken.is_err(), "a test made the sweeper panic");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sweeper_that_panics_is_reported_and_starts_again() {
+        let budget = ConnectionBudget::new(1);
+        let panics = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&panics);
+        budget.observe_panics(move |chore| {
+            assert_eq!(chore, Chore::Sweep);
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        let (server, a) = budget.register("one:5432");
+        let _first = slot(server.claim(a, false).await);
+        budget.0.chores.faults.store(3, Ordering::Relaxed);
+        // Who waits keeps the sweeper going.
+        let waits = server.claim(a, false);
+        assert!(tokio::time::timeout(Duration::from_secs(10), waits).await.is_err());
+        assert_eq!(panics.load(Ordering::Relaxed), 3);
+        assert_eq!(budget.0.chores.faults.load(Ordering::Relaxed), 0);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(server.state().sweeper.is_none(), "nothing is left to sweep, and it has looked");
     }
 
     #[tokio::test]

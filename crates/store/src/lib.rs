@@ -23,7 +23,7 @@ mod trail;
 mod update;
 mod verify;
 
-pub use budget::{ConnectionBudget, ServerUsage};
+pub use budget::{Chore, ConnectionBudget, ServerUsage};
 pub use classify::{ErrorClass, StoreError, class_of_sqlstate};
 pub use database::{Database, PoolUsage};
 pub use identifier::{InvalidIdentifier, MAX_IDENTIFIER_BYTES, Table};

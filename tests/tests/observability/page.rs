@@ -39,6 +39,7 @@ const fn is(
 
 const TENANT: &[&str] = &["tenant_id"];
 const SERVER: &[&str] = &["server"];
+const TASK: &[&str] = &["task"];
 
 /// All metrics of a worker, in the order of its page.
 pub const FAMILIES: &[Expected] = &[
@@ -65,6 +66,11 @@ pub const FAMILIES: &[Expected] = &[
     is("balance_sync_standby_joins_total", "counter", "", &[]),
     is("balance_sync_collector_reaped_total", "counter", "", &[]),
     is("balance_sync_collector_panics_total", "counter", "", &[]),
+    is("balance_sync_background_task_running", "gauge", "", TASK),
+    is("balance_sync_background_task_restarts_total", "counter", "", TASK),
+    is("balance_sync_background_task_progress_timestamp_seconds", "gauge", "seconds", TASK),
+    is("balance_sync_background_task_bound_seconds", "gauge", "seconds", TASK),
+    is("balance_sync_background_task_panics_total", "counter", "", TASK),
     is("balance_sync_reconcile_passes_total", "counter", "", &[]),
     is("balance_sync_reconcile_duration_seconds", "histogram", "seconds", &[]),
     is("balance_sync_reconcile_steps_total", "counter", "", &["phase"]),

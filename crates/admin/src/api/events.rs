@@ -6,8 +6,15 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use actix_web::{HttpRequest, HttpResponse, web::Bytes};
-use balance_sync_fleet::{rows::TenantRow, view::FleetView};
+use actix_web::{
+    HttpRequest, HttpResponse,
+    web::{Bytes, Data},
+};
+use balance_sync_fleet::{
+    rows::TenantRow,
+    tasks::{TaskName, Tasks},
+    view::FleetView,
+};
 use serde::Serialize;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
@@ -42,7 +49,7 @@ struct News {
 }
 
 /// `GET /api/v1/events`.
-pub(super) async fn events(state: State, request: HttpRequest) -> Answer {
+pub(super) async fn events(state: State, tasks: Data<Tasks>, request: HttpRequest) -> Answer {
     let params = Params::read(&request, &["tenant"])?;
     let tenant = params.get("tenant").map(str::to_owned);
     let Ok(permit) = Arc::clone(&state.streams).try_acquire_owned() else {
@@ -57,7 +64,9 @@ pub(super) async fn events(state: State, request: HttpRequest) -> Answer {
         return Err(no_tenant(id));
     }
     let (sender, mut receiver) = mpsc::channel(8);
-    actix_rt::spawn(Stream { state, tenant, sender, last_sent: Instant::now(), _permit: permit }.run(view));
+    let stream = Stream { state, tenant, sender, last_sent: Instant::now(), _permit: permit };
+    // Its client sees that it has ended, however it did.
+    drop(tasks.once(TaskName::EventStream, stream.run(view)));
     Ok(HttpResponse::Ok()
         .content_type("text/event-stream")
         // Proxies that gather answers before they pass them on would make a stream useless.

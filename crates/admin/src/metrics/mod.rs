@@ -93,6 +93,7 @@ impl Metrics {
         let mut page = Page::default();
         worker::identity(&mut page, &self.status)?;
         worker::fleet(&mut page, &self.status, &snapshot)?;
+        worker::tasks(&mut page, &self.status)?;
         worker::reconcile(&mut page, &self.status)?;
         worker::flushes(&mut page, &self.status)?;
         tenants::work(&mut page, &snapshot.rows)?;

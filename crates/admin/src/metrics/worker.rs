@@ -2,11 +2,14 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use balance_sync_fleet::status::{FleetStatus, Phase, Stage, TenantState};
+use balance_sync_fleet::{
+    status::{FleetStatus, Phase, Stage, TenantState},
+    tasks::TaskName,
+};
 use prometheus::Error;
 
 use super::{
-    exposition::{Family, Page},
+    exposition::{Family, Labels, Page},
     rows::{Distribution, Snapshot},
 };
 
@@ -22,7 +25,8 @@ pub(super) fn identity(page: &mut Page, status: &FleetStatus) -> Result<(), Erro
     page.write(
         Family::gauge(
             "balance_sync_ready",
-            "Whether the worker has reconciled once and does not drain (1 or 0), as /readyz says.",
+            "Whether the worker has reconciled once, does not drain, and all its background tasks make progress (1 or 0), as \
+             /readyz says.",
         )
         .with(&[], f64::from(u8::from(status.is_ready()))),
     )?;
@@ -144,6 +148,48 @@ pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) 
     ];
     for (name, help, value) in counters {
         page.write(Family::counter(name, help).with(&[], value.load(Relaxed) as f64))?;
+    }
+    Ok(())
+}
+
+/// Its background tasks. Those of which each thread has one are told of together.
+pub(super) fn tasks(page: &mut Page, status: &FleetStatus) -> Result<(), Error> {
+    let mut running = Family::gauge(
+        "balance_sync_background_task_running",
+        "Whether the background task runs, on all threads that have one (1), or waits to be started again (0).",
+    );
+    let mut restarts = Family::counter(
+        "balance_sync_background_task_restarts_total",
+        "Times the background task was started again, because it panicked or ended before it was to.",
+    );
+    let mut progress = Family::gauge(
+        "balance_sync_background_task_progress_timestamp_seconds",
+        "When the background task last made progress, in seconds since 1970; of several the one that is behind.",
+    );
+    let mut bound = Family::gauge(
+        "balance_sync_background_task_bound_seconds",
+        "Longest time without progress before /readyz, and for essential tasks /livez, fails, in seconds.",
+    );
+    let mut panics = Family::counter(
+        "balance_sync_background_task_panics_total",
+        "Panics in background tasks, those among them that run once, as a poll or an operator's action.",
+    );
+    let reports = status.tasks.reports();
+    for name in TaskName::ALL {
+        let labels: Labels<'_> = &[("task", name.name())];
+        // Collectors have metrics of their own.
+        if name != TaskName::Collector {
+            panics.sample(labels, status.tasks.panics(name) as f64);
+        }
+        let same: Vec<_> = reports.iter().filter(|task| task.name == name).collect();
+        let Some(behind) = same.iter().min_by_key(|task| task.progress_at_ms) else { continue };
+        running.sample(labels, f64::from(u8::from(same.iter().all(|task| task.running))));
+        restarts.sample(labels, same.iter().map(|task| task.restarts).sum::<u64>() as f64);
+        progress.sample(labels, behind.progress_at_ms as f64 / 1e3);
+        bound.sample(labels, behind.bound.as_secs_f64());
+    }
+    for family in [running, restarts, progress, bound, panics] {
+        page.write(family)?;
     }
     Ok(())
 }

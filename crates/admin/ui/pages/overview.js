@@ -323,6 +323,9 @@ function workerTable(tickers) {
     if (worker.draining) ills.push("draining");
     if (worker.redis && worker.redis !== "ok") ills.push(`Redis ${words(worker.redis)}`);
     if (!["ok", "static"].includes(service)) ills.push(`tenant service: ${words(service)}`);
+    for (const task of worker.background_tasks ?? []) {
+      if (task.state === "stalled") ills.push(`task ${words(task.name)} makes no progress`);
+    }
     return ills;
   };
   const table = dataTable({

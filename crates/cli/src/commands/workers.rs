@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use balance_sync_fleet::rows::WorkerRow;
+use balance_sync_fleet::{rows::WorkerRow, tasks::TaskState};
 use serde_json::json;
 
 use crate::{
@@ -52,7 +52,9 @@ pub(crate) async fn workers(file: Option<&Path>, args: WorkersArgs) -> anyhow::R
 }
 
 fn is_well(row: &WorkerRow) -> bool {
-    row.redis == "ok" && matches!(row.tenant_service.state.as_str(), "ok" | "static")
+    row.redis == "ok"
+        && matches!(row.tenant_service.state.as_str(), "ok" | "static")
+        && row.background_tasks.iter().all(|task| task.state != TaskState::Stalled)
 }
 
 /// A line per worker.
@@ -70,6 +72,10 @@ pub(super) fn table(rows: &[WorkerRow], now: f64, screen: Screen) -> String {
     for row in rows {
         let (state, style) = match row.redis.as_str() {
             _ if row.draining => ("draining", WARN),
+            "ok" if row.background_tasks.iter().any(|task| task.is_missed()) => ("task stalled", BAD),
+            "ok" if row.background_tasks.iter().any(|task| task.state == TaskState::Stalled) => {
+                ("task stalled", WARN)
+            }
             "ok" => ("ok", PLAIN),
             _ => ("no redis", BAD),
         };
