@@ -150,7 +150,8 @@ enum Backlog {
 #[derive(Debug)]
 enum Health {
     Well,
-    Degraded(recovery::Degraded),
+    /// Boxed: most tenants are well, and a worker has thousands.
+    Degraded(Box<recovery::Degraded>),
 }
 
 /// One call of [`Collector::handle`]: when it is, and what comes of it.

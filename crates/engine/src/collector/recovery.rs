@@ -70,7 +70,7 @@ impl<M> Collector<M> {
         let delay = backoff.next_delay(&mut self.jitter);
         let failures = backoff.failures();
         let attempt = Attempt::Waiting { until: step.now + delay };
-        self.health = Health::Degraded(Degraded { side, reaction, backoff, attempt });
+        self.health = Health::Degraded(Box::new(Degraded { side, reaction, backoff, attempt }));
         self.state = TenantState::Degraded;
         step.command(Command::Degrade { reaction, detail, failures, delay });
     }

@@ -16,13 +16,20 @@ const RECENT_MARGIN: f64 = 0.001;
 /// What is under way, and what comes when.
 #[derive(Debug)]
 pub(super) struct Plan {
-    running: Option<Upkeep>,
+    running: Option<Kind>,
     next_survey: Instant,
     /// `None` = at once, when values need protection.
     next_sweep: Option<Instant>,
     next_recent: Instant,
     /// The server's time at the last look, in seconds.
     recent_from: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Sweep,
+    Recent,
+    Survey,
 }
 
 impl Plan {
@@ -83,7 +90,11 @@ impl<M> Collector<M> {
     }
 
     fn run_upkeep(&mut self, step: &mut Step<M>, upkeep: Upkeep) -> Option<Instant> {
-        self.upkeep.running = Some(upkeep);
+        self.upkeep.running = Some(match upkeep {
+            Upkeep::Sweep => Kind::Sweep,
+            Upkeep::Recent { .. } => Kind::Recent,
+            Upkeep::Survey => Kind::Survey,
+        });
         step.command(Command::Upkeep(upkeep));
         None
     }
@@ -109,16 +120,16 @@ impl<M> Collector<M> {
             // tenant's state.
             UpkeepEnd::Failed => {
                 let delay = match ran {
-                    Upkeep::Sweep | Upkeep::Recent { .. } => self.options.backoff_max,
-                    Upkeep::Survey => self.options.backoff_long,
+                    Kind::Sweep | Kind::Recent => self.options.backoff_max,
+                    Kind::Survey => self.options.backoff_long,
                 };
                 let again = step.now + self.jitter.spread(delay);
                 match ran {
-                    Upkeep::Sweep => self.upkeep.next_sweep = Some(again),
-                    Upkeep::Recent { .. } => self.upkeep.next_recent = again,
+                    Kind::Sweep => self.upkeep.next_sweep = Some(again),
+                    Kind::Recent => self.upkeep.next_recent = again,
                     // One that took longer than the interval before it failed is due already.
-                    Upkeep::Survey if self.upkeep.next_survey <= step.now => self.upkeep.next_survey = again,
-                    Upkeep::Survey => self.upkeep.next_survey = self.upkeep.next_survey.min(again),
+                    Kind::Survey if self.upkeep.next_survey <= step.now => self.upkeep.next_survey = again,
+                    Kind::Survey => self.upkeep.next_survey = self.upkeep.next_survey.min(again),
                 }
             }
         }
