@@ -27,7 +27,7 @@ pub mod lane;
 pub mod observed;
 pub mod overview;
 pub mod partition;
-pub mod plan;
+pub use balance_sync_engine::plan;
 pub mod ports;
 pub mod prober;
 pub mod publish;

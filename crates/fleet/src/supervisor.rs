@@ -328,7 +328,8 @@ impl Supervisor {
                 && let Slot::Running { since, failures } | Slot::Starting { since, failures } = *slot
                 && self.spawner.is_still(live.thread)
             {
-                *slot = Slot::Ended { exit: Exit::Lost, worked: since.elapsed(), failures };
+                *slot =
+                    Slot::Ended { exit: Exit::Lost, worked: Instant::from_std(since).elapsed(), failures };
             }
         }
     }
@@ -341,15 +342,15 @@ impl Supervisor {
         }
         let nobody = BTreeSet::new();
         let wanted = if self.draining.is_some() { &nobody } else { &self.mine };
-        let steps = plan(wanted, &self.slots, begun, &self.options.limits);
-        apply(&steps, &mut self.slots, begun);
+        let steps = plan(wanted, &self.slots, begun.into_std(), &self.options.limits);
+        apply(&steps, &mut self.slots, begun.into_std());
         let span = self.span_of(&steps, begun);
         span.cover(|| self.carry_out(&steps, begun, ctx));
         drop(span);
         self.finish_drain();
     }
 
-    fn carry_out(&mut self, steps: &Plan, begun: Instant, ctx: &mut Context<Self>) {
+    fn carry_out(&mut self, steps: &Plan<Tenant>, begun: Instant, ctx: &mut Context<Self>) {
         self.reap(steps);
         self.stop(steps);
         self.start(steps, ctx);
@@ -383,7 +384,7 @@ impl Supervisor {
 
     /// A pass is a part of the poll that led to it, and a trace of its own when something else did, unless there was
     /// nothing to do.
-    fn span_of(&self, steps: &Plan, begun: Instant) -> Span {
+    fn span_of(&self, steps: &Plan<Tenant>, begun: Instant) -> Span {
         let mut span = trace::current();
         if !span.is_some() && !steps.is_empty() {
             span = Span::root_since("reconcile", begun.elapsed());
@@ -397,7 +398,7 @@ impl Supervisor {
         span
     }
 
-    fn reap(&mut self, steps: &Plan) {
+    fn reap(&mut self, steps: &Plan<Tenant>) {
         for (tenant, exit, reap) in &steps.reap {
             if let Some(live) = self.live.remove(tenant) {
                 // Of use to one that was given up, and is not over.
@@ -413,7 +414,7 @@ impl Supervisor {
                     self.fleet.panics.fetch_add(1, Relaxed);
                 }
                 if let Reap::Delay { until, failures } = reap {
-                    let delay = until.duration_since(Instant::now());
+                    let delay = Instant::from_std(*until).duration_since(Instant::now());
                     self.fleet.tenant(tenant).degrade("collector_crashed", format!("ended: {}", exit.name()));
                     tracing::error!(tenant_id = %tenant, exit = exit.name(), failures, ?delay, "collector reaped, it starts again after a delay");
                 } else {
@@ -437,7 +438,7 @@ impl Supervisor {
         }
     }
 
-    fn stop(&mut self, steps: &Plan) {
+    fn stop(&mut self, steps: &Plan<Tenant>) {
         // All are told before any is waited for.
         for (tenant, _) in &steps.stop {
             let removed = self.draining.is_none() && !self.membership.wanted().contains(tenant);
@@ -454,7 +455,7 @@ impl Supervisor {
         }
     }
 
-    fn start(&mut self, steps: &Plan, ctx: &mut Context<Self>) {
+    fn start(&mut self, steps: &Plan<Tenant>, ctx: &mut Context<Self>) {
         for (tenant, failures) in &steps.start {
             self.epochs += 1;
             let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
@@ -481,7 +482,7 @@ impl Supervisor {
         }
     }
 
-    fn wait(&mut self, steps: &Plan, ctx: &mut Context<Self>) {
+    fn wait(&mut self, steps: &Plan<Tenant>, ctx: &mut Context<Self>) {
         for tenant in &steps.kill {
             if let Some(live) = self.live.get(tenant) {
                 live.kill.cancel();
@@ -492,7 +493,8 @@ impl Supervisor {
             ctx.cancel_future(handle);
         }
         if let Some(next) = steps.next {
-            let delay = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            let delay =
+                Instant::from_std(next).saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             self.next_pass = Some(ctx.run_later(delay, |supervisor, ctx| {
                 supervisor.next_pass = None;
                 supervisor.pass(ctx);
@@ -580,7 +582,7 @@ impl Handler<CollectorStarted> for Supervisor {
         if let Some(slot) = self.slots.get_mut(&tenant)
             && let Slot::Starting { failures, .. } = *slot
         {
-            *slot = Slot::Running { since: Instant::now(), failures };
+            *slot = Slot::Running { since: Instant::now().into_std(), failures };
             self.pass_soon(ctx);
         }
     }
@@ -597,7 +599,7 @@ impl Handler<CollectorEnded> for Supervisor {
         }
         let (worked, failures) = match self.slots.get(&tenant) {
             Some(Slot::Running { since, failures } | Slot::Starting { since, failures }) => {
-                (since.elapsed(), *failures)
+                (Instant::from_std(*since).elapsed(), *failures)
             }
             _ => (Duration::ZERO, 0),
         };

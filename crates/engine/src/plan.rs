@@ -1,19 +1,19 @@
-//! The decision of a reconcile pass: what is wanted, what is there, what to do. Pure: it takes the clock as an argument.
+//! The decision of a reconcile pass: what is wanted, what is there, what to do. The clock is an argument.
 //!
 //! Four phases, in this order. *Reap*: collectors that ended are cleared away, those that ended by themselves come back
 //! after a growing delay. *Stop*: those no longer wanted are told to, all of them before any is waited for. *Start*: the
-//! missing ones, so many at a time; one that does not come to work counts as ended. *Wait*: those that are stopping are given until their deadline.
+//! missing ones, so many at a time; one that does not come to work counts as ended. *Wait*: those that are stopping are
+//! given until their deadline.
+//!
+//! `T` is whatever names a tenant.
 //!
 //! Properties (tested below): at most one live collector per tenant; nothing starts while it stops; planning again right
 //! after applying a plan changes nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
-
-use balance_sync_tenants::Tenant;
-use tokio::time::Instant;
 
 /// A collector that worked this long before it ended counts as having recovered: its next delay is the smallest again.
 pub const STABLE_AFTER: Duration = Duration::from_secs(60);
@@ -54,14 +54,14 @@ pub enum Slot {
     Starting {
         /// Since when.
         since: Instant,
-        /// Ends by itself before, in a row.
+        /// Consecutive crashes before this start.
         failures: u32,
     },
     /// At work.
     Running {
         /// Since when.
         since: Instant,
-        /// Ends by itself before, in a row.
+        /// Consecutive crashes before this start.
         failures: u32,
     },
     /// Told to stop.
@@ -77,14 +77,14 @@ pub enum Slot {
         exit: Exit,
         /// How long it had worked.
         worked: Duration,
-        /// Ends by itself before, in a row.
+        /// Consecutive crashes before this start.
         failures: u32,
     },
     /// It ended by itself and waits for its next start.
     Backoff {
         /// Until when.
         until: Instant,
-        /// Ends by itself, in a row.
+        /// Consecutive crashes.
         failures: u32,
     },
 }
@@ -111,7 +111,7 @@ pub enum Reap {
     Delay {
         /// Until when.
         until: Instant,
-        /// Ends by itself, in a row.
+        /// Consecutive crashes.
         failures: u32,
     },
 }
@@ -124,25 +124,39 @@ pub enum StopReason {
 }
 
 /// The steps of one pass, each with its reason, in id order within a phase.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Plan {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan<T> {
     /// Slots to clear or to delay.
-    pub reap: Vec<(Tenant, Exit, Reap)>,
+    pub reap: Vec<(T, Exit, Reap)>,
     /// Slots of which nothing is left to do: their delay is void because nobody wants them.
-    pub forget: Vec<Tenant>,
+    pub forget: Vec<T>,
     /// Collectors to stop.
-    pub stop: Vec<(Tenant, StopReason)>,
+    pub stop: Vec<(T, StopReason)>,
     /// Collectors to start, with their number of failures in a row.
-    pub start: Vec<(Tenant, u32)>,
+    pub start: Vec<(T, u32)>,
     /// Collectors that have had their time to stop and are to be broken off.
-    pub kill: Vec<Tenant>,
+    pub kill: Vec<T>,
     /// Collectors that are waited for.
     pub waiting: usize,
     /// When the next pass has something to do at the latest, as far as this one can tell.
     pub next: Option<Instant>,
 }
 
-impl Plan {
+impl<T> Default for Plan<T> {
+    fn default() -> Self {
+        Self {
+            reap: Vec::new(),
+            forget: Vec::new(),
+            stop: Vec::new(),
+            start: Vec::new(),
+            kill: Vec::new(),
+            waiting: 0,
+            next: None,
+        }
+    }
+}
+
+impl<T> Plan<T> {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -156,26 +170,26 @@ impl Plan {
 
 /// Decides a pass.
 #[must_use]
-pub fn plan(
-    wanted: &BTreeSet<Tenant>,
-    slots: &BTreeMap<Tenant, Slot>,
+pub fn plan<T: Ord + Clone>(
+    wanted: &BTreeSet<T>,
+    slots: &BTreeMap<T, Slot>,
     now: Instant,
     limits: &Limits,
-) -> Plan {
+) -> Plan<T> {
     let mut plan = Plan::default();
     let mut next = None;
     let mut wake = |at: Instant| {
         next = Some(next.map_or(at, |next: Instant| next.min(at)));
     };
-    let delay = |reap: &mut Vec<_>, tenant: &Tenant, exit, failures: u32| {
+    let delay = |reap: &mut Vec<_>, tenant: &T, exit, failures: u32| {
         let failures = failures.saturating_add(1);
         let until = now + crash_delay(failures, limits);
         reap.push((tenant.clone(), exit, Reap::Delay { until, failures }));
         until
     };
     let mut starting = 0;
-    let mut free: BTreeSet<&Tenant> = BTreeSet::new();
-    let mut ready: Vec<(&Tenant, u32)> = Vec::new();
+    let mut free: BTreeSet<&T> = BTreeSet::new();
+    let mut ready: Vec<(&T, u32)> = Vec::new();
 
     for (tenant, slot) in slots {
         let is_wanted = wanted.contains(tenant);
@@ -241,7 +255,7 @@ fn crash_delay(failures: u32, limits: &Limits) -> Duration {
 }
 
 /// Enters a plan into the slots, as the supervisor does when it has acted on it.
-pub fn apply(plan: &Plan, slots: &mut BTreeMap<Tenant, Slot>, now: Instant) {
+pub fn apply<T: Ord + Clone>(plan: &Plan<T>, slots: &mut BTreeMap<T, Slot>, now: Instant) {
     for (tenant, _, reap) in &plan.reap {
         match *reap {
             Reap::Clear => {
@@ -270,8 +284,6 @@ pub fn apply(plan: &Plan, slots: &mut BTreeMap<Tenant, Slot>, now: Instant) {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
-    use balance_sync_domain::TenantId;
     use proptest::prelude::*;
 
     use super::*;
@@ -283,15 +295,15 @@ mod tests {
         crash_delay_max: Duration::from_secs(60),
     };
 
-    fn tenant(name: &str) -> Tenant {
-        Tenant::Id(TenantId::parse(name).unwrap())
+    fn tenant(name: &str) -> String {
+        name.to_owned()
     }
 
-    fn set(names: &[&str]) -> BTreeSet<Tenant> {
+    fn set(names: &[&str]) -> BTreeSet<String> {
         names.iter().map(|name| tenant(name)).collect()
     }
 
-    fn slots(list: &[(&str, Slot)]) -> BTreeMap<Tenant, Slot> {
+    fn slots(list: &[(&str, Slot)]) -> BTreeMap<String, Slot> {
         list.iter().map(|(name, slot)| (tenant(name), *slot)).collect()
     }
 
@@ -414,8 +426,8 @@ mod tests {
             room in 0usize..6,
         ) {
             let now = Instant::now() + Duration::from_secs(1000);
-            let wanted: BTreeSet<Tenant> = wanted.iter().map(|name| tenant(name)).collect();
-            let observed: BTreeMap<Tenant, Slot> = seeds.iter().map(|(name, slot)| (tenant(name), *slot)).collect();
+            let wanted: BTreeSet<String> = wanted.iter().map(|name| tenant(name)).collect();
+            let observed: BTreeMap<String, Slot> = seeds.iter().map(|(name, slot)| (tenant(name), *slot)).collect();
             let limits = Limits { start_concurrency: room, ..LIMITS };
             let steps = plan(&wanted, &observed, now, &limits);
 
