@@ -10,7 +10,7 @@ DIFFERENTIAL_INPUTS ?= 10000000
 BROWSER_OR_NONE = { command -v chromedriver && { command -v chromium || command -v chromium-browser || command -v google-chrome \
 	|| command -v google-chrome-stable; }; } >/dev/null 2>&1 || export BALANCE_SYNC_BROWSER=none
 
-.PHONY: help setup build demo test screenshots chaos bench fuzz differential coverage lint ui-check fmt clean
+.PHONY: help setup build demo test screenshots chaos sim bench fuzz differential coverage lint ui-check fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ screenshots: ## Take the pictures of the dashboard in docs/img anew, from a real
 chaos: setup ## Faults on real servers for a while (CHAOS_SECONDS=120, CHAOS_SEED=random, CHAOS_RATE=1500)
 	$(CARGO) build --locked --package balance-sync-cli
 	CHAOS_SECONDS=$${CHAOS_SECONDS:-120} $(CARGO) test --locked --package balance-sync-tests --test chaos -- --nocapture
+
+sim: ## Simulate fleets with faults on virtual time, and find the planted bugs (SIM_MINUTES=1, SIM_SEED=random)
+	$(CARGO) build --release --locked --package balance-sync-sim
+	@SIM_MINUTES="$(SIM_MINUTES)" SIM_SEED="$(SIM_SEED)" target/release/balance-sync-sim
 
 bench: setup ## Measure speed and cost on private servers (BENCH_ARGS="--only drain_1 --scale 0.1")
 	$(CARGO) build --release --locked --package balance-sync-cli --package balance-sync-tests --bins

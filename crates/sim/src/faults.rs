@@ -1,0 +1,178 @@
+//! What goes wrong: carries out the faults of a plan.
+
+use balance_sync_engine::collector::{Event, Role};
+
+use crate::{
+    plan::{Fault, SECOND},
+    redis::{self, Held},
+    world::{CLAIM_TTL, LATE, What, World},
+};
+
+/// A stopped worker drains within 8 s, and releases what is left within 2 s.
+const DRAINS: u64 = 12 * SECOND;
+
+impl World {
+    pub(crate) fn fault(&mut self, fault: Fault) {
+        self.note(None, || format!("fault: {fault:?}"));
+        let (now, end) = (self.now, self.end);
+        // Everything is over when producers stop.
+        let until = |lasts: u64| (now + lasts).min(end);
+        match fault {
+            Fault::Crash { worker, down } => {
+                if !self.workers[worker].up {
+                    return;
+                }
+                for tenant in 0..self.plan.tenants {
+                    let held = self.in_flight(worker, tenant);
+                    if held > 0 {
+                        self.note(Some(tenant), || format!("worker {worker} dies with {held} members"));
+                    }
+                }
+                let at = &mut self.workers[worker];
+                at.up = false;
+                at.incarnation += 1;
+                at.actors.clear();
+                at.restarts_at = until(down);
+                self.excuse(None, now + CLAIM_TTL);
+                self.push(until(down), What::Start { worker });
+            }
+            Fault::Stop { worker, down } => {
+                let at = &mut self.workers[worker];
+                if !at.up || at.stopping || at.frozen_until > now {
+                    return;
+                }
+                at.stopping = true;
+                at.restarts_at = until(down);
+                // No excuse: what it holds is written or released at once.
+                for tenant in 0..self.plan.tenants {
+                    self.handle(worker, tenant, Event::Stop);
+                }
+                self.collector_ended(worker);
+            }
+            Fault::Freeze { worker, lasts } => self.freeze(worker, until(lasts)),
+            Fault::RedisDown { lasts } => {
+                self.redis_down_until = self.redis_down_until.max(until(lasts));
+                self.excuse(None, until(lasts) + CLAIM_TTL);
+            }
+            Fault::RedisCut { worker, lasts } => {
+                let at = &mut self.workers[worker];
+                at.cut_until = at.cut_until.max(until(lasts));
+                self.excuse(None, until(lasts) + CLAIM_TTL);
+            }
+            Fault::Flaky { worker, lasts } => {
+                let at = &mut self.workers[worker];
+                at.flaky_until = at.flaky_until.max(until(lasts));
+                self.excuse(None, until(lasts) + LATE + CLAIM_TTL);
+            }
+            Fault::PostgresDown { tenant, lasts } => {
+                let postgres = &mut self.tenants[tenant].postgres;
+                postgres.down_until = postgres.down_until.max(until(lasts));
+                self.excuse(Some(tenant), until(lasts));
+            }
+            Fault::PostgresHangs { tenant, lasts } => {
+                let postgres = &mut self.tenants[tenant].postgres;
+                postgres.hangs_until = postgres.hangs_until.max(until(lasts));
+                self.excuse(Some(tenant), until(lasts));
+            }
+            Fault::PostgresReadOnly { tenant, lasts } => {
+                let postgres = &mut self.tenants[tenant].postgres;
+                postgres.read_only_until = postgres.read_only_until.max(until(lasts));
+                self.excuse(Some(tenant), until(lasts));
+            }
+            Fault::RowLocked { tenant, balance, lasts } => {
+                let locked = &mut self.tenants[tenant].postgres.locked_until[balance];
+                *locked = (*locked).max(until(lasts));
+                self.excuse(Some(tenant), until(lasts));
+            }
+            Fault::Pause { tenant, lasts } => {
+                if !self.tenants[tenant].paused {
+                    self.tenants[tenant].paused = true;
+                    self.excuse(Some(tenant), until(lasts));
+                    self.apply_controls(tenant);
+                    self.push(until(lasts), What::Resume { tenant });
+                }
+            }
+            Fault::Remove { tenant, lasts } => {
+                if self.tenants[tenant].present {
+                    self.tenants[tenant].present = false;
+                    self.excuse(Some(tenant), until(lasts) + DRAINS);
+                    for worker in 0..self.workers.len() {
+                        self.handle(worker, tenant, Event::Leave);
+                    }
+                    self.push(until(lasts), What::Return { tenant });
+                }
+            }
+            Fault::Roles { tenant, first } => {
+                for (worker, role) in self.tenants[tenant].roles.iter_mut().enumerate() {
+                    *role = if first >> worker & 1 == 1 { Role::First } else { Role::Standby };
+                }
+                self.apply_controls(tenant);
+            }
+            Fault::Burst { tenant } => {
+                if self.tenants[tenant].present {
+                    for balance in 0..self.plan.balances {
+                        self.change(tenant, balance);
+                    }
+                }
+            }
+            Fault::ChangeAtLeaseEnd { tenant, after } => self.tenants[tenant].armed = Some(after),
+            Fault::LedgerCrash { tenant } => self.tenants[tenant].pod.crash(),
+            Fault::FlushRequest { tenant } => {
+                for worker in 0..self.workers.len() {
+                    self.handle(worker, tenant, Event::FlushRequested);
+                }
+            }
+        }
+    }
+
+    fn freeze(&mut self, worker: usize, until: u64) {
+        let at = &mut self.workers[worker];
+        at.frozen_until = at.frozen_until.max(until);
+        // What it claims in the first moment lapses after that, or is settled when it goes on.
+        let lapsed = (self.now + SECOND).max(until) + CLAIM_TTL;
+        self.excuse(None, lapsed);
+    }
+
+    /// The balance of a write that has just been executed changes in the microsecond in which its lease ends. The worker
+    /// doesn't learn before that its write succeeded.
+    pub(crate) fn change_at_lease_end(&mut self, worker: usize, tenant: usize, held: Held, after: u64) {
+        let ends = redis::when((held.lease * 2e6).round() as u64 / 2);
+        if ends > self.now && ends + after < self.end && self.tenants[tenant].present {
+            self.note(Some(tenant), || format!("worker {worker} stands still until its lease has ended"));
+            self.push(ends, What::Change { tenant, balance: held.balance });
+            self.freeze(worker, ends + 2000 + after);
+        }
+    }
+
+    /// A collector has ended, or a worker without collectors stops: starts the next process of the worker in time.
+    pub(crate) fn collector_ended(&mut self, worker: usize) {
+        let at = &mut self.workers[worker];
+        if at.up && at.stopping && at.actors.iter().all(Option::is_none) {
+            at.up = false;
+            at.incarnation += 1;
+            let restarts = at.restarts_at;
+            self.note(None, || format!("worker {worker} has stopped"));
+            self.push(restarts, What::Start { worker });
+        }
+    }
+
+    /// A removed tenant comes back. A collector that is still leaving ends first.
+    pub(crate) fn return_tenant(&mut self, tenant: usize) {
+        self.tenants[tenant].present = true;
+        let mut leaving = false;
+        for worker in 0..self.workers.len() {
+            let at = &self.workers[worker];
+            if !at.up || at.stopping {
+                continue;
+            }
+            if at.actors[tenant].is_none() {
+                self.start_collector(worker, tenant);
+            } else if self.leaves(worker, tenant) {
+                leaving = true;
+            }
+        }
+        if leaving {
+            self.push(self.now + SECOND, What::Return { tenant });
+        }
+    }
+}

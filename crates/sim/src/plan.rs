@@ -1,0 +1,256 @@
+//! A run: its size, its rates and its faults. Everything follows from the seed.
+
+use balance_sync_engine::collector::Options;
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+/// Nanoseconds of virtual time.
+pub const SECOND: u64 = 1_000_000_000;
+
+/// A run, before it begins. Shrinking takes faults away from it.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// It decides everything that is not written out here.
+    pub seed: u64,
+    /// Workers.
+    pub workers: usize,
+    /// Tenants, each with a collector in every worker.
+    pub tenants: usize,
+    /// Balances per tenant.
+    pub balances: usize,
+    /// Producers and faults act this long; then everything is healed and drained.
+    pub seconds: u64,
+    /// Members in one flush at most.
+    pub batch: usize,
+    /// Mean time between two transactions of a tenant, in nanoseconds.
+    pub every: u64,
+    /// One value in so many can't be read; 0 = none.
+    pub poison: u32,
+    /// The ledger's own worker runs beside ours.
+    pub ledger: bool,
+    /// What goes wrong, in order of time.
+    pub faults: Vec<(u64, Fault)>,
+}
+
+/// Something that goes wrong, or that somebody does. Durations are in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are what they are called")]
+pub enum Fault {
+    /// A worker is killed, and starts again later.
+    Crash { worker: usize, down: u64 },
+    /// A worker is stopped, drains, and starts again later.
+    Stop { worker: usize, down: u64 },
+    /// A worker stands still, as in a long page fault or a suspended machine.
+    Freeze { worker: usize, lasts: u64 },
+    /// Nobody reaches Redis.
+    RedisDown { lasts: u64 },
+    /// One worker doesn't reach Redis.
+    RedisCut { worker: usize, lasts: u64 },
+    /// Messages between a worker and the servers are lost, late, or arrive twice.
+    Flaky { worker: usize, lasts: u64 },
+    /// A tenant's Postgres refuses connections.
+    PostgresDown { tenant: usize, lasts: u64 },
+    /// A tenant's Postgres doesn't answer, and executes what it got at the end.
+    PostgresHangs { tenant: usize, lasts: u64 },
+    /// A tenant's Postgres answers pings and refuses writes.
+    PostgresReadOnly { tenant: usize, lasts: u64 },
+    /// Somebody else has locked a row.
+    RowLocked { tenant: usize, balance: usize, lasts: u64 },
+    /// An operator pauses a tenant.
+    Pause { tenant: usize, lasts: u64 },
+    /// A tenant is removed, and comes back.
+    Remove { tenant: usize, lasts: u64 },
+    /// The workers get these roles for a tenant: a set bit is `First`.
+    Roles { tenant: usize, first: u8 },
+    /// All balances of a tenant change at once.
+    Burst { tenant: usize },
+    /// A worker stands still until a lease of it ends, and the balance changes in the microsecond of that end.
+    ChangeAtLeaseEnd { tenant: usize, after: u64 },
+    /// The ledger's own worker of a tenant forgets what it holds.
+    LedgerCrash { tenant: usize },
+    /// An operator wants everything of a tenant written at once.
+    FlushRequest { tenant: usize },
+}
+
+impl Fault {
+    /// Names for counters, in the order of [`Fault::kind`].
+    pub const KINDS: [&str; 17] = [
+        "crash",
+        "stop",
+        "freeze",
+        "redis down",
+        "redis cut",
+        "flaky network",
+        "postgres down",
+        "postgres hangs",
+        "row locked",
+        "pause",
+        "remove",
+        "roles",
+        "burst",
+        "change at lease end",
+        "ledger crash",
+        "flush request",
+        "postgres read-only",
+    ];
+
+    /// Its kind, as a position in [`Fault::KINDS`].
+    #[must_use]
+    pub fn kind(self) -> usize {
+        match self {
+            Self::Crash { .. } => 0,
+            Self::Stop { .. } => 1,
+            Self::Freeze { .. } => 2,
+            Self::RedisDown { .. } => 3,
+            Self::RedisCut { .. } => 4,
+            Self::Flaky { .. } => 5,
+            Self::PostgresDown { .. } => 6,
+            Self::PostgresHangs { .. } => 7,
+            Self::RowLocked { .. } => 8,
+            Self::Pause { .. } => 9,
+            Self::Remove { .. } => 10,
+            Self::Roles { .. } => 11,
+            Self::Burst { .. } => 12,
+            Self::ChangeAtLeaseEnd { .. } => 13,
+            Self::LedgerCrash { .. } => 14,
+            Self::FlushRequest { .. } => 15,
+            Self::PostgresReadOnly { .. } => 16,
+        }
+    }
+}
+
+impl Fault {
+    /// The tenant that it is about; any, where it is about all of them.
+    fn tenant(self, rng: &mut SmallRng, plan: &Plan) -> usize {
+        (0..plan.tenants)
+            .find(|tenant| !self.fits(plan.workers, *tenant) && self.fits(plan.workers, tenant + 1))
+            .unwrap_or_else(|| rng.random_range(0..plan.tenants))
+    }
+
+    /// Whether everything that it names is in a world of this size.
+    pub(crate) fn fits(self, workers: usize, tenants: usize) -> bool {
+        match self {
+            Self::Crash { worker, .. }
+            | Self::Stop { worker, .. }
+            | Self::Freeze { worker, .. }
+            | Self::RedisCut { worker, .. }
+            | Self::Flaky { worker, .. } => worker < workers,
+            Self::RedisDown { .. } => true,
+            Self::PostgresDown { tenant, .. }
+            | Self::PostgresHangs { tenant, .. }
+            | Self::PostgresReadOnly { tenant, .. }
+            | Self::RowLocked { tenant, .. }
+            | Self::Pause { tenant, .. }
+            | Self::Remove { tenant, .. }
+            | Self::Roles { tenant, .. }
+            | Self::Burst { tenant }
+            | Self::ChangeAtLeaseEnd { tenant, .. }
+            | Self::LedgerCrash { tenant }
+            | Self::FlushRequest { tenant } => tenant < tenants,
+        }
+    }
+}
+
+impl Plan {
+    /// A small world with many faults: what finds bugs quickly.
+    #[must_use]
+    pub fn small(seed: u64) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut plan = Self {
+            seed,
+            workers: rng.random_range(2..=3),
+            tenants: rng.random_range(1..=3),
+            balances: rng.random_range(2..=6),
+            seconds: 600,
+            batch: [2, 5, 500][rng.random_range(0..3)],
+            // Busy tenants, and such that a value is older than it may live when it is changed again.
+            every: match rng.random_range(0..3) {
+                0 => rng.random_range(20..200) * SECOND,
+                _ => rng.random_range(50..2_000) * SECOND / 1000,
+            },
+            poison: if rng.random_bool(0.5) { 20 } else { 0 },
+            ledger: rng.random_bool(0.4),
+            faults: Vec::new(),
+        };
+        // Where something always fails, nothing is ever late.
+        let count = rng.random_range(4..40);
+        plan.faults = faults(&mut rng, &plan, count);
+        plan
+    }
+
+    /// The world by which speed is measured: 3 workers, 20 tenants.
+    #[must_use]
+    pub fn fleet(seed: u64) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut plan = Self {
+            seed,
+            workers: 3,
+            tenants: 20,
+            balances: 10,
+            seconds: 600,
+            batch: 500,
+            every: SECOND,
+            poison: 200,
+            ledger: rng.random_bool(0.5),
+            faults: Vec::new(),
+        };
+        plan.faults = faults(&mut rng, &plan, 120);
+        plan
+    }
+
+    /// Mostly small worlds; each sixteenth is a fleet.
+    #[must_use]
+    pub fn of(seed: u64) -> Self {
+        if seed.is_multiple_of(16) { Self::fleet(seed) } else { Self::small(seed) }
+    }
+
+    /// How collectors work: as by default, but for the size of a batch.
+    pub(crate) fn options(&self) -> Options {
+        Options { batch_size: self.batch, ..Options::default() }
+    }
+}
+
+fn faults(rng: &mut SmallRng, plan: &Plan, count: usize) -> Vec<(u64, Fault)> {
+    let end = plan.seconds * SECOND;
+    let mut faults = Vec::with_capacity(2 * count);
+    for _ in 0..count {
+        let at = rng.random_range(SECOND..end);
+        let fault = fault(rng, plan);
+        // A worker ends, or a server fails, while there is work for it.
+        if rng.random_bool(0.5) {
+            let before = rng.random_range(0..SECOND);
+            faults.push((at - before, Fault::Burst { tenant: fault.tenant(rng, plan) }));
+        }
+        faults.push((at, fault));
+    }
+    faults.sort_by_key(|(at, _)| *at);
+    faults
+}
+
+fn fault(rng: &mut SmallRng, plan: &Plan) -> Fault {
+    let worker = rng.random_range(0..plan.workers);
+    let tenant = rng.random_range(0..plan.tenants);
+    let balance = rng.random_range(0..plan.balances);
+    let kind = rng.random_range(0..Fault::KINDS.len());
+    // In milliseconds. Outages of Postgres and pauses may last longer than a value lives.
+    let mut lasts = |from: u64, to: u64| rng.random_range(from..to) * SECOND / 1000;
+    let outage = if lasts(0, 4_000) < SECOND { 400_000 } else { 60_000 };
+    match kind {
+        0 => Fault::Crash { worker, down: lasts(100, 30_000) },
+        1 => Fault::Stop { worker, down: lasts(100, 30_000) },
+        2 => Fault::Freeze { worker, lasts: lasts(10, 40_000) },
+        3 => Fault::RedisDown { lasts: lasts(10, 20_000) },
+        4 => Fault::RedisCut { worker, lasts: lasts(10, 40_000) },
+        5 => Fault::Flaky { worker, lasts: lasts(1_000, 40_000) },
+        6 => Fault::PostgresDown { tenant, lasts: lasts(10, outage) },
+        7 => Fault::PostgresHangs { tenant, lasts: lasts(10, outage) },
+        8 => Fault::RowLocked { tenant, balance, lasts: lasts(10, 10_000) },
+        9 => Fault::Pause { tenant, lasts: lasts(10, outage) },
+        10 => Fault::Remove { tenant, lasts: lasts(1_000, 60_000) },
+        11 => Fault::Roles { tenant, first: rng.random_range(0..8) },
+        12 => Fault::Burst { tenant },
+        13 => Fault::ChangeAtLeaseEnd { tenant, after: lasts(0, 5) },
+        14 => Fault::LedgerCrash { tenant },
+        15 => Fault::FlushRequest { tenant },
+        _ => Fault::PostgresReadOnly { tenant, lasts: lasts(10, outage) },
+    }
+}

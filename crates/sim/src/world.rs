@@ -1,0 +1,415 @@
+//! The world: the event queue, and everything that is in it.
+
+use std::{
+    cmp::{Ordering, Reverse},
+    collections::{BinaryHeap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use balance_sync_engine::collector::{Controls, Options, Role, Service};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+use crate::{
+    bugs::Bug,
+    driver::{Actor, Call, Cause, Reply, To},
+    ledger::{Pod, Stage},
+    plan::{Fault, Plan, SECOND},
+    postgres::Postgres,
+    redis::{self, Rules, Schedule},
+};
+
+/// The claim TTL, in nanoseconds.
+pub(crate) const CLAIM_TTL: u64 = 30 * SECOND;
+/// A message of a flaky network comes late by this at most.
+pub(crate) const LATE: u64 = 35 * SECOND;
+/// How long the world goes on after the last fault and the last mutation.
+const DRAIN: u64 = 180 * SECOND;
+
+/// A guarantee that was broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Which guarantee.
+    pub guarantee: &'static str,
+    /// What was seen.
+    pub what: String,
+    /// When, in nanoseconds.
+    pub at: u64,
+    /// Where.
+    pub tenant: usize,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// Events that were handled.
+    pub steps: u64,
+    /// Virtual time that passed, in nanoseconds.
+    pub simulated: u64,
+    /// Mutations made by producers.
+    pub mutations: u64,
+    /// Rows written.
+    pub written: u64,
+    /// Faults, in the order of [`Fault::KINDS`].
+    pub faults: [u64; Fault::KINDS.len()],
+    /// The first guarantee that was broken; the run ends there.
+    pub violation: Option<Violation>,
+    /// What happened to the tenant of the violation, if this was asked for.
+    pub trace: Vec<String>,
+}
+
+/// What is to happen.
+#[derive(Debug)]
+pub(crate) enum What {
+    Fault(usize),
+    /// The next transaction of a tenant.
+    Transaction(usize),
+    /// One balance changes.
+    Change {
+        tenant: usize,
+        balance: usize,
+    },
+    /// A request reaches its server.
+    Arrive(Call),
+    /// An answer, or the end of the wait for it, reaches a worker.
+    Answer(To, Result<Reply, Cause>),
+    Wake {
+        worker: usize,
+        incarnation: u32,
+        tenant: usize,
+    },
+    Start {
+        worker: usize,
+    },
+    Return {
+        tenant: usize,
+    },
+    Resume {
+        tenant: usize,
+    },
+    Ledger {
+        tenant: usize,
+        stage: Stage,
+    },
+    /// The checks of what must happen in time.
+    Look,
+}
+
+#[derive(Debug)]
+struct Due {
+    at: u64,
+    seq: u64,
+    what: What,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+impl Eq for Due {}
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.at, self.seq).cmp(&(other.at, other.seq))
+    }
+}
+
+/// What really happened to a balance.
+#[derive(Debug, Default)]
+pub(crate) struct Truth {
+    pub(crate) newest: u64,
+    pub(crate) poison: bool,
+    pub(crate) score: f64,
+    pub(crate) changed_at: u64,
+    /// Versions that are not in Postgres, and since when they wait.
+    pub(crate) unwritten: VecDeque<(u64, u64)>,
+}
+
+pub(crate) struct Tenant {
+    pub(crate) redis: Schedule,
+    pub(crate) postgres: Postgres,
+    pub(crate) truth: Vec<Truth>,
+    pub(crate) producer: SmallRng,
+    pub(crate) present: bool,
+    pub(crate) paused: bool,
+    pub(crate) roles: Vec<Role>,
+    pub(crate) pod: Pod,
+    /// Lateness counts from this moment on.
+    pub(crate) excused_until: u64,
+    /// The next write is followed by a change at the end of its lease, and this long after it the worker goes on.
+    pub(crate) armed: Option<u64>,
+}
+
+#[derive(Default)]
+pub(crate) struct Worker {
+    pub(crate) up: bool,
+    pub(crate) stopping: bool,
+    pub(crate) restarts_at: u64,
+    pub(crate) incarnation: u32,
+    pub(crate) frozen_until: u64,
+    pub(crate) cut_until: u64,
+    pub(crate) flaky_until: u64,
+    pub(crate) actors: Vec<Option<Actor>>,
+}
+
+/// A whole fleet with its surroundings.
+pub struct World {
+    pub(crate) now: u64,
+    /// Producers and faults act until then.
+    pub(crate) end: u64,
+    origin: Instant,
+    seq: u64,
+    queue: BinaryHeap<Reverse<Due>>,
+    pub(crate) plan: Plan,
+    pub(crate) bug: Option<Bug>,
+    pub(crate) rules: Rules,
+    pub(crate) options: Arc<Options>,
+    pub(crate) rng: SmallRng,
+    pub(crate) redis_down_until: u64,
+    pub(crate) tenants: Vec<Tenant>,
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) next_task: u64,
+    pub(crate) outcome: Outcome,
+    traced: Option<Vec<(Option<usize>, String)>>,
+}
+
+impl World {
+    /// Runs a plan to its end, or to the first guarantee that is broken. `traced`: keep what happens, as text.
+    #[must_use]
+    pub fn run(plan: &Plan, bug: Option<Bug>, traced: bool) -> Outcome {
+        let mut world = Self::new(plan.clone(), bug, traced);
+        world.begin();
+        let last = world.end + DRAIN;
+        while world.outcome.violation.is_none() {
+            let Some(Reverse(due)) = world.queue.pop() else { break };
+            if due.at > last {
+                world.check_end();
+                break;
+            }
+            world.now = due.at;
+            world.outcome.steps += 1;
+            world.step(due.what);
+        }
+        world.outcome.simulated = world.now;
+        if let (Some(traced), Some(violation)) = (world.traced, &world.outcome.violation) {
+            let of = |tenant: Option<usize>| tenant.is_none_or(|tenant| tenant == violation.tenant);
+            world.outcome.trace =
+                traced.into_iter().filter(|(tenant, _)| of(*tenant)).map(|(_, line)| line).collect();
+        }
+        world.outcome
+    }
+
+    fn new(plan: Plan, bug: Option<Bug>, traced: bool) -> Self {
+        let options = Arc::new(plan.options());
+        let rules = Rules {
+            bug,
+            claim_ttl: CLAIM_TTL / 1000,
+            protect_floor: u64::try_from(options.protect_floor.as_micros()).unwrap_or(u64::MAX),
+            // Far less than ledgers give, so that outages outlast it.
+            value_ttl: 150 * SECOND / 1000,
+        };
+        let tenants = (0..plan.tenants).map(|tenant| Tenant {
+            redis: Schedule::new(plan.balances),
+            postgres: Postgres::new(plan.balances),
+            truth: (0..plan.balances).map(|_| Truth::default()).collect(),
+            // A stream of its own: what is changed elsewhere in a plan leaves the producers as they are.
+            producer: SmallRng::seed_from_u64(
+                plan.seed ^ (tenant as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            ),
+            present: true,
+            paused: false,
+            roles: (0..plan.workers)
+                .map(|worker| if worker == tenant % plan.workers { Role::First } else { Role::Standby })
+                .collect(),
+            pod: Pod::default(),
+            excused_until: 0,
+            armed: None,
+        });
+        Self {
+            now: 0,
+            end: plan.seconds * SECOND,
+            origin: Instant::now(),
+            seq: 0,
+            queue: BinaryHeap::new(),
+            bug,
+            rules,
+            options,
+            rng: SmallRng::seed_from_u64(plan.seed.wrapping_add(1)),
+            redis_down_until: 0,
+            tenants: tenants.collect(),
+            workers: (0..plan.workers).map(|_| Worker::default()).collect(),
+            next_task: 0,
+            outcome: Outcome::default(),
+            traced: traced.then(Vec::new),
+            plan,
+        }
+    }
+
+    fn begin(&mut self) {
+        for worker in 0..self.plan.workers {
+            self.push(0, What::Start { worker });
+        }
+        for tenant in 0..self.plan.tenants {
+            self.push(SECOND, What::Transaction(tenant));
+            if self.plan.ledger {
+                self.push(SECOND, What::Ledger { tenant, stage: Stage::Claim });
+            }
+        }
+        for at in 0..self.plan.faults.len() {
+            self.push(self.plan.faults[at].0, What::Fault(at));
+        }
+        self.push(SECOND, What::Look);
+    }
+
+    fn step(&mut self, what: What) {
+        match what {
+            What::Fault(at) => {
+                let fault = self.plan.faults[at].1;
+                self.outcome.faults[fault.kind()] += 1;
+                self.fault(fault);
+            }
+            What::Transaction(tenant) => self.transaction(tenant),
+            What::Change { tenant, balance } => self.change(tenant, balance),
+            What::Arrive(call) => self.arrive(call),
+            What::Answer(to, answer) => {
+                let frozen = self.workers[to.worker].frozen_until;
+                if frozen > self.now {
+                    self.push(frozen, What::Answer(to, answer));
+                } else {
+                    self.answer(to, answer);
+                }
+            }
+            What::Wake { worker, incarnation, tenant } => {
+                let frozen = self.workers[worker].frozen_until;
+                if frozen > self.now {
+                    self.push(frozen, What::Wake { worker, incarnation, tenant });
+                } else if self.workers[worker].incarnation == incarnation {
+                    self.wake(worker, tenant);
+                }
+            }
+            What::Start { worker } => self.start(worker),
+            What::Return { tenant } => self.return_tenant(tenant),
+            What::Resume { tenant } => {
+                self.tenants[tenant].paused = false;
+                self.note(Some(tenant), || "an operator resumes the tenant".to_owned());
+                self.apply_controls(tenant);
+            }
+            What::Ledger { tenant, stage } => self.ledger_step(tenant, stage),
+            What::Look => {
+                self.check_lateness();
+                self.push(self.now + SECOND, What::Look);
+            }
+        }
+    }
+
+    // -- producers -----------------------------------------------------------------------------------------------
+
+    /// A transaction changes one or two balances, as one script.
+    fn transaction(&mut self, at: usize) {
+        if self.now >= self.end {
+            return;
+        }
+        let (balances, every) = (self.plan.balances, self.plan.every);
+        let tenant = &mut self.tenants[at];
+        let first = tenant.producer.random_range(0..balances);
+        let second = tenant.producer.random_range(0..balances);
+        let pause = tenant.producer.random_range(1..=2 * every);
+        if tenant.present {
+            self.change(at, first);
+            if second != first {
+                self.change(at, second);
+            }
+        }
+        self.push(self.now + pause, What::Transaction(at));
+    }
+
+    pub(crate) fn change(&mut self, at: usize, balance: usize) {
+        let (clock, now) = (redis::clock(self.now), self.now);
+        let (rules, one_in, ledger) = (self.rules, self.plan.poison, self.plan.ledger);
+        let tenant = &mut self.tenants[at];
+        let poison = one_in > 0 && tenant.producer.random_ratio(1, one_in);
+        // The ledger's own worker can't tell two mutations of one microsecond apart.
+        let truth = &mut tenant.truth[balance];
+        if ledger && redis::whole(clock) <= truth.score {
+            return;
+        }
+        truth.newest += 1;
+        truth.poison = poison;
+        truth.score = redis::whole(clock);
+        truth.changed_at = now;
+        if poison {
+            truth.unwritten.clear();
+        } else {
+            truth.unwritten.push_back((truth.newest, now));
+        }
+        let version = truth.newest;
+        tenant.redis.mutate(clock, balance, version, poison, rules);
+        self.outcome.mutations += 1;
+        let shape = if poison { ", which can't be read" } else { "" };
+        self.note(Some(at), || format!("the ledger changes balance {balance}: version {version}{shape}"));
+        self.check(at);
+    }
+
+    // -- workers -------------------------------------------------------------------------------------------------
+
+    fn start(&mut self, at: usize) {
+        let worker = &mut self.workers[at];
+        if worker.up || worker.restarts_at > self.now {
+            return;
+        }
+        worker.up = true;
+        worker.stopping = false;
+        worker.incarnation += 1;
+        worker.actors = (0..self.plan.tenants).map(|_| None).collect();
+        self.note(None, || format!("worker {at} starts"));
+        for tenant in 0..self.plan.tenants {
+            if self.tenants[tenant].present {
+                self.start_collector(at, tenant);
+            }
+        }
+    }
+
+    /// What is decided about a collector.
+    pub(crate) fn controls(&self, worker: usize, tenant: usize) -> Controls {
+        let tenant = &self.tenants[tenant];
+        let service = if tenant.paused { Service::Paused } else { Service::Active };
+        Controls { service, role: tenant.roles[worker] }
+    }
+
+    /// Lateness of a tenant, or of all, counts from this moment on.
+    pub(crate) fn excuse(&mut self, tenant: Option<usize>, until: u64) {
+        for (at, excused) in self.tenants.iter_mut().enumerate() {
+            if tenant.is_none_or(|tenant| tenant == at) {
+                excused.excused_until = excused.excused_until.max(until);
+            }
+        }
+    }
+
+    // -- time and text -------------------------------------------------------------------------------------------
+
+    pub(crate) fn push(&mut self, at: u64, what: What) {
+        self.seq += 1;
+        self.queue.push(Reverse(Due { at: at.max(self.now), seq: self.seq, what }));
+    }
+
+    /// Virtual time, as engines take it.
+    pub(crate) fn instant(&self) -> Instant {
+        self.origin + Duration::from_nanos(self.now)
+    }
+
+    pub(crate) fn nanos(&self, instant: Instant) -> u64 {
+        u64::try_from(instant.duration_since(self.origin).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn note(&mut self, tenant: Option<usize>, text: impl FnOnce() -> String) {
+        if let Some(traced) = &mut self.traced {
+            let (seconds, micros) = (self.now / SECOND, self.now % SECOND / 1000);
+            traced.push((tenant, format!("{seconds:4}.{micros:06}  {}", text())));
+        }
+    }
+}
