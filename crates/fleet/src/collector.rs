@@ -81,7 +81,7 @@ struct Driver<'a, Q, S: Sink> {
     batch: Span,
     claim: Option<(usize, LocalBoxFuture<'a, ClaimAnswer>)>,
     wait: Option<LocalBoxFuture<'a, Event<Claimed>>>,
-    permit: PermitSlot<'a, S::Place>,
+    permit: PermitSlot<'a, S::Permit>,
     probe: Option<LocalBoxFuture<'a, Result<(), SinkError>>>,
     upkeep: Option<LocalBoxFuture<'a, UpkeepAnswer>>,
     flights: FuturesUnordered<LocalBoxFuture<'a, Landing>>,
@@ -151,7 +151,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
         self.handle(event);
     }
 
-    async fn happens(&mut self, stop: &CancellationToken) -> Happened<S::Place> {
+    async fn happens(&mut self, stop: &CancellationToken) -> Happened<S::Permit> {
         let mut wake = self.machine.wake_at().map(Instant::from_std);
         if self.machine.is_leaving() {
             let look = Instant::now() + LEAVE_LOOK_EVERY;

@@ -79,7 +79,7 @@ pub struct Batch<'a> {
     pub claimed: &'a [Claimed],
     /// Why now.
     pub trigger: Trigger,
-    /// How long a place was waited for.
+    /// How long a permit was waited for.
     pub waited: Duration,
     /// Longest time the write may take.
     pub deadline: Duration,
@@ -91,7 +91,7 @@ pub struct Batch<'a> {
 pub async fn flush<Q: Queue, S: Sink>(
     queue: &Q,
     sink: &S,
-    place: S::Place,
+    permit: S::Permit,
     Batch { claimed, trigger, waited, deadline, trail_grace }: Batch<'_>,
     fleet: &FleetStatus,
     status: &TenantStatus,
@@ -136,12 +136,12 @@ pub async fn flush<Q: Queue, S: Sink>(
     let mut end = FlushEnd { claimed: claimed.len(), ..FlushEnd::default() };
     let update_begun = Instant::now();
     let results = if rows.is_empty() {
-        drop(place);
+        drop(permit);
         Ok(Vec::new())
     } else {
         let update = span.store_call("update", "postgresql");
         update.count("rows", rows.len());
-        let results = match tokio::time::timeout(deadline, update.around(sink.update(place, &rows))).await {
+        let results = match tokio::time::timeout(deadline, update.around(sink.update(permit, &rows))).await {
             Ok(results) => results,
             Err(_) => Err(SinkError::Deadline(deadline)),
         };

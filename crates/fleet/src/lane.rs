@@ -201,12 +201,12 @@ impl PostgresSink {
 
 /// A connection of the tenant's database.
 #[derive(Debug)]
-pub struct PostgresPlace {
+pub struct PostgresPermit {
     pool: TenantPool,
     session: Session,
 }
 
-impl PostgresPlace {
+impl PostgresPermit {
     async fn of(pool: TenantPool) -> Result<Self, (TenantPool, SinkError)> {
         match pool.database.connect().await {
             Ok(session) => Ok(Self { pool, session }),
@@ -216,34 +216,38 @@ impl PostgresPlace {
 }
 
 impl Sink for PostgresSink {
-    type Place = PostgresPlace;
+    type Permit = PostgresPermit;
 
-    async fn place(&self, last: bool) -> Result<PostgresPlace, SinkError> {
-        match PostgresPlace::of(self.pool(last).await?).await {
-            Ok(place) => Ok(place),
+    async fn permit(&self, last: bool) -> Result<PostgresPermit, SinkError> {
+        match PostgresPermit::of(self.pool(last).await?).await {
+            Ok(permit) => Ok(permit),
             Err((pool, error)) => {
                 let newer = self.newer(&pool, error).await?;
-                PostgresPlace::of(newer).await.map_err(|(_, error)| error)
+                PostgresPermit::of(newer).await.map_err(|(_, error)| error)
             }
         }
     }
 
-    async fn update(&self, mut place: PostgresPlace, rows: &[Row<'_>]) -> Result<Vec<RowResult>, SinkError> {
-        match place.session.update_isolating(&place.pool.table, rows).await {
+    async fn update(
+        &self,
+        mut permit: PostgresPermit,
+        rows: &[Row<'_>],
+    ) -> Result<Vec<RowResult>, SinkError> {
+        match permit.session.update_isolating(&permit.pool.table, rows).await {
             Ok(results) => Ok(results),
             Err(error) => {
-                let newer = self.newer(&place.pool, error.into()).await?;
-                // The old place goes first: the new one may need it.
-                drop(place);
-                let mut place = PostgresPlace::of(newer).await.map_err(|(_, error)| error)?;
-                Ok(place.session.update_isolating(&place.pool.table, rows).await?)
+                let newer = self.newer(&permit.pool, error.into()).await?;
+                // The old permit goes first: the new one may need it.
+                drop(permit);
+                let mut permit = PostgresPermit::of(newer).await.map_err(|(_, error)| error)?;
+                Ok(permit.session.update_isolating(&permit.pool.table, rows).await?)
             }
         }
     }
 
     async fn fates(&self, gone: &[Named<'_>], last: bool) -> Result<Vec<Fate>, SinkError> {
-        let mut place = self.place(last).await?;
-        Ok(place.session.fates(&place.pool.table, gone).await?)
+        let mut permit = self.permit(last).await?;
+        Ok(permit.session.fates(&permit.pool.table, gone).await?)
     }
 
     async fn ping(&self) -> Result<(), SinkError> {

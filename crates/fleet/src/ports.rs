@@ -88,17 +88,17 @@ pub trait Queue {
 /// A tenant's Postgres.
 pub trait Sink {
     /// The right to write now: a connection that nobody else uses. Dropping it gives it back.
-    type Place;
-    /// Waits for a place. `last` = the collector is stopping: a database that may no longer be served is used as far as it
+    type Permit;
+    /// Waits for a permit. `last` = the collector is stopping: a database that may no longer be served is used as far as it
     /// still lets us.
-    fn place(&self, last: bool) -> impl Future<Output = Result<Self::Place, SinkError>>;
+    fn permit(&self, last: bool) -> impl Future<Output = Result<Self::Permit, SinkError>>;
     /// Writes rows; one result per row, in order.
     fn update(
         &self,
-        place: Self::Place,
+        permit: Self::Permit,
         rows: &[Row<'_>],
     ) -> impl Future<Output = Result<Vec<RowResult>, SinkError>>;
-    /// What became of balances whose values are gone, in order. `last` as for [`Sink::place`].
+    /// What became of balances whose values are gone, in order. `last` as for [`Sink::permit`].
     fn fates(&self, gone: &[Named<'_>], last: bool) -> impl Future<Output = Result<Vec<Fate>, SinkError>>;
     /// Asks for a sign of life.
     fn ping(&self) -> impl Future<Output = Result<(), SinkError>>;

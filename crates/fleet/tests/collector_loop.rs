@@ -115,26 +115,26 @@ async fn claiming_goes_on_while_flushes_are_in_flight_as_deep_as_allowed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_places_are_waited_for_no_more_than_two_flushes_are_in_flight() {
+async fn where_permits_are_waited_for_no_more_than_two_flushes_are_in_flight() {
     local(async {
         for (waits, most) in [(ms(0), 3), (ms(100), 2)] {
             let lab = Lab::with(CollectorOptions { pipeline_depth: 3, ..options() });
-            lab.postgres.place_takes.set(waits);
+            lab.postgres.permit_takes.set(waits);
             lab.postgres.takes.set(ms(500));
             lab.redis.mutate(0..200, 1);
             lab.start();
             lab.until("all are settled", |lab| lab.redis.settled.borrow().len() == 200).await;
-            assert_eq!(lab.postgres.most_in_flight.get(), most, "places that take {waits:?}");
+            assert_eq!(lab.postgres.most_in_flight.get(), most, "permits that take {waits:?}");
         }
     })
     .await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_a_place_is_waited_for_only_a_taste_is_held_and_the_batch_is_completed_when_it_comes() {
+async fn while_a_permit_is_waited_for_only_a_prefetch_is_held_and_the_batch_is_completed_when_it_comes() {
     local(async {
         let lab = Lab::with(CollectorOptions { batch_size: 400, ..options() });
-        lab.postgres.place_takes.set(ms(500));
+        lab.postgres.permit_takes.set(ms(500));
         lab.redis.mutate(0..1000, 1);
         lab.start();
         tokio::time::sleep(ms(490)).await;
@@ -146,16 +146,16 @@ async fn while_a_place_is_waited_for_only_a_taste_is_held_and_the_batch_is_compl
         assert!(lab.polls.get() < 100, "waiting must not spin: {} polls", lab.polls.get());
         lab.until("all are settled", |lab| lab.redis.settled.borrow().len() == 1000).await;
         let sizes: Vec<_> = lab.postgres.updates.borrow().iter().map(|update| update.ids.len()).collect();
-        assert_eq!(sizes, [400, 400, 200], "places are used for whole batches");
+        assert_eq!(sizes, [400, 400, 200], "permits are used for whole batches");
     })
     .await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_trickle_gathers_while_its_place_is_waited_for() {
+async fn a_trickle_gathers_while_its_permit_is_waited_for() {
     local(async {
         let lab = Lab::with(CollectorOptions { batch_size: 400, ..options() });
-        lab.postgres.place_takes.set(ms(500));
+        lab.postgres.permit_takes.set(ms(500));
         lab.start();
         for n in 0..20 {
             lab.redis.mutate([n], 1);
@@ -163,34 +163,34 @@ async fn a_trickle_gathers_while_its_place_is_waited_for() {
         }
         lab.until("all are settled", |lab| lab.redis.settled.borrow().len() == 20).await;
         assert_eq!(lab.postgres.updates.borrow().len(), 1, "one turn carries all that came meanwhile");
-        assert_eq!(lab.postgres.places.get(), 1);
+        assert_eq!(lab.postgres.permits.get(), 1);
         assert!(lab.redis.at() < ms(600), "counted from the first: {:?}", lab.redis.at());
     })
     .await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_for_a_place_that_does_not_come_is_given_back_and_counted() {
+async fn what_waits_for_a_permit_that_does_not_come_is_given_back_and_counted() {
     local(async {
         let lab = Lab::new();
-        lab.postgres.place_fails.replace(Some(SinkError::Deadline(secs(1))));
+        lab.postgres.permit_fails.replace(Some(SinkError::Deadline(secs(1))));
         lab.redis.mutate(0..15, 1);
         lab.start();
         lab.until("it is degraded", |lab| lab.reason().is_some()).await;
         lab.until("all are given back", |lab| lab.redis.due() == 15 && lab.redis.leased() == 0).await;
         assert_eq!(lab.status.batch_failures.load(Relaxed), 1);
         assert!(lab.postgres.updates.borrow().is_empty());
-        lab.postgres.place_fails.replace(None);
+        lab.postgres.permit_fails.replace(None);
         lab.until("all are settled", |lab| lab.redis.settled.borrow().len() == 15).await;
     })
     .await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_place_that_never_comes_is_given_up_at_the_deadline_and_values_are_protected_before() {
+async fn a_permit_that_never_comes_is_given_up_at_the_deadline_and_values_are_protected_before() {
     local(async {
         let lab = Lab::new();
-        lab.postgres.place_takes.set(secs(3600));
+        lab.postgres.permit_takes.set(secs(3600));
         lab.redis.mutate(0..5, 1);
         lab.start();
         lab.until("it is degraded", |lab| lab.reason().is_some()).await;
@@ -572,7 +572,7 @@ async fn a_slow_write_while_redis_is_away_does_not_spin() {
 async fn a_long_wait_for_a_permit_while_redis_is_away_does_not_spin() {
     local(async {
         let lab = Lab::new();
-        lab.postgres.place_takes.set(secs(4));
+        lab.postgres.permit_takes.set(secs(4));
         lab.redis.mutate(0..3, 1);
         lab.start();
         lab.until("some are buffered", |lab| lab.redis.leased() == 3).await;

@@ -44,10 +44,10 @@ impl Bench {
     }
 
     async fn flush(&self, claimed: &[Claimed]) -> FlushEnd {
-        let place = self.sink.place(false).await.unwrap();
+        let permit = self.sink.permit(false).await.unwrap();
         let trigger = Trigger::Size;
         let batch = Batch { claimed, trigger, waited: secs(0), deadline: secs(5), trail_grace: secs(60) };
-        flush(&self.queue, &self.sink, place, batch, &self.fleet, &self.status).await
+        flush(&self.queue, &self.sink, permit, batch, &self.fleet, &self.status).await
     }
 
     fn settled(&self) -> Vec<Vec<u8>> {

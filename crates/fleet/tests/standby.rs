@@ -40,7 +40,7 @@ async fn a_second_owner_claims_nothing_and_does_not_spin() {
         tokio::time::sleep(secs(3600)).await;
         assert_eq!((lab.redis.claims.borrow().len(), lab.redis.due()), (0, 30));
         assert_eq!(lab.redis.standbys.get(), 1, "one wait");
-        assert!(lab.postgres.places.get() == 0 && lab.redis.sweeps.borrow().is_empty());
+        assert!(lab.postgres.permits.get() == 0 && lab.redis.sweeps.borrow().is_empty());
         assert!(lab.polls.get() - polls < 300, "{} polls in an hour", lab.polls.get() - polls);
         // Legacy schedules and the other key form are looked after as ever.
         let surveys = lab.redis.surveys.borrow().len();
@@ -122,13 +122,13 @@ async fn who_becomes_the_first_claims_at_once_and_who_is_no_longer_writes_what_i
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_place_that_comes_after_it_has_stood_back_is_used_for_what_is_there() {
+async fn a_permit_that_comes_after_it_has_stood_back_is_used_for_what_is_there() {
     local(async {
         let lab = Lab::with(balance_sync_fleet::collector::CollectorOptions { batch_size: 400, ..options() });
-        lab.postgres.place_takes.set(ms(500));
+        lab.postgres.permit_takes.set(ms(500));
         lab.redis.mutate(0..1000, 1);
         lab.start();
-        lab.until("a taste is claimed", |lab| lab.redis.leased() == 50).await;
+        lab.until("a prefetch is claimed", |lab| lab.redis.leased() == 50).await;
         rank(&lab, true);
         lab.until("it stands by", |lab| lab.state().state == TenantState::Standby).await;
         assert_eq!((settled(&lab), lab.redis.leased(), lab.redis.due()), (50, 0, 950));

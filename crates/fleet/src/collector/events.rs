@@ -20,7 +20,7 @@ use crate::{
 const SHOWN: Duration = Duration::from_secs(5);
 
 impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
-    pub(super) fn event(&mut self, happened: Happened<S::Place>) -> Event<Claimed> {
+    pub(super) fn event(&mut self, happened: Happened<S::Permit>) -> Event<Claimed> {
         match happened {
             Happened::Landed(Landing::Ended(id, end)) => {
                 self.held.retain(|(held, _)| *held != id);
@@ -47,7 +47,7 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
         }
     }
 
-    fn permit_event(&mut self, answer: Result<S::Place, SinkError>) -> Event<Claimed> {
+    fn permit_event(&mut self, answer: Result<S::Permit, SinkError>) -> Event<Claimed> {
         let PermitSlot::Requested { trigger, since, .. } =
             std::mem::replace(&mut self.permit, PermitSlot::None)
         else {

@@ -96,7 +96,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
     }
 
     fn request_permit(&mut self, trigger: Trigger, last: bool, deadline: Duration) {
-        let permit = self.sink.place(last);
+        let permit = self.sink.permit(last);
         let span = self.batch.child("place");
         let request = async move {
             let permit = span.around(timeout(deadline, permit)).await;
@@ -140,7 +140,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
             let since = Instant::now();
             let span = trace.child("flush");
             let flushing = async {
-                match span.child("place").around(sink.place(true)).await {
+                match span.child("place").around(sink.permit(true)).await {
                     Ok(permit) => {
                         let waited = since.elapsed();
                         let batch = Batch { claimed, trigger, waited, deadline, trail_grace };

@@ -435,10 +435,10 @@ pub struct Postgres {
     pub mood: RefCell<Mood>,
     /// How long a write takes.
     pub takes: Cell<Duration>,
-    /// How often a place was asked for, how long it is waited for, and why there is none.
-    pub places: Cell<usize>,
-    pub place_takes: Cell<Duration>,
-    pub place_fails: RefCell<Option<SinkError>>,
+    /// How often a permit was asked for, how long it is waited for, and why there is none.
+    pub permits: Cell<usize>,
+    pub permit_takes: Cell<Duration>,
+    pub permit_fails: RefCell<Option<SinkError>>,
     pub rows: RefCell<BTreeMap<u128, i64>>,
     /// What becomes of these balances, whatever is sent.
     pub verdicts: RefCell<HashMap<u128, RowResult>>,
@@ -461,9 +461,9 @@ impl Postgres {
             begun: Instant::now(),
             mood: RefCell::new(Mood::Well),
             takes: Cell::default(),
-            places: Cell::default(),
-            place_takes: Cell::default(),
-            place_fails: RefCell::default(),
+            permits: Cell::default(),
+            permit_takes: Cell::default(),
+            permit_fails: RefCell::default(),
             rows: RefCell::default(),
             verdicts: RefCell::default(),
             fates: RefCell::default(),
@@ -520,16 +520,16 @@ pub struct FakeSink(pub Rc<Postgres>);
 
 impl Sink for FakeSink {
     /// Whether it was asked for as the last one.
-    type Place = bool;
+    type Permit = bool;
 
-    async fn place(&self, last: bool) -> Result<bool, SinkError> {
+    async fn permit(&self, last: bool) -> Result<bool, SinkError> {
         let postgres = &self.0;
-        postgres.places.set(postgres.places.get() + 1);
-        let wait = postgres.place_takes.get();
+        postgres.permits.set(postgres.permits.get() + 1);
+        let wait = postgres.permit_takes.get();
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
-        let refused = postgres.place_fails.borrow().clone();
+        let refused = postgres.permit_fails.borrow().clone();
         refused.map_or(Ok(last), Err)
     }
 
