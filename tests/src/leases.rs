@@ -56,7 +56,7 @@ impl Default for Scripts {
             release: include_str!("../../lua/release_balance_sync_keys.lua").to_owned(),
             quarantine: include_str!("../../lua/quarantine_balance_sync_keys.lua").to_owned(),
             lose: include_str!("../../lua/record_losses.lua").to_owned(),
-            put_off: include_str!("../../lua/put_off_balance_sync_keys.lua").to_owned(),
+            put_off: include_str!("../../lua/postpone_balances.lua").to_owned(),
         }
     }
 }
@@ -416,7 +416,8 @@ fn read_call(kind: Kind, words: &mut Words<'_>) -> Result<Call> {
     // Position of the token, where members begin, words per member.
     let (token, first, step) = match kind {
         Kind::Claim => (6, argv.len(), 1),
-        Kind::Settle | Kind::PutOff => (1, 3, 2),
+        Kind::Settle => (1, 3, 2),
+        Kind::PutOff => (1, 5, 3),
         Kind::Release => (1, 4, 3),
         Kind::Quarantine => (1, 5, 6),
         Kind::Lose => (1, 4, 4),

@@ -115,19 +115,10 @@ impl Schedule {
         waiting: &[&Claimed],
         delay: Duration,
     ) -> Result<ReleaseReport, ScheduleError> {
-        if waiting.is_empty() {
-            return Ok(ReleaseReport::default());
-        }
-        let mut cmd = scripts::PUT_OFF.call(1);
-        cmd.arg(self.space().schedule())
-            .arg(self.lock_prefix())
-            .arg(&self.options().lock_token)
-            .arg(millis(delay));
-        for claimed in waiting {
-            cmd.arg(&*claimed.lease).arg(&claimed.member);
-        }
-        let counts = ints("put off", &scripts::PUT_OFF.run(self.link(), &cmd).await?, 2)?;
-        Ok(ReleaseReport { released: counts[0], kept: counts[1] })
+        // There is no value to keep alive.
+        let members: Vec<_> = waiting.iter().map(|claimed| (*claimed, false)).collect();
+        let report = self.postpone_for(&members, delay).await?;
+        Ok(ReleaseReport { released: report.postponed, kept: report.kept })
     }
 
     /// Number of lost balances.

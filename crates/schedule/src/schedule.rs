@@ -342,6 +342,18 @@ impl Schedule {
     /// # Errors
     /// As Redis answers. The leases then lapse by themselves.
     pub async fn postpone(&self, members: &[(&Claimed, bool)]) -> Result<PostponeReport, ScheduleError> {
+        self.postpone_for(members, self.options.put_off).await
+    }
+
+    /// As [`Schedule::postpone`], for this long.
+    ///
+    /// # Errors
+    /// As [`Schedule::postpone`].
+    pub async fn postpone_for(
+        &self,
+        members: &[(&Claimed, bool)],
+        delay: Duration,
+    ) -> Result<PostponeReport, ScheduleError> {
         if members.is_empty() {
             return Ok(PostponeReport::default());
         }
@@ -349,9 +361,9 @@ impl Schedule {
         cmd.arg(self.space.schedule())
             .arg(self.lock_prefix())
             .arg(&self.options.lock_token)
-            .arg(millis(self.options.put_off))
+            .arg(millis(delay))
             // Some tries must fit in, should this worker not come back in time.
-            .arg(millis(self.options.protect_floor.max(3 * self.options.put_off)))
+            .arg(millis(self.options.protect_floor.max(3 * delay)))
             .arg(self.space.prefix());
         for (claimed, keep_alive) in members {
             cmd.arg(&*claimed.lease).arg(&claimed.member).arg(if *keep_alive { "v" } else { "-" });

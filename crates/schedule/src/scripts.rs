@@ -66,7 +66,6 @@ script!(PROTECT, "protect", "protect_scheduled_balances.lua");
 script!(PROTECT_RECENT, "protect recent", "protect_recently_scheduled.lua");
 script!(QUARANTINE, "quarantine", "quarantine_balance_sync_keys.lua");
 script!(LOSE, "record losses", "record_losses.lua");
-script!(PUT_OFF, "put off", "put_off_balance_sync_keys.lua");
 script!(RETRY, "retry quarantined", "retry_quarantined_balances.lua");
 script!(ADOPT, "adopt legacy", "adopt_legacy_schedule.lua");
 script!(PROBE, "probe", "probe_schedules.lua");
