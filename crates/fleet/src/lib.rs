@@ -5,7 +5,8 @@
 //! (what a failure leads to) · [`lane`] (the real Redis and Postgres behind it) · [`tenant_manager`] (databases) ·
 //! [`prober`] (idle tenants) · [`pulse`] (whether threads move) · [`sampler`] (what waits, for the eye) · [`partition`]
 //! (which tenants are this worker's) · [`standby`] (those that are another's first) · [`hints`] (events of the tenant
-//! service) · [`observed`] (calls to the directory, counted) · [`status`] (what is known of all this) · [`worker`] (all of
+//! service) · [`observed`] (calls to the directory, counted) · [`tasks`]
+//! (what runs beside all this, and who starts it again) · [`status`] (what is known of all this) · [`worker`] (all of
 //! it together).
 //!
 //! What operators do: [`controls`] (their actions, and the task that follows them) · [`halts`] (what collectors hear of it).

@@ -345,6 +345,7 @@ mod tests {
                 while tasks.panics(TaskName::Prober) < 6 || !tasks.reports()[0].running {
                     prober.wait(Arc::from("k0"), INTERVAL).await;
                     asks += 1;
+                    assert!(asks < 100, "it must not be asked over and over");
                 }
                 assert!(
                     asks > 0 && begun.elapsed() >= INTERVAL * (asks - 1),

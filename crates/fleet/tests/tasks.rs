@@ -189,6 +189,28 @@ async fn each_task_that_panics_at_its_start_and_each_that_is_killed_later_runs_a
 }
 
 #[actix::test]
+async fn an_action_given_while_the_follower_is_down_is_carried_out_when_it_is_back() {
+    let mut bench = Bench::start(Faults::default()).await;
+    bench.serves().await;
+    let name = TaskName::ActionsFollower;
+    bench.faults.panic(name, Moment::Start, u64::MAX);
+    bench.faults.panic(name, Moment::Beat, 1);
+    eventually(PATIENCE, "it is down", || async { bench.tasks().panics(name) > 1 }).await.unwrap();
+    let operator = bench.worker.operator();
+    let tenant = Tenant::Id(TenantId::parse(&bench.sandbox.tenants()[0].id).unwrap());
+    let id = operator.tenant(What::Flush, &tenant, "a test", None).await.unwrap();
+    bench.faults.panic(name, Moment::Start, 0);
+    let outcome = eventually(PATIENCE, "the outcome is written down", || async {
+        let (_, actions) = operator.actions(None, 1, 10).await.ok()?;
+        actions.into_iter().find(|action| action.id == id)?.outcomes.into_iter().next()
+    })
+    .await
+    .unwrap();
+    assert_eq!(outcome.outcome, Ended::Done, "{outcome:?}");
+    bench.stop().await;
+}
+
+#[actix::test]
 async fn what_runs_once_and_panics_is_counted_and_tried_again_or_told() {
     let faults = Faults::default();
     for name in [TaskName::TenantPoll, TaskName::SettingsLookup] {
