@@ -4,8 +4,9 @@
 //! would send the tenant's whole backlog there. So before a batch is judged row by row, the table itself is asked:
 //!
 //! - No row of a batch was found: is any other row visible, and does the table know the batch's organizations and ledgers?
-//! - The first row of a batch was refused: is an update of another row, to the values that it has, refused as well? It is made
-//!   and rolled back in one message, so it changes nothing, and runs all triggers and constraints, deferred ones included.
+//! - The first row of a batch was refused: is an update of another row, to other amounts and the next version, refused as
+//!   well? It is made and rolled back in one message, so it changes nothing, and runs all triggers and constraints, deferred
+//!   ones included.
 
 use sqlx::Row as _;
 
@@ -64,6 +65,14 @@ pub(crate) async fn rows_are_visible(
     Err(StoreError::new(ErrorClass::NoVisibleRows, words).keeping_session())
 }
 
+/// Fails if no row of the table is visible. To be called when none was found by name.
+///
+/// # Errors
+/// [`ErrorClass::NoVisibleRows`] then, and what keeps the table from being asked.
+pub(crate) async fn any_row_is_visible(session: &mut Session, table: &Table) -> Result<(), StoreError> {
+    rows_are_visible(session, table, &[]).await
+}
+
 /// Fails if the table refuses updates of other rows as well. To be called when a row of a batch was refused and none has been
 /// written. Rows of the batch that are written on the way are stale when they are sent again.
 ///
@@ -101,10 +110,7 @@ pub(crate) async fn updates_are_taken(
     }
     Err(StoreError::new(
         ErrorClass::RefusesEveryRow,
-        format!(
-            "the table {} refuses every update, also one that changes no amount: {words}",
-            table.as_sql()
-        ),
+        format!("the table {} refuses every update: {words}", table.as_sql()),
     )
     .keeping_session())
 }
@@ -163,7 +169,8 @@ impl Operation for Visible<'_> {
     }
 }
 
-/// An update of one row to its own amounts and the next version, rolled back. Which row: the one at that place among those
+/// An update of one row to other amounts and the next version, rolled back: a trigger that freezes money lets equal amounts
+/// through. No amount is read, so that it needs no grant that writing doesn't need. Which row: the one at that place among those
 /// that are not in the batch, or that are.
 struct Probe<'s> {
     table: &'s Table,
@@ -181,8 +188,8 @@ impl Operation for Probe<'_> {
         sql.uuids(self.rows.iter().map(|row| row.id)).push(") AND ").guard();
         sql.push(self.place).push(" FOR UPDATE SKIP LOCKED), p AS (UPDATE ").balances(self.table)?;
         sql.push(
-            " AS b SET available = b.available, on_hold = b.on_hold, version = coalesce(b.version, 0) + 1, \
-             overdraft_used = b.overdraft_used, updated_at = pg_catalog.now() FROM c WHERE b.id = c.id RETURNING b.id) ",
+            " AS b SET available = 1.5, on_hold = 0, version = coalesce(b.version, 0) + 1, \
+             overdraft_used = 0, updated_at = pg_catalog.now() FROM c WHERE b.id = c.id RETURNING b.id) ",
         );
         sql.report_and_roll_back("(SELECT count(*) FROM c)", "(SELECT count(*) FROM p)");
         Ok(())

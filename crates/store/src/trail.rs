@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::classify::{ErrorClass, StoreError};
 use crate::database::Database;
+use crate::evidence::any_row_is_visible;
 use crate::identifier::{BALANCE, Table};
 use crate::session::{Answer, Operation, Session};
 use crate::sql::{Sql, Unwritable};
@@ -129,9 +130,9 @@ impl Session {
     /// By class, as for [`Database::update`]: nothing is known then. What the role may not read, and what takes too long, is
     /// no error but [`Fate::Unknown`].
     pub async fn fates(&mut self, table: &Table, sought: &[Named<'_>]) -> Result<Vec<Fate>, StoreError> {
-        let mut fates = Vec::with_capacity(sought.len());
+        let mut fates: Vec<(usize, Fate)> = Vec::with_capacity(sought.len());
         if sought.is_empty() {
-            return Ok(fates);
+            return Ok(Vec::new());
         }
         let (balance, operations) = self.run(&Columns { table }).await?;
         if balance.0.is_empty() {
@@ -144,10 +145,26 @@ impl Session {
             Some(why) => Err(why),
             None => Ok(operations),
         };
-        for chunk in sought.chunks(CHUNK_ROWS) {
-            fates.append(&mut self.fates_of(table, &trail, chunk).await?);
+        // What no text in Postgres can hold has no row, and would fail the search for all the others.
+        let (possible, impossible): (Vec<usize>, Vec<usize>) = (0..sought.len())
+            .partition(|&n| !sought[n].alias.contains('\0') && !sought[n].key.contains('\0'));
+        for chunk in possible.chunks(CHUNK_ROWS) {
+            let names: Vec<Named<'_>> = chunk.iter().map(|&n| sought[n]).collect();
+            let found = self.fates_of(table, &trail, &names).await?;
+            fates.extend(chunk.iter().copied().zip(found));
         }
-        Ok(fates)
+        if !fates.is_empty()
+            && fates.iter().all(|(_, fate)| matches!(fate, Fate::Unknown { row_version: None, .. }))
+        {
+            // Of a table in which no row is visible nothing can be said of any balance.
+            any_row_is_visible(self, table).await?;
+        }
+        fates.extend(impossible.into_iter().map(|n| {
+            let why = "no row can have this alias and key: there is a NUL in it".to_owned();
+            (n, Fate::Unknown { row_version: None, why })
+        }));
+        fates.sort_unstable_by_key(|(n, _)| *n);
+        Ok(fates.into_iter().map(|(_, fate)| fate).collect())
     }
 
     async fn fates_of(
@@ -415,10 +432,10 @@ impl Operation for Deleted<'_> {
         );
         sql.balances(self.table)?.push(
             " AS r WHERE r.organization_id = v.organization_id AND r.ledger_id = v.ledger_id \
-                AND r.deleted_at IS NOT NULL AND r.alias = ANY (",
+                AND r.deleted_at IS NOT NULL AND (r.alias IN (SELECT t.alias FROM unnest(",
         );
-        // Made of nothing but constants, so that it is one, and can be hashed.
-        sql.texts(aliases.into_iter()).push(") OFFSET 0) AS b WHERE ").guard();
+        // As a condition that is not joined: its subquery runs once and is hashed. A ledger may have a million deleted rows.
+        sql.texts(aliases.into_iter()).push(") AS t(alias))) IS TRUE OFFSET 0) AS b WHERE ").guard();
         Ok(())
     }
 

@@ -29,12 +29,15 @@ async fn what_is_set_aside_is_seen_retried_and_dropped() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(3, 20).await?;
     let worker = worker(&sandbox, "first").start().await?;
     let tenant = sandbox.tenants().remove(0);
-    // Four rows are gone; three values are no values.
+    // Four rows are not where they should be; three values are no values.
     let gone: Vec<String> = tenant.balances[..4].iter().map(|balance| format!("'{}'", balance.id)).collect();
     let gone = gone.join(",");
     sandbox
         .postgres()
-        .execute(&tenant.database, &format!("UPDATE balance SET deleted_at = now() WHERE id IN ({gone})"))
+        .execute(
+            &tenant.database,
+            &format!("UPDATE balance SET ledger_id = organization_id WHERE id IN ({gone})"),
+        )
         .await?;
     let mut redis = sandbox.redis().connect().await?;
     for balance in &tenant.balances[4..7] {
@@ -68,7 +71,8 @@ async fn what_is_set_aside_is_seen_retried_and_dropped() -> Result<()> {
     browser.shows("dialog .value", "Available").await?;
     browser.shows("dialog", &tenant.keys.member(&tenant.balances[0])).await?;
     // The row is back; the entry is tried again.
-    let back = format!("UPDATE balance SET deleted_at = NULL WHERE id = '{}'", tenant.balances[0].id);
+    let ledger = tenant.balances[0].ledger;
+    let back = format!("UPDATE balance SET ledger_id = '{ledger}' WHERE id = '{}'", tenant.balances[0].id);
     sandbox.postgres().execute(&tenant.database, &back).await?;
     browser.press("dialog", "Retry").await?;
     browser.press("dialog:last-of-type", "Retry").await?;
@@ -87,7 +91,7 @@ async fn what_is_set_aside_is_seen_retried_and_dropped() -> Result<()> {
         .await?;
 
     // The rest of the reason in bulk.
-    let back = format!("UPDATE balance SET deleted_at = NULL WHERE id IN ({gone})");
+    let back = format!("UPDATE balance SET ledger_id = '{ledger}' WHERE id IN ({gone})");
     sandbox.postgres().execute(&tenant.database, &back).await?;
     browser.press(".bulk", "Retry all").await?;
     browser.shows("dialog", "Retry 3 entries?").await?;

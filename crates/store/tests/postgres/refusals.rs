@@ -82,7 +82,7 @@ async fn row_security_raises_an_error_instead_of_hiding_rows() {
 }
 
 /// Each way for a table to refuse every update, and what mends it.
-const REFUSING: [(&str, &str); 6] = [
+const REFUSING: [(&str, &str); 7] = [
     (
         "CREATE TRIGGER t BEFORE UPDATE ON balance FOR EACH ROW EXECUTE FUNCTION no()",
         "DROP TRIGGER t ON balance",
@@ -105,6 +105,10 @@ const REFUSING: [(&str, &str); 6] = [
         "DROP TRIGGER t ON balance",
     ),
     (
+        "CREATE TRIGGER t BEFORE UPDATE ON balance FOR EACH ROW EXECUTE FUNCTION frozen()",
+        "DROP TRIGGER t ON balance",
+    ),
+    (
         "ALTER TABLE balance ADD CONSTRAINT closed CHECK (version < 2) NOT VALID",
         "ALTER TABLE balance DROP CONSTRAINT closed",
     ),
@@ -117,7 +121,9 @@ async fn a_table_that_refuses_every_update_is_no_fault_of_the_balances() {
     tenant
         .sql(
             "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'closed'; END $$; \
-             CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
+             CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$; \
+             CREATE FUNCTION frozen() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+               IF NEW.available <> OLD.available THEN RAISE EXCEPTION 'frozen'; END IF; RETURN NEW; END $$",
         )
         .await;
     for (refuse, mend) in REFUSING {

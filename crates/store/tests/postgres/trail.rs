@@ -105,6 +105,50 @@ async fn each_balance_has_its_fate() {
 }
 
 #[tokio::test]
+async fn thousands_of_closed_accounts_among_many_more_are_found_in_time() {
+    let tenant = Tenant::new("many_closed").await;
+    tenant.seed(1).await;
+    tenant
+        .sql(
+            "INSERT INTO balance (id, organization_id, ledger_id, account_id, alias, key, asset_code, version, deleted_at) \
+             SELECT gen_random_uuid(), organization_id, ledger_id, gen_random_uuid(), '@closed' || n, 'default', 'BRL', 3, now() \
+             FROM balance, generate_series(1, 60000) AS n WHERE alias = '@a1'",
+        )
+        .await;
+    let aliases: Vec<String> = (1..=1000).map(|n| format!("@closed{}", n * 50)).collect();
+    let sought: Vec<Named<'_>> = aliases.iter().map(|alias| named(alias)).collect();
+    let fates = tenant.database().fates(&Table::unqualified(), &sought).await.unwrap();
+    assert!(
+        fates.iter().all(|fate| *fate == Fate::Deleted),
+        "{:?}",
+        fates.iter().find(|f| **f != Fate::Deleted)
+    );
+}
+
+#[tokio::test]
+async fn a_name_that_no_row_can_have_says_nothing_of_the_others() {
+    let tenant = Tenant::new("impossible_names").await;
+    tenant.seed(2).await;
+    operation(&tenant, 1, 1, "").await;
+    let sought = [named("@a\0b"), named("@a1"), Named { key: "\0", ..named("@a2") }];
+    let fates = tenant.database().fates(&Table::unqualified(), &sought).await.unwrap();
+    assert!(why(&fates[0]).contains("NUL") && why(&fates[2]).contains("NUL"), "{fates:?}");
+    assert_eq!(fates[1], Fate::Stale { row_version: 1 });
+}
+
+#[tokio::test]
+async fn of_a_table_without_a_visible_row_nothing_is_said() {
+    let tenant = Tenant::new("nothing_visible").await;
+    let sought = [named("@a1"), named("@a2")];
+    let error = tenant.database().fates(&Table::unqualified(), &sought).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::NoVisibleRows);
+    assert_eq!(
+        tenant.database().fates(&Table::unqualified(), &sought[..1]).await.unwrap_err().class(),
+        ErrorClass::NoVisibleRows
+    );
+}
+
+#[tokio::test]
 async fn the_traps_of_the_trail() {
     let tenant = Tenant::new("traps").await;
     tenant.seed(3).await;
@@ -218,7 +262,7 @@ async fn what_takes_too_long_is_left_open_and_a_lock_is_a_failure() {
 /// Ten thousand closed accounts in a ledger of seventy thousand, on tables that nobody has analyzed.
 #[tokio::test]
 async fn many_deleted_rows_are_found_with_few_statements() {
-    let tenant = Tenant::new("closed_accounts").await;
+    let tenant = Tenant::new("many_closed").await;
     tenant.sql("ALTER TABLE balance SET (autovacuum_enabled = off)").await;
     tenant.seed(70_000).await;
     tenant.sql("UPDATE balance SET deleted_at = now() WHERE id <= lpad(to_hex(10000), 32, '0')::uuid").await;
