@@ -262,7 +262,7 @@ async fn what_takes_too_long_is_left_open_and_a_lock_is_a_failure() {
 /// Ten thousand closed accounts in a ledger of seventy thousand, on tables that nobody has analyzed.
 #[tokio::test]
 async fn many_deleted_rows_are_found_with_few_statements() {
-    let tenant = Tenant::new("many_closed").await;
+    let tenant = Tenant::new("closed_accounts").await;
     tenant.sql("ALTER TABLE balance SET (autovacuum_enabled = off)").await;
     tenant.seed(70_000).await;
     tenant.sql("UPDATE balance SET deleted_at = now() WHERE id <= lpad(to_hex(10000), 32, '0')::uuid").await;
