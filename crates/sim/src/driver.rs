@@ -6,20 +6,21 @@
 use std::time::Duration;
 
 use balance_sync_engine::{
-    collector::{Claimed, Collector, Command, Event, FlightEnd, FlightId, Task, Upkeep, UpkeepEnd},
+    collector::{Claimed, Collector, Command, Event, FlightId, Task, Upkeep, UpkeepEnd},
     failure::{Failure, Pace, Reaction, Side},
 };
 use rand::Rng;
 
 use crate::{
     bugs::Bug,
+    flight::{Flight, Step},
     plan::SECOND,
     redis::{self, ClaimAnswer, Held},
     world::{LATE, What, World},
 };
 
 /// How long a worker waits for Redis.
-const REDIS_TIMEOUT: u64 = 2 * SECOND;
+pub(crate) const REDIS_TIMEOUT: u64 = 2 * SECOND;
 /// A standby looks this often …
 const LOOK_EVERY: u64 = SECOND / 2;
 /// … and takes over when so many looks found the same head …
@@ -48,7 +49,7 @@ pub(crate) struct Call {
 }
 
 #[derive(Debug, Clone)]
-enum Request {
+pub(crate) enum Request {
     Claim { limit: usize },
     Settle(Vec<Held>),
     Release(Vec<Held>),
@@ -86,7 +87,7 @@ pub(crate) enum Cause {
 
 /// What an answer is for.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Slot {
+pub(crate) enum Slot {
     Claim,
     Idle,
     Watch,
@@ -97,44 +98,21 @@ enum Slot {
     Abandon,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Connect,
-    Write,
-    Settle,
-    /// Planted: settled, and written afterwards.
-    WriteAfterSettle,
-    Release,
-    Quarantine,
-    /// Nothing more comes.
-    End,
-}
-
-#[derive(Debug)]
-struct Flight {
-    id: FlightId,
-    step: Step,
-    deadline: u64,
-    good: Vec<Held>,
-    refused: Vec<Held>,
-    end: FlightEnd,
-}
-
 /// One collector and what is under way for it.
 pub(crate) struct Actor {
     machine: Collector<Held>,
     tasks: Vec<(u64, Slot)>,
-    flights: Vec<Flight>,
+    pub(crate) flights: Vec<Flight>,
     /// What [`Command::AbandonFlights`] releases.
     abandoned: usize,
     wake: Option<u64>,
     /// The last look of a standby: head, looks with this head, looks without a claim.
     watched: (Option<(f64, usize)>, u32, u32),
     /// Planted: the first version read of each balance.
-    cache: Vec<Option<u64>>,
+    pub(crate) cache: Vec<Option<u64>>,
 }
 
-fn failure(side: Side, cause: Cause) -> Failure {
+pub(crate) fn failure(side: Side, cause: Cause) -> Failure {
     let (reason, ping) = match (side, cause) {
         (Side::Sink, Cause::Refused) => ("postgres_connection", true),
         (Side::Sink, Cause::ReadOnly) => ("postgres_read_only", false),
@@ -221,7 +199,7 @@ impl World {
         }
     }
 
-    fn actor(&mut self, worker: usize, tenant: usize) -> Option<&mut Actor> {
+    pub(crate) fn actor(&mut self, worker: usize, tenant: usize) -> Option<&mut Actor> {
         self.workers[worker].actors.get_mut(tenant)?.as_mut()
     }
 
@@ -320,7 +298,7 @@ impl World {
     }
 
     /// Something that ends by itself.
-    fn later(&mut self, at: (usize, usize), slot: Slot, delay: u64) {
+    pub(crate) fn later(&mut self, at: (usize, usize), slot: Slot, delay: u64) {
         let to = self.task(at, slot);
         self.push(self.now + delay, What::Answer(to, Ok(Reply::Done(0))));
     }
@@ -330,7 +308,7 @@ impl World {
         self.rng.random_range(micros) * 1000 + self.rng.random_range(0..1000)
     }
 
-    fn call(&mut self, at: (usize, usize), slot: Slot, request: Request, timeout: u64) {
+    pub(crate) fn call(&mut self, at: (usize, usize), slot: Slot, request: Request, timeout: u64) {
         let to = self.task(at, slot);
         let mut call = Call { to, request, expires: self.now + timeout, unanswered: false };
         let mut arrives = self.now + self.travel();
@@ -507,124 +485,6 @@ impl World {
         let unclaimed = if waits { unclaimed + 1 } else { 1 };
         actor.watched = (Some(head), same, unclaimed);
         same >= SAME_HEAD || unclaimed >= UNCLAIMED
-    }
-
-    // -- flights -------------------------------------------------------------------------------------------------
-
-    fn begin_flight(&mut self, at: (usize, usize), id: FlightId, batch: Vec<Held>, step: Step, timeout: u64) {
-        let deadline = self.now + timeout;
-        let bug = self.bug;
-        let Some(actor) = self.actor(at.0, at.1) else { return };
-        // A release gives everything back; a flush sorts out what can't be written.
-        let (mut good, refused): (Vec<Held>, Vec<Held>) =
-            batch.into_iter().partition(|held| step == Step::Release || held.is_good());
-        if bug == Some(Bug::CachedValue) {
-            for held in &mut good {
-                let first = actor.cache[held.balance];
-                if let Some(value) = &mut held.value {
-                    actor.cache[held.balance].get_or_insert(value.version);
-                    value.version = first.unwrap_or(value.version);
-                }
-            }
-        }
-        let step = match step {
-            Step::Write | Step::Connect if good.is_empty() => Step::Quarantine,
-            Step::Write if bug == Some(Bug::SettleBeforeWrite) => Step::Settle,
-            Step::Write if bug == Some(Bug::PoisonFailsBatch) && !refused.is_empty() => Step::Release,
-            step => step,
-        };
-        let (good, refused) = match (step, bug) {
-            (Step::Release, Some(Bug::PoisonFailsBatch)) => ([good, refused].concat(), Vec::new()),
-            _ => (good, refused),
-        };
-        actor.flights.push(Flight { id, step, deadline, good, refused, end: FlightEnd::default() });
-        self.send_flight(at, id);
-    }
-
-    /// Sends the request of a flight's step; without anything left to do, it ends.
-    fn send_flight(&mut self, at: (usize, usize), id: FlightId) {
-        let now = self.now;
-        let Some(actor) = self.actor(at.0, at.1) else { return };
-        let Some(index) = actor.flights.iter().position(|flight| flight.id == id) else { return };
-        let flight = &mut actor.flights[index];
-        let write_within = flight.deadline.saturating_sub(now);
-        if flight.step == Step::Quarantine && flight.refused.is_empty() {
-            flight.step = Step::End;
-        }
-        let (request, timeout) = match flight.step {
-            Step::Connect => (Request::Connect, write_within),
-            Step::Write | Step::WriteAfterSettle => (Request::Write(flight.good.clone()), write_within),
-            Step::Settle => (Request::Settle(flight.good.clone()), REDIS_TIMEOUT),
-            Step::Release => (Request::Release(flight.good.clone()), REDIS_TIMEOUT),
-            Step::Quarantine => (Request::Quarantine(flight.refused.clone()), REDIS_TIMEOUT),
-            Step::End => {
-                // Reported by itself: the collector is in the middle of a step of its own.
-                return self.later(at, Slot::Flight(id), 1000);
-            }
-        };
-        self.call(at, Slot::Flight(id), request, timeout);
-    }
-
-    fn flight_step(&mut self, at: (usize, usize), id: FlightId, answer: Result<Reply, Cause>) {
-        let bug = self.bug;
-        let Some(actor) = self.actor(at.0, at.1) else { return };
-        let Some(index) = actor.flights.iter().position(|flight| flight.id == id) else { return };
-        if actor.flights[index].step == Step::End {
-            let flight = actor.flights.swap_remove(index);
-            return self.handle(at.0, at.1, Event::FlightEnded(id, flight.end));
-        }
-        let flight = &mut actor.flights[index];
-        let done = if let Ok(Reply::Done(count)) = answer { count } else { 0 };
-        let settled_first = bug == Some(Bug::SettleBeforeWrite);
-        flight.step = match (flight.step, answer) {
-            (Step::Connect, Ok(_)) => Step::Write,
-            (Step::Write, Ok(_)) => {
-                flight.end.answered = true;
-                flight.end.written = flight.good.len();
-                Step::Settle
-            }
-            (Step::Write, Err(Cause::Timeout)) if bug == Some(Bug::TimeoutCountsAsWritten) => Step::Settle,
-            (Step::Connect | Step::Write, Err(cause)) => {
-                flight.end.failure = Some(failure(Side::Sink, cause));
-                match bug {
-                    Some(Bug::SettleOnFailure) => Step::Settle,
-                    Some(Bug::NoReleaseAfterFailure) => Step::Quarantine,
-                    Some(Bug::QuarantineOnOutage) => {
-                        flight.refused.append(&mut flight.good);
-                        Step::Quarantine
-                    }
-                    _ => Step::Release,
-                }
-            }
-            (Step::Settle, Ok(_)) => {
-                flight.end.settled = true;
-                if settled_first { Step::WriteAfterSettle } else { Step::Quarantine }
-            }
-            (Step::Settle, Err(_)) => {
-                flight.end.orphaned += flight.good.len();
-                if settled_first { Step::WriteAfterSettle } else { Step::Quarantine }
-            }
-            (Step::WriteAfterSettle, answer) => {
-                flight.end.answered = answer.is_ok();
-                flight.end.failure = answer.err().map(|cause| failure(Side::Sink, cause));
-                Step::Quarantine
-            }
-            (Step::Release, Ok(_)) => {
-                flight.end.released = done;
-                Step::Quarantine
-            }
-            (Step::Release, Err(_)) => {
-                flight.end.orphaned += flight.good.len();
-                Step::Quarantine
-            }
-            (Step::Quarantine, answer) => {
-                flight.end.settled |= answer.is_ok();
-                flight.end.orphaned += if answer.is_err() { flight.refused.len() } else { 0 };
-                Step::End
-            }
-            (Step::End, _) => Step::End,
-        };
-        self.send_flight(at, id);
     }
 
     /// Whether the collector is on its way out.
