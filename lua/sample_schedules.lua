@@ -1,26 +1,27 @@
 -- Sample: what waits in these schedules, what is in quarantine, and how close is a waiting value to its expiry? One
 -- call for many tenants.
 --
--- KEYS[…]  pairs: schedule, quarantine hash
+-- KEYS[…]  threes: schedule, quarantine hash, losses
 -- ARGV[1]  most values whose life is looked at in this call, over all schedules; what comes beyond is only counted
--- ARGV[2…] fives, one per pair:
+-- ARGV[2…] fives, one per three keys:
 --          tenant prefix: only values whose key begins with it are looked at ('' = single-tenant)
 --          head: how many members with the oldest scores are looked at
 --          page: about how many more, from the cursor on, as the COUNT of ZSCAN (0 = none)
 --          cursor: where that page begins ('0' = the beginning)
 --          kept: a member to look at again if it is still scheduled ('' = none)
 --
--- Result   one part per pair: { scheduled, quarantined } when nothing is scheduled, otherwise
---          { scheduled, quarantined, due, oldest, cursor, life, member }
+-- Result   one part per three keys: { scheduled, quarantined, lost } when nothing is scheduled, otherwise
+--          { scheduled, quarantined, lost, due, oldest, cursor, life, member }
 --          scheduled    members in the schedule; -1 = the key can't be read, and is looked at no further
 --          quarantined  entries in quarantine; -1 = the key can't be read
+--          lost         lost balances; -1 = the key can't be read
 --          due          members whose time has come
 --          oldest       how long the first of them has been due, in milliseconds
 --          cursor       for the next page; '0' = the last page was looked at, '' = this page was not looked at
 --          life         smallest remaining life among the values looked at, in milliseconds; -1 = none has one
 --          member       whose life that is
 --
--- Read-only. A schedule without members costs two commands.
+-- Read-only. A schedule without members costs three commands.
 
 local time = redis.call('TIME')
 local shown = string.format('%s.%06d', time[1], time[2])
@@ -34,11 +35,12 @@ local function count(...)
 end
 
 local result = {}
-for n = 1, #KEYS / 2 do
-  local schedule, arg = KEYS[2 * n - 1], 2 + 5 * (n - 1)
-  local scheduled, quarantined = count('ZCARD', schedule), count('HLEN', KEYS[2 * n])
+for n = 1, #KEYS / 3 do
+  local schedule, arg = KEYS[3 * n - 2], 2 + 5 * (n - 1)
+  local scheduled = count('ZCARD', schedule)
+  local quarantined, lost = count('HLEN', KEYS[3 * n - 1]), count('HLEN', KEYS[3 * n])
   if scheduled <= 0 then
-    result[n] = { scheduled, quarantined }
+    result[n] = { scheduled, quarantined, lost }
   else
     local prefix, head, page = ARGV[arg], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
     local cursor, kept = ARGV[arg + 3], ARGV[arg + 4]
@@ -71,7 +73,7 @@ for n = 1, #KEYS / 2 do
     else
       cursor = ''
     end
-    result[n] = { scheduled, quarantined, due, math.floor(oldest * 1000), cursor, life, shortest }
+    result[n] = { scheduled, quarantined, lost, due, math.floor(oldest * 1000), cursor, life, shortest }
   end
 end
 return result

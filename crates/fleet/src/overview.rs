@@ -68,6 +68,8 @@ pub struct Overview {
     pub backlog: BacklogShown,
     /// Entries in quarantine.
     pub quarantined: u64,
+    /// Lost balances among them.
+    pub losses: u64,
     /// Values that had expired before anybody looked, since the workers' start.
     pub expired_total: u64,
     /// Smallest remaining life of a scheduled value in Redis.
@@ -180,7 +182,7 @@ impl FleetView {
         let mut by_state: BTreeMap<&'static str, usize> =
             TenantState::ALL.iter().map(|state| (state.name(), 0)).collect();
         let mut backlog = BacklogShown { scheduled: 0, due: 0, leased: 0, oldest_due_age_seconds: 0.0 };
-        let (mut unserved, mut quarantined, mut expired) = (0, 0, 0);
+        let (mut unserved, mut quarantined, mut losses, mut expired) = (0, 0, 0, 0);
         let mut shortest: Option<f64> = None;
         for row in &self.tenants {
             if row.state == UNSERVED {
@@ -193,6 +195,7 @@ impl FleetView {
             backlog.leased += row.leased;
             backlog.oldest_due_age_seconds = backlog.oldest_due_age_seconds.max(row.oldest_due_age_seconds);
             quarantined += row.quarantined;
+            losses += row.losses;
             expired += row.expired_total;
             shortest = match (shortest, row.shortest_life_seconds) {
                 (Some(a), Some(b)) => Some(a.min(b)),
@@ -222,6 +225,7 @@ impl FleetView {
             tenants: TenantCount { total: self.tenants.len(), unserved, by_state },
             backlog,
             quarantined,
+            losses,
             expired_total: expired,
             shortest_life_seconds: shortest,
             rates: RatesShown {
@@ -265,7 +269,7 @@ impl FleetView {
 
         let mut degraded: BTreeMap<&str, Vec<&TenantRow>> = BTreeMap::new();
         let (mut unserved, mut behind, mut paused, mut short) = (vec![], vec![], vec![], vec![]);
-        let (mut quarantined, mut expired) = (vec![], vec![]);
+        let (mut quarantined, mut lost, mut expired) = (vec![], vec![], vec![]);
         for row in &self.tenants {
             match row.state {
                 "degraded" => {
@@ -286,6 +290,9 @@ impl FleetView {
             if row.quarantined > 0 {
                 quarantined.push(row);
             }
+            if row.losses > 0 {
+                lost.push(row);
+            }
             if row.expired_total > 0 {
                 expired.push(row);
             }
@@ -301,6 +308,15 @@ impl FleetView {
         }
         if !unserved.is_empty() && !self.workers.is_empty() {
             let text = format!("{} served by no live worker: {}.", are(&unserved), names(&unserved));
+            worse(Verdict::Degraded, text);
+        }
+        if !lost.is_empty() {
+            lost.sort_by_key(|row| std::cmp::Reverse(row.losses));
+            let losses: u64 = lost.iter().map(|row| row.losses).sum();
+            let text = format!(
+                "{losses} balances have lost mutations, or may have, until somebody drops their entries: {}.",
+                names(&lost)
+            );
             worse(Verdict::Degraded, text);
         }
         if !behind.is_empty() {
@@ -361,6 +377,7 @@ fn trouble(row: &TenantRow, objective: f64) -> u8 {
         "degraded" => 4,
         UNSERVED => 3,
         _ if row.is_behind(objective) => 2,
+        _ if row.losses > 0 => 2,
         _ if row.paused.is_some() || row.quarantined > 0 => 1,
         _ => 0,
     }
@@ -445,5 +462,20 @@ mod tests {
         assert_eq!(verdict, Verdict::Degraded);
         let (verdict, _) = view(vec![task("of_a_later_version", TaskState::Stalled)]).judge();
         assert_eq!(verdict, Verdict::Healthy);
+    }
+
+    /// Wrong green is worse than red: a loss is nobody's state and mends by nothing.
+    #[test]
+    fn a_fleet_with_an_open_loss_is_not_healthy() {
+        let mut fleet = view(Vec::new());
+        let mut row = TenantRow { state: "idle", ..TenantRow::unserved("acme", None) };
+        row.quarantined = 3;
+        fleet.tenants = vec![row];
+        assert_eq!(fleet.judge().0, Verdict::Healthy, "what is in quarantine keeps its value");
+        fleet.tenants[0].losses = 2;
+        let (verdict, reasons) = fleet.judge();
+        assert_eq!(verdict, Verdict::Degraded);
+        assert!(reasons[0].starts_with("2 balances have lost mutations"), "{reasons:?}");
+        assert_eq!(fleet.overview().losses, 2);
     }
 }

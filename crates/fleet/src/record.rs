@@ -58,6 +58,9 @@ pub struct TenantRecord {
     /// Entries in quarantine.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub quarantine_entries: u64,
+    /// Lost balances among them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub losses: u64,
     /// The last seconds.
     #[serde(flatten)]
     pub rates: Rates,
@@ -398,6 +401,7 @@ impl Own {
             oldest_due_age_ms: status.oldest_due_age_ms.load(Relaxed),
             shortest_life_ms: known(status.shortest_life_ms.load(Relaxed)),
             quarantine_entries: known(status.quarantine_entries.load(Relaxed)).unwrap_or_default(),
+            losses: known(status.losses.load(Relaxed)).unwrap_or_default(),
             rates: status.recent(crate::recent::Recent::rates).unwrap_or_default(),
             counts: Counts {
                 updated: status.updated.load(Relaxed),

@@ -73,6 +73,8 @@ pub struct TenantRow {
     pub updated_total: u64,
     /// Entries in quarantine.
     pub quarantined: u64,
+    /// Lost balances among them.
+    pub losses: u64,
     /// Values that had expired before anybody looked.
     pub expired_total: u64,
     /// Flushes that failed.
@@ -117,6 +119,7 @@ impl TenantRow {
             rows_per_second: 0.0,
             updated_total: 0,
             quarantined: 0,
+            losses: 0,
             expired_total: 0,
             batch_failures_total: 0,
             pool: None,
@@ -173,6 +176,7 @@ impl TenantRow {
             rows_per_second: merged.rates.rows_per_second,
             updated_total: merged.counts.updated,
             quarantined: most(|r| r.quarantine_entries),
+            losses: most(|r| r.losses),
             expired_total: merged.counts.expired,
             batch_failures_total: merged.counts.failures,
             pool,

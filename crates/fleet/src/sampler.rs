@@ -203,8 +203,12 @@ fn note(status: &TenantStatus, samples: &[Sample]) {
     status.leased.store(sum(|sample| sample.leased), Relaxed);
     let oldest = samples.iter().map(|sample| sample.oldest_due_age).max().unwrap_or_default();
     status.oldest_due_age_ms.store(millis(oldest), Relaxed);
+    // To people both are one list.
+    let lost: Option<u64> = samples.iter().map(|sample| sample.lost).sum();
     let quarantined: Option<u64> = samples.iter().map(|sample| sample.quarantined).sum();
-    status.quarantine_entries.store(quarantined.unwrap_or(u64::MAX), Relaxed);
+    let entries = quarantined.zip(lost).map(|(quarantined, lost)| quarantined + lost);
+    status.quarantine_entries.store(entries.unwrap_or(u64::MAX), Relaxed);
+    status.losses.store(lost.unwrap_or(u64::MAX), Relaxed);
     let lives = samples.iter().filter_map(|sample| sample.shortest.as_ref().map(|(life, _)| millis(*life)));
     status.shortest_life_ms.store(lives.min().unwrap_or(u64::MAX), Relaxed);
 }
@@ -213,6 +217,7 @@ fn note(status: &TenantStatus, samples: &[Sample]) {
 fn forget(status: &TenantStatus) {
     status.shortest_life_ms.store(u64::MAX, Relaxed);
     status.quarantine_entries.store(u64::MAX, Relaxed);
+    status.losses.store(u64::MAX, Relaxed);
 }
 
 /// Tenants that are looked at in one call: no more schedules than that, and no more lives.
@@ -297,7 +302,12 @@ mod tests {
 
         fn sample(&self, look: &Look<'_>) -> Sample {
             let scheduled = self.members.borrow().get(look.space.schedule()).copied().unwrap_or_default();
-            let mut sample = Sample { scheduled: Some(scheduled), quarantined: Some(0), ..Sample::default() };
+            let mut sample = Sample {
+                scheduled: Some(scheduled),
+                quarantined: Some(0),
+                lost: Some(0),
+                ..Sample::default()
+            };
             if scheduled == 0 {
                 return sample;
             }

@@ -228,8 +228,10 @@ pub struct TenantStatus {
     pub leased: AtomicU64,
     /// How long the oldest due member had been due when the schedule was last sampled, in milliseconds.
     pub oldest_due_age_ms: AtomicU64,
-    /// Entries in the tenant's quarantine when it was last sampled; `u64::MAX` = not known.
+    /// Entries in the tenant's quarantine, losses among them, when it was last sampled; `u64::MAX` = not known.
     pub quarantine_entries: AtomicU64,
+    /// Balances whose last mutations are lost, when they were last counted; `u64::MAX` = not known.
+    pub losses: AtomicU64,
     /// Members put off because the quarantine is full.
     pub quarantine_full: AtomicU64,
     /// Members found in a schedule of the key form that is not configured (protocol §1).
@@ -286,6 +288,7 @@ impl TenantStatus {
             leased: AtomicU64::new(0),
             oldest_due_age_ms: AtomicU64::new(0),
             quarantine_entries: AtomicU64::new(u64::MAX),
+            losses: AtomicU64::new(u64::MAX),
             quarantine_full: AtomicU64::new(0),
             other_form: AtomicU64::new(0),
             leaving: AtomicBool::new(false),

@@ -69,8 +69,10 @@ pub struct Sample {
     pub leased: u64,
     /// How long the first of them has been due.
     pub oldest_due_age: Duration,
-    /// Entries in the tenant's quarantine; `None` = the key holds something else.
+    /// Entries in the tenant's quarantine, losses not among them; `None` = the key holds something else.
     pub quarantined: Option<u64>,
+    /// Lost balances; `None` = the key holds something else.
+    pub lost: Option<u64>,
     /// The smallest remaining life among the values looked at, and the member whose it is. `None` = no member was looked
     /// at whose value has an end.
     pub shortest: Option<(Duration, Vec<u8>)>,
@@ -94,9 +96,9 @@ pub async fn sample(link: &Link, spaces: &[&KeySpace]) -> Result<Vec<Sample>, Sc
 pub async fn look(link: &Link, looks: &[Look<'_>]) -> Result<Vec<Sample>, ScheduleError> {
     let mut samples = Vec::with_capacity(looks.len());
     for page in looks.chunks(SCHEDULES_PER_CALL) {
-        let mut cmd = scripts::SAMPLE.call(2 * page.len());
+        let mut cmd = scripts::SAMPLE.call(3 * page.len());
         for look in page {
-            cmd.arg(look.space.schedule()).arg(look.space.quarantine());
+            cmd.arg(look.space.schedule()).arg(look.space.quarantine()).arg(look.space.losses());
         }
         cmd.arg(LIVES_PER_CALL);
         for look in page {
@@ -119,12 +121,13 @@ fn read(part: &Value) -> Result<Sample, ScheduleError> {
         return Err(ScheduleError::unexpected(OPERATION, "a part of the answer is no array"));
     };
     let mut sample = Sample::default();
-    let (counts, rest) = parts.split_at(parts.len().min(2));
-    let [scheduled, quarantined] = counts else {
+    let (counts, rest) = parts.split_at(parts.len().min(3));
+    let [scheduled, quarantined, lost] = counts else {
         return Err(ScheduleError::unexpected(OPERATION, "a part of the answer has no counts"));
     };
     sample.scheduled = count(scheduled);
     sample.quarantined = count(quarantined);
+    sample.lost = count(lost);
     if let [due, oldest, cursor, life, member] = rest {
         sample.due = int(OPERATION, due)?;
         sample.leased = sample.scheduled.unwrap_or_default().saturating_sub(sample.due);

@@ -134,6 +134,8 @@ async fn a_loss_is_told_by_the_trail_and_listed_until_somebody_drops_it() -> Res
         (Some(1), Some(1), &lost.as_str().into())
     );
 
+    worker.reaches("balance_sync_loss_entries", &[("tenant_id", &tenant.id)], 1.0).await?;
+
     // The ledger goes on from the row: the same version with other amounts. It is written, and the loss stays.
     let mut redis = sandbox.redis().connect().await?;
     let later = tenant.balances[3].json(4);

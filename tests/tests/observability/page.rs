@@ -93,6 +93,7 @@ pub const FAMILIES: &[Expected] = &[
     is("balance_sync_oldest_due_age_seconds", "gauge", "seconds", TENANT),
     is("balance_sync_shortest_life_seconds", "gauge", "seconds", TENANT),
     is("balance_sync_quarantine_entries", "gauge", "entries", TENANT),
+    is("balance_sync_loss_entries", "gauge", "entries", TENANT),
     is("balance_sync_other_key_form_members", "gauge", "members", TENANT),
     is("balance_sync_redis_errors_total", "counter", "", &["class"]),
     is("balance_sync_redis_connections_opened_total", "counter", "", &[]),

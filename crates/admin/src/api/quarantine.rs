@@ -9,7 +9,7 @@ use balance_sync_fleet::{
     rows::at,
     why::may_quote,
 };
-use balance_sync_schedule::quarantine::QuarantineEntry;
+use balance_sync_schedule::{Loss, quarantine::QuarantineEntry};
 use balance_sync_tenants::Tenant;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +32,36 @@ struct Entry {
     count: u64,
     truncated: bool,
     has_value: bool,
+    loss: Option<Lost>,
+}
+
+/// What is known of a lost mutation.
+#[derive(Debug, Serialize)]
+struct Lost {
+    confirmed: bool,
+    version: Option<i64>,
+    row_version: Option<i64>,
+    available: Option<String>,
+    on_hold: Option<String>,
+    overdraft_used: Option<String>,
+    in_doubt: bool,
+    later_at: Option<String>,
+}
+
+impl Lost {
+    fn of(loss: &Loss, who: Who) -> Self {
+        let amount = |amount: &Option<String>| amount.clone().filter(|_| !who.amounts_hidden());
+        Self {
+            confirmed: loss.confirmed,
+            version: loss.version,
+            row_version: loss.row_version,
+            available: amount(&loss.available),
+            on_hold: amount(&loss.on_hold),
+            overdraft_used: amount(&loss.overdraft_used),
+            in_doubt: loss.in_doubt,
+            later_at: loss.later_at.as_ref().map(|time| at(time.parse().unwrap_or_default())),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -87,6 +117,7 @@ fn shown(tenant: &Tenant, member: &[u8], entry: &QuarantineEntry, has_value: boo
         count: entry.count,
         truncated: entry.truncated,
         has_value,
+        loss: entry.loss.as_ref().map(|loss| Lost::of(loss, who)),
     }
 }
 

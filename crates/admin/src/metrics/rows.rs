@@ -176,6 +176,8 @@ pub(super) struct Gauges {
     pub(super) oldest_due_age_ms: u64,
     /// Entries in quarantine; `None` = not known.
     pub(super) quarantine_entries: Option<u64>,
+    /// Lost balances among them; `None` = not known.
+    pub(super) losses: Option<u64>,
     /// Tenants that an operator halted.
     pub(super) paused: u64,
     /// Members in a schedule of the key form that isn't configured.
@@ -197,6 +199,9 @@ impl Gauges {
         }
         if let Some(entries) = known(&status.quarantine_entries) {
             *self.quarantine_entries.get_or_insert_default() += entries;
+        }
+        if let Some(losses) = known(&status.losses) {
+            *self.losses.get_or_insert_default() += losses;
         }
         self.other_form += status.other_form.load(Relaxed);
         let life = known(&status.shortest_life_ms);

@@ -116,7 +116,7 @@ pub(super) fn condition(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
     page.write(backlog)?;
 
     type Read = fn(&Row) -> Option<f64>;
-    let gauges: [(_, _, Read); 5] = [
+    let gauges: [(_, _, Read); 6] = [
         (
             "balance_sync_tenant_paused",
             "Whether an operator halted the tenant (1 or 0); for tenant_id other the number of such tenants.",
@@ -136,8 +136,14 @@ pub(super) fn condition(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
         ),
         (
             "balance_sync_quarantine_entries",
-            "Entries in the tenant's quarantine at the last look; absent while not known.",
+            "Entries in the tenant's quarantine at the last look, losses among them; absent while not known.",
             |row| Some(row.gauges.quarantine_entries? as f64),
+        ),
+        (
+            "balance_sync_loss_entries",
+            "Balances whose last mutations are lost, or may be, at the last look: listed until somebody drops them; absent \
+             while not known.",
+            |row| Some(row.gauges.losses? as f64),
         ),
         (
             "balance_sync_other_key_form_members",

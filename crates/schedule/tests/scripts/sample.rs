@@ -64,9 +64,10 @@ async fn nothing_scheduled_nothing_mortal_and_keys_of_the_wrong_type() {
     tell!(immortal, "PERSIST", &member);
     tell!(wrong, "SET", wrong.space.schedule(), "text");
     tell!(wrong, "SET", wrong.space.quarantine(), "text");
+    tell!(wrong, "SET", wrong.space.losses(), "text");
     let spaces = [&empty.space, &wrong.space, &immortal.space];
     let found = sample(&empty.link, &spaces).await.unwrap();
-    let nothing = Sample { scheduled: Some(0), quarantined: Some(0), ..Sample::default() };
+    let nothing = Sample { scheduled: Some(0), quarantined: Some(0), lost: Some(0), ..Sample::default() };
     assert_eq!(found[0], nothing);
     assert_eq!(found[1], Sample::default(), "and the others are looked at all the same");
     assert_eq!((found[2].due, &found[2].shortest), (1, &None));
