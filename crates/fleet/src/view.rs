@@ -68,11 +68,17 @@ impl FleetView {
         Some((&self.tenants[at], &self.counts[at]))
     }
 
-    /// The tenant that is shown under this name.
+    /// The tenant that is shown under this name, or under the other form of this UUID.
     #[must_use]
     pub fn tenant(&self, id: &str) -> Option<Tenant> {
-        self.find(id)?;
-        if self.single { Some(Tenant::Single) } else { TenantId::parse(id).ok().map(Tenant::Id) }
+        let of = |row: &TenantRow| match self.single {
+            true => Some(Tenant::Single),
+            false => TenantId::parse(&row.id).ok().map(Tenant::Id),
+        };
+        match self.find(id) {
+            Some((row, _)) => of(row),
+            None => self.tenants.iter().filter_map(of).find(|tenant| tenant.is_called(id)),
+        }
     }
 
     /// The tenants that fit, in order, one page of them.

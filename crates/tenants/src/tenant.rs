@@ -39,6 +39,15 @@ impl Tenant {
         }
     }
 
+    /// Whether an id names this tenant: as it is listed, or for a UUID in the other form, as it stands in keys.
+    pub fn is_called(&self, id: &str) -> bool {
+        let same_uuid = |own: &TenantId| {
+            simple_form(own)
+                .is_some_and(|own| TenantId::parse(id).is_ok_and(|id| simple_form(&id) == Some(own)))
+        };
+        self.label() == id || self.id().is_some_and(same_uuid)
+    }
+
     /// The names of this tenant's keys in Redis, with its id in the given form; with [`KeyForm::Auto`] in the form in which
     /// it is listed. This key space stands for the tenant wherever it needs one name, such as in the log of actions.
     pub fn key_space(&self, form: KeyForm) -> KeySpace {
@@ -250,6 +259,17 @@ mod tests {
         assert_eq!(prefixes(DASHED, KeyForm::AsListed), [dashed]);
         assert_eq!(prefixes(DASHED, KeyForm::SimpleUuid), [simple]);
         assert!(other_key_space(&tenant(DASHED), KeyForm::Auto).is_none(), "none is left out");
+    }
+
+    #[test]
+    fn a_tenant_is_called_by_either_form_of_its_id() {
+        let upper = DASHED.to_uppercase();
+        for listed in [DASHED, SIMPLE, &upper] {
+            assert!([DASHED, SIMPLE, &upper].into_iter().all(|id| tenant(listed).is_called(id)), "{listed}");
+            assert!(!tenant(listed).is_called("0190d3a45b6c7d8e9f00112233445567"));
+        }
+        assert!(tenant("acme").is_called("acme") && !tenant("acme").is_called("Acme"));
+        assert!(Tenant::Single.is_called("single") && !Tenant::Single.is_called(SIMPLE));
     }
 
     #[test]

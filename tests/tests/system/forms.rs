@@ -265,6 +265,9 @@ async fn legacy_schedules_and_quarantine_of_both_forms_are_one_tenants() -> Resu
         Ok(())
     })
     .await?;
+    // By the id as it stands in the keys too.
+    let by_key = quarantine(&["list", "--tenant", &tenant.id.replace('-', "")]).await?;
+    assert_eq!(by_key.as_array().map(Vec::len), Some(2), "{by_key}");
     eventually(SOON, "both in the sample", || async {
         let count =
             worker.metric("balance_sync_quarantine_entries", &[("tenant_id", tenant.id.as_str())]).await?;

@@ -39,9 +39,9 @@ async fn chosen_tenants(directory: &dyn TenantDirectory, ids: &[String]) -> anyh
         .tenants
         .into_iter()
         .map(|listed| listed.tenant)
-        .filter(|tenant| ids.is_empty() || ids.iter().any(|id| id == tenant.label()))
+        .filter(|tenant| ids.is_empty() || ids.iter().any(|id| tenant.is_called(id)))
         .collect();
-    if let Some(unknown) = ids.iter().find(|id| !tenants.iter().any(|tenant| tenant.label() == id.as_str())) {
+    if let Some(unknown) = ids.iter().find(|id| !tenants.iter().any(|tenant| tenant.is_called(id))) {
         bail!("tenant {unknown} is not among the active ones");
     }
     tenants.sort();
