@@ -8,13 +8,7 @@ use std::thread::JoinHandle;
 use serde_json::Value;
 
 /// Modules that work for one tenant at a time: each of their lines must say for which.
-const TENANT_MODULES: [&str; 5] = [
-    "balance_sync_fleet::collector",
-    "balance_sync_fleet::collector_actor",
-    "balance_sync_fleet::flush",
-    "balance_sync_fleet::gather",
-    "balance_sync_store",
-];
+const TENANT_MODULES: [&str; 2] = ["balance_sync_fleet::pipeline", "balance_sync_store"];
 /// Lines shown when a test fails.
 const SHOWN: usize = 60;
 
@@ -133,10 +127,10 @@ mod tests {
 
     #[test]
     fn every_kind_of_fault_is_found_and_a_good_log_has_none() {
-        let good = r#"{"level":"INFO","message":"flushed","target":"balance_sync_fleet::flush","span":{"tenant_id":"a"}}"#;
+        let good = r#"{"level":"INFO","message":"flushed","target":"balance_sync_fleet::pipeline","span":{"tenant_id":"a"}}"#;
         let listed = r#"{"level":"ERROR","message":"refused","target":"x","reason":"an id"}"#;
         let bad = [
-            r#"{"level":"INFO","message":"flushed","target":"balance_sync_fleet::flush"}"#,
+            r#"{"level":"INFO","message":"flushed","target":"balance_sync_fleet::pipeline"}"#,
             r#"{"level":"ERROR","message":"broken","target":"x"}"#,
             "thread panicked",
             r#"{"level":"INFO","message":"the password is hunter2","target":"x"}"#,

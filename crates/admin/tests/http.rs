@@ -16,7 +16,7 @@ use balance_sync_admin::{
 use balance_sync_domain::TenantId;
 use balance_sync_fleet::{
     ErrorClass,
-    observed::ObservedDirectory,
+    backends::ObservedDirectory,
     status::{FleetStatus, InForce, Stage, TenantState, TenantStatus},
     tasks::TaskName,
 };

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use anyhow::Context;
 use balance_sync_fleet::{
     WorkerSettings,
-    collector::CollectorOptions,
+    backends::ManagerOptions,
     controls::Operator,
-    hints::EventSettings,
     inspect::Inspector,
-    partition::{self, PartitionSettings},
+    lifecycle::{
+        Identity, SupervisorOptions,
+        events::EventSettings,
+        partition::{self, PartitionSettings},
+    },
+    pipeline::CollectorOptions,
     plan::Limits,
-    supervisor::SupervisorOptions,
-    tenant_manager::ManagerOptions,
     view::FleetReader,
-    worker::Identity,
 };
 use balance_sync_schedule::{Controls, Link, ScheduleOptions, Snapshots};
 use balance_sync_tenants::{Membership, ServiceDirectory, ServiceSettings, StaticDirectory, TenantDirectory};

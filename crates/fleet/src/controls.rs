@@ -23,12 +23,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    backends::Refetch,
+    lifecycle::DrainReport,
     record::Own,
     rows::at,
     status::{TenantState, TenantStatus},
-    supervisor::DrainReport,
     tasks::{Panicked, Progress, TaskName},
-    tenant_manager::Refetch,
 };
 
 /// Time between two looks at the log.

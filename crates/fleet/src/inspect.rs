@@ -9,8 +9,8 @@ use balance_sync_tenants::{KeyForm, Tenant, TenantDirectory};
 use balance_sync_trace::Span;
 
 use crate::{
-    failure::SinkError,
-    tenant_manager::{GetPool, ManagerOptions, TenantManager},
+    backends::{GetPool, ManagerOptions, TenantManager},
+    pipeline::SinkError,
 };
 
 /// How a tenant's database is reached.

@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::{
-    recent::lag_quantile,
     record::FleetPoint,
     rows::{TaskShown, TenantRow, UNSERVED, at},
-    status::TenantState,
+    status::{TenantState, lag_quantile},
     tasks::TaskState,
     view::FleetView,
 };
@@ -401,9 +400,9 @@ fn names(rows: &[&TenantRow]) -> String {
 mod tests {
     use super::*;
     use crate::{
-        recent::Rates,
         record::{TaskRecord, WorkerRecord},
         rows::WorkerRow,
+        status::Rates,
         tasks::TaskName,
     };
 

@@ -14,10 +14,13 @@ use balance_sync_tenants::{BreakerState, Tenant};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    recent::{ErrorNote, FlushNote, NOTES, Point, Rates, STEP_SECONDS, Totals, Window, lag_quantile},
-    status::{FleetStatus, TenantState, TenantStatus, wall_clock},
+    backends::{DatabaseShown, GetShown, GetUsages, TenantManager},
+    clock::wall_clock,
+    status::{
+        ErrorNote, FleetStatus, FlushNote, NOTES, Point, Rates, STEP_SECONDS, TenantState, TenantStatus,
+        Totals, Window, lag_quantile,
+    },
     tasks::{TaskReport, TaskState},
-    tenant_manager::{DatabaseShown, GetShown, GetUsages, TenantManager},
 };
 
 /// Points of a fleet's history: an hour.
@@ -402,7 +405,7 @@ impl Own {
             shortest_life_ms: known(status.shortest_life_ms.load(Relaxed)),
             quarantine_entries: known(status.quarantine_entries.load(Relaxed)).unwrap_or_default(),
             losses: known(status.losses.load(Relaxed)).unwrap_or_default(),
-            rates: status.recent(crate::recent::Recent::rates).unwrap_or_default(),
+            rates: status.recent(crate::status::Recent::rates).unwrap_or_default(),
             counts: Counts {
                 updated: status.updated.load(Relaxed),
                 stale: status.stale.load(Relaxed),

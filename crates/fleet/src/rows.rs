@@ -7,12 +7,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::{
-    collector::CollectorOptions,
-    recent::{NOTES, POINTS, Rates, lag_quantile},
+    backends::DatabaseShown,
+    pipeline::CollectorOptions,
     record::{Counts, DetailRecord, Pool, ServerRecord, TaskRecord, TenantRecord, WorkerRecord},
-    status::{TenantState, Trigger},
+    status::{NOTES, POINTS, Rates, TenantState, Trigger, lag_quantile},
     tasks::{TaskName, TaskState},
-    tenant_manager::DatabaseShown,
 };
 
 /// The state of a tenant that no live worker serves.
@@ -387,7 +386,7 @@ impl TenantDetail {
             flushes.extend(detail.flushes.into_iter().map(|flush| (flush, worker.clone())));
             errors.extend(detail.errors.into_iter().map(|error| (error, worker.clone())));
             for point in detail.history {
-                let step = (point.at / crate::recent::STEP_SECONDS as f64) as u64;
+                let step = (point.at / crate::status::STEP_SECONDS as f64) as u64;
                 let sum = history.entry(step).or_insert((point.at, 0.0, None, 0));
                 sum.1 += f64::from(point.rows_per_second);
                 let lag = point.p99_seconds.map(round);
@@ -469,13 +468,13 @@ pub fn next_of(row: &TenantRow, options: &CollectorOptions) -> String {
     }
     match row.state {
         UNSERVED => "Nothing happens until a worker that serves it is up.".to_owned(),
-        "degraded" if row.reason.as_deref() == Some(crate::failure::UNKNOWN_FORMAT) => format!(
+        "degraded" if row.reason.as_deref() == Some(crate::pipeline::UNKNOWN_FORMAT) => format!(
             "Its other balances are written; those in a format of a later release are tried again every {}, and written by a worker that knows it.",
             humantime::format_duration(options.put_off)
         ),
         "degraded" => {
             let longest = humantime::format_duration(match row.reason.as_deref() {
-                Some(reason) if crate::failure::waits_long(reason) => options.backoff_long,
+                Some(reason) if crate::pipeline::waits_long(reason) => options.backoff_long,
                 _ => options.backoff_max,
             });
             let due = if row.due > 0 {

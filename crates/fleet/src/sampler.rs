@@ -6,7 +6,7 @@
 //! round and round. So what is shown is always the life of a balance that is scheduled now. A shorter one that hides
 //! among the rest is found within one round: at once in a schedule of some thousands, and after some eight minutes in one
 //! of a million, when looks come every 5 s. (A tenant that is behind for longer than `claim.protect_after`, or can't
-//! write, is swept as a whole besides: [`crate::collector`].)
+//! write, is swept as a whole besides: [`crate::pipeline`].)
 
 use std::{
     collections::HashMap,

@@ -16,12 +16,12 @@ use balance_sync_tenants::{Tenant, TenantDirectory};
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
-    collector::CollectorOptions,
+    clock::wall_clock,
     controls::PausedRecord,
-    recent::Rates,
+    pipeline::CollectorOptions,
     record::{Counts, DetailRecord, FleetPoint, Own, TenantRecord, WorkerRecord},
     rows::{PausedBy, TenantDetail, TenantRow, UNSERVED, WorkerRow, at},
-    status::{TenantState, wall_clock},
+    status::{Rates, TenantState},
 };
 
 /// Who asks within this time is given the same answer.

@@ -6,9 +6,7 @@ mod common;
 use std::{future::Future, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use balance_sync_fleet::{
-    collector::CollectorOptions,
-    failure::SinkError,
-    ports::Survey,
+    pipeline::{CollectorOptions, SinkError, Survey},
     status::{TenantState, TenantStatus, Trigger},
 };
 use balance_sync_schedule::ErrorClass as RedisClass;

@@ -6,7 +6,7 @@ mod common;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use balance_sync_fleet::{collector::CollectorOptions, failure::SinkError};
+use balance_sync_fleet::pipeline::{CollectorOptions, SinkError};
 use balance_sync_schedule::ErrorClass;
 use balance_sync_tenants::DirectoryError;
 use common::*;

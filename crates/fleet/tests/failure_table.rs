@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use balance_sync_fleet::failure::{Pace, Reaction, SinkError, reaction, redis_reaction, waits_long};
+use balance_sync_fleet::pipeline::{Pace, Reaction, SinkError, reaction, redis_reaction, waits_long};
 use balance_sync_schedule::ErrorClass as RedisClass;
 use balance_sync_store::{
     ConnectionBudget, Database, DatabaseSpec, ErrorClass as StoreClass, StoreError, Table, TlsMode,

@@ -7,9 +7,9 @@ use std::{rc::Rc, sync::atomic::Ordering::Relaxed};
 
 use balance_sync_domain::KeySpace;
 use balance_sync_fleet::{
-    failure::SinkError,
-    flush::{Batch, FlushEnd, REASON_MISSING, REASON_REFUSED, REASON_UNREADABLE, flush},
-    ports::{Queue, Sink},
+    pipeline::{
+        Batch, FlushEnd, Queue, REASON_MISSING, REASON_REFUSED, REASON_UNREADABLE, Sink, SinkError, flush,
+    },
     status::{FleetStatus, TenantStatus, Trigger},
 };
 use balance_sync_schedule::{Claimed, ErrorClass};

@@ -14,10 +14,12 @@ use actix::prelude::*;
 use balance_sync_domain::TenantId;
 use balance_sync_fleet::{
     ConnectionBudget,
-    hints::{EventSettings, listen},
-    supervisor::Poll,
+    backends::{GetPool, Hint, ManagerOptions, TenantManager},
+    lifecycle::{
+        Poll,
+        events::{EventSettings, listen},
+    },
     tasks::{Progress, TaskName},
-    tenant_manager::{GetPool, Hint, ManagerOptions, TenantManager},
 };
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
 use balance_sync_schedule::{ErrorClass, LinkSettings, Subscription};

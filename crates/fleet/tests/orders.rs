@@ -5,7 +5,10 @@ mod common;
 
 use std::{collections::HashSet, future::Future, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use balance_sync_fleet::{collector::CollectorOptions, failure::SinkError, status::TenantState};
+use balance_sync_fleet::{
+    pipeline::{CollectorOptions, SinkError},
+    status::TenantState,
+};
 use balance_sync_tenants::{DirectoryError, KeyForm};
 use common::*;
 use tokio::task::LocalSet;

@@ -13,12 +13,13 @@ use std::{
 use actix::prelude::*;
 use balance_sync_domain::TenantId;
 use balance_sync_fleet::{
-    collector::Drained,
-    collector_actor::{CollectorEnded, CollectorStarted, Incarnation},
-    partition::{Partition, PartitionSettings, owners},
+    lifecycle::{
+        Spawner, Supervisor, SupervisorOptions,
+        partition::{Partition, PartitionSettings, owners},
+    },
+    pipeline::{CollectorEnded, CollectorStarted, Drained, Incarnation},
     plan::{Exit, Limits},
     status::FleetStatus,
-    supervisor::{Spawner, Supervisor, SupervisorOptions},
     tasks::{Progress, TaskName},
 };
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually, free_port};

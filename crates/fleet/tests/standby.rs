@@ -5,7 +5,7 @@ mod common;
 
 use std::{future::Future, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use balance_sync_fleet::{failure::SinkError, status::TenantState};
+use balance_sync_fleet::{pipeline::SinkError, status::TenantState};
 use common::*;
 use tokio::{task::LocalSet, time::Instant};
 
@@ -124,7 +124,7 @@ async fn who_becomes_the_first_claims_at_once_and_who_is_no_longer_writes_what_i
 #[tokio::test(start_paused = true)]
 async fn a_permit_that_comes_after_it_has_stood_back_is_used_for_what_is_there() {
     local(async {
-        let lab = Lab::with(balance_sync_fleet::collector::CollectorOptions { batch_size: 400, ..options() });
+        let lab = Lab::with(balance_sync_fleet::pipeline::CollectorOptions { batch_size: 400, ..options() });
         lab.postgres.permit_takes.set(ms(500));
         lab.redis.mutate(0..1000, 1);
         lab.start();
@@ -135,7 +135,7 @@ async fn a_permit_that_comes_after_it_has_stood_back_is_used_for_what_is_there()
         assert!(lab.redis.at() <= ms(520), "nothing is waited for: {:?}", lab.redis.at());
 
         // The claim that brings them may be under way as well.
-        let lab = Lab::with(balance_sync_fleet::collector::CollectorOptions { batch_size: 400, ..options() });
+        let lab = Lab::with(balance_sync_fleet::pipeline::CollectorOptions { batch_size: 400, ..options() });
         lab.redis.delay("claim", ms(100));
         lab.redis.mutate(0..1000, 1);
         lab.start();

@@ -15,12 +15,11 @@ use std::{
 use actix::prelude::*;
 use balance_sync_fleet::{
     ConnectionBudget,
-    collector::{Collector, CollectorOptions, Drained},
-    collector_actor::{CollectorActor, CollectorEnded, Incarnation},
+    backends::{GetPool, GetUsage, ManagerOptions, TenantManager},
+    lifecycle::{Drain, DrainReport, Poll, Spawner, Supervisor, SupervisorOptions},
+    pipeline::{Collector, CollectorActor, CollectorEnded, CollectorOptions, Drained, Incarnation},
     plan::{Exit, Limits, STARTS_WITHIN},
     status::{FleetStatus, TenantState},
-    supervisor::{Drain, DrainReport, Poll, Spawner, Supervisor, SupervisorOptions},
-    tenant_manager::{GetPool, GetUsage, ManagerOptions, TenantManager},
 };
 use balance_sync_schedule::ErrorClass;
 use balance_sync_tenants::{DirectoryError, KeyForm, Membership, Tenant};

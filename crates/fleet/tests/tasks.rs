@@ -6,15 +6,16 @@ use std::{sync::Arc, time::Duration};
 use balance_sync_domain::TenantId;
 use balance_sync_fleet::{
     Worker, WorkerSettings,
-    collector::CollectorOptions,
+    backends::ManagerOptions,
     controls::{Ended, What},
-    hints::EventSettings,
-    partition::{OVERDUE, PartitionSettings},
+    lifecycle::{
+        Identity, SupervisorOptions,
+        events::EventSettings,
+        partition::{OVERDUE, PartitionSettings},
+    },
+    pipeline::CollectorOptions,
     plan::Limits,
-    supervisor::SupervisorOptions,
     tasks::{Faults, Moment, TaskName, TaskState, Tasks},
-    tenant_manager::ManagerOptions,
-    worker::Identity,
 };
 use balance_sync_sandbox::{
     Isolation, Sandbox, SandboxOptions, eventually,

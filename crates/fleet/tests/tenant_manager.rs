@@ -9,10 +9,8 @@ use std::{sync::Arc, time::Duration};
 use actix::prelude::*;
 use balance_sync_fleet::{
     ConnectionBudget,
-    failure::SinkError,
-    tenant_manager::{
-        CloseAll, GetPool, GetUsage, ManagerOptions, Refetch, TenantGone, TenantManager, TenantPool,
-    },
+    backends::{CloseAll, GetPool, GetUsage, ManagerOptions, Refetch, TenantGone, TenantManager, TenantPool},
+    pipeline::SinkError,
 };
 use balance_sync_store::Database;
 use balance_sync_tenants::{ConnectionSettings, DirectoryError, Tenant, TenantDatabase, TlsMode};

@@ -1,5 +1,5 @@
 //! One flush, step by step: write, then settle or release, then quarantine what can't be read. As
-//! `crates/fleet/src/flush.rs` does it.
+//! `crates/fleet/src/pipeline/flush.rs` does it.
 
 use balance_sync_engine::{
     collector::{Event, FlightEnd, FlightId},

@@ -2,7 +2,10 @@
 
 use std::{cmp::Reverse, sync::atomic::Ordering::Relaxed};
 
-use balance_sync_fleet::{BreakerState, ErrorClass, observed::OUTCOMES, status::FleetStatus};
+use balance_sync_fleet::{
+    BreakerState, ErrorClass,
+    status::{FleetStatus, OUTCOMES},
+};
 use prometheus::Error;
 
 use super::{

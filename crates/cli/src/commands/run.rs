@@ -4,7 +4,7 @@ use std::{path::Path, sync::atomic::Ordering::Relaxed, time::Instant};
 
 use anyhow::Context;
 use balance_sync_admin::{Access, AdminServer, AdminSettings, Api, ApiParts, ServerConnections};
-use balance_sync_fleet::{Worker, supervisor::DrainReport, tasks::panics};
+use balance_sync_fleet::{Worker, lifecycle::DrainReport, tasks::panics};
 
 use crate::{EXIT_OK, config::Config, telemetry, wiring};
 

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use balance_sync_domain::{BalanceRef, BalanceValue};
-use balance_sync_fleet::tenant_manager::ManagerOptions;
+use balance_sync_fleet::backends::ManagerOptions;
 use balance_sync_schedule::{Link, ScheduleOptions, Schedules};
 use balance_sync_store::{ConnectionBudget, Database, Row, Table};
 use balance_sync_tenants::{Tenant, TenantDirectory};

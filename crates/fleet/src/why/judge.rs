@@ -39,10 +39,10 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
         return format!("It stays scheduled, its value is kept, and it {again}: {why}.");
     }
     // The tenant's other balances are written.
-    let writes = tenant.reason.as_deref() == Some(crate::failure::UNKNOWN_FORMAT);
+    let writes = tenant.reason.as_deref() == Some(crate::pipeline::UNKNOWN_FORMAT);
     if tenant.state == "degraded" && !writes {
         let reason = tenant.reason.as_deref().unwrap_or("unknown");
-        let pace = if crate::failure::waits_long(reason) {
+        let pace = if crate::pipeline::waits_long(reason) {
             "tried again with long delays until somebody mends it, or at once by the action flush"
         } else {
             "tried again every few seconds"

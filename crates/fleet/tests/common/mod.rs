@@ -19,9 +19,7 @@ use std::{
 
 use balance_sync_domain::{KeySpace, TenantId, Uuid};
 use balance_sync_fleet::{
-    collector::{Collector, CollectorOptions, Drained},
-    failure::SinkError,
-    ports::{Queue, Sink, Survey, Sweep},
+    pipeline::{Collector, CollectorOptions, Drained, Queue, Sink, SinkError, Survey, Sweep},
     status::{FleetStatus, StateInfo, TenantState, TenantStatus},
 };
 use balance_sync_schedule::{

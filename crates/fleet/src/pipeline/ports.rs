@@ -1,7 +1,7 @@
 //! What a collector needs of the outside, as traits: Redis on one side, Postgres on the other.
 //!
 //! The collector's loop is generic over them, so that its timing is tested on paused time with fakes in memory. The
-//! real ones are [`crate::lane`]'s.
+//! real ones are [`crate::backends`]'s.
 
 use std::{future::Future, time::Duration};
 
@@ -12,7 +12,7 @@ use balance_sync_schedule::{
 };
 use balance_sync_store::{Fate, Named, Row, RowResult};
 
-use crate::failure::SinkError;
+use super::failure::SinkError;
 
 /// What a survey of a tenant's keys found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 //! Each worker registers in Redis with a lease, renews it, and so learns who else is alive. From the same list of workers
 //! all come to the same owners of each tenant by rendezvous hashing, without asking each other; a worker that comes or
 //! goes moves only the tenants that become or were its own. The first owner works, the others stand by
-//! ([`crate::standby`]). It only saves work. Claims keep it correct when two lists
+//! ([`crate::backends`]). It only saves work. Claims keep it correct when two lists
 //! differ for a moment, and for what no list can know (owners that are alive and don't work) each worker keeps an eye on
 //! the tenants of others: one whose balances have been due for long is looked after as well, whoever owns it
 //! (`docs/decisions/0007-partition.md`).
@@ -20,7 +20,10 @@ use balance_sync_tenants::{KeyForm, Tenant};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{backoff::Backoff, status::FleetStatus, tasks::Progress};
+use crate::{
+    status::FleetStatus,
+    tasks::{Backoff, Progress},
+};
 
 /// Balances due for longer than this look abandoned. Twice the longest time in which an idle owner looks at its schedule
 /// (`collector.idle_backoff_max`, at most 1 min), and little of the hour that the ledger gives a value.

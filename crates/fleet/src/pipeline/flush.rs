@@ -11,11 +11,14 @@ use balance_sync_schedule::{Claimed, Refusal, ScheduleError};
 use balance_sync_store::{Outcome, Row, RowResult};
 use balance_sync_trace as trace;
 
-use crate::{
+use super::{
     failure::{SinkError, reaction, redis_reaction},
     gone::{self, Gone, Limits},
     ports::{Queue, Sink},
-    status::{FleetStatus, Stage, TenantStatus, Trigger},
+};
+use crate::{
+    clock::wall_clock,
+    status::{FleetStatus, FlushNote, Stage, TenantStatus, Trigger},
 };
 
 /// Reason of members whose value can't be read: the key is of another type, or Redis refuses.
@@ -61,6 +64,22 @@ impl FlushEnd {
     pub(crate) fn note(&mut self, error: ScheduleError) {
         if error.class.is_refusal() {
             self.refused = Some(error);
+        }
+    }
+
+    /// What is kept of a flush that has just ended.
+    pub(crate) fn summary(&self, trigger: Trigger, took: Duration) -> FlushNote {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        FlushNote {
+            at: wall_clock(),
+            trigger,
+            claimed: count(self.claimed),
+            updated: count(self.updated),
+            stale: count(self.stale),
+            deleted: count(self.deleted),
+            quarantined: count(self.quarantined),
+            released: count(self.released),
+            took_ms: u32::try_from(took.as_millis()).unwrap_or(u32::MAX),
         }
     }
 }
@@ -216,7 +235,7 @@ pub async fn flush<Q: Queue, S: Sink>(
     let at = Trigger::ALL.iter().position(|known| *known == trigger).unwrap_or_default();
     status.batches[at].fetch_add(1, Relaxed);
     let took = begun.elapsed();
-    status.note_flush(trigger, &end, took);
+    status.note_flush(end.summary(trigger, took));
     tracing::debug!(
         trigger = trigger.name(),
         claimed = end.claimed,

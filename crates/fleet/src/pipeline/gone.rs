@@ -13,12 +13,12 @@ use balance_sync_schedule::{Claimed, Loss};
 use balance_sync_store::{Fate, LastKnown, Named};
 use balance_sync_trace as trace;
 
-use crate::{
+use super::{
     failure::{SinkError, reaction, redis_reaction},
     flush::{FlushEnd, release, shown},
     ports::{Queue, Sink},
-    status::TenantStatus,
 };
+use crate::status::TenantStatus;
 
 /// The least that is left of a flush's deadline for finding out what became of values that are gone.
 const LEAST: Duration = Duration::from_secs(1);

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
-    failure::SinkError,
+    pipeline::SinkError,
     tasks::{Panicked, TaskName, Tasks},
 };
 

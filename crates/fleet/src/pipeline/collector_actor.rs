@@ -9,10 +9,12 @@ use tracing::Instrument;
 
 use balance_sync_tenants::Tenant;
 
-use crate::{
+use super::{
     collector::{Collector, Drained},
-    plan::Exit,
     ports::{Queue, Sink},
+};
+use crate::{
+    plan::Exit,
     tasks::{self, TaskName},
 };
 

@@ -21,15 +21,23 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::mpsc,
     task::{JoinError, JoinHandle},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{backoff::Backoff, status::wall_clock_ms};
+use crate::clock::wall_clock_ms;
 
+mod backoff;
+mod faults;
+mod inbox;
+mod name;
 pub mod panics;
+
+pub use backoff::{Backoff, jittered};
+pub use faults::{Faults, Moment};
+pub(crate) use inbox::Inbox;
+pub use name::TaskName;
 
 /// First delay before a task starts again …
 const RESTART_MIN: Duration = Duration::from_millis(100);
@@ -46,115 +54,6 @@ const WAITING_BEAT: Duration = Duration::from_secs(5);
 tokio::task_local! {
     /// The task that runs, for the panic hook.
     static CURRENT: TaskName;
-}
-
-/// The background tasks of a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum TaskName {
-    /// Reads the log of operators' actions ([`crate::controls::Follower`]).
-    ActionsFollower,
-    /// Keeps the worker registered, and its share up to date ([`crate::partition`]).
-    Partition,
-    /// Looks whether the worker's threads move ([`crate::pulse::watch`]).
-    ThreadWatch,
-    /// Counts up for as long as a thread moves ([`crate::pulse::Pulse::beat`]).
-    ThreadPulse,
-    /// Looks at schedules for idle collectors ([`crate::prober`]).
-    Prober,
-    /// Looks at schedules that are another worker's first ([`crate::standby`]).
-    Standby,
-    /// Looks at what waits in the schedules ([`crate::sampler`]).
-    Sampler,
-    /// Publishes what this worker knows ([`crate::publish`]).
-    Publisher,
-    /// Listens to the tenant service's events ([`crate::hints`]).
-    TenantEvents,
-    /// Looks whether Redis may evict.
-    EvictionWatch,
-    /// Closes idle connections to Postgres (`balance_sync_store::budget`).
-    ConnectionSweeper,
-    /// One poll of the tenant list.
-    TenantPoll,
-    /// One look-up of a tenant's settings.
-    SettingsLookup,
-    /// One operator's action, carried out.
-    Action,
-    /// Closing the connections of a database.
-    ConnectionClose,
-    /// One stream of events to a client of the admin interface.
-    EventStream,
-    /// The listener of the admin interface.
-    AdminServer,
-    /// A tenant's collector; the supervisor starts it again ([`crate::collector_actor`]).
-    Collector,
-}
-
-impl TaskName {
-    /// All of them.
-    pub const ALL: [Self; 18] = [
-        Self::ActionsFollower,
-        Self::Partition,
-        Self::ThreadWatch,
-        Self::ThreadPulse,
-        Self::Prober,
-        Self::Standby,
-        Self::Sampler,
-        Self::Publisher,
-        Self::TenantEvents,
-        Self::EvictionWatch,
-        Self::ConnectionSweeper,
-        Self::TenantPoll,
-        Self::SettingsLookup,
-        Self::Action,
-        Self::ConnectionClose,
-        Self::EventStream,
-        Self::AdminServer,
-        Self::Collector,
-    ];
-
-    /// The name in logs, metrics and answers.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::ActionsFollower => "actions_follower",
-            Self::Partition => "partition",
-            Self::ThreadWatch => "thread_watch",
-            Self::ThreadPulse => "thread_pulse",
-            Self::Prober => "prober",
-            Self::Standby => "standby",
-            Self::Sampler => "sampler",
-            Self::Publisher => "publisher",
-            Self::TenantEvents => "tenant_events",
-            Self::EvictionWatch => "eviction_watch",
-            Self::ConnectionSweeper => "connection_sweeper",
-            Self::TenantPoll => "tenant_poll",
-            Self::SettingsLookup => "settings_lookup",
-            Self::Action => "action",
-            Self::ConnectionClose => "connection_close",
-            Self::EventStream => "event_stream",
-            Self::AdminServer => "admin_server",
-            Self::Collector => "collector",
-        }
-    }
-
-    /// By name.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|task| task.name() == name)
-    }
-
-    /// Whether the worker serves its tenants wrongly or not at all without it, so that a restart of the process is worth
-    /// it. The others only show less, or have somebody who does without them.
-    #[must_use]
-    pub fn is_essential(self) -> bool {
-        matches!(self, Self::ActionsFollower | Self::Partition | Self::ThreadWatch | Self::ThreadPulse)
-    }
-}
-
-impl fmt::Display for TaskName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
 }
 
 /// The background tasks of one worker. A cheap handle.
@@ -473,87 +372,6 @@ impl Progress {
         if let Some(faults) = &self.faults {
             faults.strike(self.kept.name, moment);
         }
-    }
-}
-
-/// The way to a kept task that others send to. It leads to the run at present: whatever a run that panicked had not answered
-/// is dropped with it, and nothing is taken while there is none.
-#[derive(Debug)]
-pub(crate) struct Inbox<T>(Arc<Mutex<Ends<T>>>);
-
-#[derive(Debug)]
-struct Ends<T> {
-    sender: mpsc::UnboundedSender<T>,
-    /// Until the first run takes it.
-    receiver: Option<mpsc::UnboundedReceiver<T>>,
-}
-
-impl<T> Inbox<T> {
-    pub(crate) fn new() -> Self {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        Self(Arc::new(Mutex::new(Ends { sender, receiver: Some(receiver) })))
-    }
-
-    /// What a run reads from; by this it takes the place of the one before.
-    pub(crate) fn open(&self) -> mpsc::UnboundedReceiver<T> {
-        let mut ends = lock(&self.0);
-        if let Some(receiver) = ends.receiver.take() {
-            return receiver;
-        }
-        let (sender, receiver) = mpsc::unbounded_channel();
-        ends.sender = sender;
-        receiver
-    }
-
-    /// Sends; gives whether there is a run that takes it.
-    pub(crate) fn send(&self, message: T) -> bool {
-        lock(&self.0).sender.send(message).is_ok()
-    }
-}
-
-impl<T> Clone for Inbox<T> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-// -- faults ------------------------------------------------------------------------------------------------------------
-
-/// When a fault strikes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Moment {
-    /// Before the task has done anything.
-    Start,
-    /// Where it reports progress.
-    Beat,
-}
-
-/// Panics for tests of how they are survived. A worker outside tests has none.
-#[derive(Debug, Clone, Default)]
-pub struct Faults(Arc<Mutex<HashMap<(TaskName, Moment), u64>>>);
-
-impl Faults {
-    /// Makes the task panic the next `times` times that it comes to this moment.
-    pub fn panic(&self, name: TaskName, moment: Moment, times: u64) {
-        lock(&self.0).insert((name, moment), times);
-    }
-
-    /// Panics that are still to come.
-    #[must_use]
-    pub fn left(&self, name: TaskName, moment: Moment) -> u64 {
-        lock(&self.0).get(&(name, moment)).copied().unwrap_or_default()
-    }
-
-    fn strike(&self, name: TaskName, moment: Moment) {
-        let strikes = match lock(&self.0).get_mut(&(name, moment)) {
-            Some(left) if *left > 0 => {
-                *left -= 1;
-                true
-            }
-            _ => false,
-        };
-        // Not under the lock.
-        assert!(!strikes, "a test made the task {name} panic");
     }
 }
 

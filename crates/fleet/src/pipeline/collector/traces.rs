@@ -10,12 +10,12 @@ use balance_sync_schedule::{Claim, Claimed};
 use balance_sync_trace::Span;
 
 use super::Driver;
-use crate::{
+use crate::pipeline::{
     failure::reaction,
     flush::FlushEnd,
     ports::{Queue, Sink},
-    status::Trigger,
 };
+use crate::status::Trigger;
 
 impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
     /// Tells of a claim that was answered, before the buffer takes in what it brought.

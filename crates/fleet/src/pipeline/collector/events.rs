@@ -9,12 +9,12 @@ use balance_sync_engine::{
 use balance_sync_schedule::{Claim, Claimed, Refused, ScheduleError};
 
 use super::{ClaimAnswer, Driver, Happened, Landing, PermitSlot, UpkeepAnswer};
-use crate::{
+use crate::pipeline::{
     failure::{SinkError, UNKNOWN_FORMAT, redis_failure},
     flush::FlushEnd,
     ports::{Queue, Sink},
-    status::Stage,
 };
+use crate::status::Stage;
 
 /// How long something is shown that is reported again by each claim, at least.
 const SHOWN: Duration = Duration::from_secs(5);
@@ -62,7 +62,7 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
             Err(error) => {
                 self.status.batch_failures.fetch_add(1, Relaxed);
                 let end = FlushEnd { claimed: self.machine.buffered(), ..FlushEnd::default() };
-                self.status.note_flush(trigger, &end, since.elapsed());
+                self.status.note_flush(end.summary(trigger, since.elapsed()));
                 Event::PermitFailed(Failure::from(&error))
             }
         }

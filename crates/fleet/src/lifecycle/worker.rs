@@ -11,26 +11,24 @@ use balance_sync_tenants::{KeyForm, Membership, TenantDirectory, other_key_space
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{
-    backoff::jittered,
-    collector::{Collector, CollectorOptions},
-    collector_actor::{CollectorActor, Incarnation},
-    controls::{self, DrainOrder, Ended, Follower, Operator, told},
-    hints::{self, EventSettings},
-    inspect::Inspector,
-    lane::{PostgresSink, RedisQueue},
-    observed::ObservedDirectory,
+use super::{
+    events::{self, EventSettings},
     partition::{Partition, PartitionSettings},
-    prober::Prober,
+    supervisor::{Drain, DrainReport, Poll, Spawner, Supervisor, SupervisorOptions},
+    thread_health::{self, Pulse},
+};
+use crate::{
+    backends::{
+        CloseAll, Lookout, ManagerOptions, ObservedDirectory, PostgresSink, Prober, RedisQueue, TenantManager,
+    },
+    controls::{self, DrainOrder, Ended, Follower, Operator, told},
+    inspect::Inspector,
+    pipeline::{Collector, CollectorActor, CollectorOptions, Incarnation},
     publish::{self, Publisher},
-    pulse::{self, Pulse},
     record::{Own, OwnParts},
     sampler,
-    standby::Lookout,
     status::{FleetStatus, InForce},
-    supervisor::{Drain, DrainReport, Poll, Spawner, Supervisor, SupervisorOptions},
-    tasks::{Faults, Progress, TaskName},
-    tenant_manager::{CloseAll, ManagerOptions, TenantManager},
+    tasks::{Faults, Progress, TaskName, jittered},
     view::FleetReader,
 };
 
@@ -168,8 +166,8 @@ impl Worker {
                 let prober = Prober::start(probe_link.clone(), interval, &tasks, thread, stop.clone());
                 let lookout = Lookout::start(probe_link, interval, &tasks, thread, stop.clone());
                 let _ = sender.send((prober, lookout));
-                let beat = move |progress| beating.clone().beat(pulse::EVERY, progress);
-                tasks.keep(TaskName::ThreadPulse, Some(thread), pulse::EVERY, stop, beat);
+                let beat = move |progress| beating.clone().beat(thread_health::EVERY, progress);
+                tasks.keep(TaskName::ThreadPulse, Some(thread), thread_health::EVERY, stop, beat);
             });
             pulses.push(pulse.clone());
             let Ok((prober, lookout)) = receiver.recv_timeout(Duration::from_secs(10)) else {
@@ -270,23 +268,23 @@ impl Worker {
             None => (supervisor.start(), None),
         };
         if let Some(events) = settings.events {
-            running.push(tasks.keep(TaskName::TenantEvents, None, hints::RETRY_MAX, beside.clone(), {
+            running.push(tasks.keep(TaskName::TenantEvents, None, events::RETRY_MAX, beside.clone(), {
                 let (supervisor, manager, stop) = (supervisor.clone(), manager.clone(), beside.clone());
                 move |progress| {
                     let (poll, hint) = (supervisor.clone().recipient(), manager.clone().recipient());
-                    hints::listen(events.clone(), poll, hint, stop.clone(), progress)
+                    events::listen(events.clone(), poll, hint, stop.clone(), progress)
                 }
             }));
         }
-        running.push(tasks.keep(TaskName::ThreadWatch, None, pulse::EVERY, beside.clone(), {
+        running.push(tasks.keep(TaskName::ThreadWatch, None, thread_health::EVERY, beside.clone(), {
             let (poll, fleet, stop) = (supervisor.clone(), Arc::clone(&fleet), beside.clone());
             move |progress| {
                 let poll = poll.clone();
                 // A hint: with a full mailbox a pass is about to be made.
                 let changed = move || drop(poll.try_send(Poll));
-                pulse::watch(
+                thread_health::watch(
                     pulses.clone(),
-                    pulse::EVERY,
+                    thread_health::EVERY,
                     Arc::clone(&fleet),
                     changed,
                     stop.clone(),

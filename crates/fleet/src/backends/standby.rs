@@ -4,7 +4,7 @@
 //! tenants are busy that makes both slower than one. So of a tenant's owners the first works, and the others only look:
 //! one task per thread asks for the heads of all schedules that its collectors stand by for, some hundred in one
 //! read-only call, and wakes a collector when what is due is claimed by nobody. The list of workers
-//! ([`crate::partition`]) tells who is first and who has gone; this is for what no list can tell in time.
+//! ([`crate::lifecycle::partition`]) tells who is first and who has gone; this is for what no list can tell in time.
 //!
 //! What is at the head counts as unclaimed when it has stood there, unchanged, for as long as an idle owner may take to
 //! look. A balance that is mutated all the time never stands still: its time is that of the last mutation. There the member

@@ -1,6 +1,6 @@
 //! A tenant's collector: the driver of [`balance_sync_engine::collector`], which decides.
 //!
-//! Plain async code that knows no actors ([`crate::collector_actor`] is its shell). It carries out the commands of the state
+//! Plain async code that knows no actors (`collector_actor` is its shell). It carries out the commands of the state
 //! machine against the ports, each in a slot of its own, waits for the first thing that happens, and reports it back.
 //!
 //! Here: the loop and its slots. In the folder: `execute` (commands), `events` (what came of them), `traces` (span
@@ -29,12 +29,12 @@ use futures::{StreamExt, future::LocalBoxFuture, stream::FuturesUnordered};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
+use super::{
     failure::SinkError,
     flush::FlushEnd,
     ports::{Queue, Sink, Survey, Sweep},
-    status::{FleetStatus, TenantStatus},
 };
+use crate::status::{FleetStatus, TenantStatus};
 
 /// How often a collector that empties the schedule of a removed tenant looks up whether it still may.
 const LEAVE_LOOK_EVERY: Duration = Duration::from_millis(250);

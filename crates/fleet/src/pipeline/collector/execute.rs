@@ -12,12 +12,12 @@ use futures::{FutureExt, stream::FuturesUnordered};
 use tokio::time::{Instant, timeout};
 
 use super::{Driver, Landing, PermitSlot, UpkeepAnswer, traces};
-use crate::{
+use crate::pipeline::{
     failure::{SinkError, reaction},
     flush::{Batch, FlushEnd, flush, release},
     ports::{Queue, Sink},
-    status::TenantStatus,
 };
+use crate::status::TenantStatus;
 
 impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
     pub(super) fn execute(&mut self, command: Command<Claimed>) {

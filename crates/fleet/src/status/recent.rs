@@ -9,10 +9,9 @@ use std::{collections::VecDeque, time::Duration};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{
-    flush::FlushEnd,
-    status::{BUCKETS, Trigger},
-};
+use balance_sync_engine::collector::Trigger;
+
+use super::histogram::{BUCKETS, LagCounts};
 
 /// Flushes and errors kept per tenant.
 pub const NOTES: usize = 50;
@@ -53,25 +52,6 @@ pub struct FlushNote {
     pub took_ms: u32,
 }
 
-impl FlushNote {
-    /// What is kept of a flush that has just ended.
-    #[must_use]
-    pub fn new(trigger: Trigger, end: &FlushEnd, took: Duration, at: f64) -> Self {
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        Self {
-            at,
-            trigger,
-            claimed: count(end.claimed),
-            updated: count(end.updated),
-            stale: count(end.stale),
-            deleted: count(end.deleted),
-            quarantined: count(end.quarantined),
-            released: count(end.released),
-            took_ms: u32::try_from(took.as_millis()).unwrap_or(u32::MAX),
-        }
-    }
-}
-
 /// One failure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ErrorNote {
@@ -95,9 +75,6 @@ pub struct Point {
     /// Members due.
     pub due: u32,
 }
-
-/// Numbers of lags per bucket of [`BUCKETS`], and beyond.
-pub type LagCounts = [u64; BUCKETS.len() + 1];
 
 /// The bound within which the quantile (0 to 1) of these lags lies, in seconds; beyond the last bucket it is that bucket's.
 #[must_use]
@@ -151,7 +128,7 @@ impl Totals {
     }
 }
 
-/// What was added in each of the last [`WINDOW_SECONDS`] seconds.
+/// What was added in each of the last ten seconds.
 #[derive(Debug, Default)]
 pub struct Window {
     /// With the time that each took.
@@ -265,7 +242,7 @@ impl Default for Recent {
 }
 
 impl Recent {
-    /// Notes a flush; `before` = the counters before it, for one that is the tenant's first.
+    /// Notes a flush.
     pub fn flushed(&mut self, note: FlushNote) {
         self.last = Instant::now();
         push(&mut self.flushes, note);
@@ -380,6 +357,20 @@ mod tests {
         Totals { updated, failures: 0, lags }
     }
 
+    fn flush(n: u32) -> FlushNote {
+        FlushNote {
+            at: f64::from(n),
+            trigger: Trigger::Size,
+            claimed: n,
+            updated: 0,
+            stale: 0,
+            deleted: 0,
+            quarantined: 0,
+            released: 0,
+            took_ms: 1_000,
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn rates_are_those_of_the_last_seconds_only() {
         let mut recent = Recent::default();
@@ -404,8 +395,7 @@ mod tests {
     async fn notes_are_bounded_and_a_quiet_tenant_keeps_few() {
         let mut recent = Recent::default();
         for n in 0..200_u32 {
-            let end = FlushEnd { claimed: n as usize, ..FlushEnd::default() };
-            recent.flushed(FlushNote::new(Trigger::Size, &end, SECOND, f64::from(n)));
+            recent.flushed(flush(n));
             recent.failed("postgres_connection", &format!("{n}{}", "é".repeat(1000)), f64::from(2 * n));
             recent.failed("postgres_connection", "again", f64::from(2 * n) + 0.5);
         }

@@ -13,7 +13,11 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{backoff::Backoff, supervisor::Poll, tasks::Progress, tenant_manager::Hint};
+use super::supervisor::Poll;
+use crate::{
+    backends::Hint,
+    tasks::{Backoff, Progress},
+};
 
 /// Shortest time between two polls that are asked for: what comes in between is one.
 const POLL_GAP: Duration = Duration::from_millis(200);

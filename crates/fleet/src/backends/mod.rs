@@ -1,0 +1,21 @@
+//! What stands behind the pipeline's ports: Redis, Postgres and the tenant directory.
+//!
+//! `redis_queue` and `postgres_sink` (the ports) · `prober` and `standby` (schedules watched for many idle or waiting
+//! collectors at once) · `tenant_manager` (each tenant's database) · `observed_directory` (calls to the directory, counted).
+
+mod observed_directory;
+mod postgres_sink;
+mod prober;
+mod redis_queue;
+mod standby;
+mod tenant_manager;
+
+pub use observed_directory::ObservedDirectory;
+pub use postgres_sink::PostgresSink;
+pub use prober::Prober;
+pub use redis_queue::RedisQueue;
+pub use standby::Lookout;
+pub use tenant_manager::{
+    CloseAll, DatabaseShown, GetPool, GetShown, GetUsage, GetUsages, Hint, ManagerOptions, Refetch,
+    TenantGone, TenantManager, TenantPool,
+};

@@ -1,0 +1,115 @@
+//! A tenant's sink: its Postgres, by way of the tenant manager.
+
+use actix::Addr;
+use balance_sync_store::{ErrorClass, Fate, Named, Row, RowResult, Session};
+use balance_sync_tenants::Tenant;
+use balance_sync_trace as trace;
+
+use super::tenant_manager::{GetPool, Refetch, TenantManager, TenantPool};
+use crate::pipeline::{Sink, SinkError};
+
+/// The tenant's Postgres, by way of the tenant manager.
+#[derive(Debug)]
+pub struct PostgresSink {
+    manager: Addr<TenantManager>,
+    tenant: Tenant,
+}
+
+impl PostgresSink {
+    /// The sink of one tenant.
+    #[must_use]
+    pub fn new(manager: Addr<TenantManager>, tenant: Tenant) -> Self {
+        Self { manager, tenant }
+    }
+
+    async fn pool(&self, last: bool) -> Result<TenantPool, SinkError> {
+        let ask = GetPool { tenant: self.tenant.clone(), last, span: trace::current() };
+        self.manager.send(ask).await.unwrap_or(Err(SinkError::ManagerGone))
+    }
+
+    /// Settings that may be out of date are fetched afresh once, so that a rotated password costs no failed flush.
+    async fn newer(&self, pool: &TenantPool, error: SinkError) -> Result<TenantPool, SinkError> {
+        let SinkError::Store(store) = &error else { return Err(error) };
+        if !matches!(
+            store.class(),
+            ErrorClass::Credentials | ErrorClass::DatabaseMissing | ErrorClass::Closed
+        ) {
+            return Err(error);
+        }
+        let ask =
+            Refetch { tenant: self.tenant.clone(), revision: Some(pool.revision), span: trace::current() };
+        match self.manager.send(ask).await.unwrap_or(Err(SinkError::ManagerGone)) {
+            Ok(newer) if newer.revision != pool.revision => Ok(newer),
+            _ => Err(error),
+        }
+    }
+}
+
+/// A connection of the tenant's database.
+#[derive(Debug)]
+pub struct PostgresPermit {
+    pool: TenantPool,
+    session: Session,
+}
+
+impl PostgresPermit {
+    async fn of(pool: TenantPool) -> Result<Self, (TenantPool, SinkError)> {
+        match pool.database.connect().await {
+            Ok(session) => Ok(Self { pool, session }),
+            Err(error) => Err((pool, error.into())),
+        }
+    }
+}
+
+impl Sink for PostgresSink {
+    type Permit = PostgresPermit;
+
+    async fn permit(&self, last: bool) -> Result<PostgresPermit, SinkError> {
+        match PostgresPermit::of(self.pool(last).await?).await {
+            Ok(permit) => Ok(permit),
+            Err((pool, error)) => {
+                let newer = self.newer(&pool, error).await?;
+                PostgresPermit::of(newer).await.map_err(|(_, error)| error)
+            }
+        }
+    }
+
+    async fn update(
+        &self,
+        mut permit: PostgresPermit,
+        rows: &[Row<'_>],
+    ) -> Result<Vec<RowResult>, SinkError> {
+        match permit.session.update_isolating(&permit.pool.table, rows).await {
+            Ok(results) => Ok(results),
+            Err(error) => {
+                let newer = self.newer(&permit.pool, error.into()).await?;
+                // The old permit goes first: the new one may need it.
+                drop(permit);
+                let mut permit = PostgresPermit::of(newer).await.map_err(|(_, error)| error)?;
+                Ok(permit.session.update_isolating(&permit.pool.table, rows).await?)
+            }
+        }
+    }
+
+    async fn fates(&self, gone: &[Named<'_>], last: bool) -> Result<Vec<Fate>, SinkError> {
+        let mut permit = self.permit(last).await?;
+        Ok(permit.session.fates(&permit.pool.table, gone).await?)
+    }
+
+    async fn ping(&self) -> Result<(), SinkError> {
+        let pool = self.pool(false).await?;
+        match pool.database.ping().await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let newer = self.newer(&pool, error.into()).await?;
+                Ok(newer.database.ping().await?)
+            }
+        }
+    }
+
+    fn refetch(&self) {
+        // A hint: the next flush asks for the pool anyway, and a full mailbox means that many others do too.
+        let ask = Refetch { tenant: self.tenant.clone(), revision: None, span: trace::current() };
+        let _ = self.manager.try_send(ask);
+    }
+}

@@ -1,0 +1,13 @@
+//! Which collectors run, where, and for how long.
+//!
+//! `supervisor` (one collector per wanted tenant) · [`partition`] (which tenants are this worker's) · [`events`] (the tenant
+//! service's events, as hints) · [`thread_health`] (whether the threads move) · `worker` (a worker, wired together).
+
+pub mod events;
+pub mod partition;
+mod supervisor;
+pub mod thread_health;
+mod worker;
+
+pub use supervisor::{Drain, DrainReport, Poll, Spawner, Supervisor, SupervisorOptions};
+pub use worker::{Identity, LaneSpawner, Worker, WorkerSettings};

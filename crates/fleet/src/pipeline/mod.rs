@@ -1,0 +1,18 @@
+//! One tenant's pipeline: its collector, and the way of a batch from the claim to the settling. Knows Redis and Postgres by
+//! the traits in `ports` only.
+//!
+//! Reading order: `collector_actor` (the shell) · `collector` (the driver of the state machine) · `flush` (one batch) ·
+//! `gone` (members whose values are gone) · `failure` (what a failure leads to) · `ports` (what is needed of the outside).
+
+mod collector;
+mod collector_actor;
+mod failure;
+mod flush;
+mod gone;
+mod ports;
+
+pub use collector::{Collector, CollectorOptions, Drained};
+pub use collector_actor::{CollectorActor, CollectorEnded, CollectorStarted, Incarnation};
+pub use failure::{Pace, Reaction, SinkError, UNKNOWN_FORMAT, reaction, redis_reaction, waits_long};
+pub use flush::{Batch, FlushEnd, REASON_MISSING, REASON_REFUSED, REASON_UNREADABLE, flush, release};
+pub use ports::{Queue, Sink, Survey, Sweep};

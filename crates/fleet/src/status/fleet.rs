@@ -1,0 +1,280 @@
+//! What is known of a whole worker, and the registry of its tenants. Written by supervisor and collectors, read by metrics
+//! and the operators' view.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use balance_sync_domain::TenantId;
+use balance_sync_schedule::LinkStats;
+use balance_sync_tenants::Tenant;
+use dashmap::DashMap;
+
+use super::{directory::DirectoryStatus, histogram::Histogram, paused::Halts, tenant::TenantStatus};
+use crate::{clock::wall_clock, tasks::Tasks};
+
+/// The steps of a flush, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Asking Redis for due members.
+    Claim,
+    /// Decoding and aggregating.
+    Gather,
+    /// The statement in Postgres, with getting a connection.
+    Update,
+    /// Removing, quarantining and releasing in Redis.
+    Settle,
+}
+
+impl Stage {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::Claim, Self::Gather, Self::Update, Self::Settle];
+
+    /// Short, stable name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Claim => "claim",
+            Self::Gather => "gather",
+            Self::Update => "update",
+            Self::Settle => "settle",
+        }
+    }
+}
+
+/// The phases of a reconcile pass, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Clearing away collectors that have ended.
+    Reap,
+    /// Telling collectors to stop.
+    Stop,
+    /// Starting collectors.
+    Start,
+    /// Waiting for those told to stop, which may mean to break one off.
+    Wait,
+}
+
+impl Phase {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::Reap, Self::Stop, Self::Start, Self::Wait];
+
+    /// Short, stable name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reap => "reap",
+            Self::Stop => "stop",
+            Self::Start => "start",
+            Self::Wait => "wait",
+        }
+    }
+}
+
+/// Settings of a worker that its numbers are compared with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InForce {
+    /// How members are claimed: `lease` or `lock`.
+    pub claim_mode: &'static str,
+    /// How tenant ids stand in keys: `as_listed` or `simple_uuid`.
+    pub key_form: &'static str,
+    /// How long a claim holds.
+    pub claim_ttl: Duration,
+    /// What the lives of waiting values are raised to.
+    pub protect_floor: Duration,
+    /// Entries in a tenant's quarantine at most.
+    pub quarantine_limit: u64,
+    /// Time between two polls of the tenant list.
+    pub poll_interval: Duration,
+    /// A tenant whose oldest due member is older than this counts as behind.
+    pub freshness_objective: Duration,
+}
+
+/// A number that may not be known yet.
+#[derive(Debug)]
+pub struct Known(AtomicU64);
+
+impl Default for Known {
+    fn default() -> Self {
+        Self(AtomicU64::new(u64::MAX))
+    }
+}
+
+impl Known {
+    /// Learns it.
+    pub fn store(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// The number last learnt.
+    #[must_use]
+    pub fn load(&self) -> Option<u64> {
+        Some(self.0.load(Relaxed)).filter(|value| *value != u64::MAX)
+    }
+}
+
+/// Counters of the whole worker, and the registry of its tenants.
+#[derive(Debug, Default)]
+pub struct FleetStatus {
+    tenants: DashMap<Tenant, Arc<TenantStatus>>,
+    /// Set by the first reconcile pass that knew the tenants.
+    pub reconciled: AtomicBool,
+    /// Set when the worker drains.
+    pub draining: AtomicBool,
+    /// Reconcile passes finished.
+    pub passes: AtomicU64,
+    /// When the last pass ended, in milliseconds since the worker's start.
+    pub last_pass_ms: AtomicU64,
+    /// The same by the wall clock, in milliseconds since 1970; 0 = none yet. For people and alerts.
+    pub last_pass_at_ms: AtomicU64,
+    /// What the passes did, in the order of [`Phase::ALL`]: collectors reaped, stopped, started, broken off.
+    pub phases: [AtomicU64; Phase::ALL.len()],
+    /// Collectors that were told to stop and have not ended, at the last pass.
+    pub awaited: AtomicU64,
+    /// Longest time without a pass before the worker counts as stuck, in milliseconds.
+    pub pass_bound_ms: AtomicU64,
+    /// Duration of reconcile passes.
+    pub reconcile: Histogram,
+    /// Tenant list polls that failed.
+    pub poll_failures: AtomicU64,
+    /// The last poll failed.
+    pub poll_failing: AtomicBool,
+    /// Listed ids that were refused, at the last poll.
+    pub refused_ids: AtomicU64,
+    /// Collectors reaped after a panic.
+    pub panics: AtomicU64,
+    /// Collectors that ended by themselves, panics among them.
+    pub reaped: AtomicU64,
+    /// Worker threads that stand still at present.
+    pub still_threads: AtomicU64,
+    /// Collectors stopped.
+    pub stopped: AtomicU64,
+    /// Collectors started.
+    pub started: AtomicU64,
+    /// Those among them that followed a collector that had ended by itself.
+    pub restarts: AtomicU64,
+    /// Removals that the membership guard holds back at present.
+    pub removals_held: AtomicU64,
+    /// Durations of claims, decoding, updates and settling.
+    pub stages: [Histogram; Stage::ALL.len()],
+    /// Durations of whole flushes, from decoding to the end of settling.
+    pub flushes: Histogram,
+    /// Failures and connections of all links to Redis.
+    pub redis: Arc<LinkStats>,
+    /// Whether Redis may throw keys away by itself (1) or not (0); not known = `None`.
+    pub redis_may_evict: Known,
+    /// What the worker was started with.
+    pub in_force: OnceLock<InForce>,
+    /// Calls to the tenant directory.
+    pub directory: DirectoryStatus,
+    /// Live workers that share the tenants out, this one among them; 0 while that isn't known, or without partition.
+    pub workers: AtomicU64,
+    /// Tenants of the list in force, whoever looks after them.
+    pub wanted: AtomicU64,
+    /// Wanted tenants that are this worker's to look after.
+    pub owned: AtomicU64,
+    /// Times a collector that stood by joined in, because something was due that nobody claimed.
+    pub joins: AtomicU64,
+    /// Duration of the last reconcile pass, in microseconds.
+    pub last_pass_us: AtomicU64,
+    /// The tenants that the directory listed last, whoever looks after them; `None` before the first answer.
+    listed: RwLock<Option<Listed>>,
+    /// Tenants that operators halted.
+    pub halts: Halts,
+    /// The worker's background tasks.
+    pub tasks: Tasks,
+}
+
+/// An answer of the directory.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// The tenants that are to be served.
+    pub tenants: Arc<BTreeSet<Tenant>>,
+    /// When it came, in seconds since 1970.
+    pub at: f64,
+}
+
+impl FleetStatus {
+    /// The tenant's status, made if it isn't there. It outlives restarts of the collector, so counters only grow.
+    #[must_use]
+    pub fn tenant(&self, tenant: &Tenant) -> Arc<TenantStatus> {
+        if let Some(found) = self.tenants.get(tenant) {
+            return Arc::clone(&found);
+        }
+        let status = Arc::clone(
+            &self
+                .tenants
+                .entry(tenant.clone())
+                .or_insert_with(|| Arc::new(TenantStatus::new(tenant.clone()))),
+        );
+        // Looked up once it can be found: whoever halts tenants meanwhile finds it, or is found here.
+        if self.halts.contains(tenant) {
+            status.paused.store(true, Relaxed);
+        }
+        status
+    }
+
+    /// Forgets a tenant that is no longer served.
+    pub fn forget(&self, tenant: &Tenant) {
+        self.tenants.remove(tenant);
+    }
+
+    /// Shows each tenant, in no order.
+    pub fn each(&self, mut look: impl FnMut(&TenantStatus)) {
+        // Not held while looking: whoever starts a tenant must not wait for this.
+        let all: Vec<_> = self.tenants.iter().map(|entry| Arc::clone(entry.value())).collect();
+        all.iter().for_each(|status| look(status));
+    }
+
+    /// All tenants, in id order.
+    #[must_use]
+    pub fn tenants(&self) -> Vec<Arc<TenantStatus>> {
+        let mut all: Vec<_> = self.tenants.iter().map(|entry| Arc::clone(entry.value())).collect();
+        all.sort_by(|a, b| a.tenant().cmp(b.tenant()));
+        all
+    }
+
+    /// Notes which tenants are to be served.
+    pub fn list(&self, tenants: BTreeSet<Tenant>) {
+        let listed = Listed { tenants: Arc::new(tenants), at: wall_clock() };
+        *self.listed.write().unwrap_or_else(PoisonError::into_inner) = Some(listed);
+    }
+
+    /// Which tenants are to be served, as last known.
+    #[must_use]
+    pub fn listed(&self) -> Option<Listed> {
+        self.listed.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A tenant's status, if this worker has one.
+    #[must_use]
+    pub fn find(&self, tenant: &Tenant) -> Option<Arc<TenantStatus>> {
+        self.tenants.get(tenant).map(|found| Arc::clone(&found))
+    }
+
+    /// A tenant's status by the name it is shown under.
+    #[must_use]
+    pub fn find_by_label(&self, label: &str) -> Option<Arc<TenantStatus>> {
+        let id = TenantId::parse(label).ok().map(Tenant::Id);
+        id.and_then(|tenant| self.find(&tenant))
+            .or_else(|| (label == Tenant::Single.label()).then(|| self.find(&Tenant::Single)).flatten())
+    }
+
+    /// Counts a stage's duration.
+    pub fn observe(&self, stage: Stage, took: Duration) {
+        let at = Stage::ALL.iter().position(|known| *known == stage).unwrap_or_default();
+        self.stages[at].observe(took.as_secs_f64());
+    }
+
+    /// Whether traffic and alerts may rely on this worker: it has reconciled once, doesn't drain, and all its background
+    /// tasks make progress.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.reconciled.load(Relaxed) && !self.draining.load(Relaxed) && self.tasks.stalled().is_none()
+    }
+}

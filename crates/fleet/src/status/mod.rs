@@ -1,0 +1,20 @@
+//! What is known of the worker and of each of its tenants: states, counters, lag, what happened lately; and what is wanted
+//! of a collector out of turn. Written by the rooms above, read by metrics and the operators' view.
+
+mod directory;
+mod fleet;
+mod histogram;
+mod paused;
+mod recent;
+mod tenant;
+
+pub use balance_sync_engine::{collector::Trigger, state::TenantState};
+
+pub use directory::{Calls, DirectoryStatus, OUTCOMES};
+pub use fleet::{FleetStatus, InForce, Known, Listed, Phase, Stage};
+pub use histogram::{BUCKETS, Histogram, LagCounts};
+pub use paused::{Halts, Orders};
+pub use recent::{
+    ErrorNote, FlushNote, NOTES, POINTS, Point, Rates, Recent, STEP_SECONDS, Totals, Window, lag_quantile,
+};
+pub use tenant::{StateInfo, TenantStatus};

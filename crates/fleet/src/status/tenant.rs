@@ -1,0 +1,312 @@
+//! What is known of one tenant: state, counters, lag. Written by its collector and by the supervisor, read by metrics and
+//! the operators' view.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use balance_sync_engine::{collector::Trigger, state::TenantState};
+use balance_sync_tenants::Tenant;
+use tokio::time::Instant;
+
+use super::{
+    histogram::Histogram,
+    paused::Orders,
+    recent::{FlushNote, Recent, Totals},
+};
+use crate::clock::wall_clock;
+
+/// A state with its reason and its beginning.
+#[derive(Debug, Clone)]
+pub struct StateInfo {
+    /// The state.
+    pub state: TenantState,
+    /// Why, when degraded: a short, stable name.
+    pub reason: Option<&'static str>,
+    /// Why, in words; no secrets.
+    pub detail: Option<String>,
+    /// Wall-clock time of the change, in seconds since 1970. For people; nothing is decided by it.
+    pub since: f64,
+}
+
+/// A problem of some of a tenant's balances while the others are written.
+#[derive(Debug)]
+struct Notice {
+    reason: &'static str,
+    detail: String,
+    /// By the wall clock.
+    since: f64,
+    until: Instant,
+}
+
+/// One tenant's state and counters.
+#[derive(Debug)]
+pub struct TenantStatus {
+    tenant: Tenant,
+    state: Mutex<StateInfo>,
+    /// One per reason at most.
+    notices: Mutex<Vec<Notice>>,
+    /// Rows written.
+    pub updated: AtomicU64,
+    /// Balances whose row was as new or newer.
+    pub stale: AtomicU64,
+    /// Balances whose row is deleted.
+    pub deleted: AtomicU64,
+    /// Members put off because their value is in a format of a later release, each time that they were.
+    pub unknown_format: AtomicU64,
+    /// Members put off because a deletion marker stands in their place, each time that they were.
+    pub deletion_markers: AtomicU64,
+    /// Members put in quarantine.
+    pub quarantined: AtomicU64,
+    /// Members whose value had expired before anybody looked.
+    pub expired: AtomicU64,
+    /// Members that stayed scheduled at settling, because a newer mutation came.
+    pub kept: AtomicU64,
+    /// Members given back unwritten.
+    pub released: AtomicU64,
+    /// Flushes that failed.
+    pub batch_failures: AtomicU64,
+    /// Settle calls that failed after the commit.
+    pub cleanup_failures: AtomicU64,
+    /// Times the tenant was passed over because its database could not be had.
+    pub skips: AtomicU64,
+    /// Members in the schedule, due or not, when it was last claimed from or sampled.
+    pub scheduled: AtomicU64,
+    /// Members passed over at the last claim because another worker holds their lock.
+    pub foreign_locked: AtomicU64,
+    /// Smallest remaining life of a scheduled value, in milliseconds, as far as lives have been looked at
+    /// ([`crate::sampler`]); `u64::MAX` = nothing is scheduled, no value has an end, or not known.
+    pub shortest_life_ms: AtomicU64,
+    /// Members whose time had come when the schedule was last sampled.
+    pub due: AtomicU64,
+    /// Members that a worker held, or that were put off, when the schedule was last sampled.
+    pub leased: AtomicU64,
+    /// How long the oldest due member had been due when the schedule was last sampled, in milliseconds.
+    pub oldest_due_age_ms: AtomicU64,
+    /// Entries in the tenant's quarantine, losses among them, when it was last sampled; `u64::MAX` = not known.
+    pub quarantine_entries: AtomicU64,
+    /// Balances whose last mutations are lost, when they were last counted; `u64::MAX` = not known.
+    pub losses: AtomicU64,
+    /// Members put off because the quarantine is full.
+    pub quarantine_full: AtomicU64,
+    /// Members found in a schedule of the key form that is not configured (protocol §1).
+    pub other_form: AtomicU64,
+    /// Set before the collector is stopped because its tenant was removed: it empties the schedule first.
+    pub leaving: AtomicBool,
+    /// An operator halted this tenant: nothing is claimed, and what waits is kept alive.
+    pub paused: AtomicBool,
+    /// Another worker comes first: this one claims only when nobody else does.
+    pub standby: AtomicBool,
+    /// What its collector is told out of turn.
+    pub orders: Orders,
+    /// Starts of this tenant's collector.
+    pub starts: AtomicU64,
+    /// Those among them that followed a collector that had ended by itself.
+    pub restarts: AtomicU64,
+    /// Time from a mutation in Redis to its row, by Redis's clock.
+    pub lag: Histogram,
+    /// Flushes by what triggered them.
+    pub batches: [AtomicU64; Trigger::ALL.len()],
+    /// What happened lately; nothing for a tenant on which nothing has happened yet.
+    recent: Mutex<Option<Box<Recent>>>,
+}
+
+impl TenantStatus {
+    /// A tenant that is starting.
+    #[must_use]
+    pub fn new(tenant: Tenant) -> Self {
+        Self {
+            tenant,
+            state: Mutex::new(StateInfo {
+                state: TenantState::Starting,
+                reason: None,
+                detail: None,
+                since: wall_clock(),
+            }),
+            notices: Mutex::default(),
+            updated: AtomicU64::new(0),
+            stale: AtomicU64::new(0),
+            deleted: AtomicU64::new(0),
+            unknown_format: AtomicU64::new(0),
+            deletion_markers: AtomicU64::new(0),
+            quarantined: AtomicU64::new(0),
+            expired: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
+            released: AtomicU64::new(0),
+            batch_failures: AtomicU64::new(0),
+            cleanup_failures: AtomicU64::new(0),
+            skips: AtomicU64::new(0),
+            scheduled: AtomicU64::new(0),
+            foreign_locked: AtomicU64::new(0),
+            shortest_life_ms: AtomicU64::new(u64::MAX),
+            due: AtomicU64::new(0),
+            leased: AtomicU64::new(0),
+            oldest_due_age_ms: AtomicU64::new(0),
+            quarantine_entries: AtomicU64::new(u64::MAX),
+            losses: AtomicU64::new(u64::MAX),
+            quarantine_full: AtomicU64::new(0),
+            other_form: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            standby: AtomicBool::new(false),
+            orders: Orders::default(),
+            starts: AtomicU64::new(0),
+            restarts: AtomicU64::new(0),
+            lag: Histogram::default(),
+            batches: Default::default(),
+            recent: Mutex::default(),
+        }
+    }
+
+    /// Whose status it is.
+    #[must_use]
+    pub fn tenant(&self) -> &Tenant {
+        &self.tenant
+    }
+
+    /// The state now. A tenant whose collector works is `degraded` all the same while a problem of some of its balances is
+    /// noticed.
+    #[must_use]
+    pub fn state(&self) -> StateInfo {
+        let info = self.collector_state();
+        let works = matches!(
+            info.state,
+            TenantState::Starting | TenantState::Idle | TenantState::Standby | TenantState::Syncing
+        );
+        if !works {
+            return info;
+        }
+        let now = Instant::now();
+        let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        notices.iter().find(|notice| notice.until > now).map_or(info, |notice| StateInfo {
+            state: TenantState::Degraded,
+            reason: Some(notice.reason),
+            detail: Some(notice.detail.clone()),
+            since: notice.since,
+        })
+    }
+
+    /// What its collector does, whatever is noticed of single balances.
+    #[must_use]
+    pub fn collector_state(&self) -> StateInfo {
+        self.lock().clone()
+    }
+
+    /// Notes a problem of some of the balances, to be shown for so long; gives whether it is a new one.
+    pub fn notice(&self, reason: &'static str, detail: String, lasts: Duration) -> bool {
+        let now = Instant::now();
+        let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        notices.retain(|notice| notice.until > now);
+        let until = now + lasts;
+        if let Some(known) = notices.iter_mut().find(|notice| notice.reason == reason) {
+            (known.detail, known.until) = (detail, until);
+            return false;
+        }
+        self.note_error(reason, &detail);
+        notices.push(Notice { reason, detail, since: wall_clock(), until });
+        true
+    }
+
+    /// Enters a state without a reason; gives whether it is another one than before.
+    pub fn enter(&self, state: TenantState) -> bool {
+        let mut info = self.lock();
+        if info.state == state {
+            return false;
+        }
+        *info = StateInfo { state, reason: None, detail: None, since: wall_clock() };
+        true
+    }
+
+    /// Enters `degraded`; gives whether state or reason are others than before. `since` stays while it stays degraded.
+    pub fn degrade(&self, reason: &'static str, detail: String) -> bool {
+        let mut info = self.lock();
+        let changed = info.state != TenantState::Degraded || info.reason != Some(reason);
+        if info.state != TenantState::Degraded {
+            info.since = wall_clock();
+        }
+        info.state = TenantState::Degraded;
+        info.reason = Some(reason);
+        self.note_error(reason, &detail);
+        info.detail = Some(detail);
+        changed
+    }
+
+    /// Notes a flush that has ended.
+    pub fn note_flush(&self, note: FlushNote) {
+        self.recent_lock().get_or_insert_default().flushed(note);
+    }
+
+    /// Notes a failure, for people to look at.
+    pub fn note_error(&self, reason: &str, detail: &str) {
+        self.recent_lock().get_or_insert_default().failed(reason, detail, wall_clock());
+    }
+
+    /// Looks at what happened lately; `None` where nothing has.
+    pub fn recent<T>(&self, look: impl FnOnce(&Recent) -> T) -> Option<T> {
+        self.recent_lock().as_deref().map(look)
+    }
+
+    /// Takes the counters into what happened lately, `took` after the last time; gives what was added since.
+    pub fn tick(&self, took: Duration, at: f64) -> Option<Totals> {
+        let mut recent = self.recent_lock();
+        let totals = Totals {
+            updated: self.updated.load(Relaxed),
+            failures: self.batch_failures.load(Relaxed),
+            lags: self.lag.counts(),
+        };
+        recent.as_mut().map(|recent| recent.tick(took, totals, self.due.load(Relaxed), at))
+    }
+
+    fn recent_lock(&self) -> std::sync::MutexGuard<'_, Option<Box<Recent>>> {
+        // At worst a note is missing after a panic.
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, StateInfo> {
+        // A panic while holding it can't leave the value half-written.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn degraded_keeps_its_beginning_and_tells_changes_of_reason() {
+        let status = TenantStatus::new(Tenant::Single);
+        assert!(status.degrade("postgres_connection", "refused".to_owned()));
+        let since = status.state().since;
+        assert!(!status.degrade("postgres_connection", "refused again".to_owned()));
+        assert!(status.degrade("postgres_credentials", "no".to_owned()));
+        assert_eq!(status.state().since, since);
+        assert!(status.enter(TenantState::Idle));
+        assert!(!status.enter(TenantState::Idle));
+        assert_eq!(status.state().reason, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_notice_is_shown_over_a_working_collector_until_it_ends() {
+        let status = TenantStatus::new(Tenant::Single);
+        status.enter(TenantState::Syncing);
+        let minute = Duration::from_secs(60);
+        assert!(status.notice("redis_permission", "one".to_owned(), minute));
+        assert!(!status.notice("redis_permission", "two".to_owned(), minute));
+        let shown = status.state();
+        assert_eq!((shown.state, shown.reason), (TenantState::Degraded, Some("redis_permission")));
+        assert_eq!(shown.detail.as_deref(), Some("two"));
+        assert_eq!(status.collector_state().state, TenantState::Syncing);
+        // What stops the tenant altogether goes before.
+        status.degrade("postgres_connection", "refused".to_owned());
+        assert_eq!(status.state().reason, Some("postgres_connection"));
+        status.enter(TenantState::Idle);
+        assert_eq!(status.state().reason, Some("redis_permission"));
+        tokio::time::advance(minute).await;
+        assert_eq!((status.state().state, status.state().reason), (TenantState::Idle, None));
+        assert!(status.notice("redis_permission", "three".to_owned(), minute), "it is a new one");
+    }
+}

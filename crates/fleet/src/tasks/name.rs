@@ -1,0 +1,112 @@
+//! The names of background tasks.
+
+use std::fmt;
+
+/// The background tasks of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TaskName {
+    /// Reads the log of operators' actions ([`crate::controls::Follower`]).
+    ActionsFollower,
+    /// Keeps the worker registered, and its share up to date ([`crate::lifecycle::partition`]).
+    Partition,
+    /// Looks whether the worker's threads move ([`crate::lifecycle::thread_health::watch`]).
+    ThreadWatch,
+    /// Counts up for as long as a thread moves ([`crate::lifecycle::thread_health::Pulse::beat`]).
+    ThreadPulse,
+    /// Looks at schedules for idle collectors ([`crate::backends`]).
+    Prober,
+    /// Looks at schedules that are another worker's first ([`crate::backends`]).
+    Standby,
+    /// Looks at what waits in the schedules ([`crate::sampler`]).
+    Sampler,
+    /// Publishes what this worker knows ([`crate::publish`]).
+    Publisher,
+    /// Listens to the tenant service's events ([`crate::lifecycle::events`]).
+    TenantEvents,
+    /// Looks whether Redis may evict.
+    EvictionWatch,
+    /// Closes idle connections to Postgres (`balance_sync_store::budget`).
+    ConnectionSweeper,
+    /// One poll of the tenant list.
+    TenantPoll,
+    /// One look-up of a tenant's settings.
+    SettingsLookup,
+    /// One operator's action, carried out.
+    Action,
+    /// Closing the connections of a database.
+    ConnectionClose,
+    /// One stream of events to a client of the admin interface.
+    EventStream,
+    /// The listener of the admin interface.
+    AdminServer,
+    /// A tenant's collector; the supervisor starts it again ([`crate::pipeline`]).
+    Collector,
+}
+
+impl TaskName {
+    /// All of them.
+    pub const ALL: [Self; 18] = [
+        Self::ActionsFollower,
+        Self::Partition,
+        Self::ThreadWatch,
+        Self::ThreadPulse,
+        Self::Prober,
+        Self::Standby,
+        Self::Sampler,
+        Self::Publisher,
+        Self::TenantEvents,
+        Self::EvictionWatch,
+        Self::ConnectionSweeper,
+        Self::TenantPoll,
+        Self::SettingsLookup,
+        Self::Action,
+        Self::ConnectionClose,
+        Self::EventStream,
+        Self::AdminServer,
+        Self::Collector,
+    ];
+
+    /// The name in logs, metrics and answers.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ActionsFollower => "actions_follower",
+            Self::Partition => "partition",
+            Self::ThreadWatch => "thread_watch",
+            Self::ThreadPulse => "thread_pulse",
+            Self::Prober => "prober",
+            Self::Standby => "standby",
+            Self::Sampler => "sampler",
+            Self::Publisher => "publisher",
+            Self::TenantEvents => "tenant_events",
+            Self::EvictionWatch => "eviction_watch",
+            Self::ConnectionSweeper => "connection_sweeper",
+            Self::TenantPoll => "tenant_poll",
+            Self::SettingsLookup => "settings_lookup",
+            Self::Action => "action",
+            Self::ConnectionClose => "connection_close",
+            Self::EventStream => "event_stream",
+            Self::AdminServer => "admin_server",
+            Self::Collector => "collector",
+        }
+    }
+
+    /// By name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|task| task.name() == name)
+    }
+
+    /// Whether the worker serves its tenants wrongly or not at all without it, so that a restart of the process is worth
+    /// it. The others only show less, or have somebody who does without them.
+    #[must_use]
+    pub fn is_essential(self) -> bool {
+        matches!(self, Self::ActionsFollower | Self::Partition | Self::ThreadWatch | Self::ThreadPulse)
+    }
+}
+
+impl fmt::Display for TaskName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
