@@ -18,16 +18,16 @@ help: ## Show this list
 setup: ## Install redis-server and postgresql if they are missing
 	@sh tests/setup.sh
 
-build: ## Build the binary in release mode
-	$(CARGO) build --release --locked --package balance-sync-cli
+build: ## Build balance-sync and balance-sync-lab in release mode
+	$(CARGO) build --release --locked --package balance-sync-cli --package balance-sync-lab
 
 demo: setup ## Show the main job on private servers (DEMO_ARGS="--tenants 20 --rate 10000")
-	$(CARGO) build --release --locked --package balance-sync-cli
-	target/release/balance-sync demo $(DEMO_ARGS)
+	$(CARGO) build --release --locked --package balance-sync-cli --package balance-sync-lab
+	target/release/balance-sync-lab demo $(DEMO_ARGS)
 
 test: ## Run all tests: unit, property, real servers, whole system, alert rules
 	@sh tests/setup.sh pgbouncer promtool chromium chromedriver
-	$(CARGO) build --locked --package balance-sync-cli
+	$(CARGO) build --locked --package balance-sync-cli --package balance-sync-lab
 	@$(BROWSER_OR_NONE); $(CARGO) test --locked --workspace
 
 screenshots: ## Take the pictures of the dashboard in docs/img anew, from a real fleet
@@ -68,13 +68,17 @@ coverage: setup ## Line coverage of all crates but the sandbox, by cargo-llvm-co
 	@sh tests/setup.sh pgbouncer
 	@$(BROWSER_OR_NONE); CARGO="$(CARGO)" sh tests/coverage.sh
 
-lint: ui-check ## Formatting, clippy, links in the documentation, licences and sources of dependencies, the dashboard's JavaScript
+lint: ui-check ## Formatting, clippy, links in the documentation, dependencies, the dashboard's JavaScript
 	@sh tests/setup.sh
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny check bans licenses sources
+	@# The product binary links no test servers, no simulator and no load.
+	@tree=$$($(CARGO) tree --locked --package balance-sync-cli --edges normal --target all --prefix none) || exit 1; \
+	if echo "$$tree" | grep -E '^balance-sync-(lab|sandbox|sim|tests) '; then \
+		echo 'balance-sync-cli must not depend on these' >&2; exit 1; fi
 
 ui-check: ## Check the types of the dashboard's JavaScript against the OpenAPI document (skipped where there is no npm)
 	@sh tests/setup.sh npm

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Line coverage over unit and whole-system tests. The sandbox is left out: only tests and the demo use it.
+# Line coverage over unit and whole-system tests. The sandbox is left out: only tests and the lab use it.
 #
 # Worker processes count too: they are built with the same instrumentation, and where to write their counts is
 # passed on to them (LLVM_PROFILE_FILE). One that is killed can't write any, so the figures are lower bounds.
@@ -35,8 +35,9 @@ llvm_tools || install_llvm_tools
 if llvm_tools; then
 	$cargo llvm-cov --version >/dev/null 2>&1 || $cargo install --locked cargo-llvm-cov
 	$cargo llvm-cov clean --workspace
-	# The worker first, since tests don't build it: they look for it in the folders above themselves.
+	# The programs first, since tests don't build them: they look for them in the folders above themselves.
 	$cargo llvm-cov run --no-report --locked --package balance-sync-cli -- --version
+	$cargo llvm-cov run --no-report --locked --package balance-sync-lab -- --version
 	tests=0
 	$cargo llvm-cov test --no-report --no-fail-fast --locked --workspace --exclude balance-sync-sandbox || tests=$?
 	$cargo llvm-cov report --ignore-filename-regex 'crates/sandbox/|/tests/|/benches/'
@@ -44,14 +45,15 @@ if llvm_tools; then
 fi
 
 $cargo tarpaulin --version >/dev/null 2>&1 || $cargo install --locked cargo-tarpaulin
-# Its LLVM engine has to be told of the worker.
+# Its LLVM engine has to be told of the programs.
 target=$PWD/target/coverage
 mkdir -p "$target"
 # Build scripts are instrumented as well, and leave their counts here.
 trap 'rm -f build_rs_cov.profraw' EXIT
 LLVM_PROFILE_FILE=/dev/null RUSTFLAGS='-Cinstrument-coverage' \
-	$cargo build --locked --package balance-sync-cli --target-dir "$target/worker"
+	$cargo build --locked --package balance-sync-cli --package balance-sync-lab --target-dir "$target/worker"
 BALANCE_SYNC_BIN=$target/worker/debug/balance-sync $cargo tarpaulin --engine llvm --locked --workspace \
 	--exclude balance-sync-sandbox --exclude-files 'crates/sandbox/*' 'tests/*' 'crates/*/tests/*' 'crates/*/benches/*' \
-	'crates/domain/fuzz/*' --objects "$target/worker/debug/balance-sync" --skip-clean --no-fail-fast --timeout 1200 \
+	'crates/domain/fuzz/*' --objects "$target/worker/debug/balance-sync" \
+	--objects "$target/worker/debug/balance-sync-lab" --skip-clean --no-fail-fast --timeout 1200 \
 	--target-dir "$target" --out Lcov --output-dir "$target"

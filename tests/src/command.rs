@@ -1,8 +1,8 @@
-//! The binary under test, and its commands that end by themselves.
+//! The programs under test, and their commands that end by themselves.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ use anyhow::{Context, Result, bail};
 const BINARY_VARIABLE: &str = "BALANCE_SYNC_BIN";
 /// The binary's file name.
 const BINARY: &str = "balance-sync";
+/// The second program's, in the same folder.
+const LAB_BINARY: &str = "balance-sync-lab";
 /// What a command inherits of our environment: a setting in it must not change a test.
 const INHERITED: [&str; 4] = ["PATH", "HOME", "TMPDIR", "LLVM_PROFILE_FILE"];
 /// How long a command may take that ends by itself.
@@ -41,12 +43,35 @@ pub fn balance_sync() -> Result<PathBuf> {
     })
 }
 
+/// Where `balance-sync-lab` is: next to the binary.
+///
+/// # Errors
+/// When either has not been built.
+pub fn balance_sync_lab() -> Result<PathBuf> {
+    let path = balance_sync()?.with_file_name(LAB_BINARY);
+    anyhow::ensure!(
+        path.is_file(),
+        "no {}: build it first, `cargo build --package balance-sync-lab`",
+        path.display()
+    );
+    Ok(path)
+}
+
 /// A command of the binary with nothing but these variables and what every program needs.
 ///
 /// # Errors
 /// When the binary has not been built.
 pub fn prepare(args: &[impl AsRef<OsStr>], env: &BTreeMap<String, String>) -> Result<Command> {
-    let mut command = Command::new(balance_sync()?);
+    Ok(prepare_program(&balance_sync()?, args, env))
+}
+
+/// The same of this program.
+pub fn prepare_program(
+    program: &Path,
+    args: &[impl AsRef<OsStr>],
+    env: &BTreeMap<String, String>,
+) -> Command {
+    let mut command = Command::new(program);
     command.args(args).env_clear();
     for name in INHERITED {
         if let Some(value) = std::env::var_os(name) {
@@ -54,7 +79,7 @@ pub fn prepare(args: &[impl AsRef<OsStr>], env: &BTreeMap<String, String>) -> Re
         }
     }
     command.envs(env).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Ok(command)
+    command
 }
 
 /// How a command ended.
@@ -73,8 +98,20 @@ pub struct Finished {
 /// # Errors
 /// When it can't be started, or does not end within a minute; then it is killed.
 pub async fn run(args: &[impl AsRef<OsStr>], env: &[(&str, &str)]) -> Result<Finished> {
+    run_program(&balance_sync()?, args, env).await
+}
+
+/// Runs a command of this program to its end.
+///
+/// # Errors
+/// When it can't be started, or does not end within a minute; then it is killed.
+pub async fn run_program(
+    program: &Path,
+    args: &[impl AsRef<OsStr>],
+    env: &[(&str, &str)],
+) -> Result<Finished> {
     let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let mut command = tokio::process::Command::from(prepare(args, &env)?);
+    let mut command = tokio::process::Command::from(prepare_program(program, args, &env));
     let output = command.kill_on_drop(true).output();
     let output = tokio::time::timeout(ENDS_WITHIN, output).await;
     let output = output.with_context(|| format!("{command:?} did not end within {ENDS_WITHIN:?}"))??;

@@ -3,8 +3,11 @@
 use std::{path::PathBuf, time::Duration};
 
 use balance_sync_fleet::view::{StateFilter, TenantSort};
-use balance_sync_sandbox::ledger::Format;
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args as ClapArgs, Parser, Subcommand,
+    builder::StyledStr,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use clap_complete::Shell;
 use uuid::Uuid;
 
@@ -18,6 +21,28 @@ pub(crate) struct Args {
 
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Commands of the second program, which people look for here.
+const LAB_COMMANDS: [&str; 3] = ["demo", "load", "sandbox"];
+
+impl Args {
+    /// Those of this process. Ends it with help, or with what is wrong and where to find it.
+    pub(crate) fn parse_or_exit() -> Self {
+        Self::try_parse().unwrap_or_else(|error| with_hint(error).exit())
+    }
+}
+
+fn with_hint(mut error: clap::Error) -> clap::Error {
+    let is_of_lab = error.kind() == ErrorKind::InvalidSubcommand
+        && matches!(error.get(ContextKind::InvalidSubcommand),
+            Some(ContextValue::String(name)) if LAB_COMMANDS.contains(&name.as_str()));
+    if is_of_lab {
+        let hint = StyledStr::from("demo, load and sandbox are commands of balance-sync-lab");
+        error.remove(ContextKind::SuggestedSubcommand);
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![hint]));
+    }
+    error
 }
 
 /// The commands.
@@ -41,17 +66,11 @@ pub(crate) enum Command {
     Workers(WorkersArgs),
     /// What operators have done, the last first: who, what, when, and what became of it.
     Actions(ActionsArgs),
-    /// Start private Redis, Postgres and tenant service with tenants, for trying things by hand; ends when interrupted.
-    Sandbox(SandboxArgs),
-    /// Produce mutations as the ledger does: value and schedule in one atomic step.
-    Load(LoadArgs),
     /// Compare Redis with Postgres. Exit code 0: equal, 1: different, 2: could not be told.
     Verify(VerifyArgs),
     /// See and settle what could not be synced: each entry keeps its reason and its value.
     #[command(subcommand)]
     Quarantine(QuarantineCommand),
-    /// Show the whole main job on private servers: load, tenants that come and go, a killed worker, and verification.
-    Demo(DemoArgs),
     /// Print what a shell needs to complete these commands: source <(balance-sync completions bash)
     Completions {
         /// The shell.
@@ -242,71 +261,6 @@ pub(crate) struct TenantShowArgs {
     pub json: bool,
 }
 
-/// How sandbox tenants are kept apart.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum IsolationArg {
-    /// A database for each tenant.
-    Database,
-    /// A schema for each tenant, up to 500 in one database.
-    Schema,
-    /// A database for each, but the last two share one by schema, and one tenant has a UUID for its id.
-    Mixed,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct SandboxArgs {
-    /// Number of tenants.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=20_000))]
-    pub tenants: u32,
-    /// Rows of each tenant.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=5_000_000))]
-    pub balances: u32,
-    /// How tenants are kept apart.
-    #[arg(long, value_enum, default_value_t = IsolationArg::Mixed)]
-    pub isolation: IsolationArg,
-    /// Print one line of JSON instead of text: redis_url, tenant_service_url, api_key, config, tenants.
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct LoadArgs {
-    /// Mutations per second over all tenants.
-    #[arg(long, default_value_t = 1000.0, value_parser = positive)]
-    pub rate: f64,
-    /// How long, in seconds; until interrupted if not given.
-    #[arg(long, value_parser = positive)]
-    pub seconds: Option<f64>,
-    /// Tenants by id, separated by commas; all active ones if not given.
-    #[arg(long, value_delimiter = ',', value_name = "ID")]
-    pub tenant: Vec<String>,
-    /// At most so many tenants.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
-    pub tenants: Option<u32>,
-    /// At most so many balances of each tenant.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
-    pub balances: u32,
-    /// Share of the mutations, 0 to 1, that goes to 1 % of each tenant's balances.
-    #[arg(long, default_value_t = 0.0, value_parser = share)]
-    pub hot_key_share: f64,
-    /// Time to live of the values, in seconds.
-    #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u32).range(1..))]
-    pub ttl: u32,
-    /// How values are spelled: upper (ledgers up to 4.0), dual (from 4.1), new-only (planned), oldest, or mixed: two
-    /// releases at once, of which the older one leaves lowerCamel stale.
-    #[arg(long, default_value_t = Format::Mixed)]
-    pub format: Format,
-    /// The same seed chooses the same balances.
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
-    /// Print the final figures as one line of JSON.
-    #[arg(long)]
-    pub json: bool,
-    /// Allow a Redis that is not on this machine. Load overwrites real balances: never point it at a live ledger.
-    #[arg(long)]
-    pub allow_remote: bool,
-}
-
 #[derive(Debug, ClapArgs)]
 pub(crate) struct VerifyArgs {
     /// Tenants by id, separated by commas; all active ones if not given.
@@ -375,28 +329,6 @@ pub(crate) struct QuarantineChange {
     pub note: Option<String>,
 }
 
-#[derive(Debug, Clone, ClapArgs)]
-pub(crate) struct DemoArgs {
-    /// Number of tenants at the start.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(4..=1000))]
-    pub tenants: u32,
-    /// Rows of each tenant.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub balances: u32,
-    /// Mutations per second over all tenants.
-    #[arg(long, default_value_t = 5000.0, value_parser = positive)]
-    pub rate: f64,
-    /// How long to produce, in seconds.
-    #[arg(long, default_value_t = 20.0, value_parser = positive)]
-    pub seconds: f64,
-    /// How values are spelled: upper, dual, new-only, oldest or mixed (see load).
-    #[arg(long, default_value_t = Format::Mixed)]
-    pub format: Format,
-    /// Print the result as one line of JSON; progress goes to standard error.
-    #[arg(long)]
-    pub json: bool,
-}
-
 fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
@@ -434,14 +366,30 @@ fn sort(text: &str) -> Result<TenantSort, String> {
     TenantSort::parse(text).ok_or_else(|| format!("must be one of {}", TenantSort::NAMES))
 }
 
-fn share(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(number) if (0.0..=1.0).contains(&number) => Ok(number),
-        _ => Err("must be a number from 0 to 1".to_owned()),
-    }
-}
-
 /// Seconds given as a number.
 pub(crate) fn seconds(number: f64) -> Duration {
     Duration::from_secs_f64(number.min(1e9))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn refusal(args: &[&str]) -> String {
+        let args = std::iter::once("balance-sync").chain(args.iter().copied());
+        with_hint(Args::try_parse_from(args).unwrap_err()).to_string()
+    }
+
+    #[test]
+    fn commands_of_the_lab_are_pointed_to() {
+        for args in [&["demo", "--tenants", "4"][..], &["load"], &["sandbox", "--json"]] {
+            let text = refusal(args);
+            assert!(text.contains(&format!("unrecognized subcommand '{}'", args[0])), "{text}");
+            let tips: Vec<&str> = text.lines().filter(|line| line.contains("tip:")).collect();
+            assert_eq!(tips, ["  tip: demo, load and sandbox are commands of balance-sync-lab"], "{text}");
+        }
+        assert!(!refusal(&["nonsense"]).contains("lab"));
+        assert!(refusal(&["statsu"]).contains("'status'"));
+    }
 }

@@ -1,13 +1,14 @@
 //! A program of ours, a worker for example, under the same guard as the servers: it ends with the process that started
 //! it, and its folder with its log goes with it.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use crate::guard::Guarded;
@@ -56,6 +57,18 @@ impl Program {
         let guard = Guarded::new(name, None, Signal::SIGKILL)?;
         guard.spawn(Path::new("env"), &env)?;
         Ok(Self { guard, ended: Mutex::default() })
+    }
+
+    /// Runs a program that ends by itself, with little of our environment, and gives what it has written. It is killed
+    /// when the future is dropped.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub async fn output(executable: &Path, arguments: &[&OsStr]) -> Result<Output> {
+        let mut command = tokio::process::Command::new(executable);
+        command.args(arguments).env_clear().stdin(Stdio::null()).kill_on_drop(true);
+        command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.output().await.with_context(|| format!("running {}", executable.display()))
     }
 
     /// The process id, while it runs.
@@ -130,6 +143,14 @@ mod tests {
         assert!(folder.exists());
         drop(program);
         assert!(!folder.exists());
+    }
+
+    #[tokio::test]
+    async fn one_that_ends_by_itself_is_given_with_what_it_has_written() {
+        let script = "echo out=$CARGO_MANIFEST_DIR; echo err >&2; exit 7".as_ref();
+        let output = Program::output(Path::new("/bin/sh"), &["-c".as_ref(), script]).await.unwrap();
+        assert_eq!(output.status.code(), Some(7));
+        assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"out=\n"[..], &b"err\n"[..]));
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! The commands around the worker: `check`, `sandbox`, `load`, `verify`.
+//! The commands around the worker: `check`, `verify`, and `sandbox`, `load` and `demo` of `balance-sync-lab`.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -10,10 +10,10 @@ use std::process::Child;
 use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::eventually;
 use balance_sync_sandbox::ledger::DEFAULT_TTL;
-use balance_sync_tests::command::prepare;
+use balance_sync_tests::command::prepare_program;
 use balance_sync_tests::ledger::comes_in_step;
 use balance_sync_tests::worker::password_in;
-use balance_sync_tests::{SOON, Worker, run};
+use balance_sync_tests::{SOON, Worker, balance_sync_lab, run, run_program};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -128,8 +128,9 @@ async fn a_sandbox_can_be_worked_and_leaves_nothing() -> Result<()> {
     // PostgreSQL runs as another user when we are root.
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o1777))?;
     let env = BTreeMap::from([("TMPDIR".to_owned(), folder.path().to_string_lossy().into_owned())]);
+    let lab = balance_sync_lab()?;
     let args = ["sandbox", "--json", "--tenants", "4", "--balances", "50"];
-    let mut sandbox = Running(prepare(&args, &env)?.process_group(0).spawn()?);
+    let mut sandbox = Running(prepare_program(&lab, &args, &env).process_group(0).spawn()?);
     let output = sandbox.0.stdout.take().context("its output")?;
     let line = tokio::task::spawn_blocking(move || {
         let mut line = String::new();
@@ -152,7 +153,7 @@ async fn a_sandbox_can_be_worked_and_leaves_nothing() -> Result<()> {
     assert!(tenants[3]["schema"].is_string() && tenants[0]["schema"].is_null());
 
     let load = ["load", "--config", &config, "--rate", "400", "--seconds", "1", "--json"];
-    let loaded = run(&load, &[]).await?;
+    let loaded = run_program(&lab, &load, &[]).await?;
     assert_eq!(loaded.code, Some(0), "{}", loaded.stderr);
     let figures: Value = serde_json::from_str(&loaded.stdout)?;
     assert!(figures["mutations"].as_u64().is_some_and(|mutations| mutations >= 300), "{figures}");
@@ -192,6 +193,23 @@ async fn a_sandbox_can_be_worked_and_leaves_nothing() -> Result<()> {
     for port in ports {
         assert!(!is_listening(port).await, "port {port}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_demo_says_when_the_product_binary_is_missing() -> Result<()> {
+    let lab = balance_sync_lab()?;
+    // Next to it, so that it can be a link: the program is large.
+    let folder = tempfile::tempdir_in(lab.parent().context("its folder")?)?;
+    let alone = folder.path().join("balance-sync-lab");
+    std::fs::hard_link(&lab, &alone)?;
+    let refused = run_program(&alone, &["demo", "--seconds", "1"], &[]).await?;
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    let missing = folder.path().join("balance-sync").display().to_string();
+    for part in ["balance-sync-lab: ", missing.as_str(), "make build"] {
+        assert!(refused.stderr.contains(part), "{part} is missing in {}", refused.stderr);
+    }
+    assert!(!refused.stderr.contains("starting"), "no servers were started: {}", refused.stderr);
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Whole-system tests: real worker processes on a real Redis, a real PostgreSQL and a tenant service.
 //!
 //! Each test has a sandbox of its own, waits for conditions instead of sleeping, and leaves nothing behind. The worker
-//! is the built binary (`cargo build --package balance-sync-cli`, or `BALANCE_SYNC_BIN`).
+//! is the built binary (`cargo build --package balance-sync-cli --package balance-sync-lab`, or `BALANCE_SYNC_BIN`).
 //!
 //! What a worker logs is part of every test: an ERROR line that the test doesn't expect, a tenant's line without the
 //! tenant's id, or a secret anywhere fails it.

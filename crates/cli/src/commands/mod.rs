@@ -3,11 +3,8 @@
 pub(crate) mod actions;
 pub(crate) mod check;
 pub(crate) mod completions;
-pub(crate) mod demo;
-pub(crate) mod load;
 pub(crate) mod quarantine;
 pub(crate) mod run;
-pub(crate) mod sandbox;
 pub(crate) mod status;
 pub(crate) mod tenants;
 pub(crate) mod verify;
@@ -25,7 +22,7 @@ use crate::config::{self, Config};
 ///
 /// # Errors
 /// Everything that is wrong with it.
-fn load_config(file: Option<&Path>) -> anyhow::Result<Config> {
+pub(crate) fn load_config(file: Option<&Path>) -> anyhow::Result<Config> {
     Ok(config::load(file, std::env::vars_os())?)
 }
 
@@ -33,7 +30,10 @@ fn load_config(file: Option<&Path>) -> anyhow::Result<Config> {
 ///
 /// # Errors
 /// When the list can't be read or an id is not in it.
-async fn chosen_tenants(directory: &dyn TenantDirectory, ids: &[String]) -> anyhow::Result<Vec<Tenant>> {
+pub(crate) async fn chosen_tenants(
+    directory: &dyn TenantDirectory,
+    ids: &[String],
+) -> anyhow::Result<Vec<Tenant>> {
     let listed = directory.active().await.context("reading the tenant list")?;
     let mut tenants: Vec<Tenant> = listed
         .tenants
@@ -46,17 +46,4 @@ async fn chosen_tenants(directory: &dyn TenantDirectory, ids: &[String]) -> anyh
     }
     tenants.sort();
     Ok(tenants)
-}
-
-/// Waits for SIGINT or SIGTERM and names it.
-///
-/// # Errors
-/// When signals can't be listened to.
-pub(crate) async fn interrupted() -> std::io::Result<&'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    Ok(tokio::select! {
-        _ = int.recv() => "SIGINT",
-        _ = term.recv() => "SIGTERM",
-    })
 }

@@ -39,7 +39,7 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
 
     let wanted = worker.drain_order();
     let signal = tokio::select! {
-        signal = super::interrupted() => signal.context("listening to signals")?,
+        signal = crate::interrupted() => signal.context("listening to signals")?,
         () = wanted.wanted() => "an operator's action",
     };
     tracing::info!(signal, "draining: no more claims, what is held is flushed or given back");

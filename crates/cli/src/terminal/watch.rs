@@ -41,7 +41,7 @@ pub(crate) async fn watch<T>(
     let stdout = io::stdout();
     let drawn = stdout.is_terminal();
     let coloured = AutoStream::choice(&stdout) != ColorChoice::Never;
-    let mut interrupted = std::pin::pin!(crate::commands::interrupted());
+    let mut interrupted = std::pin::pin!(crate::interrupted());
     let _entered = if drawn {
         write_all(ENTER)?;
         Some(Entered)

@@ -1,17 +1,16 @@
-//! Every balance of every tenant, compared twice: Redis with Postgres as `verify` does, and Postgres with what the
+//! Every balance of every tenant, compared twice: Redis with Postgres by `balance-sync verify`, and Postgres with what the
 //! producers know to have written, version and amounts digit for digit.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use anyhow::Context;
 use balance_sync_sandbox::{
-    Sandbox, balance_table,
+    Program, Sandbox, balance_table,
     ledger::{LoadTenant, StoredBalance, stored_balances},
 };
 use futures::{StreamExt, TryStreamExt};
+use serde::Deserialize;
 use uuid::Uuid;
-
-use crate::commands::verify::Verifier;
 
 /// Tenants read at the same time.
 const AT_ONCE: usize = 4;
@@ -49,11 +48,11 @@ pub(super) struct Checked {
 /// # Errors
 /// When something can't be read.
 pub(super) async fn check(
+    product: &Path,
     sandbox: &Sandbox,
-    verifier: &Verifier,
     written: &[&LoadTenant],
 ) -> anyhow::Result<Checked> {
-    let verification = verifier.compare(&[], SHOW).await?;
+    let verification = verify(product, sandbox.config_path()).await?;
     let mut differences = verification.differences;
     let found: Vec<(Found, Vec<String>)> = futures::stream::iter(written.iter().copied())
         .map(|tenant| async move {
@@ -78,6 +77,44 @@ pub(super) async fn check(
     }
     differences.truncate(SHOW);
     Ok(Checked { tenants, differences })
+}
+
+/// What `balance-sync verify --json` prints.
+#[derive(Deserialize)]
+struct Verification {
+    tenants: Vec<Verified>,
+    differences: Vec<String>,
+}
+
+/// One of its tenants; numbers of balances.
+#[derive(Deserialize)]
+struct Verified {
+    tenant: String,
+    behind: u64,
+    missing: u64,
+    ahead: u64,
+    different: u64,
+    unreadable: u64,
+    quarantined: u64,
+}
+
+/// Runs `balance-sync verify`.
+async fn verify(product: &Path, config: &Path) -> anyhow::Result<Verification> {
+    let show = SHOW.to_string();
+    let arguments = [
+        "verify".as_ref(),
+        "--config".as_ref(),
+        config.as_os_str(),
+        "--json".as_ref(),
+        "--show".as_ref(),
+        show.as_ref(),
+    ];
+    let output = Program::output(product, &arguments).await?;
+    // Differences end it with exit code 1, and are printed.
+    serde_json::from_slice(&output.stdout).with_context(|| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        format!("balance-sync verify ended with {} and printed no result: {}", output.status, said.trim())
+    })
 }
 
 async fn against_producer(sandbox: &Sandbox, written: &LoadTenant) -> anyhow::Result<(Found, Vec<String>)> {

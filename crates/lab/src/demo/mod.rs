@@ -13,9 +13,13 @@ mod metrics;
 mod report;
 mod workers;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
+use balance_sync_cli::{EXIT_OK, interrupted};
 use balance_sync_sandbox::{
     Isolation, Sandbox, SandboxOptions, TenantIsolation, eventually,
     ledger::{Producer, TenantKeys},
@@ -28,11 +32,9 @@ use self::{
     report::{Report, TenantReport},
     workers::Worker,
 };
-use super::verify::Verifier;
 use crate::{
-    EXIT_OK,
     args::{DemoArgs, seconds},
-    config::{self, Config},
+    product,
 };
 
 /// A balance is not where it must be, or a worker did not end as it should.
@@ -45,9 +47,9 @@ const WORKERS: [&str; 2] = ["worker-1", "worker-2"];
 /// How long a new tenant may take until it is served, and a removed one until its collectors have ended. A poll and a
 /// flush are a matter of two seconds; the rest is for machines that are busy with other things.
 const NOTICED_WITHIN: Duration = Duration::from_secs(60);
-/// How long nothing may move before the rest is taken for lost: twice the default of `claim.ttl`, after which what the
-/// killed worker had claimed comes due again.
-const STUCK_AFTER: Duration = Duration::from_secs(60);
+/// How long nothing may move before the rest is taken for lost: twice the claim TTL, after which what the killed
+/// worker had claimed comes due again.
+const STUCK_AFTER: Duration = workers::CLAIM_TTL.saturating_mul(2);
 /// Between two looks at the schedules when all must be written.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long Postgres may take to notice that a worker has gone.
@@ -61,7 +63,7 @@ pub(crate) async fn demo(args: DemoArgs) -> anyhow::Result<u8> {
     let report = tokio::select! {
         // First, so that signals are listened to before anything is started.
         biased;
-        signal = super::interrupted() => {
+        signal = interrupted() => {
             let signal = signal.context("listening to signals")?;
             eprintln!("demo: {signal}, all is ended and removed");
             let number = if signal == "SIGINT" { 2 } else { 15 };
@@ -79,6 +81,7 @@ pub(crate) async fn demo(args: DemoArgs) -> anyhow::Result<u8> {
 
 /// From the start of the servers to their end.
 async fn show(args: &DemoArgs) -> anyhow::Result<Report> {
+    let product = product::binary()?;
     let screen = Screen::new();
     screen.note(&format!(
         "starting a private Redis, a Postgres and a tenant service; {} tenants with {} balances each",
@@ -92,15 +95,17 @@ async fn show(args: &DemoArgs) -> anyhow::Result<Report> {
     };
     let sandbox = Sandbox::start(options).await?;
     // Dropped before the sandbox when something fails from here on.
-    let workers =
-        futures::future::try_join_all(WORKERS.map(|name| Worker::start(name, sandbox.config_path()))).await?;
+    let workers = futures::future::try_join_all(
+        WORKERS.map(|name| Worker::start(&product, name, sandbox.config_path())),
+    )
+    .await?;
     let pids: Vec<String> = workers
         .iter()
         .map(|worker| format!("{} (process {})", worker.name, worker.pid().unwrap_or_default()))
         .collect();
     screen.note(&format!("{} are ready", pids.join(" and ")));
 
-    let report = perform(args, &sandbox, &workers, &screen).await?;
+    let report = perform(args, &product, &sandbox, &workers, &screen).await?;
     if !report.is_good() {
         for worker in &workers {
             screen.note(&format!("{}, {}", worker.name, worker.log()));
@@ -115,6 +120,7 @@ async fn show(args: &DemoArgs) -> anyhow::Result<Report> {
 /// Load, events, drain, comparison.
 async fn perform(
     args: &DemoArgs,
+    product: &Path,
     sandbox: &Sandbox,
     workers: &[Worker],
     screen: &Screen,
@@ -122,9 +128,7 @@ async fn perform(
     let ids: Vec<String> = sandbox.tenants().into_iter().map(|tenant| tenant.id).collect();
     let cast = Cast::new(&ids, args);
     let board = Board::new(screen, workers);
-    // Of the environment nothing, as for the workers: it may configure real ones.
-    let config = config::load(Some(sandbox.config_path()), std::iter::empty::<(String, String)>())?;
-    let stage = Stage { sandbox, workers, config: &config, cast: &cast, board: &board };
+    let stage = Stage { product, sandbox, workers, cast: &cast, board: &board };
     screen.note(&format!("{:.0} mutations/s for {} s, format {}", args.rate, args.seconds, args.format));
 
     let acts = async {
@@ -144,9 +148,9 @@ async fn perform(
 
 /// What all acts need.
 struct Stage<'a> {
+    product: &'a Path,
     sandbox: &'a Sandbox,
     workers: &'a [Worker],
-    config: &'a Config,
     cast: &'a Cast,
     board: &'a Board<'a>,
 }
@@ -201,7 +205,7 @@ impl Stage<'_> {
         let victim = &self.workers[0];
         let pid = victim.pid().unwrap_or_default();
         self.board.kill(victim).await?;
-        let ttl = humantime::format_duration(self.config.claim.ttl);
+        let ttl = humantime::format_duration(workers::CLAIM_TTL);
         self.board.note(&format!(
             "{} (process {pid}) is killed with SIGKILL; what it had claimed comes due again after {ttl}",
             victim.name
@@ -316,7 +320,7 @@ impl Stage<'_> {
         // Postgres counts the updates of a session at its end at the latest.
         eventually(SESSIONS_END_WITHIN, "the end of the workers' sessions", || self.sessions_ended()).await?;
         let written = load::written(producers);
-        let checked = check::check(self.sandbox, &Verifier::new(self.config)?, &written).await?;
+        let checked = check::check(self.product, self.sandbox, &written).await?;
         let all = self.board.counted(None).lag;
         (report.lag_p50_seconds, report.lag_p99_seconds) = (all.quantile(0.5), all.quantile(0.99));
         report.differences = checked.differences;

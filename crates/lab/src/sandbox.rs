@@ -1,14 +1,12 @@
 //! `sandbox`: private servers for trying things by hand, and for foreign producers.
 
 use anyhow::Context;
+use balance_sync_cli::{EXIT_OK, interrupted};
 use balance_sync_sandbox::{Isolation, Sandbox, SandboxOptions};
 use secrecy::ExposeSecret;
 use serde_json::json;
 
-use crate::{
-    EXIT_OK,
-    args::{IsolationArg, SandboxArgs},
-};
+use crate::args::{IsolationArg, SandboxArgs};
 
 /// Stays until interrupted; leaves nothing behind.
 ///
@@ -16,7 +14,7 @@ use crate::{
 /// When a server can't be started; the text says what to install.
 pub(crate) async fn sandbox(args: SandboxArgs) -> anyhow::Result<u8> {
     // Listened to from the beginning: an interrupt while the servers start must clean up as well.
-    let interrupted = super::interrupted();
+    let interrupted = interrupted();
     tokio::pin!(interrupted);
     if !args.json {
         eprintln!("starting Redis, Postgres and a tenant service with {} tenants …", args.tenants);
@@ -40,12 +38,10 @@ pub(crate) async fn sandbox(args: SandboxArgs) -> anyhow::Result<u8> {
             println!("tenant          {}  {}{schema}", tenant.id, tenant.database_url());
         }
         println!("\nin other terminals:");
-        println!("  balance-sync run    --config {}", sandbox.config_path().display());
-        println!(
-            "  balance-sync load   --config {} --rate 5000 --seconds 20",
-            sandbox.config_path().display()
-        );
-        println!("  balance-sync verify --config {}", sandbox.config_path().display());
+        let config = sandbox.config_path().display();
+        println!("  balance-sync run      --config {config}");
+        println!("  balance-sync-lab load --config {config} --rate 5000 --seconds 20");
+        println!("  balance-sync verify   --config {config}");
         println!("\nCtrl-C ends and removes all of it");
     }
     interrupted.await.context("listening to signals")?;

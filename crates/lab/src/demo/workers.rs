@@ -1,15 +1,12 @@
-//! The demonstration's workers: processes of this same binary, as an operator would start them.
+//! The demonstration's workers: processes of the product binary, as an operator would start them.
 
-use std::{
-    cell::Cell,
-    path::{Path, PathBuf},
-    process::ExitStatus,
-    time::Duration,
-};
+use std::{cell::Cell, path::Path, process::ExitStatus, time::Duration};
 
 use anyhow::{Context, bail};
 use balance_sync_sandbox::{Program, eventually, free_port};
 
+/// When what a killed worker had claimed comes due again.
+pub(super) const CLAIM_TTL: Duration = Duration::from_secs(30);
 /// Until the first reconcile; on a busy machine with a thousand tenants that is not a matter of milliseconds.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Beyond the worker's own grace for its final flushes (`supervisor.stop_deadline`, 30 s) and its closing of connections.
@@ -37,8 +34,7 @@ impl Worker {
     ///
     /// # Errors
     /// When it can't be started or is not ready within a minute; with the end of its log.
-    pub async fn start(name: &str, config: &Path) -> anyhow::Result<Self> {
-        let executable = executable()?;
+    pub async fn start(product: &Path, name: &str, config: &Path) -> anyhow::Result<Self> {
         let client =
             reqwest::Client::builder().no_proxy().timeout(ANSWER_WITHIN).build().context("HTTP client")?;
         let arguments = ["run".to_owned(), "--config".to_owned(), config.display().to_string()];
@@ -46,10 +42,11 @@ impl Worker {
             let address = format!("127.0.0.1:{}", free_port()?);
             let environment = [
                 ("BALANCE_SYNC__ADMIN__LISTEN", address.clone()),
+                ("BALANCE_SYNC__CLAIM__TTL", humantime::format_duration(CLAIM_TTL).to_string()),
                 ("BALANCE_SYNC__LOG__FORMAT", "text".to_owned()),
                 ("BALANCE_SYNC__WORKER__NAME", name.to_owned()),
             ];
-            let program = Program::start(name, &executable, &arguments, &environment)
+            let program = Program::start(name, product, &arguments, &environment)
                 .with_context(|| format!("starting {name}"))?;
             let worker = Self {
                 name: name.to_owned(),
@@ -134,12 +131,4 @@ impl Worker {
         let answer = self.client.get(format!("{}{path}", self.admin)).send().await?.error_for_status()?;
         Ok(answer.text().await?)
     }
-}
-
-/// This binary, even if its file was replaced since we started.
-fn executable() -> anyhow::Result<PathBuf> {
-    let named = std::env::current_exe().context("finding the path of this binary")?;
-    // Linux keeps the file we run under this name. Not /proc/self: the worker is started by a shell.
-    let running = PathBuf::from(format!("/proc/{}/exe", std::process::id()));
-    Ok(if named.exists() || !running.exists() { named } else { running })
 }

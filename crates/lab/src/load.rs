@@ -3,23 +3,19 @@
 //! It reads the rows of each tenant's Postgres and then mutates those balances in Redis: value with version + 1 and
 //! schedule in one atomic step. What it writes are made-up amounts, so it refuses a Redis that is not on this machine.
 
-use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
+use balance_sync_cli::{Deployment, EXIT_OK};
 use balance_sync_sandbox::ledger::{LoadOptions, LoadTenant, Producer, Progress, SeededBalance, TenantKeys};
-use balance_sync_store::{DatabaseSpec, Table};
-use balance_sync_tenants::{Tenant, TenantDirectory};
+use balance_sync_schedule::LinkSettings;
+use balance_sync_tenants::Tenant;
 use secrecy::ExposeSecret;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    EXIT_OK,
-    args::{LoadArgs, seconds},
-    config::Config,
-    wiring,
-};
+use crate::args::{LoadArgs, seconds};
 
 /// Mutations that could not be written, or of which that isn't known.
 const EXIT_ERRORS: u8 = 1;
@@ -28,15 +24,15 @@ const EXIT_ERRORS: u8 = 1;
 ///
 /// # Errors
 /// When tenants or their rows can't be read, or Redis is not on this machine.
-pub(crate) async fn load(file: Option<&Path>, args: LoadArgs) -> anyhow::Result<u8> {
-    let config = super::load_config(file)?;
-    let url = producer_url(&config)?;
+pub(crate) async fn load(args: LoadArgs) -> anyhow::Result<u8> {
+    let deployment = Deployment::load(args.config.as_deref())?;
+    let url = producer_url(deployment.redis())?;
     if !args.allow_remote && !is_local(&url) {
         bail!(
             "redis.url: load overwrites balances and writes only to a Redis on this machine; --allow-remote if you mean it"
         );
     }
-    let tenants = tenants(&config, &args).await?;
+    let tenants = tenants(&deployment, &args).await?;
     let balances: usize = tenants.iter().map(|tenant| tenant.balances.len()).sum();
     if balances == 0 {
         bail!("the {} chosen tenants have no balances in Postgres to mutate", tenants.len());
@@ -54,7 +50,7 @@ pub(crate) async fn load(file: Option<&Path>, args: LoadArgs) -> anyhow::Result<
     let display = actix_rt::spawn(show(Arc::clone(&progress), cancel.clone()));
     let on_signal = cancel.clone();
     actix_rt::spawn(async move {
-        if super::interrupted().await.is_ok() {
+        if balance_sync_cli::interrupted().await.is_ok() {
             on_signal.cancel();
         }
     });
@@ -114,8 +110,7 @@ async fn show(progress: Arc<Progress>, cancel: CancellationToken) {
 }
 
 /// The URL with the credentials in force: the producer knows nothing of our configuration.
-fn producer_url(config: &Config) -> anyhow::Result<String> {
-    let link = &config.redis.link;
+fn producer_url(link: &LinkSettings) -> anyhow::Result<String> {
     if link.sentinel.is_some() {
         bail!("redis.master_name: load does not ask sentinels, give the master's url");
     }
@@ -137,30 +132,19 @@ fn is_local(url: &str) -> bool {
         || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-async fn tenants(config: &Config, args: &LoadArgs) -> anyhow::Result<Vec<LoadTenant>> {
-    let directory = wiring::directory(config)?;
-    let mut chosen = super::chosen_tenants(directory.as_ref(), &args.tenant).await?;
+async fn tenants(deployment: &Deployment, args: &LoadArgs) -> anyhow::Result<Vec<LoadTenant>> {
+    let mut chosen = deployment.tenants(&args.tenant).await?;
     chosen.truncate(args.tenants.map_or(usize::MAX, |most| most as usize));
     let mut tenants = Vec::with_capacity(chosen.len());
     for tenant in &chosen {
-        let read = read_tenant(config, directory.as_ref(), tenant, args.balances).await;
+        let read = read_tenant(deployment, tenant, args.balances).await;
         tenants.push(read.with_context(|| format!("reading the balances of tenant {tenant}"))?);
     }
     Ok(tenants)
 }
 
-async fn read_tenant(
-    config: &Config,
-    directory: &dyn TenantDirectory,
-    tenant: &Tenant,
-    most: u32,
-) -> anyhow::Result<LoadTenant> {
-    let settings = directory.database(tenant).await?;
-    let spec: DatabaseSpec = wiring::manager_options(config).spec(&settings);
-    let table = match &settings.schema {
-        Some(schema) => Table::in_schema(schema)?,
-        None => Table::unqualified(),
-    };
+async fn read_tenant(deployment: &Deployment, tenant: &Tenant, most: u32) -> anyhow::Result<LoadTenant> {
+    let (spec, table) = deployment.database(tenant).await?;
     let mut connection = spec.connect_options().connect().await?;
     // The table's name is validated and quoted; nothing else is put into the text.
     let sql = format!(
@@ -186,7 +170,7 @@ async fn read_tenant(
         });
         versions.push(row.try_get(8)?);
     }
-    let space = tenant.key_space(config.tenants.key_form);
+    let space = deployment.key_space(tenant);
     let keys = match space.tenant_id() {
         Some(id) => TenantKeys::tenant(id.as_str()),
         None => TenantKeys::single(),

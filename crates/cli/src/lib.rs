@@ -1,0 +1,47 @@
+//! The program `balance-sync`: commands, configuration, logs, and the wiring of a worker.
+//!
+//! Reading order: `args` (what can be asked) · `config` (what is configured) · `wiring` (configuration to worker) ·
+//! `telemetry` (log and traces) · `terminal` (how answers look) · `commands` (what is done).
+//!
+//! A library only for the second program, `balance-sync-lab` in `crates/lab`: it starts in the same way ([`run`]) and
+//! reads the same configuration ([`Deployment`]). Everything else is private.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)] // a command line speaks on standard output
+
+mod args;
+mod commands;
+mod config;
+mod deployment;
+mod environment;
+mod program;
+mod telemetry;
+mod terminal;
+mod wiring;
+
+use std::process::ExitCode;
+
+use args::{Args, Command};
+
+pub use deployment::Deployment;
+pub use program::{EXIT_OK, interrupted, run};
+
+/// The program `balance-sync`.
+pub fn main() -> ExitCode {
+    run(Args::parse_or_exit, dispatch)
+}
+
+async fn dispatch(args: Args) -> anyhow::Result<u8> {
+    let file = args.config.as_deref();
+    match args.command {
+        Command::Run => commands::run::run(file).await,
+        Command::Check => commands::check::check(file),
+        Command::Status(options) => commands::status::status(file, options).await,
+        Command::Tenants(options) => commands::tenants::tenants(file, options).await,
+        Command::Why(options) => commands::why::answer(file, options).await,
+        Command::Workers(options) => commands::workers::workers(file, options).await,
+        Command::Actions(options) => commands::actions::actions(file, options).await,
+        Command::Verify(options) => commands::verify::verify(file, options).await,
+        Command::Quarantine(command) => commands::quarantine::quarantine(file, command).await,
+        Command::Completions { shell } => commands::completions::completions(shell),
+    }
+}

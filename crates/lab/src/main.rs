@@ -1,0 +1,30 @@
+//! The program `balance-sync-lab`: private servers, load and a demonstration, for trying `balance-sync` and showing it.
+//!
+//! It starts workers as processes of the product binary, which lies next to it ([`product`]), and is never deployed: the
+//! product binary links neither this crate nor the test servers.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)] // a command line speaks on standard output
+
+mod args;
+mod demo;
+mod load;
+mod product;
+mod sandbox;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+fn main() -> ExitCode {
+    balance_sync_cli::run(Args::parse, dispatch)
+}
+
+async fn dispatch(args: Args) -> anyhow::Result<u8> {
+    match args.command {
+        Command::Demo(options) => demo::demo(options).await,
+        Command::Sandbox(options) => sandbox::sandbox(options).await,
+        Command::Load(options) => load::load(options).await,
+    }
+}
