@@ -1,4 +1,4 @@
--- Adopt: move one page of a legacy schedule (ledger before v3.6.2) into the schedule of today.
+-- Adopt: move one page of a legacy schedule (ledger before v3.6.2) into the current schedule.
 --
 -- KEYS[1]  legacy schedule: scores in seconds, or (v3.6.0) in microseconds, around 1e15
 -- KEYS[2]  schedule
@@ -6,14 +6,13 @@
 --
 -- Result   { adopted, left }
 --
--- Atomic. An adopted score overwrites what stands in the schedule, as a mutation would: if the member is being
--- flushed right now, the legacy entry may be the newer mutation, and overwriting the lease keeps it scheduled.
--- Scores are made due and rounded to whole microseconds, so that none can equal a lease.
+-- Atomic: reading, adding and removing. An adopted score overwrites the score in the schedule, as a mutation would: if the
+-- member is being flushed right now, the legacy entry may be the newer mutation, and overwriting the lease keeps it
+-- scheduled. Scores are made due and rounded to whole microseconds, so that none can equal a lease.
 
 local page = redis.call('ZRANGE', KEYS[1], 0, tonumber(ARGV[1]) - 1, 'WITHSCORES')
 if #page == 0 then return { 0, 0 } end
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local now = redis_time().now
 for i = 1, #page, 2 do
   local score = tonumber(page[i + 1])
   if score > 100000000000 then score = score / 1000000 end

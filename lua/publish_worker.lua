@@ -1,35 +1,34 @@
--- Publish: what a worker knows of itself and of the tenants it serves, for whoever asks any worker about the fleet.
+-- Publish: the state of a worker and of the tenants it serves, for readers of the fleet's state.
 --
--- KEYS[1]  workers of the group (sorted set: name, end of what it published)
+-- KEYS[1]  workers of the group (sorted set: name, time at which its records expire)
 -- KEYS[2]  records of this worker (hash: `incarnation`, `seq`, `worker`, `t:<tenant>`, `d:<tenant>`)
 -- KEYS[3]  changes of this worker (sorted set: tenant, number of the call that changed its record last)
--- KEYS[4]  tenants that somebody looks at in detail (sorted set: tenant, end of interest)
+-- KEYS[4]  tenants watched in detail (sorted set: tenant, time at which the interest ends)
 -- ARGV[1]  name of this worker
--- ARGV[2]  life of all this, in milliseconds
--- ARGV[3]  incarnation: another one for each process, and for each time that it begins anew
--- ARGV[4]  number of this call, 1 = begin anew
--- ARGV[5]  1 = this call makes it visible, 0 = more pages follow
+-- ARGV[2]  TTL of all this, in milliseconds
+-- ARGV[3]  incarnation: new for each process, and whenever the process starts over
+-- ARGV[4]  number of this call, 1 = start over
+-- ARGV[5]  1 = this call makes the worker visible, 0 = more pages follow
 -- ARGV[6]  record of the worker
--- ARGV[7]  how many tenants' records follow, then `tenant, record` for each ('' = the tenant is served no longer)
--- ARGV[..] after them `tenant, detail` for each detail
+-- ARGV[7]  number of tenants' records that follow, then `tenant, record` for each ('' = the tenant is served no longer)
+-- ARGV[…]  after them `tenant, detail` for each detail
 --
 -- Result   { accepted, { tenant, tenant, ... } }
---          accepted  0 = Redis doesn't hold what the calls before this one wrote: nothing was done, begin anew
---          tenants   those that somebody looks at in detail
+--          accepted  0 = Redis lacks what the preceding calls wrote: nothing was done, start over
+--          tenants   those watched in detail
 --
--- Atomic: a reader never sees half a call. What was published goes by itself when the worker falls silent.
+-- Atomic: checking the number, writing all records. Readers never see half a call. Everything expires when the worker stops
+-- publishing.
 
 local name, ttl = ARGV[1], tonumber(ARGV[2])
 local seq = tonumber(ARGV[4])
-
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local now = redis_time().now
 
 if seq == 1 then
   redis.call('DEL', KEYS[2], KEYS[3])
 else
-  local held = redis.call('HMGET', KEYS[2], 'incarnation', 'seq')
-  if held[1] ~= ARGV[3] or tonumber(held[2]) ~= seq - 1 then return { 0, {} } end
+  local stored = redis.call('HMGET', KEYS[2], 'incarnation', 'seq')
+  if stored[1] ~= ARGV[3] or tonumber(stored[2]) ~= seq - 1 then return { 0, {} } end
 end
 
 redis.call('HSET', KEYS[2], 'incarnation', ARGV[3], 'seq', seq, 'worker', ARGV[6])

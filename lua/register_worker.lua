@@ -1,17 +1,16 @@
--- Register: a worker says that it is alive, or that it leaves, and learns who else is.
+-- Register: renew or end a worker's lease on its membership, and return the live workers.
 --
--- KEYS[1]  workers (sorted set: name of a worker, end of its lease)
+-- KEYS[1]  workers (sorted set: name, time at which its lease ends)
 -- ARGV[1]  name of this worker
 -- ARGV[2]  lease in milliseconds (0 = it leaves)
 --
 -- Result   { held, { name, name, ... } }
---          held   1 = this worker's lease still held until this call, 0 = it had lapsed, or never was
---          names  the workers whose lease holds; this one among them unless it leaves
+--          held   1 = this worker's lease was still valid, 0 = it had expired, or is new
+--          names  the workers with a valid lease; includes this one unless it leaves
 --
--- Atomic: clearing the lapsed, renewing, reading. The key itself goes with the last lease. Claims don't depend on it.
+-- Atomic: removing expired leases, renewing, reading. The key expires with the last lease. Claims don't depend on it.
 
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local now = redis_time().now
 local lease_ms = tonumber(ARGV[2])
 
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.17g', now))

@@ -1,34 +1,31 @@
--- Sample: what waits in these schedules, what is in quarantine, and how close is a waiting value to its expiry? One
--- call for many tenants.
+-- Sample: backlog, quarantine, losses and the smallest remaining TTL of scheduled values. One call for many tenants.
 --
--- KEYS[…]  threes: schedule, quarantine hash, losses
--- ARGV[1]  most values whose life is looked at in this call, over all schedules; what comes beyond is only counted
--- ARGV[2…] fives, one per three keys:
---          tenant prefix: only values whose key begins with it are looked at ('' = single-tenant)
---          head: how many members with the oldest scores are looked at
+-- KEYS[…]  groups of three: schedule, quarantine hash, losses
+-- ARGV[1]  budget: most values whose TTL is read in this call, over all schedules
+-- ARGV[2…] groups of five, one per three keys:
+--          tenant prefix: only TTLs of keys that begin with it are read ('' = single-tenant)
+--          head: number of members with the oldest scores whose TTLs are read
 --          page: about how many more, from the cursor on, as the COUNT of ZSCAN (0 = none)
 --          cursor: where that page begins ('0' = the beginning)
---          kept: a member to look at again if it is still scheduled ('' = none)
+--          kept: a member whose TTL is read if it is still scheduled ('' = none)
 --
--- Result   one part per three keys: { scheduled, quarantined, lost } when nothing is scheduled, otherwise
---          { scheduled, quarantined, lost, due, oldest, cursor, life, member }
---          scheduled    members in the schedule; -1 = the key can't be read, and is looked at no further
+-- Result   one group per three keys: { scheduled, quarantined, lost } when nothing is scheduled, otherwise
+--          { scheduled, quarantined, lost, due, oldest, cursor, ttl, member }
+--          scheduled    members in the schedule; -1 = the key can't be read
 --          quarantined  entries in quarantine; -1 = the key can't be read
 --          lost         lost balances; -1 = the key can't be read
---          due          members whose time has come
---          oldest       how long the first of them has been due, in milliseconds
---          cursor       for the next page; '0' = the last page was looked at, '' = this page was not looked at
---          life         smallest remaining life among the values looked at, in milliseconds; -1 = none has one
---          member       whose life that is
+--          due          members that are due
+--          oldest       for how long the first of them has been due, in milliseconds
+--          cursor       for the next page; '0' = this was the last page, '' = this page was not read
+--          ttl          smallest remaining TTL that was read, in milliseconds; -1 = none has one
+--          member       the member it belongs to
 --
--- Read-only. A schedule without members costs three commands.
+-- Atomic: all of one moment. Read-only. An empty schedule costs three commands.
 
-local time = redis.call('TIME')
-local shown = string.format('%s.%06d', time[1], time[2])
-local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local time = redis_time()
 local budget = tonumber(ARGV[1])
 
--- The number that a command gives, or -1 when the key holds something else.
+-- The number that a command returns; -1 when the key is of another type.
 local function count(...)
   local answer = redis.pcall(...)
   return type(answer) == 'number' and answer or -1
@@ -44,36 +41,30 @@ for n = 1, #KEYS / 3 do
   else
     local prefix, head, page = ARGV[arg], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
     local cursor, kept = ARGV[arg + 3], ARGV[arg + 4]
-    local life, shortest = -1, ''
+    local ttl, shortest = -1, ''
 
-    local function look(member)
-      local own
-      if prefix == '' then
-        own = string.sub(member, 1, 7) ~= 'tenant:'
-      else
-        own = string.sub(member, 1, #prefix) == prefix
-      end
+    local function read_ttl(member)
       budget = budget - 1
-      if not own then return end
+      if not is_own(member, prefix) then return end
       local left = count('PTTL', member)
-      if left >= 0 and (life < 0 or left < life) then life, shortest = left, member end
+      if left >= 0 and (ttl < 0 or left < ttl) then ttl, shortest = left, member end
     end
 
     local first = redis.call('ZRANGE', schedule, 0, math.max(0, math.min(head, budget) - 1), 'WITHSCORES')
-    local oldest = math.max(0, now - math.max(0, tonumber(first[2])))
-    local due = redis.call('ZCOUNT', schedule, '-inf', shown)
+    local oldest = math.max(0, time.now - math.max(0, tonumber(first[2])))
+    local due = redis.call('ZCOUNT', schedule, '-inf', time.text)
     if head > 0 and budget > 0 then
-      for i = 1, #first, 2 do look(first[i]) end
+      for i = 1, #first, 2 do read_ttl(first[i]) end
     end
-    if kept ~= '' and budget > 0 and redis.call('ZSCORE', schedule, kept) then look(kept) end
+    if kept ~= '' and budget > 0 and redis.call('ZSCORE', schedule, kept) then read_ttl(kept) end
     if page > 0 and budget > 0 then
       local seen = redis.call('ZSCAN', schedule, cursor, 'COUNT', math.min(page, budget))
-      for i = 1, #seen[2], 2 do look(seen[2][i]) end
+      for i = 1, #seen[2], 2 do read_ttl(seen[2][i]) end
       cursor = seen[1]
     else
       cursor = ''
     end
-    result[n] = { scheduled, quarantined, lost, due, math.floor(oldest * 1000), cursor, life, shortest }
+    result[n] = { scheduled, quarantined, lost, due, math.floor(oldest * 1000), cursor, ttl, shortest }
   end
 end
 return result

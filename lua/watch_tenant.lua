@@ -1,17 +1,16 @@
--- Watch a tenant: read what its workers have published about it in detail, and have them go on doing so.
+-- Watch a tenant: read the details that its workers have published about it, and keep them publishing.
 --
--- KEYS[1]   tenants that somebody looks at in detail (sorted set: tenant, end of interest)
--- KEYS[2..] records of workers (hashes)
+-- KEYS[1]   tenants watched in detail (sorted set: tenant, time at which the interest ends)
+-- KEYS[2…]  records of workers (hashes)
 -- ARGV[1]   tenant
--- ARGV[2]   how long the interest lasts, in milliseconds
+-- ARGV[2]   duration of the interest, in milliseconds
 --
 -- Result    one detail per worker, in the order of the keys; false = none
 --
--- Atomic: nothing depends on it.
+-- Atomic: recording the interest, reading the details. Nothing relies on it.
 
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
-redis.call('ZADD', KEYS[1], string.format('%.17g', now + tonumber(ARGV[2]) / 1000), ARGV[1])
+local ends = redis_time().now + tonumber(ARGV[2]) / 1000
+redis.call('ZADD', KEYS[1], string.format('%.17g', ends), ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 
 local details = {}

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use balance_sync_schedule::scripts;
 use redis::Script;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -51,12 +52,12 @@ impl Default for Scripts {
     /// Those of the worker.
     fn default() -> Self {
         Self {
-            claim: include_str!("../../lua/claim_balance_sync_keys.lua").to_owned(),
-            settle: include_str!("../../lua/remove_balance_sync_keys_batch.lua").to_owned(),
-            release: include_str!("../../lua/release_balance_sync_keys.lua").to_owned(),
-            quarantine: include_str!("../../lua/quarantine_balance_sync_keys.lua").to_owned(),
-            lose: include_str!("../../lua/record_losses.lua").to_owned(),
-            put_off: include_str!("../../lua/postpone_balances.lua").to_owned(),
+            claim: scripts::CLAIM.source().to_owned(),
+            settle: scripts::SETTLE.source().to_owned(),
+            release: scripts::RELEASE.source().to_owned(),
+            quarantine: scripts::QUARANTINE.source().to_owned(),
+            lose: scripts::LOSE.source().to_owned(),
+            put_off: scripts::POSTPONE.source().to_owned(),
         }
     }
 }

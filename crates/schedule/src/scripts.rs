@@ -1,7 +1,7 @@
-//! The Lua scripts, embedded, each called by its SHA with a fallback when the server doesn't know it.
+//! The embedded Lua scripts, each behind the shared helpers of `lua/prelude.lua` and called by its SHA.
 //!
-//! A server forgets scripts after `SCRIPT FLUSH`, a restart or a failover; the first call that meets `NOSCRIPT`
-//! loads the script again and repeats itself. Nothing was executed then, so the repetition is safe.
+//! A server forgets scripts after `SCRIPT FLUSH`, a restart or a failover. A call answered with `NOSCRIPT` loads the script and
+//! is then repeated, which is safe because nothing was executed.
 
 use std::sync::LazyLock;
 
@@ -20,6 +20,12 @@ pub struct Script {
 impl Script {
     fn new(operation: &'static str, source: &'static str) -> Self {
         Self { operation, source, sha: redis::Script::new(source).get_hash().to_owned() }
+    }
+
+    /// The complete text: prelude and script. Its SHA-1 is what `EVALSHA` is called with.
+    #[must_use]
+    pub fn source(&self) -> &'static str {
+        self.source
     }
 
     /// Begins a call with `keys` keys; keys and arguments are then added with `Cmd::arg`. Written into one buffer:
@@ -53,8 +59,14 @@ impl Script {
 macro_rules! script {
     ($name:ident, $operation:literal, $file:literal) => {
         #[doc = concat!("`lua/", $file, "`; its head describes keys, arguments and result.")]
-        pub static $name: LazyLock<Script> =
-            LazyLock::new(|| Script::new($operation, include_str!(concat!("../../../lua/", $file))));
+        pub static $name: LazyLock<Script> = LazyLock::new(|| {
+            const SOURCE: &str = concat!(
+                include_str!("../../../lua/prelude.lua"),
+                "\n",
+                include_str!(concat!("../../../lua/", $file))
+            );
+            Script::new($operation, SOURCE)
+        });
     };
 }
 
@@ -77,3 +89,53 @@ script!(READ_WORKER, "read worker", "read_worker.lua");
 script!(WATCH_TENANT, "watch tenant", "watch_tenant.lua");
 script!(RECORD_ACTION, "record action", "record_action.lua");
 script!(INSPECT, "inspect balance", "inspect_balance.lua");
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    use super::*;
+
+    fn lua() -> Vec<(String, String)> {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../lua");
+        let files = fs::read_dir(directory).unwrap().map(|file| file.unwrap().path());
+        files
+            .map(|path| {
+                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                (name, fs::read_to_string(path).unwrap())
+            })
+            .collect()
+    }
+
+    fn functions(script: &str) -> BTreeSet<&str> {
+        let definitions = script.lines().filter_map(|line| line.trim_start().strip_prefix("local function "));
+        definitions.filter_map(|definition| definition.split('(').next()).collect()
+    }
+
+    #[test]
+    fn every_script_states_keys_result_and_atomicity_and_uses_the_shared_helpers() {
+        let files = lua();
+        let (_, prelude) = files.iter().find(|(name, _)| name == "prelude.lua").unwrap();
+        for (name, text) in files.iter().filter(|(name, _)| name != "prelude.lua") {
+            let head = text.split("\n\n").next().unwrap();
+            for part in ["-- KEYS[", "-- ARGV[", "-- Result ", "-- Atomic"] {
+                assert!(
+                    head.contains(part) || (part == "-- ARGV[" && !text.contains("ARGV")),
+                    "{name}: {part}"
+                );
+            }
+            let shadowed: Vec<_> =
+                functions(prelude).intersection(&functions(text)).copied().map(str::to_owned).collect();
+            assert!(shadowed.is_empty(), "{name} defines {shadowed:?}, which the prelude has");
+        }
+    }
+
+    #[test]
+    fn a_script_is_loaded_with_the_prelude_before_it() {
+        let source = PROBE.source();
+        assert!(source.starts_with("-- Prelude:"));
+        assert!(source.ends_with(include_str!("../../../lua/probe_schedules.lua")));
+    }
+}

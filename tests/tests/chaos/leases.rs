@@ -80,9 +80,11 @@ async fn lateness(mut lab: Lab) -> Result<Tally> {
     lab.leases.stop().await
 }
 
-fn broken(script: &str, comparison: &str) -> Result<String> {
-    let text = script.replace(comparison, "scores[n]");
-    ensure!(text != script, "the script does not say {comparison:?}");
+/// The script without its comparison of score and lease.
+fn without_comparison(script: &str) -> Result<String> {
+    const COMPARISON: &str = "scores[n] and tonumber(scores[n]) == tonumber(ARGV[i])";
+    let text = script.replace(COMPARISON, "scores[n]");
+    ensure!(text != script, "the script does not contain {COMPARISON:?}");
     Ok(text)
 }
 
@@ -96,8 +98,7 @@ async fn the_workers_own_scripts_pass() -> Result<()> {
 #[tokio::test]
 async fn a_settle_that_does_not_compare_is_caught() -> Result<()> {
     let mut scripts = Scripts::default();
-    let comparison = "scores[n] and tonumber(scores[n]) == tonumber(ARGV[first + 2 * (n - 1)])";
-    scripts.settle = broken(&scripts.settle, comparison)?;
+    scripts.settle = without_comparison(&scripts.settle)?;
     let error = lateness(Lab::new(scripts).await?).await.err().context("it was not caught")?;
     assert!(format!("{error:#}").contains("by Anybody, and Settle shows the lease"), "{error:#}");
     Ok(())
@@ -106,7 +107,7 @@ async fn a_settle_that_does_not_compare_is_caught() -> Result<()> {
 #[tokio::test]
 async fn a_release_that_does_not_compare_is_caught() -> Result<()> {
     let mut scripts = Scripts::default();
-    scripts.release = broken(&scripts.release, "scores[n] and tonumber(scores[n]) == tonumber(ARGV[i])")?;
+    scripts.release = without_comparison(&scripts.release)?;
     let error = lateness(Lab::new(scripts).await?).await.err().context("it was not caught")?;
     assert!(format!("{error:#}").contains("and Release shows the lease"), "{error:#}");
     Ok(())

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually, free_port};
-use balance_sync_schedule::{ErrorClass, Link, LinkSettings, Schedule, ScheduleOptions, Schedules};
+use balance_sync_schedule::{ErrorClass, Link, LinkSettings, Schedule, ScheduleOptions, Schedules, scripts};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -258,7 +258,7 @@ end
     tenant.mutate("a", "{}").await;
     tenant.mutate("b", "{}").await;
     let before = scores(&tenant).await;
-    let script = format!("{STRICT}{}", include_str!("../../../../lua/claim_balance_sync_keys.lua"));
+    let script = format!("{STRICT}{}", scripts::CLAIM.source());
     let mut cmd = redis::cmd("EVAL");
     cmd.arg(script).arg(1).arg(tenant.space.schedule());
     cmd.arg(&[

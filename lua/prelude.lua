@@ -1,0 +1,144 @@
+-- Prelude: helpers shared by the scripts. `crates/schedule` puts it in front of each script before loading it, so a script
+-- by itself is not complete.
+--
+-- Constants and functions only. No command runs, and nothing depends on KEYS or ARGV, until a script calls a function.
+
+local PAGE = 1000 -- most members in one command: unpack() and Lua's C stack take about 8,000 values
+local KEEP_ALIVE_SECONDS = 86400 -- TTL given back to a value that had none while its quarantine entry needed it
+
+-- What Redis refused, as it reported it; nil for any other answer of redis.pcall.
+local function err_of(answer)
+  return type(answer) == 'table' and answer.err or nil
+end
+
+-- The JSON object or array in this text; nil if there is none.
+local function decode(text)
+  local ok, object = pcall(cjson.decode, text)
+  return ok and type(object) == 'table' and object or nil
+end
+
+-- Redis time.
+--   now               seconds, as a number
+--   text              seconds with six decimals, as producers write scores
+--   seconds, micros   its parts
+local function redis_time()
+  local time = redis.call('TIME')
+  return {
+    now = tonumber(time[1]) + tonumber(time[2]) / 1000000,
+    text = string.format('%s.%06d', time[1], time[2]),
+    seconds = tonumber(time[1]),
+    micros = tonumber(time[2]),
+  }
+end
+
+-- The score `delay_ms` after that time, half-way between two microseconds. Producers write whole microseconds, so a newer
+-- mutation never has such a score.
+local function lease_score(time, delay_ms)
+  local micros = time.micros + delay_ms * 1000
+  return string.format('%d.%06d5', time.seconds + math.floor(micros / 1000000), micros % 1000000)
+end
+
+-- Whether a key belongs to the tenant with this prefix. Single-tenant ('') means all keys but those that begin with 'tenant:'.
+local function is_own(key, prefix)
+  if prefix == '' then return string.sub(key, 1, 7) ~= 'tenant:' end
+  return string.sub(key, 1, #prefix) == prefix
+end
+
+-- Whether a key lies in the slot of the schedule, as every key of the ledger does.
+local function in_slot(key)
+  return string.match(key, '{([^}]*)}') == 'transactions'
+end
+
+-- Raises the remaining TTL of a key to the floor if it is shorter. Returns
+--   left      remaining TTL in milliseconds, after raising; -1 = no TTL, -2 = no key, nil = Redis refused to read it
+--   raised    whether it was raised
+--   refusal   what Redis refused, if anything; the caller's other keys are not affected
+local function raise_ttl(key, floor_ms)
+  local left = redis.pcall('PTTL', key)
+  if err_of(left) then return nil, false, left.err end
+  if left < 0 or left >= floor_ms then return left, false end
+  local raised = redis.pcall('PEXPIRE', key, floor_ms)
+  if err_of(raised) then return left, false, raised.err end
+  return floor_ms, true
+end
+
+-- Ends what a quarantine entry did to keep the value of its member alive.
+local function stop_keeping_alive(entry, member)
+  if entry.kept_alive == true and redis.pcall('TTL', member) == -1 then
+    redis.pcall('EXPIRE', member, KEEP_ALIVE_SECONDS)
+  end
+end
+
+-- Mode `lock`: deletes the lock of a member if it carries our token. Does nothing in mode `lease` (lock prefix '').
+local function unlock(lock_prefix, token, member)
+  if lock_prefix == '' then return end
+  local lock = lock_prefix .. member
+  if redis.pcall('GET', lock) == token then redis.pcall('DEL', lock) end
+end
+
+-- Finds the members that are still under our lease. ARGV holds from `first` on groups of `size` arguments, each beginning
+-- with lease score and member. Calls `handle(members, positions)` for each page of members whose score still is that lease
+-- score; `positions` says where in ARGV the group of each begins. Unlocking those is left to `handle`.
+-- Returns how many members have a newer mutation or a later claim.
+local function for_leased(schedule, first, size, lock_prefix, token, handle)
+  local now, kept = redis_time().now, 0
+  for from = first, #ARGV, size * PAGE do
+    local all, members, positions = {}, {}, {}
+    for i = from, math.min(from + size * PAGE - 1, #ARGV), size do all[#all + 1] = ARGV[i + 1] end
+    local scores = redis.call('ZMSCORE', schedule, unpack(all))
+    for n = 1, #all do
+      local i = from + size * (n - 1)
+      -- As numbers: the text form of a double differs between Redis versions.
+      if scores[n] and tonumber(scores[n]) == tonumber(ARGV[i]) then
+        members[#members + 1], positions[#positions + 1] = all[n], i
+      else
+        kept = kept + 1
+        -- A newer mutation must be claimable by every worker. A later claim, perhaps our own, still needs its lock.
+        if not scores[n] or tonumber(scores[n]) <= now then unlock(lock_prefix, token, all[n]) end
+      end
+    end
+    if #members > 0 then handle(members, positions) end
+  end
+  return kept
+end
+
+-- Moves members that are still under our lease out of the schedule into a hash, one JSON entry each.
+--   KEYS[1]  schedule
+--   KEYS[2]  hash (field = member)
+--   ARGV[1]  lock prefix, '' in mode `lease`
+--   ARGV[2]  lock token
+--   ARGV[3]  most entries in the hash; a new member beyond that stays scheduled and is postponed
+--   ARGV[4]  for how long, milliseconds
+--   ARGV     from `first` on: groups as in `for_leased`
+-- `entry_of(position, member, before)` returns the new entry; `before` is the former one or nil. `first_at` and `count` are
+-- carried on from it. Returns how many were moved, are left to a newer mutation or a later claim, and were postponed.
+local function move_to_hash(first, size, entry_of)
+  local lock_prefix, token, most = ARGV[1], ARGV[2], tonumber(ARGV[3])
+  local time = redis_time()
+  local later = lease_score(time, tonumber(ARGV[4]))
+  local entries = redis.call('HLEN', KEYS[2])
+  local moved, full = 0, 0
+  local kept = for_leased(KEYS[1], first, size, lock_prefix, token, function(members, positions)
+    for n, member in ipairs(members) do
+      local raw = redis.call('HGET', KEYS[2], member)
+      if not raw and entries >= most then
+        redis.call('ZADD', KEYS[1], 'XX', later, member)
+        full = full + 1
+      else
+        local before = raw and decode(raw) or nil
+        local entry = entry_of(positions[n], member, before)
+        entry.first_at, entry.last_at, entry.count = time.text, time.text, 1
+        if before then
+          if type(before.first_at) == 'string' then entry.first_at = before.first_at end
+          entry.count = (tonumber(before.count) or 0) + 1
+        end
+        if not raw then entries = entries + 1 end
+        redis.call('HSET', KEYS[2], member, cjson.encode(entry))
+        redis.call('ZREM', KEYS[1], member)
+        moved = moved + 1
+      end
+      unlock(lock_prefix, token, member)
+    end
+  end)
+  return { moved, kept, full }
+end
