@@ -373,7 +373,7 @@ async fn an_unknown_format_and_a_deletion_marker_are_put_off_and_the_others_are_
         let end = bench.flush(&bench.claim().await).await;
         assert_eq!(*redis.postponed.borrow(), [member(&space, 7), marked.clone()]);
         assert_eq!((end.unknown_format, end.quarantined, end.orphaned), (1, 0, 0));
-        assert!(end.unknown_detail.unwrap().contains("SchemaVersion"));
+        assert!(end.notices[0].1.contains("SchemaVersion"));
         assert_eq!(if write_fails { end.released } else { end.updated }, 3);
     }
     assert!(bench.quarantined().is_empty());

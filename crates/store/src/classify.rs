@@ -9,7 +9,7 @@ use std::fmt;
 
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
-use crate::sql::GUARD_MARK;
+use crate::sql::{ALTERED_MARK, GUARD_MARK};
 
 /// A kind of failure, as far as the reaction to it differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -192,11 +192,19 @@ pub struct StoreError {
     message: Cow<'static, str>,
     /// Whether the session is still usable: Postgres answered, and only the statement failed.
     session_survives: bool,
+    /// Whether a function of the database raised or met it, so that another row may not meet it.
+    in_function: bool,
 }
 
 impl StoreError {
     pub(crate) fn new(class: ErrorClass, message: impl Into<Cow<'static, str>>) -> StoreError {
-        StoreError { class, sqlstate: None, message: message.into(), session_survives: false }
+        StoreError {
+            class,
+            sqlstate: None,
+            message: message.into(),
+            session_survives: false,
+            in_function: false,
+        }
     }
 
     /// An error of this class, for whoever stands in for a database.
@@ -242,6 +250,29 @@ impl StoreError {
         self.class.is_transient()
     }
 
+    /// Whether it may concern one row of a statement and not another: Postgres refuses a value, or a function of the database
+    /// (a trigger) raised or met the error.
+    pub(crate) fn may_concern_one_row(&self) -> bool {
+        self.class == ErrorClass::Refused || self.in_function
+    }
+
+    /// Whether a function of the database raised or met it.
+    pub(crate) fn in_function(&self) -> bool {
+        self.in_function
+    }
+
+    /// The same, found to concern every row of the table.
+    pub(crate) fn of_every_row(self, message: String) -> StoreError {
+        let class = if self.class == ErrorClass::Refused { ErrorClass::RefusesEveryRow } else { self.class };
+        StoreError {
+            class,
+            sqlstate: None,
+            message: message.into(),
+            session_survives: true,
+            in_function: false,
+        }
+    }
+
     pub(crate) fn session_survives(&self) -> bool {
         self.session_survives
     }
@@ -282,7 +313,22 @@ fn class_of(sqlstate: &str, fatal: bool) -> ErrorClass {
 
 fn from_postgres(error: &PgDatabaseError) -> StoreError {
     let fatal = matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic);
-    if let Some((_, found)) = error.message().split_once(GUARD_MARK) {
+    let origin = if fatal { Origin::Server } else { Origin::of(error.routine(), error.r#where()) };
+    if origin == Origin::Server
+        && let Some((_, found)) = error.message().split_once(ALTERED_MARK)
+    {
+        let found = found.trim_matches([':', ' ', '"']);
+        return StoreError::new(
+            ErrorClass::Refused,
+            format!(
+                "the row {found} would not be stored as it was sent: a trigger or the type of a column changes it"
+            ),
+        )
+        .keeping_session();
+    }
+    if origin == Origin::Server
+        && let Some((_, found)) = error.message().split_once(GUARD_MARK)
+    {
         let found = found.trim_matches([':', ' ', '"']);
         return StoreError::new(
             ErrorClass::PoolerUnsafe,
@@ -309,7 +355,47 @@ fn from_postgres(error: &PgDatabaseError) -> StoreError {
         class,
         sqlstate: Some(error.code().to_owned()),
         message: error.message().to_owned().into(),
-        session_survives: keep && !fatal,
+        session_survives: (keep && !fatal) || origin == Origin::Raised,
+        in_function: match origin {
+            Origin::Server => false,
+            // A function may choose any code.
+            Origin::Raised => true,
+            // What befalls a statement of it may be the server's fault as well.
+            Origin::Function => matches!(
+                class,
+                ErrorClass::Permission
+                    | ErrorClass::RowSecurity
+                    | ErrorClass::NotProvisioned
+                    | ErrorClass::Refused
+                    | ErrorClass::Internal
+            ),
+        },
+    }
+}
+
+/// Where an error comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// The server, about the statement that was sent.
+    Server,
+    /// A statement inside a function of the database.
+    Function,
+    /// A `RAISE` in a function of the database, which chooses code and message.
+    Raised,
+}
+
+impl Origin {
+    /// From the routine of the server that reported it, and the context. Neither name is translated: of the context, which is,
+    /// only the names of languages are read.
+    fn of(routine: Option<&str>, context: Option<&str>) -> Origin {
+        let context = context.unwrap_or_default();
+        if routine == Some("exec_stmt_raise") {
+            Origin::Raised
+        } else if ["PL/", "SQL"].iter().any(|language| context.contains(language)) {
+            Origin::Function
+        } else {
+            Origin::Server
+        }
     }
 }
 

@@ -4,7 +4,10 @@
 //! a name from outside put into SQL.
 
 use std::fmt::{self, Write};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+
+use uuid::Uuid;
 
 /// The longest identifier Postgres keeps without cutting it (`NAMEDATALEN - 1`). A longer schema name is refused:
 /// cut, it might name another tenant's schema.
@@ -43,14 +46,23 @@ struct Inner {
     schema: Option<String>,
     name: String,
     tenant: Option<String>,
+    /// An organization and ledger of which a row has been written here.
+    written: OnceLock<(Uuid, Uuid)>,
+    /// The role may not read the amounts.
+    amounts_hidden: AtomicBool,
 }
 
 impl Table {
+    fn new(schema: Option<String>, name: String, tenant: Option<String>) -> Table {
+        let (written, amounts_hidden) = (OnceLock::new(), AtomicBool::new(false));
+        Table(Arc::new(Inner { schema, name, tenant, written, amounts_hidden }))
+    }
+
     /// The table as the `search_path` of the role finds it: for a tenant with a database of its own. Which schema that is is
     /// found out once per database, and named in all statements.
     #[must_use]
     pub fn unqualified() -> Table {
-        Table(Arc::new(Inner { schema: None, name: BALANCE.to_owned(), tenant: None }))
+        Table::new(None, BALANCE.to_owned(), None)
     }
 
     /// The table in a named schema: for a tenant that shares its database.
@@ -71,7 +83,7 @@ impl Table {
         quote(schema, &mut name);
         name.push('.');
         quote(BALANCE, &mut name);
-        Ok(Table(Arc::new(Inner { schema: Some(schema.to_owned()), name, tenant: None })))
+        Ok(Table::new(Some(schema.to_owned()), name, None))
     }
 
     /// The same table as the one of this tenant. No two tenants of one worker are written into the same table by way of
@@ -80,7 +92,28 @@ impl Table {
     pub fn of_tenant(&self, tenant: &str) -> Table {
         let Inner { schema, name, .. } = &*self.0;
         let tenant = Some(tenant.to_owned());
-        Table(Arc::new(Inner { schema: schema.clone(), name: name.clone(), tenant }))
+        Table::new(schema.clone(), name.clone(), tenant)
+    }
+
+    /// An organization and ledger of which a row has been written to this table before: where it is still there, the table is
+    /// the tenant's.
+    pub(crate) fn written(&self) -> Option<(Uuid, Uuid)> {
+        self.0.written.get().copied()
+    }
+
+    /// Remembers that a row of this organization and ledger has been written.
+    pub(crate) fn note_written(&self, organization: Uuid, ledger: Uuid) {
+        self.0.written.get_or_init(|| (organization, ledger));
+    }
+
+    /// Whether the role may not read the amounts, as far as is known.
+    pub(crate) fn amounts_are_hidden(&self) -> bool {
+        self.0.amounts_hidden.load(Relaxed)
+    }
+
+    /// Remembers that the role may not read the amounts; whether that is new.
+    pub(crate) fn note_hidden_amounts(&self) -> bool {
+        !self.0.amounts_hidden.swap(true, Relaxed)
     }
 
     pub(crate) fn tenant(&self) -> Option<&str> {

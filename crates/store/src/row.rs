@@ -42,6 +42,12 @@ pub enum Outcome {
 pub enum RowResult {
     /// Postgres took it.
     Ok(Outcome),
+    /// There is no such row, the table knows no other of its organization and ledger, and nothing shows that the table is the
+    /// tenant's. Perhaps the database is a wrong one: to be tried again later, not to be taken for missing.
+    UnknownLedger {
+        /// What was found, in words.
+        message: String,
+    },
     /// Postgres refuses this row whatever it is sent with: it belongs in quarantine.
     Refused {
         /// The SQLSTATE; empty when Postgres gave no error and still left the row as it was.

@@ -23,6 +23,9 @@ use crate::spec::DatabaseSpec;
 /// Begins what [`Sql::guard`] makes Postgres complain about.
 pub(crate) const GUARD_MARK: &str = "balance-sync guard";
 
+/// Begins what a write complains about whose rows would not be stored as they were sent; see `update.rs`.
+pub(crate) const ALTERED_MARK: &str = "balance-sync altered";
+
 /// Begins what a message complains about that must not be committed; see [`Sql::report_and_roll_back`].
 pub(crate) const PROBE_MARK: &str = "balance-sync probe";
 
@@ -163,6 +166,17 @@ impl<'t> Sql<'t> {
               || ', synchronous_commit ' || pg_catalog.current_setting('synchronous_commit') \
               || ', row_security ' || pg_catalog.current_setting('row_security') \
               || ', transaction_isolation ' || pg_catalog.current_setting('transaction_isolation'))::pg_catalog.bool END)",
+        )
+    }
+
+    /// The query for the number of rows of `u`, which fails if one of them is not `same`: nothing is committed then.
+    pub(crate) fn count_unless_altered(&mut self) -> &mut Self {
+        self.push(
+            "SELECT CASE WHEN coalesce(pg_catalog.bool_and(same), true) THEN pg_catalog.count(*) ELSE ('",
+        );
+        self.text += ALTERED_MARK;
+        self.push(
+            ": ' || pg_catalog.min(id::pg_catalog.text) FILTER (WHERE NOT same))::pg_catalog.int8 END FROM u",
         )
     }
 

@@ -18,7 +18,7 @@ use sqlx::Row as _;
 
 use crate::classify::{ErrorClass, StoreError};
 use crate::database::Database;
-use crate::evidence::{rows_are_visible, updates_are_taken};
+use crate::evidence::{Visibility, updates_are_taken, visibility};
 use crate::identifier::Table;
 use crate::row::{Batch, Outcome, Row, RowResult};
 use crate::session::{Answer, Operation, Session};
@@ -66,6 +66,7 @@ impl Database {
         let outcome = |result| match result {
             RowResult::Ok(outcome) => Ok(outcome),
             RowResult::Refused { message, .. } => Err(StoreError::new(ErrorClass::Refused, message)),
+            RowResult::UnknownLedger { message } => Err(StoreError::new(ErrorClass::NoVisibleRows, message)),
         };
         batch.spread(&sent).into_iter().map(outcome).collect()
     }
@@ -110,7 +111,7 @@ impl Session {
                     judged |= results.contains(&RowResult::Ok(Outcome::Updated));
                     sent.append(&mut results);
                 }
-                Err(error) if error.class() != ErrorClass::Refused => return Err(error),
+                Err(error) if !error.may_concern_one_row() => return Err(error),
                 Err(_) if !judged => {
                     updates_are_taken(self, table, &batch.rows).await?;
                     judged = true;
@@ -131,7 +132,9 @@ impl Session {
             updates_are_taken(self, table, &batch.rows).await?;
         }
         if !sent.is_empty() && sent.iter().all(|result| *result == RowResult::Ok(Outcome::Missing)) {
-            rows_are_visible(self, table, &batch.rows).await?;
+            if let Visibility::UnknownLedger(message) = visibility(self, table, &batch.rows).await? {
+                sent.fill(RowResult::UnknownLedger { message });
+            }
         }
         Ok(batch.spread(&sent))
     }
@@ -148,7 +151,7 @@ pub(crate) async fn write(
     let mut pending: Vec<usize> = (0..rows.len()).collect();
     for attempt in 0..=UNCHANGED_RETRIES {
         let sending: Vec<&Row<'_>> = pending.iter().map(|&i| rows[i]).collect();
-        let updated = run(session, &Update { table, rows: &sending }).await?;
+        let updated = update(session, table, &sending).await?;
         if updated >= sending.len() as u64 {
             pending.iter().for_each(|&i| results[i] = Some(RowResult::Ok(Outcome::Updated)));
             break;
@@ -178,7 +181,37 @@ pub(crate) async fn write(
             break;
         }
     }
-    Ok(results.into_iter().flatten().collect())
+    let results: Vec<RowResult> = results.into_iter().flatten().collect();
+    let there = |result: &RowResult| matches!(result, RowResult::Ok(outcome) if *outcome != Outcome::Missing);
+    if let Some(at) = results.iter().position(there) {
+        table.note_written(rows[at].organization, rows[at].ledger);
+    }
+    Ok(results)
+}
+
+/// Updates these rows, and returns how many changed. That they are stored as they were sent is checked as far as the role may
+/// read them.
+async fn update(session: &mut Session, table: &Table, rows: &[&Row<'_>]) -> Result<u64, StoreError> {
+    let amounts = !table.amounts_are_hidden();
+    match run(session, &Update { table, rows, amounts }).await {
+        Err(error) if error.class() == ErrorClass::Permission && amounts && !error.may_concern_one_row() => {
+            // Either the role may not update, or it may not read what is needed for the check alone.
+            let result = run(session, &Update { table, rows, amounts: false }).await;
+            let may_write = result
+                .as_ref()
+                .err()
+                .is_none_or(|error| error.class() != ErrorClass::Permission || error.may_concern_one_row());
+            if may_write && table.note_hidden_amounts() {
+                tracing::warn!(
+                    table = table.as_sql(),
+                    "the role may not read the amounts, so it is not checked that no trigger changes them: \
+                     grant SELECT (available, on_hold, overdraft_used)"
+                );
+            }
+            result
+        }
+        result => result,
+    }
 }
 
 /// A row after the update.
@@ -246,17 +279,20 @@ pub(crate) fn amounts(sql: &mut Sql<'_>, rows: &[&Row<'_>]) -> Result<(), Unwrit
     Ok(())
 }
 
-/// The update of one chunk; answers the number of rows it changed.
+/// The update of one chunk; answers the number of rows it changed. It fails if a row would not be stored as it was sent: a
+/// trigger may put the old version or other amounts back, and the type of a column may round.
 struct Update<'s> {
     table: &'s Table,
     rows: &'s [&'s Row<'s>],
+    /// Check the amounts, which the role must be allowed to read, and not only the version.
+    amounts: bool,
 }
 
 impl Operation for Update<'_> {
     type Output = u64;
 
     fn write(&self, sql: &mut Sql<'_>) -> Result<(), Unwritable> {
-        sql.push("UPDATE ").balances(self.table)?.push(
+        sql.push("WITH u AS (UPDATE ").balances(self.table)?.push(
             " AS b SET available = v.available, on_hold = v.on_hold, overdraft_used = v.overdraft_used, \
              version = v.version, updated_at = pg_catalog.now() FROM unnest(",
         );
@@ -270,11 +306,19 @@ impl Operation for Update<'_> {
         // `coalesce`: a row without a version has never been synced.
         sql.push(SAME_ROW).push(" AND ").push(NOT_DELETED);
         sql.push(" AND coalesce(b.version, -1) < v.version AND ").guard();
+        sql.push(" RETURNING v.id, (b.version = v.version");
+        if self.amounts {
+            sql.push(
+                " AND b.available = v.available AND b.on_hold = v.on_hold AND b.overdraft_used = v.overdraft_used",
+            );
+        }
+        sql.push(") IS TRUE AS same) ").count_unless_altered();
         Ok(())
     }
 
     fn read(&self, answer: Answer) -> Result<u64, sqlx::Error> {
-        Ok(answer.affected)
+        let updated: i64 = answer.rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
+        u64::try_from(updated).map_err(|error| sqlx::Error::Decode(error.into()))
     }
 }
 

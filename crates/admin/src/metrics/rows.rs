@@ -37,6 +37,7 @@ pub(super) enum Counter {
     Stale,
     Deleted,
     UnknownFormat,
+    UnknownLedger,
     DeletionMarker,
     Quarantined,
     Expired,
@@ -50,11 +51,12 @@ pub(super) enum Counter {
 }
 
 impl Counter {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Updated,
         Self::Stale,
         Self::Deleted,
         Self::UnknownFormat,
+        Self::UnknownLedger,
         Self::DeletionMarker,
         Self::Quarantined,
         Self::Expired,
@@ -73,6 +75,7 @@ impl Counter {
             Self::Stale => &status.stale,
             Self::Deleted => &status.deleted,
             Self::UnknownFormat => &status.unknown_format,
+            Self::UnknownLedger => &status.unknown_ledger,
             Self::DeletionMarker => &status.deletion_markers,
             Self::Quarantined => &status.quarantined,
             Self::Expired => &status.expired,

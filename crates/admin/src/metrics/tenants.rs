@@ -12,11 +12,12 @@ use super::{
 const TENANT: &str = "tenant_id";
 
 /// What the members of a batch came to, with the label value of each.
-const OUTCOMES: [(&str, Counter); 9] = [
+const OUTCOMES: [(&str, Counter); 10] = [
     ("updated", Counter::Updated),
     ("stale", Counter::Stale),
     ("deleted", Counter::Deleted),
     ("unknown_format", Counter::UnknownFormat),
+    ("unknown_ledger", Counter::UnknownLedger),
     ("deletion_marker", Counter::DeletionMarker),
     ("quarantined", Counter::Quarantined),
     ("expired", Counter::Expired),
@@ -65,7 +66,8 @@ pub(super) fn work(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
     let mut outcomes = Family::counter(
         "balance_sync_balances_total",
         "Balances by what they came to: updated (row written), stale (row as new or newer), deleted (row \
-         deleted by the ledger), unknown_format (put off: the value is in the format of a later release), deletion_marker (put \
+         deleted by the ledger), unknown_format (put off: the value is in the format of a later release), unknown_ledger (put off: \
+         the database knows no row of its ledger), deletion_marker (put \
          off: a marker stands in its place), quarantined, expired (value gone before it was read), released (given back unwritten), kept (written, still scheduled because a \
          newer mutation came).",
     );

@@ -28,6 +28,8 @@ pub enum SinkError {
     ManagerGone,
 }
 
+/// The reason of a tenant whose database shows no row that could be its own.
+pub const NO_VISIBLE_ROWS: &str = "postgres_no_visible_rows";
 /// The reason of a tenant some of whose values are in a format of a later release; the others are written.
 pub const UNKNOWN_FORMAT: &str = "value_unknown_format";
 
@@ -56,7 +58,7 @@ pub fn reaction(error: &SinkError) -> Reaction {
             StoreClass::NotProvisioned => row("postgres_not_provisioned", Long, true, false),
             StoreClass::Permission => row("postgres_permission", Long, true, false),
             StoreClass::RowSecurity => row("postgres_row_security", Long, true, false),
-            StoreClass::NoVisibleRows => row("postgres_no_visible_rows", Long, true, false),
+            StoreClass::NoVisibleRows => row(NO_VISIBLE_ROWS, Long, true, false),
             StoreClass::RefusesEveryRow => row("postgres_refuses_every_row", Long, false, false),
             StoreClass::Resources => row("postgres_resources", Short, false, false),
             StoreClass::Configuration => row("postgres_configuration", Long, true, true),

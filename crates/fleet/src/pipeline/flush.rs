@@ -6,13 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balance_sync_domain::{BalanceRef, BalanceValue, Candidate, ValueError, aggregate, effective_key};
+use balance_sync_domain::{BalanceRef, BalanceValue, Candidate, aggregate, effective_key};
 use balance_sync_schedule::{Claimed, Refusal, ScheduleError};
 use balance_sync_store::{Outcome, Row, RowResult};
 use balance_sync_trace as trace;
 
 use super::{
-    failure::{SinkError, reaction, redis_reaction},
+    failure::{NO_VISIBLE_ROWS, SinkError, UNKNOWN_FORMAT, reaction, redis_reaction},
     gone::{self, Gone, Limits},
     ports::{Queue, Sink},
 };
@@ -41,8 +41,10 @@ pub struct FlushEnd {
     pub deleted: usize,
     /// Members put off because their value is in a format of a later release.
     pub unknown_format: usize,
-    /// The first of these, in words.
-    pub unknown_detail: Option<String>,
+    /// Members put off because the database may be another tenant's.
+    pub unknown_ledger: usize,
+    /// What the tenant is to be degraded by for a while, though the others of its balances are written: reason and detail.
+    pub notices: Vec<(&'static str, String)>,
     /// Members put in quarantine.
     pub quarantined: usize,
     /// Members given back.
@@ -84,6 +86,23 @@ impl FlushEnd {
     }
 }
 
+/// Why a member is put off that nothing is wrong with.
+enum Delay {
+    /// Its value is in a format of a later release.
+    UnknownFormat,
+    /// Its value is the mark of a deletion under way.
+    DeletionMarker,
+    /// Its database may be another tenant's.
+    UnknownLedger,
+}
+
+/// A member that is put off, and why, also in words.
+struct Postponed<'a> {
+    member: &'a Claimed,
+    why: Delay,
+    detail: String,
+}
+
 struct Decoded<'a> {
     /// Position among the claimed.
     at: usize,
@@ -117,7 +136,7 @@ pub async fn flush<Q: Queue, S: Sink>(
 ) -> FlushEnd {
     let begun = Instant::now();
     let mut refused: Vec<(&Claimed, Refusal)> = Vec::new();
-    let mut postponed: Vec<(&Claimed, ValueError)> = Vec::new();
+    let mut postponed: Vec<Postponed<'_>> = Vec::new();
     let mut gone: Vec<Gone<'_>> = Vec::new();
     let decoded = decode(queue, claimed, &mut refused, &mut postponed, &mut gone);
     let candidates: Vec<Candidate<'_>> = decoded
@@ -201,8 +220,19 @@ pub async fn flush<Q: Queue, S: Sink>(
                         refused.push((member, missing(entry)));
                     }
                     Some(RowResult::Refused { sqlstate, message }) => {
-                        let detail = format!("SQLSTATE {sqlstate}: {message}");
+                        let detail = if sqlstate.is_empty() {
+                            message.clone()
+                        } else {
+                            format!("SQLSTATE {sqlstate}: {message}")
+                        };
                         refused.push((member, Refusal { reason: REASON_REFUSED, detail }));
+                    }
+                    Some(RowResult::UnknownLedger { message }) => {
+                        postponed.push(Postponed {
+                            member,
+                            why: Delay::UnknownLedger,
+                            detail: message.clone(),
+                        });
                     }
                     // One result per row is the sink's contract; without one the member keeps its lease and comes
                     // again.
@@ -254,7 +284,7 @@ fn decode<'a>(
     queue: &impl Queue,
     claimed: &'a [Claimed],
     refused: &mut Vec<(&'a Claimed, Refusal)>,
-    postponed: &mut Vec<(&'a Claimed, ValueError)>,
+    postponed: &mut Vec<Postponed<'a>>,
     gone: &mut Vec<Gone<'a>>,
 ) -> Vec<Decoded<'a>> {
     let mut decoded = Vec::with_capacity(claimed.len());
@@ -277,7 +307,11 @@ fn decode<'a>(
         };
         match BalanceValue::of_member(&entry.member, value) {
             Ok(value) => decoded.push(Decoded { at, balance, value }),
-            Err(error) if error.keeps_scheduled() => postponed.push((entry, error)),
+            Err(error) if error.keeps_scheduled() => {
+                let why =
+                    if error.is_unknown_format() { Delay::UnknownFormat } else { Delay::DeletionMarker };
+                postponed.push(Postponed { member: entry, why, detail: error.to_string() });
+            }
             Err(error) => {
                 refused.push((entry, Refusal { reason: error.reason(), detail: error.to_string() }))
             }
@@ -393,23 +427,35 @@ async fn isolate<Q: Queue>(
 /// Puts members off whose values nothing is wrong with and that can't be written now.
 async fn postpone<Q: Queue>(
     queue: &Q,
-    postponed: &[(&Claimed, ValueError)],
+    postponed: &[Postponed<'_>],
     end: &mut FlushEnd,
     status: &TenantStatus,
 ) {
-    let Some((first, _)) = postponed.first() else { return };
-    let strange: Vec<_> = postponed.iter().filter(|(_, error)| error.is_unknown_format()).collect();
-    end.unknown_format = strange.len();
-    end.unknown_detail = strange.first().map(|(member, error)| {
-        format!("{} balances put off, the first {}: {error}", strange.len(), shown(&member.member))
-    });
-    status.unknown_format.fetch_add(strange.len() as u64, Relaxed);
-    status.deletion_markers.fetch_add((postponed.len() - strange.len()) as u64, Relaxed);
+    let Some(Postponed { member: first, .. }) = postponed.first() else { return };
+    let count = |of: fn(&Delay) -> bool, reason: Option<&'static str>, end: &mut FlushEnd| {
+        let mut of_these = postponed.iter().filter(|postponed| of(&postponed.why));
+        let Some(first) = of_these.next() else { return 0 };
+        let count = 1 + of_these.count();
+        if let Some(reason) = reason {
+            let member = shown(&first.member.member);
+            let detail = format!("{count} balances put off, the first {member}: {}", first.detail);
+            end.notices.push((reason, detail));
+        }
+        count
+    };
+    end.unknown_format = count(|why| matches!(why, Delay::UnknownFormat), Some(UNKNOWN_FORMAT), end);
+    end.unknown_ledger = count(|why| matches!(why, Delay::UnknownLedger), Some(NO_VISIBLE_ROWS), end);
+    let markers = count(|why| matches!(why, Delay::DeletionMarker), None, end);
+    status.unknown_format.fetch_add(end.unknown_format as u64, Relaxed);
+    status.unknown_ledger.fetch_add(end.unknown_ledger as u64, Relaxed);
+    status.deletion_markers.fetch_add(markers as u64, Relaxed);
     let span = trace::current().store_call("postpone", "redis");
     span.count("members", postponed.len());
     // A marker has the life that the ledger gave it.
-    let members: Vec<_> =
-        postponed.iter().map(|(member, error)| (*member, error.is_unknown_format())).collect();
+    let members: Vec<_> = postponed
+        .iter()
+        .map(|postponed| (postponed.member, !matches!(postponed.why, Delay::DeletionMarker)))
+        .collect();
     match span.around(queue.postpone(&members)).await {
         Ok(report) => tracing::debug!(
             members = report.postponed,

@@ -58,6 +58,8 @@ pub struct TenantStatus {
     pub deleted: AtomicU64,
     /// Members put off because their value is in a format of a later release, each time that they were.
     pub unknown_format: AtomicU64,
+    /// Members put off because their database may be another tenant's.
+    pub unknown_ledger: AtomicU64,
     /// Members put off because a deletion marker stands in their place, each time that they were.
     pub deletion_markers: AtomicU64,
     /// Members put in quarantine.
@@ -132,6 +134,7 @@ impl TenantStatus {
             stale: AtomicU64::new(0),
             deleted: AtomicU64::new(0),
             unknown_format: AtomicU64::new(0),
+            unknown_ledger: AtomicU64::new(0),
             deletion_markers: AtomicU64::new(0),
             quarantined: AtomicU64::new(0),
             expired: AtomicU64::new(0),

@@ -180,7 +180,7 @@ async fn a_deadlock_is_tried_again() {
         .unwrap();
     assert_eq!(ours.await.unwrap().unwrap(), [Outcome::Updated, Outcome::Updated]);
     let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = 'deadlock'";
-    eventually(PATIENCE, "a deadlock in the statistics", || async { tenant.value(deadlocks).await == "1" })
+    eventually(PATIENCE, "a deadlock in the statistics", || async { tenant.value(deadlocks).await != "0" })
         .await
         .unwrap();
 }

@@ -50,17 +50,176 @@ async fn a_table_of_other_organizations_alone_is_another_database() {
     let database = tenant.database();
     let table = Table::unqualified();
     let strange = |count: u32| -> Vec<Row<'static>> {
-        rows(1..=count).into_iter().map(|row| Row { organization: Uuid::from_u128(7), ..row }).collect()
+        rows(101..=100 + count)
+            .into_iter()
+            .map(|row| Row { organization: Uuid::from_u128(7), ..row })
+            .collect()
     };
     let error = database.update_isolating(&table, &strange(10)).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::NoVisibleRows, "{error}");
     assert!(error.message().contains("of 10 balances none"), "{error}");
-    // A few are wrong members. So are many beside one that is right.
-    assert_eq!(database.update_isolating(&table, &strange(9)).await.unwrap(), vec![MISSING; 9]);
+    // A few may be wrong members, or all that is due of a quiet tenant.
+    for count in [1, 9] {
+        for result in database.update_isolating(&table, &strange(count)).await.unwrap() {
+            assert!(
+                matches!(&result, RowResult::UnknownLedger { message } if message.contains("other organizations")),
+                "{result:?}"
+            );
+        }
+    }
+    // One whose row is there under another organization is wrong by itself.
+    let astray = Row { organization: Uuid::from_u128(7), ..row(1, 9) };
+    assert_eq!(database.update_isolating(&table, &[astray]).await.unwrap(), [MISSING]);
+    // Beside one that is right, and after it, any number of them is missing.
     let mut mixed = strange(10);
     mixed.push(row(1, 9));
     assert_eq!(database.update_isolating(&table, &mixed).await.unwrap()[10], UPDATED);
     assert_eq!(tenant.value("SELECT count(*) FROM balance WHERE version = 9").await, "1");
+    for count in [1, 10] {
+        let results = database.update_isolating(&table, &strange(count)).await.unwrap();
+        assert_eq!(results, vec![MISSING; count as usize]);
+    }
+    // Until the rows that were right are gone: the name leads to another database now.
+    tenant.sql("UPDATE balance SET organization_id = gen_random_uuid()").await;
+    let result = &database.update_isolating(&table, &strange(1)).await.unwrap()[0];
+    assert!(matches!(result, RowResult::UnknownLedger { .. }), "{result:?}");
+}
+
+/// A trigger may raise whatever it likes, for one row or for all.
+#[tokio::test]
+async fn what_a_trigger_raises_of_one_row_is_that_rows_fault_whatever_its_code() {
+    let tenant = Tenant::new("raises_one").await;
+    tenant.seed(100).await;
+    tenant
+        .sql(
+            "CREATE TABLE forbidden (n int); \
+             CREATE FUNCTION judge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+               IF NEW.alias = '@a5' OR TG_ARGV[2] = 'all' THEN \
+                 IF TG_ARGV[0] = 'select' THEN PERFORM n FROM forbidden; END IF; \
+                 RAISE EXCEPTION USING ERRCODE = TG_ARGV[0], MESSAGE = TG_ARGV[1]; \
+               END IF; RETURN NEW; END $$",
+        )
+        .await;
+    let raised = [
+        ("42501", "permission denied"),
+        ("42P01", "no such table"),
+        ("40001", "could not serialize access"),
+        ("40P01", "deadlock detected"),
+        ("57014", "canceling statement due to statement timeout"),
+        ("55P03", "lock not available"),
+        ("53100", "disk full"),
+        ("53300", "too many connections"),
+        ("08006", "connection failure"),
+        ("25006", "read-only transaction"),
+        ("28P01", "password authentication failed"),
+        ("3D000", "no such database"),
+        ("26000", "no such prepared statement"),
+        ("57P01", "terminating connection"),
+        ("XX000", "internal"),
+        ("0A000", "not supported"),
+        ("22P02", "balance-sync guard: database other"),
+        ("22P02", "balance-sync probe 1 1"),
+        ("select", "-"),
+    ];
+    for (code, message) in raised {
+        let trigger = |which: &str| {
+            format!(
+                "DROP TRIGGER IF EXISTS t ON balance; CREATE TRIGGER t BEFORE UPDATE ON balance \
+                 FOR EACH ROW EXECUTE FUNCTION judge('{code}', '{message}', '{which}')"
+            )
+        };
+        tenant.sql(&trigger("one")).await;
+        let results = tenant.database().update_isolating(&Table::unqualified(), &rows(1..=50)).await;
+        let results = results.unwrap_or_else(|error| panic!("{code}: {error}"));
+        for (at, result) in results.iter().enumerate() {
+            match result {
+                RowResult::Refused { sqlstate, .. } if at == 4 => {
+                    assert_eq!(sqlstate, if code == "select" { "42501" } else { code });
+                }
+                result => assert_eq!(*result, UPDATED, "{code}: row {at}"),
+            }
+        }
+        // And of every row: a state, with the class that the code has where it has one.
+        tenant.sql(&trigger("all")).await;
+        let results = tenant.database().update_isolating(&Table::unqualified(), &rows(60..=70)).await;
+        let error = results.expect_err(code);
+        assert!(error.message().contains("refuses every update"), "{code}: {error}");
+        tenant.sql("DROP TRIGGER t ON balance; UPDATE balance SET version = 1").await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_trigger_or_a_column_changes_is_not_taken_for_written() {
+    let tenant = Tenant::new("altered").await;
+    tenant.seed(100).await;
+    for (name, change) in [
+        ("version", "NEW.version := OLD.version"),
+        ("available", "NEW.available := OLD.available"),
+        ("on_hold", "NEW.on_hold := 3"),
+        ("overdraft_used", "NEW.overdraft_used := NULL"),
+    ] {
+        let sql = format!(
+            "ALTER TABLE balance ALTER COLUMN overdraft_used DROP NOT NULL; \
+             CREATE OR REPLACE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+               IF NEW.alias = '@a5' OR TG_ARGV[0] = 'all' THEN {change}; END IF; RETURN NEW; END $$; \
+             CREATE TRIGGER t BEFORE UPDATE ON balance FOR EACH ROW EXECUTE FUNCTION keep('one')"
+        );
+        tenant.sql(&sql).await;
+        assert_eq!(refused(&tenant, &rows(1..=50)).await, Ok(vec![4]), "{name}");
+        assert_eq!(tenant.value("SELECT version FROM balance WHERE alias = '@a5'").await, "1", "{name}");
+        tenant
+            .sql(
+                "DROP TRIGGER t ON balance; \
+                 CREATE TRIGGER t BEFORE UPDATE ON balance FOR EACH ROW EXECUTE FUNCTION keep('all')",
+            )
+            .await;
+        for batch in [rows(60..=70), rows(60..=60)] {
+            assert_eq!(refused(&tenant, &batch).await, Err(ErrorClass::RefusesEveryRow), "{name}");
+        }
+        tenant.sql("DROP TRIGGER t ON balance; UPDATE balance SET version = 1").await;
+    }
+    // A column that rounds.
+    tenant.sql("ALTER TABLE balance ALTER COLUMN available TYPE numeric(20, 2)").await;
+    let exact = Row { available: "1.25", ..row(1, 9) };
+    let rounded = Row { available: "1.255", ..row(2, 9) };
+    assert_eq!(refused(&tenant, &[exact, rounded]).await, Ok(vec![1]));
+    assert_eq!(tenant.value("SELECT sum(version) FROM balance WHERE alias IN ('@a1', '@a2')").await, "10");
+}
+
+/// The check reads the amounts, writing does not need to.
+#[tokio::test]
+async fn a_role_that_may_not_read_amounts_still_writes() {
+    let tenant = Tenant::new("hidden_amounts").await;
+    tenant.seed(20).await;
+    tenant
+        .sql(
+            "REVOKE ALL ON balance FROM balance_sync_tenants; \
+             GRANT SELECT (id, organization_id, ledger_id, version, deleted_at), \
+             UPDATE (available, on_hold, overdraft_used, version, updated_at) ON balance TO balance_sync_tenants",
+        )
+        .await;
+    let database = tenant.database();
+    let table = Table::unqualified();
+    for round in [9, 10] {
+        let batch: Vec<Row<'_>> = (1..=20).map(|number| row(number, round)).collect();
+        assert_eq!(database.update_isolating(&table, &batch).await.unwrap(), vec![UPDATED; 20]);
+    }
+    // What remains to be checked is.
+    tenant
+        .sql(
+            "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+               IF NEW.alias = '@a5' THEN NEW.version := OLD.version; END IF; RETURN NEW; END $$; \
+             CREATE TRIGGER t BEFORE UPDATE ON balance FOR EACH ROW EXECUTE FUNCTION keep()",
+        )
+        .await;
+    let batch: Vec<Row<'_>> = (1..=20).map(|number| row(number, 11)).collect();
+    let results = database.update_isolating(&table, &batch).await.unwrap();
+    assert!(matches!(results[4], RowResult::Refused { .. }), "{:?}", results[4]);
+    assert_eq!(results.iter().filter(|result| **result == UPDATED).count(), 19);
+    // Without the right to write it is the right that is missing.
+    tenant.sql("REVOKE UPDATE (available) ON balance FROM balance_sync_tenants").await;
+    let error = database.update_isolating(&table, &[row(1, 12)]).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Permission, "{error}");
 }
 
 #[tokio::test]

@@ -24,8 +24,8 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
         match happened {
             Happened::Landed(Landing::Ended(id, end)) => {
                 self.held.retain(|(held, _)| *held != id);
-                if let Some(detail) = &end.unknown_detail {
-                    self.note_unknown_format(detail);
+                for (reason, detail) in &end.notices {
+                    self.note_put_off(reason, detail);
                 }
                 if let Some(error) = &end.failure
                     && !self.machine.is_running()
@@ -111,13 +111,18 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
         }
     }
 
-    /// Some values are in a format of a later release. They wait for a worker that knows it, and the others are written.
-    fn note_unknown_format(&self, detail: &str) {
-        if self.status.notice(UNKNOWN_FORMAT, detail.to_owned(), 2 * self.options.put_off) {
+    /// Some balances can't be written now and wait, in the schedule, for what is missing. The others are written.
+    fn note_put_off(&self, reason: &'static str, detail: &str) {
+        if !self.status.notice(reason, detail.to_owned(), 2 * self.options.put_off) {
+            return;
+        }
+        if reason == UNKNOWN_FORMAT {
             tracing::error!(
                 detail,
                 "values are in a format that this release doesn't know: they stay scheduled, update balance-sync"
             );
+        } else {
+            tracing::error!(reason, detail, "balances can't be written now: they stay scheduled");
         }
     }
 
