@@ -380,3 +380,19 @@ async fn an_unknown_format_and_a_deletion_marker_are_put_off_and_the_others_are_
     assert_eq!(bench.status.unknown_format.load(Relaxed), 2);
     assert_eq!(bench.status.deletion_markers.load(Relaxed), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_balance_of_an_unknown_ledger_is_put_off_and_reported_and_not_taken_for_missing() {
+    let bench = Bench::new();
+    let (redis, space) = (&bench.queue.0, bench.space().clone());
+    redis.mutate(0..3, 1);
+    let unknown = RowResult::UnknownLedger { message: "other organizations only".to_owned() };
+    bench.sink.0.verdicts.borrow_mut().insert(2, unknown);
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!(*redis.postponed.borrow(), [member(&space, 2)]);
+    assert_eq!((end.unknown_ledger, end.updated, end.quarantined, end.orphaned), (1, 2, 0, 0));
+    let (reason, detail) = &end.notices[0];
+    assert_eq!(*reason, "postgres_no_visible_rows");
+    assert!(detail.contains("1 balances put off") && detail.contains("other organizations only"), "{detail}");
+    assert_eq!(bench.status.unknown_ledger.load(Relaxed), 1);
+}
