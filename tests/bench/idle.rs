@@ -152,8 +152,9 @@ fn configuration(rig: &Rig, tenants: usize) -> Result<String> {
         entry(&tenant.id, tenant.database_url(), &tenant.database, &tenant.role)?;
     }
     let url = real.first().map(|tenant| tenant.database_url().to_owned()).unwrap_or_default();
+    // UUIDs, as the ids of real tenants are: each is served in both key forms, so it has twice the schedules.
     for number in REAL..tenants {
-        let id = format!("idle-{number:06}");
+        let id = format!("{number:08x}-0000-4000-8000-000000000000");
         entry(&id, &url, &format!("ledger_{number:06}"), &format!("role_{number:06}"))?;
     }
     Ok(text)
