@@ -131,10 +131,11 @@ impl Session {
         if !judged && sent.iter().any(|result| matches!(result, RowResult::Refused { .. })) {
             updates_are_taken(self, table, &batch.rows).await?;
         }
-        if !sent.is_empty() && sent.iter().all(|result| *result == RowResult::Ok(Outcome::Missing)) {
-            if let Visibility::UnknownLedger(message) = visibility(self, table, &batch.rows).await? {
-                sent.fill(RowResult::UnknownLedger { message });
-            }
+        if !sent.is_empty()
+            && sent.iter().all(|result| *result == RowResult::Ok(Outcome::Missing))
+            && let Visibility::UnknownLedger(message) = visibility(self, table, &batch.rows).await?
+        {
+            sent.fill(RowResult::UnknownLedger { message });
         }
         Ok(batch.spread(&sent))
     }
