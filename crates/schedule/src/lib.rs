@@ -6,7 +6,7 @@
 //! them one typed wrapper, and knows neither Postgres nor actors.
 //!
 //! Reading order: [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · [`claimed`] (what a
-//! claim holds) · [`schedule`] (the wrappers) · [`schedules`] (a tenant's) · [`quarantine`] (entries, by hand) ·
+//! claim holds) · [`schedule`] (the wrappers) · [`schedules`] (a tenant's) · `siblings` (one balance under two forms) · [`quarantine`] (entries, by hand) ·
 //! [`losses`] (of values that are gone) · [`mod@sample`] (what waits, for the
 //! eye) · [`workers`] (who else is there) · [`snapshots`] (what they know) · [`controls`] (what operators decided) ·
 //! [`heads`] (whether anybody claims) · [`inspect`] (one balance) · [`subscription`] (messages) · [`error`].
@@ -23,6 +23,7 @@ pub mod sample;
 pub mod schedule;
 pub mod schedules;
 pub mod scripts;
+mod siblings;
 pub mod snapshots;
 pub mod stats;
 pub mod subscription;

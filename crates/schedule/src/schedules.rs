@@ -192,7 +192,8 @@ impl Schedules {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As [`Schedule::settle`], each member in the schedule it came from.
+    /// As [`Schedule::settle`], each member in the schedule it came from. Entries of the same balances under the other form are
+    /// cleared where what was written is as new, and losses there are marked.
     ///
     /// # Errors
     /// As [`Schedule::settle`]; some may have been settled then.
@@ -202,7 +203,12 @@ impl Schedules {
         }
         let mut sum = SettleReport::default();
         for (schedule, members) in self.by_schedule(written, |claimed| claimed.schedule) {
-            let report = schedule.settle(&members).await?;
+            let at = members[0].schedule.min(self.all.len() - 1);
+            let (report, entries) = futures::join!(schedule.settle(&members), self.others_have_entries(at));
+            let report = report?;
+            if entries {
+                self.mend_others(at, &members).await;
+            }
             sum.now = sum.now.max(report.now);
             sum.removed += report.removed;
             sum.kept += report.kept;

@@ -77,6 +77,7 @@ script!(POSTPONE, "postpone", "postpone_balances.lua");
 script!(PROTECT, "protect", "protect_scheduled_balances.lua");
 script!(PROTECT_RECENT, "protect recent", "protect_recently_scheduled.lua");
 script!(QUARANTINE, "quarantine", "quarantine_balance_sync_keys.lua");
+script!(MEND, "mend other form", "mend_other_form.lua");
 script!(LOSE, "record losses", "record_losses.lua");
 script!(RETRY, "retry quarantined", "retry_quarantined_balances.lua");
 script!(ADOPT, "adopt legacy", "adopt_legacy_schedule.lua");

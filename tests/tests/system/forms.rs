@@ -5,7 +5,7 @@ use balance_sync_sandbox::ledger::{
     DEFAULT_TTL, LoadTenant, Producer, TenantKeys, put_raw, seed_balances, stored_balances,
 };
 use balance_sync_sandbox::{Sandbox, SandboxTenant, eventually};
-use balance_sync_tests::ledger::{all_settled, comes_in_step, redis_time, row, rows, scores};
+use balance_sync_tests::ledger::{all_settled, comes_in_step, quarantine_key, redis_time, row, rows, scores};
 use balance_sync_tests::worker::password_in;
 use balance_sync_tests::{SOON, Worker, run};
 use redis::AsyncCommands;
@@ -288,6 +288,49 @@ async fn legacy_schedules_and_quarantine_of_both_forms_are_one_tenants() -> Resu
         }
         let left = quarantine(&["list", "--tenant", &tenant.id]).await?;
         ensure!(left.as_array().is_some_and(Vec::is_empty), "{left}");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// A row comes back after its balance was set aside under one form, and the ledger goes on under the other.
+#[tokio::test]
+async fn a_write_under_one_form_clears_what_was_set_aside_under_the_other() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(2, 6).await?;
+    let tenant = sandbox.tenants().remove(1);
+    let forms = both_forms(&tenant);
+    let table = balance_sync_sandbox::balance_table(tenant.schema.as_deref());
+    let admin = async |sql: String| sandbox.postgres().execute(&tenant.database, &sql).await;
+    let ids =
+        tenant.balances[..2].iter().map(|balance| format!("'{}'", balance.id)).collect::<Vec<_>>().join(",");
+    admin(format!(
+        "CREATE TABLE aside AS SELECT * FROM {table} WHERE id IN ({ids}); DELETE FROM {table} WHERE id IN ({ids})"
+    ))
+    .await?;
+    let mut worker = Worker::of(&sandbox).start().await?;
+    let mut redis = sandbox.redis().connect().await?;
+    let mut put = async |form: usize, balance: usize, version: i64| {
+        let (keys, balance) = (&forms[form], &tenant.balances[balance]);
+        let (member, json) = (keys.member(balance), balance.json(version));
+        put_raw(&mut redis, &keys.schedule(), member.as_bytes(), json.as_bytes(), Some(DEFAULT_TTL)).await
+    };
+    put(0, 0, 3).await?;
+    put(0, 1, 9).await?;
+    let id = [("tenant_id", tenant.id.as_str())];
+    worker.reaches("balance_sync_quarantine_entries", &id, 2.0).await?;
+
+    admin(format!("INSERT INTO {table} SELECT * FROM aside")).await?;
+    put(1, 0, 4).await?;
+    put(1, 1, 4).await?;
+    eventually(SOON, "both rows, and one entry: the one of a later version", || async {
+        for balance in [0, 1] {
+            ensure!(row(&sandbox, &tenant, balance).await?.version == 4);
+        }
+        let mut redis = sandbox.redis().connect().await?;
+        let left: Vec<String> = redis.hkeys(quarantine_key(&tenant)).await?;
+        ensure!(left == [forms[0].member(&tenant.balances[1])], "{left:?}");
         Ok(())
     })
     .await?;

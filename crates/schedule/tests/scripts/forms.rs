@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use balance_sync_sandbox::{RedisOptions, RedisServer};
-use balance_sync_schedule::{Link, LinkSettings, Refusal, ScheduleOptions, Schedules};
+use balance_sync_schedule::{Link, LinkSettings, Loss, Refusal, ScheduleOptions, Schedules, scripts::MEND};
 
-use crate::{Tenant, all, common::space_of, names, number, tell};
+use crate::{Tenant, all, ask, common::space_of, names, number, tell};
 
 const DASHED: &str = "0190d3a4-5b6c-7d8e-9f00-112233445566";
 const SIMPLE: &str = "0190d3a45b6c7d8e9f00112233445566";
@@ -133,4 +133,117 @@ async fn a_form_that_holds_nothing_costs_a_busy_tenant_next_to_nothing() {
     both.schedules.wake(both.other.space.schedule());
     let claim = both.schedules.claim(1).await.unwrap();
     assert_eq!(names(&claim.entries), [member]);
+}
+
+/// A balance value of this version.
+fn value(version: i64) -> String {
+    format!(
+        r#"{{"ID":"0190b5f2-7c1a-7e3b-9d4f-2a6c8e1b3d99","Available":"{version}","OnHold":"0","Version":{version},"AssetCode":"BRL","Key":"default"}}"#
+    )
+}
+
+/// Writes a mutation of a balance through the form as listed.
+async fn written(both: &Both, name: &str, version: i64) {
+    let (member, _) = both.listed.mutate(name, &value(version)).await;
+    both.schedules.wake(both.listed.space.schedule());
+    let claim = both.schedules.claim(100).await.unwrap();
+    let own: Vec<_> = claim.entries.iter().filter(|claimed| claimed.member == member.as_bytes()).collect();
+    assert_eq!(both.schedules.settle(&own).await.unwrap().removed, 1);
+}
+
+#[tokio::test]
+async fn an_entry_goes_when_the_same_balance_is_written_through_the_other_form() {
+    let both = Both::new().await;
+    let others = both.other.lease_mode();
+    for (name, kept) in [("older", 6), ("equal", 7)] {
+        both.other.quarantined(name, &value(kept)).await;
+        written(&both, name, 7).await;
+        assert_eq!(others.quarantine_len().await.unwrap(), 0, "{name}");
+    }
+    // Nothing shows that these are contained in what was written.
+    for (name, kept) in [("newer", value(8)), ("unreadable", "[]".to_owned())] {
+        let member = both.other.quarantined(name, &kept).await;
+        written(&both, name, 7).await;
+        assert!(others.quarantine_get(member.as_bytes()).await.unwrap().is_some(), "{name}");
+    }
+    // Its retry is under way, and may need the value that the entry keeps.
+    let member = both.other.quarantined("retried", &value(6)).await;
+    tell!(both.other, "DEL", &member);
+    both.schedules.quarantine_retry(&[member.as_bytes()]).await.unwrap();
+    both.schedules.wake(both.other.space.schedule());
+    let retried = both.schedules.claim(100).await.unwrap();
+    assert_eq!(retried.entries[0].value.as_deref(), Some(value(6).as_bytes()));
+    written(&both, "retried", 7).await;
+    assert!(others.quarantine_get(member.as_bytes()).await.unwrap().is_some());
+    both.schedules.settle(&all(&retried.entries)).await.unwrap();
+    assert_eq!(others.quarantine_len().await.unwrap(), 2, "its own write clears it");
+}
+
+#[tokio::test]
+async fn an_obsolete_entry_of_the_other_form_does_not_leave_its_value_without_an_end() {
+    let both = Both::new().await;
+    let cut = both.other.with(|options| options.quarantine_value_limit = 10);
+    let (member, _) = both.other.mutate("a", &value(6)).await;
+    let claim = cut.claim(1).await.unwrap();
+    let refusal = || Refusal { reason: "missing_row", detail: String::new() };
+    cut.quarantine(&[(&claim.entries[0], refusal())]).await.unwrap();
+    assert_eq!(both.other.life(&member).await, -1);
+    // Retried with room for its value: the entry holds it as a whole, and its key still has no end.
+    cut.quarantine_retry(&[member.as_bytes()]).await.unwrap();
+    let whole = both.other.lease_mode();
+    let claim = whole.claim(1).await.unwrap();
+    whole.quarantine(&[(&claim.entries[0], refusal())]).await.unwrap();
+    assert_eq!(both.other.life(&member).await, -1);
+    written(&both, "a", 7).await;
+    assert_eq!(whole.quarantine_len().await.unwrap(), 0);
+    assert!((1..=86_400_000).contains(&both.other.life(&member).await));
+}
+
+#[tokio::test]
+async fn a_loss_says_that_its_balance_was_written_through_the_other_form() {
+    let both = Both::new().await;
+    let others = both.other.lease_mode();
+    // The quarantine's key holding something else is no obstacle.
+    tell!(both.other, "SET", both.other.space.quarantine(), "text");
+    let (earlier, _) = both.listed.mutate("a", &value(7)).await;
+    let (member, _) = both.other.mutate("a", &value(8)).await;
+    tell!(both.other, "DEL", &member);
+    let claim = both.schedules.claim(100).await.unwrap();
+    let of = |name: &str| claim.entries.iter().find(|claimed| claimed.member == name.as_bytes()).unwrap();
+    let loss = Loss { detail: "gone".to_owned(), ..Loss::default() };
+    both.schedules.lose(&[(of(&member), loss)]).await.unwrap();
+    tell!(both.other, "DEL", both.other.space.quarantine());
+    let later = async || {
+        let entry = others.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
+        entry.loss.unwrap().later_at
+    };
+
+    // What was scheduled before says nothing.
+    both.schedules.settle(&[of(&earlier)]).await.unwrap();
+    assert_eq!(later().await, None);
+    tell!(both.other, "SET", both.other.space.quarantine(), "text");
+    written(&both, "a", 9).await;
+    tell!(both.other, "DEL", both.other.space.quarantine());
+    assert!(later().await.is_some());
+    assert_eq!(others.losses_len().await.unwrap(), 1, "it stays");
+}
+
+#[tokio::test]
+async fn an_entry_that_was_renewed_since_it_was_read_is_not_cleared() {
+    let both = Both::new().await;
+    let (other, space) = (&both.other, &both.other.space);
+    let member = other.quarantined("a", &value(6)).await;
+    let read: String = ask!(other, "HGET", space.quarantine(), &member);
+    let mend = async || {
+        let mut cmd = MEND.call(3);
+        cmd.arg(space.schedule()).arg(space.quarantine()).arg(space.losses()).arg(&member).arg(&read).arg(0);
+        MEND.run(&other.link, &cmd).await.unwrap();
+    };
+    other.quarantined("a", &value(8)).await;
+    mend().await;
+    let renewed: Option<String> = ask!(other, "HGET", space.quarantine(), &member);
+    assert!(renewed.is_some_and(|entry| entry != read));
+    tell!(other, "HSET", space.quarantine(), &member, &read);
+    mend().await;
+    assert_eq!(other.lease_mode().quarantine_len().await.unwrap(), 0);
 }
