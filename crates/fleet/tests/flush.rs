@@ -265,6 +265,7 @@ async fn nothing_leaves_the_schedule_undecided() {
             let all = written.count() + 1;
             assert_eq!((end.released, end.quarantined, end.orphaned), (all, 0, 0), "{mood:?}");
             assert_eq!(bench.queue.0.due(), all, "{mood:?}");
+            assert!(bench.queue.0.at() <= secs(5), "{mood:?}: it is bounded");
             assert_eq!(bench.status.batch_failures.load(Relaxed), 1);
         }
     }
@@ -395,4 +396,27 @@ async fn a_balance_of_an_unknown_ledger_is_put_off_and_reported_and_not_taken_fo
     assert_eq!(*reason, "postgres_no_visible_rows");
     assert!(detail.contains("1 balances put off") && detail.contains("other organizations only"), "{detail}");
     assert_eq!(bench.status.unknown_ledger.load(Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_set_aside_is_put_off_and_the_others_are_written() {
+    let bench = Bench::new();
+    let (redis, space) = (&bench.queue.0, bench.space().clone());
+    redis.mutate(0..3, 1);
+    redis.schedule(member(&space, 9), Some(b"{}".to_vec()), 0.0);
+    gone(&bench, 10, 900.0, None);
+    redis.fail(&["quarantine", "lose"], ErrorClass::WrongType);
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!((end.updated, end.quarantined, end.orphaned), (3, 0, 0));
+    assert!(end.failure.is_none() && end.refused.is_none());
+    let unlisted = end.unlisted.unwrap();
+    assert_eq!((unlisted.members, unlisted.error.class), (2, ErrorClass::WrongType));
+    assert_eq!(*redis.postponed.borrow(), [member(&space, 9), member(&space, 10)]);
+    assert_eq!(bench.status.cleanup_failures.load(Relaxed), 2);
+
+    redis.fail(&["postpone"], ErrorClass::Permission);
+    redis.schedule(member(&space, 9), Some(b"{}".to_vec()), 0.0);
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!((end.orphaned, redis.leased()), (1, 1), "its claim lapses by itself");
+    assert_eq!(end.refused.map(|error| error.class), Some(ErrorClass::Permission));
 }

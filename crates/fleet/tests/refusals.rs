@@ -117,3 +117,30 @@ async fn an_unknown_format_is_shown_until_it_has_not_been_seen_for_two_periods()
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_quarantine_that_cannot_be_used_is_shown_and_the_others_are_written() {
+    local(async {
+        let lab = Lab::new();
+        let poison = || lab.redis.schedule(member(&lab.redis.space, 50), Some(b"{}".to_vec()), 0.0);
+        lab.redis.fail(&["quarantine"], ErrorClass::WrongType);
+        poison();
+        lab.redis.mutate(0..10, 1);
+        lab.start();
+        lab.until("all are written", |lab| lab.redis.settled.borrow().len() == 10).await;
+        lab.until("it is shown", |lab| lab.reason() == Some("redis_wrong_type")).await;
+        let shown = lab.status.state();
+        assert_eq!(shown.state, TenantState::Degraded);
+        assert!(shown.detail.unwrap().starts_with("1 balances put off, they can't be set aside: "));
+        assert_eq!(*lab.redis.postponed.borrow(), [member(&lab.redis.space, 50)]);
+        // It comes due again, and goes where it belongs once somebody has removed what stood there.
+        lab.redis.heal();
+        tokio::time::sleep(secs(60)).await;
+        assert_eq!(lab.reason(), Some("redis_wrong_type"), "until the next try");
+        poison();
+        lab.until("it is set aside", |lab| lab.redis.quarantined.borrow().len() == 1).await;
+        tokio::time::sleep(secs(121)).await;
+        assert_eq!(lab.reason(), None);
+    })
+    .await;
+}

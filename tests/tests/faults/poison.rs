@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, put_raw, write_operations};
 use balance_sync_sandbox::{Sandbox, SandboxTenant, balance_table, eventually};
-use balance_sync_tests::ledger::{is_settled, quarantine_key, row, rows, scores};
+use balance_sync_tests::ledger::{is_settled, losses_key, quarantine_key, row, rows, scores};
 use balance_sync_tests::{SOON, Worker, run};
 use redis::AsyncCommands;
 use serde_json::Value;
@@ -231,6 +231,57 @@ async fn a_full_quarantine_puts_off_and_raises_its_alarm() -> Result<()> {
     assert_eq!(left.len(), 3);
     let put_off = Duration::from_secs(500).as_secs_f64();
     assert!(left.values().all(|score| *score > now + put_off), "{left:?}, it is {now}");
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// Somebody's key stands where the quarantine, or the losses, of the tenant belong.
+#[tokio::test]
+async fn a_key_in_the_place_of_the_quarantine_degrades_the_tenant_and_loses_nothing() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, BATCH).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let mut redis = sandbox.redis().connect().await?;
+    for key in [quarantine_key(&tenant), losses_key(&tenant)] {
+        let () = redis.set(&key, "somebody else's").await?;
+    }
+    let mut worker = brisk(&sandbox, "w").set("claim.put_off", "1s").start().await?;
+    let member = tenant.keys.member(&tenant.balances[CULPRIT]);
+    mutate_with_poison(&sandbox, &tenant, 2, &member, "[]").await?;
+    let gone = tenant.keys.member(&tenant.balances[0]).replace('#', "-nobody#");
+    let () = redis.zadd(tenant.keys.schedule(), &gone, 1_700_000_000).await?;
+
+    let id = ("tenant_id", tenant.id.as_str());
+    worker.reaches("balance_sync_tenant_degraded", &[id, ("reason", "redis_wrong_type")], 1.0).await?;
+    worker.reaches("balance_sync_balances_total", &[("outcome", "updated")], (BATCH - 1) as f64).await?;
+    let overview: Value = serde_json::from_str(&worker.get("/api/v1/overview").await?.1)?;
+    assert_eq!(overview["verdict"], "degraded", "{}", overview["reasons"]);
+    // Tried again and again.
+    worker.reaches("balance_sync_cleanup_failures_total", &[id], 6.0).await?;
+    let waiting: Vec<String> = scores(&sandbox, &tenant.keys.schedule()).await?.into_keys().collect();
+    let mut expected = [gone.clone(), member.clone()];
+    expected.sort();
+    assert_eq!(waiting, expected);
+    assert!(redis.ttl::<_, i64>(&member).await? > 600, "its value lives on");
+
+    for key in [quarantine_key(&tenant), losses_key(&tenant)] {
+        let () = redis.del(&key).await?;
+    }
+    let (listed, entry) = one_quarantined(&sandbox, &tenant).await?;
+    assert_eq!((listed, entry["value"].as_str()), (member, Some("[]")));
+    eventually(SOON, "the loss, and nothing scheduled", || async {
+        let mut redis = sandbox.redis().connect().await?;
+        ensure!(redis.hkeys::<_, Vec<String>>(losses_key(&tenant)).await? == [gone.clone()]);
+        ensure!(scores(&sandbox, &tenant.keys.schedule()).await?.is_empty());
+        Ok(())
+    })
+    .await?;
+    eventually(SOON, "no such reason any more", || async {
+        let shown =
+            worker.metric("balance_sync_tenant_degraded", &[id, ("reason", "redis_wrong_type")]).await?;
+        ensure!(shown == 0.0, "{shown}");
+        Ok(())
+    })
+    .await?;
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

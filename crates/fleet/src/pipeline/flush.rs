@@ -7,7 +7,7 @@ use std::{
 };
 
 use balance_sync_domain::{BalanceRef, BalanceValue, Candidate, aggregate, effective_key};
-use balance_sync_schedule::{Claimed, Refusal, ScheduleError};
+use balance_sync_schedule::{Claimed, ErrorClass, Refusal, ScheduleError};
 use balance_sync_store::{Outcome, Row, RowResult};
 use balance_sync_trace as trace;
 
@@ -57,8 +57,19 @@ pub struct FlushEnd {
     pub settled: bool,
     /// What Redis said when it refused that.
     pub refused: Option<ScheduleError>,
+    /// Members that could be neither written nor set aside. They are put off.
+    pub unlisted: Option<Box<Unlisted>>,
     /// Why nothing was written.
     pub failure: Option<SinkError>,
+}
+
+/// Members that can't be set aside, because the key for that holds something else.
+#[derive(Debug)]
+pub struct Unlisted {
+    /// How many.
+    pub members: usize,
+    /// What Redis said.
+    pub error: ScheduleError,
 }
 
 impl FlushEnd {
@@ -416,11 +427,39 @@ async fn isolate<Q: Queue>(
         }
         Err(error) => {
             span.fail(redis_reaction(error.class).reason, || error.to_string());
-            end.orphaned += refused.len();
             status.cleanup_failures.fetch_add(1, Relaxed);
             tracing::warn!(members = refused.len(), %error, "members could not be quarantined, they stay scheduled");
-            end.note(error);
+            if error.class == ErrorClass::WrongType {
+                let members: Vec<_> =
+                    refused.iter().map(|(member, _)| (*member, member.value.is_some())).collect();
+                put_off_unlisted(queue, &members, error, end, status).await;
+            } else {
+                end.orphaned += refused.len();
+                end.note(error);
+            }
         }
+    }
+}
+
+/// Puts members off that can't be set aside because the key of the quarantine, or of the losses, holds something else. They stay
+/// scheduled and alive until somebody removes it; without this they would come back with each lease that lapses.
+pub(crate) async fn put_off_unlisted<Q: Queue>(
+    queue: &Q,
+    members: &[(&Claimed, bool)],
+    error: ScheduleError,
+    end: &mut FlushEnd,
+    status: &TenantStatus,
+) {
+    let before = end.unlisted.as_ref().map_or(0, |unlisted| unlisted.members);
+    end.unlisted = Some(Box::new(Unlisted { members: before + members.len(), error }));
+    let span = trace::current().store_call("postpone", "redis");
+    span.count("members", members.len());
+    if let Err(error) = span.around(queue.postpone(members)).await {
+        span.fail(redis_reaction(error.class).reason, || error.to_string());
+        end.orphaned += members.len();
+        status.cleanup_failures.fetch_add(1, Relaxed);
+        tracing::warn!(members = members.len(), %error, "balances could not be put off, their claims lapse by themselves");
+        end.note(error);
     }
 }
 

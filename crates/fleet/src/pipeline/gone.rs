@@ -9,13 +9,13 @@
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use balance_sync_domain::BalanceRef;
-use balance_sync_schedule::{Claimed, Loss};
+use balance_sync_schedule::{Claimed, ErrorClass, Loss};
 use balance_sync_store::{Fate, LastKnown, Named};
 use balance_sync_trace as trace;
 
 use super::{
     failure::{SinkError, reaction, redis_reaction},
-    flush::{FlushEnd, release, shown},
+    flush::{FlushEnd, put_off_unlisted, release, shown},
     ports::{Queue, Sink},
 };
 use crate::status::TenantStatus;
@@ -262,10 +262,15 @@ async fn record<Q: Queue>(queue: &Q, lost: &[(&Claimed, Loss)], end: &mut FlushE
         }
         Err(error) => {
             span.fail(redis_reaction(error.class).reason, || error.to_string());
-            end.orphaned += lost.len();
             status.cleanup_failures.fetch_add(1, Relaxed);
             tracing::warn!(members = lost.len(), %error, "losses could not be recorded, members stay scheduled");
-            end.note(error);
+            if error.class == ErrorClass::WrongType {
+                let members: Vec<_> = lost.iter().map(|(member, _)| (*member, false)).collect();
+                put_off_unlisted(queue, &members, error, end, status).await;
+            } else {
+                end.orphaned += lost.len();
+                end.note(error);
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use balance_sync_schedule::{Claim, Claimed, Refused, ScheduleError};
 use super::{ClaimAnswer, Driver, Happened, Landing, PermitSlot, UpkeepAnswer};
 use crate::pipeline::{
     failure::{SinkError, UNKNOWN_FORMAT, redis_failure},
-    flush::FlushEnd,
+    flush::{FlushEnd, Unlisted},
     ports::{Queue, Sink},
 };
 use crate::status::Stage;
@@ -26,6 +26,9 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
                 self.held.retain(|(held, _)| *held != id);
                 for (reason, detail) in &end.notices {
                     self.note_put_off(reason, detail);
+                }
+                if let Some(unlisted) = &end.unlisted {
+                    self.note_unlisted(unlisted);
                 }
                 if let Some(error) = &end.failure
                     && !self.machine.is_running()
@@ -124,6 +127,13 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
         } else {
             tracing::error!(reason, detail, "balances can't be written now: they stay scheduled");
         }
+    }
+
+    /// Some members can be neither written nor set aside. They wait for somebody to remove what stands in the way, and the others
+    /// are written. The flush has logged it.
+    fn note_unlisted(&self, Unlisted { members, error }: &Unlisted) {
+        let detail = format!("{members} balances put off, they can't be set aside: {error}");
+        self.status.notice(error.class.name(), detail, 2 * self.options.put_off);
     }
 
     fn upkeep_end(&self, answer: UpkeepAnswer) -> UpkeepEnd {
