@@ -1,7 +1,7 @@
 //! Values in every format that live ledgers write, from Redis through whole workers into Postgres: each sample's row
 //! must hold what the sample expects, digit for digit, and what must be refused must not be written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::ledger::{Amounts, DEFAULT_TTL, Format, TenantKeys};
@@ -145,9 +145,8 @@ async fn quarantined(sandbox: &Sandbox, keys: &TenantKeys) -> Result<BTreeMap<St
 }
 
 #[tokio::test]
-async fn every_sample_arrives_as_expected_or_is_refused() -> Result<()> {
-    let samples: Vec<Sample> =
-        Sample::all()?.into_iter().filter(|sample| !sample.is_unknown_format()).collect();
+async fn every_sample_arrives_as_expected_is_refused_or_waits() -> Result<()> {
+    let samples = Sample::all()?;
     let sandbox = balance_sync_tests::sandbox(0, 0).await?;
     let mut pools = BTreeMap::new();
     for id in TENANTS {
@@ -166,7 +165,9 @@ async fn every_sample_arrives_as_expected_or_is_refused() -> Result<()> {
         let () = redis.zadd(sample.keys().schedule(), &sample.member, now - 1.0).await?;
     }
 
-    let mut many = Worker::of(&sandbox).start().await?;
+    let unknown: Vec<&Sample> = samples.iter().filter(|sample| sample.is_unknown_format()).collect();
+    let mut many =
+        Worker::of(&sandbox).expect_error("a format that this release doesn't know").start().await?;
     let mut one = Worker::of(&sandbox)
         .set("tenants.source", "single")
         .set("tenants.single.host", "127.0.0.1")
@@ -177,19 +178,34 @@ async fn every_sample_arrives_as_expected_or_is_refused() -> Result<()> {
         .secret(password)
         .start()
         .await?;
-    for sample in &samples {
-        eventually(SOON, "an empty schedule", || async {
-            let left = scores(&sandbox, &sample.keys().schedule()).await?;
-            ensure!(left.is_empty(), "{left:?}");
+    for tenant in pools.keys() {
+        let keys = tenant.as_deref().map_or_else(TenantKeys::single, TenantKeys::tenant);
+        let stays: BTreeSet<&str> = unknown
+            .iter()
+            .filter(|sample| sample.tenant == *tenant)
+            .map(|sample| sample.member.as_str())
+            .collect();
+        eventually(SOON, "a schedule of nothing but unknown formats", || async {
+            let left = scores(&sandbox, &keys.schedule()).await?;
+            let left: BTreeSet<&str> = left.keys().map(String::as_str).collect();
+            ensure!(left == stays, "{left:?} instead of {stays:?}");
             anyhow::Ok(())
         })
         .await?;
+        if let Some(id) = tenant {
+            let shown = [("tenant_id", id.as_str()), ("reason", "value_unknown_format")];
+            let shown = many.metric("balance_sync_tenant_degraded", &shown).await?;
+            ensure!((shown == 1.0) != stays.is_empty(), "{id}: {shown}, and {stays:?} stay scheduled");
+        }
     }
+    let reported = many.metric("balance_sync_balances_total", &[("outcome", "unknown_format")]).await?;
+    ensure!(reported >= unknown.len() as f64, "{reported} of {} are reported", unknown.len());
     for sample in &samples {
         sample.check_row(&pools[&sample.tenant]).await?;
         let reason = quarantined(&sandbox, &sample.keys()).await?.remove(&sample.member);
+        // A format that is not known is no fault of the value.
         ensure!(
-            reason.is_some() == sample.refuse().is_some(),
+            reason.is_some() == (sample.refuse().is_some() && !sample.is_unknown_format()),
             "{}: {reason:?} instead of {:?}",
             sample.case,
             sample.refuse()
