@@ -384,3 +384,17 @@ fn no_clamped_ledger_number_breaks_a_relation() {
         assert!(printed(&config, key).contains("# default"));
     }
 }
+
+/// As any empty variable. An empty mode of the tenant service means `disable`; of this variable the ledger's contract says
+/// nothing, and `prefer` works with each server that the ledger could mean.
+#[test]
+fn an_empty_ssl_mode_is_as_good_as_none() {
+    for empty in ["", " "] {
+        let config = complete("", &[("DB_TRANSACTION_SSLMODE", empty)]).unwrap();
+        assert_eq!(printed(&config, "tenants.single.sslmode"), "\"prefer\"  # default");
+        // Nor does it take the place of what was configured for this worker.
+        let file = "[tenants.single]\nsslmode = \"verify-full\"";
+        let config = complete(file, &[("DB_TRANSACTION_SSLMODE", empty)]).unwrap();
+        assert!(printed(&config, "tenants.single.sslmode").starts_with("\"verify-full\""));
+    }
+}
