@@ -221,3 +221,42 @@ async fn what_is_put_off_stays_scheduled_and_alive_and_comes_due_again() {
         assert_eq!(schedule.release(&all(&again.entries)).await.unwrap().released, 1);
     }
 }
+
+#[tokio::test]
+async fn putting_off_changes_no_other_life_and_no_other_lock() {
+    let tenant = Tenant::new("postpone-others").await;
+    let schedule = tenant.lock_mode("us");
+    let foreign = "tenant:somebody-else:balance:{transactions}:o:l:@a#default";
+    let names = ["endless", "long", "locked"].map(|name| tenant.member(name));
+    for member in names.iter().map(String::as_str).chain([foreign]) {
+        tell!(tenant, "ZADD", tenant.space.schedule(), "1", member);
+        tell!(tenant, "SET", member, "{}");
+    }
+    tell!(tenant, "PEXPIRE", &names[1], 50_000_000);
+    tell!(tenant, "PEXPIRE", foreign, 50_000);
+    let claim = schedule.claim(10).await.unwrap();
+    let lock = tenant.space.lock(names[2].as_bytes());
+    tell!(tenant, "SET", &lock, "them");
+    let held: Vec<_> = claim.entries.iter().map(|claimed| (claimed, true)).collect();
+    assert_eq!(schedule.postpone(&held).await.unwrap().postponed, 4);
+    assert_eq!(tenant.life(&names[0]).await, -1, "what has no end gets none");
+    assert!(tenant.life(&names[1]).await > 40_000_000, "no life is cut short");
+    assert!(tenant.life(foreign).await <= 50_000, "another tenant's value is not ours to keep");
+    assert_eq!(tenant.lock_of(&names[2]).await.as_deref(), Some("them"));
+    tell!(tenant, "DEL", foreign);
+}
+
+#[tokio::test]
+async fn thousands_are_put_off_at_once() {
+    let tenant = Tenant::new("postpone-many").await;
+    let schedule = tenant.lease_mode();
+    let members = tenant.schedule_many(2_500).await;
+    let claim = schedule.claim(3_000).await.unwrap();
+    let held: Vec<_> = claim.entries.iter().map(|claimed| (claimed, false)).collect();
+    assert_eq!(schedule.postpone(&held).await.unwrap().postponed, 2_500);
+    let (now, _): (f64, u64) = ask!(tenant, "TIME");
+    for member in members {
+        let wait = number(&tenant.score(&member).await.unwrap()) - now;
+        assert!(wait > 40.0, "{member} is due in {wait} s");
+    }
+}

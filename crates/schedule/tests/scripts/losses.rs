@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use balance_sync_schedule::{Claimed, Loss, REASON_LOST, Schedule};
 
-use crate::{Tenant, all, names, number, refusal, tell};
+use crate::{Tenant, all, ask, names, number, refusal, tell};
 
 fn loss(version: i64) -> Loss {
     Loss {
@@ -107,6 +107,69 @@ async fn an_unconfirmed_loss_goes_when_it_is_retried_and_nothing_was_lost() {
 }
 
 #[tokio::test]
+async fn a_confirmed_loss_stays_although_a_retry_finds_nothing() {
+    let tenant = Tenant::new("loss-certain").await;
+    let schedule = tenant.lease_mode();
+    let (member, mine) = gone(&tenant, &schedule, "a").await;
+    schedule.lose(&[(&mine[0], loss(7))]).await.unwrap();
+    schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap();
+    let asked = claimed(&schedule).await;
+    assert_eq!(schedule.dismiss(&all(&asked)).await.unwrap().removed, 1);
+    assert_eq!(schedule.losses_len().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn that_a_balance_may_have_forked_stays_when_it_is_lost_again() {
+    let tenant = Tenant::new("loss-forked").await;
+    let schedule = tenant.lease_mode();
+    let (member, mine) = gone(&tenant, &schedule, "a").await;
+    schedule.lose(&[(&mine[0], loss(7))]).await.unwrap();
+    tenant.mutate("a", "later").await;
+    schedule.settle(&all(&claimed(&schedule).await)).await.unwrap();
+    let later = async || {
+        let entry = schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
+        entry.loss.unwrap().later_at
+    };
+    let marked = later().await;
+    assert!(marked.is_some());
+    let (_, mine) = gone(&tenant, &schedule, "a").await;
+    schedule.lose(&[(&mine[0], loss(9))]).await.unwrap();
+    assert_eq!(later().await, marked);
+}
+
+#[tokio::test]
+async fn recording_a_loss_frees_our_lock_and_no_other() {
+    let tenant = Tenant::new("loss-locks").await;
+    let schedule = tenant.lock_mode("us");
+    for (holder, left) in [(None, None), (Some("them"), Some("them"))] {
+        let (member, mine) = gone(&tenant, &schedule, "a").await;
+        assert_eq!(tenant.lock_of(&member).await.as_deref(), Some("us"));
+        if let Some(holder) = holder {
+            tell!(tenant, "SET", tenant.space.lock(member.as_bytes()), holder);
+        }
+        schedule.lose(&[(&mine[0], loss(7))]).await.unwrap();
+        assert_eq!(tenant.lock_of(&member).await.as_deref(), left);
+    }
+}
+
+#[tokio::test]
+async fn beyond_the_bound_a_new_loss_is_put_off_and_a_known_one_renewed() {
+    let tenant = Tenant::new("loss-full").await;
+    let schedule = tenant.with(|options| options.quarantine_limit = 1);
+    let (known, mine) = gone(&tenant, &schedule, "a").await;
+    schedule.lose(&[(&mine[0], loss(7))]).await.unwrap();
+    let (new, mine) = gone(&tenant, &schedule, "b").await;
+    let report = schedule.lose(&[(&mine[0], loss(7))]).await.unwrap();
+    assert_eq!((report.quarantined, report.full), (0, 1));
+    let now: (f64, u64) = ask!(tenant, "TIME");
+    let wait = number(&tenant.score(&new).await.unwrap()) - now.0;
+    assert!((580.0..602.0).contains(&wait), "put off by {wait} s");
+    let (_, mine) = gone(&tenant, &schedule, "a").await;
+    assert_eq!(schedule.lose(&[(&mine[0], loss(9))]).await.unwrap().quarantined, 1);
+    assert_eq!(schedule.quarantine_get(known.as_bytes()).await.unwrap().unwrap().count, 2);
+}
+
+#[tokio::test]
 async fn what_is_certain_is_not_replaced_by_a_guess() {
     let tenant = Tenant::new("loss-again").await;
     let schedule = tenant.lease_mode();
@@ -168,12 +231,14 @@ async fn only_the_lease_loses_dismisses_and_puts_off() {
         assert_eq!(schedule.losses_len().await.unwrap(), 0);
 
         let mine = claimed(&schedule).await;
-        let report = schedule.put_off(&all(&mine), Duration::from_secs(60)).await.unwrap();
+        let report = schedule.put_off(&all(&mine), Duration::from_secs(900)).await.unwrap();
         assert_eq!((report.released, report.kept), (1, 0));
         let later = number(&tenant.score(&member).await.unwrap());
+        let now: (f64, u64) = ask!(tenant, "TIME");
+        assert!((880.0..902.0).contains(&(later - now.0)), "put off by {} s", later - now.0);
         assert!((later * 1e6 - (later * 1e6).round()).abs() > 0.25, "no producer writes {later}");
         assert!(claimed(&schedule).await.is_empty(), "put off means not due");
-        let exists: bool = crate::ask!(tenant, "EXISTS", tenant.space.lock(member.as_bytes()));
+        let exists: bool = ask!(tenant, "EXISTS", tenant.space.lock(member.as_bytes()));
         assert!(!exists, "whoever comes next may claim it");
         tell!(tenant, "DEL", tenant.space.schedule());
     }

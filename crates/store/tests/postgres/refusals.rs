@@ -344,3 +344,24 @@ async fn one_row_that_is_refused_among_others_is_its_own_fault() {
     sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut connection).await.unwrap();
     assert_eq!(refused(&tenant, &[poison(30)]).await, Ok(vec![0]));
 }
+
+#[tokio::test]
+async fn what_the_batch_itself_gets_is_better_evidence_than_what_others_get() {
+    let tenant = Tenant::new("refuses_others").await;
+    tenant.seed(100).await;
+    // Each row that could be tried beside the batch is refused, and one of the batch.
+    tenant
+        .sql(
+            "CREATE FUNCTION judge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+               IF substr(NEW.alias, 3)::int NOT BETWEEN 40 AND 50 OR NEW.alias = '@a45' THEN \
+                 RAISE EXCEPTION 'closed'; END IF; \
+               RETURN NEW; END $$; \
+             CREATE TRIGGER t BEFORE UPDATE ON balance FOR EACH ROW EXECUTE FUNCTION judge()",
+        )
+        .await;
+    // What was written as evidence is stale when it is sent with the others.
+    let results = tenant.database().update_isolating(&Table::unqualified(), &rows(40..=50)).await.unwrap();
+    let refused = |result: &RowResult| matches!(result, RowResult::Refused { .. });
+    assert!(results.iter().enumerate().all(|(at, result)| refused(result) == (at == 5)), "{results:?}");
+    assert_eq!(tenant.value("SELECT count(*) FROM balance WHERE version = 9").await, "10");
+}

@@ -272,3 +272,31 @@ async fn many_deleted_rows_are_found_with_few_statements() {
     assert_eq!(fates[..10_000].iter().find(|fate| **fate != Fate::Deleted), None);
     assert_eq!(fates[10_000..].iter().find(|fate| **fate != Fate::Stale { row_version: 1 }), None);
 }
+
+#[tokio::test]
+async fn two_rows_of_one_name_prove_nothing() {
+    let tenant = Tenant::new("ambiguous").await;
+    tenant.seed(2).await;
+    tenant.sql("UPDATE balance SET alias = '@a1'").await;
+    let found = fate(&tenant, named("@a1")).await;
+    assert_eq!(why(&found), "several rows have this alias and key");
+    assert!(matches!(found, Fate::Unknown { row_version: None, .. }));
+}
+
+/// Only the latest 500 operations are read; where the ledger writes `recorded_at`, that is what they are the latest by.
+#[tokio::test]
+async fn operations_are_the_latest_by_the_time_they_were_recorded() {
+    let tenant = Tenant::new("recorded").await;
+    tenant.seed(1).await;
+    tenant
+        .sql(
+            "INSERT INTO operation (balance_id, account_id, organization_id, ledger_id, balance_version_after, \
+                 available_balance_after, on_hold_balance_after, created_at, recorded_at) \
+             SELECT id, account_id, organization_id, ledger_id, n, n, 0, \
+                 now() - n * interval '1 second', now() + n * interval '1 second' \
+             FROM balance, generate_series(1, 600) AS n",
+        )
+        .await;
+    let Fate::Lost(lost) = fate(&tenant, named("@a1")).await else { panic!("not lost") };
+    assert_eq!(lost.version, 600, "its account's clock says that it is the oldest");
+}
