@@ -105,7 +105,7 @@ enum UpkeepAnswer {
 }
 
 enum Landing {
-    Ended(FlightId, FlushEnd),
+    Ended(FlightId, Box<FlushEnd>),
     Abandoned { released: usize, orphaned: usize },
 }
 

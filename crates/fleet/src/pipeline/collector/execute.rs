@@ -120,7 +120,8 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
         let claimed = Rc::new(batch);
         self.held.push((id, Rc::clone(&claimed)));
         let trace = std::mem::take(&mut self.batch);
-        self.flights.push(async move { Landing::Ended(id, flight(&claimed, trace).await) }.boxed_local());
+        self.flights
+            .push(async move { Landing::Ended(id, Box::new(flight(&claimed, trace).await)) }.boxed_local());
     }
 
     fn release(&mut self, id: FlightId, batch: Vec<Claimed>) {
