@@ -370,9 +370,15 @@ async fn an_unknown_format_and_a_deletion_marker_are_put_off_and_the_others_are_
             redis.schedule(member(&space, 7), Some(br#"{"ID":"x","SchemaVersion":3}"#.to_vec()), 0.0);
             redis.schedule(marked.clone(), Some(b"0190b5f2-token".to_vec()), 0.0);
             redis.postponed.borrow_mut().clear();
+            redis.kept_alive.borrow_mut().clear();
         }
         let end = bench.flush(&bench.claim().await).await;
         assert_eq!(*redis.postponed.borrow(), [member(&space, 7), marked.clone()]);
+        assert_eq!(
+            *redis.kept_alive.borrow(),
+            [member(&space, 7)],
+            "a marker has the TTL that the ledger gave it"
+        );
         assert_eq!((end.unknown_format, end.quarantined, end.orphaned), (1, 0, 0));
         assert!(end.notices[0].1.contains("SchemaVersion"));
         assert_eq!(if write_fails { end.released } else { end.updated }, 3);
@@ -387,10 +393,11 @@ async fn a_balance_of_an_unknown_ledger_is_put_off_and_reported_and_not_taken_fo
     let bench = Bench::new();
     let (redis, space) = (&bench.queue.0, bench.space().clone());
     redis.mutate(0..3, 1);
+    let unknown_member = vec![member(&space, 2)];
     let unknown = RowResult::UnknownLedger { message: "other organizations only".to_owned() };
     bench.sink.0.verdicts.borrow_mut().insert(2, unknown);
     let end = bench.flush(&bench.claim().await).await;
-    assert_eq!(*redis.postponed.borrow(), [member(&space, 2)]);
+    assert_eq!((&*redis.postponed.borrow(), &*redis.kept_alive.borrow()), (&unknown_member, &unknown_member));
     assert_eq!((end.unknown_ledger, end.updated, end.quarantined, end.orphaned), (1, 2, 0, 0));
     let (reason, detail) = &end.notices[0];
     assert_eq!(*reason, "postgres_no_visible_rows");

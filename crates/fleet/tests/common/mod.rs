@@ -110,6 +110,8 @@ pub struct Redis {
     pub settled: RefCell<Vec<Vec<u8>>>,
     pub released: RefCell<Vec<Vec<u8>>>,
     pub postponed: RefCell<Vec<Vec<u8>>>,
+    /// Of these, those whose values are to be kept alive.
+    pub kept_alive: RefCell<Vec<Vec<u8>>>,
     pub quarantined: RefCell<Vec<(Vec<u8>, &'static str)>>,
     pub dismissed: RefCell<Vec<Vec<u8>>>,
     /// For the time being, and for how long.
@@ -142,6 +144,7 @@ impl Redis {
             settled: RefCell::default(),
             released: RefCell::default(),
             postponed: RefCell::default(),
+            kept_alive: RefCell::default(),
             quarantined: RefCell::default(),
             dismissed: RefCell::default(),
             put_off: RefCell::default(),
@@ -312,6 +315,8 @@ impl Queue for FakeQueue {
 
     async fn postpone(&self, members: &[(&Claimed, bool)]) -> Result<PostponeReport, ScheduleError> {
         self.0.refuse("postpone")?;
+        let alive = members.iter().filter(|(_, alive)| *alive).map(|(claimed, _)| claimed.member.clone());
+        self.0.kept_alive.borrow_mut().extend(alive);
         let (taken, kept) = self.0.take_leased(members.iter().map(|(claimed, _)| *claimed));
         let report = PostponeReport { postponed: taken.len() as u64, kept };
         self.0.postponed.borrow_mut().extend(taken.into_iter().map(|waiting| waiting.member));
