@@ -452,15 +452,7 @@ pub(crate) async fn put_off_unlisted<Q: Queue>(
 ) {
     let before = end.unlisted.as_ref().map_or(0, |unlisted| unlisted.members);
     end.unlisted = Some(Box::new(Unlisted { members: before + members.len(), error }));
-    let span = trace::current().store_call("postpone", "redis");
-    span.count("members", members.len());
-    if let Err(error) = span.around(queue.postpone(members)).await {
-        span.fail(redis_reaction(error.class).reason, || error.to_string());
-        end.orphaned += members.len();
-        status.cleanup_failures.fetch_add(1, Relaxed);
-        tracing::warn!(members = members.len(), %error, "balances could not be put off, their claims lapse by themselves");
-        end.note(error);
-    }
+    put_off(queue, members, end, status).await;
 }
 
 /// Puts members off whose values nothing is wrong with and that can't be written now.
@@ -470,7 +462,9 @@ async fn postpone<Q: Queue>(
     end: &mut FlushEnd,
     status: &TenantStatus,
 ) {
-    let Some(Postponed { member: first, .. }) = postponed.first() else { return };
+    if postponed.is_empty() {
+        return;
+    }
     let count = |of: fn(&Delay) -> bool, reason: Option<&'static str>, end: &mut FlushEnd| {
         let mut of_these = postponed.iter().filter(|postponed| of(&postponed.why));
         let Some(first) = of_these.next() else { return 0 };
@@ -488,14 +482,25 @@ async fn postpone<Q: Queue>(
     status.unknown_format.fetch_add(end.unknown_format as u64, Relaxed);
     status.unknown_ledger.fetch_add(end.unknown_ledger as u64, Relaxed);
     status.deletion_markers.fetch_add(markers as u64, Relaxed);
-    let span = trace::current().store_call("postpone", "redis");
-    span.count("members", postponed.len());
-    // A marker has the life that the ledger gave it.
+    // A marker has the TTL that the ledger gave it.
     let members: Vec<_> = postponed
         .iter()
         .map(|postponed| (postponed.member, !matches!(postponed.why, Delay::DeletionMarker)))
         .collect();
-    match span.around(queue.postpone(&members)).await {
+    put_off(queue, &members, end, status).await;
+}
+
+/// Puts members off under their leases; each with whether its value is kept alive.
+async fn put_off<Q: Queue>(
+    queue: &Q,
+    members: &[(&Claimed, bool)],
+    end: &mut FlushEnd,
+    status: &TenantStatus,
+) {
+    let Some((first, _)) = members.first() else { return };
+    let span = trace::current().store_call("postpone", "redis");
+    span.count("members", members.len());
+    match span.around(queue.postpone(members)).await {
         Ok(report) => tracing::debug!(
             members = report.postponed,
             kept = report.kept,
@@ -504,9 +509,9 @@ async fn postpone<Q: Queue>(
         ),
         Err(error) => {
             span.fail(redis_reaction(error.class).reason, || error.to_string());
-            end.orphaned += postponed.len();
+            end.orphaned += members.len();
             status.cleanup_failures.fetch_add(1, Relaxed);
-            tracing::warn!(members = postponed.len(), %error, "balances could not be put off, their claims lapse by themselves");
+            tracing::warn!(members = members.len(), %error, "balances could not be put off, their claims lapse by themselves");
             end.note(error);
         }
     }
