@@ -463,7 +463,7 @@ mod tests {
         assert_eq!(verdict, Verdict::Healthy);
     }
 
-    /// Wrong green is worse than red: a loss is nobody's state and mends by nothing.
+    /// Wrong green is worse than red: a loss is no tenant's state and doesn't mend by itself.
     #[test]
     fn a_fleet_with_an_open_loss_is_not_healthy() {
         let mut fleet = view(Vec::new());

@@ -110,7 +110,7 @@ struct Listener {
 impl Listener {
     /// Passes on what a live subscription brings, until it breaks.
     async fn hear(&self, mut next: impl AsyncFnMut() -> Result<Vec<u8>, ScheduleError>) -> ScheduleError {
-        // At once and in any case: what happened while nobody listened was missed.
+        // At once and in any case: events during the disconnection were missed.
         let mut poll_at = Some(Instant::now());
         let mut polled: Option<Instant> = None;
         loop {

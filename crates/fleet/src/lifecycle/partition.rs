@@ -5,7 +5,7 @@
 //! goes moves only the tenants that become or were its own. The first owner works, the others stand by
 //! ([`crate::backends`]). It only saves work. Claims keep it correct when two lists
 //! differ for a moment, and for what no list can know (owners that are alive and don't work) each worker keeps an eye on
-//! the tenants of others: one whose balances have been due for long is looked after as well, whoever owns it
+//! the tenants of others: one whose balances have been due for long is served as well, whichever worker owns it
 //! (`docs/decisions/0007-partition.md`).
 
 use std::{
@@ -32,7 +32,7 @@ pub const OVERDUE: Duration = Duration::from_secs(120);
 /// Renewals per lease at the least: two may fail before others think that the worker is gone.
 const RENEWALS: u32 = 3;
 /// Longest time between two looks at who is alive, each of which renews the lease as well. Who comes first for a tenant must
-/// know at once that it does, when the worker before it has left: nobody else claims until then. Some 15 µs of Redis.
+/// know at once that it does, when the worker before it has left: no other claims until then. Some 15 µs of Redis.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A new worker looks a second time after this before it takes its share, and everybody after a change: workers that are
 /// started together find each other before they have started collectors that they must stop again.
@@ -79,7 +79,7 @@ pub enum Share {
         workers: BTreeSet<String>,
         /// Workers per tenant.
         replicas: usize,
-        /// Tenants that nobody seems to look after, whoever owns them.
+        /// Tenants that seem unserved, whichever worker owns them.
         adopted: BTreeSet<Tenant>,
     },
 }
@@ -101,7 +101,7 @@ impl Share {
     pub fn is_first(&self, tenant: &Tenant) -> bool {
         match self {
             Self::Everything => true,
-            // What seems abandoned is worked by whoever finds it.
+            // An unserved tenant is served by the worker that finds it.
             Self::Part { name, workers, adopted, .. } => {
                 adopted.contains(tenant) || ahead_of(name, tenant, workers, 1) == 0
             }
@@ -266,7 +266,7 @@ impl Partition {
         true
     }
 
-    /// Looks for balances of other workers' tenants that nobody seems to work.
+    /// Looks for due balances of other workers' tenants that seem unserved.
     async fn watch(&mut self) {
         let Ok(mut tenants) = self.unowned.send(Unowned).await else { return };
         tenants.extend(self.adopted.keys().cloned());

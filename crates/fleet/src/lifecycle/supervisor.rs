@@ -126,7 +126,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// A supervisor that knows nobody yet. Without a manager nobody is told of tenants that went.
+    /// A supervisor without collectors yet. Without a manager, tenants that leave are not reported.
     #[must_use]
     pub fn new(
         directory: Arc<dyn TenantDirectory>,

@@ -2,7 +2,7 @@
 //! without a word to the supervisor.
 //!
 //! Each thread counts up by itself, and one task on another thread looks whether it does. Time is counted in looks and not
-//! by the clock: where the whole process was stopped for a while, nobody has looked either.
+//! by the clock: where the whole process was stopped for a while, the watcher was stopped too.
 
 use std::{
     sync::{

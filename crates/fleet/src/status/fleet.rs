@@ -174,15 +174,15 @@ pub struct FleetStatus {
     pub directory: DirectoryStatus,
     /// Live workers that share the tenants out, this one among them; 0 while that isn't known, or without partition.
     pub workers: AtomicU64,
-    /// Tenants of the list in force, whoever looks after them.
+    /// Tenants of the list in force, whichever worker serves them.
     pub wanted: AtomicU64,
     /// Wanted tenants that are this worker's to look after.
     pub owned: AtomicU64,
-    /// Times a collector that stood by joined in, because something was due that nobody claimed.
+    /// Times a collector that stood by joined in, because something was due and remained unclaimed.
     pub joins: AtomicU64,
     /// Duration of the last reconcile pass, in microseconds.
     pub last_pass_us: AtomicU64,
-    /// The tenants that the directory listed last, whoever looks after them; `None` before the first answer.
+    /// The tenants that the directory listed last, whichever worker serves them; `None` before the first answer.
     listed: RwLock<Option<Listed>>,
     /// Tenants that operators halted.
     pub halts: Halts,
@@ -212,7 +212,7 @@ impl FleetStatus {
                 .entry(tenant.clone())
                 .or_insert_with(|| Arc::new(TenantStatus::new(tenant.clone()))),
         );
-        // Looked up once it can be found: whoever halts tenants meanwhile finds it, or is found here.
+        // Looked up after it was inserted: a concurrent pause finds it, or is found here.
         if self.halts.contains(tenant) {
             status.paused.store(true, Relaxed);
         }
@@ -226,7 +226,7 @@ impl FleetStatus {
 
     /// Shows each tenant, in no order.
     pub fn each(&self, mut look: impl FnMut(&TenantStatus)) {
-        // Not held while looking: whoever starts a tenant must not wait for this.
+        // Not held while looking: starting a tenant must not wait for this.
         let all: Vec<_> = self.tenants.iter().map(|entry| Arc::clone(entry.value())).collect();
         all.iter().for_each(|status| look(status));
     }

@@ -101,7 +101,7 @@ pub struct TenantStatus {
     pub leaving: AtomicBool,
     /// An operator halted this tenant: nothing is claimed, and what waits is kept alive.
     pub paused: AtomicBool,
-    /// Another worker comes first: this one claims only when nobody else does.
+    /// Another worker comes first: this one claims only when no other does.
     pub standby: AtomicBool,
     /// What its collector is told out of turn.
     pub orders: Orders,

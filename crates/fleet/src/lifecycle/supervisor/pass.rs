@@ -37,8 +37,8 @@ impl Supervisor {
         if self.fleet.still_threads.load(Relaxed) > 0 {
             self.give_up_lost();
         }
-        let nobody = BTreeSet::new();
-        let wanted = if self.draining.is_some() { &nobody } else { &self.mine };
+        let none = BTreeSet::new();
+        let wanted = if self.draining.is_some() { &none } else { &self.mine };
         let steps = plan(wanted, &self.slots, begun.into_std(), &self.options.limits);
         apply(&steps, &mut self.slots, begun.into_std());
         let span = self.span_of(&steps, begun);
