@@ -62,7 +62,7 @@ fuzz: ## Feed made-up members and values to the parsers (FUZZ_SECONDS=60 for eac
 
 differential: ## Compare the reading of values with a naive one (DIFFERENTIAL_INPUTS=10000000, DIFFERENTIAL_SEED=1)
 	DIFFERENTIAL_INPUTS=$(DIFFERENTIAL_INPUTS) \
-		$(CARGO) test --release --locked --package balance-sync-domain --test differential -- --nocapture
+		$(CARGO) test --release --locked --package balance-sync-domain --test it -- --nocapture differential
 
 coverage: setup ## Line coverage of all crates but the sandbox, by cargo-llvm-cov or cargo-tarpaulin
 	@sh tests/setup.sh pgbouncer

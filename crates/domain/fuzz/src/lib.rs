@@ -1,5 +1,5 @@
 //! What must hold for any bytes that Redis may hold. The fuzz targets call these checks with what the fuzzer
-//! makes up, and `tests/corpus.rs` with the corpus that is checked in, so both check the same. They panic when
+//! makes up, and `tests/it/corpus.rs` with the corpus that is checked in, so both check the same. They panic when
 //! something does not hold.
 
 pub mod naive;

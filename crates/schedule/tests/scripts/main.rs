@@ -2,7 +2,6 @@
 //! each as a tenant of its own; those that break their server start another.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../common/mod.rs"]
 mod common;
 
 mod by_hand;
@@ -15,6 +14,7 @@ mod hostile;
 mod link;
 mod locks;
 mod losses;
+mod model;
 mod protect;
 mod quarantine;
 mod refusals;

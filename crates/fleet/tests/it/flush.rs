@@ -1,0 +1,426 @@
+//! One flush: what becomes of each member of a batch.
+
+use std::{rc::Rc, sync::atomic::Ordering::Relaxed};
+
+use crate::common::*;
+use balance_sync_domain::KeySpace;
+use balance_sync_fleet::{
+    pipeline::{
+        Batch, FlushEnd, Queue, REASON_MISSING, REASON_REFUSED, REASON_UNREADABLE, Sink, SinkError, flush,
+    },
+    status::{FleetStatus, TenantStatus, Trigger},
+};
+use balance_sync_schedule::{Claimed, ErrorClass};
+use balance_sync_store::{Fate, LastKnown, Outcome, RowResult};
+use balance_sync_tenants::KeyForm;
+
+struct Bench {
+    queue: FakeQueue,
+    sink: FakeSink,
+    fleet: FleetStatus,
+    status: TenantStatus,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let tenant = tenant("acme");
+        Self {
+            queue: FakeQueue(Rc::new(Redis::new(tenant.key_space(KeyForm::AsListed)))),
+            sink: FakeSink(Rc::new(Postgres::new())),
+            fleet: FleetStatus::default(),
+            status: TenantStatus::new(tenant),
+        }
+    }
+
+    fn space(&self) -> &KeySpace {
+        &self.queue.0.space
+    }
+
+    async fn claim(&self) -> Vec<Claimed> {
+        self.queue.claim(100).await.unwrap().entries
+    }
+
+    async fn flush(&self, claimed: &[Claimed]) -> FlushEnd {
+        let permit = self.sink.permit(false).await.unwrap();
+        let trigger = Trigger::Size;
+        let batch = Batch { claimed, trigger, waited: secs(0), deadline: secs(5), trail_grace: secs(60) };
+        flush(&self.queue, &self.sink, permit, batch, &self.fleet, &self.status).await
+    }
+
+    fn settled(&self) -> Vec<Vec<u8>> {
+        let mut settled = self.queue.0.settled.borrow().clone();
+        settled.sort();
+        settled
+    }
+
+    fn quarantined(&self) -> Vec<(Vec<u8>, &'static str)> {
+        let mut quarantined = self.queue.0.quarantined.borrow().clone();
+        quarantined.sort();
+        quarantined
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_that_cant_be_read_is_set_aside_with_what_its_key_holds_and_is_not_called_expired() {
+    let bench = Bench::new();
+    let (redis, space) = (&bench.queue.0, bench.space().clone());
+    redis.mutate(0..2, 1);
+    redis.schedule(member(&space, 7), None, 0.0);
+    let mut claimed = bench.claim().await;
+    claimed.last_mut().unwrap().unreadable = Some("its key is of type list".to_owned());
+
+    let end = bench.flush(&claimed).await;
+    assert_eq!((end.updated, end.quarantined, end.orphaned), (2, 1, 0));
+    assert_eq!(bench.quarantined(), [(member(&space, 7), REASON_UNREADABLE)]);
+    assert_eq!(
+        redis.details.borrow()[..],
+        ["the value can't be read: its key is of type list; allowed: a string"]
+    );
+    assert_eq!(bench.status.expired.load(Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn poison_of_every_kind_is_isolated_and_the_others_are_written_in_the_same_flush() {
+    let bench = Bench::new();
+    let (redis, space) = (&bench.queue.0, bench.space().clone());
+    redis.mutate(0..4, 1);
+    let foreign = member(&tenant("other").key_space(KeyForm::AsListed), 50);
+    let poison = [
+        (foreign, None, "member_foreign_tenant"),
+        (b"\xff\xfe".to_vec(), None, "member_not_utf8"),
+        (
+            format!("{}x", space.balance_prefix()).into_bytes(),
+            Some(value(51, 1)),
+            "member_without_organization",
+        ),
+        (member(&space, 52), Some(b"not json".to_vec()), "value_not_a_json_object"),
+        (member(&space, 53), Some(b"{}".to_vec()), "value_field_missing"),
+        (member(&space, 55), Some(value(55, 1)), REASON_MISSING),
+        (member(&space, 56), Some(value(56, 1)), REASON_REFUSED),
+    ];
+    for (member, value, _) in &poison {
+        redis.schedule(member.clone(), value.clone(), 0.0);
+    }
+    bench.sink.0.verdicts.borrow_mut().insert(55, RowResult::Ok(Outcome::Missing));
+    let refused =
+        RowResult::Refused { sqlstate: "22003".to_owned(), message: "numeric field overflow".to_owned() };
+    bench.sink.0.verdicts.borrow_mut().insert(56, refused);
+
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!(bench.settled(), (0..4).map(|n| member(&space, n)).collect::<Vec<_>>());
+    let mut expected: Vec<(Vec<u8>, &str)> =
+        poison.into_iter().map(|(member, _, reason)| (member, reason)).collect();
+    expected.sort();
+    assert_eq!(bench.quarantined(), expected);
+    assert_eq!((end.claimed, end.updated, end.quarantined, end.released, end.orphaned), (11, 4, 7, 0, 0));
+    assert!(end.failure.is_none());
+    assert_eq!(redis.leased() + redis.due(), 0);
+
+    let sent = bench.sink.0.updates.borrow()[0].ids.clone();
+    assert_eq!(sent, [0, 1, 2, 3, 55, 56], "nothing else reaches Postgres, and no other tenant's");
+    assert_eq!(bench.status.quarantined.load(Relaxed), 7);
+    assert_eq!(bench.status.batch_failures.load(Relaxed), 0, "poison is no failure of the batch");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_tenants_member_never_reaches_the_sink_even_with_a_value() {
+    let bench = Bench::new();
+    let other = tenant("other").key_space(KeyForm::AsListed);
+    bench.queue.0.schedule(member(&other, 1), Some(value(1, 1)), 0.0);
+    bench.queue.0.schedule(member(&KeySpace::single(), 2), Some(value(2, 1)), 0.0);
+    bench.flush(&bench.claim().await).await;
+    assert!(bench.sink.0.updates.borrow().is_empty());
+    let reasons: Vec<_> = bench.quarantined().into_iter().map(|(_, reason)| reason).collect();
+    assert_eq!(reasons, ["member_without_tenant_prefix", "member_foreign_tenant"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_claims_of_one_balance_the_newest_is_written_once_and_both_are_settled() {
+    let bench = Bench::new();
+    bench.queue.0.mutate([1], 5);
+    let mut claimed = bench.claim().await;
+    // A mutation came, and was claimed into the same batch: the first lease is void by now.
+    bench.queue.0.mutate([1], 6);
+    claimed.extend(bench.claim().await);
+    assert_eq!(claimed.len(), 2);
+    // In either order.
+    for claimed in [claimed.clone(), claimed.into_iter().rev().collect()] {
+        let end = bench.flush(&claimed).await;
+        assert_eq!(end.updated + end.stale, 2);
+    }
+    let updates = bench.sink.0.updates.borrow();
+    assert!(updates.iter().all(|update| update.ids == [1]), "{updates:?}");
+    assert_eq!(bench.sink.0.rows.borrow()[&1], 6);
+    assert_eq!(bench.settled(), [member(bench.space(), 1)]);
+    assert_eq!(bench.status.updated.load(Relaxed), 1);
+    assert_eq!(bench.status.kept.load(Relaxed), 3, "the void lease, and both the second time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn spellings_of_one_balance_share_the_fate_of_the_newest() {
+    for (verdict, settled, quarantined) in [
+        (None, 3, 0),
+        (Some(RowResult::Ok(Outcome::Missing)), 0, 3),
+        (Some(RowResult::Ok(Outcome::Stale)), 3, 0),
+        (Some(RowResult::Ok(Outcome::Deleted)), 3, 0),
+    ] {
+        let bench = Bench::new();
+        let prefix = bench.space().balance_prefix().to_owned();
+        for (key, version) in [("#default", 3), ("#", 7), ("", 5)] {
+            let member = format!("{prefix}{ORGANIZATION}:{LEDGER}:@account1{key}").into_bytes();
+            bench.queue.0.schedule(member, Some(value(1, version)), 0.0);
+        }
+        if let Some(verdict) = verdict {
+            bench.sink.0.verdicts.borrow_mut().insert(1, verdict);
+        }
+        bench.flush(&bench.claim().await).await;
+        assert_eq!(bench.sink.0.updates.borrow()[0].ids, [1]);
+        assert_eq!((bench.settled().len(), bench.quarantined().len()), (settled, quarantined));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_balance_is_settled_without_quarantine_and_without_a_lag() {
+    let bench = Bench::new();
+    bench.queue.0.mutate(0..3, 1);
+    bench.sink.0.verdicts.borrow_mut().insert(1, RowResult::Ok(Outcome::Deleted));
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!((end.updated, end.stale, end.deleted, end.quarantined), (2, 0, 1, 0));
+    assert_eq!((bench.settled().len(), bench.queue.0.leased()), (3, 0));
+    assert_eq!(bench.status.deleted.load(Relaxed), 1);
+    assert_eq!(bench.status.lag.count(), 2, "how late a closed balance comes is of no interest");
+}
+
+/// The n-th balance, whose value is gone since its mutation so many seconds ago.
+fn gone(bench: &Bench, n: u128, age: f64, fate: Option<Fate>) -> Vec<u8> {
+    let member = member(bench.space(), n);
+    bench.queue.0.schedule(member.clone(), None, age);
+    bench.sink.0.fates.borrow_mut().extend(fate.map(|fate| (format!("@account{n}"), fate)));
+    member
+}
+
+fn last_known() -> LastKnown {
+    LastKnown {
+        row_version: 5,
+        version: 7,
+        available: Some("70.5".to_owned()),
+        on_hold: Some("1".to_owned()),
+        overdraft_used: None,
+        in_doubt: true,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_without_a_value_are_settled_put_off_or_recorded_by_what_postgres_knows() {
+    let bench = Bench::new();
+    bench.queue.0.mutate(0..2, 1);
+    let stale = || Some(Fate::Stale { row_version: 5 });
+    let deleted = gone(&bench, 10, 0.0, Some(Fate::Deleted));
+    let old = gone(&bench, 11, 60.0, stale());
+    let young = gone(&bench, 12, 59.0, stale());
+    let lost = gone(&bench, 13, 0.0, Some(Fate::Lost(last_known())));
+    let unknown = gone(&bench, 14, 900.0, None);
+    // When it was mutated isn't known any more: its claim has lapsed once.
+    let lapsed = member(bench.space(), 15);
+    bench.queue.0.schedule_at(lapsed.clone(), None, "1795380489.0000005");
+    bench.sink.0.fates.borrow_mut().extend(stale().map(|fate| ("@account15".to_owned(), fate)));
+
+    let end = bench.flush(&bench.claim().await).await;
+    assert!(end.failure.is_none() && end.answered);
+    let redis = &bench.queue.0;
+    assert_eq!(redis.dismissed.borrow()[..], [deleted, old, lapsed]);
+    assert_eq!(redis.put_off.borrow()[..], [(young, secs(60))]);
+    let recorded = redis.lost.borrow();
+    assert_eq!((&recorded[0].0, &recorded[1].0, recorded.len()), (&lost, &unknown, 2));
+    let confirmed = &recorded[0].1;
+    assert_eq!((confirmed.confirmed, confirmed.version, confirmed.row_version), (true, Some(7), Some(5)));
+    assert_eq!((confirmed.available.as_deref(), confirmed.overdraft_used.as_deref()), (Some("70.5"), None));
+    assert!(confirmed.in_doubt && confirmed.detail.contains("in doubt"), "{}", confirmed.detail);
+    assert!(!recorded[1].1.confirmed && recorded[1].1.detail.contains("nobody knows"));
+    assert!(bench.quarantined().is_empty());
+    assert_eq!(
+        (end.updated, end.deleted, end.stale, end.released, end.quarantined, end.orphaned),
+        (2, 1, 2, 1, 2, 0)
+    );
+    let status = &bench.status;
+    let counts = [&status.deleted, &status.stale, &status.expired, &status.quarantined, &status.released];
+    assert_eq!(counts.map(|count| count.load(Relaxed)), [1, 2, 2, 2, 1]);
+    assert_eq!(status.lag.count(), 2, "only what was written has a lag");
+    assert_eq!(redis.leased() + redis.due(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_leaves_the_schedule_undecided() {
+    for mood in [Mood::Fails(SinkError::Deadline(secs(1))), Mood::Silent] {
+        for written in [0..0, 0..2] {
+            let bench = Bench::new();
+            bench.queue.0.mutate(written.clone(), 1);
+            gone(&bench, 10, 900.0, Some(Fate::Deleted));
+            bench.sink.0.is(mood.clone());
+            let end = bench.flush(&bench.claim().await).await;
+            assert!(end.failure.is_some(), "{mood:?}");
+            let all = written.count() + 1;
+            assert_eq!((end.released, end.quarantined, end.orphaned), (all, 0, 0), "{mood:?}");
+            assert_eq!(bench.queue.0.due(), all, "{mood:?}");
+            assert!(bench.queue.0.at() <= secs(5), "{mood:?}: it is bounded");
+            assert_eq!(bench.status.batch_failures.load(Relaxed), 1);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_decided_and_could_not_be_done_in_redis_lapses() {
+    let bench = Bench::new();
+    gone(&bench, 10, 0.0, Some(Fate::Deleted));
+    gone(&bench, 11, 0.0, Some(Fate::Stale { row_version: 5 }));
+    gone(&bench, 12, 0.0, None);
+    bench.queue.0.fail(&["dismiss", "put off", "lose"], ErrorClass::OutOfMemory);
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!((end.deleted, end.stale, end.quarantined, end.released, end.orphaned), (0, 0, 0, 0, 3));
+    assert_eq!((bench.queue.0.leased(), bench.status.cleanup_failures.load(Relaxed)), (3, 3));
+    assert_eq!(bench.status.deleted.load(Relaxed) + bench.status.expired.load(Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_missing_value_nobody_is_asked() {
+    let bench = Bench::new();
+    bench.queue.0.mutate(0..2, 1);
+    bench.flush(&bench.claim().await).await;
+    assert_eq!(bench.sink.0.looked_up.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mutation_during_the_flush_stays_scheduled() {
+    let bench = Bench::new();
+    bench.queue.0.mutate([1, 2], 1);
+    let claimed = bench.claim().await;
+    bench.sink.0.takes.set(ms(100));
+    let during = async {
+        tokio::time::sleep(ms(50)).await;
+        bench.queue.0.mutate([1], 2);
+    };
+    tokio::join!(bench.flush(&claimed), during);
+    assert_eq!(bench.settled(), [member(bench.space(), 2)]);
+    assert_eq!(bench.queue.0.due(), 1);
+    assert_eq!(bench.status.kept.load(Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_postgres_fails_the_good_are_released_and_the_poison_is_isolated() {
+    let bench = Bench::new();
+    bench.queue.0.mutate(0..3, 1);
+    bench.queue.0.schedule(member(bench.space(), 9), Some(b"{}".to_vec()), 0.0);
+    bench.sink.0.is(Mood::Fails(SinkError::Deadline(secs(1))));
+    let end = bench.flush(&bench.claim().await).await;
+    assert!(end.failure.is_some() && !end.answered);
+    assert_eq!((end.released, end.quarantined, end.orphaned), (3, 1, 0));
+    assert_eq!(bench.queue.0.due(), 3);
+    assert_eq!(bench.status.batch_failures.load(Relaxed), 1);
+    assert!(bench.settled().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_redis_refuses_after_the_write_is_counted_and_left_to_lapse() {
+    let bench = Bench::new();
+    bench.queue.0.mutate(0..3, 1);
+    bench.queue.0.schedule(member(bench.space(), 9), Some(b"{}".to_vec()), 0.0);
+    bench.queue.0.fail(&["settle", "quarantine"], ErrorClass::OutOfMemory);
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!((end.updated, end.quarantined, end.orphaned), (3, 0, 4));
+    assert!(end.failure.is_none() && end.answered);
+    assert_eq!(bench.status.cleanup_failures.load(Relaxed), 2);
+    assert_eq!(bench.queue.0.leased(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_of_nothing_but_poison_does_not_ask_postgres() {
+    let bench = Bench::new();
+    bench.queue.0.schedule(member(bench.space(), 9), Some(b"{}".to_vec()), 0.0);
+    bench.sink.0.is(Mood::Panics);
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!((end.quarantined, end.answered), (1, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_without_an_answer_is_given_up_and_released() {
+    let bench = Bench::new();
+    bench.queue.0.mutate(0..3, 1);
+    bench.sink.0.is(Mood::Silent);
+    let end = bench.flush(&bench.claim().await).await;
+    assert!(matches!(end.failure, Some(SinkError::Deadline(after)) if after == secs(5)), "{:?}", end.failure);
+    assert_eq!((end.released, bench.queue.0.due()), (3, 3));
+    assert_eq!(bench.queue.0.at(), secs(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_format_and_a_deletion_marker_are_put_off_and_the_others_are_written() {
+    let bench = Bench::new();
+    let (redis, space) = (&bench.queue.0, bench.space().clone());
+    redis.mutate(0..3, 1);
+    redis.schedule(member(&space, 7), Some(br#"{"ID":"x","SchemaVersion":3}"#.to_vec()), 0.0);
+    let marked = [member(&space, 8), b":deleted".to_vec()].concat();
+    redis.schedule(marked.clone(), Some(b"0190b5f2-token".to_vec()), 0.0);
+    for write_fails in [false, true] {
+        if write_fails {
+            bench.sink.0.is(Mood::FailsWrites(SinkError::Deadline(secs(1))));
+            redis.mutate(0..3, 2);
+            redis.schedule(member(&space, 7), Some(br#"{"ID":"x","SchemaVersion":3}"#.to_vec()), 0.0);
+            redis.schedule(marked.clone(), Some(b"0190b5f2-token".to_vec()), 0.0);
+            redis.postponed.borrow_mut().clear();
+            redis.kept_alive.borrow_mut().clear();
+        }
+        let end = bench.flush(&bench.claim().await).await;
+        assert_eq!(*redis.postponed.borrow(), [member(&space, 7), marked.clone()]);
+        assert_eq!(
+            *redis.kept_alive.borrow(),
+            [member(&space, 7)],
+            "a marker has the TTL that the ledger gave it"
+        );
+        assert_eq!((end.unknown_format, end.quarantined, end.orphaned), (1, 0, 0));
+        assert!(end.notices[0].1.contains("SchemaVersion"));
+        assert_eq!(if write_fails { end.released } else { end.updated }, 3);
+    }
+    assert!(bench.quarantined().is_empty());
+    assert_eq!(bench.status.unknown_format.load(Relaxed), 2);
+    assert_eq!(bench.status.deletion_markers.load(Relaxed), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_balance_of_an_unknown_ledger_is_put_off_and_reported_and_not_taken_for_missing() {
+    let bench = Bench::new();
+    let (redis, space) = (&bench.queue.0, bench.space().clone());
+    redis.mutate(0..3, 1);
+    let unknown_member = vec![member(&space, 2)];
+    let unknown = RowResult::UnknownLedger { message: "other organizations only".to_owned() };
+    bench.sink.0.verdicts.borrow_mut().insert(2, unknown);
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!((&*redis.postponed.borrow(), &*redis.kept_alive.borrow()), (&unknown_member, &unknown_member));
+    assert_eq!((end.unknown_ledger, end.updated, end.quarantined, end.orphaned), (1, 2, 0, 0));
+    let (reason, detail) = &end.notices[0];
+    assert_eq!(*reason, "postgres_no_visible_rows");
+    assert!(detail.contains("1 balances put off") && detail.contains("other organizations only"), "{detail}");
+    assert_eq!(bench.status.unknown_ledger.load(Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_set_aside_is_put_off_and_the_others_are_written() {
+    let bench = Bench::new();
+    let (redis, space) = (&bench.queue.0, bench.space().clone());
+    redis.mutate(0..3, 1);
+    redis.schedule(member(&space, 9), Some(b"{}".to_vec()), 0.0);
+    gone(&bench, 10, 900.0, None);
+    redis.fail(&["quarantine", "lose"], ErrorClass::WrongType);
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!((end.updated, end.quarantined, end.orphaned), (3, 0, 0));
+    assert!(end.failure.is_none() && end.refused.is_none());
+    let unlisted = end.unlisted.unwrap();
+    assert_eq!((unlisted.members, unlisted.error.class), (2, ErrorClass::WrongType));
+    assert_eq!(*redis.postponed.borrow(), [member(&space, 9), member(&space, 10)]);
+    assert_eq!(bench.status.cleanup_failures.load(Relaxed), 2);
+
+    redis.fail(&["postpone"], ErrorClass::Permission);
+    redis.schedule(member(&space, 9), Some(b"{}".to_vec()), 0.0);
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!((end.orphaned, redis.leased()), (1, 1), "its claim lapses by itself");
+    assert_eq!(end.refused.map(|error| error.class), Some(ErrorClass::Permission));
+}
