@@ -56,7 +56,7 @@ impl Default for Scripts {
             settle: scripts::SETTLE.source().to_owned(),
             release: scripts::RELEASE.source().to_owned(),
             quarantine: scripts::QUARANTINE.source().to_owned(),
-            lose: scripts::LOSE.source().to_owned(),
+            lose: scripts::RECORD_LOSSES.source().to_owned(),
             put_off: scripts::POSTPONE.source().to_owned(),
         }
     }

@@ -16,8 +16,8 @@ use std::{
 
 use balance_sync_domain::KeySpace;
 use balance_sync_schedule::{
-    Link, Look, PageEnd, Sample, ScheduleError,
-    sample::{LIVES_PER_CALL, SCHEDULES_PER_CALL, look},
+    Link, PageEnd, Sample, SampleRequest, ScheduleError,
+    sample::{SCHEDULES_PER_CALL, TTLS_PER_CALL, sample_with},
 };
 use balance_sync_tenants::{KeyForm, Tenant};
 use tokio::time::Instant;
@@ -54,7 +54,7 @@ pub async fn run(
     progress: Progress,
 ) {
     let sampler = Sampler { fleet, key_form, interval, rounds: HashMap::new(), spare: 0, progress };
-    let sampling = sampler.run(async move |looks: &[Look<'_>]| look(&link, looks).await);
+    let sampling = sampler.run(async move |looks: &[SampleRequest<'_>]| sample_with(&link, looks).await);
     // A look holds nothing that is lost when it is dropped.
     let _ = stop.run_until_cancelled(sampling).await;
 }
@@ -71,7 +71,7 @@ struct Sampler {
 }
 
 impl Sampler {
-    async fn run(mut self, ask: impl AsyncFn(&[Look<'_>]) -> Result<Vec<Sample>, ScheduleError>) {
+    async fn run(mut self, ask: impl AsyncFn(&[SampleRequest<'_>]) -> Result<Vec<Sample>, ScheduleError>) {
         loop {
             let begun = Instant::now();
             let tenants = self.fleet.tenants();
@@ -114,7 +114,7 @@ impl Sampler {
     /// Looks at a group of tenants in one call, then at what is left of the parts of those with long schedules.
     async fn look_at(
         &mut self,
-        ask: &impl AsyncFn(&[Look<'_>]) -> Result<Vec<Sample>, ScheduleError>,
+        ask: &impl AsyncFn(&[SampleRequest<'_>]) -> Result<Vec<Sample>, ScheduleError>,
         group: &[Arc<TenantStatus>],
         part: usize,
     ) -> Result<(), ScheduleError> {
@@ -128,12 +128,18 @@ impl Sampler {
             .zip(&spaces)
             .flat_map(|(status, spaces)| (0..spaces.len()).map(|at| (status.tenant().clone(), at)))
             .collect();
-        let looks: Vec<Look<'_>> = keys
+        let looks: Vec<SampleRequest<'_>> = keys
             .iter()
             .zip(spaces.iter().flatten())
             .map(|(key, space)| {
                 let round = self.rounds.get(key).unwrap_or(&fresh);
-                Look { space, head, page, from: round.from.as_deref(), again: round.shortest.as_deref() }
+                SampleRequest {
+                    space,
+                    head,
+                    page,
+                    from: round.from.as_deref(),
+                    again: round.shortest.as_deref(),
+                }
             })
             .collect();
         let mut samples = ask(&looks).await?.into_iter();
@@ -152,7 +158,7 @@ impl Sampler {
                     let page = PAGE.min(left).min(self.spare);
                     left -= page;
                     self.spare -= page;
-                    let look = Look {
+                    let look = SampleRequest {
                         space,
                         head: 0,
                         page,
@@ -184,7 +190,7 @@ impl Sampler {
         match &sample.page {
             PageEnd::Next(from) => round.from = Some(from.clone()),
             PageEnd::Last => round.from = None,
-            PageEnd::NotLooked => {}
+            PageEnd::NotRead => {}
         }
         round.shortest = sample.shortest.as_ref().map(|(_, member)| member.clone());
     }
@@ -229,7 +235,7 @@ fn groups(
     let (mut first, mut lives) = (0, 0);
     for (at, status) in tenants.iter().enumerate() {
         let weight = weight(status.tenant());
-        if at > first && (at - first == SCHEDULES_PER_CALL || lives + weight > LIVES_PER_CALL) {
+        if at > first && (at - first == SCHEDULES_PER_CALL || lives + weight > TTLS_PER_CALL) {
             groups.push(&tenants[first..at]);
             (first, lives) = (at, 0);
         }
@@ -284,7 +290,7 @@ mod tests {
     }
 
     impl Redis {
-        fn answer(&self, looks: &[Look<'_>]) -> Result<Vec<Sample>, ScheduleError> {
+        fn answer(&self, looks: &[SampleRequest<'_>]) -> Result<Vec<Sample>, ScheduleError> {
             let asked = looks.iter().map(|look| Asked {
                 key: look.space.schedule().to_owned(),
                 head: look.head,
@@ -300,7 +306,7 @@ mod tests {
             Ok(looks.iter().map(|look| self.sample(look)).collect())
         }
 
-        fn sample(&self, look: &Look<'_>) -> Sample {
+        fn sample(&self, look: &SampleRequest<'_>) -> Sample {
             let scheduled = self.members.borrow().get(look.space.schedule()).copied().unwrap_or_default();
             let mut sample = Sample {
                 scheduled: Some(scheduled),
@@ -361,7 +367,7 @@ mod tests {
         LocalSet::new()
             .run_until(async move {
                 let running = tokio::task::spawn_local(
-                    sampler.run(async move |looks: &[Look<'_>]| redis.answer(looks)),
+                    sampler.run(async move |looks: &[SampleRequest<'_>]| redis.answer(looks)),
                 );
                 test(fleet).await;
                 running.abort();

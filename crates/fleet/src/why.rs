@@ -432,7 +432,7 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
             redis: RedisShown {
                 present: value.is_some() || inspected.unreadable.is_some(),
                 version: value.as_ref().and_then(|value| value.as_ref().ok()).map(|value| value.version),
-                ttl_seconds: inspected.life.map(|life| life.as_secs_f64()),
+                ttl_seconds: inspected.ttl.map(|ttl| ttl.as_secs_f64()),
                 unreadable: inspected
                     .unreadable
                     .or_else(|| value.as_ref().and_then(|v| v.as_ref().err()).map(ToString::to_string)),
@@ -444,7 +444,7 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
             postgres: postgres_shown(postgres),
             lock: inspected.lock.as_ref().map(|lock| LockShown {
                 foreign: !workers.iter().any(|name| lock.split(':').next() == Some(name)),
-                ttl_seconds: inspected.lock_life.map(|life| life.as_secs_f64()),
+                ttl_seconds: inspected.lock_ttl.map(|ttl| ttl.as_secs_f64()),
             }),
             tenant_state: tenant_state(row.as_ref()),
             quarantine: inspected.quarantine.map(|entry| QuarantineShown {

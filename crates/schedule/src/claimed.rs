@@ -1,13 +1,13 @@
-//! What a claim holds.
+//! Claimed members and the answer to a claim.
 
 use std::sync::Arc;
 
 use crate::error::ScheduleError;
 
-/// One claimed member. Dropping it gives nothing back: the lease then lapses by itself.
+/// One claimed member. Dropping it doesn't release it: its lease then expires.
 #[derive(Debug, Clone)]
 pub struct Claimed {
-    /// The member of the schedule, as it stands there. Arbitrary bytes: what can't be parsed is still a member.
+    /// The member of the schedule. Arbitrary bytes, because a member that can't be parsed must be handled too.
     pub member: Vec<u8>,
     /// Our lease: the score under which this member may be settled or released.
     pub lease: Arc<str>,
@@ -15,15 +15,15 @@ pub struct Claimed {
     pub schedule: usize,
     /// The score before the claim, as Redis printed it.
     pub former: String,
-    /// The balance's JSON; `None` when the value has expired or can't be read, or the member is another tenant's.
+    /// The balance's JSON. `None` if the value has expired or can't be read, or if the member is another tenant's.
     pub value: Option<Vec<u8>>,
-    /// Why the value can't be read although its key is there, or may be: it is of another type, or outside the tenant's slot.
+    /// Why the value can't be read although its key exists or may exist: wrong type, or outside the tenant's slot.
     pub unreadable: Option<String>,
 }
 
 impl Claimed {
-    /// When the mutation was scheduled, in seconds of Redis time. `None` when the former score was a lease that
-    /// lapsed: when the mutation itself came is then no longer known.
+    /// When the mutation was scheduled, in seconds of Redis time. `None` if the former score was an expired lease: the
+    /// time of the mutation itself is then unknown.
     #[must_use]
     pub fn scheduled_at(&self) -> Option<f64> {
         let score: f64 = self.former.parse().ok()?;
@@ -39,24 +39,25 @@ impl Claimed {
 /// The answer to one claim.
 #[derive(Debug, Default)]
 pub struct Claim {
-    /// The members that are ours until the lease ends, in the order of their scores.
+    /// The claimed members in the order of their scores.
     pub entries: Vec<Claimed>,
     /// Members in the schedule, due or not, when the claim was made.
     pub scheduled: u64,
     /// Redis time of the claim in seconds.
     pub now: f64,
-    /// Members passed over because another worker holds their lock (mode `lock` only).
+    /// Members skipped because another worker holds their lock (mode `lock` only).
     pub foreign: u64,
-    /// What Redis refused beside what it gave.
+    /// What Redis refused, if it refused a part.
     pub refused: Option<Refused>,
 }
 
-/// What Redis refused in a claim that brought other members.
+/// A refusal of Redis that concerns a part of a claim.
 #[derive(Debug, Clone)]
 pub struct Refused {
-    /// Members whose values it did not give: still scheduled, put off. 0 = it gave all, and refuses to keep them alive.
+    /// Members whose values Redis did not return; they stay scheduled and are due later. 0 = all values were returned, but
+    /// Redis refused to raise their TTLs.
     pub put_off: u64,
-    /// Why.
+    /// The refusal.
     pub error: ScheduleError,
 }
 
@@ -65,7 +66,7 @@ pub struct Refused {
 pub struct Refusal {
     /// Short, stable name, e.g. `missing_row`.
     pub reason: &'static str,
-    /// What was found and what is allowed, for a human.
+    /// What was found and what is allowed, for operators.
     pub detail: String,
 }
 
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lapsed_lease_tells_no_time() {
+    fn an_expired_lease_has_no_mutation_time() {
         assert_eq!(claimed("1795380490.4661686").scheduled_at(), None);
         assert_eq!(claimed("1795380490.0000005").scheduled_at(), None);
         assert_eq!(claimed("0").scheduled_at(), None);

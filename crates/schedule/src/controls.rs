@@ -1,7 +1,7 @@
-//! What operators decide, for all workers: which tenants are halted, and the log of actions by which workers hear of them.
+//! Actions of operators, shared by all workers: the paused tenants, and a log of actions that workers follow.
 //!
-//! Both are kept beside the schedules, so that they outlive every worker. The log is a stream: an entry per action, and
-//! one per worker and action with its outcome. It is trimmed at some ten thousand entries.
+//! Both are in the Redis of the schedules, so they outlive every worker. The log is a stream with one entry per action, and
+//! one per action and worker with the outcome. It is trimmed to about ten thousand entries.
 
 use std::collections::HashMap;
 
@@ -14,49 +14,49 @@ use crate::{
     scripts,
 };
 
-/// Field = the schedule key of a halted tenant; the value says who halted it.
+/// Hash of paused tenants: field = schedule key of the tenant, value = who paused it, when and why.
 const PAUSED: &str = "{transactions}:balance-sync:paused";
-/// Actions and outcomes.
+/// Stream of actions and outcomes.
 const ACTIONS: &str = "{transactions}:balance-sync:actions";
-/// Entries that are kept, about.
-const KEPT: usize = 10_000;
-/// Entries in one answer.
+/// Approximate limit of entries in the stream.
+const MAX_ENTRIES: usize = 10_000;
+/// Most entries in one answer.
 const PAGE: usize = 1000;
 
-/// Operators' decisions.
+/// The paused tenants and the log of actions.
 #[derive(Debug, Clone)]
 pub struct Controls {
     link: Link,
 }
 
-/// What an operator wants done.
+/// An action of an operator.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Order<'a> {
-    /// What; see `lua/record_action.lua`.
+    /// Name of the action; see `lua/record_action.lua`.
     pub what: &'a str,
-    /// The tenant as it is shown; empty = none.
+    /// The tenant's id as displayed; empty = none.
     pub tenant: &'a str,
     /// The key of its schedule; empty = none.
     pub key: &'a str,
     /// The worker; empty = all that serve the tenant.
     pub worker: &'a str,
-    /// Who wants it.
+    /// The operator.
     pub by: &'a str,
-    /// Why; empty = not said.
+    /// The operator's reason; empty = none given.
     pub note: &'a str,
 }
 
 /// An entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogEntry {
-    /// Its place in the log; grows.
+    /// Position in the log; increases.
     pub id: String,
-    /// What stands in it.
+    /// Its fields.
     pub fields: HashMap<String, String>,
 }
 
 impl LogEntry {
-    /// A field; empty when it isn't there.
+    /// A field; empty if absent.
     #[must_use]
     pub fn field(&self, name: &str) -> &str {
         self.fields.get(name).map_or("", String::as_str)
@@ -71,26 +71,26 @@ impl LogEntry {
 }
 
 impl Controls {
-    /// On this Redis.
+    /// The controls stored in this Redis.
     #[must_use]
     pub fn new(link: Link) -> Self {
         Self { link }
     }
 
-    /// The halted tenants: what stands about each, by its schedule key.
+    /// The paused tenants: the JSON record of each by its schedule key.
     ///
     /// # Errors
     /// As Redis answers.
     pub async fn paused(&self) -> Result<HashMap<String, String>, ScheduleError> {
         let mut cmd = redis::cmd("HGETALL");
         cmd.arg(PAUSED);
-        let answer = self.link.ask("read paused tenants", &cmd).await?;
+        let answer = self.link.send("read paused tenants", &cmd).await?;
         redis::from_redis_value(answer)
             .map_err(|error| ScheduleError::unexpected("read paused tenants", error.to_string()))
     }
 
-    /// Writes an action down, and with it halts or resumes a tenant; gives its id, and whether a tenant was halted or
-    /// resumed by it.
+    /// Records an action, and pauses or resumes the tenant if that is the action. Returns the entry's id, and whether the
+    /// tenant was paused or resumed by this call.
     ///
     /// # Errors
     /// As Redis answers.
@@ -98,7 +98,7 @@ impl Controls {
         let mut cmd = scripts::RECORD_ACTION.call(2);
         cmd.arg(PAUSED)
             .arg(ACTIONS)
-            .arg(KEPT)
+            .arg(MAX_ENTRIES)
             .arg(order.what)
             .arg(order.tenant)
             .arg(order.key)
@@ -110,7 +110,7 @@ impl Controls {
             .map_err(|error| ScheduleError::unexpected("record action", error.to_string()))
     }
 
-    /// Writes down what became of an action.
+    /// Records the outcome of an action on one worker.
     ///
     /// # Errors
     /// As Redis answers.
@@ -122,7 +122,7 @@ impl Controls {
         detail: &str,
     ) -> Result<(), ScheduleError> {
         let mut cmd = redis::cmd("XADD");
-        cmd.arg(ACTIONS).arg("MAXLEN").arg("~").arg(KEPT).arg("*");
+        cmd.arg(ACTIONS).arg("MAXLEN").arg("~").arg(MAX_ENTRIES).arg("*");
         for (name, value) in [
             ("kind", "outcome"),
             ("of", action),
@@ -132,10 +132,10 @@ impl Controls {
         ] {
             cmd.arg(name).arg(value);
         }
-        self.link.ask("record outcome", &cmd).await.map(drop)
+        self.link.send("record outcome", &cmd).await.map(drop)
     }
 
-    /// The id of the newest entry; of an empty log the one before any.
+    /// The id of the newest entry; `0-0` if the log is empty.
     ///
     /// # Errors
     /// As Redis answers.
@@ -146,7 +146,7 @@ impl Controls {
         Ok(entries.into_iter().next().map_or_else(|| "0-0".to_owned(), |entry| entry.id))
     }
 
-    /// The entries after this one, oldest first; at most a thousand.
+    /// The entries after this id, oldest first; at most a thousand.
     ///
     /// # Errors
     /// As Redis answers.
@@ -175,7 +175,7 @@ impl Controls {
 
     async fn entries(&self, cmd: &redis::Cmd) -> Result<Vec<LogEntry>, ScheduleError> {
         const OPERATION: &str = "read actions";
-        let Value::Array(entries) = self.link.ask(OPERATION, cmd).await? else {
+        let Value::Array(entries) = self.link.send(OPERATION, cmd).await? else {
             return Err(ScheduleError::unexpected(OPERATION, "a list was expected"));
         };
         entries

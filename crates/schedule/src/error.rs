@@ -1,35 +1,35 @@
-//! What can go wrong with Redis, by what a worker does about it.
+//! Failures of calls to Redis, classified by how a worker reacts.
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
-/// Longest part of a server's message that is kept, in bytes: some quote whole keys.
+/// Bytes of a server's message that are kept: some quote whole keys.
 const MESSAGE_LIMIT: usize = 300;
 
-/// Kinds of failure, named after what the operator has to look at.
+/// Kinds of failure, named after what the operator has to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorClass {
-    /// No connection, a connection that broke, or no answer in time.
+    /// No connection, a broken connection, or no answer in time.
     Unavailable,
-    /// Redis is reading its data set after a start (`LOADING`).
+    /// Redis is loading its data set after a start (`LOADING`).
     Loading,
     /// The server is a replica (`READONLY`, `MASTERDOWN`): a failover.
     ReadOnly,
     /// Redis is out of memory (`OOM`) and refuses commands that might need more.
     OutOfMemory,
-    /// A cluster that moved the slot, is moving it, or is down (`MOVED`, `ASK`, `CLUSTERDOWN`, `TRYAGAIN`, `CROSSSLOT`, "non
+    /// The cluster moved the slot, is moving it, or is down (`MOVED`, `ASK`, `CLUSTERDOWN`, `TRYAGAIN`, `CROSSSLOT`, "non
     /// local key").
     Cluster,
     /// User name or password are refused (`NOAUTH`, `WRONGPASS`).
     Credentials,
-    /// A key of ours holds something else (`WRONGTYPE`).
+    /// A key of ours is of another type (`WRONGTYPE`).
     WrongType,
-    /// Redis answered something that the script's contract doesn't allow.
+    /// The answer violates the script's contract.
     Unexpected,
-    /// A script of somebody's holds Redis (`BUSY`).
+    /// A long-running script blocks Redis (`BUSY`).
     Busy,
     /// The user may not use a command or a key (`NOPERM`).
     Permission,
-    /// Fewer replicas are in step than `min-replicas-to-write` demands (`NOREPLICAS`).
+    /// Fewer replicas are in sync than `min-replicas-to-write` demands (`NOREPLICAS`).
     NoReplicas,
     /// The last snapshot failed, and Redis takes no writes until one succeeds (`MISCONF`).
     Misconf,
@@ -75,14 +75,14 @@ impl ErrorClass {
         }
     }
 
-    /// Whether the connection itself is suspect, so that the next call should open another one. A failover moves
-    /// the master elsewhere, so an answer of a replica counts too.
+    /// Whether the next call should open a new connection. Includes the answers of a replica: after a failover the master
+    /// is another server.
     #[must_use]
     pub fn needs_new_connection(self) -> bool {
         matches!(self, Self::Unavailable | Self::ReadOnly | Self::Cluster | Self::Credentials)
     }
 
-    /// Whether Redis answered and refused: the same call will be refused until somebody, or a failover, changes the server.
+    /// Whether Redis refused the call, and will refuse it again until the server is reconfigured or fails over.
     #[must_use]
     pub fn is_refusal(self) -> bool {
         match self {
@@ -103,11 +103,11 @@ impl ErrorClass {
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("redis: {operation} failed ({}): {message}", class.name())]
 pub struct ScheduleError {
-    /// What was asked of Redis, e.g. `claim`.
+    /// The failed operation, e.g. `claim`.
     pub operation: &'static str,
-    /// What kind of failure it is.
+    /// The kind of failure.
     pub class: ErrorClass,
-    /// The server's or the client's words, cut to a bounded length.
+    /// The message of the server or the client, truncated.
     pub message: String,
 }
 
@@ -116,7 +116,7 @@ impl ScheduleError {
         Self { operation, class: classify(error), message: cut(error.to_string()) }
     }
 
-    /// A refusal that a script reports beside its answer.
+    /// A refusal that a script reports in its result.
     pub(crate) fn refused(operation: &'static str, text: &str) -> Self {
         let (code, detail) = text.split_once(' ').unwrap_or((text, ""));
         let class = class_of(Some(code), detail).unwrap_or(ErrorClass::Unexpected);
@@ -127,8 +127,8 @@ impl ScheduleError {
         Self { operation, class: ErrorClass::Unexpected, message: what.into() }
     }
 
-    /// Whether waiting may mend it. Credentials, rights, undeclared keys and a key of the wrong type need a human, but all may
-    /// be mended from outside at any time, so a worker keeps trying with a long delay.
+    /// Whether the failure may end without an operator. Credentials, rights, undeclared keys and a key of the wrong type need
+    /// one. Workers retry these too, with a long delay, because they can be fixed at any time.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         !matches!(
@@ -176,15 +176,15 @@ fn classify(error: &RedisError) -> ErrorClass {
     }
 }
 
-/// The class of a server's answer: by its code, the first word; where that is only `ERR`, by its words.
+/// The class of a server's error: by its code, which is the first word, or by its text if the code is only `ERR`.
 fn class_of(code: Option<&str>, detail: &str) -> Option<ErrorClass> {
     if let Some(class) = code.and_then(class_of_code) {
         return Some(class);
     }
-    // What a command within a script meets has no code of its own, and before Redis 7 the code stands inside the text:
+    // The error of a command within a script has the code ERR. Before Redis 7 the command's own code is inside the text:
     // "Error running script (…): @user_script:1: -OOM command not allowed …".
     let words = [
-        // Without a password Redis refuses long commands before it looks at them.
+        // To clients without a password Redis refuses long commands before parsing them.
         ("unauthenticated", ErrorClass::Credentials),
         ("The user executing the script", ErrorClass::Permission),
         ("non local key", ErrorClass::Cluster),
@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_words_of_a_server_have_their_class() {
+    fn server_errors_are_classified() {
         for (text, class) in [
             ("NOPERM No permissions to access a key", ErrorClass::Permission),
             (

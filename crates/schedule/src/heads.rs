@@ -1,5 +1,4 @@
-//! The heads of schedules: what has waited longest in each, for workers that stand by and only want to know whether
-//! anybody claims it. Many schedules in one call, and nothing is touched.
+//! The longest-due member of many schedules in one read-only call: standby workers see from it whether anyone claims.
 
 use std::sync::Arc;
 
@@ -12,35 +11,35 @@ use crate::{
     scripts,
 };
 
-const OPERATION: &str = "look at heads";
+const OPERATION: &str = "read heads";
 
 /// The member that has been due longest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
     /// The member.
     pub member: Vec<u8>,
-    /// Its score, as Redis prints it: each mutation of the balance gives it another.
+    /// Its score as Redis prints it; changes with each mutation of the balance.
     pub score: String,
 }
 
-/// What a look at a schedule found.
+/// The state of a schedule in which something is due.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
-    /// What is due, and has been for longest.
+pub struct HeadState {
+    /// The member that has been due longest.
     pub head: Head,
-    /// The member that was at the head at the last look is due as well: nobody has claimed it since.
-    pub waits: bool,
+    /// The head of the previous call is still due, so no worker has claimed it since.
+    pub unclaimed: bool,
 }
 
-/// Looks at some schedules, each with the member that was at its head at the last look; gives one answer for each, `None`
-/// where nothing is due.
+/// Reads the heads of schedules, each given with its head at the previous call. Returns one state per schedule, in order;
+/// `None` if nothing is due.
 ///
 /// # Errors
 /// As Redis answers.
-pub async fn look_at_heads<'a>(
+pub async fn read_heads<'a>(
     link: &Link,
     schedules: impl ExactSizeIterator<Item = (&'a Arc<str>, Option<&'a Head>)> + Clone,
-) -> Result<Vec<Option<Seen>>, ScheduleError> {
+) -> Result<Vec<Option<HeadState>>, ScheduleError> {
     let count = schedules.len();
     if count == 0 {
         return Ok(Vec::new());
@@ -58,9 +57,10 @@ pub async fn look_at_heads<'a>(
         .map(|part| match part {
             Value::Nil => Ok(None),
             part => {
-                let [member, score, waits] = array(OPERATION, part, 3)? else { return Ok(None) };
+                let [member, score, unclaimed] = array(OPERATION, part, 3)? else { return Ok(None) };
                 let (member, score) = (bulk(OPERATION, member)?.to_vec(), text(OPERATION, score)?.to_owned());
-                Ok(Some(Seen { head: Head { member, score }, waits: int(OPERATION, waits)? == 1 }))
+                let unclaimed = int(OPERATION, unclaimed)? == 1;
+                Ok(Some(HeadState { head: Head { member, score }, unclaimed }))
             }
         })
         .collect()

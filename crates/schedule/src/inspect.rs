@@ -1,5 +1,5 @@
-//! One balance, as Redis knows it, and finding a balance's members by what people know of it. For people; nothing is
-//! changed.
+//! Read-only queries for operators: everything that Redis holds about one balance, and a search for members by a part of
+//! their names.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use crate::{
     scripts,
 };
 
-/// Members looked at in one call of a search.
+/// Members examined in one call of a search.
 const PAGE: usize = 1000;
-/// Calls of a search at most: what isn't found among so many is not found.
-const PAGES: usize = 1000;
+/// Most calls per key of a search; members beyond are not found.
+const MAX_PAGES: usize = 1000;
 
-/// Everything that Redis knows about a member.
+/// Everything that Redis holds about a member.
 #[derive(Debug, Clone, Default)]
 pub struct Inspected {
     /// Redis time, in seconds.
@@ -26,15 +26,15 @@ pub struct Inspected {
     pub score: Option<f64>,
     /// The balance's value.
     pub value: Option<Vec<u8>>,
-    /// Why it can't be read although its key is there.
+    /// Why the value can't be read although its key exists.
     pub unreadable: Option<String>,
-    /// Remaining life of the value; `None` = without end, or there is none.
-    pub life: Option<Duration>,
-    /// What stands in the claim lock.
+    /// Remaining TTL of the value; `None` = no TTL, or no value.
+    pub ttl: Option<Duration>,
+    /// The token in the claim lock.
     pub lock: Option<String>,
-    /// Remaining life of the lock.
-    pub lock_life: Option<Duration>,
-    /// Its entry in quarantine, or that of a loss.
+    /// Remaining TTL of the lock.
+    pub lock_ttl: Option<Duration>,
+    /// Its entry in quarantine or among the losses.
     pub quarantine: Option<QuarantineEntry>,
 }
 
@@ -46,7 +46,7 @@ pub fn is_lease(score: f64) -> bool {
 }
 
 impl Schedule {
-    /// Everything that Redis knows about a member.
+    /// Reads everything that Redis holds about a member, at one moment.
     ///
     /// # Errors
     /// As Redis answers.
@@ -64,7 +64,7 @@ impl Schedule {
             Value::BulkString(bytes) => Some(bytes.clone()),
             _ => None,
         };
-        let life = |at: usize| match &parts[at] {
+        let ttl = |at: usize| match &parts[at] {
             Value::Int(millis) => u64::try_from(*millis).ok().map(Duration::from_millis),
             _ => None,
         };
@@ -73,14 +73,14 @@ impl Schedule {
             score: bytes(1).map(|_| seconds(OPERATION, &parts[1])).transpose()?,
             value: bytes(2),
             unreadable: bytes(7).map(|why| String::from_utf8_lossy(&why).into_owned()),
-            life: life(3),
+            ttl: ttl(3),
             lock: bytes(4).map(|lock| String::from_utf8_lossy(&lock).into_owned()),
-            lock_life: life(5),
+            lock_ttl: ttl(5),
             quarantine: entry_of(bytes(6).as_deref(), bytes(8).as_deref()),
         })
     }
 
-    /// The members of schedule and quarantine with this text in them, some at most. A search over everything, page by page.
+    /// Up to `most` members of schedule, quarantine and losses that contain this text. Scans these keys page by page.
     ///
     /// # Errors
     /// As Redis answers.
@@ -91,10 +91,10 @@ impl Schedule {
         let keys = [("ZSCAN", space.schedule()), ("HSCAN", space.quarantine()), ("HSCAN", space.losses())];
         for (command, key) in keys {
             let mut cursor = b"0".to_vec();
-            for _ in 0..PAGES {
+            for _ in 0..MAX_PAGES {
                 let mut cmd = redis::cmd(command);
                 cmd.arg(key).arg(&cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(PAGE);
-                let answer = self.link().ask("find members", &cmd).await?;
+                let answer = self.link().send("find members", &cmd).await?;
                 let parts = array("find members", &answer, 2)?;
                 if let Value::Array(pairs) = &parts[1] {
                     for pair in pairs.chunks_exact(2) {
@@ -111,7 +111,7 @@ impl Schedule {
     }
 }
 
-/// Text that a glob pattern takes literally.
+/// Escapes text so that a glob pattern matches it literally.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

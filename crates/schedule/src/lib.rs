@@ -1,15 +1,15 @@
 //! The schedule in Redis: claim, settle, release, protect, quarantine.
 //!
 //! A claim is a lease in the schedule itself (`docs/decisions/0001-lease-in-the-schedule.md`): the script moves the
-//! member's score to the end of the lease, and whoever removes or releases must show that score. The Lua scripts
-//! live in `lua/` at the top of the repository, one file each, and are embedded here; this crate gives each of
-//! them one typed wrapper, and knows neither Postgres nor actors.
+//! member's score to the end of the lease, and a member is removed or released only by a caller that presents that score.
+//! The Lua scripts are in `lua/` at the top of the repository, one file each, and are embedded here. This crate has one
+//! typed wrapper per script, and depends on neither Postgres nor actors.
 //!
-//! Reading order: [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · [`claimed`] (what a
-//! claim holds) · [`schedule`] (the wrappers) · [`schedules`] (a tenant's) · `siblings` (one balance under two forms) · [`quarantine`] (entries, by hand) ·
-//! [`losses`] (of values that are gone) · [`mod@sample`] (what waits, for the
-//! eye) · [`workers`] (who else is there) · [`snapshots`] (what they know) · [`controls`] (what operators decided) ·
-//! [`heads`] (whether anybody claims) · [`inspect`] (one balance) · [`subscription`] (messages) · [`error`].
+//! Reading order: [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · [`claimed`] (claimed
+//! members) · [`schedule`] (the wrappers) · [`schedules`] (all schedules of a tenant) · `siblings` (one balance under two
+//! key forms) · [`quarantine`] (entries) · [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) ·
+//! [`workers`] (live workers) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`heads`] (unclaimed
+//! members, for standby) · [`inspect`] (one balance) · [`subscription`] (messages) · [`error`].
 
 pub mod claimed;
 pub mod controls;
@@ -32,11 +32,11 @@ pub mod workers;
 pub use claimed::{Claim, Claimed, Refusal, Refused};
 pub use controls::Controls;
 pub use error::{ErrorClass, ScheduleError};
-pub use heads::{Head, Seen, look_at_heads};
+pub use heads::{Head, HeadState, read_heads};
 pub use link::{Link, LinkSettings};
 pub use losses::{Loss, REASON_LOST};
 pub use quarantine::{QuarantineEntry, Quarantined};
-pub use sample::{Look, PageEnd, Sample, sample};
+pub use sample::{PageEnd, Sample, SampleRequest, sample};
 pub use schedule::{
     Backlog, ClaimMode, PostponeReport, ProtectPage, QuarantineReport, RecentFrom, RecentPage, ReleaseReport,
     Schedule, ScheduleOptions, SettleReport,

@@ -1,8 +1,8 @@
-//! The connection: one multiplexed, reconnecting link to Redis, plain or TLS, direct or by Sentinel.
+//! A multiplexed, reconnecting connection to Redis, plain or TLS, direct or through Sentinel.
 //!
-//! Every caller clones the link. The first call opens the connection, one that proves broken is thrown away and
-//! the next call opens another; callers meanwhile wait for that one attempt instead of making their own.
-//! With Sentinel each new connection asks for the master again, so a failover is followed.
+//! Callers clone the link. The first call connects. A broken connection is discarded and the next call opens another;
+//! concurrent callers wait for that attempt instead of making their own. With Sentinel each new connection looks the master
+//! up again, so failovers are followed.
 
 use std::{
     fmt,
@@ -30,30 +30,30 @@ use crate::{
     stats::LinkStats,
 };
 
-/// After a failed attempt to connect, callers are refused without another one for this long, so that ten thousand
-/// collectors don't knock at once on a server that is just coming up.
+/// After a failed attempt to connect, calls fail at once for this long, so that ten thousand collectors don't all try to
+/// connect to a server that is just starting.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A sound connection to a server that is not, or no longer, the right one is replaced no sooner than this after it was
-/// opened: thousands of tenants that meet the same refusal must not open one each.
-const REFUSED_AFTER: Duration = Duration::from_secs(1);
+/// A working connection to the wrong server, for example a demoted master, is not replaced before this age. Otherwise
+/// thousands of tenants that get the same refusal would open a connection each.
+const MIN_AGE: Duration = Duration::from_secs(1);
 
-/// How Redis is reached. `Debug` shows no password.
+/// Connection settings. `Debug` prints no password.
 #[derive(Clone)]
 pub struct LinkSettings {
     /// `redis://[user[:password]@]host[:port][/db]`, or `rediss://` for TLS.
     pub url: SecretString,
-    /// Password; goes before the one in the URL.
+    /// Password; overrides the one in the URL.
     pub password: Option<SecretString>,
-    /// Database number; goes before the one in the URL.
+    /// Database number; overrides the one in the URL.
     pub db: Option<i64>,
-    /// PEM of the certificate authority to trust, for TLS; the system's are used otherwise.
+    /// PEM of the certificate authority to trust for TLS; `None` = those of the system.
     pub ca_pem: Option<Vec<u8>>,
-    /// With Sentinel: the name of the master, and the sentinels' URLs (`url` then only says user, database and TLS).
+    /// With Sentinel: the name of the master and the sentinels' URLs. Of `url` only user, database and TLS are used then.
     pub sentinel: Option<(String, Vec<String>)>,
-    /// How long connecting may take.
+    /// Limit for connecting.
     pub connect_timeout: Duration,
-    /// How long an answer may take.
+    /// Limit for one answer.
     pub response_timeout: Duration,
 }
 
@@ -68,7 +68,7 @@ impl fmt::Debug for LinkSettings {
 }
 
 impl LinkSettings {
-    /// Settings for a URL, with the timeouts that the worker uses by default (2 s and 5 s).
+    /// Settings for a URL with the worker's default timeouts (2 s and 5 s).
     #[must_use]
     pub fn for_url(url: &str) -> Self {
         Self {
@@ -99,7 +99,7 @@ impl LinkSettings {
     }
 }
 
-/// Where a connection comes from.
+/// Creates connections.
 pub(crate) enum Source {
     Direct(Client),
     Sentinel(Mutex<SentinelClient>),
@@ -116,13 +116,13 @@ struct Inner {
     config: AsyncConnectionConfig,
     connect_timeout: Duration,
     open: RwLock<Option<Open>>,
-    /// Held while connecting; keeps when the last attempt failed and how.
+    /// Locked while connecting; holds time and error of the last failed attempt.
     connecting: Mutex<Option<(Instant, ScheduleError)>>,
     generations: AtomicU64,
     stats: Arc<LinkStats>,
 }
 
-/// A cheap handle on the one connection.
+/// Handle to the shared connection. Cheap to clone.
 #[derive(Clone)]
 pub struct Link(Arc<Inner>);
 
@@ -133,15 +133,15 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    /// Prepares a link; nothing is opened yet.
+    /// Creates a link without connecting.
     ///
     /// # Errors
-    /// When URL, certificates or sentinels can't be used; the text shows no password.
+    /// If URL, certificates or sentinels are invalid; the text contains no password.
     pub fn new(settings: &LinkSettings) -> Result<Self, ScheduleError> {
         Self::counted(settings, Arc::default())
     }
 
-    /// As [`Link::new`], counting into counters that other links may share.
+    /// As [`Link::new`], with counters that other links may share.
     ///
     /// # Errors
     /// As [`Link::new`].
@@ -149,7 +149,7 @@ impl Link {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(settings.connect_timeout))
             .set_response_timeout(Some(settings.response_timeout));
-        // Nothing was asked of the network: whatever is wrong, waiting does not mend it.
+        // No network was involved, so the error is in the settings and not transient.
         let source = Self::source(settings).map_err(|error| ScheduleError {
             class: ErrorClass::Unexpected,
             ..ScheduleError::new("configure", &error)
@@ -166,7 +166,7 @@ impl Link {
     }
 
     pub(crate) fn source(settings: &LinkSettings) -> Result<Source, RedisError> {
-        // The rustls of the redis client takes the process's provider. Another part may have installed it already.
+        // The redis client uses the process-wide provider of rustls, which may be installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let info = settings.connection_info()?;
         let tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
@@ -212,7 +212,7 @@ impl Link {
         Ok(Source::Direct(client))
     }
 
-    /// Sends one command and gives its answer; an error comes with the client's own, if there was one.
+    /// Sends one command and returns its answer. An error includes the client's own, if there is one.
     pub(crate) async fn query(
         &self,
         operation: &'static str,
@@ -226,7 +226,7 @@ impl Link {
             Ok(value) => Ok(value),
             Err(cause) => {
                 let error = ScheduleError::new(operation, &cause);
-                // Who calls a script by its SHA mends that within the call.
+                // `Script::run` loads the script and sends the call again.
                 if cause.kind() != ErrorKind::Server(ServerErrorKind::NoScript) {
                     self.0.stats.failed(error.class);
                 }
@@ -238,23 +238,23 @@ impl Link {
         }
     }
 
-    /// Sends any command, for callers outside the scripts (status, `verify`).
+    /// Sends a command that is not a script call.
     ///
     /// # Errors
     /// As Redis answers; see [`ErrorClass`].
-    pub async fn ask(&self, operation: &'static str, cmd: &Cmd) -> Result<Value, ScheduleError> {
+    pub async fn send(&self, operation: &'static str, cmd: &Cmd) -> Result<Value, ScheduleError> {
         self.query(operation, cmd).await.map_err(|(error, _)| error)
     }
 
-    /// The `maxmemory-policy` of the server when Redis may evict keys by itself (any other than `noeviction`):
-    /// balances may then vanish before they are written. `None` when it may not, or when it won't tell.
+    /// The server's `maxmemory-policy` if it allows eviction (any but `noeviction`): balances may then be evicted before they
+    /// are written. `None` if it doesn't, or if the server doesn't report it.
     ///
     /// # Errors
     /// As Redis answers.
     pub async fn eviction_policy(&self) -> Result<Option<String>, ScheduleError> {
         let mut cmd = redis::cmd("INFO");
         cmd.arg("memory");
-        let text: String = redis::from_redis_value(self.ask("read memory policy", &cmd).await?)
+        let text: String = redis::from_redis_value(self.send("read memory policy", &cmd).await?)
             .map_err(|error| ScheduleError::unexpected("read memory policy", error.to_string()))?;
         let policy = text.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")).map(str::trim);
         Ok(policy.filter(|policy| *policy != "noeviction").map(str::to_owned))
@@ -268,7 +268,7 @@ impl Link {
             return Ok((open.generation, open.connection.clone()));
         }
         let mut last_failure = self.0.connecting.lock().await;
-        // Whoever held the lock before us may have connected, or failed a moment ago.
+        // The previous holder of the lock may have connected, or failed a moment ago.
         if let Some(open) = &*self.0.open.read().await {
             return Ok((open.generation, open.connection.clone()));
         }
@@ -304,7 +304,7 @@ impl Link {
                 }
             }
         };
-        // The client's own timeout ends with the TCP connection; the handshake behind it needs a bound as well.
+        // The client's own timeout covers the TCP connection only, not the handshake.
         match tokio::time::timeout(self.0.connect_timeout * 2, opening).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(ScheduleError::new(operation, &error)),
@@ -319,8 +319,8 @@ impl Link {
     async fn discard(&self, generation: u64, class: ErrorClass) {
         let mut open = self.0.open.write().await;
         let suspect = |open: &Open| {
-            let sound = matches!(class, ErrorClass::ReadOnly | ErrorClass::Cluster);
-            open.generation == generation && !(sound && open.since.elapsed() < REFUSED_AFTER)
+            let works = matches!(class, ErrorClass::ReadOnly | ErrorClass::Cluster);
+            open.generation == generation && !(works && open.since.elapsed() < MIN_AGE)
         };
         if open.as_ref().is_some_and(suspect) {
             *open = None;

@@ -1,7 +1,7 @@
-//! Members whose value is gone: recording what is lost, dismissing what is not, putting off what can't be told yet.
+//! Members whose value has vanished: recording losses, removing members that need no write, postponing undecided ones.
 //!
-//! A loss has an entry of its own beside the quarantine, because no later write mends it
-//! (`docs/decisions/0018-deleted-and-lost.md`). To people both are one list: see [`crate::quarantine`].
+//! Losses have a hash of their own beside the quarantine, because no later write repairs them
+//! (`docs/decisions/0018-deleted-and-lost.md`). Operators see both as one list: see [`crate::quarantine`].
 
 use std::{collections::HashMap, time::Duration};
 
@@ -19,33 +19,33 @@ use crate::{
 /// Reason of members whose last mutations are lost.
 pub const REASON_LOST: &str = "value_lost";
 
-/// What is known of a lost mutation.
+/// What is known about a lost mutation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Loss {
-    /// The ledger's trail has it, and the row lacks it. Otherwise it could not be found out.
+    /// Whether the ledger's operation trail has the mutation and the row lacks it. Otherwise it is unknown what was lost.
     pub confirmed: bool,
-    /// In words.
+    /// Description for operators.
     pub detail: String,
-    /// The version that is lost.
+    /// The lost version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<i64>,
-    /// The version of the row when it was looked at; −1 if it had none.
+    /// The version of the row when it was read; −1 if it had none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub row_version: Option<i64>,
-    /// `available` after the lost mutation, as the trail has it.
+    /// `available` after the lost mutation, according to the trail.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub available: Option<String>,
     /// `on_hold` after it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_hold: Option<String>,
-    /// `overdraft_used` after it; absent where the trail doesn't know it.
+    /// `overdraft_used` after it; absent if the trail doesn't have it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overdraft_used: Option<String>,
     /// The amounts may differ from the true state.
     pub in_doubt: bool,
-    /// Redis time at which a later mutation of the balance was written, in seconds: it was counted from a row that lacked
-    /// the lost one, so the balance may have forked.
+    /// Redis time in seconds at which a later mutation of the balance was written. It was computed from a row without the lost
+    /// mutation, so the balance may have forked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub later_at: Option<String>,
 }
@@ -63,14 +63,14 @@ struct Recorded {
 }
 
 impl Schedule {
-    /// Takes members out of the schedule whose mutations are lost, each only under its lease, and records what is known.
+    /// Removes members with lost mutations from the schedule, each only under its lease, and records what is known.
     ///
     /// # Errors
-    /// As Redis answers. The members then stay scheduled and are looked at again.
-    pub async fn lose(&self, lost: &[(&Claimed, Loss)]) -> Result<QuarantineReport, ScheduleError> {
+    /// As Redis answers. The members then stay scheduled and are examined again.
+    pub async fn record_losses(&self, lost: &[(&Claimed, Loss)]) -> Result<QuarantineReport, ScheduleError> {
         let mut report = QuarantineReport::default();
         for page in lost.chunks(500) {
-            let mut cmd = scripts::LOSE.call(2);
+            let mut cmd = scripts::RECORD_LOSSES.call(2);
             cmd.arg(self.space().schedule())
                 .arg(self.space().losses())
                 .arg(self.lock_prefix())
@@ -82,7 +82,7 @@ impl Schedule {
                     .map_err(|error| ScheduleError::unexpected("record losses", error.to_string()))?;
                 cmd.arg(&*claimed.lease).arg(&claimed.member).arg(u8::from(loss.confirmed)).arg(known);
             }
-            let counts = ints("record losses", &scripts::LOSE.run(self.link(), &cmd).await?, 3)?;
+            let counts = ints("record losses", &scripts::RECORD_LOSSES.run(self.link(), &cmd).await?, 3)?;
             report.quarantined += counts[0];
             report.kept += counts[1];
             report.full += counts[2];
@@ -90,33 +90,32 @@ impl Schedule {
         Ok(report)
     }
 
-    /// Removes members of which nothing is to be written, each only under its lease: their rows are deleted, or as new as all
-    /// that is known.
+    /// Removes members that need no write, each only under its lease: their rows are deleted, or as new as the newest known
+    /// mutation.
     ///
     /// # Errors
-    /// As Redis answers. The leases then lapse, and the members are looked at again.
+    /// As Redis answers. The leases then expire, and the members are examined again.
     pub async fn dismiss(&self, obsolete: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
         self.remove("nothing", obsolete).await
     }
 
-    /// When a member was claimed, in seconds of Redis time: its lease begins then.
+    /// When a member was claimed, in seconds of Redis time.
     #[must_use]
     pub fn claimed_at(&self, claimed: &Claimed) -> Option<f64> {
         let lease: f64 = claimed.lease.parse().ok()?;
         Some(lease - self.options().claim_ttl.as_secs_f64())
     }
 
-    /// Puts members off that can't be worked yet, each only under its lease.
+    /// Makes members without a value due again after the delay, each only under its lease.
     ///
     /// # Errors
-    /// As Redis answers. The leases then lapse by themselves.
+    /// As Redis answers. The leases then expire.
     pub async fn put_off(
         &self,
-        waiting: &[&Claimed],
+        absent: &[&Claimed],
         delay: Duration,
     ) -> Result<ReleaseReport, ScheduleError> {
-        // There is no value to keep alive.
-        let members: Vec<_> = waiting.iter().map(|claimed| (*claimed, false)).collect();
+        let members: Vec<_> = absent.iter().map(|claimed| (*claimed, false)).collect();
         let report = self.postpone_for(&members, delay).await?;
         Ok(ReleaseReport { released: report.postponed, kept: report.kept })
     }
@@ -128,15 +127,15 @@ impl Schedule {
     pub async fn losses_len(&self) -> Result<u64, ScheduleError> {
         let mut cmd = redis::cmd("HLEN");
         cmd.arg(self.space().losses());
-        let value = self.link().ask("count losses", &cmd).await?;
+        let value = self.link().send("count losses", &cmd).await?;
         Ok(ints("count losses", &value, 1)?[0])
     }
 
-    /// One loss.
+    /// The loss of a member.
     pub(crate) async fn loss_get(&self, member: &[u8]) -> Result<Option<QuarantineEntry>, ScheduleError> {
         let mut cmd = redis::cmd("HGET");
         cmd.arg(self.space().losses()).arg(member);
-        match self.link().ask("show loss", &cmd).await? {
+        match self.link().send("show loss", &cmd).await? {
             Value::Nil => Ok(None),
             value => Ok(Some(read_loss(bulk("show loss", &value)?))),
         }
@@ -173,7 +172,7 @@ pub(crate) fn read_loss(raw: &[u8]) -> QuarantineEntry {
     read().unwrap_or_else(|error| crate::quarantine::unreadable(raw, &error))
 }
 
-/// In words, with what has happened since.
+/// The description of a loss, with the mark of a later mutation.
 fn describe(loss: &Loss) -> String {
     match &loss.later_at {
         Some(_) => format!(
@@ -189,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_that_is_not_ours_is_shown_as_it_stands() {
+    fn an_entry_of_another_format_is_reported_as_unreadable() {
         for raw in ["", "7", "{}", "{\"loss\":\"x\",\"first_at\":\"1\",\"last_at\":\"1\"}"] {
             assert_eq!(read_loss(raw.as_bytes()).reason, "unreadable_entry", "{raw}");
         }

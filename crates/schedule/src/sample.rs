@@ -1,8 +1,8 @@
-//! What waits in schedules, and how close it is to expiry: read for many tenants in one call, without touching anything.
+//! Backlog and smallest remaining TTL of many tenants' schedules in one read-only call.
 //!
-//! Counts are exact. Lives are looked at in part: a schedule may hold a million members, so each look takes the members
-//! with the oldest scores (a value's life begins when its member is scheduled, so those end first, as a rule) and one
-//! page of the others, behind which the next look goes on.
+//! Counts are exact. TTLs are sampled, because a schedule may hold a million members: each call reads those of the members
+//! with the oldest scores (a TTL begins when its member is scheduled, so these usually expire first) and of one page of the
+//! others. The next call continues after that page.
 
 use std::time::Duration;
 
@@ -16,97 +16,96 @@ use crate::{
     scripts,
 };
 
-/// Schedules in one call: less than a millisecond of Redis when they are empty, so that nobody waits long behind it.
+/// Schedules in one call: less than a millisecond of Redis when they are empty, so that other clients hardly wait.
 pub const SCHEDULES_PER_CALL: usize = 250;
-/// Values whose life is looked at in one call at most: some 2 ms of Redis.
-pub const LIVES_PER_CALL: usize = 2_000;
+/// Most TTLs read in one call: about 2 ms of Redis.
+pub const TTLS_PER_CALL: usize = 2_000;
 
 const OPERATION: &str = "sample";
 
-/// What to look at in one schedule.
+/// Which TTLs to read in one schedule.
 #[derive(Debug, Clone, Copy)]
-pub struct Look<'a> {
-    /// Whose keys.
+pub struct SampleRequest<'a> {
+    /// The tenant's keys.
     pub space: &'a KeySpace,
-    /// How many of the members with the oldest scores.
+    /// Number of members with the oldest scores.
     pub head: usize,
-    /// About how many others, from `from` on.
+    /// Approximate number of other members, from `from` on.
     pub page: usize,
-    /// Where the page begins; `None` = at the beginning.
+    /// Cursor at which the page begins; `None` = at the beginning.
     pub from: Option<&'a [u8]>,
-    /// A member to look at again, if it is still scheduled.
+    /// A member to read again if it is still scheduled.
     pub again: Option<&'a [u8]>,
 }
 
-impl<'a> Look<'a> {
-    /// A look at the counts, the head, and the beginning of the rest: of a schedule of some hundred members at all.
+impl<'a> SampleRequest<'a> {
+    /// Reads the head and the first page: all TTLs of a schedule with about a hundred members.
     #[must_use]
-    pub fn at(space: &'a KeySpace) -> Self {
+    pub fn first_page(space: &'a KeySpace) -> Self {
         Self { space, head: 10, page: 100, from: None, again: None }
     }
 }
 
-/// Where the page of a look ended.
+/// Where the page of a sample ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum PageEnd {
-    /// None was asked for, or the call had seen enough in other schedules.
+    /// No page was requested, or the budget of the call was spent on other schedules.
     #[default]
-    NotLooked,
-    /// The next page begins here.
+    NotRead,
+    /// The next page begins at this cursor.
     Next(Vec<u8>),
     /// It was the last one.
     Last,
 }
 
-/// What was found in one schedule.
+/// The state of one schedule.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sample {
-    /// Members in it, due or not; `None` = the key holds something else.
+    /// Members in it, due or not; `None` = the key is of another type.
     pub scheduled: Option<u64>,
-    /// Members whose time has come.
+    /// Members that are due.
     pub due: u64,
-    /// Members that a worker holds, or that are put off.
+    /// Members that a worker has claimed, or that are postponed.
     pub leased: u64,
-    /// How long the first of them has been due.
+    /// For how long the oldest due member has been due.
     pub oldest_due_age: Duration,
-    /// Entries in the tenant's quarantine, losses not among them; `None` = the key holds something else.
+    /// Entries in the tenant's quarantine without losses; `None` = the key is of another type.
     pub quarantined: Option<u64>,
-    /// Lost balances; `None` = the key holds something else.
+    /// Lost balances; `None` = the key is of another type.
     pub lost: Option<u64>,
-    /// The smallest remaining life among the values looked at, and the member whose it is. `None` = no member was looked
-    /// at whose value has an end.
+    /// The smallest remaining TTL that was read, and its member. `None` = no value that was read has a TTL.
     pub shortest: Option<(Duration, Vec<u8>)>,
     /// Where the page ended.
     pub page: PageEnd,
 }
 
-/// Samples schedules of any number of tenants: one [`Sample`] per key space, in order.
+/// Samples the schedules of any number of tenants: one [`Sample`] per key space, in order.
 ///
 /// # Errors
 /// As Redis answers.
 pub async fn sample(link: &Link, spaces: &[&KeySpace]) -> Result<Vec<Sample>, ScheduleError> {
-    let looks: Vec<Look<'_>> = spaces.iter().map(|space| Look::at(space)).collect();
-    look(link, &looks).await
+    let requests: Vec<_> = spaces.iter().map(|space| SampleRequest::first_page(space)).collect();
+    sample_with(link, &requests).await
 }
 
-/// As [`sample`], with a say in what is looked at.
+/// As [`sample`], with control over which TTLs are read.
 ///
 /// # Errors
 /// As Redis answers.
-pub async fn look(link: &Link, looks: &[Look<'_>]) -> Result<Vec<Sample>, ScheduleError> {
-    let mut samples = Vec::with_capacity(looks.len());
-    for page in looks.chunks(SCHEDULES_PER_CALL) {
+pub async fn sample_with(link: &Link, requests: &[SampleRequest<'_>]) -> Result<Vec<Sample>, ScheduleError> {
+    let mut samples = Vec::with_capacity(requests.len());
+    for page in requests.chunks(SCHEDULES_PER_CALL) {
         let mut cmd = scripts::SAMPLE.call(3 * page.len());
-        for look in page {
-            cmd.arg(look.space.schedule()).arg(look.space.quarantine()).arg(look.space.losses());
+        for request in page {
+            cmd.arg(request.space.schedule()).arg(request.space.quarantine()).arg(request.space.losses());
         }
-        cmd.arg(LIVES_PER_CALL);
-        for look in page {
-            cmd.arg(look.space.prefix())
-                .arg(look.head)
-                .arg(look.page)
-                .arg(look.from.unwrap_or(b"0"))
-                .arg(look.again.unwrap_or_default());
+        cmd.arg(TTLS_PER_CALL);
+        for request in page {
+            cmd.arg(request.space.prefix())
+                .arg(request.head)
+                .arg(request.page)
+                .arg(request.from.unwrap_or(b"0"))
+                .arg(request.again.unwrap_or_default());
         }
         let answer = scripts::SAMPLE.run(link, &cmd).await?;
         for part in array(OPERATION, &answer, page.len())? {
@@ -128,17 +127,17 @@ fn read(part: &Value) -> Result<Sample, ScheduleError> {
     sample.scheduled = count(scheduled);
     sample.quarantined = count(quarantined);
     sample.lost = count(lost);
-    if let [due, oldest, cursor, life, member] = rest {
+    if let [due, oldest, cursor, ttl, member] = rest {
         sample.due = int(OPERATION, due)?;
         sample.leased = sample.scheduled.unwrap_or_default().saturating_sub(sample.due);
         sample.oldest_due_age = Duration::from_millis(int(OPERATION, oldest)?);
         sample.page = match bulk(OPERATION, cursor)? {
-            b"" => PageEnd::NotLooked,
+            b"" => PageEnd::NotRead,
             b"0" => PageEnd::Last,
             next => PageEnd::Next(next.to_vec()),
         };
-        if let Some(life) = count(life) {
-            sample.shortest = Some((Duration::from_millis(life), bulk(OPERATION, member)?.to_vec()));
+        if let Some(ttl) = count(ttl) {
+            sample.shortest = Some((Duration::from_millis(ttl), bulk(OPERATION, member)?.to_vec()));
         }
     } else if !rest.is_empty() {
         return Err(ScheduleError::unexpected(
@@ -149,7 +148,7 @@ fn read(part: &Value) -> Result<Sample, ScheduleError> {
     Ok(sample)
 }
 
-/// A count, where -1 stands for none.
+/// A count; -1 means `None`.
 fn count(value: &Value) -> Option<u64> {
     match value {
         Value::Int(count) => u64::try_from(*count).ok(),

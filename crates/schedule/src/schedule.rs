@@ -18,13 +18,13 @@ use crate::{
     scripts,
 };
 
-/// How a claim keeps others away.
+/// How a claim excludes other workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ClaimMode {
     /// The lease in the schedule alone.
     #[default]
     Lease,
-    /// The lease, and the lock key of the ledger's own worker as well: for the time when both run.
+    /// The lease and the lock key of the ledger's own worker, while both run.
     Lock,
 }
 
@@ -39,26 +39,26 @@ impl ClaimMode {
     }
 }
 
-/// How a schedule is worked. One value for the whole worker.
+/// Settings for schedules, the same for all tenants of a worker.
 #[derive(Debug, Clone)]
 pub struct ScheduleOptions {
     /// Lease alone, or lease and lock.
     pub mode: ClaimMode,
-    /// How long a claim holds; a killed worker's claims are due again after it.
+    /// Duration of a claim; a killed worker's claims are due again after it.
     pub claim_ttl: Duration,
-    /// Remaining lives of claimed, released and waiting values are raised to this; zero leaves them alone.
+    /// Shorter remaining TTLs of claimed, released and scheduled values are raised to this; zero = never.
     pub protect_floor: Duration,
-    /// Mode `lock`: most members looked at in one claim.
+    /// Mode `lock`: most members examined in one claim.
     pub lock_scan_limit: usize,
-    /// Mode `lock`: what stands in our locks, so that only ours are deleted. Unique per worker process.
+    /// Mode `lock`: value of our locks, so that only ours are deleted. Unique per worker process.
     pub lock_token: String,
     /// Most entries in a tenant's quarantine.
     pub quarantine_limit: usize,
-    /// Values longer than this, in bytes, are cut short in quarantine entries.
+    /// Bytes of a value that a quarantine entry keeps.
     pub quarantine_value_limit: usize,
-    /// How long a member is put off when the quarantine is full.
+    /// Delay of members that find the quarantine full.
     pub quarantine_put_off: Duration,
-    /// How long a member is put off that can't be worked at present, though others of the tenant can.
+    /// Delay of members that can't be synced at present while others of the tenant can.
     pub put_off: Duration,
 }
 
@@ -78,10 +78,10 @@ impl Default for ScheduleOptions {
     }
 }
 
-/// What settling did.
+/// Result of settling.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SettleReport {
-    /// Redis time after the write, in seconds: with the former score it gives the lag by one clock.
+    /// Redis time after the write, in seconds. The lag is the difference to the former score, by the same clock.
     pub now: f64,
     /// Members removed.
     pub removed: u64,
@@ -89,60 +89,60 @@ pub struct SettleReport {
     pub kept: u64,
 }
 
-/// What releasing did.
+/// Result of releasing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReleaseReport {
-    /// Members put back, due at once for every worker.
+    /// Members with their former score again, due for every worker.
     pub released: u64,
     /// Members with a newer mutation or a later claim.
     pub kept: u64,
 }
 
-/// What postponing did.
+/// Result of postponing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PostponeReport {
-    /// Members that come due again later.
+    /// Members that are due again after the delay.
     pub postponed: u64,
     /// Members with a newer mutation or a later claim.
     pub kept: u64,
 }
 
-/// What quarantining did.
+/// Result of quarantining.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct QuarantineReport {
     /// Members now in quarantine.
     pub quarantined: u64,
     /// Members with a newer mutation or a later claim: still scheduled.
     pub kept: u64,
-    /// Members put off because the quarantine is full: still scheduled.
+    /// Members postponed because the quarantine is full; still scheduled.
     pub full: u64,
 }
 
-/// One page of protection.
+/// Result of protecting one page of the schedule.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProtectPage {
-    /// Where the next page begins; `None` when all were seen.
+    /// Cursor of the next page; `None` after the last one.
     pub next: Option<Vec<u8>>,
-    /// Members seen.
+    /// Members in the page.
     pub seen: u64,
-    /// Values whose life was raised.
+    /// Values whose TTL was raised.
     pub raised: u64,
     /// Members without a value.
     pub absent: u64,
-    /// Smallest remaining life in this page, after raising.
+    /// Smallest remaining TTL in this page, after raising.
     pub shortest: Option<Duration>,
 }
 
-/// Where a page of what was scheduled lately begins.
+/// Where a page of recently scheduled members begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecentFrom {
     score: Vec<u8>,
-    /// Behind this member; empty = with the first one of that score.
+    /// After this member; empty = with the first one of that score.
     member: Vec<u8>,
 }
 
 impl RecentFrom {
-    /// With what was scheduled at this Redis time.
+    /// With members scheduled at this Redis time.
     #[must_use]
     pub fn time(time: f64) -> Self {
         Self { score: format!("{time:.6}").into_bytes(), member: Vec::new() }
@@ -153,25 +153,25 @@ impl RecentFrom {
     }
 }
 
-/// One page of protection of what was scheduled lately.
+/// Result of protecting one page of recently scheduled members.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecentPage {
-    /// Redis time of the look, in seconds.
+    /// Redis time of the call, in seconds.
     pub now: f64,
-    /// Values whose life was raised.
+    /// Values whose TTL was raised.
     pub raised: u64,
-    /// Where the next page begins; `None` when all were seen.
+    /// Where the next page begins; `None` after the last one.
     pub next: Option<RecentFrom>,
 }
 
-/// What waits in a schedule.
+/// The members of a schedule, counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Backlog {
-    /// Members whose time has come.
+    /// Members that are due.
     pub due: u64,
-    /// Members that a worker holds, or that are put off.
+    /// Members that a worker has claimed, or that are postponed.
     pub leased: u64,
-    /// How long the oldest due member has been due, in seconds.
+    /// For how long the oldest due member has been due, in seconds.
     pub oldest_due_age: f64,
 }
 
@@ -181,30 +181,30 @@ pub struct Schedule {
     link: Link,
     space: KeySpace,
     options: Arc<ScheduleOptions>,
-    /// Mode `lock`: where the next claim begins, past a head of foreign locks.
+    /// Mode `lock`: offset of the next claim, after members with foreign locks.
     resume: Arc<AtomicU64>,
 }
 
 impl Schedule {
-    /// The schedule of the key space, worked over the link.
+    /// The schedule of the key space on this link.
     #[must_use]
     pub fn new(link: Link, space: KeySpace, options: Arc<ScheduleOptions>) -> Self {
         Self { link, space, options, resume: Arc::new(AtomicU64::new(0)) }
     }
 
-    /// The keys it works on.
+    /// Its keys.
     #[must_use]
     pub fn space(&self) -> &KeySpace {
         &self.space
     }
 
-    /// The connection it works over.
+    /// Its connection.
     #[must_use]
     pub fn link(&self) -> &Link {
         &self.link
     }
 
-    /// How it is worked.
+    /// Its settings.
     #[must_use]
     pub fn options(&self) -> &ScheduleOptions {
         &self.options
@@ -213,8 +213,8 @@ impl Schedule {
     /// Claims up to `limit` due members with their values.
     ///
     /// # Errors
-    /// As Redis answers. Where it refuses to give the values nothing was claimed; otherwise that is unknown, and the leases
-    /// lapse by themselves.
+    /// As Redis answers. If Redis refused to return the values, nothing was claimed. Otherwise members may have been claimed;
+    /// their leases expire.
     pub async fn claim(&self, limit: usize) -> Result<Claim, ScheduleError> {
         const OPERATION: &str = "claim";
         let mut cmd = scripts::CLAIM.call(1);
@@ -230,12 +230,12 @@ impl Schedule {
             .arg(self.resume.load(Ordering::Relaxed))
             .arg(millis(self.options.put_off));
         let Value::Array(parts) = scripts::CLAIM.run(&self.link, &cmd).await? else {
-            return Err(ScheduleError::unexpected(OPERATION, "the script gave no array"));
+            return Err(ScheduleError::unexpected(OPERATION, "the script returned no array"));
         };
         if parts.len() < 7 || (parts.len() - 7) % 3 != 0 {
             return Err(ScheduleError::unexpected(
                 OPERATION,
-                format!("the script gave {} parts", parts.len()),
+                format!("the script returned {} parts", parts.len()),
             ));
         }
         let mut parts = parts.into_iter();
@@ -248,9 +248,9 @@ impl Schedule {
         let [scheduled, resume, foreign] =
             [int(OPERATION, &head[2])?, int(OPERATION, &head[3])?, int(OPERATION, &head[4])?];
         self.resume.store(resume, Ordering::Relaxed);
-        let (put_off, words) = (int(OPERATION, &head[5])?, bulk(OPERATION, &head[6])?);
-        let refused = (!words.is_empty()).then(|| {
-            let error = ScheduleError::refused(OPERATION, &String::from_utf8_lossy(words));
+        let (put_off, refusal) = (int(OPERATION, &head[5])?, bulk(OPERATION, &head[6])?);
+        let refused = (!refusal.is_empty()).then(|| {
+            let error = ScheduleError::refused(OPERATION, &String::from_utf8_lossy(refusal));
             Refused { put_off, error }
         });
         let mut entries = Vec::with_capacity(parts.len() / 3);
@@ -262,7 +262,7 @@ impl Schedule {
                 .map_err(|_| ScheduleError::unexpected(OPERATION, "a score is not text"))?;
             let (value, unreadable) = match value {
                 Value::BulkString(value) => (Some(value), None),
-                Value::SimpleString(why) => (None, Some(why)),
+                Value::SimpleString(reason) => (None, Some(reason)),
                 _ => (None, None),
             };
             entries.push(Claimed {
@@ -277,18 +277,19 @@ impl Schedule {
         Ok(Claim { entries, scheduled, now, foreign, refused })
     }
 
-    /// Removes written members, each only under its lease, and clears their quarantine entries. Losses stay, and are marked.
+    /// Removes written members, each only under its lease, and deletes their quarantine entries. Losses of these members are
+    /// kept and marked.
     ///
     /// # Errors
-    /// As Redis answers. The leases then lapse, and the next write of these members is stale and harmless.
+    /// As Redis answers. The leases then expire, and the next write of these members is stale and harmless.
     pub async fn settle(&self, written: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
         self.remove("written", written).await
     }
 
-    /// Removes members from the schedule, because they are `written` or there is `nothing` to write.
+    /// Removes members from the schedule because they are `written`, or there is `nothing` to write.
     pub(crate) async fn remove(
         &self,
-        why: &'static str,
+        reason: &'static str,
         members: &[&Claimed],
     ) -> Result<SettleReport, ScheduleError> {
         const OPERATION: &str = "settle";
@@ -301,7 +302,7 @@ impl Schedule {
             .arg(self.space.losses())
             .arg(self.lock_prefix())
             .arg(&self.options.lock_token)
-            .arg(why);
+            .arg(reason);
         for claimed in members {
             cmd.arg(&*claimed.lease).arg(&claimed.member);
         }
@@ -314,10 +315,10 @@ impl Schedule {
         })
     }
 
-    /// Gives members back at once, each only under its lease, and keeps their values alive.
+    /// Makes members due again at once, each only under its lease, and raises the TTLs of their values.
     ///
     /// # Errors
-    /// As Redis answers. The leases then lapse by themselves.
+    /// As Redis answers. The leases then expire.
     pub async fn release(&self, held: &[&Claimed]) -> Result<ReleaseReport, ScheduleError> {
         if held.is_empty() {
             return Ok(ReleaseReport::default());
@@ -336,16 +337,16 @@ impl Schedule {
         Ok(ReleaseReport { released: counts[0], kept: counts[1] })
     }
 
-    /// Puts members off that can't be worked at present, each only under its lease. Those with `true` have a value that must be
-    /// there when they come due again.
+    /// Makes members that can't be synced at present due again later, each only under its lease. `true` = the member has a
+    /// value, which must not expire before.
     ///
     /// # Errors
-    /// As Redis answers. The leases then lapse by themselves.
+    /// As Redis answers. The leases then expire.
     pub async fn postpone(&self, members: &[(&Claimed, bool)]) -> Result<PostponeReport, ScheduleError> {
         self.postpone_for(members, self.options.put_off).await
     }
 
-    /// As [`Schedule::postpone`], for this long.
+    /// As [`Schedule::postpone`], with this delay.
     ///
     /// # Errors
     /// As [`Schedule::postpone`].
@@ -362,7 +363,7 @@ impl Schedule {
             .arg(self.lock_prefix())
             .arg(&self.options.lock_token)
             .arg(millis(delay))
-            // Some tries must fit in, should this worker not come back in time.
+            // Leaves time for retries if this worker is late.
             .arg(millis(self.options.protect_floor.max(3 * delay)))
             .arg(self.space.prefix());
         for (claimed, keep_alive) in members {
@@ -376,13 +377,13 @@ impl Schedule {
     /// Moves members that can't be synced into quarantine, each only under its lease.
     ///
     /// # Errors
-    /// As Redis answers. The members then stay scheduled and are tried again.
+    /// As Redis answers. The members then stay scheduled and are retried.
     pub async fn quarantine(
         &self,
         refused: &[(&Claimed, Refusal)],
     ) -> Result<QuarantineReport, ScheduleError> {
         let mut report = QuarantineReport::default();
-        // Values travel along: keep one call small enough that it doesn't hold Redis up.
+        // The values are arguments: limit the size of one call so that it doesn't block Redis for long.
         for page in refused.chunks(200) {
             let mut cmd = scripts::QUARANTINE.call(2);
             cmd.arg(self.space.schedule())
@@ -410,7 +411,7 @@ impl Schedule {
         Ok(report)
     }
 
-    /// One page of protection over everything that is scheduled; begin with `None`.
+    /// Protects one page of all scheduled members; begin with `None`.
     ///
     /// # Errors
     /// As Redis answers.
@@ -438,8 +439,8 @@ impl Schedule {
         })
     }
 
-    /// Protects everything that was scheduled from this Redis time on; `None` only reads the clock. Gives the Redis
-    /// time to begin with next time, and how many values were raised.
+    /// Protects members scheduled since this Redis time; `None` only reads the clock. Returns the Redis time for the next
+    /// call, and how many TTLs were raised.
     ///
     /// # Errors
     /// As Redis answers.
@@ -484,7 +485,7 @@ impl Schedule {
         })
     }
 
-    /// Moves up to `page` members of a legacy schedule into this one; gives how many, and how many are left there.
+    /// Moves up to `page` members of the legacy schedule into this one. Returns how many were moved, and how many are left.
     ///
     /// # Errors
     /// As Redis answers.
@@ -496,29 +497,29 @@ impl Schedule {
         Ok((counts[0], counts[1]))
     }
 
-    /// What waits.
+    /// Counts what is due and what is leased.
     ///
     /// # Errors
     /// As Redis answers.
     pub async fn backlog(&self) -> Result<Backlog, ScheduleError> {
         const OPERATION: &str = "read backlog";
-        let now = seconds_of_time(OPERATION, &self.link.ask(OPERATION, &redis::cmd("TIME")).await?)?;
+        let now = seconds_of_time(OPERATION, &self.link.send(OPERATION, &redis::cmd("TIME")).await?)?;
         let mut count = redis::cmd("ZCOUNT");
         count.arg(self.space.schedule()).arg("-inf").arg(now);
-        let due = int(OPERATION, &self.link.ask(OPERATION, &count).await?)?;
+        let due = int(OPERATION, &self.link.send(OPERATION, &count).await?)?;
         let mut card = redis::cmd("ZCARD");
         card.arg(self.space.schedule());
-        let all = int(OPERATION, &self.link.ask(OPERATION, &card).await?)?;
+        let all = int(OPERATION, &self.link.send(OPERATION, &card).await?)?;
         let mut head = redis::cmd("ZRANGE");
         head.arg(self.space.schedule()).arg(0).arg(0).arg("WITHSCORES");
-        let oldest = match self.link.ask(OPERATION, &head).await? {
+        let oldest = match self.link.send(OPERATION, &head).await? {
             Value::Array(parts) if parts.len() == 2 => seconds(OPERATION, &parts[1])?,
             _ => now,
         };
         Ok(Backlog { due, leased: all.saturating_sub(due), oldest_due_age: (now - oldest).max(0.0) })
     }
 
-    /// Of these members, those that are not scheduled.
+    /// The members among these that are not scheduled.
     ///
     /// # Errors
     /// As Redis answers.
@@ -532,7 +533,7 @@ impl Schedule {
         for member in members {
             cmd.arg(member);
         }
-        let value = self.link.ask(OPERATION, &cmd).await?;
+        let value = self.link.send(OPERATION, &cmd).await?;
         let scores = array(OPERATION, &value, members.len())?;
         Ok(members
             .iter()
@@ -542,7 +543,7 @@ impl Schedule {
             .collect())
     }
 
-    /// Schedules members as due now, those that are not scheduled; gives how many.
+    /// Schedules those of the members as due now that are not scheduled. Returns how many.
     ///
     /// # Errors
     /// As Redis answers.
@@ -550,27 +551,27 @@ impl Schedule {
         const OPERATION: &str = "schedule again";
         let mut done = 0;
         for page in members.chunks(500) {
-            let now = seconds_of_time(OPERATION, &self.link.ask(OPERATION, &redis::cmd("TIME")).await?)?;
+            let now = seconds_of_time(OPERATION, &self.link.send(OPERATION, &redis::cmd("TIME")).await?)?;
             let mut cmd = redis::cmd("ZADD");
-            // NX: what was scheduled meanwhile is newer, and a lease is not ours to break. Whole microseconds, so that no
-            // score can equal a lease.
+            // NX: a member that is scheduled may have a newer mutation or a lease. Whole microseconds, so that no score can
+            // equal a lease.
             cmd.arg(self.space.schedule()).arg("NX");
             for member in page {
                 cmd.arg(format!("{now:.6}")).arg(member);
             }
-            done += int(OPERATION, &self.link.ask(OPERATION, &cmd).await?)?;
+            done += int(OPERATION, &self.link.send(OPERATION, &cmd).await?)?;
         }
         Ok(done)
     }
 
-    /// Number of members in any schedule key; used to notice schedules that nobody works.
+    /// Number of members in any schedule key; used to detect schedules that no worker syncs.
     ///
     /// # Errors
     /// As Redis answers.
     pub async fn scheduled_in(&self, key: &str) -> Result<u64, ScheduleError> {
         let mut cmd = redis::cmd("ZCARD");
         cmd.arg(key);
-        int("count schedule", &self.link.ask("count schedule", &cmd).await?)
+        int("count schedule", &self.link.send("count schedule", &cmd).await?)
     }
 
     pub(crate) fn lock_prefix(&self) -> &str {
@@ -582,7 +583,7 @@ impl Schedule {
 
     fn kept_value(&self, value: Option<&[u8]>) -> (String, &'static str) {
         let Some(value) = value else { return (String::new(), "-") };
-        // An entry is JSON; what is not text can be shown only approximately, so it never stands in for the value.
+        // Entries are JSON, so a value that is not UTF-8 is kept only approximately and never written from the entry.
         match std::str::from_utf8(value) {
             Ok(text) if text.len() <= self.options.quarantine_value_limit => (text.to_owned(), "v"),
             _ => {
@@ -593,7 +594,7 @@ impl Schedule {
     }
 }
 
-/// Which of the schedules have a due member; one call for many idle tenants. Gives positions in `keys`.
+/// Positions in `keys` of the schedules that have a due member. One call for many idle tenants.
 ///
 /// # Errors
 /// As Redis answers.
@@ -601,7 +602,7 @@ pub async fn probe(link: &Link, keys: &[Arc<str>]) -> Result<Vec<usize>, Schedul
     probe_overdue(link, keys, Duration::ZERO).await
 }
 
-/// As [`probe`], but only those with a member that has been due for longer than `by`: nobody seems to work them.
+/// As [`probe`], but only schedules with a member that has been due for longer than `by`: no worker seems to sync them.
 ///
 /// # Errors
 /// As Redis answers.
@@ -620,7 +621,7 @@ pub async fn probe_overdue(
     }
     cmd.arg(by.as_secs_f64());
     let Value::Array(parts) = scripts::PROBE.run(link, &cmd).await? else {
-        return Err(ScheduleError::unexpected(OPERATION, "the script gave no array"));
+        return Err(ScheduleError::unexpected(OPERATION, "the script returned no array"));
     };
     parts.iter().map(|part| int(OPERATION, part).map(|at| (at as usize).saturating_sub(1))).collect()
 }
@@ -636,7 +637,7 @@ pub(crate) fn array<'a>(
 ) -> Result<&'a [Value], ScheduleError> {
     match value {
         Value::Array(parts) if parts.len() == len => Ok(parts),
-        _ => Err(ScheduleError::unexpected(operation, format!("the script gave no array of {len}"))),
+        _ => Err(ScheduleError::unexpected(operation, format!("the script returned no array of {len}"))),
     }
 }
 

@@ -1,8 +1,8 @@
-//! All schedules of one tenant: one for each form in which its id may stand in Redis keys.
+//! All schedules of one tenant: one for each form of its id in Redis keys.
 //!
-//! Most tenants have one. One whose id is a UUID has two (`docs/decisions/0012-both-key-forms.md`): ledgers of two releases
-//! may write at the same time, each under its own form. Each claimed member remembers which schedule it came from, and goes
-//! back there. The same balance may come through both; its version decides which is newer.
+//! Most tenants have one. A tenant whose id is a UUID has two (`docs/decisions/0012-both-key-forms.md`), because ledgers of two
+//! releases may write at the same time, each in its own form. Each claimed member records its schedule and is settled or
+//! released there. The same balance may arrive through both; its version decides which is newer.
 
 use std::{
     sync::{
@@ -26,17 +26,17 @@ use crate::{
     },
 };
 
-/// While another schedule of the tenant is busy, an empty one is claimed from after a pause of this part of the time for
-/// which it has been empty …
+/// While another schedule of the tenant is busy, an empty one is skipped for this fraction of the time for which it has been
+/// empty …
 const PART: u32 = 8;
-/// … but at least this …
+/// … but at least for this …
 const PAUSE_MIN: Duration = Duration::from_millis(20);
-/// … and at most this: what comes first under the other form waits no longer than for an idle tenant.
+/// … and at most for this: the first mutation in the other form waits no longer than one of an idle tenant.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// What the last claim found in one schedule.
+/// State of one schedule at its last claim.
 #[derive(Debug, Clone, Copy)]
-struct Found {
+struct LastClaim {
     scheduled: u64,
     /// Since when it has been empty; `None` = it is not.
     empty_since: Option<Instant>,
@@ -44,7 +44,7 @@ struct Found {
     next: Instant,
 }
 
-impl Found {
+impl LastClaim {
     fn after(self, scheduled: u64, now: Instant) -> Self {
         let empty_since = (scheduled == 0).then(|| self.empty_since.unwrap_or(now));
         let pause =
@@ -53,17 +53,17 @@ impl Found {
     }
 }
 
-/// The schedules of one tenant, on one link. At least one; the first stands for the tenant.
+/// The schedules of one tenant on one link. There is at least one; the first represents the tenant.
 #[derive(Debug)]
 pub struct Schedules {
     all: Vec<Schedule>,
-    found: Mutex<Vec<Found>>,
-    /// Which one the next claim begins with.
-    turn: AtomicUsize,
+    last_claims: Mutex<Vec<LastClaim>>,
+    /// The one that the next claim begins with.
+    begin: AtomicUsize,
 }
 
 impl Schedules {
-    /// The schedules of these key spaces, worked over the link.
+    /// The schedules of these key spaces on this link.
     ///
     /// # Panics
     /// Without any key space.
@@ -76,17 +76,17 @@ impl Schedules {
         let all: Vec<Schedule> =
             spaces.into_iter().map(|space| Schedule::new(link.clone(), space, Arc::clone(options))).collect();
         assert!(!all.is_empty(), "a tenant has at least one key space");
-        let fresh = Found { scheduled: 0, empty_since: None, next: Instant::now() };
-        Self { found: Mutex::new(vec![fresh; all.len()]), all, turn: AtomicUsize::new(0) }
+        let fresh = LastClaim { scheduled: 0, empty_since: None, next: Instant::now() };
+        Self { last_claims: Mutex::new(vec![fresh; all.len()]), all, begin: AtomicUsize::new(0) }
     }
 
-    /// The schedule that stands for the tenant.
+    /// The schedule that represents the tenant.
     #[must_use]
     pub fn first(&self) -> &Schedule {
         &self.all[0]
     }
 
-    /// Each of them.
+    /// All schedules.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Schedule> {
         self.all.iter()
     }
@@ -97,43 +97,42 @@ impl Schedules {
         self.all.get(claimed.schedule).unwrap_or(&self.all[0])
     }
 
-    /// The schedule whose key space a member belongs to by its prefix; the first one if it is in none.
+    /// The schedule whose key prefix the member has; the first one if it has none of them.
     #[must_use]
     pub fn of_member(&self, member: &[u8]) -> &Schedule {
         let own = |schedule: &&Schedule| member.starts_with(schedule.space().balance_prefix().as_bytes());
         self.all.iter().find(own).unwrap_or(&self.all[0])
     }
 
-    // -- what collectors do --------------------------------------------------------------------------------------
+    // -- for collectors ------------------------------------------------------------------------------------------
 
-    /// Claims up to `limit` due members, from all schedules in turn. One that was empty is left out for a moment while
-    /// another one is not: a busy tenant pays for the form that its ledger doesn't write once a second.
+    /// Claims up to `limit` due members, round robin over the schedules. While one is busy, an empty one is claimed from less
+    /// and less often, down to once a second, so the unused form costs little.
     ///
     /// # Errors
-    /// As Redis answers, if nothing was claimed. Where the first schedule gave something and the second an error, what was
-    /// claimed counts, and the next claim begins with the second. A missing right to one form alone is reported beside what the
-    /// other gives: rights are given by key patterns, and may know one form only.
+    /// As Redis answers, if nothing was claimed. If the first schedule returned members and the second an error, the members
+    /// are returned, and the next claim begins with the second. A missing right to one form is reported with the members of
+    /// the other: rights are granted by key patterns and may cover one form only.
     pub async fn claim(&self, limit: usize) -> Result<Claim, ScheduleError> {
         if let [only] = self.all.as_slice() {
             return only.claim(limit).await;
         }
-        let begin = self.turn.fetch_add(1, Ordering::Relaxed);
+        let begin = self.begin.fetch_add(1, Ordering::Relaxed);
         let mut claim = Claim::default();
         let (mut readable, mut refused) = (false, Vec::new());
         for at in self.candidates(begin) {
             let room = limit.saturating_sub(claim.entries.len());
             if room == 0 {
-                // Its turn comes first next time.
-                self.turn.store(at, Ordering::Relaxed);
+                self.begin.store(at, Ordering::Relaxed);
                 break;
             }
             let mut part = match self.all[at].claim(room).await {
                 Ok(part) => part,
                 Err(_) if !claim.entries.is_empty() => {
-                    self.turn.store(at, Ordering::Relaxed);
+                    self.begin.store(at, Ordering::Relaxed);
                     break;
                 }
-                // Its schedule can't be reached at all. Where it can, and its values can't, the tenant is refused as ever.
+                // No access to the schedule itself. If only its values are refused, the error is the tenant's.
                 Err(error) if error.class == ErrorClass::Permission && !error.message.contains("script") => {
                     self.note(at, 0);
                     refused.push(Refused { put_off: 0, error });
@@ -162,34 +161,34 @@ impl Schedules {
             Some(Refused { error, .. }) if !readable => return Err(error),
             last => claim.refused = last.map(|last| Refused { put_off, ..last }),
         }
-        claim.scheduled = self.lock().iter().map(|found| found.scheduled).sum();
+        claim.scheduled = self.lock().iter().map(|last| last.scheduled).sum();
         Ok(claim)
     }
 
-    /// Which schedules are claimed from now, and in which order.
+    /// The schedules to claim from now, in order.
     fn candidates(&self, begin: usize) -> Vec<usize> {
         let now = Instant::now();
-        let found = self.lock();
-        let order = (0..found.len()).map(|at| (begin + at) % found.len());
-        let busy = found.iter().any(|found| found.empty_since.is_none());
-        order.filter(|at| !busy || found[*at].empty_since.is_none() || found[*at].next <= now).collect()
+        let last = self.lock();
+        let order = (0..last.len()).map(|at| (begin + at) % last.len());
+        let busy = last.iter().any(|last| last.empty_since.is_none());
+        order.filter(|at| !busy || last[*at].empty_since.is_none() || last[*at].next <= now).collect()
     }
 
     fn note(&self, at: usize, scheduled: u64) {
-        let mut found = self.lock();
-        found[at] = found[at].after(scheduled, Instant::now());
+        let mut last = self.lock();
+        last[at] = last[at].after(scheduled, Instant::now());
     }
 
-    /// Something is due in the schedule with this key: the next claim begins there.
+    /// Makes the next claim begin with the schedule of this key, because something is due there.
     pub fn wake(&self, key: &str) {
         if let Some(at) = self.all.iter().position(|schedule| schedule.space().schedule() == key) {
             self.lock()[at].next = Instant::now();
-            self.turn.store(at, Ordering::Relaxed);
+            self.begin.store(at, Ordering::Relaxed);
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Found>> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<LastClaim>> {
+        self.last_claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// As [`Schedule::settle`], each member in the schedule it came from. Entries of the same balances under the other form are
@@ -310,14 +309,14 @@ impl Schedules {
         Ok(sum)
     }
 
-    /// As [`Schedule::lose`], each member in the schedule it came from.
+    /// As [`Schedule::record_losses`], each member in the schedule it came from.
     ///
     /// # Errors
-    /// As [`Schedule::lose`]; some may have been recorded then.
-    pub async fn lose(&self, lost: &[(&Claimed, Loss)]) -> Result<QuarantineReport, ScheduleError> {
+    /// As [`Schedule::record_losses`]; some may have been recorded then.
+    pub async fn record_losses(&self, lost: &[(&Claimed, Loss)]) -> Result<QuarantineReport, ScheduleError> {
         let mut sum = QuarantineReport::default();
         for (schedule, members) in self.by_schedule(lost, |(claimed, _)| claimed.schedule) {
-            let report = schedule.lose(&members).await?;
+            let report = schedule.record_losses(&members).await?;
             sum.quarantined += report.quarantined;
             sum.kept += report.kept;
             sum.full += report.full;
@@ -325,7 +324,7 @@ impl Schedules {
         Ok(sum)
     }
 
-    /// The items by schedule, those without any left out.
+    /// The items by schedule, without empty ones.
     fn by_schedule<T: Clone>(&self, items: &[T], of: impl Fn(&T) -> usize) -> Vec<(&Schedule, Vec<T>)> {
         let last = self.all.len() - 1;
         let part = |at: usize| items.iter().filter(|item| of(item).min(last) == at).cloned().collect();
@@ -333,7 +332,7 @@ impl Schedules {
         parts.filter(|(_, part): &(_, Vec<T>)| !part.is_empty()).collect()
     }
 
-    /// As [`Schedule::protect_since`], in all of them.
+    /// As [`Schedule::protect_since`], for all schedules.
     ///
     /// # Errors
     /// As Redis answers.
@@ -341,14 +340,14 @@ impl Schedules {
         let (mut begun, mut raised) = (f64::INFINITY, 0);
         for schedule in &self.all {
             let (now, more) = schedule.protect_since(from).await?;
-            // The earliest: what came into the first one while the second was looked at is looked at next time.
+            // The earliest, so that members added to the first one meanwhile are protected next time.
             begun = begun.min(now);
             raised += more;
         }
         Ok((begun, raised))
     }
 
-    /// Moves up to `page` members of each legacy schedule; gives how many, and how many are left there.
+    /// Moves up to `page` members of each legacy schedule. Returns how many were moved, and how many are left.
     ///
     /// # Errors
     /// As Redis answers.
@@ -362,9 +361,9 @@ impl Schedules {
         Ok((adopted, left))
     }
 
-    // -- what people do ------------------------------------------------------------------------------------------
+    // -- for operators -------------------------------------------------------------------------------------------
 
-    /// What waits in all of them.
+    /// The sum of all backlogs.
     ///
     /// # Errors
     /// As Redis answers.
@@ -379,7 +378,7 @@ impl Schedules {
         Ok(sum)
     }
 
-    /// Of these members, those that are not scheduled under their own form.
+    /// The members among these that are not scheduled in their own form.
     ///
     /// # Errors
     /// As Redis answers.
@@ -391,7 +390,7 @@ impl Schedules {
         Ok(found)
     }
 
-    /// As [`Schedule::schedule_again`], each member under its own form.
+    /// As [`Schedule::schedule_again`], each member in its own form.
     ///
     /// # Errors
     /// As Redis answers.
@@ -408,7 +407,7 @@ impl Schedules {
         self.all.iter().position(own).unwrap_or(0)
     }
 
-    /// Everything that Redis knows about a member, under its own form.
+    /// Everything that Redis holds about a member, in its own form.
     ///
     /// # Errors
     /// As Redis answers.
@@ -416,7 +415,7 @@ impl Schedules {
         self.of_member(member).inspect(member).await
     }
 
-    /// As [`Schedule::find_members`], in all of them.
+    /// As [`Schedule::find_members`], in all schedules.
     ///
     /// # Errors
     /// As Redis answers.
@@ -440,7 +439,7 @@ impl Schedules {
         Ok(sum)
     }
 
-    /// As [`Schedule::quarantine_list`], of all of them.
+    /// As [`Schedule::quarantine_list`], for all schedules.
     ///
     /// # Errors
     /// As [`Schedule::quarantine_list`].
@@ -451,7 +450,7 @@ impl Schedules {
         Ok(found)
     }
 
-    /// As [`Schedule::quarantine_each`], of all of them.
+    /// As [`Schedule::quarantine_each`], for all schedules.
     ///
     /// # Errors
     /// As [`Schedule::quarantine_list`].
@@ -465,7 +464,7 @@ impl Schedules {
         Ok(())
     }
 
-    /// One entry. A member that could not be told to be of any form may be in either quarantine.
+    /// The entry of a member. One that has no form's prefix may be in any quarantine.
     ///
     /// # Errors
     /// As Redis answers.
@@ -508,21 +507,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_schedule_is_looked_at_less_and_less_often_and_at_least_once_a_second() {
+    fn pauses_of_an_empty_schedule_grow_up_to_one_second() {
         let now = Instant::now();
-        let fresh = Found { scheduled: 0, empty_since: None, next: now };
-        let mut found = fresh.after(0, now);
-        assert_eq!(found.next - now, PAUSE_MIN);
+        let fresh = LastClaim { scheduled: 0, empty_since: None, next: now };
+        let mut last = fresh.after(0, now);
+        assert_eq!(last.next - now, PAUSE_MIN);
         let mut at = now;
         for _ in 0..100 {
-            at = found.next;
-            found = found.after(0, at);
-            let pause = found.next - at;
+            at = last.next;
+            last = last.after(0, at);
+            let pause = last.next - at;
             assert!(pause <= PAUSE_MAX && pause >= PAUSE_MIN && pause <= ((at - now) / PART).max(PAUSE_MIN));
         }
-        assert_eq!(found.next - at, PAUSE_MAX);
-        let filled = found.after(3, at);
+        assert_eq!(last.next - at, PAUSE_MAX);
+        let filled = last.after(3, at);
         assert_eq!((filled.scheduled, filled.empty_since, filled.next), (3, None, at));
-        assert_eq!(filled.after(0, at).next - at, PAUSE_MIN, "it begins anew");
+        assert_eq!(filled.after(0, at).next - at, PAUSE_MIN, "it starts over");
     }
 }

@@ -1,10 +1,9 @@
 //! Entries of a balance that was written through the other key form of its tenant.
 //!
-//! A balance of a UUID tenant may stand in two key spaces. What one of them has in quarantine is obsolete once the same or a
-//! later version has been written through the other one. Settling clears the entries of its own form only, because there the
-//! value that was written has replaced the one that was refused; of the other form's value the versions must show it. An entry
-//! whose version isn't known stays: nothing shows that what was written contains it. A loss stays in any case, and says that
-//! the balance may have forked.
+//! A balance of a UUID tenant may be in two key spaces. Its quarantine entry in one of them is obsolete once the same or a later
+//! version has been written through the other. Settling deletes the entries of its own form only: there the written value has
+//! replaced the refused one. In the other form the versions have to show it, so an entry of unknown version stays. A loss stays
+//! in any case, and is marked: the balance may have forked.
 
 use balance_sync_domain::{BalanceValue, KeySpace};
 use redis::{Cmd, Value};
@@ -23,21 +22,21 @@ use crate::{
 const PAGE: usize = 500;
 
 impl Schedules {
-    /// Whether any other form than this one has entries: one short command, sent along with the settling.
+    /// Whether any other form has entries: one short command, sent together with the settling.
     pub(crate) async fn others_have_entries(&self, at: usize) -> bool {
         for other in self.others(at) {
             let mut cmd = redis::cmd("EXISTS");
             cmd.arg(other.space().quarantine()).arg(other.space().losses());
-            let answer = other.link().ask("look at entries", &cmd).await;
-            if answer.and_then(|found| int("look at entries", &found)).unwrap_or(0) > 0 {
+            let answer = other.link().send("read entries", &cmd).await;
+            if answer.and_then(|found| int("read entries", &found)).unwrap_or(0) > 0 {
                 return true;
             }
         }
         false
     }
 
-    /// Clears and marks what the other forms have about balances that were written through this one. An error is logged only: the
-    /// rows are written and settled, and an entry too many is no harm.
+    /// Deletes obsolete entries of the other forms, and marks their losses, for balances that were written through this one.
+    /// Errors are only logged: the rows are written and settled, and a superfluous entry is harmless.
     pub(crate) async fn mend_others(&self, at: usize, written: &[&Claimed]) {
         let Some(own) = self.iter().nth(at) else { return };
         for other in self.others(at) {
@@ -56,7 +55,7 @@ impl Schedules {
 
 impl Schedule {
     async fn mend(&self, from: &KeySpace, written: &[&Claimed]) -> Result<(), ScheduleError> {
-        const OPERATION: &str = "look at entries";
+        const OPERATION: &str = "read entries";
         let named: Vec<(Vec<u8>, &Claimed)> = written
             .iter()
             .filter_map(|claimed| Some((renamed(&claimed.member, from, self.space())?, *claimed)))
@@ -83,7 +82,7 @@ impl Schedule {
         Ok(())
     }
 
-    /// The fields of a hash; none where the key holds something else.
+    /// Fields of a hash; `None` for all if the key is of another type.
     async fn fields(
         &self,
         operation: &'static str,
@@ -95,7 +94,7 @@ impl Schedule {
         for (member, _) in named {
             cmd.arg(member);
         }
-        let found = match self.link().ask(operation, &cmd).await {
+        let found = match self.link().send(operation, &cmd).await {
             Ok(Value::Array(found)) => found,
             Ok(_) => return Err(ScheduleError::unexpected(operation, "HMGET gave no array")),
             Err(error) if error.class == ErrorClass::WrongType => return Ok(vec![None; named.len()]),
@@ -109,14 +108,14 @@ impl Schedule {
     }
 }
 
-/// A member as the other form names it; none if it isn't of its own form.
+/// The member's name in the other form; `None` if it doesn't have the prefix of its own.
 fn renamed(member: &[u8], from: &KeySpace, to: &KeySpace) -> Option<Vec<u8>> {
     let rest = member.strip_prefix(from.balance_prefix().as_bytes())?;
     Some([to.balance_prefix().as_bytes(), rest].concat())
 }
 
-/// Whether an entry holds a version of the same balance that is not newer than what was written. With equal versions the amounts
-/// must be equal too: otherwise the two forms have forked.
+/// Whether an entry's version of the same balance is not newer than the written one. For equal versions the amounts must be equal
+/// too: otherwise the two forms have forked.
 fn is_obsolete(member: &[u8], entry: &[u8], written: &Claimed) -> bool {
     let entry = read_entry(entry);
     let kept = entry.value.filter(|_| !entry.truncated);
@@ -130,7 +129,7 @@ fn is_obsolete(member: &[u8], entry: &[u8], written: &Claimed) -> bool {
     kept.id == new.id && (kept.version < new.version || kept.version == new.version && same)
 }
 
-/// Whether a mutation came after a loss was recorded. One whose time isn't known any more may have.
+/// Whether a mutation was scheduled after a loss was recorded; also true if its time is unknown.
 fn is_later(written: &Claimed, loss: &[u8]) -> bool {
     let recorded: f64 = read_loss(loss).last_at.parse().unwrap_or(0.0);
     written.scheduled_at().is_none_or(|at| at > recorded)

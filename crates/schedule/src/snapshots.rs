@@ -1,8 +1,7 @@
-//! What workers publish about themselves and their tenants, so that any of them can answer for the whole fleet.
+//! State that workers publish about themselves and their tenants, so that each of them can report on the whole fleet.
 //!
-//! The texts are opaque here. A worker writes only what has changed, and a reader reads only what has changed since it
-//! last looked: ten thousand idle tenants cost neither of them anything. All of it has a life of a few seconds, which
-//! each call renews.
+//! The records are opaque here. A worker writes only changed records, and a reader reads only those changed since its last
+//! call: ten thousand idle tenants cost neither anything. All keys have a TTL of a few seconds, renewed by each call.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -10,15 +9,14 @@ use redis::Value;
 
 use crate::{error::ScheduleError, link::Link, schedule::bulk, scripts};
 
-/// What all keys begin with; the hash tag is that of all other keys. The number grows when what is published changes its
-/// form.
+/// Prefix of the keys, with the hash tag of all other keys. Increase the number when the format of the records changes.
 const KEY_PREFIX: &str = "{transactions}:balance-sync:worker-1:";
-/// Most tenants in one call of a writer: some 300 µs of Redis.
+/// Most tenants in one call of a writer: about 300 µs of Redis.
 pub const PUBLISH_PAGE: usize = 250;
-/// Most tenants in one answer to a reader. More than [`PUBLISH_PAGE`], so that a page always gets on.
+/// Most tenants in one answer to a reader. More than [`PUBLISH_PAGE`], so that each page makes progress.
 const READ_PAGE: usize = 1000;
 
-/// What the workers of one group publish.
+/// The published state of one group's workers.
 #[derive(Debug, Clone)]
 pub struct Snapshots {
     link: Link,
@@ -28,53 +26,53 @@ pub struct Snapshots {
 /// One call of a writer.
 #[derive(Debug, Default)]
 pub struct Publication<'a> {
-    /// Another one for each process, and for each time that it begins anew.
+    /// New for each process, and whenever it starts over.
     pub incarnation: &'a str,
-    /// The number of this call; 1 begins anew.
+    /// The number of this call; 1 starts over.
     pub seq: u64,
-    /// Whether readers may see the worker from now on.
+    /// Whether readers see the worker from now on.
     pub visible: bool,
-    /// The worker itself.
+    /// The worker's own record.
     pub worker: &'a str,
-    /// At most [`PUBLISH_PAGE`] tenants; `None` for one that is served no longer.
+    /// At most [`PUBLISH_PAGE`] tenants' records; `None` = the tenant is no longer served.
     pub tenants: &'a [(String, Option<String>)],
-    /// More about some of them.
+    /// Details of watched tenants.
     pub details: &'a [(String, String)],
 }
 
 /// The answer to a writer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
-    /// Redis doesn't hold what the calls before this one wrote: nothing was done, the writer has to begin anew.
+    /// Whether the call was applied. If not, Redis lacks what the preceding calls wrote, and the writer has to start over.
     pub accepted: bool,
-    /// Tenants that somebody looks at in detail.
+    /// Tenants watched in detail.
     pub watched: BTreeSet<String>,
 }
 
-/// How far a reader knows a worker.
+/// How far a reader has read a worker's records.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Position {
-    /// Of the worker; empty at first.
+    /// The worker's incarnation; empty at first.
     pub incarnation: String,
-    /// Up to which call.
+    /// The last call of the worker that was read.
     pub seq: u64,
 }
 
-/// What is new to a reader.
+/// Records that changed since a reader's position.
 #[derive(Debug, Clone)]
 pub struct Changes {
-    /// Where it begins next time.
+    /// Position for the next call.
     pub position: Position,
-    /// Ask again at once.
+    /// There is more: read again at once.
     pub more: bool,
-    /// The worker itself.
+    /// The worker's own record.
     pub worker: String,
-    /// Tenants that have changed; `None` for one that is served no longer.
+    /// Tenants whose records changed; `None` = the tenant is no longer served.
     pub tenants: Vec<(String, Option<String>)>,
 }
 
 impl Snapshots {
-    /// The workers of this group; those of another are never seen.
+    /// The workers of one group; groups don't see each other.
     #[must_use]
     pub fn new(link: Link, group: &str) -> Self {
         Self { link, group: group.to_owned() }
@@ -88,7 +86,7 @@ impl Snapshots {
         format!("{KEY_PREFIX}{}|watched", self.group)
     }
 
-    /// Names of workers have no `:` in them, nor a `|`.
+    /// Workers' names contain neither `:` nor `|`.
     fn records(&self, name: &str) -> String {
         format!("{KEY_PREFIX}{}:{name}", self.group)
     }
@@ -104,7 +102,7 @@ impl Snapshots {
     pub async fn publish(
         &self,
         name: &str,
-        life: Duration,
+        ttl: Duration,
         page: &Publication<'_>,
     ) -> Result<Published, ScheduleError> {
         let mut cmd = scripts::PUBLISH.call(4);
@@ -113,7 +111,7 @@ impl Snapshots {
             .arg(self.changes(name))
             .arg(self.watched())
             .arg(name)
-            .arg(millis(life))
+            .arg(millis(ttl))
             .arg(page.incarnation)
             .arg(page.seq)
             .arg(u8::from(page.visible))
@@ -131,44 +129,44 @@ impl Snapshots {
             .map_err(|error| ScheduleError::unexpected("publish worker", error.to_string()))
     }
 
-    /// Takes a worker and all it published away.
+    /// Removes a worker and everything it published.
     ///
     /// # Errors
     /// As Redis answers.
     pub async fn leave(&self, name: &str) -> Result<(), ScheduleError> {
         let mut cmd = redis::cmd("ZREM");
         cmd.arg(self.index()).arg(name);
-        self.link.ask("leave", &cmd).await?;
+        self.link.send("leave", &cmd).await?;
         let mut cmd = redis::cmd("UNLINK");
         cmd.arg(self.records(name)).arg(self.changes(name));
-        self.link.ask("leave", &cmd).await.map(drop)
+        self.link.send("leave", &cmd).await.map(drop)
     }
 
-    /// The names of those that have published something lately. Some may have run out since.
+    /// The names of the workers that publish. The records of some may have expired already.
     ///
     /// # Errors
     /// As Redis answers.
     pub async fn names(&self) -> Result<BTreeSet<String>, ScheduleError> {
         let mut cmd = redis::cmd("ZRANGE");
         cmd.arg(self.index()).arg(0).arg(-1);
-        let answer = self.link.ask("list workers", &cmd).await?;
+        let answer = self.link.send("list workers", &cmd).await?;
         redis::from_redis_value(answer)
             .map_err(|error| ScheduleError::unexpected("list workers", error.to_string()))
     }
 
-    /// A worker's own record; `None` when it has run out.
+    /// A worker's own record; `None` if it has expired.
     ///
     /// # Errors
     /// As Redis answers.
     pub async fn worker(&self, name: &str) -> Result<Option<String>, ScheduleError> {
         let mut cmd = redis::cmd("HGET");
         cmd.arg(self.records(name)).arg("worker");
-        let answer = self.link.ask("read worker", &cmd).await?;
+        let answer = self.link.send("read worker", &cmd).await?;
         redis::from_redis_value(answer)
             .map_err(|error| ScheduleError::unexpected("read worker", error.to_string()))
     }
 
-    /// What a worker has published since; `None` when it has run out.
+    /// The records that a worker has changed since; `None` if they have expired.
     ///
     /// # Errors
     /// As Redis answers.
@@ -210,7 +208,7 @@ impl Snapshots {
         }))
     }
 
-    /// What these workers have published about a tenant in detail, one for each; they go on doing so for a while.
+    /// The details that these workers have published about a tenant, one per worker; `interest` keeps them publishing.
     ///
     /// # Errors
     /// As Redis answers.

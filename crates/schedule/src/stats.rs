@@ -1,10 +1,10 @@
-//! What is counted of the connections to Redis: failed calls by class, and connections opened.
+//! Counters of the connections to Redis: failed calls by class, and opened connections.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::error::ErrorClass;
 
-/// Counters of one or more links. Atomics only: counting costs a call next to nothing.
+/// Counters of one or more links; atomics, so counting is nearly free.
 #[derive(Debug, Default)]
 pub struct LinkStats {
     errors: [AtomicU64; ErrorClass::ALL.len()],
@@ -12,20 +12,19 @@ pub struct LinkStats {
 }
 
 impl LinkStats {
-    /// Calls that failed in this way. A script that the server has forgotten is no failure: it is loaded again within
-    /// the call.
+    /// Calls that failed with this class. A script missing on the server is not a failure: the call loads it.
     #[must_use]
     pub fn errors(&self, class: ErrorClass) -> u64 {
         self.errors[class as usize].load(Relaxed)
     }
 
-    /// Calls that failed in any way.
+    /// All failed calls.
     #[must_use]
     pub fn errors_total(&self) -> u64 {
         ErrorClass::ALL.iter().map(|class| self.errors(*class)).sum()
     }
 
-    /// Connections that were opened: one per link at first, every further one took the place of one that broke.
+    /// Opened connections: one per link, and one for each that was replaced.
     #[must_use]
     pub fn connects(&self) -> u64 {
         self.connects.load(Relaxed)

@@ -1,7 +1,7 @@
 //! A subscription to one channel of Redis Pub/Sub.
 //!
-//! It needs a connection of its own, which carries nothing else. It doesn't reconnect: whoever listens has missed
-//! messages when it breaks, and has to know.
+//! It needs a connection of its own. It doesn't reconnect: when it breaks, messages may be missed, and the subscriber has to
+//! know.
 
 use std::time::Duration;
 
@@ -17,13 +17,13 @@ use crate::{
     link::{Link, LinkSettings, Source},
 };
 
-/// How often a connection is asked for a sign of life, in times for which an answer may take: one that was cut off
-/// without a word would otherwise be listened to for ever. Every 10 s by default.
+/// Interval of pings, in response timeouts: 10 s by default. Without pings a connection that was cut silently would never be
+/// noticed.
 const PING_EVERY: u32 = 2;
 
 const OPERATION: &str = "subscribe";
 
-/// A live subscription.
+/// An open subscription.
 pub struct Subscription {
     sink: PubSubSink,
     messages: PubSubStream,
@@ -38,13 +38,13 @@ impl std::fmt::Debug for Subscription {
 }
 
 impl Subscription {
-    /// Connects and subscribes; messages published from then on are heard.
+    /// Connects and subscribes; messages published from then on are received.
     ///
     /// # Errors
     /// When the settings can't be used, or as Redis answers.
     pub async fn open(settings: &LinkSettings, channel: &str) -> Result<Self, ScheduleError> {
         let opening = async {
-            // With Sentinel the master is asked for anew each time, so that a failover is followed.
+            // With Sentinel the master is looked up each time, so that failovers are followed.
             let client = match Link::source(settings)? {
                 Source::Direct(client) => client,
                 Source::Sentinel(sentinels) => sentinels.into_inner().async_get_client().await?,
@@ -53,24 +53,24 @@ impl Subscription {
             connection.subscribe(channel).await?;
             Ok(connection.split())
         };
-        // As long as any other connection may take with its handshake.
+        // The same limit as for other connections, handshake included.
         let bound = settings.connect_timeout * 2;
         let (sink, messages) = match tokio::time::timeout(bound, opening).await {
             Ok(Ok(halves)) => halves,
             Ok(Err(error)) => return Err(ScheduleError::new(OPERATION, &error)),
             Err(_) => return Err(unavailable(format!("no connection within {bound:?}"))),
         };
-        // The timer knows no interval of zero.
+        // `interval_at` panics on zero.
         let every = (settings.response_timeout * PING_EVERY).max(Duration::from_millis(1));
         let mut pings = interval_at(Instant::now() + every, every);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self { sink, messages, pings, answer_within: settings.response_timeout })
     }
 
-    /// Waits for the next message and gives its payload. Nothing is lost when the wait is given up.
+    /// Waits for the next message and returns its payload. Cancel-safe.
     ///
     /// # Errors
-    /// When the connection is gone; the subscription is then of no more use.
+    /// When the connection is broken; open another subscription then.
     pub async fn next(&mut self) -> Result<Vec<u8>, ScheduleError> {
         loop {
             tokio::select! {

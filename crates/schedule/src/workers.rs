@@ -1,22 +1,22 @@
-//! Which workers are alive: each registers with a lease of its own and learns of the others in the same call.
+//! Live workers: each registers with a lease and gets the others in the same call.
 //!
-//! Redis's clock decides what has lapsed. Nothing of this guards balances: it is there to share work out.
+//! Leases expire by Redis's clock. They only divide the work; claims don't depend on them.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use crate::{error::ScheduleError, link::Link, scripts};
 
-/// What the key begins with; the hash tag is that of all other keys. The number grows with every change in how tenants
-/// are shared out: workers that would come to different results must not count each other.
+/// Prefix of the key, with the hash tag of all other keys. Increase the number with every change of the partition: workers
+/// that compute different results must not share a membership.
 const KEY_PREFIX: &str = "{transactions}:balance-sync:workers-1:";
 
-/// What a worker learns when it registers.
+/// The result of registering.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Registered {
-    /// Whether its lease still held. Otherwise the leases of others may have lapsed for the same reason, an outage of
-    /// Redis, so that not all who are alive are among `live` yet.
+    /// Whether this worker's lease was still valid. If not, an outage of Redis may have let other leases expire too, so
+    /// `live` may be incomplete.
     pub held: bool,
-    /// The names of all whose lease holds.
+    /// The workers with a valid lease.
     pub live: BTreeSet<String>,
 }
 
@@ -28,23 +28,23 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// The workers of this group; those of another are never seen.
+    /// The workers of one group; groups don't see each other.
     #[must_use]
     pub fn new(link: Link, group: &str) -> Self {
         Self { link, key: format!("{KEY_PREFIX}{group}") }
     }
 
-    /// Registers a worker for the time of the lease, or renews that, and tells who is alive, itself included.
+    /// Registers a worker or renews its lease. Returns the live workers, this one included.
     ///
     /// # Errors
     /// As Redis answers.
     pub async fn register(&self, name: &str, lease: Duration) -> Result<Registered, ScheduleError> {
-        // Zero would mean that it leaves.
+        // Zero would deregister.
         let lease = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX).max(1);
         self.call(name, lease).await
     }
 
-    /// Takes a worker off at once, and tells who stays.
+    /// Removes a worker and returns the remaining ones.
     ///
     /// # Errors
     /// As Redis answers.

@@ -272,7 +272,7 @@ impl Verifier {
         loop {
             let mut scan = redis::cmd("SCAN");
             scan.arg(&cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(2000);
-            let Value::Array(parts) = self.link.ask("scan balances", &scan).await? else {
+            let Value::Array(parts) = self.link.send("scan balances", &scan).await? else {
                 bail!("SCAN gave no array");
             };
             let [Value::BulkString(next), Value::Array(keys)] = parts.as_slice() else {
@@ -346,7 +346,7 @@ impl Verifier {
         for member in members {
             get.arg(member);
         }
-        let Value::Array(values) = self.link.ask("read balances", &get).await? else {
+        let Value::Array(values) = self.link.send("read balances", &get).await? else {
             bail!("MGET gave no array");
         };
         let mut note = |member: &[u8], what: String| {
@@ -437,7 +437,7 @@ impl Verifier {
         for schedule in schedules.iter().filter(|schedule| schedule.space() != own) {
             let mut get = redis::cmd("GET");
             get.arg([schedule.space().balance_prefix().as_bytes(), rest].concat());
-            if let Value::BulkString(value) = self.link.ask("read balance", &get).await?
+            if let Value::BulkString(value) = self.link.send("read balance", &get).await?
                 && BalanceValue::decode(&value).is_ok_and(|value| value.version >= version)
             {
                 return Ok(true);

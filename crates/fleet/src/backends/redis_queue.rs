@@ -77,8 +77,8 @@ impl Queue for RedisQueue {
         self.schedules.put_off(waiting, delay).await
     }
 
-    async fn lose(&self, lost: &[(&Claimed, Loss)]) -> Result<QuarantineReport, ScheduleError> {
-        self.schedules.lose(lost).await
+    async fn record_losses(&self, lost: &[(&Claimed, Loss)]) -> Result<QuarantineReport, ScheduleError> {
+        self.schedules.record_losses(lost).await
     }
 
     async fn sweep(&self) -> Result<Sweep, ScheduleError> {

@@ -13,7 +13,7 @@
 
 use std::{collections::VecDeque, rc::Rc, sync::Arc, time::Duration};
 
-use balance_sync_schedule::{Head, Link, ScheduleError, Seen, look_at_heads};
+use balance_sync_schedule::{Head, HeadState, Link, ScheduleError, read_heads};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -52,14 +52,14 @@ impl Post {
     }
 
     /// Takes a look in; gives whether nobody seems to work the schedule.
-    fn take(&mut self, seen: Option<Seen>) -> bool {
-        let Some(Seen { head, waits }) = seen else {
+    fn take(&mut self, seen: Option<HeadState>) -> bool {
+        let Some(HeadState { head, unclaimed }) = seen else {
             self.forget();
             return false;
         };
         let last = self.head.replace(head);
         self.still = if last == self.head { self.still + 1 } else { 1 };
-        self.unclaimed = if last.is_none() || waits { self.unclaimed + 1 } else { 1 };
+        self.unclaimed = if last.is_none() || unclaimed { self.unclaimed + 1 } else { 1 };
         self.still >= STILL || self.unclaimed >= UNCLAIMED
     }
 
@@ -83,13 +83,13 @@ impl Lookout {
     #[must_use]
     pub fn start(link: Link, idle: Duration, tasks: &Tasks, thread: usize, stop: CancellationToken) -> Self {
         let look = async move |posts: &[Post]| {
-            look_at_heads(&link, posts.iter().map(|post| (&post.key, post.head.as_ref()))).await
+            read_heads(&link, posts.iter().map(|post| (&post.key, post.head.as_ref()))).await
         };
         Self::start_with(look, idle, tasks, thread, stop)
     }
 
     fn start_with(
-        look: impl AsyncFn(&[Post]) -> Result<Vec<Option<Seen>>, ScheduleError> + 'static,
+        look: impl AsyncFn(&[Post]) -> Result<Vec<Option<HeadState>>, ScheduleError> + 'static,
         idle: Duration,
         tasks: &Tasks,
         thread: usize,
@@ -125,7 +125,7 @@ impl Lookout {
 
 /// Looks at each post once in `round`, a page at a time.
 async fn keep_watch(
-    look: &impl AsyncFn(&[Post]) -> Result<Vec<Option<Seen>>, ScheduleError>,
+    look: &impl AsyncFn(&[Post]) -> Result<Vec<Option<HeadState>>, ScheduleError>,
     mut arrivals: mpsc::UnboundedReceiver<Post>,
     round: Duration,
     progress: &Progress,
@@ -211,7 +211,7 @@ mod tests {
             members.remove(&head.unwrap());
         }
 
-        fn look(&self, posts: &[Post]) -> Result<Vec<Option<Seen>>, ScheduleError> {
+        fn look(&self, posts: &[Post]) -> Result<Vec<Option<HeadState>>, ScheduleError> {
             self.asked.borrow_mut().push(posts.len());
             if self.down.get() {
                 let message = "down".to_owned();
@@ -226,7 +226,7 @@ mod tests {
                     let (member, score) = members.iter().min_by_key(|(_, score)| **score)?;
                     let head = Head { member: member.clone().into_bytes(), score: score.to_string() };
                     let last = post.head.as_ref().map(|last| String::from_utf8_lossy(&last.member));
-                    Some(Seen { head, waits: last.is_some_and(|last| members.contains_key(&*last)) })
+                    Some(HeadState { head, unclaimed: last.is_some_and(|last| members.contains_key(&*last)) })
                 })
                 .collect())
         }

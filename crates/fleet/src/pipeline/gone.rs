@@ -236,7 +236,7 @@ async fn record<Q: Queue>(queue: &Q, lost: &[(&Claimed, Loss)], end: &mut FlushE
     }
     let span = trace::current().store_call("record losses", "redis");
     span.count("members", lost.len());
-    match span.around(queue.lose(lost)).await {
+    match span.around(queue.record_losses(lost)).await {
         Ok(report) => {
             end.settled = true;
             end.quarantined += usize::try_from(report.quarantined).unwrap_or(usize::MAX);

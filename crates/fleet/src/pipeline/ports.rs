@@ -64,7 +64,7 @@ pub trait Queue {
         delay: Duration,
     ) -> impl Future<Output = Result<ReleaseReport, ScheduleError>>;
     /// Records members whose mutations are lost.
-    fn lose(
+    fn record_losses(
         &self,
         lost: &[(&Claimed, Loss)],
     ) -> impl Future<Output = Result<QuarantineReport, ScheduleError>>;

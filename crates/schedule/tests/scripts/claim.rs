@@ -9,7 +9,7 @@ use balance_sync_schedule::{ErrorClass, Schedule};
 use crate::{SOON, Tenant, all, ask, common, names, number, tell};
 
 #[tokio::test]
-async fn due_members_come_in_the_order_of_their_scores_with_their_values() {
+async fn due_members_are_claimed_in_score_order_with_their_values() {
     let tenant = Tenant::new("claim-order").await;
     for (name, score) in [("c", "1700000003.000003"), ("a", "1700000001.000001"), ("b", "1700000002.000002")]
     {
@@ -36,7 +36,7 @@ async fn due_members_come_in_the_order_of_their_scores_with_their_values() {
 }
 
 #[tokio::test]
-async fn an_empty_schedule_gives_nothing() {
+async fn an_empty_schedule_returns_nothing() {
     let tenant = Tenant::new("claim-empty").await;
     let claim = tenant.lease_mode().claim(10).await.unwrap();
     assert!(claim.entries.is_empty());
@@ -45,7 +45,7 @@ async fn an_empty_schedule_gives_nothing() {
 }
 
 #[tokio::test]
-async fn a_lease_ends_one_ttl_ahead_half_way_between_two_microseconds() {
+async fn a_lease_ends_after_the_ttl_half_way_between_two_microseconds() {
     let tenant = Tenant::new("claim-lease").await;
     // TTLs that carry over into the next second, or don't.
     for ttl in [1, 30_000, 999, 1_001, 600_000] {
@@ -77,7 +77,7 @@ async fn tenant_text(tenant: &Tenant, score: &str) -> String {
 }
 
 #[tokio::test]
-async fn two_workers_at_once_never_claim_the_same() {
+async fn concurrent_workers_never_claim_the_same_member() {
     let tenant = Tenant::new("claim-two").await;
     let members: BTreeSet<String> = tenant.schedule_many(600).await.into_iter().collect();
     let other = Tenant::on(tenant.space.clone(), &common::server().await.url()).await;
@@ -114,13 +114,13 @@ async fn values_under_another_tenants_prefix_are_not_read() {
         assert_eq!(claimed.value.is_some(), claimed.member == own.as_bytes(), "{claimed:?}");
     }
     for member in foreign {
-        assert!(tenant.life(member).await <= 60_000, "the life of {member} was raised");
+        assert!(tenant.ttl(member).await <= 60_000, "the TTL of {member} was raised");
         tell!(tenant, "DEL", member);
     }
 }
 
 #[tokio::test]
-async fn without_tenants_the_keys_of_tenants_are_the_foreign_ones() {
+async fn in_single_tenant_mode_keys_of_tenants_are_foreign() {
     let url = common::server().await.url().replace("/0", "/1");
     let tenant = Tenant::on(KeySpace::single(), &url).await;
     let own = tenant.member("own");
@@ -133,14 +133,14 @@ async fn without_tenants_the_keys_of_tenants_are_the_foreign_ones() {
     for claimed in &claim.entries {
         assert_eq!(claimed.value.is_some(), claimed.member == own.as_bytes(), "{claimed:?}");
     }
-    assert!(tenant.life("tenant:other:balance:{transactions}:o:l:a#default").await <= 60_000);
+    assert!(tenant.ttl("tenant:other:balance:{transactions}:o:l:a#default").await <= 60_000);
     let release = tenant.lease_mode().release(&all(&claim.entries)).await.unwrap();
     assert_eq!(release.released, 2);
-    assert!(tenant.life("tenant:other:balance:{transactions}:o:l:a#default").await <= 60_000);
+    assert!(tenant.ttl("tenant:other:balance:{transactions}:o:l:a#default").await <= 60_000);
 }
 
 #[tokio::test]
-async fn an_expired_value_is_none_and_so_is_one_that_is_no_string() {
+async fn expired_values_and_values_of_another_type_are_none() {
     let tenant = Tenant::new("claim-expired").await;
     let (expired, _) = tenant.mutate("expired", "{}").await;
     tell!(tenant, "DEL", &expired);
@@ -200,7 +200,7 @@ async fn members_and_values_need_not_be_text() {
 }
 
 #[tokio::test]
-async fn a_schedule_key_of_another_type_is_named_as_such() {
+async fn a_schedule_key_of_another_type_is_reported_as_wrong_type() {
     let tenant = Tenant::new("claim-type").await;
     tell!(tenant, "SET", tenant.space.schedule(), "not a sorted set");
     for schedule in [tenant.lease_mode(), tenant.lock_mode("me")] {
@@ -215,33 +215,33 @@ async fn a_schedule_key_of_another_type_is_named_as_such() {
 #[tokio::test]
 async fn claimed_values_are_kept_alive() {
     let tenant = Tenant::new("claim-protect").await;
-    let lives = [("short", 60_000), ("long", 5_000_000), ("endless", 0)];
+    let ttls = [("short", 60_000), ("long", 5_000_000), ("endless", 0)];
     let prepare = || async {
-        for (name, life) in lives {
+        for (name, ttl) in ttls {
             let (member, _) = tenant.mutate(name, "{}").await;
-            if life == 0 {
+            if ttl == 0 {
                 tell!(tenant, "PERSIST", &member);
             } else {
-                tell!(tenant, "PEXPIRE", &member, life);
+                tell!(tenant, "PEXPIRE", &member, ttl);
             }
         }
     };
     prepare().await;
     let floor = |floor: u64| tenant.with(move |options| options.protect_floor = Duration::from_secs(floor));
     assert_eq!(floor(900).claim(10).await.unwrap().entries.len(), 3);
-    let short = tenant.life(&tenant.member("short")).await;
+    let short = tenant.ttl(&tenant.member("short")).await;
     assert!((60_001..=900_000).contains(&short), "{short}");
-    let long = tenant.life(&tenant.member("long")).await;
+    let long = tenant.ttl(&tenant.member("long")).await;
     assert!((900_001..=5_000_000).contains(&long), "{long}");
-    assert_eq!(tenant.life(&tenant.member("endless")).await, -1);
+    assert_eq!(tenant.ttl(&tenant.member("endless")).await, -1);
 
     prepare().await;
     assert_eq!(floor(0).claim(10).await.unwrap().entries.len(), 3);
-    assert!(tenant.life(&tenant.member("short")).await <= 60_000, "a floor of zero leaves lives alone");
+    assert!(tenant.ttl(&tenant.member("short")).await <= 60_000, "a floor of zero raises no TTL");
 }
 
 #[tokio::test]
-async fn a_lapsed_lease_is_claimed_by_another_worker() {
+async fn an_expired_lease_is_claimed_by_another_worker() {
     let tenant = Tenant::new("claim-lapse").await;
     let (member, _) = tenant.mutate("a", "{}").await;
     let dead = tenant.with(|options| options.claim_ttl = Duration::from_millis(300));

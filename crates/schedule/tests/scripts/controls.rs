@@ -14,7 +14,7 @@ async fn controls() -> (RedisServer, Controls) {
 }
 
 #[tokio::test]
-async fn a_tenant_is_halted_with_an_entry_that_says_by_whom() {
+async fn a_tenant_is_paused_with_a_log_entry_that_names_the_operator() {
     let (_server, controls) = controls().await;
     assert_eq!(controls.newest().await.unwrap(), "0-0");
     let (id, changed) = controls.record(&PAUSE).await.unwrap();

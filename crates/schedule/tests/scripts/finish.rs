@@ -71,7 +71,7 @@ async fn a_later_claim_is_not_settled_by_the_earlier() {
 }
 
 #[tokio::test]
-async fn a_good_write_clears_the_quarantine_entry_of_what_it_removes_alone() {
+async fn settling_deletes_the_quarantine_entries_of_removed_members_only() {
     let tenant = Tenant::new("settle-clear").await;
     let mended = tenant.quarantined("mended", "bad").await;
     let overtaken = tenant.quarantined("overtaken", "bad").await;
@@ -89,7 +89,7 @@ async fn a_good_write_clears_the_quarantine_entry_of_what_it_removes_alone() {
 }
 
 #[tokio::test]
-async fn released_members_have_their_very_former_score_and_are_due_at_once() {
+async fn released_members_get_their_exact_former_score_and_are_due_at_once() {
     let tenant = Tenant::new("release").await;
     let scores = [
         "-inf",
@@ -145,7 +145,7 @@ async fn releasing_leaves_newer_mutations_later_claims_and_removed_members_alone
 }
 
 #[tokio::test]
-async fn releasing_keeps_values_alive_for_whoever_is_next() {
+async fn releasing_raises_the_ttl_of_values() {
     let tenant = Tenant::new("release-protect").await;
     for name in ["ours", "newer", "endless"] {
         tenant.mutate(name, "{}").await;
@@ -159,14 +159,14 @@ async fn releasing_keeps_values_alive_for_whoever_is_next() {
     tell!(tenant, "PERSIST", tenant.member("endless"));
     schedule.release(&all(&claim.entries)).await.unwrap();
     for name in ["ours", "newer"] {
-        let life = tenant.life(&tenant.member(name)).await;
-        assert!((20_001..=900_000).contains(&life), "{name}: {life}");
+        let ttl = tenant.ttl(&tenant.member(name)).await;
+        assert!((20_001..=900_000).contains(&ttl), "{name}: {ttl}");
     }
-    assert_eq!(tenant.life(&tenant.member("endless")).await, -1);
+    assert_eq!(tenant.ttl(&tenant.member("endless")).await, -1);
 }
 
 #[tokio::test]
-async fn quarantining_is_no_way_around_the_lease_either() {
+async fn quarantining_compares_the_lease_too() {
     let tenant = Tenant::new("finish-quarantine").await;
     let (member, _) = tenant.mutate("a", "old").await;
     let schedule = tenant.lease_mode();
@@ -179,7 +179,7 @@ async fn quarantining_is_no_way_around_the_lease_either() {
 }
 
 #[tokio::test]
-async fn what_is_put_off_stays_scheduled_and_alive_and_comes_due_again() {
+async fn postponed_members_stay_scheduled_with_their_values_and_become_due_again() {
     let tenant = Tenant::new("postpone").await;
     for name in ["strange", "marker", "newer"] {
         tenant.mutate(name, "{}").await;
@@ -211,8 +211,8 @@ async fn what_is_put_off_stays_scheduled_and_alive_and_comes_due_again() {
             assert!((380.0..402.0).contains(&wait), "{wait} s");
             assert_eq!(tenant.lock_of(member).await, None);
         }
-        assert!(tenant.life(&members[0]).await > 1_100_000, "alive for three tries");
-        assert!(tenant.life(&members[1]).await <= 50_000, "a marker has its own life");
+        assert!(tenant.ttl(&members[0]).await > 1_100_000, "alive for three tries");
+        assert!(tenant.ttl(&members[1]).await <= 50_000, "the TTL of a marker is not raised");
         // It is nobody's lease: neither is it settled by the former, nor does it hide a newer mutation.
         assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 0);
         assert_eq!(schedule.postpone(&[]).await.unwrap().postponed, 0);
@@ -239,9 +239,9 @@ async fn putting_off_changes_no_other_life_and_no_other_lock() {
     tell!(tenant, "SET", &lock, "them");
     let held: Vec<_> = claim.entries.iter().map(|claimed| (claimed, true)).collect();
     assert_eq!(schedule.postpone(&held).await.unwrap().postponed, 4);
-    assert_eq!(tenant.life(&names[0]).await, -1, "what has no end gets none");
-    assert!(tenant.life(&names[1]).await > 40_000_000, "no life is cut short");
-    assert!(tenant.life(foreign).await <= 50_000, "another tenant's value is not ours to keep");
+    assert_eq!(tenant.ttl(&names[0]).await, -1, "what has no end gets none");
+    assert!(tenant.ttl(&names[1]).await > 40_000_000, "no life is cut short");
+    assert!(tenant.ttl(foreign).await <= 50_000, "another tenant's value is not ours to keep");
     assert_eq!(tenant.lock_of(&names[2]).await.as_deref(), Some("them"));
     tell!(tenant, "DEL", foreign);
 }

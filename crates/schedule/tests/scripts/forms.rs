@@ -43,7 +43,7 @@ impl Both {
 }
 
 #[tokio::test]
-async fn a_full_schedule_does_not_keep_the_other_waiting() {
+async fn a_full_schedule_does_not_delay_the_other() {
     let both = Both::new().await;
     let listed = both.listed.schedule_many(10).await;
     let other = both.other.schedule_many(10).await;
@@ -61,7 +61,7 @@ async fn a_full_schedule_does_not_keep_the_other_waiting() {
 }
 
 #[tokio::test]
-async fn members_go_back_where_they_came_from() {
+async fn members_are_released_to_the_schedule_they_came_from() {
     let both = Both::new().await;
     let (mut listed, mut other) = (Vec::new(), Vec::new());
     for name in ["settled", "released", "refused"] {
@@ -115,7 +115,7 @@ async fn members_go_back_where_they_came_from() {
 }
 
 #[tokio::test]
-async fn a_form_that_holds_nothing_costs_a_busy_tenant_next_to_nothing() {
+async fn an_unused_form_costs_a_busy_tenant_almost_nothing() {
     const CLAIMS: u64 = 200;
     let both = Both::new().await;
     // What is due comes, and something stays: the schedule is never empty.
@@ -187,16 +187,16 @@ async fn an_obsolete_entry_of_the_other_form_does_not_leave_its_value_without_an
     let claim = cut.claim(1).await.unwrap();
     let refusal = || Refusal { reason: "missing_row", detail: String::new() };
     cut.quarantine(&[(&claim.entries[0], refusal())]).await.unwrap();
-    assert_eq!(both.other.life(&member).await, -1);
+    assert_eq!(both.other.ttl(&member).await, -1);
     // Retried with room for its value: the entry holds it as a whole, and its key still has no end.
     cut.quarantine_retry(&[member.as_bytes()]).await.unwrap();
     let whole = both.other.lease_mode();
     let claim = whole.claim(1).await.unwrap();
     whole.quarantine(&[(&claim.entries[0], refusal())]).await.unwrap();
-    assert_eq!(both.other.life(&member).await, -1);
+    assert_eq!(both.other.ttl(&member).await, -1);
     written(&both, "a", 7).await;
     assert_eq!(whole.quarantine_len().await.unwrap(), 0);
-    assert!((1..=86_400_000).contains(&both.other.life(&member).await));
+    assert!((1..=86_400_000).contains(&both.other.ttl(&member).await));
 }
 
 #[tokio::test]
@@ -211,7 +211,7 @@ async fn a_loss_says_that_its_balance_was_written_through_the_other_form() {
     let claim = both.schedules.claim(100).await.unwrap();
     let of = |name: &str| claim.entries.iter().find(|claimed| claimed.member == name.as_bytes()).unwrap();
     let loss = Loss { detail: "gone".to_owned(), ..Loss::default() };
-    both.schedules.lose(&[(of(&member), loss)]).await.unwrap();
+    both.schedules.record_losses(&[(of(&member), loss)]).await.unwrap();
     tell!(both.other, "DEL", both.other.space.quarantine());
     let later = async || {
         let entry = others.quarantine_get(member.as_bytes()).await.unwrap().unwrap();

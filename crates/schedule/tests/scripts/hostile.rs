@@ -54,7 +54,7 @@ async fn a_lock_key_of_another_type_counts_as_foreign() {
 }
 
 #[tokio::test]
-async fn a_value_of_another_type_is_no_value_and_told_from_one_that_is_gone() {
+async fn a_value_of_another_type_is_distinguished_from_an_expired_one() {
     let tenant = Tenant::new("odd-value").await;
     let (odd, _) = tenant.mutate("a", "{}").await;
     let (good, _) = tenant.mutate("b", "{}").await;
@@ -82,7 +82,7 @@ async fn a_value_of_another_type_is_no_value_and_told_from_one_that_is_gone() {
 }
 
 #[tokio::test]
-async fn what_stands_where_nobody_expects_it_can_be_inspected() {
+async fn keys_of_unexpected_types_can_be_inspected() {
     let tenant = Tenant::new("odd-inspect").await;
     let schedule = tenant.lock_mode("us");
     let (member, score) = tenant.mutate("a", "{}").await;
@@ -98,7 +98,7 @@ async fn what_stands_where_nobody_expects_it_can_be_inspected() {
 }
 
 #[tokio::test]
-async fn a_kept_value_stands_in_for_one_of_another_type_and_the_next_mutation_replaces_it() {
+async fn a_kept_copy_replaces_a_value_of_another_type_until_the_next_mutation() {
     let tenant = Tenant::new("odd-kept").await;
     let schedule = tenant.lease_mode();
     let member = tenant.quarantined("a", "version 1").await;
@@ -138,7 +138,7 @@ async fn node_without(slot_of: &str) -> RedisServer {
 }
 
 #[tokio::test]
-async fn members_that_a_cluster_keeps_elsewhere_stop_nobody() {
+async fn members_in_another_slot_of_a_cluster_block_no_others() {
     let (foreign, other) = ("tenant:cluster:balance:elsewhere", "tenant:cluster:balance:other");
     let server = node_without(foreign).await;
     let tenant = Tenant::on(common::space_of("cluster"), &server.url()).await;
@@ -146,9 +146,9 @@ async fn members_that_a_cluster_keeps_elsewhere_stop_nobody() {
     tenant.schedule(other, "1700000001").await;
     tell!(tenant, "SET", other, "{}");
     let (good, _) = tenant.mutate("good", "{}").await;
-    let life = async |millis: u64| tell!(tenant, "PEXPIRE", &good, millis);
+    let set_ttl = async |millis: u64| tell!(tenant, "PEXPIRE", &good, millis);
 
-    life(50_000).await;
+    set_ttl(50_000).await;
     let schedule = tenant.lease_mode();
     let claim = schedule.claim(10).await.unwrap();
     assert_eq!(names(&claim.entries), [foreign, other, good.as_str()]);
@@ -156,14 +156,14 @@ async fn members_that_a_cluster_keeps_elsewhere_stop_nobody() {
     let why = claim.entries[0].unreadable.as_deref().unwrap();
     assert!(why.contains("non local key"), "{why}");
     assert!(claim.entries[1..].iter().all(|claimed| claimed.unreadable.is_none()));
-    assert!(tenant.life(&good).await > 50_000, "protected all the same");
-    life(50_000).await;
+    assert!(tenant.ttl(&good).await > 50_000, "protected all the same");
+    set_ttl(50_000).await;
     assert_eq!(schedule.release(&all(&claim.entries)).await.unwrap().released, 3);
-    assert!(tenant.life(&good).await > 50_000);
-    life(50_000).await;
+    assert!(tenant.ttl(&good).await > 50_000);
+    set_ttl(50_000).await;
     let page = schedule.protect_page(None).await.unwrap();
     assert_eq!((page.seen, page.raised), (3, 1));
-    life(50_000).await;
+    set_ttl(50_000).await;
     assert_eq!(schedule.protect_recent_page(&RecentFrom::time(1.0)).await.unwrap().raised, 1);
     let found = balance_sync_schedule::sample(&tenant.link, &[&tenant.space]).await.unwrap();
     assert_eq!((found[0].due, found[0].shortest.is_some()), (3, true));
@@ -177,7 +177,7 @@ async fn members_that_a_cluster_keeps_elsewhere_stop_nobody() {
 }
 
 #[tokio::test]
-async fn scores_beyond_all_reason_are_claimed_or_wait_and_come_back_as_they_were() {
+async fn extreme_scores_are_claimed_or_wait_and_are_restored_exactly() {
     let tenant = Tenant::new("odd-scores").await;
     for (name, score) in [("a", "-inf"), ("b", "-1e300"), ("c", "0"), ("d", "1e15"), ("e", "inf")] {
         tenant.schedule(&tenant.member(name), score).await;
@@ -193,7 +193,7 @@ async fn scores_beyond_all_reason_are_claimed_or_wait_and_come_back_as_they_were
 }
 
 #[tokio::test]
-async fn large_values_come_some_at_a_time() {
+async fn the_bytes_of_one_claim_are_bounded() {
     let tenant = Tenant::new("odd-large").await;
     let value = "x".repeat(5 * 1024 * 1024);
     let mut members = Vec::new();
@@ -231,7 +231,7 @@ async fn large_values_come_some_at_a_time() {
 }
 
 #[tokio::test]
-async fn a_member_of_a_megabyte_is_claimed_and_set_aside_like_any_other() {
+async fn a_member_of_a_megabyte_is_claimed_and_quarantined_like_any_other() {
     let tenant = Tenant::new("odd-long").await;
     let (long, _) = tenant.mutate(&"x".repeat(1024 * 1024), "{}").await;
     let (good, _) = tenant.mutate("good", "{}").await;
@@ -244,7 +244,7 @@ async fn a_member_of_a_megabyte_is_claimed_and_set_aside_like_any_other() {
 
 /// As the scripts see it: scores and leases from before lie in the future.
 #[tokio::test]
-async fn a_clock_that_has_gone_back_loses_nothing_and_holds_up_no_newer_mutation() {
+async fn a_clock_set_back_loses_nothing_and_delays_no_newer_mutation() {
     let tenant = Tenant::new("odd-clock").await;
     let (seconds, _): (u64, u64) = ask!(tenant, "TIME");
     let before = |name: &str| (tenant.member(name), format!("{}.000001", seconds + 3_600));

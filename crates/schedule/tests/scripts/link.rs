@@ -30,7 +30,7 @@ async fn recovers(schedule: &Schedule) {
 }
 
 #[tokio::test]
-async fn a_server_that_forgot_the_scripts_is_taught_them_again() {
+async fn scripts_missing_on_the_server_are_loaded_again() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
     let (schedule, stats) = counted_on(&LinkSettings::for_url(&server.url()));
@@ -51,7 +51,7 @@ async fn a_server_that_forgot_the_scripts_is_taught_them_again() {
 }
 
 #[tokio::test]
-async fn a_killed_server_is_found_again() {
+async fn a_link_reconnects_to_a_restarted_server() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let (schedule, stats) = counted_on(&LinkSettings::for_url(&server.url()));
     schedule.claim(1).await.unwrap();
@@ -132,7 +132,7 @@ async fn a_frozen_server_is_unavailable_and_recovers() {
 }
 
 #[tokio::test]
-async fn nobody_at_the_port_is_unavailable() {
+async fn a_closed_port_is_unavailable() {
     let url = format!("redis://127.0.0.1:{}/0", free_port().unwrap());
     let error = schedule_on(&LinkSettings::for_url(&url)).claim(1).await.unwrap_err();
     assert_eq!(error.class, ErrorClass::Unavailable, "{error}");
@@ -140,7 +140,7 @@ async fn nobody_at_the_port_is_unavailable() {
 }
 
 #[tokio::test]
-async fn passwords_open_the_door_and_are_never_shown() {
+async fn passwords_authenticate_and_are_never_printed() {
     let password = SecretString::from(PASSWORD.to_owned());
     let options = RedisOptions { password: Some(password.clone()), ..RedisOptions::default() };
     let server = RedisServer::start(options).await.unwrap();
@@ -174,7 +174,7 @@ async fn passwords_open_the_door_and_are_never_shown() {
 }
 
 #[tokio::test]
-async fn a_password_changed_while_connected_is_named_and_mended() {
+async fn a_password_changed_while_connected_is_reported_and_recovers() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
     tenant.lease_mode().claim(1).await.unwrap();
@@ -196,7 +196,7 @@ fn hides_secrets(text: &str) {
 }
 
 #[test]
-fn urls_that_cannot_be_used_are_refused_without_showing_them() {
+fn invalid_urls_are_refused_without_printing_them() {
     let urls = [
         "redis://:s3cret@127.0.0.1:port/0",
         "redis://:s3cret@127.0.0.1:99999/0",
@@ -218,7 +218,7 @@ fn urls_that_cannot_be_used_are_refused_without_showing_them() {
 }
 
 #[tokio::test]
-async fn a_server_without_memory_is_named_and_settling_still_works() {
+async fn a_server_out_of_memory_is_reported_and_settling_still_works() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
     let schedule = tenant.lease_mode();
@@ -259,7 +259,7 @@ async fn a_replica_is_read_only_until_it_is_promoted() {
 }
 
 #[tokio::test]
-async fn a_server_held_up_by_a_script_is_busy() {
+async fn a_server_blocked_by_a_script_is_busy() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
     let schedule = tenant.lease_mode();
@@ -284,7 +284,7 @@ async fn a_server_held_up_by_a_script_is_busy() {
 }
 
 #[tokio::test]
-async fn rights_that_are_missing_are_named() {
+async fn missing_rights_are_reported() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
     tell!(tenant, "ACL", "SETUSER", "weak", "on", ">s3cret", "~other:*", "+@all");
@@ -295,7 +295,7 @@ async fn rights_that_are_missing_are_named() {
 }
 
 #[tokio::test]
-async fn a_policy_that_may_evict_is_told() {
+async fn an_evicting_policy_is_reported() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
     assert_eq!(tenant.link.eviction_policy().await.unwrap(), None);

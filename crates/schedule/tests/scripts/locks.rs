@@ -38,10 +38,10 @@ async fn the_lock_is_the_ledgers_with_our_token_and_the_claim_ttl() {
     let lock = "tenant:lock-key:lock:{transactions}:balance-sync:tenant:lock-key:balance:{transactions}:o:l:a#default";
     let held: Option<String> = ask!(tenant, "GET", lock);
     assert_eq!(held.as_deref(), Some("token-of-this-process"));
-    let life = tenant.life(lock).await;
-    assert!((20_001..=30_000).contains(&life), "{life}");
+    let ttl = tenant.ttl(lock).await;
+    assert!((20_001..=30_000).contains(&ttl), "{ttl}");
     assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 1);
-    assert_eq!(tenant.life(lock).await, -2);
+    assert_eq!(tenant.ttl(lock).await, -2);
 }
 
 #[tokio::test]
@@ -53,7 +53,7 @@ async fn mode_lease_sets_no_locks() {
 }
 
 #[tokio::test]
-async fn foreign_locks_are_read_past() {
+async fn foreign_locks_are_skipped() {
     let tenant = Tenant::new("lock-past").await;
     let members = tenant.schedule_many(8).await;
     let foreign = [members[0].clone(), members[1].clone(), members[4].clone()];
@@ -93,7 +93,7 @@ async fn a_head_of_foreign_locks_longer_than_the_scan_hides_nothing() {
 }
 
 #[tokio::test]
-async fn a_head_just_shorter_than_the_scan_does_not_let_them_through_one_by_one() {
+async fn a_head_of_locks_just_shorter_than_the_scan_does_not_limit_the_claim() {
     let tenant = Tenant::new("lock-trickle").await;
     let members = tenant.schedule_many(9 + 60).await;
     lock_by_ledger(&tenant, &members[..9]).await;
@@ -106,7 +106,7 @@ async fn a_head_just_shorter_than_the_scan_does_not_let_them_through_one_by_one(
 }
 
 #[tokio::test]
-async fn an_offset_beyond_what_is_due_begins_again_at_once() {
+async fn an_offset_beyond_the_due_members_restarts_at_the_head() {
     let tenant = Tenant::new("lock-wrap").await;
     let members = tenant.schedule_many(25).await;
     lock_by_ledger(&tenant, &members).await;
@@ -142,7 +142,7 @@ async fn only_locks_with_our_token_are_deleted() {
 }
 
 #[tokio::test]
-async fn the_lock_of_a_balance_with_a_newer_mutation_is_given_up_too() {
+async fn the_lock_of_a_balance_with_a_newer_mutation_is_deleted_too() {
     let tenant = Tenant::new("lock-newer").await;
     let schedule = tenant.lock_mode("us");
     let other = tenant.lock_mode("them");
@@ -189,7 +189,7 @@ async fn a_later_claim_of_our_own_keeps_its_lock() {
 }
 
 #[tokio::test]
-async fn a_foreign_lock_that_ran_out_is_no_obstacle() {
+async fn an_expired_foreign_lock_does_not_block_a_claim() {
     let tenant = Tenant::new("lock-expired").await;
     let (member, _) = tenant.mutate("a", "{}").await;
     tell!(tenant, "SET", tenant.space.lock(member.as_bytes()), 1, "PX", 200);
@@ -205,7 +205,7 @@ async fn a_foreign_lock_that_ran_out_is_no_obstacle() {
 }
 
 #[tokio::test]
-async fn a_dead_workers_lock_and_lease_end_together() {
+async fn lock_and_lease_of_a_dead_worker_expire_together() {
     let tenant = Tenant::new("lock-dead").await;
     let (member, _) = tenant.mutate("a", "{}").await;
     let dead = tenant.with(|options| {

@@ -37,13 +37,13 @@ async fn gone(tenant: &Tenant, schedule: &Schedule, name: &str) -> (String, Vec<
 }
 
 #[tokio::test]
-async fn a_loss_is_listed_until_somebody_drops_it_whatever_is_written_later() {
+async fn a_loss_stays_listed_until_it_is_dropped_whatever_is_written_later() {
     let tenant = Tenant::new("loss-stays").await;
     let schedule = tenant.lease_mode();
     let (member, mine) = gone(&tenant, &schedule, "a").await;
     // A version that no double holds.
     let lost = loss(9_007_199_254_740_993);
-    let report = schedule.lose(&[(&mine[0], lost.clone())]).await.unwrap();
+    let report = schedule.record_losses(&[(&mine[0], lost.clone())]).await.unwrap();
     assert_eq!((report.quarantined, report.kept, report.full), (1, 0, 0));
     assert_eq!(tenant.score(&member).await, None, "it left the schedule");
     assert_eq!((schedule.losses_len().await.unwrap(), schedule.quarantine_len().await.unwrap()), (1, 0));
@@ -76,11 +76,11 @@ async fn a_loss_is_listed_until_somebody_drops_it_whatever_is_written_later() {
 }
 
 #[tokio::test]
-async fn an_unconfirmed_loss_goes_when_it_is_retried_and_nothing_was_lost() {
+async fn an_unconfirmed_loss_is_removed_when_a_retry_finds_nothing_lost() {
     let tenant = Tenant::new("loss-guess").await;
     let schedule = tenant.lease_mode();
     let (member, mine) = gone(&tenant, &schedule, "a").await;
-    schedule.lose(&[(&mine[0], guess())]).await.unwrap();
+    schedule.record_losses(&[(&mine[0], guess())]).await.unwrap();
 
     // Nobody has asked: that a later member without a value proves harmless says nothing of this one.
     let (_, later) = gone(&tenant, &schedule, "a").await;
@@ -96,7 +96,7 @@ async fn an_unconfirmed_loss_goes_when_it_is_retried_and_nothing_was_lost() {
 
     // One after which something was written does not: it may have forked.
     let (member, mine) = gone(&tenant, &schedule, "b").await;
-    schedule.lose(&[(&mine[0], guess())]).await.unwrap();
+    schedule.record_losses(&[(&mine[0], guess())]).await.unwrap();
     tenant.mutate("b", "later").await;
     let later = claimed(&schedule).await;
     schedule.settle(&all(&later)).await.unwrap();
@@ -111,7 +111,7 @@ async fn a_confirmed_loss_stays_although_a_retry_finds_nothing() {
     let tenant = Tenant::new("loss-certain").await;
     let schedule = tenant.lease_mode();
     let (member, mine) = gone(&tenant, &schedule, "a").await;
-    schedule.lose(&[(&mine[0], loss(7))]).await.unwrap();
+    schedule.record_losses(&[(&mine[0], loss(7))]).await.unwrap();
     schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap();
     let asked = claimed(&schedule).await;
     assert_eq!(schedule.dismiss(&all(&asked)).await.unwrap().removed, 1);
@@ -123,7 +123,7 @@ async fn that_a_balance_may_have_forked_stays_when_it_is_lost_again() {
     let tenant = Tenant::new("loss-forked").await;
     let schedule = tenant.lease_mode();
     let (member, mine) = gone(&tenant, &schedule, "a").await;
-    schedule.lose(&[(&mine[0], loss(7))]).await.unwrap();
+    schedule.record_losses(&[(&mine[0], loss(7))]).await.unwrap();
     tenant.mutate("a", "later").await;
     schedule.settle(&all(&claimed(&schedule).await)).await.unwrap();
     let later = async || {
@@ -133,7 +133,7 @@ async fn that_a_balance_may_have_forked_stays_when_it_is_lost_again() {
     let marked = later().await;
     assert!(marked.is_some());
     let (_, mine) = gone(&tenant, &schedule, "a").await;
-    schedule.lose(&[(&mine[0], loss(9))]).await.unwrap();
+    schedule.record_losses(&[(&mine[0], loss(9))]).await.unwrap();
     assert_eq!(later().await, marked);
 }
 
@@ -147,7 +147,7 @@ async fn recording_a_loss_frees_our_lock_and_no_other() {
         if let Some(holder) = holder {
             tell!(tenant, "SET", tenant.space.lock(member.as_bytes()), holder);
         }
-        schedule.lose(&[(&mine[0], loss(7))]).await.unwrap();
+        schedule.record_losses(&[(&mine[0], loss(7))]).await.unwrap();
         assert_eq!(tenant.lock_of(&member).await.as_deref(), left);
     }
 }
@@ -157,29 +157,29 @@ async fn beyond_the_bound_a_new_loss_is_put_off_and_a_known_one_renewed() {
     let tenant = Tenant::new("loss-full").await;
     let schedule = tenant.with(|options| options.quarantine_limit = 1);
     let (known, mine) = gone(&tenant, &schedule, "a").await;
-    schedule.lose(&[(&mine[0], loss(7))]).await.unwrap();
+    schedule.record_losses(&[(&mine[0], loss(7))]).await.unwrap();
     let (new, mine) = gone(&tenant, &schedule, "b").await;
-    let report = schedule.lose(&[(&mine[0], loss(7))]).await.unwrap();
+    let report = schedule.record_losses(&[(&mine[0], loss(7))]).await.unwrap();
     assert_eq!((report.quarantined, report.full), (0, 1));
     let now: (f64, u64) = ask!(tenant, "TIME");
     let wait = number(&tenant.score(&new).await.unwrap()) - now.0;
     assert!((580.0..602.0).contains(&wait), "put off by {wait} s");
     let (_, mine) = gone(&tenant, &schedule, "a").await;
-    assert_eq!(schedule.lose(&[(&mine[0], loss(9))]).await.unwrap().quarantined, 1);
+    assert_eq!(schedule.record_losses(&[(&mine[0], loss(9))]).await.unwrap().quarantined, 1);
     assert_eq!(schedule.quarantine_get(known.as_bytes()).await.unwrap().unwrap().count, 2);
 }
 
 #[tokio::test]
-async fn what_is_certain_is_not_replaced_by_a_guess() {
+async fn a_confirmed_loss_is_not_replaced_by_an_unconfirmed_one() {
     let tenant = Tenant::new("loss-again").await;
     let schedule = tenant.lease_mode();
     let (member, mine) = gone(&tenant, &schedule, "a").await;
-    schedule.lose(&[(&mine[0], guess())]).await.unwrap();
+    schedule.record_losses(&[(&mine[0], guess())]).await.unwrap();
     let first = schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
     assert!(!first.loss.unwrap().confirmed);
     for (again, version) in [(loss(7), Some(7)), (guess(), Some(7)), (loss(9), Some(9))] {
         let (_, mine) = gone(&tenant, &schedule, "a").await;
-        schedule.lose(&[(&mine[0], again)]).await.unwrap();
+        schedule.record_losses(&[(&mine[0], again)]).await.unwrap();
         let entry = schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
         assert_eq!(entry.first_at, first.first_at);
         let lost = entry.loss.unwrap();
@@ -194,7 +194,7 @@ async fn a_balance_may_be_lost_and_in_quarantine_and_is_listed_once() {
     let tenant = Tenant::new("loss-both").await;
     let schedule = tenant.lease_mode();
     let (member, mine) = gone(&tenant, &schedule, "a").await;
-    schedule.lose(&[(&mine[0], loss(7))]).await.unwrap();
+    schedule.record_losses(&[(&mine[0], loss(7))]).await.unwrap();
     assert_eq!(tenant.quarantined("a", "refused").await, member);
     let listed = schedule.quarantine_list().await.unwrap();
     assert_eq!(listed.len(), 1);
@@ -217,12 +217,12 @@ async fn a_balance_may_be_lost_and_in_quarantine_and_is_listed_once() {
 }
 
 #[tokio::test]
-async fn only_the_lease_loses_dismisses_and_puts_off() {
+async fn recording_dismissing_and_postponing_compare_the_lease() {
     let tenant = Tenant::new("loss-lease").await;
     for schedule in [tenant.lease_mode(), tenant.lock_mode("me")] {
         let (member, mine) = gone(&tenant, &schedule, "a").await;
         let (_, score) = tenant.mutate("a", "newer").await;
-        assert_eq!(schedule.lose(&[(&mine[0], loss(7))]).await.unwrap().kept, 1);
+        assert_eq!(schedule.record_losses(&[(&mine[0], loss(7))]).await.unwrap().kept, 1);
         assert_eq!(schedule.dismiss(&all(&mine)).await.unwrap().kept, 1);
         let report = schedule.put_off(&all(&mine), Duration::from_secs(60)).await.unwrap();
         assert_eq!((report.released, report.kept), (0, 1));
@@ -245,13 +245,13 @@ async fn only_the_lease_loses_dismisses_and_puts_off() {
 }
 
 #[tokio::test]
-async fn many_losses_are_bounded_and_listed_each_once() {
+async fn many_losses_are_limited_and_listed_once_each() {
     let tenant = Tenant::new("loss-many").await;
     let schedule = tenant.with(|options| options.quarantine_limit = 1_200);
     let members = tenant.schedule_many(1_300).await;
     let mine = schedule.claim(2_000).await.unwrap().entries;
     let lost: Vec<_> = mine.iter().map(|claimed| (claimed, guess())).collect();
-    let report = schedule.lose(&lost).await.unwrap();
+    let report = schedule.record_losses(&lost).await.unwrap();
     assert_eq!((report.quarantined, report.full), (1_200, 100));
     let listed = schedule.quarantine_list().await.unwrap();
     assert!(
@@ -270,12 +270,12 @@ async fn many_losses_are_bounded_and_listed_each_once() {
 }
 
 #[tokio::test]
-async fn a_key_that_holds_something_else_keeps_nothing_from_being_settled() {
+async fn a_losses_key_of_another_type_does_not_block_settling() {
     let tenant = Tenant::new("loss-alien").await;
     let schedule = tenant.lease_mode();
     let (member, mine) = gone(&tenant, &schedule, "a").await;
     tell!(tenant, "SET", tenant.space.losses(), "mine");
-    assert!(schedule.lose(&[(&mine[0], loss(7))]).await.is_err());
+    assert!(schedule.record_losses(&[(&mine[0], loss(7))]).await.is_err());
     assert!(tenant.score(&member).await.is_some(), "it stays scheduled");
     assert_eq!(schedule.settle(&all(&mine)).await.unwrap().removed, 1);
     tell!(tenant, "DEL", tenant.space.losses());
@@ -286,6 +286,6 @@ async fn a_key_that_holds_something_else_keeps_nothing_from_being_settled() {
     let (_, mine) = gone(&tenant, &schedule, "a").await;
     assert_eq!(schedule.quarantine(&[(&mine[0], refusal("bad"))]).await.unwrap().quarantined, 1);
     let (_, mine) = gone(&tenant, &schedule, "a").await;
-    schedule.lose(&[(&mine[0], loss(8))]).await.unwrap();
+    schedule.record_losses(&[(&mine[0], loss(8))]).await.unwrap();
     assert_eq!(schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap().reason, "bad");
 }

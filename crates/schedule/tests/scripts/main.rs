@@ -4,7 +4,7 @@
 
 mod common;
 
-mod by_hand;
+mod adopt_and_probe;
 mod claim;
 mod controls;
 mod finish;
@@ -136,8 +136,8 @@ impl Tenant {
         ask!(self, "ZSCORE", self.space.schedule(), member)
     }
 
-    /// Remaining life in milliseconds, -1 without end, -2 without key.
-    async fn life(&self, key: &str) -> i64 {
+    /// Remaining TTL in milliseconds; -1 = no TTL, -2 = no key.
+    async fn ttl(&self, key: &str) -> i64 {
         ask!(self, "PTTL", key)
     }
 

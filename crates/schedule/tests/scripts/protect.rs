@@ -49,20 +49,20 @@ async fn a_sweep_over_many_members_misses_none() {
     for member in &members {
         pipe.cmd("PTTL").arg(member);
     }
-    let lives: Vec<i64> = pipe.query_async(&mut tenant.redis.clone()).await.unwrap();
-    for (n, life) in lives.into_iter().enumerate() {
+    let ttls: Vec<i64> = pipe.query_async(&mut tenant.redis.clone()).await.unwrap();
+    for (n, ttl) in ttls.into_iter().enumerate() {
         let right = match n % 4 {
-            0 => (600_000..=900_000).contains(&life),
-            1 => (4_000_000..=5_000_000).contains(&life),
-            2 => life == -1,
-            _ => life == -2,
+            0 => (600_000..=900_000).contains(&ttl),
+            1 => (4_000_000..=5_000_000).contains(&ttl),
+            2 => ttl == -1,
+            _ => ttl == -2,
         };
-        assert!(right, "member {n} has {life} ms left");
+        assert!(right, "member {n} has {ttl} ms left");
     }
 }
 
 #[tokio::test]
-async fn a_floor_of_zero_only_looks() {
+async fn a_floor_of_zero_only_reads() {
     let tenant = Tenant::new("protect-look").await;
     let (member, _) = tenant.mutate("a", "{}").await;
     tell!(tenant, "PEXPIRE", &member, 100_000);
@@ -73,7 +73,7 @@ async fn a_floor_of_zero_only_looks() {
 }
 
 #[tokio::test]
-async fn nothing_scheduled_and_nothing_mortal_has_no_shortest_life() {
+async fn without_ttls_there_is_no_shortest_ttl() {
     let tenant = Tenant::new("protect-empty").await;
     let schedule = tenant.lease_mode();
     assert_eq!(sweep(&schedule).await, [ProtectPage::default()]);
@@ -96,16 +96,16 @@ async fn leased_members_are_protected_and_foreign_ones_are_not() {
     }
     let pages = sweep(&schedule).await;
     assert_eq!((pages[0].seen, pages[0].raised, pages[0].absent), (2, 1, 1));
-    assert!(tenant.life(&leased).await > 50_000);
-    assert!(tenant.life(foreign).await <= 50_000);
+    assert!(tenant.ttl(&leased).await > 50_000);
+    assert!(tenant.ttl(foreign).await <= 50_000);
 
     tell!(tenant, "PEXPIRE", &leased, 50_000);
     assert_eq!(schedule.protect_since(Some(1.0)).await.unwrap().1, 1);
-    assert!(tenant.life(foreign).await <= 50_000);
+    assert!(tenant.ttl(foreign).await <= 50_000);
 }
 
 #[tokio::test]
-async fn between_sweeps_what_came_since_is_protected() {
+async fn members_scheduled_between_sweeps_are_protected() {
     let tenant = Tenant::new("protect-since").await;
     let short = || async {
         for name in ["before", "after", "at"] {
@@ -125,15 +125,15 @@ async fn between_sweeps_what_came_since_is_protected() {
     let (next, raised) = schedule.protect_since(Some(begun)).await.unwrap();
     assert!(next > begun);
     assert_eq!(raised, 2);
-    assert!(tenant.life(&tenant.member("before")).await <= 50_000);
-    assert!(tenant.life(&tenant.member("after")).await > 50_000);
-    assert!(tenant.life(&at).await > 50_000);
+    assert!(tenant.ttl(&tenant.member("before")).await <= 50_000);
+    assert!(tenant.ttl(&tenant.member("after")).await > 50_000);
+    assert!(tenant.ttl(&at).await > 50_000);
     short().await;
     assert_eq!(schedule.protect_since(Some(next)).await.unwrap().1, 0);
 }
 
 #[tokio::test]
-async fn what_came_since_is_protected_page_by_page() {
+async fn recently_scheduled_members_are_protected_page_by_page() {
     let tenant = Tenant::new("protect-pages").await;
     let members = tenant.schedule_many(1_700).await;
     let mut pipe = redis::pipe();
@@ -150,7 +150,7 @@ async fn what_came_since_is_protected_page_by_page() {
 }
 
 #[tokio::test]
-async fn what_is_settled_between_two_pages_moves_no_other_past_them() {
+async fn settling_between_two_pages_skips_no_member() {
     let tenant = Tenant::new("protect-moving").await;
     let members = tenant.schedule_many(1_700).await;
     let mut pipe = redis::pipe();
@@ -172,8 +172,8 @@ async fn what_is_settled_between_two_pages_moves_no_other_past_them() {
             for member in &members {
                 pipe.cmd("PTTL").arg(member);
             }
-            let lives: Vec<i64> = pipe.query_async(&mut tenant.redis.clone()).await.unwrap();
-            members.iter().zip(lives).filter(|(_, life)| *life > 50_000).map(|(member, _)| member).collect()
+            let ttls: Vec<i64> = pipe.query_async(&mut tenant.redis.clone()).await.unwrap();
+            members.iter().zip(ttls).filter(|(_, ttl)| *ttl > 50_000).map(|(member, _)| member).collect()
         };
         let settled: Vec<&String> =
             seen.into_iter().filter(|member| !gone.contains(member)).take(400).collect();
@@ -182,12 +182,12 @@ async fn what_is_settled_between_two_pages_moves_no_other_past_them() {
     }
     assert!(gone.len() >= 800, "three pages at the least");
     for member in &members {
-        assert!(tenant.life(member).await > 50_000, "{member} was passed over");
+        assert!(tenant.ttl(member).await > 50_000, "{member} was passed over");
     }
 }
 
 #[tokio::test]
-async fn a_page_whose_last_member_was_settled_is_gone_on_with() {
+async fn the_next_page_begins_after_a_last_member_that_was_settled() {
     let tenant = Tenant::new("protect-last-gone").await;
     let members = tenant.schedule_many(1_200).await;
     let idle = tenant.with(|options| options.protect_floor = Duration::ZERO);
@@ -207,13 +207,13 @@ async fn a_page_whose_last_member_was_settled_is_gone_on_with() {
         from = next;
         let mut last = None;
         for member in &members {
-            if tenant.life(member).await > 50_000 {
+            if tenant.ttl(member).await > 50_000 {
                 last = Some(member);
             }
         }
         tell!(tenant, "ZREM", tenant.space.schedule(), last);
     }
     for member in &members {
-        assert!(tenant.life(member).await > 50_000, "{member} was passed over");
+        assert!(tenant.ttl(member).await > 50_000, "{member} was passed over");
     }
 }

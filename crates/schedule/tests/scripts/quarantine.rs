@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{Tenant, all, names, number, refusal, tell};
 
 #[tokio::test]
-async fn an_entry_says_why_when_how_often_and_keeps_the_value() {
+async fn an_entry_has_reason_times_count_and_value() {
     let tenant = Tenant::new("quarantine-entry").await;
     let value = "{\"Alias\":\"@joão/\u{1F600}\\n\",\"q\":\"\\\"\",\"c\":\"\u{7f}\t\"}";
     let (member, _) = tenant.mutate("a", value).await;
@@ -27,7 +27,7 @@ async fn an_entry_says_why_when_how_often_and_keeps_the_value() {
 }
 
 #[tokio::test]
-async fn a_second_refusal_counts_on_and_keeps_the_first_time() {
+async fn a_second_refusal_increments_the_count_and_keeps_the_first_time() {
     let tenant = Tenant::new("quarantine-again").await;
     let member = tenant.quarantined("a", "one").await;
     let schedule = tenant.lease_mode();
@@ -51,7 +51,7 @@ async fn a_second_refusal_counts_on_and_keeps_the_first_time() {
 }
 
 #[tokio::test]
-async fn values_that_are_too_long_or_no_text_are_kept_in_part() {
+async fn values_that_are_too_long_or_not_text_are_kept_in_part() {
     let tenant = Tenant::new("quarantine-cut").await;
     let schedule = tenant.with(|options| options.quarantine_value_limit = 10);
     let cases: [(&str, &[u8], &str, bool); 4] = [
@@ -78,7 +78,7 @@ async fn values_that_are_too_long_or_no_text_are_kept_in_part() {
 }
 
 #[tokio::test]
-async fn a_full_quarantine_puts_new_members_off_and_renews_old_ones() {
+async fn a_full_quarantine_postpones_new_members_and_renews_old_ones() {
     let tenant = Tenant::new("quarantine-full").await;
     let schedule = tenant.with(|options| {
         options.quarantine_limit = 2;
@@ -159,7 +159,7 @@ async fn a_retried_member_whose_value_has_expired_is_written_from_the_kept_copy(
 }
 
 #[tokio::test]
-async fn a_kept_copy_never_stands_in_for_a_newer_mutation_that_expired() {
+async fn a_kept_copy_never_replaces_a_newer_mutation_that_expired() {
     let tenant = Tenant::new("quarantine-stale").await;
     let member = tenant.quarantined("a", "version 1").await;
     tenant.mutate("a", "version 2").await;
@@ -185,7 +185,7 @@ async fn a_kept_copy_never_stands_in_for_a_newer_mutation_that_expired() {
 }
 
 #[tokio::test]
-async fn a_copy_that_was_cut_short_is_never_written() {
+async fn a_truncated_copy_is_never_written() {
     let tenant = Tenant::new("quarantine-short").await;
     let schedule = tenant.with(|options| options.quarantine_value_limit = 4);
     let (member, _) = tenant.mutate("a", "too long").await;
@@ -198,15 +198,15 @@ async fn a_copy_that_was_cut_short_is_never_written() {
 
 /// What the entry doesn't hold as a whole stays in Redis for as long as the entry does, however long that is.
 #[tokio::test]
-async fn the_value_of_a_cut_entry_is_kept_alive_until_the_entry_goes() {
+async fn the_value_of_a_truncated_entry_is_kept_alive_until_the_entry_is_removed() {
     let tenant = Tenant::new("quarantine-alive").await;
     let schedule = tenant.with(|options| options.quarantine_value_limit = 4);
-    let life = async |member: &str| -> i64 { crate::ask!(tenant, "TTL", member) };
+    let ttl = async |member: &str| -> i64 { crate::ask!(tenant, "TTL", member) };
     for finish in ["settle", "drop", "mutate"] {
         let (member, _) = tenant.mutate("a", "too long").await;
         let claim = schedule.claim(1).await.unwrap();
         schedule.quarantine(&[(&claim.entries[0], refusal("bad"))]).await.unwrap();
-        assert_eq!(life(&member).await, -1, "it has no end");
+        assert_eq!(ttl(&member).await, -1, "it has no end");
         schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap();
         let claim = schedule.claim(1).await.unwrap();
         assert_eq!(claim.entries[0].value.as_deref(), Some(&b"too long"[..]));
@@ -223,7 +223,7 @@ async fn the_value_of_a_cut_entry_is_kept_alive_until_the_entry_goes() {
                 assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 1);
             }
         }
-        let left = life(&member).await;
+        let left = ttl(&member).await;
         let most = if finish == "mutate" { 3_600 } else { 86_400 };
         assert!((most - 60..=most).contains(&left), "{finish}: {left}");
         tell!(tenant, "DEL", tenant.space.schedule());
@@ -236,11 +236,11 @@ async fn the_value_of_a_cut_entry_is_kept_alive_until_the_entry_goes() {
     let claim = schedule.claim(2).await.unwrap();
     let refused: Vec<_> = claim.entries.iter().map(|claimed| (claimed, refusal("bad"))).collect();
     assert_eq!(schedule.quarantine(&refused).await.unwrap().quarantined, 2);
-    assert!(life(&member).await > 0 && life(foreign).await > 0);
+    assert!(ttl(&member).await > 0 && ttl(foreign).await > 0);
 }
 
 #[tokio::test]
-async fn entries_that_are_not_ours_stop_nothing() {
+async fn entries_of_another_format_block_nothing() {
     let tenant = Tenant::new("quarantine-alien").await;
     let schedule = tenant.lease_mode();
     let aliens =
@@ -265,7 +265,7 @@ async fn entries_that_are_not_ours_stop_nothing() {
 }
 
 #[tokio::test]
-async fn drop_forgets_entries_and_nothing_else() {
+async fn drop_deletes_entries_and_nothing_else() {
     let tenant = Tenant::new("quarantine-drop").await;
     let gone = tenant.quarantined("gone", "{}").await;
     let stays = tenant.quarantined("stays", "{}").await;
@@ -280,7 +280,7 @@ async fn drop_forgets_entries_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn many_entries_are_listed_each_once() {
+async fn many_entries_are_listed_once_each() {
     let tenant = Tenant::new("quarantine-many").await;
     let members = tenant.schedule_many(1_300).await;
     let schedule = tenant.lease_mode();

@@ -31,7 +31,7 @@ async fn locks(tenant: &Tenant) -> usize {
 }
 
 #[tokio::test]
-async fn values_that_no_right_covers_are_left_scheduled_as_they_were() {
+async fn members_without_readable_values_keep_their_scores() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
     // More than one page, and one member that is nobody's balance.
@@ -71,7 +71,7 @@ async fn values_that_no_right_covers_are_left_scheduled_as_they_were() {
 }
 
 #[tokio::test]
-async fn a_right_that_lacks_for_some_values_holds_up_no_others() {
+async fn missing_rights_to_some_values_delay_no_others() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
     let (secret, _) = tenant.mutate("secret", "{}").await;
@@ -104,7 +104,7 @@ async fn a_right_that_lacks_for_some_values_holds_up_no_others() {
 }
 
 #[tokio::test]
-async fn a_missing_right_to_keep_values_alive_stops_nothing_and_is_reported() {
+async fn a_missing_right_to_raise_ttls_blocks_nothing_and_is_reported() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
     let (member, _) = tenant.mutate("a", "{}").await;
@@ -121,7 +121,7 @@ async fn a_missing_right_to_keep_values_alive_stops_nothing_and_is_reported() {
 }
 
 #[tokio::test]
-async fn a_server_that_takes_no_writes_claims_nothing_and_takes_no_locks() {
+async fn nothing_is_claimed_or_locked_on_a_server_that_refuses_writes() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
     tenant.mutate("a", "{}").await;
@@ -188,7 +188,7 @@ async fn node(slots: bool) -> RedisServer {
 }
 
 #[tokio::test]
-async fn a_slot_that_moves_is_waited_for_with_every_member_scheduled() {
+async fn a_moving_slot_leaves_every_member_scheduled() {
     let (server, target) = (node(true).await, node(false).await);
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
     let there = Tenant::on(space_of("t"), &target.url()).await;
@@ -243,7 +243,7 @@ async fn a_slot_that_moves_is_waited_for_with_every_member_scheduled() {
 /// A server that refuses undeclared keys as Dragonfly does: the same script, with `redis.pcall` in front of which the
 /// declared keys are looked up.
 #[tokio::test]
-async fn undeclared_keys_that_a_server_refuses_leave_everything_scheduled() {
+async fn refused_undeclared_keys_leave_everything_scheduled() {
     const STRICT: &str = r"
 local real, declared = redis, {}
 for _, key in ipairs(KEYS) do declared[key] = true end
@@ -306,7 +306,7 @@ end
 }
 
 #[tokio::test]
-async fn a_right_to_one_form_of_a_tenants_id_is_enough_for_that_form() {
+async fn access_to_one_key_form_is_enough_for_that_form() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let (dashed, simple) = ("39f62952-1671-5081-bfae-a96f12321ea0", "39f6295216715081bfaea96f12321ea0");
     let tenants = [dashed, simple].map(space_of);

@@ -1,38 +1,38 @@
-//! What waits, and how close it is to its expiry, looked at for many tenants at once.
+//! Backlog and TTLs of many tenants, sampled in one call.
 
 use std::{collections::HashSet, time::Duration};
 
 use balance_sync_domain::KeySpace;
 use balance_sync_schedule::{
-    Look, PageEnd, Sample, sample,
-    sample::{LIVES_PER_CALL, SCHEDULES_PER_CALL, look},
+    PageEnd, Sample, SampleRequest, sample,
+    sample::{SCHEDULES_PER_CALL, TTLS_PER_CALL, sample_with},
 };
 
 use crate::{Tenant, common, tell};
 
-/// The only sample of a look at one tenant.
-async fn look_at(tenant: &Tenant, at: Look<'_>) -> Sample {
-    look(&tenant.link, &[at]).await.unwrap().remove(0)
+/// Samples one tenant.
+async fn sample_one(tenant: &Tenant, at: SampleRequest<'_>) -> Sample {
+    sample_with(&tenant.link, &[at]).await.unwrap().remove(0)
 }
 
-async fn live(tenant: &Tenant, members: &[String], life_ms: impl Fn(usize) -> u64) {
+async fn live(tenant: &Tenant, members: &[String], ttl_ms: impl Fn(usize) -> u64) {
     let mut pipe = redis::pipe();
     for (n, member) in members.iter().enumerate() {
-        pipe.cmd("SET").arg(member).arg("{}").arg("PX").arg(life_ms(n)).ignore();
+        pipe.cmd("SET").arg(member).arg("{}").arg("PX").arg(ttl_ms(n)).ignore();
     }
     pipe.query_async::<()>(&mut tenant.redis.clone()).await.unwrap();
 }
 
-fn life(sample: &Sample) -> Duration {
+fn ttl_of(sample: &Sample) -> Duration {
     sample.shortest.as_ref().unwrap().0
 }
 
-fn about(life: Duration, millis: u64) -> bool {
-    (millis.saturating_sub(10_000)..=millis).contains(&(life.as_millis() as u64))
+fn about(ttl: Duration, millis: u64) -> bool {
+    (millis.saturating_sub(10_000)..=millis).contains(&(ttl.as_millis() as u64))
 }
 
 #[tokio::test]
-async fn it_counts_what_is_due_what_is_held_and_what_is_set_aside() {
+async fn a_sample_counts_due_leased_and_quarantined_members() {
     let tenant = Tenant::new("sample-counts").await;
     tenant.quarantined("bad", "{}").await;
     let (held, _) = tenant.mutate("held", "{}").await;
@@ -41,20 +41,20 @@ async fn it_counts_what_is_due_what_is_held_and_what_is_set_aside() {
     let hour_ago: (u64, u64) = crate::ask!(tenant, "TIME");
     tenant.schedule(&tenant.member("old"), &format!("{}.5", hour_ago.0 - 3600)).await;
 
-    let found = look_at(&tenant, Look::at(&tenant.space)).await;
+    let found = sample_one(&tenant, SampleRequest::first_page(&tenant.space)).await;
     assert_eq!((found.scheduled, found.due, found.leased, found.quarantined), (Some(3), 2, 1, Some(1)));
     assert!((3_590..3_700).contains(&found.oldest_due_age.as_secs()), "{:?}", found.oldest_due_age);
     assert_eq!(found.page, PageEnd::Last);
     // A held one counts as well.
     tell!(tenant, "PEXPIRE", &held, 40_000);
-    let found = look_at(&tenant, Look::at(&tenant.space)).await;
+    let found = sample_one(&tenant, SampleRequest::first_page(&tenant.space)).await;
     assert_eq!(found.shortest.as_ref().unwrap().1, held.as_bytes());
-    assert!(about(life(&found), 40_000), "{found:?}");
-    assert_eq!(tenant.life(&tenant.member("due")).await / 1_000_000, 3, "nothing was touched");
+    assert!(about(ttl_of(&found), 40_000), "{found:?}");
+    assert_eq!(tenant.ttl(&tenant.member("due")).await / 1_000_000, 3, "nothing was touched");
 }
 
 #[tokio::test]
-async fn nothing_scheduled_nothing_mortal_and_keys_of_the_wrong_type() {
+async fn empty_schedules_values_without_ttl_and_keys_of_the_wrong_type() {
     let (empty, immortal, wrong) = (
         Tenant::new("sample-empty").await,
         Tenant::new("sample-immortal").await,
@@ -75,46 +75,54 @@ async fn nothing_scheduled_nothing_mortal_and_keys_of_the_wrong_type() {
 }
 
 #[tokio::test]
-async fn scores_beyond_all_reason_do_no_harm() {
+async fn extreme_scores_do_no_harm() {
     let tenant = Tenant::new("sample-scores").await;
     for (name, score) in [("a", "-inf"), ("b", "inf"), ("c", "1e300"), ("d", "-5")] {
         tenant.schedule(&tenant.member(name), score).await;
     }
-    let found = look_at(&tenant, Look::at(&tenant.space)).await;
+    let found = sample_one(&tenant, SampleRequest::first_page(&tenant.space)).await;
     assert_eq!((found.scheduled, found.due, found.leased), (Some(4), 2, 2));
     assert!(found.oldest_due_age > Duration::from_secs(1_700_000_000), "since 1970 at the most");
 }
 
 #[tokio::test]
-async fn values_of_another_tenant_are_not_looked_at() {
+async fn values_of_another_tenant_are_not_read() {
     let tenant = Tenant::new("sample-own").await;
     let foreign = "tenant:sample-other:balance:x";
     tell!(tenant, "SET", foreign, "{}", "PX", 1_000_000);
     tenant.schedule(foreign, "1700000000").await;
-    assert_eq!(look_at(&tenant, Look::at(&tenant.space)).await.shortest, None);
+    assert_eq!(sample_one(&tenant, SampleRequest::first_page(&tenant.space)).await.shortest, None);
 
     let single = Tenant::on(KeySpace::single(), &common::server().await.url()).await;
     single.schedule(foreign, "1700000000").await;
     let (own, _) = single.mutate("a", "{}").await;
-    assert_eq!(look_at(&single, Look::at(&single.space)).await.shortest.unwrap().1, own.as_bytes());
+    assert_eq!(
+        sample_one(&single, SampleRequest::first_page(&single.space)).await.shortest.unwrap().1,
+        own.as_bytes()
+    );
 }
 
 #[tokio::test]
-async fn page_by_page_every_life_is_looked_at_and_the_shortest_is_asked_for_again() {
+async fn paging_reads_every_ttl_and_the_shortest_is_read_again() {
     let tenant = Tenant::new("sample-pages").await;
     let members = tenant.schedule_many(3_000).await;
     live(&tenant, &members, |n| if n == 2_345 { 100_000 } else { 1_000_000 + n as u64 }).await;
     let (mut from, mut again, mut pages): (Option<Vec<u8>>, Option<Vec<u8>>, _) = (None, None, 0);
     let found = loop {
-        let ask =
-            Look { space: &tenant.space, head: 5, page: 100, from: from.as_deref(), again: again.as_deref() };
-        let found = look_at(&tenant, ask).await;
+        let ask = SampleRequest {
+            space: &tenant.space,
+            head: 5,
+            page: 100,
+            from: from.as_deref(),
+            again: again.as_deref(),
+        };
+        let found = sample_one(&tenant, ask).await;
         pages += 1;
         again = found.shortest.clone().map(|(_, member)| member);
         match &found.page {
             PageEnd::Next(next) => from = Some(next.clone()),
             PageEnd::Last => break found,
-            PageEnd::NotLooked => panic!("a page was asked for"),
+            PageEnd::NotRead => panic!("a page was asked for"),
         }
     };
     assert!(pages > 10, "{pages}");
@@ -124,16 +132,16 @@ async fn page_by_page_every_life_is_looked_at_and_the_shortest_is_asked_for_agai
 
     // Written since: what is left is the head's.
     tell!(tenant, "ZREM", tenant.space.schedule(), &members[2_345]);
-    let ask = Look { space: &tenant.space, head: 5, page: 0, from: None, again: Some(&whose) };
-    let found = look_at(&tenant, ask).await;
+    let ask = SampleRequest { space: &tenant.space, head: 5, page: 0, from: None, again: Some(&whose) };
+    let found = sample_one(&tenant, ask).await;
     assert_eq!(
         (found.shortest.as_ref().unwrap().1.as_slice(), &found.page),
-        (members[0].as_bytes(), &PageEnd::NotLooked)
+        (members[0].as_bytes(), &PageEnd::NotRead)
     );
 }
 
 #[tokio::test]
-async fn one_call_looks_at_a_bounded_number_of_lives_and_counts_the_rest() {
+async fn one_call_reads_a_bounded_number_of_ttls_and_counts_the_rest() {
     let mut tenants = Vec::new();
     for n in 0..4 {
         let tenant = Tenant::new(&format!("sample-bound-{n}")).await;
@@ -141,18 +149,22 @@ async fn one_call_looks_at_a_bounded_number_of_lives_and_counts_the_rest() {
         live(&tenant, &members, |n| 1_000_000 + n as u64).await;
         tenants.push(tenant);
     }
-    let looks: Vec<Look<'_>> = tenants
+    let requests: Vec<SampleRequest<'_>> = tenants
         .iter()
-        .map(|tenant| Look { head: 10, page: LIVES_PER_CALL, ..Look::at(&tenant.space) })
+        .map(|tenant| SampleRequest {
+            head: 10,
+            page: TTLS_PER_CALL,
+            ..SampleRequest::first_page(&tenant.space)
+        })
         .collect();
-    let found = look(&tenants[0].link, &looks).await.unwrap();
+    let found = sample_with(&tenants[0].link, &requests).await.unwrap();
     assert!(found.iter().all(|sample| sample.due == 1_000 && sample.oldest_due_age.as_secs() > 0));
     assert_eq!(found[0].page, PageEnd::Last);
-    assert_eq!((&found[3].page, &found[3].shortest), (&PageEnd::NotLooked, &None));
+    assert_eq!((&found[3].page, &found[3].shortest), (&PageEnd::NotRead, &None));
 }
 
 #[tokio::test]
-async fn more_tenants_than_one_call_takes_come_in_order() {
+async fn more_tenants_than_fit_in_one_call_are_sampled_in_order() {
     let some = Tenant::new("sample-many").await;
     let spaces: Vec<KeySpace> =
         (0..SCHEDULES_PER_CALL + 30).map(|n| common::space_of(&format!("sample-many-{n}"))).collect();

@@ -55,7 +55,7 @@ async fn catch_up(
 }
 
 #[tokio::test]
-async fn a_reader_is_given_what_changed_since_it_looked() {
+async fn a_reader_gets_the_changes_since_its_last_call() {
     let (_, snapshots) = group("snapshots-changes").await;
     assert!(snapshots.names().await.unwrap().is_empty());
     assert!(snapshots.read("w", &Position::default()).await.unwrap().is_none());
@@ -106,7 +106,7 @@ async fn nothing_is_lost_between_pages() {
 }
 
 #[tokio::test]
-async fn what_redis_has_lost_is_noticed() {
+async fn records_lost_by_redis_are_noticed() {
     let (tenant, snapshots) = group("snapshots-lost").await;
     assert!(publish(&snapshots, 1, &[("a", Some("1"))]).await);
     assert!(!publish(&snapshots, 3, &[]).await, "a call in between never arrived");
@@ -125,14 +125,14 @@ async fn what_redis_has_lost_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_silent_worker_runs_out_and_a_half_told_one_is_not_seen() {
+async fn a_silent_worker_expires_and_a_half_published_one_is_hidden() {
     let (tenant, snapshots) = group("snapshots-silent").await;
     let page = Publication { incarnation: "i", seq: 1, worker: "{}", ..Publication::default() };
-    let life = Duration::from_millis(300);
-    assert!(snapshots.publish("w", life, &page).await.unwrap().accepted);
+    let ttl = Duration::from_millis(300);
+    assert!(snapshots.publish("w", ttl, &page).await.unwrap().accepted);
     assert!(snapshots.names().await.unwrap().is_empty(), "more pages are to follow");
     let page = Publication { seq: 2, visible: true, ..page };
-    assert!(snapshots.publish("w", life, &page).await.unwrap().accepted);
+    assert!(snapshots.publish("w", ttl, &page).await.unwrap().accepted);
     assert_eq!(snapshots.names().await.unwrap().len(), 1);
     assert!(snapshots.worker("w").await.unwrap().is_some());
     eventually(SOON, "nothing left in Redis", || async {
@@ -145,7 +145,7 @@ async fn a_silent_worker_runs_out_and_a_half_told_one_is_not_seen() {
 }
 
 #[tokio::test]
-async fn who_looks_at_a_tenant_has_its_workers_tell_more() {
+async fn watching_a_tenant_makes_its_workers_publish_details() {
     let (_, snapshots) = group("snapshots-watched").await;
     assert!(publish(&snapshots, 1, &[("a", Some("1"))]).await);
     assert_eq!(snapshots.watch(&["w", "gone"], "a", INTEREST).await.unwrap(), [None, None]);

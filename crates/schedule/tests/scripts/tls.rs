@@ -60,7 +60,7 @@ async fn claim(url: &str, ca: Option<&str>) -> Result<(), ScheduleError> {
 }
 
 #[tokio::test]
-async fn only_a_server_of_our_authority_is_trusted() {
+async fn only_servers_of_the_configured_authority_are_trusted() {
     let folder = tempfile::tempdir().unwrap();
     let ours = authority("ours");
     let other = authority("other");
@@ -81,7 +81,7 @@ async fn only_a_server_of_our_authority_is_trusted() {
 }
 
 #[tokio::test]
-async fn an_authority_that_is_no_certificate_is_refused_at_once() {
+async fn an_authority_that_is_not_a_certificate_is_refused_at_once() {
     let settings = LinkSettings {
         ca_pem: Some(b"-----BEGIN CERTIFICATE-----\nnot base64!\n-----END CERTIFICATE-----\n".to_vec()),
         ..LinkSettings::for_url("rediss://127.0.0.1:1/0")

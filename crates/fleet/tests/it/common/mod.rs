@@ -362,7 +362,7 @@ impl Queue for FakeQueue {
         Ok(report)
     }
 
-    async fn lose(&self, lost: &[(&Claimed, Loss)]) -> Result<QuarantineReport, ScheduleError> {
+    async fn record_losses(&self, lost: &[(&Claimed, Loss)]) -> Result<QuarantineReport, ScheduleError> {
         self.0.refuse("lose")?;
         let mut report = QuarantineReport::default();
         for (claimed, loss) in lost {

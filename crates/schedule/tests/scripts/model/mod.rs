@@ -211,7 +211,7 @@ mod the_property_notices {
     use super::{Sabotage, Sabotage::*, Stage, Step, Step::*, falsify};
 
     #[test]
-    fn a_settle_that_compares_no_scores() {
+    fn settling_without_comparing_scores() {
         caught(BlindSettle);
         noticed(
             BlindSettle,
@@ -250,7 +250,7 @@ mod the_property_notices {
     }
 
     #[test]
-    fn a_release_that_compares_no_scores() {
+    fn releasing_without_comparing_scores() {
         // The second worker puts the first one's lease back over a mutation; the first wakes up and settles.
         noticed(
             BlindRelease,
@@ -287,7 +287,7 @@ mod found_once {
     use super::{Sabotage, Stage, Step::*};
 
     #[test]
-    fn a_kept_value_stood_in_for_a_newer_one_that_had_expired() {
+    fn a_kept_copy_replaced_a_newer_value_that_had_expired() {
         let steps = [
             Mutate { balance: 0 },
             Claim { worker: 0, limit: 1 },

@@ -7,7 +7,7 @@ use balance_sync_schedule::schedule::{probe, probe_overdue};
 use crate::{Tenant, all, names, number, tell};
 
 #[tokio::test]
-async fn legacy_scores_in_seconds_and_in_microseconds_come_due() {
+async fn legacy_scores_in_seconds_and_in_microseconds_become_due() {
     let tenant = Tenant::new("adopt").await;
     let cases = [
         ("seconds", "1700000001", Some(1_700_000_001.0)),
@@ -54,7 +54,7 @@ async fn adopting_a_member_that_is_being_flushed_keeps_it_scheduled() {
 }
 
 #[tokio::test]
-async fn probing_tells_which_schedules_have_a_due_member() {
+async fn probing_returns_the_schedules_with_a_due_member() {
     let due = Tenant::new("probe-due").await;
     let leased = Tenant::new("probe-leased").await;
     let wrong = Tenant::new("probe-wrong").await;
@@ -74,7 +74,7 @@ async fn probing_tells_which_schedules_have_a_due_member() {
 }
 
 #[tokio::test]
-async fn probing_for_overdue_members_passes_over_fresh_ones() {
+async fn probing_for_overdue_members_ignores_fresh_ones() {
     let fresh = Tenant::new("probe-fresh").await;
     let old = Tenant::new("probe-old").await;
     fresh.mutate("a", "{}").await;
@@ -87,7 +87,7 @@ async fn probing_for_overdue_members_passes_over_fresh_ones() {
 }
 
 #[tokio::test]
-async fn the_backlog_tells_due_from_leased() {
+async fn the_backlog_counts_due_and_leased_members() {
     let tenant = Tenant::new("backlog").await;
     let schedule = tenant.lease_mode();
     let empty = schedule.backlog().await.unwrap();
