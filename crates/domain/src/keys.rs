@@ -13,55 +13,45 @@ use crate::tenant::TenantId;
 /// What the keys of any tenant start with; the id and a `:` follow.
 pub(crate) const TENANT_MARK: &str = "tenant:";
 
-const SCHEDULE: &str = "schedule:{transactions}:balance-sync-v2";
-/// The schedule of ledgers before v3.6.2.
+/// The schedule of ledgers before v3.6.2, whose name the later one continues.
 const LEGACY_SCHEDULE: &str = "schedule:{transactions}:balance-sync";
+const VERSION: &str = "-v2";
 const LOCK: &str = "lock:{transactions}:balance-sync:";
 const BALANCE: &str = "balance:{transactions}:";
 /// Ours alone: the ledger knows no such key.
 const QUARANTINE: &str = "quarantine:{transactions}:balance-sync";
 const LOSSES: &str = "quarantine:{transactions}:balance-sync:losses";
 
-/// The keys of one tenant ([`KeySpace::tenant`]) or of a single-tenant ledger ([`KeySpace::single`]), built
-/// once and cheap to clone.
+/// The keys of one tenant ([`KeySpace::tenant`]) or of a single-tenant ledger ([`KeySpace::single`]). Cheap to clone.
+///
+/// Of the keys only the schedule's is kept, which holds those that are needed often: there are two key spaces for each of
+/// thousands of idle tenants.
 #[derive(Clone)]
 pub struct KeySpace(Arc<Keys>);
 
 struct Keys {
     tenant: Option<TenantId>,
-    prefix: String,
-    schedule: String,
-    legacy_schedule: String,
-    quarantine: String,
-    losses: String,
-    lock_prefix: String,
-    balance_prefix: String,
+    schedule: Arc<str>,
+    /// Bytes of the prefix, with which the schedule's key begins.
+    prefix: usize,
 }
 
 impl KeySpace {
     /// The keys of `tenant`, all of them under `tenant:<id>:`.
     #[must_use]
     pub fn tenant(tenant: &TenantId) -> Self {
-        Self::build(Some(tenant.clone()), format!("{TENANT_MARK}{tenant}:"))
+        Self::build(Some(tenant.clone()), &format!("{TENANT_MARK}{tenant}:"))
     }
 
     /// The keys of a ledger that knows no tenants: no prefix.
     #[must_use]
     pub fn single() -> Self {
-        Self::build(None, String::new())
+        Self::build(None, "")
     }
 
-    fn build(tenant: Option<TenantId>, prefix: String) -> Self {
-        Self(Arc::new(Keys {
-            tenant,
-            schedule: format!("{prefix}{SCHEDULE}"),
-            legacy_schedule: format!("{prefix}{LEGACY_SCHEDULE}"),
-            quarantine: format!("{prefix}{QUARANTINE}"),
-            losses: format!("{prefix}{LOSSES}"),
-            lock_prefix: format!("{prefix}{LOCK}"),
-            balance_prefix: format!("{prefix}{BALANCE}"),
-            prefix,
-        }))
+    fn build(tenant: Option<TenantId>, prefix: &str) -> Self {
+        let schedule = Arc::from(format!("{prefix}{LEGACY_SCHEDULE}{VERSION}"));
+        Self(Arc::new(Keys { tenant, schedule, prefix: prefix.len() }))
     }
 
     /// Whose keys these are; `None` for a single-tenant ledger.
@@ -73,7 +63,7 @@ impl KeySpace {
     /// `tenant:<id>:`, or empty for a single-tenant ledger.
     #[must_use]
     pub fn prefix(&self) -> &str {
-        &self.0.prefix
+        &self.0.schedule[..self.0.prefix]
     }
 
     /// The sorted set of balances that wait to be synced.
@@ -82,54 +72,64 @@ impl KeySpace {
         &self.0.schedule
     }
 
+    /// The same, shared.
+    #[must_use]
+    pub fn shared_schedule(&self) -> Arc<str> {
+        Arc::clone(&self.0.schedule)
+    }
+
     /// The schedule that ledgers before v3.6.2 wrote.
     #[must_use]
     pub fn legacy_schedule(&self) -> &str {
-        &self.0.legacy_schedule
+        self.0.schedule.strip_suffix(VERSION).unwrap_or_default()
     }
 
     /// The hash of members that can't be synced, with their reasons.
     #[must_use]
-    pub fn quarantine(&self) -> &str {
-        &self.0.quarantine
+    pub fn quarantine(&self) -> String {
+        self.key(QUARANTINE)
     }
 
     /// The hash of members whose last mutations are lost.
     #[must_use]
-    pub fn losses(&self) -> &str {
-        &self.0.losses
+    pub fn losses(&self) -> String {
+        self.key(LOSSES)
     }
 
     /// What the claim locks of this space start with; the whole member follows.
     #[must_use]
-    pub fn lock_prefix(&self) -> &str {
-        &self.0.lock_prefix
+    pub fn lock_prefix(&self) -> String {
+        self.key(LOCK)
     }
 
     /// What the balance keys of this space start with; organization, ledger and alias follow.
     #[must_use]
-    pub fn balance_prefix(&self) -> &str {
-        &self.0.balance_prefix
+    pub fn balance_prefix(&self) -> String {
+        self.key(BALANCE)
     }
 
     /// The claim lock that the ledger's own worker uses for `member`: the lock prefix and the *whole* member,
     /// whose own tenant prefix therefore stands in it too. Bytes, because members need not be UTF-8.
     #[must_use]
     pub fn lock(&self, member: &[u8]) -> Vec<u8> {
-        [self.0.lock_prefix.as_bytes(), member].concat()
+        [self.lock_prefix().as_bytes(), member].concat()
     }
 
     /// The Redis key of a balance, which is also its member in the schedule.
     #[must_use]
     pub fn balance(&self, organization: Uuid, ledger: Uuid, alias: &str, key: &str) -> String {
-        format!("{}{organization}:{ledger}:{alias}#{key}", self.0.balance_prefix)
+        format!("{}{BALANCE}{organization}:{ledger}:{alias}#{key}", self.prefix())
+    }
+
+    fn key(&self, name: &str) -> String {
+        [self.prefix(), name].concat()
     }
 }
 
 impl PartialEq for KeySpace {
     fn eq(&self, other: &Self) -> bool {
         // The prefix names the tenant, and all else is made of it.
-        self.0.prefix == other.0.prefix
+        self.prefix() == other.prefix()
     }
 }
 
@@ -137,7 +137,7 @@ impl Eq for KeySpace {}
 
 impl fmt::Debug for KeySpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeySpace").field("prefix", &self.0.prefix).finish_non_exhaustive()
+        f.debug_struct("KeySpace").field("prefix", &self.prefix()).finish_non_exhaustive()
     }
 }
 

@@ -331,7 +331,7 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
             let owner = view.tenants.iter().find_map(|row| {
                 let tenant = view.tenant(&row.id)?;
                 let spaces = tenant.key_spaces(inspector.key_form());
-                let own = spaces.iter().any(|space| member.starts_with(space.balance_prefix()));
+                let own = spaces.iter().any(|space| member.starts_with(&space.balance_prefix()));
                 own.then_some((tenant, Some(row.clone())))
             });
             owner.ok_or_else(|| WhyError::NotAMember(member.clone()))?

@@ -88,7 +88,7 @@ impl Schedule {
         let pattern = format!("*{}*", escaped(part));
         let mut found = std::collections::BTreeSet::new();
         let space = self.space();
-        let keys = [("ZSCAN", space.schedule()), ("HSCAN", space.quarantine()), ("HSCAN", space.losses())];
+        let keys = [("ZSCAN", space.schedule()), ("HSCAN", &space.quarantine()), ("HSCAN", &space.losses())];
         for (command, key) in keys {
             let mut cursor = b"0".to_vec();
             for _ in 0..MAX_PAGES {

@@ -144,7 +144,7 @@ impl Schedule {
     /// All losses. The hash is bounded, and an entry has some hundred bytes.
     pub(crate) async fn losses(&self) -> Result<HashMap<Vec<u8>, QuarantineEntry>, ScheduleError> {
         let mut found = HashMap::new();
-        self.scan_hash("list losses", self.space().losses(), |member, raw| {
+        self.scan_hash("list losses", &self.space().losses(), |member, raw| {
             found.insert(member, read_loss(raw));
         })
         .await?;

@@ -85,7 +85,7 @@ impl Schedule {
         mut visit: impl FnMut(Vec<u8>, QuarantineEntry),
     ) -> Result<(), ScheduleError> {
         let mut losses = self.losses().await?;
-        self.scan_hash("list quarantine", self.space().quarantine(), |member, raw| {
+        self.scan_hash("list quarantine", &self.space().quarantine(), |member, raw| {
             let lost = losses.remove(&member);
             visit(member, read_entry(raw).with_loss(lost));
         })

@@ -574,9 +574,9 @@ impl Schedule {
         int("count schedule", &self.link.send("count schedule", &cmd).await?)
     }
 
-    pub(crate) fn lock_prefix(&self) -> &str {
+    pub(crate) fn lock_prefix(&self) -> String {
         match self.options.mode {
-            ClaimMode::Lease => "",
+            ClaimMode::Lease => String::new(),
             ClaimMode::Lock => self.space.lock_prefix(),
         }
     }

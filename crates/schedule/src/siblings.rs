@@ -63,8 +63,8 @@ impl Schedule {
         if named.is_empty() {
             return Ok(());
         }
-        let quarantined = self.fields(OPERATION, self.space().quarantine(), &named).await?;
-        let lost = self.fields(OPERATION, self.space().losses(), &named).await?;
+        let quarantined = self.fields(OPERATION, &self.space().quarantine(), &named).await?;
+        let lost = self.fields(OPERATION, &self.space().losses(), &named).await?;
         let mut cmd = scripts::MEND.call(3);
         cmd.arg(self.space().schedule()).arg(self.space().quarantine()).arg(self.space().losses());
         let mut any = false;

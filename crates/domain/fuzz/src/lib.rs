@@ -27,7 +27,7 @@ static SPACES: LazyLock<[KeySpace; 3]> = LazyLock::new(|| {
 pub fn member(bytes: &[u8]) {
     readable(bytes);
     for space in SPACES.iter() {
-        for prefix in [space.prefix(), space.balance_prefix()] {
+        for prefix in [space.prefix(), space.balance_prefix().as_str()] {
             member_in(space, &[prefix.as_bytes(), bytes].concat());
         }
     }

@@ -30,16 +30,30 @@ const PAGE: usize = 250;
 /// by at most the same part, to share a call.
 const PART: u32 = 8;
 
+/// The schedules of one tenant: at least one; the first stands for it.
+type Keys = Arc<[Arc<str>]>;
+
+/// Who waits is told which of its schedules has a due member.
+type Wake = oneshot::Sender<usize>;
+
 #[derive(Debug)]
 struct Waiting {
-    key: Arc<str>,
+    keys: Keys,
     /// Until the first look.
     pause: Duration,
-    wake: oneshot::Sender<()>,
+    wake: Wake,
 }
 
-/// When a schedule is looked at next, and how long the pause before that is.
-type Turn = Reverse<(Instant, Duration, Arc<str>)>;
+/// When a tenant's schedules are looked at next, and how long the pause before that is.
+type Turn = Reverse<(Instant, Duration, Keys)>;
+
+/// What one call asks for.
+#[derive(Default)]
+struct Page {
+    schedules: Vec<Arc<str>>,
+    /// Whose they are, in the same order, each with the pause before this look.
+    tenants: Vec<(Keys, Duration)>,
+}
 
 /// A handle on a thread's probe.
 #[derive(Debug, Clone)]
@@ -81,15 +95,17 @@ impl Prober {
         Self(inbox)
     }
 
-    /// Waits until the schedule has a due member; the first look comes after this pause. Also ends when Redis can't be
-    /// asked: the claim that follows then says what is wrong. While there is no probe it ends after the pause.
-    pub async fn wait(&self, key: Arc<str>, pause: Duration) {
+    /// Waits until one of a tenant's schedules has a due member, and returns which; the first look comes after this pause. Also
+    /// ends when Redis can't be asked: the claim that follows then says what is wrong. While there is no probe it ends after
+    /// the pause.
+    pub async fn wait(&self, keys: &Arc<[Arc<str>]>, pause: Duration) -> usize {
         let (wake, woken) = oneshot::channel();
-        if self.0.send(Waiting { key, pause, wake }) {
+        if self.0.send(Waiting { keys: Arc::clone(keys), pause, wake }) {
             // An error means that the probe has panicked: claiming is the answer to that as well.
-            let _ = woken.await;
+            woken.await.unwrap_or_default()
         } else {
             tokio::time::sleep(pause).await;
+            0
         }
     }
 }
@@ -98,9 +114,9 @@ impl Prober {
 struct Round {
     interval: Duration,
     begun: Instant,
-    /// By schedule. More than one waits for the same only for a moment, when a collector was replaced.
-    waiting: HashMap<Arc<str>, Vec<oneshot::Sender<()>>>,
-    /// Each waiting schedule once, the next first.
+    /// By the tenant's first schedule. More than one waits for the same only for a moment, when a collector was replaced.
+    waiting: HashMap<Arc<str>, Vec<Wake>>,
+    /// Each waiting tenant once, the next first.
     turns: BinaryHeap<Turn>,
 }
 
@@ -125,15 +141,15 @@ impl Round {
                     None => return,
                 },
                 () = tokio::time::sleep_until(next), if !self.turns.is_empty() => {
-                    let (page, pauses) = self.page();
-                    if page.is_empty() {
+                    let page = self.page();
+                    if page.schedules.is_empty() {
                         continue;
                     }
-                    match probe(&page).await {
-                        Ok(due) => self.looked_at(&page, &pauses, &due),
+                    match probe(&page.schedules).await {
+                        Ok(due) => self.looked_at(&page, &due),
                         Err(error) => {
                             tracing::debug!(%error, "probe failed");
-                            page.iter().for_each(|key| self.wake(key));
+                            page.tenants.iter().for_each(|(keys, _)| self.wake(keys, 0));
                         }
                     }
                 }
@@ -142,59 +158,61 @@ impl Round {
     }
 
     /// It has just looked by itself, so the first look is a pause away.
-    fn enter(&mut self, Waiting { key, pause, wake }: Waiting) {
-        let waiting = self.waiting.entry(Arc::clone(&key)).or_default();
-        let first = waiting.is_empty();
+    fn enter(&mut self, Waiting { keys, pause, wake }: Waiting) {
+        let Some(first) = keys.first() else { return };
+        // Of the exact size: there is one for each of thousands of tenants.
+        let waiting = self.waiting.entry(Arc::clone(first)).or_insert_with(|| Vec::with_capacity(1));
         waiting.push(wake);
-        if first {
-            self.look_after(pause, key);
+        if waiting.len() == 1 {
+            self.look_after(pause, keys);
         }
     }
 
-    /// Looks come at whole parts of their pause, so that schedules with equal pauses meet in one call.
-    fn look_after(&mut self, pause: Duration, key: Arc<str>) {
+    /// Looks come at whole parts of their pause, so that tenants with equal pauses meet in one call.
+    fn look_after(&mut self, pause: Duration, keys: Keys) {
         let pause = pause.clamp(Duration::from_millis(1), self.interval.max(Duration::from_millis(1)));
         let (at, part) = (self.begun.elapsed() + pause, pause / PART);
         let early = at.as_nanos() % part.as_nanos();
         let at = at.saturating_sub(Duration::from_nanos(u64::try_from(early).unwrap_or(0)));
-        self.turns.push(Reverse((self.begun + at, pause, key)));
+        self.turns.push(Reverse((self.begun + at, pause, keys)));
     }
 
-    /// Takes the schedules whose turn it is, without those that nobody waits for any more; with the pause before it.
-    fn page(&mut self) -> (Vec<Arc<str>>, Vec<Duration>) {
+    /// Takes the tenants whose turn it is, without those that nobody waits for any more.
+    fn page(&mut self) -> Page {
         let now = Instant::now();
-        let (mut page, mut pauses) = (Vec::new(), Vec::new());
-        while page.len() < PAGE
+        let mut page = Page::default();
+        while page.schedules.len() < PAGE
             && self.turns.peek().is_some_and(|Reverse((at, ..))| *at <= now)
-            && let Some(Reverse((_, pause, key))) = self.turns.pop()
+            && let Some(Reverse((_, pause, keys))) = self.turns.pop()
         {
-            let Some(waiting) = self.waiting.get_mut(&key) else { continue };
+            let Some(waiting) = self.waiting.get_mut(&keys[0]) else { continue };
             waiting.retain(|wake| !wake.is_closed());
             if waiting.is_empty() {
-                self.waiting.remove(&key);
+                self.waiting.remove(&keys[0]);
             } else {
-                page.push(key);
-                pauses.push(pause);
+                page.schedules.extend(keys.iter().cloned());
+                page.tenants.push((keys, pause));
             }
         }
-        (page, pauses)
+        page
     }
 
-    fn looked_at(&mut self, page: &[Arc<str>], pauses: &[Duration], due: &[usize]) {
-        for key in due.iter().filter_map(|at| page.get(*at)) {
-            self.wake(key);
-        }
-        for (key, pause) in page.iter().zip(pauses) {
-            if self.waiting.contains_key(key) {
-                self.look_after(*pause + *pause / PART, Arc::clone(key));
+    fn looked_at(&mut self, page: &Page, due: &[usize]) {
+        let mut begin = 0;
+        for (keys, pause) in &page.tenants {
+            let own = begin..begin + keys.len();
+            match due.iter().find(|at| own.contains(*at)) {
+                Some(at) => self.wake(keys, at - begin),
+                None => self.look_after(*pause + *pause / PART, Arc::clone(keys)),
             }
+            begin = own.end;
         }
     }
 
-    fn wake(&mut self, key: &Arc<str>) {
-        for wake in self.waiting.remove(key).unwrap_or_default() {
+    fn wake(&mut self, keys: &Keys, due: usize) {
+        for wake in self.waiting.remove(&keys[0]).unwrap_or_default() {
             // Whoever waited may have been stopped.
-            let _ = wake.send(());
+            let _ = wake.send(due);
         }
     }
 }
@@ -247,9 +265,13 @@ mod tests {
         )
     }
 
-    fn wait(prober: &Prober, key: &str) -> tokio::task::JoinHandle<()> {
-        let (prober, key) = (prober.clone(), Arc::from(key));
-        tokio::task::spawn_local(async move { prober.wait(key, INTERVAL).await })
+    fn keys(keys: &[&str]) -> Keys {
+        keys.iter().map(|key| Arc::from(*key)).collect()
+    }
+
+    fn wait(prober: &Prober, key: &str) -> tokio::task::JoinHandle<usize> {
+        let (prober, keys) = (prober.clone(), keys(&[key]));
+        tokio::task::spawn_local(async move { prober.wait(&keys, INTERVAL).await })
     }
 
     #[tokio::test(start_paused = true)]
@@ -286,7 +308,7 @@ mod tests {
                 let prober = start(&fake);
                 let wait = |pause| {
                     let prober = prober.clone();
-                    tokio::task::spawn_local(async move { prober.wait(Arc::from("busy"), pause).await })
+                    tokio::task::spawn_local(async move { prober.wait(&keys(&["busy"]), pause).await })
                 };
                 let first = wait(INTERVAL / 10);
                 tokio::time::sleep(INTERVAL / 20).await;
@@ -316,7 +338,8 @@ mod tests {
                 let fake = Rc::new(Fake::default());
                 fake.down.replace(true);
                 let prober = start(&fake);
-                let waits = (0..600).map(|n| prober.wait(Arc::from(format!("k{n}")), INTERVAL));
+                let tenants: Vec<Keys> = (0..600).map(|n| keys(&[&format!("k{n}")])).collect();
+                let waits = tenants.iter().map(|keys| prober.wait(keys, INTERVAL));
                 tokio::time::timeout(10 * INTERVAL, futures::future::join_all(waits)).await.unwrap();
                 let calls = fake.asked.borrow().len();
                 tokio::time::sleep(10 * INTERVAL).await;
@@ -343,7 +366,7 @@ mod tests {
                 let begun = Instant::now();
                 let mut asks = 0;
                 while tasks.panics(TaskName::Prober) < 6 || !tasks.reports()[0].running {
-                    prober.wait(Arc::from("k0"), INTERVAL).await;
+                    prober.wait(&keys(&["k0"]), INTERVAL).await;
                     asks += 1;
                     assert!(asks < 100, "it must not be asked over and over");
                 }
@@ -362,12 +385,38 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_tenant_with_two_schedules_waits_once_and_learns_which_is_due() {
+        LocalSet::new()
+            .run_until(async {
+                let fake = Rc::new(Fake::default());
+                let prober = start(&fake);
+                let waits: Vec<_> = (0..3)
+                    .map(|n| {
+                        let (prober, keys) = (prober.clone(), keys(&[&format!("a{n}"), &format!("b{n}")]));
+                        tokio::task::spawn_local(async move { prober.wait(&keys, INTERVAL).await })
+                    })
+                    .collect();
+                tokio::time::sleep(2 * INTERVAL).await;
+                assert!(fake.asked.borrow().iter().all(|schedules| *schedules == 6), "all in one call");
+                fake.due.borrow_mut().extend(["b0".to_owned(), "a2".to_owned()]);
+                let mut waits = waits.into_iter();
+                assert_eq!(waits.next().unwrap().await.unwrap(), 1);
+                let still = waits.next().unwrap();
+                assert_eq!(waits.next().unwrap().await.unwrap(), 0);
+                tokio::time::sleep(2 * INTERVAL).await;
+                assert!(!still.is_finished(), "nothing of its is due");
+                assert_eq!(fake.asked.borrow().last(), Some(&2), "only who waits is asked for");
+            })
+            .await;
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_was_dropped_is_forgotten_and_who_waits_twice_is_woken_twice() {
         LocalSet::new()
             .run_until(async {
                 let fake = Rc::new(Fake::default());
                 let prober = start(&fake);
-                let gone = tokio::time::timeout(INTERVAL / 2, prober.wait(Arc::from("gone"), INTERVAL)).await;
+                let gone = tokio::time::timeout(INTERVAL / 2, prober.wait(&keys(&["gone"]), INTERVAL)).await;
                 assert!(gone.is_err());
                 tokio::time::sleep(10 * INTERVAL).await;
                 assert!(fake.asked.borrow().is_empty(), "nobody waits for it any more");

@@ -24,14 +24,14 @@ pub struct RedisQueue {
     other: Option<KeySpace>,
     prober: Prober,
     lookout: Lookout,
-    keys: Vec<Arc<str>>,
+    keys: Arc<[Arc<str>]>,
 }
 
 impl RedisQueue {
     /// The queue of one tenant.
     #[must_use]
     pub fn new(schedules: Schedules, other: Option<KeySpace>, prober: Prober, lookout: Lookout) -> Self {
-        let keys = schedules.iter().map(|schedule| Arc::from(schedule.space().schedule())).collect();
+        let keys = schedules.iter().map(|schedule| schedule.space().shared_schedule()).collect();
         Self { schedules, other, prober, lookout, keys }
     }
 }
@@ -127,8 +127,8 @@ impl Queue for RedisQueue {
         if delay <= SHORT_WAIT {
             tokio::time::sleep(delay).await;
         } else {
-            let key = first_of(&self.keys, |key| self.prober.wait(key, delay)).await;
-            self.schedules.wake(&key);
+            let due = self.prober.wait(&self.keys, delay).await;
+            self.schedules.wake(&self.keys[due]);
         }
     }
 

@@ -97,7 +97,7 @@ async fn each_tenants_status_tells_what_waits_while_it_is_well_too() {
         .await
         .unwrap();
 
-    lab.ask::<()>(&["HSET", space.quarantine(), "member", "{}"]).await;
+    lab.ask::<()>(&["HSET", &space.quarantine(), "member", "{}"]).await;
     lab.ask::<()>(&["ZREM", space.schedule(), &short]).await;
     eventually(SOON, "one left, with its long life, and one in quarantine", async || {
         status.shortest_life_ms.load(Relaxed) > 3_000_000 && status.quarantine_entries.load(Relaxed) == 1

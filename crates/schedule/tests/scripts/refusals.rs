@@ -266,7 +266,7 @@ end
         "30000",
         "900000",
         "tenant:t:",
-        tenant.space.quarantine(),
+        tenant.space.quarantine().as_str(),
         "",
         "us",
         "5000",

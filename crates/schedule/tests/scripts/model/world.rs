@@ -376,7 +376,9 @@ impl<'a> World<'a> {
 
     async fn settle(&mut self, worker: usize, claimed: &Claimed) {
         if self.sabotage == Sabotage::BlindSettle {
-            for (command, key) in [("ZREM", self.space.schedule()), ("HDEL", self.space.quarantine())] {
+            for (command, key) in
+                [("ZREM", self.space.schedule()), ("HDEL", self.space.quarantine().as_str())]
+            {
                 let mut cmd = redis::cmd(command);
                 cmd.arg(key).arg(&claimed.member);
                 cmd.query_async::<()>(&mut self.redis).await.unwrap();
