@@ -1,33 +1,315 @@
-//! What a tenant does about a failure. Which failure leads to which reaction is decided where the failures are known
-//! (`balance_sync_fleet::failure`).
+//! The failure table: what a tenant does about each kind of failure (`docs/reliability.md`).
+//!
+//! The adapters of Redis, Postgres and the tenant service sort what they meet into the classes below; [`reaction`] decides
+//! what each leads to. Both are here, so that a class without a reaction doesn't compile, and neither the adapters nor the
+//! simulator can have other classes than the table.
+//!
+//! In every case the claims are given back, or lapse when Redis itself fails ([`Side`]); the table says how the tenant goes
+//! on.
 
-/// How long the tenant waits between tries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pace {
-    /// The failure may be over at any moment (`postgres.backoff_max`).
-    Short,
-    /// Somebody has to do something first (`postgres.backoff_long`).
-    Long,
+use crate::name::names;
+pub use crate::reason::{Pace, Reason};
+
+names! {
+    /// A failure of Postgres, as far as the reaction to it differs.
+    pub enum PostgresClass {
+        /// Not connected, or no longer: refused, reset, shutting down, starting up.
+        Connection = "connection",
+        /// The server, the role, the database or our own budget has no connection to give.
+        TooManyConnections = "too_many_connections",
+        /// No answer in time: statement timeout, lock timeout, or a connection that has gone silent.
+        Timeout = "timeout",
+        /// The server takes no writes: a standby, or a primary just demoted.
+        ReadOnly = "read_only",
+        /// Another transaction was in the way; the same statement may succeed at once.
+        Contention = "contention",
+        /// Wrong user or password.
+        Credentials = "credentials",
+        /// There is no such database, or it admits nobody.
+        DatabaseMissing = "database_missing",
+        /// A table, schema or column that the statement needs is not there or has another type.
+        NotProvisioned = "not_provisioned",
+        /// The role may not do this.
+        Permission = "permission",
+        /// Row security would decide which rows the role sees: they can't be told from missing ones.
+        RowSecurity = "row_security",
+        /// The table has no row that the role can see, or none of the tenant's organizations: an empty or wrong database.
+        NoVisibleRows = "no_visible_rows",
+        /// The table refuses every update, whatever it writes: a trigger or a constraint.
+        RefusesEveryRow = "refuses_every_row",
+        /// A value that Postgres refuses.
+        Refused = "refused",
+        /// The server is out of disk, memory or another resource.
+        Resources = "resources",
+        /// The settings can't work: a certificate that can't be read or trusted, TLS the server doesn't offer.
+        Configuration = "configuration",
+        /// What is between here and Postgres can't be relied upon: settings that have no effect, a connection that leads to
+        /// another database than before or to another tenant's, an unknown prepared statement. Nothing was written.
+        PoolerUnsafe = "pooler_unsafe",
+        /// This handle on the database has been closed. Its successor, if there is one, may be used at once.
+        Closed = "closed",
+        /// Anything else: a fault in the server or in this program.
+        Internal = "internal",
+    }
+}
+
+impl PostgresClass {
+    /// Whether the same write may succeed later without anybody changing settings, schema or data.
+    #[must_use]
+    pub const fn is_transient(self) -> bool {
+        // Resources may be freed by the server itself.
+        matches!(reaction(Cause::Postgres(self)).reason.pace(), Pace::Short)
+    }
+}
+
+names! {
+    /// A failure of Redis, named after what the operator has to check. The names are those of the reasons.
+    pub enum RedisClass {
+        /// No connection, a broken connection, or no answer in time.
+        Unavailable = "redis_unavailable",
+        /// Redis is loading its data set after a start (`LOADING`).
+        Loading = "redis_loading",
+        /// The server is a replica (`READONLY`, `MASTERDOWN`): a failover.
+        ReadOnly = "redis_read_only",
+        /// Redis is out of memory (`OOM`) and refuses commands that might need more.
+        OutOfMemory = "redis_out_of_memory",
+        /// The cluster moved the slot, is moving it, or is down (`MOVED`, `ASK`, `CLUSTERDOWN`, `TRYAGAIN`, `CROSSSLOT`,
+        /// "non local key").
+        Cluster = "redis_cluster",
+        /// User name or password are refused (`NOAUTH`, `WRONGPASS`).
+        Credentials = "redis_credentials",
+        /// A key of ours is of another type (`WRONGTYPE`).
+        WrongType = "redis_wrong_type",
+        /// The answer violates the script's contract.
+        Unexpected = "redis_unexpected",
+        /// A long-running script blocks Redis (`BUSY`).
+        Busy = "redis_busy",
+        /// The user may not use a command or a key (`NOPERM`).
+        Permission = "redis_permission",
+        /// Fewer replicas are in sync than `min-replicas-to-write` demands (`NOREPLICAS`).
+        NoReplicas = "redis_no_replicas",
+        /// The last snapshot failed, and Redis takes no writes until one succeeds (`MISCONF`).
+        Misconf = "redis_misconf",
+        /// The server lets scripts use only keys that they declare (Dragonfly).
+        UndeclaredKeys = "redis_undeclared_keys",
+    }
+}
+
+impl RedisClass {
+    /// The reason of a tenant that meets it.
+    #[must_use]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Unavailable => Reason::RedisUnavailable,
+            Self::Loading => Reason::RedisLoading,
+            Self::ReadOnly => Reason::RedisReadOnly,
+            Self::OutOfMemory => Reason::RedisOutOfMemory,
+            Self::Cluster => Reason::RedisCluster,
+            Self::Credentials => Reason::RedisCredentials,
+            Self::WrongType => Reason::RedisWrongType,
+            Self::Unexpected => Reason::RedisUnexpected,
+            Self::Busy => Reason::RedisBusy,
+            Self::Permission => Reason::RedisPermission,
+            Self::NoReplicas => Reason::RedisNoReplicas,
+            Self::Misconf => Reason::RedisMisconf,
+            Self::UndeclaredKeys => Reason::RedisUndeclaredKeys,
+        }
+    }
+
+    /// Whether the failure may end without an operator. Credentials, rights, undeclared keys and a key of the wrong type need
+    /// one. Workers retry these too, with a long delay, because they can be fixed at any time.
+    #[must_use]
+    pub const fn is_transient(self) -> bool {
+        matches!(self.reason().pace(), Pace::Short)
+    }
+
+    /// Whether Redis refused the call, and will refuse it again until the server is reconfigured or fails over.
+    #[must_use]
+    pub const fn is_refusal(self) -> bool {
+        match self {
+            Self::ReadOnly
+            | Self::OutOfMemory
+            | Self::Cluster
+            | Self::Credentials
+            | Self::Permission
+            | Self::NoReplicas
+            | Self::Misconf
+            | Self::UndeclaredKeys => true,
+            Self::Unavailable | Self::Loading | Self::Busy | Self::WrongType | Self::Unexpected => false,
+        }
+    }
+
+    /// Whether the next call should open a new connection. Includes the answers of a replica: after a failover the master
+    /// is another server.
+    #[must_use]
+    pub const fn needs_new_connection(self) -> bool {
+        match self {
+            Self::Unavailable | Self::ReadOnly | Self::Cluster | Self::Credentials => true,
+            Self::Loading
+            | Self::OutOfMemory
+            | Self::WrongType
+            | Self::Unexpected
+            | Self::Busy
+            | Self::Permission
+            | Self::NoReplicas
+            | Self::Misconf
+            | Self::UndeclaredKeys => false,
+        }
+    }
+}
+
+names! {
+    /// Why the tenant directory gives no answer.
+    pub enum DirectoryClass {
+        /// There is no such tenant, or it doesn't use this service.
+        NotFound = "not_found",
+        /// The tenant is suspended.
+        Suspended = "suspended",
+        /// The tenant is purged.
+        Purged = "purged",
+        /// Refused for a reason that neither says "stop" nor "try again".
+        Forbidden = "forbidden",
+        /// The API key isn't accepted.
+        Unauthorized = "unauthorized",
+        /// No answer, or one that only an ill service (or something in front of it) gives.
+        Unavailable = "unavailable",
+        /// The service failed so often that it isn't asked for a while.
+        BreakerOpen = "breaker_open",
+        /// An answer that can't be used.
+        Malformed = "malformed",
+    }
+}
+
+/// What failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// Postgres.
+    Postgres(PostgresClass),
+    /// The flush took longer than its deadline; whether it was written is unknown, and doesn't matter.
+    FlushDeadline,
+    /// The directory gives no database.
+    Directory(DirectoryClass),
+    /// The schema name can't be used.
+    Schema,
+    /// The worker is stopping, and gives no more permits.
+    WorkerStopping,
+    /// Redis.
+    Redis(RedisClass),
+}
+
+/// Whether the settings in force are doubted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Settings {
+    /// They stay in force.
+    Keep,
+    /// They are fetched afresh: the answer in force may be out of date.
+    Refetch,
+}
+
+/// How the next try begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NextTry {
+    /// Postgres must answer a ping before anything is claimed.
+    Ping,
+    /// One batch is claimed and tried: a ping proves nothing (a missing table answers pings).
+    Claim,
+}
+
+/// What kind of obstacle it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Obstacle {
+    /// A call failed.
+    Failure,
+    /// The tenant is passed over: its database can't be had.
+    Skipped,
 }
 
 /// What the tenant does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Reaction {
-    /// The reason in its state: short and stable.
-    pub reason: &'static str,
-    /// How long it waits.
-    pub pace: Pace,
-    /// Whether its configuration is fetched afresh: the answer in force may be out of date.
-    pub refetch: bool,
-    /// Whether it pings Postgres before it claims again. Where a ping proves nothing (a missing table answers pings), it
-    /// claims one batch and tries.
-    pub ping: bool,
-    /// Whether this is a tenant passed over, rather than a write that failed.
-    pub skip: bool,
+    /// The reason in its state; it says how long the tenant waits.
+    pub reason: Reason,
+    /// What becomes of its settings.
+    pub settings: Settings,
+    /// How it tries its way back.
+    pub next_try: NextTry,
+    /// What kind of obstacle it is.
+    pub obstacle: Obstacle,
+}
+
+impl Reaction {
+    const fn new(reason: Reason) -> Self {
+        Self { reason, settings: Settings::Keep, next_try: NextTry::Claim, obstacle: Obstacle::Failure }
+    }
+
+    const fn pinging(self) -> Self {
+        Self { next_try: NextTry::Ping, ..self }
+    }
+
+    const fn refetching(self) -> Self {
+        Self { settings: Settings::Refetch, ..self }
+    }
+
+    const fn skipped(reason: Reason) -> Self {
+        Self { obstacle: Obstacle::Skipped, ..Self::new(reason).refetching().pinging() }
+    }
+
+    /// How long the tenant waits between tries.
+    #[must_use]
+    pub const fn pace(&self) -> Pace {
+        self.reason.pace()
+    }
+}
+
+/// The table.
+#[must_use]
+pub const fn reaction(cause: Cause) -> Reaction {
+    match cause {
+        Cause::Postgres(class) => match class {
+            PostgresClass::Connection => Reaction::new(Reason::PostgresConnection).pinging(),
+            PostgresClass::TooManyConnections => Reaction::new(Reason::PostgresTooManyConnections).pinging(),
+            PostgresClass::Timeout => Reaction::new(Reason::PostgresTimeout).pinging(),
+            PostgresClass::ReadOnly => Reaction::new(Reason::PostgresReadOnly).refetching(),
+            // The store has retried these at once already.
+            PostgresClass::Contention => Reaction::new(Reason::PostgresContention),
+            PostgresClass::Credentials => Reaction::new(Reason::PostgresCredentials).refetching().pinging(),
+            PostgresClass::DatabaseMissing => {
+                Reaction::new(Reason::PostgresDatabaseMissing).refetching().pinging()
+            }
+            PostgresClass::NotProvisioned => Reaction::new(Reason::PostgresNotProvisioned).refetching(),
+            PostgresClass::Permission => Reaction::new(Reason::PostgresPermission).refetching(),
+            PostgresClass::RowSecurity => Reaction::new(Reason::PostgresRowSecurity).refetching(),
+            PostgresClass::NoVisibleRows => Reaction::new(Reason::PostgresNoVisibleRows).refetching(),
+            PostgresClass::RefusesEveryRow => Reaction::new(Reason::PostgresRefusesEveryRow),
+            PostgresClass::Resources => Reaction::new(Reason::PostgresResources),
+            PostgresClass::Configuration => {
+                Reaction::new(Reason::PostgresConfiguration).refetching().pinging()
+            }
+            PostgresClass::PoolerUnsafe => Reaction::new(Reason::PostgresPoolerUnsafe).refetching(),
+            // Its successor may be used at once.
+            PostgresClass::Closed => Reaction::new(Reason::PostgresConnection),
+            // The store bisects batches with refused values; one that comes here is a fault of ours, as any other.
+            PostgresClass::Refused | PostgresClass::Internal => Reaction::new(Reason::PostgresInternal),
+        },
+        Cause::FlushDeadline => Reaction::new(Reason::PostgresTimeout).pinging(),
+        Cause::Directory(class) => Reaction::skipped(match class {
+            DirectoryClass::NotFound => Reason::TenantNotFound,
+            DirectoryClass::Suspended => Reason::TenantSuspended,
+            DirectoryClass::Purged => Reason::TenantPurged,
+            DirectoryClass::Forbidden => Reason::TenantForbidden,
+            DirectoryClass::Malformed => Reason::TenantConfigMalformed,
+            DirectoryClass::Unauthorized => Reason::TenantServiceUnauthorized,
+            DirectoryClass::Unavailable | DirectoryClass::BreakerOpen => Reason::TenantServiceUnavailable,
+        }),
+        Cause::Schema => Reaction::skipped(Reason::TenantConfigMalformed),
+        Cause::WorkerStopping => Reaction::skipped(Reason::Stopping),
+        // A claim that is refused claims nothing; what is held can't be given back then, and lapses by itself.
+        Cause::Redis(class) => Reaction::new(class.reason()),
+    }
 }
 
 /// Which part of the work fails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
     /// Redis can't be reached: nothing can be claimed, released or protected, but what is held can still be written.
     Queue,
@@ -39,11 +321,35 @@ pub enum Side {
     Sink,
 }
 
+/// What becomes of the claims that are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Claims {
+    /// They are given back, so that another worker can go on at once.
+    Released,
+    /// They can't be given back and lapse by themselves; what is held is written as long as Postgres takes it.
+    Lapse,
+}
+
 impl Side {
+    /// The side of a claim that failed.
+    #[must_use]
+    pub const fn of_claim(class: RedisClass) -> Self {
+        if class.is_refusal() { Self::Claim } else { Self::Queue }
+    }
+
     /// Whether the answer to a claim shows that the failure is over.
     #[must_use]
-    pub fn ends_with_a_claim(self) -> bool {
+    pub const fn ends_with_a_claim(self) -> bool {
         matches!(self, Self::Queue | Self::Claim)
+    }
+
+    /// What becomes of the claims that are held.
+    #[must_use]
+    pub const fn claims(self) -> Claims {
+        match self {
+            Self::Sink | Self::Settle => Claims::Released,
+            Self::Queue | Self::Claim => Claims::Lapse,
+        }
     }
 }
 
@@ -57,3 +363,14 @@ pub struct Failure {
     /// In words, for people; no secrets.
     pub detail: String,
 }
+
+impl Failure {
+    /// The failure of this side with this cause.
+    #[must_use]
+    pub fn new(side: Side, cause: Cause, detail: impl Into<String>) -> Self {
+        Self { side, reaction: reaction(cause), detail: detail.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

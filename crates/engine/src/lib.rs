@@ -1,13 +1,18 @@
 //! The decisions of a worker as pure state machines: no I/O, no async runtime, no clock and no source of randomness.
 //!
-//! Time and seeds are arguments. A driver (`crates/fleet`) carries out what a machine commands and reports what came of
-//! it; a simulator can drive the same code on virtual time.
+//! Time and seeds are arguments. A driver (`crates/fleet`, `crates/tenants`) carries out what a machine commands and reports
+//! what came of it; a simulator can drive the same code on virtual time.
 //!
-//! [`plan`] (which collectors run) · [`collector`] (one tenant's claims and flushes) · [`failure`] (what a failure leads to) · [`backoff`] (delays after
-//! failures) · [`state`] (what a tenant's collector is doing).
+//! Which tenants: [`membership`] (which list of tenants is believed) · [`plan`] (which collectors run). One tenant:
+//! [`collector`] (its claims and flushes) · [`state`] and [`reason`] (what is shown of it). When something fails: [`failure`]
+//! (what follows) · [`backoff`] (delays) · [`breaker`] (a service that fails again and again).
 
 pub mod backoff;
+pub mod breaker;
 pub mod collector;
 pub mod failure;
+pub mod membership;
+mod name;
 pub mod plan;
+pub mod reason;
 pub mod state;

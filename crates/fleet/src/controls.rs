@@ -466,7 +466,7 @@ impl Follower {
         // Nobody has claimed yet, so nobody else says what is wrong.
         self.own.fleet.each(|status| {
             if matches!(status.collector_state().state, TenantState::Starting | TenantState::Degraded) {
-                status.degrade(error.class.name(), error.to_string());
+                status.degrade(error.class.as_str(), error.to_string());
             }
         });
         if !error.is_transient() && self.failures >= PATIENCE {

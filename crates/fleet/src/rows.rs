@@ -137,7 +137,8 @@ impl TenantRow {
     ) -> Option<(Self, Merged)> {
         // The state that matters most, and where several are in it, the one that is in it longest.
         let (_, main) = owners.iter().min_by(|(_, a), (_, b)| {
-            gravity(a.state).cmp(&gravity(b.state)).then(a.since.total_cmp(&b.since))
+            let by_state = a.state.display_priority().cmp(&b.state.display_priority());
+            by_state.then(a.since.total_cmp(&b.since))
         })?;
         let mut merged = Merged::default();
         let mut pool: Option<Pool> = None;
@@ -198,20 +199,6 @@ pub struct Merged {
     pub rates: Rates,
     /// Counters over all owners.
     pub counts: Counts,
-}
-
-/// Which state is shown of a tenant with several owners: the smallest.
-fn gravity(state: TenantState) -> u8 {
-    match state {
-        TenantState::Degraded => 0,
-        TenantState::Paused => 1,
-        TenantState::Syncing => 2,
-        TenantState::Idle => 3,
-        TenantState::Starting => 4,
-        TenantState::Stopping => 5,
-        // Says nothing about the tenant.
-        TenantState::Standby => 6,
-    }
 }
 
 // -- one tenant in detail ----------------------------------------------------------------------------------------------

@@ -1,107 +1,14 @@
 //! Failures of calls to Redis, classified by how a worker reacts.
 
+pub use balance_sync_engine::failure::RedisClass as ErrorClass;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 /// Bytes of a server's message that are kept: some quote whole keys.
 const MESSAGE_LIMIT: usize = 300;
 
-/// Kinds of failure, named after what the operator has to check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ErrorClass {
-    /// No connection, a broken connection, or no answer in time.
-    Unavailable,
-    /// Redis is loading its data set after a start (`LOADING`).
-    Loading,
-    /// The server is a replica (`READONLY`, `MASTERDOWN`): a failover.
-    ReadOnly,
-    /// Redis is out of memory (`OOM`) and refuses commands that might need more.
-    OutOfMemory,
-    /// The cluster moved the slot, is moving it, or is down (`MOVED`, `ASK`, `CLUSTERDOWN`, `TRYAGAIN`, `CROSSSLOT`, "non
-    /// local key").
-    Cluster,
-    /// User name or password are refused (`NOAUTH`, `WRONGPASS`).
-    Credentials,
-    /// A key of ours is of another type (`WRONGTYPE`).
-    WrongType,
-    /// The answer violates the script's contract.
-    Unexpected,
-    /// A long-running script blocks Redis (`BUSY`).
-    Busy,
-    /// The user may not use a command or a key (`NOPERM`).
-    Permission,
-    /// Fewer replicas are in sync than `min-replicas-to-write` demands (`NOREPLICAS`).
-    NoReplicas,
-    /// The last snapshot failed, and Redis takes no writes until one succeeds (`MISCONF`).
-    Misconf,
-    /// The server lets scripts use only keys that they declare (Dragonfly).
-    UndeclaredKeys,
-}
-
-impl ErrorClass {
-    /// All of them, in order, for metrics.
-    pub const ALL: [Self; 13] = [
-        Self::Unavailable,
-        Self::Loading,
-        Self::ReadOnly,
-        Self::OutOfMemory,
-        Self::Cluster,
-        Self::Credentials,
-        Self::WrongType,
-        Self::Unexpected,
-        Self::Busy,
-        Self::Permission,
-        Self::NoReplicas,
-        Self::Misconf,
-        Self::UndeclaredKeys,
-    ];
-
-    /// Short, stable name: the reason in tenant states, logs and metrics.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Unavailable => "redis_unavailable",
-            Self::Loading => "redis_loading",
-            Self::ReadOnly => "redis_read_only",
-            Self::OutOfMemory => "redis_out_of_memory",
-            Self::Cluster => "redis_cluster",
-            Self::Credentials => "redis_credentials",
-            Self::WrongType => "redis_wrong_type",
-            Self::Unexpected => "redis_unexpected",
-            Self::Busy => "redis_busy",
-            Self::Permission => "redis_permission",
-            Self::NoReplicas => "redis_no_replicas",
-            Self::Misconf => "redis_misconf",
-            Self::UndeclaredKeys => "redis_undeclared_keys",
-        }
-    }
-
-    /// Whether the next call should open a new connection. Includes the answers of a replica: after a failover the master
-    /// is another server.
-    #[must_use]
-    pub fn needs_new_connection(self) -> bool {
-        matches!(self, Self::Unavailable | Self::ReadOnly | Self::Cluster | Self::Credentials)
-    }
-
-    /// Whether Redis refused the call, and will refuse it again until the server is reconfigured or fails over.
-    #[must_use]
-    pub fn is_refusal(self) -> bool {
-        match self {
-            Self::ReadOnly
-            | Self::OutOfMemory
-            | Self::Cluster
-            | Self::Credentials
-            | Self::Permission
-            | Self::NoReplicas
-            | Self::Misconf
-            | Self::UndeclaredKeys => true,
-            Self::Unavailable | Self::Loading | Self::Busy | Self::WrongType | Self::Unexpected => false,
-        }
-    }
-}
-
 /// An error of a call to Redis. Its text holds no password and no value.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("redis: {operation} failed ({}): {message}", class.name())]
+#[error("redis: {operation} failed ({}): {message}", class.as_str())]
 pub struct ScheduleError {
     /// The failed operation, e.g. `claim`.
     pub operation: &'static str,
@@ -127,18 +34,10 @@ impl ScheduleError {
         Self { operation, class: ErrorClass::Unexpected, message: what.into() }
     }
 
-    /// Whether the failure may end without an operator. Credentials, rights, undeclared keys and a key of the wrong type need
-    /// one. Workers retry these too, with a long delay, because they can be fixed at any time.
+    /// Whether the failure may end without an operator.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        !matches!(
-            self.class,
-            ErrorClass::Credentials
-                | ErrorClass::Permission
-                | ErrorClass::UndeclaredKeys
-                | ErrorClass::WrongType
-                | ErrorClass::Unexpected
-        )
+        self.class.is_transient()
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use balance_sync_engine::{
     collector::{Claimed, Collector, Command, Event, FlightId, Task, Upkeep, UpkeepEnd},
-    failure::{Failure, Pace, Reaction, Side},
+    failure::{self, Failure, PostgresClass, RedisClass, Side},
 };
 use rand::Rng;
 
@@ -113,14 +113,13 @@ pub(crate) struct Actor {
 }
 
 pub(crate) fn failure(side: Side, cause: Cause) -> Failure {
-    let (reason, ping) = match (side, cause) {
-        (Side::Sink, Cause::Refused) => ("postgres_connection", true),
-        (Side::Sink, Cause::ReadOnly) => ("postgres_read_only", false),
-        (Side::Sink, Cause::Timeout) => ("postgres_timeout", true),
-        _ => ("redis_unavailable", false),
+    let cause = match (side, cause) {
+        (Side::Sink, Cause::Refused) => failure::Cause::Postgres(PostgresClass::Connection),
+        (Side::Sink, Cause::ReadOnly) => failure::Cause::Postgres(PostgresClass::ReadOnly),
+        (Side::Sink, Cause::Timeout) => failure::Cause::Postgres(PostgresClass::Timeout),
+        _ => failure::Cause::Redis(RedisClass::Unavailable),
     };
-    let reaction = Reaction { reason, pace: Pace::Short, refetch: false, ping, skip: false };
-    Failure { side, reaction, detail: String::new() }
+    Failure::new(side, cause, "")
 }
 
 fn nanos(duration: Duration) -> u64 {

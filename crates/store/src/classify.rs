@@ -5,53 +5,11 @@
 //! whole rows).
 
 use std::borrow::Cow;
-use std::fmt;
 
+pub use balance_sync_engine::failure::PostgresClass as ErrorClass;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 use crate::sql::{ALTERED_MARK, GUARD_MARK};
-
-/// A kind of failure, as far as the reaction to it differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ErrorClass {
-    /// Not connected, or no longer: refused, reset, shutting down, starting up.
-    Connection,
-    /// The server, the role, the database or our own budget has no connection to give.
-    TooManyConnections,
-    /// No answer in time: statement timeout, lock timeout, or a connection that has gone silent.
-    Timeout,
-    /// The server takes no writes: a standby, or a primary just demoted.
-    ReadOnly,
-    /// Another transaction was in the way; the same statement may succeed at once.
-    Contention,
-    /// Wrong user or password.
-    Credentials,
-    /// There is no such database, or it admits nobody.
-    DatabaseMissing,
-    /// A table, schema or column that the statement needs is not there or has another type.
-    NotProvisioned,
-    /// The role may not do this.
-    Permission,
-    /// Row security would decide which rows the role sees: they can't be told from missing ones.
-    RowSecurity,
-    /// The table has no row that the role can see, or none of the tenant's organizations: an empty or wrong database.
-    NoVisibleRows,
-    /// The table refuses every update, whatever it writes: a trigger or a constraint.
-    RefusesEveryRow,
-    /// A value that Postgres refuses.
-    Refused,
-    /// The server is out of disk, memory or another resource.
-    Resources,
-    /// The settings can't work: a certificate that can't be read or trusted, TLS the server doesn't offer.
-    Configuration,
-    /// What is between here and Postgres can't be relied upon: settings that have no effect, a connection that leads to another
-    /// database than before or to another tenant's, an unknown prepared statement. Nothing was written.
-    PoolerUnsafe,
-    /// This [`crate::Database`] has been closed. Its successor, if there is one, may be used at once.
-    Closed,
-    /// Anything else: a fault in the server or in this program.
-    Internal,
-}
 
 /// SQLSTATE, or its first two characters (its class in the standard's sense), to our class. A whole code goes before its
 /// class. From the Postgres manual, appendix A.
@@ -111,76 +69,6 @@ fn is_users_own(sqlstate: &str) -> bool {
         class == "45"
             || matches!(class.as_bytes()[0], b'5'..=b'9' | b'I'..=b'Z') && !POSTGRES.contains(&class)
     })
-}
-
-impl ErrorClass {
-    /// All classes, in the order of the enum: for tables and metrics.
-    pub const ALL: [ErrorClass; 18] = [
-        ErrorClass::Connection,
-        ErrorClass::TooManyConnections,
-        ErrorClass::Timeout,
-        ErrorClass::ReadOnly,
-        ErrorClass::Contention,
-        ErrorClass::Credentials,
-        ErrorClass::DatabaseMissing,
-        ErrorClass::NotProvisioned,
-        ErrorClass::Permission,
-        ErrorClass::RowSecurity,
-        ErrorClass::NoVisibleRows,
-        ErrorClass::RefusesEveryRow,
-        ErrorClass::Refused,
-        ErrorClass::Resources,
-        ErrorClass::Configuration,
-        ErrorClass::PoolerUnsafe,
-        ErrorClass::Closed,
-        ErrorClass::Internal,
-    ];
-
-    /// The name in logs, metrics and states.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            ErrorClass::Connection => "connection",
-            ErrorClass::TooManyConnections => "too_many_connections",
-            ErrorClass::Timeout => "timeout",
-            ErrorClass::ReadOnly => "read_only",
-            ErrorClass::Contention => "contention",
-            ErrorClass::Credentials => "credentials",
-            ErrorClass::DatabaseMissing => "database_missing",
-            ErrorClass::NotProvisioned => "not_provisioned",
-            ErrorClass::Permission => "permission",
-            ErrorClass::RowSecurity => "row_security",
-            ErrorClass::NoVisibleRows => "no_visible_rows",
-            ErrorClass::RefusesEveryRow => "refuses_every_row",
-            ErrorClass::Refused => "refused",
-            ErrorClass::Resources => "resources",
-            ErrorClass::Configuration => "configuration",
-            ErrorClass::PoolerUnsafe => "pooler_unsafe",
-            ErrorClass::Closed => "closed",
-            ErrorClass::Internal => "internal",
-        }
-    }
-
-    /// Whether the same write may succeed later without anybody changing settings, schema or data.
-    #[must_use]
-    pub const fn is_transient(self) -> bool {
-        matches!(
-            self,
-            ErrorClass::Connection
-                | ErrorClass::TooManyConnections
-                | ErrorClass::Timeout
-                | ErrorClass::ReadOnly
-                | ErrorClass::Contention
-                | ErrorClass::Resources
-                | ErrorClass::Closed
-        )
-    }
-}
-
-impl fmt::Display for ErrorClass {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
 }
 
 /// A failed call to Postgres. Holds no secret and no connection string.
@@ -459,11 +347,5 @@ mod tests {
             assert!(code.len() == 2 || code.len() == 5, "{code}");
             assert!(SQLSTATES[i + 1..].iter().all(|(other, _)| other != code), "{code} stands twice");
         }
-    }
-
-    #[test]
-    fn names_are_distinct() {
-        let names: std::collections::BTreeSet<_> = ErrorClass::ALL.iter().map(|c| c.as_str()).collect();
-        assert_eq!(names.len(), ErrorClass::ALL.len());
     }
 }

@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use balance_sync_engine::failure::DirectoryClass;
+
 use crate::database::TenantDatabase;
 use crate::service::ServiceStats;
 use crate::tenant::{KeyForm, Tenant};
@@ -132,18 +134,6 @@ pub enum DirectoryError {
 }
 
 impl DirectoryError {
-    /// What [`DirectoryError::kind`] may say, for metrics.
-    pub const KINDS: [&str; 8] = [
-        "not_found",
-        "suspended",
-        "purged",
-        "forbidden",
-        "unauthorized",
-        "unavailable",
-        "breaker_open",
-        "malformed",
-    ];
-
     /// An [`DirectoryError::Unavailable`] with this reason.
     pub fn unavailable(reason: impl Into<String>) -> Self {
         Self::Unavailable { reason: reason.into() }
@@ -170,18 +160,23 @@ impl DirectoryError {
         matches!(self, Self::NotFound | Self::Suspended | Self::Purged)
     }
 
-    /// A short fixed name, for metric labels and reasons.
-    pub fn kind(&self) -> &'static str {
+    /// Its class, for the failure table.
+    pub fn class(&self) -> DirectoryClass {
         match self {
-            Self::NotFound => "not_found",
-            Self::Suspended => "suspended",
-            Self::Purged => "purged",
-            Self::Forbidden { .. } => "forbidden",
-            Self::Unauthorized => "unauthorized",
-            Self::Unavailable { .. } => "unavailable",
-            Self::BreakerOpen { .. } => "breaker_open",
-            Self::Malformed { .. } => "malformed",
+            Self::NotFound => DirectoryClass::NotFound,
+            Self::Suspended => DirectoryClass::Suspended,
+            Self::Purged => DirectoryClass::Purged,
+            Self::Forbidden { .. } => DirectoryClass::Forbidden,
+            Self::Unauthorized => DirectoryClass::Unauthorized,
+            Self::Unavailable { .. } => DirectoryClass::Unavailable,
+            Self::BreakerOpen { .. } => DirectoryClass::BreakerOpen,
+            Self::Malformed { .. } => DirectoryClass::Malformed,
         }
+    }
+
+    /// A short fixed name, for metric labels and spans.
+    pub fn kind(&self) -> &'static str {
+        self.class().as_str()
     }
 }
 
@@ -209,9 +204,8 @@ mod tests {
             DirectoryError::malformed("body", "x"),
         ];
         assert!(all.iter().all(|e| !(e.is_transient() && e.must_stop())));
-        let kinds: Vec<_> = all.iter().map(DirectoryError::kind).collect();
-        assert_eq!(kinds, DirectoryError::KINDS);
-        assert_eq!(BTreeSet::from(DirectoryError::KINDS).len(), all.len());
+        let classes: Vec<_> = all.iter().map(DirectoryError::class).collect();
+        assert_eq!(classes, DirectoryClass::ALL);
     }
 
     #[test]

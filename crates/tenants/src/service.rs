@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use balance_sync_domain::TenantId;
+use balance_sync_engine::breaker::{Admission, Breaker, BreakerState};
 use balance_sync_trace as trace;
 use futures::FutureExt;
 use futures::future::{Shared, WeakShared};
@@ -24,12 +25,11 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use url::Url;
 
-use crate::breaker::{Admission, Blame, Breaker, BreakerState};
 use crate::database::TenantDatabase;
 use crate::directory::{BoxFuture, DirectoryError, Listing, TenantDirectory};
 use crate::settings::{ServiceSettings, SettingsError};
 use crate::tenant::Tenant;
-use crate::transport::{self, Answer, Failure};
+use crate::transport::{self, Answer, Blame, Failure};
 use crate::wire::{self, ParsedListing, WireError};
 
 /// Requests for databases under way at once: enough to start thousands of tenants in seconds, few enough
@@ -83,7 +83,7 @@ type Flying = WeakShared<BoxFuture<'static, Result<TenantDatabase, DirectoryErro
 struct Inner {
     settings: ServiceSettings,
     client: reqwest::Client,
-    breaker: Mutex<Breaker>,
+    breaker: Mutex<Breaker<Tenant>>,
     /// Requests under way by tenant, numbered. Weak: a request nobody waits for any more ends.
     flights: Mutex<HashMap<TenantId, (u64, Flying)>>,
     last_flight: AtomicU64,
@@ -303,7 +303,7 @@ struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     fn new(inner: &'a Inner) -> Result<Self, Duration> {
-        let admission = lock(&inner.breaker).admit(Instant::now())?;
+        let admission = lock(&inner.breaker).admit(Instant::now().into_std())?;
         Ok(Self { inner, admission: Some(admission) })
     }
 
@@ -319,7 +319,7 @@ impl<'a> Pass<'a> {
             return;
         };
         self.inner.counts.failures.fetch_add(1, Ordering::Relaxed);
-        let opened = lock(&self.inner.breaker).failure(admission, blame, Instant::now());
+        let opened = lock(&self.inner.breaker).failure(admission, blame, Instant::now().into_std());
         if opened {
             self.inner.counts.breaker_opened.fetch_add(1, Ordering::Relaxed);
             let open_ms = self.inner.settings.breaker_timeout.as_millis();

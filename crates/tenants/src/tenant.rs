@@ -74,6 +74,13 @@ impl fmt::Display for Tenant {
     }
 }
 
+/// The label: what tenants are shared out by among workers (`balance_sync_engine::partition`).
+impl AsRef<str> for Tenant {
+    fn as_ref(&self) -> &str {
+        self.label()
+    }
+}
+
 impl From<TenantId> for Tenant {
     fn from(id: TenantId) -> Self {
         Self::Id(id)

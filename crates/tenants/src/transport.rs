@@ -9,10 +9,14 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
+use balance_sync_engine::breaker;
 use balance_sync_trace::{self as trace, Span};
 
-use crate::breaker::Blame;
 use crate::directory::DirectoryError;
+use crate::tenant::Tenant;
+
+/// What a failure says something about.
+pub(crate) type Blame = breaker::Blame<Tenant>;
 
 /// What came back, complete.
 #[derive(Debug)]

@@ -22,7 +22,7 @@ pub(super) fn redis(page: &mut Page, status: &FleetStatus) -> Result<(), Error> 
         "Calls to Redis that failed, by class; the classes are the reasons of degraded tenants.",
     );
     for class in ErrorClass::ALL {
-        errors.sample(&[("class", class.name())], status.redis.errors(class) as f64);
+        errors.sample(&[("class", class.as_str())], status.redis.errors(class) as f64);
     }
     page.write(errors)?;
     page.write(
@@ -105,7 +105,7 @@ pub(super) fn tenant_service(page: &mut Page, status: &FleetStatus) -> Result<()
          others.",
     );
     for state in BreakerState::ALL {
-        breaker.sample(&[("state", state.name())], f64::from(u8::from(state == service.breaker)));
+        breaker.sample(&[("state", state.as_str())], f64::from(u8::from(state == service.breaker)));
     }
     page.write(breaker)?;
     page.write(timestamp(

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::Trigger;
 use crate::{
-    failure::{Failure, Reaction},
+    failure::{Failure, Reaction, Reason},
     state::TenantState,
 };
 
@@ -243,7 +243,7 @@ pub enum Report {
     /// The failure is over.
     Recovered {
         /// Which it was.
-        reason: &'static str,
+        reason: Reason,
     },
 }
 

@@ -107,7 +107,6 @@ impl<M> Collector<M> {
         if let Permit::Requested { .. } = self.permit {
             self.permit = Permit::None;
             self.degrade(step, failure);
-            self.release_buffer(step);
         }
     }
 
@@ -121,10 +120,7 @@ impl<M> Collector<M> {
             return;
         }
         match end.failure {
-            Some(failure) => {
-                self.degrade(step, failure);
-                self.release_buffer(step);
-            }
+            Some(failure) => self.degrade(step, failure),
             None => {
                 // Only a claim shows that Redis is back.
                 let over = match self.fails() {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::{Collector, Command, Health, Report, Step, Task};
 use crate::{
     backoff::Backoff,
-    failure::{Failure, Pace, Reaction, Side},
+    failure::{Claims, Failure, NextTry, Obstacle, Pace, Reaction, Side},
     state::TenantState,
 };
 
@@ -40,7 +40,7 @@ impl<M> Collector<M> {
 
     /// Whether it fails because the tenant must not be served.
     pub(super) fn is_skipped(&self) -> bool {
-        matches!(&self.health, Health::Degraded(degraded) if degraded.reaction.skip)
+        matches!(&self.health, Health::Degraded(degraded) if degraded.reaction.obstacle == Obstacle::Skipped)
     }
 
     /// Whether one batch may go although it fails.
@@ -58,10 +58,10 @@ impl<M> Collector<M> {
         self.cancel_probe(step);
         let Failure { side, reaction, detail } = failure;
         let mut backoff = match std::mem::replace(&mut self.health, Health::Well) {
-            Health::Degraded(before) if before.reaction.pace == reaction.pace => before.backoff,
+            Health::Degraded(before) if before.reaction.pace() == reaction.pace() => before.backoff,
             _ => Backoff::new(
                 self.options.backoff_min,
-                match reaction.pace {
+                match reaction.pace() {
                     Pace::Short => self.options.backoff_max,
                     Pace::Long => self.options.backoff_long,
                 },
@@ -73,6 +73,9 @@ impl<M> Collector<M> {
         self.health = Health::Degraded(Box::new(Degraded { side, reaction, backoff, attempt }));
         self.state = TenantState::Degraded;
         step.command(Command::Degrade { reaction, detail, failures, delay });
+        if side.claims() == Claims::Released {
+            self.release_buffer(step);
+        }
     }
 
     pub(super) fn recovered(&mut self, step: &mut Step<M>) {
@@ -96,11 +99,12 @@ impl<M> Collector<M> {
         if until > step.now {
             return Some(until);
         }
-        if degraded.reaction.ping {
-            degraded.attempt = Attempt::Probing;
-            step.command(Command::Probe { deadline: self.options.flush_deadline });
-        } else {
-            self.start_trying(step);
+        match degraded.reaction.next_try {
+            NextTry::Ping => {
+                degraded.attempt = Attempt::Probing;
+                step.command(Command::Probe { deadline: self.options.flush_deadline });
+            }
+            NextTry::Claim => self.start_trying(step),
         }
         None
     }

@@ -2,7 +2,7 @@
 
 use balance_sync_engine::{
     collector::{Event, Options, Role, Service, Upkeep, UpkeepEnd},
-    failure::{Failure, Pace, Reaction, Side},
+    failure::{Failure, Pace, Side},
     state::TenantState,
 };
 use proptest::prelude::*;
@@ -57,8 +57,7 @@ fn settings() -> impl Strategy<Value = Options> {
 fn any_failure(side: Side, kind: u8) -> Failure {
     let pace = if kind & 1 == 0 { Pace::Short } else { Pace::Long };
     let ping = side == Side::Sink && kind & 2 == 0;
-    let reaction = Reaction { reason: "any", pace, refetch: false, ping, skip: kind & 4 == 0 };
-    Failure { side, reaction, detail: String::new() }
+    Failure { side, reaction: reaction(pace, ping, kind & 4 == 0), detail: String::new() }
 }
 
 fn play(world: &mut World, action: Action) {

@@ -2,7 +2,7 @@
 
 use balance_sync_engine::{
     collector::{Drained, Options, Report, Role, Service, Trigger, Upkeep, UpkeepEnd},
-    failure::{Pace, Side},
+    failure::{Pace, Reason, Side},
     state::TenantState,
 };
 
@@ -116,7 +116,7 @@ fn when_postgres_fails_everything_held_is_released_and_a_ping_comes_before_the_n
     world.pass(ms(50));
     world.grant();
     world.land();
-    assert_eq!(world.reports, [Report::Recovered { reason: "test" }]);
+    assert_eq!(world.reports, [Report::Recovered { reason: Reason::PostgresConnection }]);
     assert_eq!((world.written, world.unwritten), (2, 15));
 }
 

@@ -12,7 +12,7 @@ use balance_sync_engine::{
         Claimed, Collector, Command, Controls, Event, FlightEnd, FlightId, Options, Report, Role, Service,
         Task, Trigger, Upkeep, UpkeepEnd,
     },
-    failure::{Failure, Pace, Reaction, Side},
+    failure::{Failure, NextTry, Obstacle, Pace, Reaction, Reason, Settings, Side},
     state::TenantState,
 };
 
@@ -40,8 +40,20 @@ pub fn options() -> Options {
 }
 
 pub fn failure(side: Side, pace: Pace, ping: bool) -> Failure {
-    let reaction = Reaction { reason: "test", pace, refetch: false, ping, skip: false };
-    Failure { side, reaction, detail: "injected".to_owned() }
+    Failure { side, reaction: reaction(pace, ping, false), detail: "injected".to_owned() }
+}
+
+/// One of this pace, whatever its reason.
+pub fn reaction(pace: Pace, ping: bool, skip: bool) -> Reaction {
+    Reaction {
+        reason: match pace {
+            Pace::Short => Reason::PostgresConnection,
+            Pace::Long => Reason::PostgresPermission,
+        },
+        settings: Settings::Keep,
+        next_try: if ping { NextTry::Ping } else { NextTry::Claim },
+        obstacle: if skip { Obstacle::Skipped } else { Obstacle::Failure },
+    }
 }
 
 /// Postgres is away, which a ping shows.
@@ -444,8 +456,8 @@ impl World {
                 self.state = TenantState::Degraded;
                 self.degraded = Some(Held {
                     until: self.now + delay,
-                    ping: reaction.ping,
-                    skip: reaction.skip,
+                    ping: reaction.next_try == NextTry::Ping,
+                    skip: reaction.obstacle == Obstacle::Skipped,
                     writes: self.failing.ends_with_a_claim(),
                 });
             }

@@ -195,7 +195,7 @@ pub async fn flush<Q: Queue, S: Sink>(
             Err(_) => Err(SinkError::Deadline(deadline)),
         };
         if let Err(error) = &results {
-            update.fail(reaction(error).reason, || error.to_string());
+            update.fail(reaction(error).reason.as_str(), || error.to_string());
         }
         results
     };
@@ -384,7 +384,7 @@ async fn settle<'a, Q: Queue>(
         }
         Err(error) => {
             // The rows are in Postgres. The leases lapse, and the next write of these members is stale.
-            span.fail(redis_reaction(error.class).reason, || error.to_string());
+            span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
             end.orphaned += written.len();
             status.cleanup_failures.fetch_add(1, Relaxed);
             tracing::warn!(members = written.len(), %error, "rows are written but could not be settled in redis");
@@ -426,7 +426,7 @@ async fn isolate<Q: Queue>(
             }
         }
         Err(error) => {
-            span.fail(redis_reaction(error.class).reason, || error.to_string());
+            span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
             status.cleanup_failures.fetch_add(1, Relaxed);
             tracing::warn!(members = refused.len(), %error, "members could not be quarantined, they stay scheduled");
             if error.class == ErrorClass::WrongType {
@@ -508,7 +508,7 @@ async fn put_off<Q: Queue>(
             "balances put off, they stay scheduled"
         ),
         Err(error) => {
-            span.fail(redis_reaction(error.class).reason, || error.to_string());
+            span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
             end.orphaned += members.len();
             status.cleanup_failures.fetch_add(1, Relaxed);
             tracing::warn!(members = members.len(), %error, "balances could not be put off, their claims lapse by themselves");
@@ -531,7 +531,7 @@ pub async fn release<Q: Queue>(queue: &Q, held: &[&Claimed], status: &TenantStat
             Some(usize::try_from(report.released).unwrap_or(usize::MAX))
         }
         Err(error) => {
-            span.fail(redis_reaction(error.class).reason, || error.to_string());
+            span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
             status.cleanup_failures.fetch_add(1, Relaxed);
             tracing::warn!(members = held.len(), %error, "claims could not be released, they lapse by themselves");
             None

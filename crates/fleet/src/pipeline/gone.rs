@@ -125,7 +125,7 @@ async fn ask<S: Sink>(sink: &S, gone: &[Gone<'_>], limits: Limits) -> Result<Vec
         Err(_) => Err(SinkError::Deadline(deadline)),
     };
     if let Err(error) = &fates {
-        span.fail(reaction(error).reason, || error.to_string());
+        span.fail(reaction(error).reason.as_str(), || error.to_string());
     }
     fates
 }
@@ -188,7 +188,7 @@ async fn dismiss<Q: Queue>(
             true
         }
         Err(error) => {
-            span.fail(redis_reaction(error.class).reason, || error.to_string());
+            span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
             end.orphaned += obsolete.len();
             status.cleanup_failures.fetch_add(1, Relaxed);
             tracing::warn!(members = obsolete.len(), %error, "members with nothing to write could not be removed");
@@ -221,7 +221,7 @@ async fn put_off<Q: Queue>(
             );
         }
         Err(error) => {
-            span.fail(redis_reaction(error.class).reason, || error.to_string());
+            span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
             end.orphaned += waiting.len();
             status.cleanup_failures.fetch_add(1, Relaxed);
             tracing::warn!(members = waiting.len(), %error, "members could not be put off, their claims lapse");
@@ -261,7 +261,7 @@ async fn record<Q: Queue>(queue: &Q, lost: &[(&Claimed, Loss)], end: &mut FlushE
             }
         }
         Err(error) => {
-            span.fail(redis_reaction(error.class).reason, || error.to_string());
+            span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
             status.cleanup_failures.fetch_add(1, Relaxed);
             tracing::warn!(members = lost.len(), %error, "losses could not be recorded, members stay scheduled");
             if error.class == ErrorClass::WrongType {

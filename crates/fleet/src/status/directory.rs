@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use balance_sync_engine::failure::DirectoryClass;
 use balance_sync_tenants::{DirectoryError, ServiceStats, TenantDirectory};
 use tokio::time::Instant;
 
@@ -22,11 +23,11 @@ pub struct Calls {
 }
 
 /// How a call may end: answered, with one of the errors of the directory, or given up by its caller.
-pub const OUTCOMES: [&str; 2 + DirectoryError::KINDS.len()] = {
-    let mut all = [OK; 2 + DirectoryError::KINDS.len()];
+pub const OUTCOMES: [&str; 2 + DirectoryClass::ALL.len()] = {
+    let mut all = [OK; 2 + DirectoryClass::ALL.len()];
     let mut at = 0;
-    while at < DirectoryError::KINDS.len() {
-        all[at + 1] = DirectoryError::KINDS[at];
+    while at < DirectoryClass::ALL.len() {
+        all[at + 1] = DirectoryClass::ALL[at].as_str();
         at += 1;
     }
     all[at + 1] = GIVEN_UP;

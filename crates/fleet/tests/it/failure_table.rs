@@ -1,10 +1,10 @@
-//! The failure table, row by row, with errors as they really come: those of the store are provoked over a socket, by a
-//! server that speaks just enough of Postgres's protocol to refuse.
+//! The failure table as drivers use it, row by row, with errors as they really come: those of the store are provoked over a
+//! socket, by a server that speaks just enough of Postgres's protocol to refuse.
 
 use std::{collections::BTreeSet, time::Duration};
 
-use balance_sync_fleet::pipeline::{Pace, Reaction, SinkError, reaction, redis_reaction, waits_long};
-use balance_sync_schedule::ErrorClass as RedisClass;
+use balance_sync_engine::failure::{NextTry, Obstacle, Settings};
+use balance_sync_fleet::pipeline::{Pace, Reaction, SinkError, reaction};
 use balance_sync_store::{
     ConnectionBudget, Database, DatabaseSpec, ErrorClass as StoreClass, StoreError, Table, TlsMode,
 };
@@ -20,10 +20,13 @@ type Row = (&'static str, Pace, &'static str);
 #[track_caller]
 fn check(what: &str, found: Reaction, (reason, pace, flags): Row) {
     let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
-    let expected = Reaction { reason, pace, refetch: has("refetch"), ping: has("ping"), skip: has("skip") };
-    assert_eq!(found, expected, "{what}");
-    // What is told of a tenant by its reason alone.
-    assert_eq!(waits_long(reason), pace == Pace::Long, "{reason}");
+    let set = (
+        found.settings == Settings::Refetch,
+        found.next_try == NextTry::Ping,
+        found.obstacle == Obstacle::Skipped,
+    );
+    assert_eq!((found.reason.as_str(), found.pace()), (reason, pace), "{what}");
+    assert_eq!(set, (has("refetch"), has("ping"), has("skip")), "{what}");
 }
 
 fn spec(port: u16) -> DatabaseSpec {
@@ -190,30 +193,6 @@ fn every_answer_of_the_directory_has_its_row() {
     check("manager", reaction(&SinkError::ManagerGone), ("stopping", Short, all));
     let deadline = SinkError::Deadline(Duration::from_secs(20));
     check("deadline", reaction(&deadline), ("postgres_timeout", Short, "ping"));
-}
-
-#[test]
-fn every_class_of_redis_has_its_row() {
-    use Pace::{Long, Short};
-    let rows = [
-        (RedisClass::Unavailable, "redis_unavailable", Short),
-        (RedisClass::Loading, "redis_loading", Short),
-        (RedisClass::ReadOnly, "redis_read_only", Short),
-        (RedisClass::OutOfMemory, "redis_out_of_memory", Short),
-        (RedisClass::Cluster, "redis_cluster", Short),
-        (RedisClass::Busy, "redis_busy", Short),
-        (RedisClass::NoReplicas, "redis_no_replicas", Short),
-        (RedisClass::Misconf, "redis_misconf", Short),
-        (RedisClass::Permission, "redis_permission", Long),
-        (RedisClass::UndeclaredKeys, "redis_undeclared_keys", Long),
-        (RedisClass::Credentials, "redis_credentials", Long),
-        (RedisClass::WrongType, "redis_wrong_type", Long),
-        (RedisClass::Unexpected, "redis_unexpected", Long),
-    ];
-    assert_eq!(rows.len(), RedisClass::ALL.len());
-    for (class, reason, pace) in rows {
-        check(reason, redis_reaction(class), (reason, pace, ""));
-    }
 }
 
 #[test]

@@ -75,8 +75,7 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
         let claim = match answer {
             Ok(claim) => claim,
             Err(error) => {
-                let side = if error.class.is_refusal() { Side::Claim } else { Side::Queue };
-                return Event::ClaimFailed(redis_failure(side, &error));
+                return Event::ClaimFailed(redis_failure(Side::of_claim(error.class), &error));
             }
         };
         self.fleet.observe(Stage::Claim, took);
@@ -97,7 +96,7 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
 
     /// Redis refused some of what a claim asked for: the tenant goes on, and shows it until it has not happened for a while.
     fn note_refusal(&self, refused: &Refused) {
-        let reason = refused.error.class.name();
+        let reason = refused.error.class.as_str();
         let detail = if refused.put_off == 0 {
             refused.error.to_string()
         } else {
@@ -133,7 +132,7 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
     /// are written. The flush has logged it.
     fn note_unlisted(&self, Unlisted { members, error }: &Unlisted) {
         let detail = format!("{members} balances put off, they can't be set aside: {error}");
-        self.status.notice(error.class.name(), detail, 2 * self.options.put_off);
+        self.status.notice(error.class.as_str(), detail, 2 * self.options.put_off);
     }
 
     fn upkeep_end(&self, answer: UpkeepAnswer) -> UpkeepEnd {

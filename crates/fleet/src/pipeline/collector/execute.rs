@@ -4,7 +4,7 @@ use std::{rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use balance_sync_engine::{
     collector::{Command, Event, FlightId, Report, Task, Trigger, Upkeep},
-    failure::Reaction,
+    failure::{Obstacle, Reaction, Settings},
 };
 use balance_sync_schedule::Claimed;
 use balance_sync_trace::Span;
@@ -102,7 +102,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
             let permit = span.around(timeout(deadline, permit)).await;
             let permit = permit.unwrap_or(Err(SinkError::Deadline(deadline)));
             if let Err(error) = &permit {
-                span.fail(reaction(error).reason, || error.to_string());
+                span.fail(reaction(error).reason.as_str(), || error.to_string());
             }
             permit
         };
@@ -196,13 +196,13 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
     }
 
     fn degrade(&self, reaction: Reaction, detail: &str, failures: u32, delay: Duration) {
-        if reaction.refetch {
+        if reaction.settings == Settings::Refetch {
             self.sink.refetch();
         }
-        if reaction.skip {
+        if reaction.obstacle == Obstacle::Skipped {
             self.status.skips.fetch_add(1, Relaxed);
         }
-        let reason = reaction.reason;
+        let reason = reaction.reason.as_str();
         if self.status.degrade(reason, detail.to_owned()) {
             tracing::warn!(reason, error = detail, "tenant degraded");
         } else {
@@ -220,7 +220,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
                 self.fleet.joins.fetch_add(1, Relaxed);
                 tracing::info!("due balances are claimed by nobody, this worker takes over");
             }
-            Report::Recovered { reason } => tracing::info!(reason, "tenant recovered"),
+            Report::Recovered { reason } => tracing::info!(reason = reason.as_str(), "tenant recovered"),
         }
     }
 }

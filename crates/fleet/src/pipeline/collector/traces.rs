@@ -59,7 +59,7 @@ pub(super) fn tell(span: &Span, space: &KeySpace, trigger: Trigger, end: &FlushE
         None => span.set("outcome", "written"),
         Some(error) => {
             span.set("outcome", "failed");
-            span.fail(reaction(error).reason, || error.to_string());
+            span.fail(reaction(error).reason.as_str(), || error.to_string());
         }
     }
 }

@@ -7,50 +7,79 @@
 //! effect at once.
 //!
 //! Explicit suspensions don't come through here: the service says them about one tenant, by 403, and they
-//! are obeyed at once.
+//! take effect at once.
+//!
+//! `T` is whatever names a tenant.
 
 use std::collections::{BTreeMap, BTreeSet};
-
-use crate::tenant::Tenant;
 
 /// The share of the list in force that one list may remove without confirmation, unless configured.
 pub const DEFAULT_MAX_REMOVED_SHARE: f64 = 0.5;
 /// How many further polls must repeat a larger removal, unless configured.
 pub const DEFAULT_CONFIRM_POLLS: u32 = 2;
 
-/// The list in force, and removals that wait for confirmation. Pure: no clock, no I/O.
+/// The list in force, and removals that wait for confirmation.
 #[derive(Debug, Clone)]
-pub struct Membership {
+pub struct Membership<T> {
     max_removed_share: f64,
     confirm_polls: u32,
-    in_force: BTreeSet<Tenant>,
-    known: bool,
+    in_force: BTreeSet<T>,
+    knowledge: Knowledge,
     /// Absent tenants that are still in force: in how many guarded lists each has been absent since the last
     /// contradiction or failure.
-    held: BTreeMap<Tenant, u32>,
+    held: BTreeMap<T, u32>,
+}
+
+/// Whether there has been a good list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Knowledge {
+    None,
+    Listed,
 }
 
 /// What one poll changed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Change {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change<T> {
     /// In force from now on.
-    pub added: BTreeSet<Tenant>,
+    pub added: BTreeSet<T>,
     /// No longer in force.
-    pub removed: BTreeSet<Tenant>,
+    pub removed: BTreeSet<T>,
     /// Not in the list but still in force, until further polls confirm it. Not empty is worth a warning.
-    pub held: BTreeSet<Tenant>,
+    pub held: BTreeSet<T>,
     /// How many more polls must repeat the removal until the first of `held` goes; 0 when nothing is held.
     pub polls_left: u32,
-    /// The poll failed: what was in force stays in force.
-    pub failed: bool,
+    /// What the poll was.
+    pub poll: Poll,
 }
 
-impl Membership {
+/// What a poll was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Poll {
+    /// The service answered.
+    Answered,
+    /// It failed: what was in force stays in force.
+    Failed,
+}
+
+impl<T> Default for Change<T> {
+    fn default() -> Self {
+        Self {
+            added: BTreeSet::new(),
+            removed: BTreeSet::new(),
+            held: BTreeSet::new(),
+            polls_left: 0,
+            poll: Poll::Answered,
+        }
+    }
+}
+
+impl<T: Ord + Clone> Membership<T> {
     /// Nothing known yet.
     ///
     /// `max_removed_share` is a share of the list in force, from 0 (each removal must be confirmed) to 1
     /// (none); values beyond are cut to that, and no number counts as 0. `confirm_polls` is how many
     /// further polls must repeat a removal beyond it; with 0 it takes effect at once.
+    #[must_use]
     pub fn new(max_removed_share: f64, confirm_polls: u32) -> Self {
         let max_removed_share =
             if max_removed_share.is_nan() { 0.0 } else { max_removed_share.clamp(0.0, 1.0) };
@@ -58,7 +87,7 @@ impl Membership {
             max_removed_share,
             confirm_polls,
             in_force: BTreeSet::new(),
-            known: false,
+            knowledge: Knowledge::None,
             held: BTreeMap::new(),
         }
     }
@@ -67,30 +96,32 @@ impl Membership {
     ///
     /// An error also starts the confirmation of held removals afresh: a service that fails in between isn't
     /// one whose empty lists should be believed.
-    pub fn observe<E>(&mut self, answer: Result<BTreeSet<Tenant>, E>) -> Change {
+    pub fn observe<E>(&mut self, answer: Result<BTreeSet<T>, E>) -> Change<T> {
         let Ok(listed) = answer else {
             self.held.values_mut().for_each(|absences| *absences = 0);
-            return self.change(BTreeSet::new(), BTreeSet::new(), true);
+            return self.change(BTreeSet::new(), BTreeSet::new(), Poll::Failed);
         };
-        self.known = true;
-        let absent: BTreeSet<Tenant> = self.in_force.difference(&listed).cloned().collect();
-        let added: BTreeSet<Tenant> = listed.difference(&self.in_force).cloned().collect();
+        self.knowledge = Knowledge::Listed;
+        let absent: BTreeSet<T> = self.in_force.difference(&listed).cloned().collect();
+        let added: BTreeSet<T> = listed.difference(&self.in_force).cloned().collect();
 
         let removed =
             if self.is_suspicious(absent.len()) { self.confirm(absent) } else { self.accept(absent) };
         self.in_force.retain(|tenant| !removed.contains(tenant));
         self.in_force.extend(added.iter().cloned());
-        self.change(added, removed, false)
+        self.change(added, removed, Poll::Answered)
     }
 
     /// The tenants in force: those to serve. Empty before the first good list, see [`Membership::is_known`].
-    pub fn wanted(&self) -> &BTreeSet<Tenant> {
+    #[must_use]
+    pub fn wanted(&self) -> &BTreeSet<T> {
         &self.in_force
     }
 
-    /// Whether there has been a good list at all; until then "nobody" means "unknown".
+    /// Whether there has been a good list at all; until then "no tenants" means "unknown".
+    #[must_use]
     pub fn is_known(&self) -> bool {
-        self.known
+        self.knowledge == Knowledge::Listed
     }
 
     fn is_suspicious(&self, absent: usize) -> bool {
@@ -99,14 +130,14 @@ impl Membership {
     }
 
     /// A removal of ordinary size takes effect at once, and ends whatever was held.
-    fn accept(&mut self, absent: BTreeSet<Tenant>) -> BTreeSet<Tenant> {
+    fn accept(&mut self, absent: BTreeSet<T>) -> BTreeSet<T> {
         self.held.clear();
         absent
     }
 
     /// A removal beyond the share: counts for each tenant, and returns those that have been absent often
     /// enough.
-    fn confirm(&mut self, absent: BTreeSet<Tenant>) -> BTreeSet<Tenant> {
+    fn confirm(&mut self, absent: BTreeSet<T>) -> BTreeSet<T> {
         if self.held.keys().any(|tenant| !absent.contains(tenant)) {
             // One came back, so the lists contradict each other: none of them confirms another.
             self.held.clear();
@@ -114,7 +145,7 @@ impl Membership {
         for tenant in absent {
             *self.held.entry(tenant).or_insert(0) += 1;
         }
-        let removed: BTreeSet<Tenant> = self
+        let removed: BTreeSet<T> = self
             .held
             .iter()
             .filter(|(_, absences)| **absences > self.confirm_polls)
@@ -124,7 +155,7 @@ impl Membership {
         removed
     }
 
-    fn change(&self, added: BTreeSet<Tenant>, removed: BTreeSet<Tenant>, failed: bool) -> Change {
+    fn change(&self, added: BTreeSet<T>, removed: BTreeSet<T>, poll: Poll) -> Change<T> {
         let most_absences = self.held.values().max();
         Change {
             added,
@@ -132,12 +163,12 @@ impl Membership {
             held: self.held.keys().cloned().collect(),
             polls_left: most_absences
                 .map_or(0, |absences| (self.confirm_polls + 1).saturating_sub(*absences)),
-            failed,
+            poll,
         }
     }
 }
 
-impl Default for Membership {
+impl<T: Ord + Clone> Default for Membership<T> {
     fn default() -> Self {
         Self::new(DEFAULT_MAX_REMOVED_SHARE, DEFAULT_CONFIRM_POLLS)
     }
@@ -145,21 +176,21 @@ impl Default for Membership {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
-    use balance_sync_domain::TenantId;
     use proptest::prelude::*;
 
     use super::*;
 
-    fn set(ids: &[&str]) -> BTreeSet<Tenant> {
-        ids.iter().map(|id| Tenant::Id(TenantId::parse(id).unwrap())).collect()
+    type Set = BTreeSet<&'static str>;
+
+    fn set(ids: &[&'static str]) -> Set {
+        ids.iter().copied().collect()
     }
 
-    fn list(ids: &[&str]) -> Result<BTreeSet<Tenant>, ()> {
+    fn list(ids: &[&'static str]) -> Result<Set, ()> {
         Ok(set(ids))
     }
 
-    fn after(ids: &[&str]) -> Membership {
+    fn after(ids: &[&'static str]) -> Membership<&'static str> {
         let mut membership = Membership::default();
         membership.observe(list(ids));
         membership
@@ -167,9 +198,9 @@ mod tests {
 
     #[test]
     fn nothing_is_known_before_the_first_list() {
-        let mut membership = Membership::default();
+        let mut membership = Membership::<&str>::default();
         let change = membership.observe::<()>(Err(()));
-        assert!(change.failed && !membership.is_known() && membership.wanted().is_empty());
+        assert!(change.poll == Poll::Failed && !membership.is_known() && membership.wanted().is_empty());
         membership.observe(list(&[]));
         assert!(membership.is_known());
     }
@@ -187,7 +218,7 @@ mod tests {
     fn an_error_keeps_the_last_good_list() {
         let mut membership = after(&["a", "b"]);
         for _ in 0..100 {
-            assert_eq!(membership.observe::<()>(Err(())), Change { failed: true, ..Change::default() });
+            assert_eq!(membership.observe::<()>(Err(())), Change { poll: Poll::Failed, ..Change::default() });
         }
         assert_eq!(membership.wanted(), &set(&["a", "b"]));
     }
@@ -268,7 +299,7 @@ mod tests {
         membership.observe(list(&[]));
         membership.observe(list(&[]));
         let change = membership.observe::<()>(Err(()));
-        assert_eq!((change.held, change.polls_left, change.failed), (set(&["a"]), 3, true));
+        assert_eq!((change.held, change.polls_left, change.poll), (set(&["a"]), 3, Poll::Failed));
         assert!(membership.observe(list(&[])).removed.is_empty());
         assert!(membership.observe(list(&[])).removed.is_empty());
         assert_eq!(membership.observe(list(&[])).removed, set(&["a"]));
@@ -299,7 +330,7 @@ mod tests {
             for (at, poll) in polls.iter().enumerate() {
                 let before = membership.wanted().clone();
                 let answer = poll.ok_or(()).map(|bits| {
-                    let ids: Vec<&str> = (0..5).filter(|i| bits & (1 << i) != 0).map(|i| IDS[i]).collect();
+                    let ids: Vec<&'static str> = (0..5).filter(|i| bits & (1 << i) != 0).map(|i| IDS[i]).collect();
                     set(&ids)
                 });
                 let change = membership.observe(answer.clone());
@@ -315,7 +346,7 @@ mod tests {
                     for earlier in &polls[at - 2..=at] {
                         prop_assert!(earlier.is_some(), "no failure among them");
                         let bits = earlier.unwrap_or_default();
-                        let seen: Vec<&str> = (0..5).filter(|i| bits & (1 << i) != 0).map(|i| IDS[i]).collect();
+                        let seen: Vec<&'static str> = (0..5).filter(|i| bits & (1 << i) != 0).map(|i| IDS[i]).collect();
                         prop_assert!(set(&seen).is_disjoint(&change.removed));
                     }
                 }

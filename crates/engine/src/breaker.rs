@@ -1,28 +1,30 @@
-//! Circuit breaker in front of the tenant service: a pure state machine that is told the time.
+//! Circuit breaker in front of the tenant service.
 //!
 //! *Closed*: requests pass. After `threshold` consecutive failures *open*: none pass, for `timeout`. Then
 //! *half-open*: one passes as a probe; its success closes the breaker, its failure opens it again.
 //!
 //! Who is to blame counts: a tenant whose own configuration makes the service fail again and again must not
 //! cut off the others, so failures blamed on one tenant count once until something succeeds ([`Blame`]).
+//!
+//! `T` is whatever names a tenant.
 
-use std::collections::HashSet;
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
-use tokio::time::Instant;
-
-use crate::tenant::Tenant;
+use crate::name::names;
 
 /// How soon to ask again while a probe is under way; the breaker's own timeout if that is shorter.
 const PROBE_RETRY: Duration = Duration::from_secs(1);
 
 /// What a failure says something about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Blame {
+pub enum Blame<T> {
     /// The service as a whole: no connection, or the list failed.
     Service,
     /// Perhaps only this tenant: the service answered, but badly, about it.
-    Tenant(Tenant),
+    Tenant(T),
 }
 
 /// Leave to make one request; its result is reported with it. Results of a former state are known by the
@@ -32,56 +34,53 @@ pub struct Admission {
     epoch: u64,
 }
 
-/// What the breaker does with requests.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum BreakerState {
-    /// They pass.
-    #[default]
-    Closed,
-    /// One passes, as a probe.
-    HalfOpen,
-    /// None passes until its time is over, or until somebody asks after it.
-    Open,
-}
-
-impl BreakerState {
-    /// All of them, for metrics.
-    pub const ALL: [Self; 3] = [Self::Closed, Self::HalfOpen, Self::Open];
-
-    /// Short, stable name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::HalfOpen => "half_open",
-            Self::Open => "open",
-        }
+names! {
+    /// What the breaker does with requests.
+    #[derive(Default)]
+    pub enum BreakerState {
+        /// They pass.
+        #[default]
+        Closed = "closed",
+        /// One passes, as a probe.
+        HalfOpen = "half_open",
+        /// None passes until its time is over.
+        Open = "open",
     }
 }
 
-/// The state machine. Not thread-safe by itself.
+/// The breaker.
 #[derive(Debug)]
-pub struct Breaker {
+pub struct Breaker<T> {
     threshold: u32,
     timeout: Duration,
     epoch: u64,
-    state: State,
+    state: State<T>,
 }
 
 #[derive(Debug)]
-enum State {
-    Closed { failures: u32, blamed: HashSet<Tenant> },
-    Open { until: Instant },
-    HalfOpen { probing: bool },
+enum State<T> {
+    Closed {
+        failures: u32,
+        blamed: BTreeSet<T>,
+    },
+    Open {
+        until: Instant,
+    },
+    /// The next request is the probe.
+    HalfOpen,
+    /// The probe is under way.
+    Probing,
 }
 
-impl State {
+impl<T> State<T> {
     fn closed() -> Self {
-        Self::Closed { failures: 0, blamed: HashSet::new() }
+        Self::Closed { failures: 0, blamed: BTreeSet::new() }
     }
 }
 
-impl Breaker {
+impl<T: Ord> Breaker<T> {
     /// A closed breaker. A `threshold` of 0 switches it off: it never opens.
+    #[must_use]
     pub fn new(threshold: u32, timeout: Duration) -> Self {
         Self { threshold, timeout, epoch: 0, state: State::closed() }
     }
@@ -96,16 +95,15 @@ impl Breaker {
             if !left.is_zero() {
                 return Err(left);
             }
-            self.turn(State::HalfOpen { probing: false });
+            self.change(State::HalfOpen);
         }
-        match &mut self.state {
-            State::HalfOpen { probing: true } => Err(PROBE_RETRY.min(self.timeout)),
-            State::HalfOpen { probing } => {
-                *probing = true;
-                Ok(Admission { epoch: self.epoch })
-            }
-            _ => Ok(Admission { epoch: self.epoch }),
+        match self.state {
+            State::Probing => return Err(PROBE_RETRY.min(self.timeout)),
+            // Not another epoch: the probe is what this one is for.
+            State::HalfOpen => self.state = State::Probing,
+            State::Closed { .. } | State::Open { .. } => {}
         }
+        Ok(Admission { epoch: self.epoch })
     }
 
     /// The service answered properly.
@@ -116,13 +114,13 @@ impl Breaker {
                     *failures = 0;
                     blamed.clear();
                 }
-                _ => self.turn(State::closed()),
+                _ => self.change(State::closed()),
             }
         }
     }
 
     /// The service failed. Returns whether this opened the breaker.
-    pub fn failure(&mut self, admission: Admission, blame: Blame, now: Instant) -> bool {
+    pub fn failure(&mut self, admission: Admission, blame: Blame<T>, now: Instant) -> bool {
         if !self.is_current(admission) || self.threshold == 0 {
             return false;
         }
@@ -136,30 +134,30 @@ impl Breaker {
                 return false;
             }
         }
-        self.turn(State::Open { until: now + self.timeout });
+        self.change(State::Open { until: now + self.timeout });
         true
     }
 
     /// The request was given up without a result: a probe's place becomes free again.
     pub fn abandon(&mut self, admission: Admission) {
-        if self.is_current(admission)
-            && let State::HalfOpen { probing } = &mut self.state
-        {
-            *probing = false;
+        if self.is_current(admission) && matches!(self.state, State::Probing) {
+            self.state = State::HalfOpen;
         }
     }
 
     /// Whether requests are held back (open, or waiting for a probe).
+    #[must_use]
     pub fn is_open(&self) -> bool {
         self.state() != BreakerState::Closed
     }
 
     /// The state, without what belongs to it.
+    #[must_use]
     pub fn state(&self) -> BreakerState {
         match self.state {
             State::Closed { .. } => BreakerState::Closed,
             State::Open { .. } => BreakerState::Open,
-            State::HalfOpen { .. } => BreakerState::HalfOpen,
+            State::HalfOpen | State::Probing => BreakerState::HalfOpen,
         }
     }
 
@@ -168,7 +166,7 @@ impl Breaker {
     }
 
     /// Each change of state starts an epoch, so that what was admitted before can't decide anything after.
-    fn turn(&mut self, state: State) {
+    fn change(&mut self, state: State<T>) {
         self.epoch += 1;
         self.state = state;
     }
@@ -177,22 +175,23 @@ impl Breaker {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use balance_sync_domain::TenantId;
+
+    use proptest::prelude::*;
 
     use super::*;
 
     const TIMEOUT: Duration = Duration::from_secs(30);
 
-    fn fail(breaker: &mut Breaker, now: Instant) -> bool {
+    fn fail(breaker: &mut Breaker<&'static str>, now: Instant) -> bool {
         let admission = breaker.admit(now).unwrap();
         breaker.failure(admission, Blame::Service, now)
     }
 
-    fn tenant(id: &str) -> Blame {
-        Blame::Tenant(Tenant::Id(TenantId::parse(id).unwrap()))
+    fn tenant(id: &'static str) -> Blame<&'static str> {
+        Blame::Tenant(id)
     }
 
-    fn opened(now: Instant) -> Breaker {
+    fn opened(now: Instant) -> Breaker<&'static str> {
         let mut breaker = Breaker::new(3, TIMEOUT);
         assert!(!fail(&mut breaker, now));
         assert!(!fail(&mut breaker, now));
@@ -292,5 +291,77 @@ mod tests {
         let mut breaker = Breaker::new(0, TIMEOUT);
         assert!((0..100).all(|_| !fail(&mut breaker, now)));
         assert!(!breaker.is_open());
+    }
+
+    /// What happens to a breaker, and to the requests that it let through: by their place among those under way.
+    #[derive(Debug, Clone, Copy)]
+    enum Event {
+        Request,
+        Success(prop::sample::Index),
+        Failure(prop::sample::Index, Option<u8>),
+        Abandon(prop::sample::Index),
+        Pass(u64),
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let index = any::<prop::sample::Index>;
+        prop_oneof![
+            4 => Just(Event::Request),
+            2 => index().prop_map(Event::Success),
+            4 => (index(), prop::option::of(0_u8..3)).prop_map(|(at, tenant)| Event::Failure(at, tenant)),
+            1 => index().prop_map(Event::Abandon),
+            2 => (0_u64..40_000).prop_map(Event::Pass),
+        ]
+    }
+
+    proptest! {
+        /// In any order of requests and results: while it isn't closed at most one request of the present epoch is under
+        /// way, none passes before its time, and it never stays shut when the probe came to an end.
+        #[test]
+        fn at_most_one_probe_and_never_shut_for_ever(
+            threshold in 1_u32..4, events in prop::collection::vec(event(), 1..80),
+        ) {
+            let mut now = Instant::now();
+            let mut breaker = Breaker::<u8>::new(threshold, TIMEOUT);
+            let mut under_way: Vec<Admission> = Vec::new();
+            let mut opened_at = now;
+            for event in events {
+                let before = breaker.state();
+                match event {
+                    Event::Request => match breaker.admit(now) {
+                        Ok(admission) => {
+                            if before == BreakerState::Open {
+                                prop_assert!(now >= opened_at + TIMEOUT);
+                            }
+                            under_way.push(admission);
+                        }
+                        Err(retry) => {
+                            prop_assert!(before != BreakerState::Closed);
+                            prop_assert!(!retry.is_zero() && retry <= TIMEOUT);
+                        }
+                    },
+                    Event::Pass(millis) => now += Duration::from_millis(millis),
+                    Event::Success(_) | Event::Failure(..) | Event::Abandon(_) if under_way.is_empty() => {}
+                    Event::Success(at) => breaker.success(under_way.swap_remove(at.index(under_way.len()))),
+                    Event::Failure(at, tenant) => {
+                        let admission = under_way.swap_remove(at.index(under_way.len()));
+                        let blame = tenant.map_or(Blame::Service, Blame::Tenant);
+                        if breaker.failure(admission, blame, now) {
+                            prop_assert_eq!(breaker.state(), BreakerState::Open);
+                            opened_at = now;
+                        }
+                    }
+                    Event::Abandon(at) => breaker.abandon(under_way.swap_remove(at.index(under_way.len()))),
+                }
+                if breaker.state() != BreakerState::Closed {
+                    let current = under_way.iter().filter(|admission| breaker.is_current(**admission)).count();
+                    prop_assert!(current <= 1, "{current} probes");
+                }
+            }
+            for admission in under_way {
+                breaker.abandon(admission);
+            }
+            prop_assert!(breaker.admit(now + TIMEOUT).is_ok());
+        }
     }
 }

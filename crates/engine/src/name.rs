@@ -1,0 +1,77 @@
+//! Enums that have a name in logs, metrics, records and answers.
+//!
+//! [`names!`] makes the enum, the list of its variants and their names from one table, so that a variant can't be missing in
+//! one of them.
+
+/// Makes an enum of named variants: `as_str`, `parse`, `ALL`, and `Display` and `Serialize` as the name.
+macro_rules! names {
+    ($(#[$meta:meta])* $visibility:vis enum $Enum:ident {
+        $($(#[$doc:meta])* $Variant:ident = $name:literal,)+
+    }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        $visibility enum $Enum {
+            $($(#[$doc])* $Variant,)+
+        }
+
+        impl $Enum {
+            /// All of them, in order.
+            pub const ALL: [Self; [$($name),+].len()] = [$(Self::$Variant),+];
+
+            /// The name in logs, metrics, records and answers.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$Variant => $name,)+
+                }
+            }
+
+            /// The one of this name.
+            #[must_use]
+            pub fn parse(name: &str) -> Option<Self> {
+                match name {
+                    $($name => Some(Self::$Variant),)+
+                    _ => None,
+                }
+            }
+        }
+
+        impl std::fmt::Display for $Enum {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl serde::Serialize for $Enum {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+    };
+}
+
+pub(crate) use names;
+
+#[cfg(test)]
+mod tests {
+    names! {
+        /// For the tests.
+        enum Fruit {
+            /// Red.
+            Apple = "apple",
+            /// Yellow.
+            SweetPear = "sweet_pear",
+        }
+    }
+
+    #[test]
+    fn the_table_makes_list_names_and_display() {
+        assert_eq!(Fruit::ALL, [Fruit::Apple, Fruit::SweetPear]);
+        assert_eq!(Fruit::SweetPear.to_string(), "sweet_pear");
+        assert_eq!(format!("{:>6}", Fruit::Apple), " apple");
+        for fruit in Fruit::ALL {
+            assert_eq!(Fruit::parse(fruit.as_str()), Some(fruit));
+        }
+        assert_eq!(Fruit::parse("Apple"), None);
+    }
+}
