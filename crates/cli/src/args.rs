@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use balance_sync_fleet::view::{StateFilter, TenantSort};
+use balance_sync_view::reader::{StateFilter, TenantSort};
 use clap::{
     Args as ClapArgs, Parser, Subcommand,
     builder::StyledStr,

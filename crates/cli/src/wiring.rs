@@ -6,19 +6,19 @@ use anyhow::Context;
 use balance_sync_fleet::{
     WorkerSettings,
     backends::ManagerOptions,
-    controls::Operator,
-    inspect::Inspector,
     lifecycle::{
-        Identity, SupervisorOptions,
+        SupervisorOptions,
         events::EventSettings,
         partition::{self, PartitionSettings},
     },
     pipeline::CollectorOptions,
     plan::Limits,
-    view::FleetReader,
 };
 use balance_sync_schedule::{Controls, Link, ScheduleOptions, Snapshots};
 use balance_sync_tenants::{Membership, ServiceDirectory, ServiceSettings, StaticDirectory, TenantDirectory};
+use balance_sync_view::{
+    Identity, OperationsSettings, actions::Operator, inspector::Inspector, reader::FleetReader,
+};
 
 use crate::config::{Config, TenantSource};
 
@@ -117,7 +117,7 @@ fn collector_options(config: &Config) -> CollectorOptions {
 /// When Redis's or the tenant service's settings can't be used.
 pub(crate) fn reader(config: &Config) -> anyhow::Result<FleetReader> {
     let link = Link::new(&config.redis.link)?;
-    Ok(FleetReader::outside(
+    Ok(FleetReader::for_command(
         directory(config)?,
         Snapshots::new(link.clone(), &group(config)),
         Controls::new(link),
@@ -139,7 +139,7 @@ pub(crate) fn operator(config: &Config) -> anyhow::Result<Operator> {
 /// # Errors
 /// When Redis's or the tenant service's settings can't be used.
 pub(crate) fn inspector(config: &Config) -> anyhow::Result<Inspector> {
-    Ok(Inspector::outside(
+    Ok(Inspector::for_command(
         Link::new(&config.redis.link)?,
         config.tenants.key_form,
         Arc::new(schedule_options(config)),
@@ -172,7 +172,6 @@ pub(crate) fn worker_settings(config: &Config) -> anyhow::Result<WorkerSettings>
         },
         membership: Membership::new(config.tenants.max_removed_share, config.tenants.confirm_polls),
         threads: config.supervisor.threads,
-        sample_interval: config.supervisor.sample_interval,
         events: config
             .tenants
             .events
@@ -186,14 +185,21 @@ pub(crate) fn worker_settings(config: &Config) -> anyhow::Result<WorkerSettings>
             key_form: config.tenants.key_form,
             overdue: partition::OVERDUE,
         }),
+        freshness_objective: config.admin.freshness_objective,
+        faults: None,
+    })
+}
+
+/// How operators see and reach the worker.
+pub(crate) fn operations_settings(config: &Config) -> OperationsSettings {
+    OperationsSettings {
         identity: Identity {
             name: config.worker.name.clone(),
             group: group(config),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         },
-        freshness_objective: config.admin.freshness_objective,
-        faults: None,
-    })
+        sample_interval: config.supervisor.sample_interval,
+    }
 }
 
 /// The workers that serve the same tenants as this one: a worker of another fleet on the same Redis must not be counted

@@ -1,7 +1,7 @@
 //! What operators do: with a tenant, with a worker; and the log of it.
 
 use actix_web::{HttpRequest, HttpResponse, web};
-use balance_sync_fleet::controls::{ActionShown, LONGEST_NOTE, What};
+use balance_sync_view::actions::{Action, ActionView, LONGEST_NOTE};
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, State, auth::Who, body, fleet::no_tenant, params::Params, problem::Problem};
@@ -36,7 +36,7 @@ struct Page {
     total: usize,
     page: usize,
     per_page: usize,
-    actions: Vec<ActionShown>,
+    actions: Vec<ActionView>,
 }
 
 /// `POST /api/v1/tenants/{id}/actions`.
@@ -49,9 +49,9 @@ pub(super) async fn on_tenant(
 ) -> Answer {
     Params::read(&request, &[])?;
     let wanted: Wanted = body::read(&request, payload).await?;
-    let what = What::parse(&wanted.action)
+    let what = Action::parse(&wanted.action)
         .filter(|what| what.is_of_tenant())
-        .ok_or_else(|| Problem::invalid("action", &wanted.action, What::OF_TENANT))?;
+        .ok_or_else(|| Problem::invalid("action", &wanted.action, Action::OF_TENANT))?;
     let note = note(wanted.note.as_deref())?;
     let tenant = state.reader.tenant(&id).await.ok_or_else(|| no_tenant(&id))?;
     let action_id = state.operator.tenant(what, &tenant, who.name, note).await?;
@@ -68,8 +68,8 @@ pub(super) async fn on_worker(
 ) -> Answer {
     Params::read(&request, &[])?;
     let wanted: Wanted = body::read(&request, payload).await?;
-    if wanted.action != What::Drain.name() {
-        return Err(Problem::invalid("action", &wanted.action, What::Drain.name()));
+    if wanted.action != Action::Drain.name() {
+        return Err(Problem::invalid("action", &wanted.action, Action::Drain.name()));
     }
     let note = note(wanted.note.as_deref())?;
     let view = state.reader.view().await;
@@ -81,7 +81,7 @@ pub(super) async fn on_worker(
         return Err(Problem::conflict(format!("worker {} drains already", worker.name)));
     }
     let action_id = state.operator.drain(&worker.name, who.name, note).await?;
-    let what = What::Drain.name();
+    let what = Action::Drain.name();
     Ok(HttpResponse::Accepted().json(OfWorker { action_id, what, worker: &worker.name }))
 }
 

@@ -10,11 +10,8 @@ use actix_web::{
     HttpRequest, HttpResponse,
     web::{Bytes, Data},
 };
-use balance_sync_fleet::{
-    rows::TenantRow,
-    tasks::{TaskName, Tasks},
-    view::FleetView,
-};
+use balance_sync_fleet::tasks::{TaskName, Tasks};
+use balance_sync_view::{reader::FleetView, rows::TenantRow};
 use serde::Serialize;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},

@@ -1,9 +1,9 @@
 //! The fleet at a glance, its workers, its tenants, one tenant.
 
 use actix_web::{HttpRequest, HttpResponse, web};
-use balance_sync_fleet::{
+use balance_sync_view::{
+    reader::{StateFilter, TenantQuery, TenantSort},
     rows::TenantRow,
-    view::{StateFilter, TenantQuery, TenantSort},
 };
 use serde::Serialize;
 
@@ -21,7 +21,7 @@ struct Page<'a> {
 /// Workers.
 #[derive(Debug, Serialize)]
 struct Workers<'a> {
-    workers: &'a [balance_sync_fleet::rows::WorkerRow],
+    workers: &'a [balance_sync_view::rows::WorkerRow],
 }
 
 /// `GET /api/v1/overview`.

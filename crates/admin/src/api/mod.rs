@@ -29,7 +29,7 @@ use actix_web::{
     middleware::from_fn,
     web::{self, Data, ServiceConfig},
 };
-use balance_sync_fleet::{controls::Operator, inspect::Inspector, view::FleetReader};
+use balance_sync_view::{actions::Operator, inspector::Inspector, reader::FleetReader};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 

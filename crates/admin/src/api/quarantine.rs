@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, HashSet};
 
 use actix_web::{HttpRequest, HttpResponse, web};
-use balance_sync_fleet::{
-    controls::{Ended, What},
-    inspect::Quarantined,
+use balance_sync_schedule::{Loss, quarantine::QuarantineEntry};
+use balance_sync_tenants::Tenant;
+use balance_sync_view::{
+    actions::{Action, Outcome},
+    inspector::Quarantined,
     rows::at,
     why::may_quote,
 };
-use balance_sync_schedule::{Loss, quarantine::QuarantineEntry};
-use balance_sync_tenants::Tenant;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -200,15 +200,21 @@ async fn resolve(state: &State, tenant: &Tenant, names: Vec<String>) -> Result<V
 
 /// `POST /api/v1/quarantine/retry`.
 pub(super) async fn retry(state: State, who: Who, request: HttpRequest, payload: web::Payload) -> Answer {
-    change(&state, who, &request, payload, What::QuarantineRetry).await
+    change(&state, who, &request, payload, Action::QuarantineRetry).await
 }
 
 /// `POST /api/v1/quarantine/drop`.
 pub(super) async fn drop(state: State, who: Who, request: HttpRequest, payload: web::Payload) -> Answer {
-    change(&state, who, &request, payload, What::QuarantineDrop).await
+    change(&state, who, &request, payload, Action::QuarantineDrop).await
 }
 
-async fn change(state: &State, who: Who, request: &HttpRequest, payload: web::Payload, what: What) -> Answer {
+async fn change(
+    state: &State,
+    who: Who,
+    request: &HttpRequest,
+    payload: web::Payload,
+    what: Action,
+) -> Answer {
     Params::read(request, &[])?;
     let chosen: Chosen = body::read(request, payload).await?;
     let note = note(chosen.note.as_deref())?;
@@ -233,8 +239,8 @@ async fn change(state: &State, who: Who, request: &HttpRequest, payload: web::Pa
     let action_id = state.operator.own(what, of, who.name, note).await.map_err(Problem::from)?;
     let ended = carry_out(state, &tenants, chosen.members, reason, what).await;
     let (outcome, detail) = match &ended {
-        Ok((done, absent)) => (Ended::Done, told(what, *done, *absent, reason)),
-        Err(problem) => (Ended::Failed, problem.to_string()),
+        Ok((done, absent)) => (Outcome::Done, told(what, *done, *absent, reason)),
+        Err(problem) => (Outcome::Failed, problem.to_string()),
     };
     tracing::info!(
         tenant_id = tenant,
@@ -251,8 +257,8 @@ async fn change(state: &State, who: Who, request: &HttpRequest, payload: web::Pa
     Ok(HttpResponse::Ok().json(Changed { action_id, done, absent }))
 }
 
-fn told(what: What, done: u64, absent: u64, reason: Option<&str>) -> String {
-    let word = if what == What::QuarantineRetry { "scheduled again" } else { "forgotten" };
+fn told(what: Action, done: u64, absent: u64, reason: Option<&str>) -> String {
+    let word = if what == Action::QuarantineRetry { "scheduled again" } else { "forgotten" };
     let with = reason.map(|reason| format!(" with reason {reason}")).unwrap_or_default();
     let missing = if absent > 0 { format!(", {absent} were not in quarantine") } else { String::new() };
     format!("{done} balances{with} {word}{missing}")
@@ -264,7 +270,7 @@ async fn carry_out(
     tenants: &[Tenant],
     members: Option<Vec<String>>,
     reason: Option<&str>,
-    what: What,
+    what: Action,
 ) -> Result<(u64, u64), Problem> {
     let mut by_tenant: BTreeMap<&Tenant, Vec<Vec<u8>>> = BTreeMap::new();
     let named = members.is_some();
@@ -289,7 +295,7 @@ async fn carry_out(
         let members: Vec<&[u8]> = members.iter().map(Vec::as_slice).collect();
         wanted += members.len() as u64;
         done += match what {
-            What::QuarantineRetry => schedule.quarantine_retry(&members).await,
+            Action::QuarantineRetry => schedule.quarantine_retry(&members).await,
             _ => schedule.quarantine_drop(&members).await,
         }
         .map_err(Problem::from)?;

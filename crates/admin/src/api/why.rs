@@ -1,7 +1,7 @@
 //! `GET /api/v1/why`: everything about one balance, and what happens next with it.
 
 use actix_web::{HttpRequest, HttpResponse};
-use balance_sync_fleet::why::{Question, WhyError, why};
+use balance_sync_view::why::{Question, WhyError, why};
 
 use super::{Answer, State, auth::Who, fleet::no_tenant, params::Params, problem::Problem};
 

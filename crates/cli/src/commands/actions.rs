@@ -7,9 +7,9 @@ use std::{
 };
 
 use anyhow::bail;
-use balance_sync_fleet::{
-    controls::{ActionShown, Ended, LONGEST_NOTE, Operator, OutcomeShown, What},
-    view::FleetReader,
+use balance_sync_view::{
+    actions::{Action, ActionView, LONGEST_NOTE, Operator, Outcome, OutcomeView},
+    reader::FleetReader,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -35,7 +35,7 @@ struct Page {
     total: usize,
     page: usize,
     per_page: usize,
-    actions: Vec<ActionShown>,
+    actions: Vec<ActionView>,
 }
 
 /// Who somebody at a terminal is in the log.
@@ -66,7 +66,7 @@ pub(super) fn note(note: Option<&str>) -> anyhow::Result<Option<&str>> {
 /// When the configuration is wrong, there is no such tenant, or it could not be written down.
 pub(super) async fn on_tenant(
     file: Option<&Path>,
-    what: What,
+    what: Action,
     args: &TenantActionArgs,
 ) -> anyhow::Result<u8> {
     let config = super::load_config(file)?;
@@ -103,7 +103,7 @@ pub(super) async fn drain(file: Option<&Path>, worker: &str, args: &ActionArgs) 
     let id = operator.drain(worker, &who(), note).await?;
     let owners = [worker.to_owned()];
     let outcomes = outcomes(&operator, &id, &owners, args.wait).await?;
-    tell(&id, What::Drain, worker, &owners, &outcomes, args)
+    tell(&id, Action::Drain, worker, &owners, &outcomes, args)
 }
 
 /// What became of an action, once all that it concerns have said so or their time is over.
@@ -112,7 +112,7 @@ async fn outcomes(
     id: &str,
     owners: &[String],
     wait: f64,
-) -> anyhow::Result<Vec<OutcomeShown>> {
+) -> anyhow::Result<Vec<OutcomeView>> {
     let until = Instant::now() + crate::args::seconds(wait);
     loop {
         let (_, latest) = operator.actions(None, 1, LATEST).await?;
@@ -128,15 +128,15 @@ async fn outcomes(
 
 fn tell(
     id: &str,
-    what: What,
+    what: Action,
     subject: &str,
     owners: &[String],
-    outcomes: &[OutcomeShown],
+    outcomes: &[OutcomeView],
     args: &ActionArgs,
 ) -> anyhow::Result<u8> {
     let silent: Vec<&String> =
         owners.iter().filter(|name| !outcomes.iter().any(|outcome| outcome.worker == **name)).collect();
-    let all_done = outcomes.iter().all(|outcome| outcome.outcome == Ended::Done);
+    let all_done = outcomes.iter().all(|outcome| outcome.outcome == Outcome::Done);
     let code = if all_done && silent.is_empty() && !owners.is_empty() { EXIT_OK } else { EXIT_NOT_DONE };
     if args.json {
         let answer = json!({
@@ -161,11 +161,11 @@ fn tell(
     Ok(code)
 }
 
-fn ended(outcome: Ended) -> String {
+fn ended(outcome: Outcome) -> String {
     match outcome {
-        Ended::Done => "done".to_owned(),
-        Ended::Failed => styled(BAD, "failed"),
-        Ended::Refused => styled(WARN, "refused"),
+        Outcome::Done => "done".to_owned(),
+        Outcome::Failed => styled(BAD, "failed"),
+        Outcome::Refused => styled(WARN, "refused"),
     }
 }
 
@@ -197,12 +197,12 @@ pub(crate) async fn actions(file: Option<&Path>, args: ActionsArgs) -> anyhow::R
             .iter()
             .map(|outcome| match (&outcome.detail, outcome.outcome) {
                 (Some(detail), _) => format!("{}: {detail}", outcome.worker),
-                (None, Ended::Done) => format!("{}: done", outcome.worker),
-                (None, Ended::Failed) => format!("{}: failed", outcome.worker),
-                (None, Ended::Refused) => format!("{}: refused", outcome.worker),
+                (None, Outcome::Done) => format!("{}: done", outcome.worker),
+                (None, Outcome::Failed) => format!("{}: failed", outcome.worker),
+                (None, Outcome::Refused) => format!("{}: refused", outcome.worker),
             })
             .collect();
-        let style = match action.outcomes.iter().find(|outcome| outcome.outcome != Ended::Done) {
+        let style = match action.outcomes.iter().find(|outcome| outcome.outcome != Outcome::Done) {
             _ if action.outcomes.is_empty() => WARN,
             Some(_) => BAD,
             None => PLAIN,

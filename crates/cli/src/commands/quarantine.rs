@@ -3,9 +3,9 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::bail;
-use balance_sync_fleet::controls::{Ended, What};
 use balance_sync_schedule::{Link, Loss, Quarantined, Schedule, ScheduleError};
 use balance_sync_tenants::Tenant;
+use balance_sync_view::actions::{Action, Outcome};
 use serde_json::{Value, json};
 
 use super::actions;
@@ -41,8 +41,8 @@ pub(crate) async fn quarantine(file: Option<&Path>, command: QuarantineCommand) 
             }
             Ok(EXIT_OK)
         }
-        QuarantineCommand::Retry(change) => apply(file, &change, What::QuarantineRetry).await,
-        QuarantineCommand::Drop(change) => apply(file, &change, What::QuarantineDrop).await,
+        QuarantineCommand::Retry(change) => apply(file, &change, Action::QuarantineRetry).await,
+        QuarantineCommand::Drop(change) => apply(file, &change, Action::QuarantineDrop).await,
     }
 }
 
@@ -147,7 +147,7 @@ fn list(found: &[Found], as_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn apply(file: Option<&Path>, change: &QuarantineChange, what: What) -> anyhow::Result<u8> {
+async fn apply(file: Option<&Path>, change: &QuarantineChange, what: Action) -> anyhow::Result<u8> {
     let note = actions::note(change.note.as_deref())?;
     let found = find(file, &change.filter).await?;
     let chosen: Vec<&Found> =
@@ -164,14 +164,14 @@ async fn apply(file: Option<&Path>, change: &QuarantineChange, what: What) -> an
     let done = carry_out(&chosen, what).await;
     if let Some(action) = action {
         let (ended, detail) = match &done {
-            Ok(done) => (Ended::Done, format!("{done} done, {absent} not in quarantine")),
-            Err(error) => (Ended::Failed, error.to_string()),
+            Ok(done) => (Outcome::Done, format!("{done} done, {absent} not in quarantine")),
+            Err(error) => (Outcome::Failed, error.to_string()),
         };
         if let Err(error) = operator.outcome(&action, &actions::who(), ended, &detail).await {
             eprintln!("balance-sync: what became of it could not be written down: {error}");
         }
     }
-    let (done, command) = (done?, if what == What::QuarantineRetry { "retry" } else { "drop" });
+    let (done, command) = (done?, if what == Action::QuarantineRetry { "retry" } else { "drop" });
     if change.filter.json {
         println!("{}", json!({"command": command, "done": done, "absent": absent}));
     } else {
@@ -180,12 +180,12 @@ async fn apply(file: Option<&Path>, change: &QuarantineChange, what: What) -> an
     Ok(if absent == 0 { EXIT_OK } else { EXIT_SOME })
 }
 
-async fn carry_out(chosen: &[&Found], what: What) -> Result<u64, ScheduleError> {
+async fn carry_out(chosen: &[&Found], what: Action) -> Result<u64, ScheduleError> {
     let mut done = 0;
     for found in chosen {
         let member = [found.quarantined.member.as_slice()];
         done += match what {
-            What::QuarantineRetry => found.schedule.quarantine_retry(&member).await?,
+            Action::QuarantineRetry => found.schedule.quarantine_retry(&member).await?,
             _ => found.schedule.quarantine_drop(&member).await?,
         };
     }

@@ -4,7 +4,12 @@ use std::{path::Path, sync::atomic::Ordering::Relaxed, time::Instant};
 
 use anyhow::Context;
 use balance_sync_admin::{Access, AdminServer, AdminSettings, Api, ApiParts, ServerConnections};
-use balance_sync_fleet::{Worker, lifecycle::DrainReport, tasks::panics};
+use balance_sync_fleet::{
+    PreparedWorker,
+    lifecycle::{DrainReport, WorkerHandles},
+    tasks::panics,
+};
+use balance_sync_view::Operations;
 
 use crate::{EXIT_OK, config::Config, telemetry, wiring};
 
@@ -31,22 +36,24 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
         tracing::warn!(%note, "configuration");
     }
     let started = Instant::now();
-    let worker = Worker::start(wiring::worker_settings(&config)?)?;
-    let admin = start_admin(&config, &worker, started)?;
+    let worker = PreparedWorker::new(wiring::worker_settings(&config)?)?;
+    let operations = Operations::start(&worker, wiring::operations_settings(&config));
+    let worker = worker.start();
+    let admin = start_admin(&config, worker.handles(), &operations, started)?;
     let close_grace = config.collector.drain_deadline;
     // With thousands of tenants in it, it is larger than all that looks after them.
     drop(config);
 
-    let wanted = worker.drain_order();
+    let drain_request = operations.drain_request();
     let signal = tokio::select! {
         signal = crate::interrupted() => signal.context("listening to signals")?,
-        () = wanted.wanted() => "an operator's action",
+        () = drain_request.wanted() => "an operator's action",
     };
     tracing::info!(signal, "draining: no more claims, what is held is flushed or given back");
     // Told before the supervisor is, so that no balancer sends anything to a worker that is on its way out.
-    worker.fleet().draining.store(true, Relaxed);
+    worker.handles().fleet.draining.store(true, Relaxed);
     let drain_started = Instant::now();
-    let report = worker.drain(close_grace).await;
+    let report = operations.drain(worker, close_grace).await;
     let code = tell(&report, drain_started);
     if let Some(admin) = admin {
         admin.stop().await;
@@ -57,13 +64,18 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-fn start_admin(config: &Config, worker: &Worker, started: Instant) -> anyhow::Result<Option<AdminServer>> {
+fn start_admin(
+    config: &Config,
+    worker: &WorkerHandles,
+    operations: &Operations,
+    started: Instant,
+) -> anyhow::Result<Option<AdminServer>> {
     if !config.admin.enabled {
         return Ok(None);
     }
     let settings =
         AdminSettings { listen: config.admin.listen, metrics_tenants: config.admin.metrics_tenants };
-    let budget = worker.budget().clone();
+    let budget = worker.budget.clone();
     let connections = Box::new(move || {
         budget
             .servers()
@@ -79,15 +91,15 @@ fn start_admin(config: &Config, worker: &Worker, started: Instant) -> anyhow::Re
             .collect()
     });
     let api = ApiParts {
-        reader: worker.reader(config.admin.freshness_objective),
-        operator: worker.operator(),
-        inspector: worker.inspector(),
+        reader: operations.reader(config.admin.freshness_objective),
+        operator: operations.operator(),
+        inspector: operations.inspector(),
         access: Access::new(config.admin.read_token.clone(), config.admin.operator_token.clone()),
         worker: config.worker.name.clone(),
     };
     let server = balance_sync_admin::start_with_api(
         settings,
-        std::sync::Arc::clone(worker.fleet()),
+        std::sync::Arc::clone(&worker.fleet),
         started,
         connections,
         Api::new(api),

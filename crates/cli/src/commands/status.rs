@@ -2,10 +2,10 @@
 
 use std::{fmt::Write as _, path::Path, time::Duration};
 
-use balance_sync_fleet::{
+use balance_sync_view::{
     overview::{Overview, Verdict},
+    reader::{FleetReader, FleetView},
     rows::TenantRow,
-    view::{FleetReader, FleetView},
 };
 
 use super::{tenants, workers};

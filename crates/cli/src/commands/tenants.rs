@@ -7,11 +7,11 @@ use std::{
 };
 
 use anyhow::bail;
-use balance_sync_fleet::{
-    controls::What,
+use balance_sync_view::{
+    actions::Action,
     overview::Verdict,
+    reader::{FleetReader, FleetView, TenantQuery},
     rows::{TenantDetail, TenantRow, UNSERVED},
-    view::{FleetReader, FleetView, TenantQuery},
 };
 use serde::Serialize;
 
@@ -50,11 +50,11 @@ pub(crate) async fn tenants(file: Option<&Path>, args: TenantsArgs) -> anyhow::R
     match args.command {
         None => list(file, args.list).await,
         Some(TenantsCommand::Show(args)) => show(file, args).await,
-        Some(TenantsCommand::Pause(args)) => actions::on_tenant(file, What::Pause, &args).await,
-        Some(TenantsCommand::Resume(args)) => actions::on_tenant(file, What::Resume, &args).await,
-        Some(TenantsCommand::Flush(args)) => actions::on_tenant(file, What::Flush, &args).await,
+        Some(TenantsCommand::Pause(args)) => actions::on_tenant(file, Action::Pause, &args).await,
+        Some(TenantsCommand::Resume(args)) => actions::on_tenant(file, Action::Resume, &args).await,
+        Some(TenantsCommand::Flush(args)) => actions::on_tenant(file, Action::Flush, &args).await,
         Some(TenantsCommand::Refresh(args)) => {
-            actions::on_tenant(file, What::RefreshCredentials, &args).await
+            actions::on_tenant(file, Action::RefreshCredentials, &args).await
         }
     }
 }
@@ -130,8 +130,8 @@ async fn whole(reader: &FleetReader, tenant: &str) -> Option<TenantDetail> {
 }
 
 /// By numbers the largest come first, by names they go forwards.
-fn descends(sort: balance_sync_fleet::view::TenantSort) -> bool {
-    use balance_sync_fleet::view::TenantSort::{Id, State};
+fn descends(sort: balance_sync_view::reader::TenantSort) -> bool {
+    use balance_sync_view::reader::TenantSort::{Id, State};
     !matches!(sort, Id | State)
 }
 

@@ -2,8 +2,8 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use balance_sync_fleet::why::{
-    BalanceReport, PostgresShown, Question, RedisShown, RowState, Scheduled, Verdict, WhyError, why,
+use balance_sync_view::why::{
+    BalanceReport, PostgresView, Question, RedisView, RowState, Scheduled, Verdict, WhyError, why,
 };
 
 use crate::{
@@ -142,7 +142,7 @@ fn schedule(report: &BalanceReport) -> String {
     }
 }
 
-fn redis(shown: &RedisShown) -> String {
+fn redis(shown: &RedisView) -> String {
     if !shown.present {
         return "no value".to_owned();
     }
@@ -155,7 +155,7 @@ fn redis(shown: &RedisShown) -> String {
     format!("{version}{why}, {life}{amounts}")
 }
 
-fn postgres(shown: &PostgresShown) -> String {
+fn postgres(shown: &PostgresView) -> String {
     let detail = shown.detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default();
     match shown.state {
         RowState::Missing => "no row".to_owned(),

@@ -2,7 +2,8 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use balance_sync_fleet::{rows::WorkerRow, tasks::TaskState};
+use balance_sync_fleet::tasks::TaskState;
+use balance_sync_view::rows::WorkerRow;
 use serde_json::json;
 
 use crate::{

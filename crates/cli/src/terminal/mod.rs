@@ -8,7 +8,7 @@ mod watch;
 use std::io::{self, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
-use balance_sync_fleet::{overview::Verdict, rows::UNSERVED};
+use balance_sync_view::{overview::Verdict, rows::UNSERVED};
 
 pub(crate) use table::{Column, Table};
 pub(crate) use units::{ago, bytes, count, optional, rate, span};

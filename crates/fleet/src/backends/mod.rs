@@ -16,6 +16,6 @@ pub use prober::Prober;
 pub use redis_queue::RedisQueue;
 pub use standby::Lookout;
 pub use tenant_manager::{
-    CloseAll, DatabaseShown, GetPool, GetShown, GetUsage, GetUsages, Hint, ManagerOptions, Refetch,
+    CloseAll, DatabaseView, GetDatabaseView, GetPool, GetUsage, GetUsages, Hint, ManagerOptions, Refetch,
     TenantGone, TenantManager, TenantPool,
 };

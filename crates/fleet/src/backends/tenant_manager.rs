@@ -188,12 +188,12 @@ pub struct GetUsages;
 
 /// Asks where a tenant's balances are written, for people to look at; `None` when that isn't known here.
 #[derive(Message)]
-#[rtype(result = "Option<DatabaseShown>")]
-pub struct GetShown(pub Tenant);
+#[rtype(result = "Option<DatabaseView>")]
+pub struct GetDatabaseView(pub Tenant);
 
 /// A tenant's database settings in force, without password and keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DatabaseShown {
+pub struct DatabaseView {
     /// Host.
     pub host: String,
     /// Port.
@@ -561,11 +561,11 @@ impl Handler<GetUsages> for TenantManager {
     }
 }
 
-impl Handler<GetShown> for TenantManager {
-    type Result = MessageResult<GetShown>;
+impl Handler<GetDatabaseView> for TenantManager {
+    type Result = MessageResult<GetDatabaseView>;
 
-    fn handle(&mut self, GetShown(tenant): GetShown, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.entries.get(&tenant).map(|Entry { settings, pool, .. }| DatabaseShown {
+    fn handle(&mut self, GetDatabaseView(tenant): GetDatabaseView, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.entries.get(&tenant).map(|Entry { settings, pool, .. }| DatabaseView {
             host: settings.host.clone(),
             port: settings.port,
             database: settings.database.clone(),

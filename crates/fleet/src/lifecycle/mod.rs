@@ -1,13 +1,16 @@
 //! Which collectors run, where, and for how long.
 //!
 //! `supervisor` (one collector per wanted tenant) · [`partition`] (which tenants are this worker's) · [`events`] (the tenant
-//! service's events, as hints) · [`thread_health`] (whether the threads move) · `worker` (a worker, wired together).
+//! service's events, as hints) · [`thread_health`] (whether the threads move) · `threads` (where collectors
+//! run) · `eviction_watch` (whether Redis may evict) · `worker` (a worker, wired together).
 
 pub mod events;
+mod eviction_watch;
 pub mod partition;
 mod supervisor;
 pub mod thread_health;
+mod threads;
 mod worker;
 
 pub use supervisor::{Drain, DrainReport, Poll, Spawner, Supervisor, SupervisorOptions};
-pub use worker::{Identity, LaneSpawner, Worker, WorkerSettings};
+pub use worker::{PreparedWorker, Worker, WorkerHandles, WorkerSettings};

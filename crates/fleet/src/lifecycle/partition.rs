@@ -271,7 +271,7 @@ impl Partition {
         let Ok(mut tenants) = self.unowned.send(Unowned).await else { return };
         tenants.extend(self.adopted.keys().cloned());
         // Balances of a halted tenant are meant to wait.
-        tenants.retain(|tenant| !self.fleet.halts.contains(tenant));
+        tenants.retain(|tenant| !self.fleet.paused.contains(tenant));
         let mut overdue = Vec::new();
         for page in tenants.chunks(PAGE) {
             let spaces = page.iter().flat_map(|tenant| {

@@ -47,13 +47,13 @@ pub struct SupervisorOptions {
     pub limits: Limits,
 }
 
-/// Starts collectors; the real one is [`crate::lifecycle::LaneSpawner`].
+/// Starts collectors; the real one is [`crate::lifecycle::CollectorSpawner`].
 pub trait Spawner: 'static {
     /// Starts the collector of this incarnation on one of the worker's threads; gives which.
     fn spawn(&mut self, incarnation: Incarnation) -> usize;
 
     /// Whether that thread stands still: nothing will be heard of its collectors.
-    fn is_still(&self, _thread: usize) -> bool {
+    fn is_stalled(&self, _thread: usize) -> bool {
         false
     }
 }
@@ -186,7 +186,7 @@ impl Supervisor {
             let status = self.fleet.tenant(tenant);
             let standby = !self.is_first(tenant);
             if status.standby.swap(standby, Relaxed) != standby {
-                status.orders.look();
+                status.requests.recheck();
             }
         }
     }

@@ -43,7 +43,7 @@ impl Pulse {
 
     /// Whether the thread stood still at the last looks.
     #[must_use]
-    pub fn is_still(&self) -> bool {
+    pub fn is_stalled(&self) -> bool {
         self.0.misses.load(Relaxed) >= MISSES
     }
 }
@@ -62,13 +62,13 @@ pub async fn watch(
         loop {
             tokio::time::sleep(every).await;
             for (thread, (pulse, seen)) in pulses.iter().zip(&mut seen).enumerate() {
-                let (was_still, beats) = (pulse.is_still(), pulse.0.beats.load(Relaxed));
+                let (was_still, beats) = (pulse.is_stalled(), pulse.0.beats.load(Relaxed));
                 if std::mem::replace(seen, beats) == beats {
                     pulse.0.misses.fetch_add(1, Relaxed);
                 } else {
                     pulse.0.misses.store(0, Relaxed);
                 }
-                match (was_still, pulse.is_still()) {
+                match (was_still, pulse.is_stalled()) {
                     (false, true) => {
                         tracing::error!(
                             thread,
@@ -78,7 +78,7 @@ pub async fn watch(
                     (true, false) => tracing::warn!(thread, "a worker thread moves again"),
                     _ => continue,
                 }
-                let still = pulses.iter().filter(|pulse| pulse.is_still()).count();
+                let still = pulses.iter().filter(|pulse| pulse.is_stalled()).count();
                 fleet.still_threads.store(still as u64, Relaxed);
                 changed();
             }
@@ -123,9 +123,9 @@ mod tests {
 
         second.abort();
         tokio::time::sleep(EVERY * (MISSES - 1)).await;
-        assert!(!pulses[1].is_still());
+        assert!(!pulses[1].is_stalled());
         tokio::time::sleep(EVERY * 3).await;
-        assert!(pulses[1].is_still() && !pulses[0].is_still());
+        assert!(pulses[1].is_stalled() && !pulses[0].is_stalled());
         assert_eq!((fleet.still_threads.load(Relaxed), changes.load(Relaxed)), (1, 1));
 
         let again = tokio::spawn(pulses[1].clone().beat(EVERY / 2, progress()));

@@ -178,7 +178,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
                 self.wait = None;
                 Happened::WaitOver(event)
             }
-            () = self.status.orders.called() => Happened::Called,
+            () = self.status.requests.notified() => Happened::Called,
             () = stop.cancelled(), if self.machine.is_running() => Happened::Called,
             () = sleep_until(wake) => Happened::Called,
         }
@@ -193,7 +193,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
         }
         let service = if self.status.paused.load(Relaxed) {
             Service::Paused
-        } else if self.fleet.halts.awaited() {
+        } else if self.fleet.paused.is_unknown() {
             Service::Unknown
         } else {
             Service::Active
@@ -209,7 +209,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
             // A worker that drains has no time to empty schedules.
             self.handle(Event::Stop);
         }
-        if self.status.orders.take() {
+        if self.status.requests.take_flush() {
             self.handle(Event::FlushRequested);
         }
     }

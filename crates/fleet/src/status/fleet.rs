@@ -15,7 +15,9 @@ use balance_sync_schedule::LinkStats;
 use balance_sync_tenants::Tenant;
 use dashmap::DashMap;
 
-use super::{directory::DirectoryStatus, histogram::Histogram, paused::Halts, tenant::TenantStatus};
+use super::{
+    directory::DirectoryStatus, histogram::Histogram, requests::PausedTenants, tenant::TenantStatus,
+};
 use crate::{clock::wall_clock, tasks::Tasks};
 
 /// The steps of a flush, in order.
@@ -185,7 +187,7 @@ pub struct FleetStatus {
     /// The tenants that the directory listed last, whichever worker serves them; `None` before the first answer.
     listed: RwLock<Option<Listed>>,
     /// Tenants that operators halted.
-    pub halts: Halts,
+    pub paused: PausedTenants,
     /// The worker's background tasks.
     pub tasks: Tasks,
 }
@@ -213,7 +215,7 @@ impl FleetStatus {
                 .or_insert_with(|| Arc::new(TenantStatus::new(tenant.clone()))),
         );
         // Looked up after it was inserted: a concurrent pause finds it, or is found here.
-        if self.halts.contains(tenant) {
+        if self.paused.contains(tenant) {
             status.paused.store(true, Relaxed);
         }
         status

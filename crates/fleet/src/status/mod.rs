@@ -4,8 +4,8 @@
 mod directory;
 mod fleet;
 mod histogram;
-mod paused;
 mod recent;
+mod requests;
 mod tenant;
 
 pub use balance_sync_engine::{collector::Trigger, state::TenantState};
@@ -13,8 +13,8 @@ pub use balance_sync_engine::{collector::Trigger, state::TenantState};
 pub use directory::{Calls, DirectoryStatus, OUTCOMES};
 pub use fleet::{FleetStatus, InForce, Known, Listed, Phase, Stage};
 pub use histogram::{BUCKETS, Histogram, LagCounts};
-pub use paused::{Halts, Orders};
 pub use recent::{
     ErrorNote, FlushNote, NOTES, POINTS, Point, Rates, Recent, STEP_SECONDS, Totals, Window, lag_quantile,
 };
+pub use requests::{PausedTenants, Requests};
 pub use tenant::{StateInfo, TenantStatus};

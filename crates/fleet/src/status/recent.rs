@@ -2,7 +2,7 @@
 //!
 //! A tenant on which nothing has happened yet holds nothing of this, and one that has been quiet for a while little: ten
 //! thousand idle tenants must not cost a hundred megabytes. Rates are differences of the counters in
-//! [`crate::status`], taken once a second by [`crate::publish`], so that counting itself stays as cheap as it is.
+//! [`crate::status`], taken once a second by the publisher of `balance_sync_view`, so that counting itself stays as cheap as it is.
 
 use std::{collections::VecDeque, time::Duration};
 

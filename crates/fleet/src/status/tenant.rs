@@ -15,8 +15,8 @@ use tokio::time::Instant;
 
 use super::{
     histogram::Histogram,
-    paused::Orders,
     recent::{FlushNote, Recent, Totals},
+    requests::Requests,
 };
 use crate::clock::wall_clock;
 
@@ -81,7 +81,7 @@ pub struct TenantStatus {
     /// Members passed over at the last claim because another worker holds their lock.
     pub foreign_locked: AtomicU64,
     /// Smallest remaining life of a scheduled value, in milliseconds, as far as lives have been looked at
-    /// ([`crate::sampler`]); `u64::MAX` = nothing is scheduled, no value has an end, or not known.
+    /// (`balance_sync_view::sampler`); `u64::MAX` = nothing is scheduled, no value has an end, or not known.
     pub shortest_life_ms: AtomicU64,
     /// Members whose time had come when the schedule was last sampled.
     pub due: AtomicU64,
@@ -104,7 +104,7 @@ pub struct TenantStatus {
     /// Another worker comes first: this one claims only when no other does.
     pub standby: AtomicBool,
     /// What its collector is told out of turn.
-    pub orders: Orders,
+    pub requests: Requests,
     /// Starts of this tenant's collector.
     pub starts: AtomicU64,
     /// Those among them that followed a collector that had ended by itself.
@@ -156,7 +156,7 @@ impl TenantStatus {
             leaving: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             standby: AtomicBool::new(false),
-            orders: Orders::default(),
+            requests: Requests::default(),
             starts: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
             lag: Histogram::default(),

@@ -5,7 +5,7 @@ use std::fmt;
 /// The background tasks of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TaskName {
-    /// Reads the log of operators' actions ([`crate::controls::Follower`]).
+    /// Reads the log of operators' actions (`balance_sync_view`).
     ActionsFollower,
     /// Keeps the worker registered, and its share up to date ([`crate::lifecycle::partition`]).
     Partition,
@@ -17,9 +17,9 @@ pub enum TaskName {
     Prober,
     /// Looks at schedules that are another worker's first ([`crate::backends`]).
     Standby,
-    /// Looks at what waits in the schedules ([`crate::sampler`]).
+    /// Looks at what waits in the schedules (`balance_sync_view`).
     Sampler,
-    /// Publishes what this worker knows ([`crate::publish`]).
+    /// Publishes what this worker knows (`balance_sync_view`).
     Publisher,
     /// Listens to the tenant service's events ([`crate::lifecycle::events`]).
     TenantEvents,

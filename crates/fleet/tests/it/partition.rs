@@ -269,7 +269,7 @@ async fn of_two_owners_one_works_and_the_other_is_told_when_its_turn_has_come() 
         eventually(SOON, "its own to work", || async { works(worker) == own }).await.unwrap();
     }
     for status in a.fleet.tenants() {
-        status.orders.take();
+        status.requests.take_flush();
     }
     // The lease has long to go, and each looks again and again all the same.
     let mut connection = server.connect().await.unwrap();
@@ -289,7 +289,7 @@ async fn of_two_owners_one_works_and_the_other_is_told_when_its_turn_has_come() 
     b.registration.await.unwrap();
     eventually(SOON, "all of them to work", || async { works(&a) == tenants() }).await.unwrap();
     assert!(left.elapsed() < LONG / 10, "at the next look: {:?}", left.elapsed());
-    let told = a.fleet.tenants().iter().filter(|status| status.orders.waiting()).count();
+    let told = a.fleet.tenants().iter().filter(|status| status.requests.is_pending()).count();
     assert_eq!(told, part("b", &["a", "b"]).len(), "their collectors are told, and only those");
     assert_eq!(a.collectors.starts.load(Relaxed), tenants().len(), "none was started anew");
 }

@@ -12,7 +12,7 @@ async fn local<F: Future>(test: F) -> F::Output {
 
 fn rank(lab: &Lab, standby: bool) {
     lab.status.standby.store(standby, Relaxed);
-    lab.status.orders.look();
+    lab.status.requests.recheck();
 }
 
 /// One that stands by.
@@ -167,7 +167,7 @@ async fn operators_are_obeyed_by_who_stands_by_as_well() {
     local(async {
         let lab = second().await;
         lab.redis.mutate(0..5, 1);
-        lab.status.orders.flush();
+        lab.status.requests.flush();
         let before = lab.redis.at();
         lab.until("all are settled", |lab| settled(lab) == 5).await;
         assert!(lab.redis.at() - before < ms(100), "{:?}", lab.redis.at() - before);
@@ -176,13 +176,13 @@ async fn operators_are_obeyed_by_who_stands_by_as_well() {
         assert_eq!(lab.fleet.joins.load(Relaxed), 0, "nobody left them alone");
 
         lab.status.paused.store(true, Relaxed);
-        lab.status.orders.look();
+        lab.status.requests.recheck();
         lab.until("paused", |lab| lab.state().state == TenantState::Paused).await;
         lab.redis.mutate(5..10, 1);
         tokio::time::sleep(secs(60)).await;
         assert!(!lab.redis.sweeps.borrow().is_empty(), "what waits is kept alive");
         lab.status.paused.store(false, Relaxed);
-        lab.status.orders.look();
+        lab.status.requests.recheck();
         lab.until("it stands by again", |lab| lab.state().state == TenantState::Standby).await;
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert_eq!((settled(&lab), lab.redis.due()), (5, 5), "the first owner's to claim");

@@ -82,7 +82,7 @@ impl Spawner for FakeSpawner {
         thread
     }
 
-    fn is_still(&self, thread: usize) -> bool {
+    fn is_stalled(&self, thread: usize) -> bool {
         self.world.still.get() == Some(thread)
     }
 }

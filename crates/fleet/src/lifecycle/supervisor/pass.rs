@@ -23,7 +23,7 @@ impl Supervisor {
         for (tenant, live) in &self.live {
             if let Some(slot) = self.slots.get_mut(tenant)
                 && let Slot::Running { since, failures } | Slot::Starting { since, failures } = *slot
-                && self.spawner.is_still(live.thread)
+                && self.spawner.is_stalled(live.thread)
             {
                 *slot =
                     Slot::Ended { exit: Exit::Lost, worked: Instant::from_std(since).elapsed(), failures };

@@ -12,9 +12,9 @@ use serde::Serialize;
 
 pub use self::judge::verdict;
 use crate::{
-    inspect::Inspector,
-    rows::{ErrorShown, PausedBy, TenantRow, UNSERVED, at},
-    view::FleetReader,
+    inspector::Inspector,
+    reader::FleetReader,
+    rows::{ErrorView, PausedBy, TenantRow, UNSERVED, at},
 };
 
 /// Balances in one answer at most.
@@ -81,19 +81,19 @@ pub struct BalanceReport {
     /// The balance key that counts.
     pub key: Option<String>,
     /// In the schedule.
-    pub schedule: ScheduleShown,
+    pub schedule: ScheduleView,
     /// In Redis.
-    pub redis: RedisShown,
+    pub redis: RedisView,
     /// In Postgres.
-    pub postgres: PostgresShown,
+    pub postgres: PostgresView,
     /// The claim lock, if there is one.
-    pub lock: Option<LockShown>,
+    pub lock: Option<LockView>,
     /// The tenant.
-    pub tenant_state: TenantStateShown,
+    pub tenant_state: TenantStateView,
     /// In quarantine.
-    pub quarantine: Option<QuarantineShown>,
+    pub quarantine: Option<QuarantineView>,
     /// The tenant's last failure.
-    pub last_error: Option<ErrorShown>,
+    pub last_error: Option<ErrorView>,
     /// In one word.
     pub verdict: Verdict,
     /// In one sentence: what happens next.
@@ -136,7 +136,7 @@ pub enum Scheduled {
 
 /// In the schedule.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ScheduleShown {
+pub struct ScheduleView {
     /// Where.
     pub state: Scheduled,
     /// Its score.
@@ -149,7 +149,7 @@ pub struct ScheduleShown {
 
 /// In Redis.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct RedisShown {
+pub struct RedisView {
     /// Whether there is a value.
     pub present: bool,
     /// Its version, if it can be read.
@@ -185,7 +185,7 @@ pub enum RowState {
 
 /// In Postgres.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct PostgresShown {
+pub struct PostgresView {
     /// Whether there is a row.
     pub state: RowState,
     /// Its version.
@@ -204,7 +204,7 @@ pub struct PostgresShown {
 
 /// The claim lock.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct LockShown {
+pub struct LockView {
     /// Whether it is none of our workers'.
     pub foreign: bool,
     /// Its remaining life.
@@ -213,7 +213,7 @@ pub struct LockShown {
 
 /// The tenant.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct TenantStateShown {
+pub struct TenantStateView {
     /// What its collector does, or `unserved`.
     pub state: &'static str,
     /// Why.
@@ -228,7 +228,7 @@ pub struct TenantStateShown {
 
 /// In quarantine.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct QuarantineShown {
+pub struct QuarantineView {
     /// Why: a short, stable name.
     pub reason: String,
     /// Why, in words; left out for whoever may not see amounts, where the words may quote some.
@@ -428,8 +428,8 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
             ledger: balance.as_ref().map(|balance| balance.ledger),
             alias: balance.as_ref().map(|balance| balance.alias.to_owned()),
             key,
-            schedule: schedule_shown(inspected.score, inspected.now),
-            redis: RedisShown {
+            schedule: schedule_view(inspected.score, inspected.now),
+            redis: RedisView {
                 present: value.is_some() || inspected.unreadable.is_some(),
                 version: value.as_ref().and_then(|value| value.as_ref().ok()).map(|value| value.version),
                 ttl_seconds: inspected.ttl.map(|ttl| ttl.as_secs_f64()),
@@ -441,13 +441,13 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
                 on_hold: amount(&value, |value| value.on_hold.as_str()),
                 overdraft_used: amount(&value, |value| value.overdraft_used.as_str()),
             },
-            postgres: postgres_shown(postgres),
-            lock: inspected.lock.as_ref().map(|lock| LockShown {
+            postgres: postgres_view(postgres),
+            lock: inspected.lock.as_ref().map(|lock| LockView {
                 foreign: !workers.iter().any(|name| lock.split(':').next() == Some(name)),
                 ttl_seconds: inspected.lock_ttl.map(|ttl| ttl.as_secs_f64()),
             }),
             tenant_state: tenant_state(row.as_ref()),
-            quarantine: inspected.quarantine.map(|entry| QuarantineShown {
+            quarantine: inspected.quarantine.map(|entry| QuarantineView {
                 reason: entry.reason,
                 detail: Some(entry.detail),
                 first_at: at(entry.first_at.parse().unwrap_or_default()),
@@ -481,7 +481,7 @@ fn amount<E>(value: &Option<Result<BalanceValue, E>>, of: impl Fn(&BalanceValue)
     value.as_ref().and_then(|value| value.as_ref().ok()).map(|value| of(value).to_owned())
 }
 
-fn schedule_shown(score: Option<f64>, now: f64) -> ScheduleShown {
+fn schedule_view(score: Option<f64>, now: f64) -> ScheduleView {
     let state = match score {
         None => Scheduled::NotScheduled,
         Some(score) if score <= now => Scheduled::Due,
@@ -489,7 +489,7 @@ fn schedule_shown(score: Option<f64>, now: f64) -> ScheduleShown {
         Some(_) => Scheduled::Future,
     };
     let held = state == Scheduled::Leased;
-    ScheduleShown {
+    ScheduleView {
         state,
         score,
         due_at: score.filter(|_| !held).map(at),
@@ -497,8 +497,8 @@ fn schedule_shown(score: Option<f64>, now: f64) -> ScheduleShown {
     }
 }
 
-fn postgres_shown(row: Result<Option<FoundRow>, String>) -> PostgresShown {
-    let nothing = PostgresShown {
+fn postgres_view(row: Result<Option<FoundRow>, String>) -> PostgresView {
+    let nothing = PostgresView {
         state: RowState::Missing,
         version: None,
         updated_at: None,
@@ -508,9 +508,9 @@ fn postgres_shown(row: Result<Option<FoundRow>, String>) -> PostgresShown {
         overdraft_used: None,
     };
     match row {
-        Err(detail) => PostgresShown { state: RowState::Unreachable, detail: Some(detail), ..nothing },
+        Err(detail) => PostgresView { state: RowState::Unreachable, detail: Some(detail), ..nothing },
         Ok(None) => nothing,
-        Ok(Some(row)) => PostgresShown {
+        Ok(Some(row)) => PostgresView {
             state: if row.deleted { RowState::Deleted } else { RowState::Present },
             version: Some(row.version),
             updated_at: row.updated_at.and_then(|seconds| seconds.parse().ok()).map(at),
@@ -522,16 +522,16 @@ fn postgres_shown(row: Result<Option<FoundRow>, String>) -> PostgresShown {
     }
 }
 
-fn tenant_state(row: Option<&TenantRow>) -> TenantStateShown {
+fn tenant_state(row: Option<&TenantRow>) -> TenantStateView {
     match row {
-        Some(row) => TenantStateShown {
+        Some(row) => TenantStateView {
             state: row.state,
             reason: row.reason.clone(),
             detail: row.detail.clone(),
             since: row.since.clone(),
             paused: row.paused.clone(),
         },
-        None => TenantStateShown { state: UNSERVED, reason: None, detail: None, since: None, paused: None },
+        None => TenantStateView { state: UNSERVED, reason: None, detail: None, since: None, paused: None },
     }
 }
 

@@ -6,7 +6,7 @@
 //! round and round. So what is shown is always the life of a balance that is scheduled now. A shorter one that hides
 //! among the rest is found within one round: at once in a schedule of some thousands, and after some eight minutes in one
 //! of a million, when looks come every 5 s. (A tenant that is behind for longer than `claim.protect_after`, or can't
-//! write, is swept as a whole besides: [`crate::pipeline`].)
+//! write, is swept as a whole besides: [`balance_sync_fleet::pipeline`].)
 
 use std::{
     collections::HashMap,
@@ -15,6 +15,10 @@ use std::{
 };
 
 use balance_sync_domain::KeySpace;
+use balance_sync_fleet::{
+    status::{FleetStatus, TenantStatus},
+    tasks::Progress,
+};
 use balance_sync_schedule::{
     Link, PageEnd, Sample, SampleRequest, ScheduleError,
     sample::{SCHEDULES_PER_CALL, TTLS_PER_CALL, sample_with},
@@ -22,11 +26,6 @@ use balance_sync_schedule::{
 use balance_sync_tenants::{KeyForm, Tenant};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-
-use crate::{
-    status::{FleetStatus, TenantStatus},
-    tasks::Progress,
-};
 
 /// Values looked at per interval, shared out among the schedules that are not empty: some 10 ms of Redis.
 const LIVES: usize = 10_000;
@@ -265,7 +264,7 @@ mod tests {
 
     use super::*;
 
-    use crate::tasks::TaskName;
+    use balance_sync_fleet::tasks::TaskName;
 
     const INTERVAL: Duration = Duration::from_secs(5);
 

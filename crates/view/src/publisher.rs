@@ -1,6 +1,6 @@
 //! Publishing: once a second this worker takes its counters in, and every other second it writes what has changed to Redis.
 //!
-//! Any worker can answer for the whole fleet from that ([`crate::view`]). Only records that differ from what was
+//! Any worker can answer for the whole fleet from that ([`crate::reader`]). Only records that differ from what was
 //! published before are written, so that ten thousand idle tenants cost a look at their counters and nothing more.
 //! Nothing depends on it: with Redis away nothing is published, and what was runs out.
 
@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use balance_sync_fleet::{status::FleetStatus, tasks::Progress};
 use balance_sync_schedule::{
     ScheduleError, Snapshots,
     snapshots::{PUBLISH_PAGE, Publication},
@@ -19,11 +20,7 @@ use balance_sync_tenants::Tenant;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    record::{Own, WorkerRecord},
-    status::FleetStatus,
-    tasks::Progress,
-};
+use crate::{local_worker::LocalWorker, record::WorkerRecord};
 
 /// Time between two looks at the counters.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
@@ -52,7 +49,7 @@ struct Known {
 
 /// Publishes what this worker knows.
 pub struct Publisher {
-    own: Arc<Own>,
+    own: Arc<LocalWorker>,
     snapshots: Snapshots,
     incarnation: String,
     seq: u64,
@@ -65,7 +62,7 @@ pub struct Publisher {
 impl Publisher {
     /// Prepares it; nothing is published yet.
     #[must_use]
-    pub fn new(own: Arc<Own>, snapshots: Snapshots) -> Self {
+    pub fn new(own: Arc<LocalWorker>, snapshots: Snapshots) -> Self {
         Self {
             own,
             snapshots,
@@ -94,7 +91,7 @@ impl Publisher {
         let mut timer = tokio::time::interval(TICK);
         // Rates are by the time that really passed.
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let step = Own::step().as_secs() / TICK.as_secs();
+        let step = LocalWorker::step().as_secs() / TICK.as_secs();
         for tick in 0_u64.. {
             timer.tick().await;
             self.own.tick(last.elapsed());

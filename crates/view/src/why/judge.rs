@@ -39,10 +39,10 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
         return format!("It stays scheduled, its value is kept, and it {again}: {why}.");
     }
     // The tenant's other balances are written.
-    let writes = tenant.reason.as_deref() == Some(crate::pipeline::UNKNOWN_FORMAT);
+    let writes = tenant.reason.as_deref() == Some(balance_sync_fleet::pipeline::UNKNOWN_FORMAT);
     if tenant.state == "degraded" && !writes {
         let reason = tenant.reason.as_deref().unwrap_or("unknown");
-        let pace = if crate::pipeline::waits_long(reason) {
+        let pace = if balance_sync_fleet::pipeline::waits_long(reason) {
             "tried again with long delays until somebody mends it, or at once by the action flush"
         } else {
             "tried again every few seconds"
@@ -162,8 +162,8 @@ mod tests {
             ledger: None,
             alias: None,
             key: None,
-            schedule: schedule_shown(Some(NOW - 1.0), NOW),
-            redis: RedisShown {
+            schedule: schedule_view(Some(NOW - 1.0), NOW),
+            redis: RedisView {
                 present: true,
                 version: Some(2),
                 ttl_seconds: Some(3000.0),
@@ -173,7 +173,7 @@ mod tests {
                 on_hold: Some("1".to_owned()),
                 overdraft_used: Some("0".to_owned()),
             },
-            postgres: PostgresShown {
+            postgres: PostgresView {
                 state: RowState::Present,
                 version: Some(1),
                 updated_at: None,
@@ -183,7 +183,7 @@ mod tests {
                 overdraft_used: Some("0".to_owned()),
             },
             lock: None,
-            tenant_state: TenantStateShown {
+            tenant_state: TenantStateView {
                 state: "idle",
                 reason: None,
                 detail: None,
@@ -207,11 +207,11 @@ mod tests {
     }
 
     fn unscheduled(report: &mut BalanceReport) {
-        report.schedule = schedule_shown(None, NOW);
+        report.schedule = schedule_view(None, NOW);
     }
 
-    fn entry() -> QuarantineShown {
-        QuarantineShown {
+    fn entry() -> QuarantineView {
+        QuarantineView {
             reason: "missing_row".to_owned(),
             detail: Some("no row".to_owned()),
             first_at: at(NOW),
@@ -233,7 +233,7 @@ mod tests {
             }
         };
         let score =
-            |score: f64| move |report: &mut BalanceReport| report.schedule = schedule_shown(Some(score), NOW);
+            |score: f64| move |report: &mut BalanceReport| report.schedule = schedule_view(Some(score), NOW);
         tells(|_| {}, OnItsWay, "claimed and written next");
         tells(score(NOW - 6.0), Behind, "claimed and written next");
         tells(score(NOW + 20.000_000_5), OnItsWay, "A worker holds it");
@@ -271,7 +271,7 @@ mod tests {
             "until the tenant is resumed: ann",
         );
         tells(
-            |report| report.lock = Some(LockShown { foreign: true, ttl_seconds: Some(60.0) }),
+            |report| report.lock = Some(LockView { foreign: true, ttl_seconds: Some(60.0) }),
             OnItsWay,
             "ledger's own worker holds its claim lock (60 s more)",
         );
@@ -279,7 +279,7 @@ mod tests {
         tells(
             |report| {
                 report.redis.present = false;
-                report.schedule = schedule_shown(Some(NOW + 60.000_000_5), NOW);
+                report.schedule = schedule_view(Some(NOW + 60.000_000_5), NOW);
             },
             OnItsWay,
             "It was put off",
@@ -330,7 +330,7 @@ mod tests {
         report.postgres.on_hold = Some("77123".to_owned());
         let detail = Some("field Available is 77123x".to_owned());
         report.quarantine =
-            Some(QuarantineShown { reason: "value_invalid_amount".to_owned(), detail, ..entry() });
+            Some(QuarantineView { reason: "value_invalid_amount".to_owned(), detail, ..entry() });
         let mut why = Why { matches: vec![report], amounts_hidden: false };
         let shown = serde_json::to_string(&why).unwrap_or_default();
         assert_eq!(shown.matches("77123").count(), 4);

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use balance_sync_fleet::{
+    status::{TenantState, lag_quantile},
+    tasks::TaskState,
+};
 use serde::Serialize;
 
 use crate::{
+    reader::FleetView,
     record::FleetPoint,
-    rows::{TaskShown, TenantRow, UNSERVED, at},
-    status::{TenantState, lag_quantile},
-    tasks::TaskState,
-    view::FleetView,
+    rows::{TaskView, TenantRow, UNSERVED, at},
 };
 
 /// Tenants shown as the worst.
@@ -64,7 +66,7 @@ pub struct Overview {
     /// Tenants.
     pub tenants: TenantCount,
     /// What waits.
-    pub backlog: BacklogShown,
+    pub backlog: BacklogView,
     /// Entries in quarantine.
     pub quarantined: u64,
     /// Lost balances among them.
@@ -74,11 +76,11 @@ pub struct Overview {
     /// Smallest remaining life of a scheduled value in Redis.
     pub shortest_life_seconds: Option<f64>,
     /// The last seconds.
-    pub rates: RatesShown,
+    pub rates: RatesView,
     /// From a mutation to its row, over the last seconds.
-    pub lag: LagShown,
+    pub lag: LagView,
     /// Oldest first, a point every 5 s.
-    pub history: Vec<FleetPointShown>,
+    pub history: Vec<FleetPointView>,
     /// Those behind or degraded first.
     pub worst: Vec<TenantRow>,
     /// Collectors that were started again.
@@ -107,7 +109,7 @@ pub struct TenantCount {
 
 /// What waits.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct BacklogShown {
+pub struct BacklogView {
     /// Members in all schedules.
     pub scheduled: u64,
     /// Those whose time has come.
@@ -120,7 +122,7 @@ pub struct BacklogShown {
 
 /// The last seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct RatesShown {
+pub struct RatesView {
     /// Rows written per second.
     pub rows_per_second: f64,
     /// Flushes that failed, per second.
@@ -129,7 +131,7 @@ pub struct RatesShown {
 
 /// From a mutation to its row.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct LagShown {
+pub struct LagView {
     /// Median.
     pub p50_seconds: Option<f64>,
     /// What 99 of 100 stayed within.
@@ -138,7 +140,7 @@ pub struct LagShown {
 
 /// One point of the fleet's history.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct FleetPointShown {
+pub struct FleetPointView {
     /// When.
     pub at: String,
     /// Rows written per second.
@@ -153,7 +155,7 @@ pub struct FleetPointShown {
     pub oldest_due_age_seconds: f64,
 }
 
-impl From<&FleetPoint> for FleetPointShown {
+impl From<&FleetPoint> for FleetPointView {
     fn from(point: &FleetPoint) -> Self {
         Self {
             at: at(point.at),
@@ -180,7 +182,7 @@ impl FleetView {
         let objective = self.objective_seconds;
         let mut by_state: BTreeMap<&'static str, usize> =
             TenantState::ALL.iter().map(|state| (state.name(), 0)).collect();
-        let mut backlog = BacklogShown { scheduled: 0, due: 0, leased: 0, oldest_due_age_seconds: 0.0 };
+        let mut backlog = BacklogView { scheduled: 0, due: 0, leased: 0, oldest_due_age_seconds: 0.0 };
         let (mut unserved, mut quarantined, mut losses, mut expired) = (0, 0, 0, 0);
         let mut shortest: Option<f64> = None;
         for row in &self.tenants {
@@ -203,17 +205,17 @@ impl FleetView {
         }
         let (verdict, reasons) = self.judge();
         let mut worst: Vec<&TenantRow> = self.tenants.iter().collect();
-        let order = |row: &TenantRow| (trouble(row, objective), row.oldest_due_age_seconds, row.due as f64);
+        let order = |row: &TenantRow| (severity(row, objective), row.oldest_due_age_seconds, row.due as f64);
         // Only the worst are wanted, and there may be thousands.
-        let by_trouble = |a: &&TenantRow, b: &&TenantRow| {
+        let by_severity = |a: &&TenantRow, b: &&TenantRow| {
             let ((ta, oa, da), (tb, ob, db)) = (order(a), order(b));
             tb.cmp(&ta).then(ob.total_cmp(&oa)).then(db.total_cmp(&da)).then(a.id.cmp(&b.id))
         };
         if worst.len() > WORST {
-            worst.select_nth_unstable_by(WORST - 1, by_trouble);
+            worst.select_nth_unstable_by(WORST - 1, by_severity);
             worst.truncate(WORST);
         }
-        worst.sort_by(by_trouble);
+        worst.sort_by(by_severity);
         Overview {
             generated_at: at(self.at),
             redis: if self.redis_error.is_none() { "ok" } else { "unavailable" },
@@ -227,15 +229,15 @@ impl FleetView {
             losses,
             expired_total: expired,
             shortest_life_seconds: shortest,
-            rates: RatesShown {
+            rates: RatesView {
                 rows_per_second: self.rates.rows_per_second,
                 failures_per_second: self.rates.failures_per_second,
             },
-            lag: LagShown {
+            lag: LagView {
                 p50_seconds: lag_quantile(&self.rates.lags, 0.5),
                 p99_seconds: lag_quantile(&self.rates.lags, 0.99),
             },
-            history: self.history.iter().map(FleetPointShown::from).collect(),
+            history: self.history.iter().map(FleetPointView::from).collect(),
             worst: worst.into_iter().cloned().collect(),
             restarts_total: self.workers.iter().map(|worker| worker.collector_restarts_total).sum(),
             settings: OverviewSettings { freshness_objective_seconds: objective },
@@ -343,7 +345,7 @@ impl FleetView {
             );
         }
         for worker in &self.workers {
-            let stalled = |task: &&TaskShown| task.state == TaskState::Stalled;
+            let stalled = |task: &&TaskView| task.state == TaskState::Stalled;
             for task in worker.background_tasks.iter().filter(stalled) {
                 let end = task.last_end.as_ref().map_or_else(String::new, |end| format!(", it {end}"));
                 let reason = format!(
@@ -371,7 +373,7 @@ impl FleetView {
 }
 
 /// How much a tenant is in trouble; more is worse.
-fn trouble(row: &TenantRow, objective: f64) -> u8 {
+fn severity(row: &TenantRow, objective: f64) -> u8 {
     match row.state {
         "degraded" => 4,
         UNSERVED => 3,
@@ -399,11 +401,11 @@ fn names(rows: &[&TenantRow]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use balance_sync_fleet::{status::Rates, tasks::TaskName};
+
     use crate::{
         record::{TaskRecord, WorkerRecord},
         rows::WorkerRow,
-        status::Rates,
-        tasks::TaskName,
     };
 
     fn view(tasks: Vec<TaskRecord>) -> FleetView {

@@ -3,19 +3,19 @@
 use std::sync::Arc;
 
 use actix::Addr;
+use balance_sync_fleet::{
+    backends::{GetPool, ManagerOptions, TenantManager},
+    lifecycle::WorkerHandles,
+    pipeline::SinkError,
+};
 use balance_sync_schedule::{Link, ScheduleError, ScheduleOptions, Schedules, quarantine::QuarantineEntry};
 use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, Table};
 use balance_sync_tenants::{KeyForm, Tenant, TenantDirectory};
 use balance_sync_trace::Span;
 
-use crate::{
-    backends::{GetPool, ManagerOptions, TenantManager},
-    pipeline::SinkError,
-};
-
 /// How a tenant's database is reached.
 #[derive(Clone)]
-pub(crate) enum Databases {
+enum Databases {
     /// By the worker's manager, for tenants that it serves; by the directory for others.
     Worker { manager: Addr<TenantManager>, outside: Outside },
     /// By the directory.
@@ -24,9 +24,9 @@ pub(crate) enum Databases {
 
 /// What is needed to open a tenant's database for a moment.
 #[derive(Clone)]
-pub(crate) struct Outside {
-    pub directory: Arc<dyn TenantDirectory>,
-    pub options: Arc<ManagerOptions>,
+struct Outside {
+    directory: Arc<dyn TenantDirectory>,
+    options: Arc<ManagerOptions>,
 }
 
 /// Looks into tenants.
@@ -60,21 +60,22 @@ impl Opened {
 impl Inspector {
     /// For a worker.
     #[must_use]
-    pub fn of_worker(
-        link: Link,
-        key_form: KeyForm,
-        options: Arc<ScheduleOptions>,
-        manager: Addr<TenantManager>,
-        directory: Arc<dyn TenantDirectory>,
-        manager_options: Arc<ManagerOptions>,
-    ) -> Self {
-        let outside = Outside { directory, options: manager_options };
-        Self { link, key_form, options, databases: Databases::Worker { manager, outside } }
+    pub fn of_worker(handles: &WorkerHandles) -> Self {
+        let outside = Outside {
+            directory: Arc::clone(&handles.directory),
+            options: Arc::clone(&handles.manager_options),
+        };
+        Self {
+            link: handles.link.clone(),
+            key_form: handles.key_form,
+            options: Arc::clone(&handles.schedule),
+            databases: Databases::Worker { manager: handles.manager.clone(), outside },
+        }
     }
 
     /// For a command, without a worker in its process.
     #[must_use]
-    pub fn outside(
+    pub fn for_command(
         link: Link,
         key_form: KeyForm,
         options: Arc<ScheduleOptions>,

@@ -16,7 +16,7 @@ async fn local<F: Future>(test: F) -> F::Output {
 
 fn pause(lab: &Lab, paused: bool) {
     lab.status.paused.store(paused, Relaxed);
-    lab.status.orders.look();
+    lab.status.requests.recheck();
 }
 
 #[tokio::test(start_paused = true)]
@@ -97,7 +97,7 @@ async fn an_order_to_flush_ends_every_wait() {
         tokio::time::sleep(secs(300)).await;
         lab.postgres.is(Mood::Well);
         let before = lab.redis.at();
-        lab.status.orders.flush();
+        lab.status.requests.flush();
         lab.until("all are settled", |lab| lab.redis.settled.borrow().len() == 3).await;
         assert!(lab.redis.at() - before < ms(200), "{:?}", lab.redis.at() - before);
 
@@ -106,7 +106,7 @@ async fn an_order_to_flush_ends_every_wait() {
         lab.redis.mutate(0..3, 1);
         lab.start();
         lab.until("some are gathered", |lab| lab.redis.leased() == 3).await;
-        lab.status.orders.flush();
+        lab.status.requests.flush();
         lab.until("all are settled", |lab| lab.redis.settled.borrow().len() == 3).await;
         assert!(lab.redis.at() < secs(1), "{:?}", lab.redis.at());
     })
@@ -117,14 +117,14 @@ async fn an_order_to_flush_ends_every_wait() {
 async fn nothing_is_claimed_before_it_is_known_who_is_paused() {
     local(async {
         let lab = Lab::new();
-        lab.fleet.halts.expect(KeyForm::AsListed);
+        lab.fleet.paused.expect(KeyForm::AsListed);
         lab.redis.mutate(0..3, 1);
         lab.start();
         tokio::time::sleep(secs(30)).await;
         assert_eq!(lab.redis.claims.borrow().len(), 0);
         assert_eq!(lab.state().state, TenantState::Starting);
-        lab.fleet.halts.know(HashSet::new());
-        lab.status.orders.look();
+        lab.fleet.paused.replace(HashSet::new());
+        lab.status.requests.recheck();
         lab.until("all are settled", |lab| lab.redis.settled.borrow().len() == 3).await;
     })
     .await;

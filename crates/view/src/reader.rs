@@ -11,17 +11,20 @@ use std::{
 };
 
 use balance_sync_domain::TenantId;
+use balance_sync_fleet::{
+    clock::wall_clock,
+    pipeline::CollectorOptions,
+    status::{Rates, TenantState},
+};
 use balance_sync_schedule::{Controls, ScheduleError, Snapshots, snapshots::Position};
 use balance_sync_tenants::{Tenant, TenantDirectory};
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
-    clock::wall_clock,
-    controls::PausedRecord,
-    pipeline::CollectorOptions,
-    record::{Counts, DetailRecord, FleetPoint, Own, TenantRecord, WorkerRecord},
+    actions::PausedRecord,
+    local_worker::LocalWorker,
+    record::{Counts, DetailRecord, FleetPoint, TenantRecord, WorkerRecord},
     rows::{PausedBy, TenantDetail, TenantRow, UNSERVED, WorkerRow, at},
-    status::{Rates, TenantState},
 };
 
 /// Who asks within this time is given the same answer.
@@ -222,7 +225,7 @@ struct Known {
 /// Where the list of tenants comes from.
 enum Source {
     /// The worker in this process, which polls it anyway.
-    Own(Arc<Own>),
+    LocalWorker(Arc<LocalWorker>),
     /// A command: the directory is asked.
     Directory { directory: Arc<dyn TenantDirectory>, listed: Option<(Instant, Vec<Tenant>)> },
 }
@@ -235,7 +238,7 @@ struct State {
 
 /// Reads the fleet.
 pub struct FleetReader {
-    own: Option<Arc<Own>>,
+    own: Option<Arc<LocalWorker>>,
     snapshots: Snapshots,
     controls: Controls,
     objective: Duration,
@@ -247,19 +250,19 @@ impl FleetReader {
     /// For a worker, which knows its own part without asking anybody.
     #[must_use]
     pub fn of_worker(
-        own: Arc<Own>,
+        own: Arc<LocalWorker>,
         snapshots: Snapshots,
         controls: Controls,
         objective: Duration,
         options: Arc<CollectorOptions>,
     ) -> Self {
-        let source = Source::Own(Arc::clone(&own));
+        let source = Source::LocalWorker(Arc::clone(&own));
         Self::new(Some(own), source, snapshots, controls, objective, options)
     }
 
     /// For a command, without a worker in its process. `directory` says which tenants there are.
     #[must_use]
-    pub fn outside(
+    pub fn for_command(
         directory: Arc<dyn TenantDirectory>,
         snapshots: Snapshots,
         controls: Controls,
@@ -271,7 +274,7 @@ impl FleetReader {
     }
 
     fn new(
-        own: Option<Arc<Own>>,
+        own: Option<Arc<LocalWorker>>,
         source: Source,
         snapshots: Snapshots,
         controls: Controls,
@@ -346,7 +349,9 @@ impl FleetReader {
             }
         };
         let listed: Option<Vec<Tenant>> = match &mut state.source {
-            Source::Own(own) => own.fleet.listed().map(|listed| listed.tenants.iter().cloned().collect()),
+            Source::LocalWorker(own) => {
+                own.fleet.listed().map(|listed| listed.tenants.iter().cloned().collect())
+            }
             Source::Directory { directory, listed } => list(directory, listed).await,
         };
         self.put_together(&state.known, redis_error, &paused, listed.as_deref())

@@ -7,13 +7,13 @@ use std::{
 
 use balance_sync_domain::{KeySpace, TenantId};
 use balance_sync_fleet::{
-    sampler,
     status::FleetStatus,
     tasks::{Progress, TaskName},
 };
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
 use balance_sync_schedule::{Link, LinkSettings, Schedule};
 use balance_sync_tenants::{KeyForm, Tenant};
+use balance_sync_view::sampler;
 use redis::aio::MultiplexedConnection;
 use tokio_util::sync::CancellationToken;
 

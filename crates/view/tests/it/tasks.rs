@@ -4,11 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use balance_sync_domain::TenantId;
 use balance_sync_fleet::{
-    Worker, WorkerSettings,
+    PreparedWorker, Worker, WorkerSettings,
     backends::ManagerOptions,
-    controls::{Ended, What},
     lifecycle::{
-        Identity, SupervisorOptions,
+        SupervisorOptions,
         events::EventSettings,
         partition::{OVERDUE, PartitionSettings},
     },
@@ -22,6 +21,10 @@ use balance_sync_sandbox::{
 };
 use balance_sync_schedule::{LinkSettings, ScheduleOptions};
 use balance_sync_tenants::{KeyForm, Membership, ServiceDirectory, ServiceSettings, Tenant};
+use balance_sync_view::{
+    Identity, Operations, OperationsSettings,
+    actions::{Action, Outcome},
+};
 
 /// Long, so that a busy machine is no failure.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,6 +49,7 @@ struct Bench {
     sandbox: Sandbox,
     producer: Producer,
     worker: Worker,
+    operations: Operations,
     faults: Faults,
 }
 
@@ -54,13 +58,25 @@ impl Bench {
         let isolation = Isolation::Database;
         let options = SandboxOptions { tenants: 1, balances: 1, isolation, ..SandboxOptions::default() };
         let sandbox = Sandbox::start(options).await.unwrap();
-        let worker = Worker::start(settings(&sandbox, faults.clone())).unwrap();
+        let worker = PreparedWorker::new(settings(&sandbox, faults.clone())).unwrap();
+        let operations = Operations::start(
+            &worker,
+            OperationsSettings {
+                identity: Identity {
+                    name: "a".to_owned(),
+                    group: "test".to_owned(),
+                    version: "1".to_owned(),
+                },
+                sample_interval: Duration::from_millis(500),
+            },
+        );
+        let worker = worker.start();
         let producer = sandbox.producer();
-        Self { sandbox, producer, worker, faults }
+        Self { sandbox, producer, worker, operations, faults }
     }
 
     fn tasks(&self) -> &Tasks {
-        &self.worker.fleet().tasks
+        &self.worker.handles().fleet.tasks
     }
 
     /// Mutates a balance and waits until its row is written.
@@ -95,7 +111,7 @@ impl Bench {
     }
 
     async fn stop(self) {
-        let report = self.worker.drain(Duration::from_secs(5)).await;
+        let report = self.operations.drain(self.worker, Duration::from_secs(5)).await;
         assert!(report.killed.is_empty() && report.orphaned.is_empty(), "{report:?}");
         self.sandbox.stop().await.unwrap();
     }
@@ -126,7 +142,6 @@ fn settings(sandbox: &Sandbox, faults: Faults) -> WorkerSettings {
         },
         membership: Membership::default(),
         threads: 1,
-        sample_interval: Duration::from_millis(500),
         events: Some(EventSettings { channel: "tenant-events:test:".to_owned(), link }),
         partition: Some(PartitionSettings {
             name: "a".to_owned(),
@@ -136,7 +151,6 @@ fn settings(sandbox: &Sandbox, faults: Faults) -> WorkerSettings {
             key_form: KeyForm::AsListed,
             overdue: OVERDUE,
         }),
-        identity: Identity { name: "a".to_owned(), group: "test".to_owned(), version: "1".to_owned() },
         freshness_objective: Duration::from_secs(5),
         faults: Some(faults),
     }
@@ -177,7 +191,7 @@ async fn each_task_that_panics_at_its_start_and_each_that_is_killed_later_runs_a
     }
     assert_eq!(bench.tasks().stalled(), None);
     // And others see it.
-    let reader = bench.worker.reader(Duration::from_secs(5));
+    let reader = bench.operations.reader(Duration::from_secs(5));
     let view = reader.view().await;
     let tasks = &view.workers[0].background_tasks;
     assert_eq!(tasks.len(), KEPT.len());
@@ -196,9 +210,9 @@ async fn an_action_given_while_the_follower_is_down_is_carried_out_when_it_is_ba
     bench.faults.panic(name, Moment::Start, u64::MAX);
     bench.faults.panic(name, Moment::Beat, 1);
     eventually(PATIENCE, "it is down", || async { bench.tasks().panics(name) > 1 }).await.unwrap();
-    let operator = bench.worker.operator();
+    let operator = bench.operations.operator();
     let tenant = Tenant::Id(TenantId::parse(&bench.sandbox.tenants()[0].id).unwrap());
-    let id = operator.tenant(What::Flush, &tenant, "a test", None).await.unwrap();
+    let id = operator.tenant(Action::Flush, &tenant, "a test", None).await.unwrap();
     bench.faults.panic(name, Moment::Start, 0);
     let outcome = eventually(PATIENCE, "the outcome is written down", || async {
         let (_, actions) = operator.actions(None, 1, 10).await.ok()?;
@@ -206,7 +220,7 @@ async fn an_action_given_while_the_follower_is_down_is_carried_out_when_it_is_ba
     })
     .await
     .unwrap();
-    assert_eq!(outcome.outcome, Ended::Done, "{outcome:?}");
+    assert_eq!(outcome.outcome, Outcome::Done, "{outcome:?}");
     bench.stop().await;
 }
 
@@ -223,16 +237,16 @@ async fn what_runs_once_and_panics_is_counted_and_tried_again_or_told() {
     }
 
     bench.faults.panic(TaskName::Action, Moment::Start, 1);
-    let operator = bench.worker.operator();
+    let operator = bench.operations.operator();
     let tenant = Tenant::Id(TenantId::parse(&bench.sandbox.tenants()[0].id).unwrap());
-    let id = operator.tenant(What::Flush, &tenant, "a test", None).await.unwrap();
+    let id = operator.tenant(Action::Flush, &tenant, "a test", None).await.unwrap();
     let outcome = eventually(PATIENCE, "the outcome is written down", || async {
         let (_, actions) = operator.actions(None, 1, 10).await.ok()?;
         actions.into_iter().find(|action| action.id == id)?.outcomes.into_iter().next()
     })
     .await
     .unwrap();
-    assert_eq!(outcome.outcome, Ended::Failed);
+    assert_eq!(outcome.outcome, Outcome::Failed);
     assert!(outcome.detail.as_deref().is_some_and(|detail| detail.contains("panicked")), "{outcome:?}");
     assert_eq!(bench.tasks().panics(TaskName::Action), 1);
     bench.stop().await;

@@ -1,0 +1,324 @@
+//! What operators do: pause and resume, flush, read credentials afresh, drain, retry and drop quarantined balances.
+//!
+//! [`Operator`] writes an action down in Redis, for the whole fleet; it is also how commands and the admin API do it. The
+//! [`Follower`] of each worker hears of it there, carries out what concerns its own tenants, and writes down what became
+//! of it. One stream is both: nobody can have done anything that isn't in the log
+//! (`docs/decisions/0009-controls-and-view-in-redis.md`).
+
+use std::collections::HashMap;
+
+use balance_sync_schedule::{
+    Controls, ScheduleError,
+    controls::{LogEntry, Order},
+};
+use balance_sync_tenants::{KeyForm, Tenant};
+use serde::{Deserialize, Serialize};
+
+use crate::rows::at;
+
+/// Longest note, in characters.
+pub const LONGEST_NOTE: usize = 500;
+
+/// What stands in Redis about a halted tenant.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PausedRecord {
+    /// Whose; the label.
+    pub tenant: String,
+    /// Who halted it.
+    pub by: String,
+    /// When, in seconds since 1970.
+    pub at: f64,
+    /// Why, if that was said.
+    #[serde(default)]
+    pub note: Option<String>,
+}
+
+/// What an operator can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Halt a tenant.
+    Pause,
+    /// Go on with it.
+    Resume,
+    /// Claim and write at once, whatever its collector waits for.
+    Flush,
+    /// Fetch its settings from the directory afresh.
+    RefreshCredentials,
+    /// End a worker, as SIGTERM does.
+    Drain,
+    /// Schedule quarantined balances again.
+    QuarantineRetry,
+    /// Forget quarantined balances.
+    QuarantineDrop,
+}
+
+impl Action {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Pause,
+        Self::Resume,
+        Self::Flush,
+        Self::RefreshCredentials,
+        Self::Drain,
+        Self::QuarantineRetry,
+        Self::QuarantineDrop,
+    ];
+    /// What can be asked of a tenant, for messages.
+    pub const OF_TENANT: &'static str = "pause, resume, flush, refresh_credentials";
+
+    /// The name in the log and in answers.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Flush => "flush",
+            Self::RefreshCredentials => "refresh_credentials",
+            Self::Drain => "drain",
+            Self::QuarantineRetry => "quarantine_retry",
+            Self::QuarantineDrop => "quarantine_drop",
+        }
+    }
+
+    /// By name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|what| what.name() == name)
+    }
+
+    /// Whether it is asked of a tenant's collectors.
+    #[must_use]
+    pub fn is_of_tenant(self) -> bool {
+        matches!(self, Self::Pause | Self::Resume | Self::Flush | Self::RefreshCredentials)
+    }
+}
+
+/// What became of an action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Carried out.
+    Done,
+    /// Tried.
+    Failed,
+    /// Not tried.
+    Refused,
+}
+
+impl Outcome {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+        }
+    }
+
+    fn parse(name: &str) -> Self {
+        match name {
+            "done" => Self::Done,
+            "refused" => Self::Refused,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// Writes actions down, and reads what became of them.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    controls: Controls,
+    key_form: KeyForm,
+}
+
+impl Operator {
+    /// On these controls; tenant ids stand in keys in this form.
+    #[must_use]
+    pub fn new(controls: Controls, key_form: KeyForm) -> Self {
+        Self { controls, key_form }
+    }
+
+    /// Has something done with a tenant, by all workers that serve it; gives the id of the action.
+    ///
+    /// # Errors
+    /// As Redis answers: whether it was written down is then unknown.
+    pub async fn tenant(
+        &self,
+        what: Action,
+        tenant: &Tenant,
+        by: &str,
+        note: Option<&str>,
+    ) -> Result<String, ScheduleError> {
+        let space = tenant.key_space(self.key_form);
+        let order = Order {
+            what: what.name(),
+            tenant: tenant.label(),
+            key: space.schedule(),
+            by,
+            note: note.unwrap_or_default(),
+            ..Order::default()
+        };
+        let (id, changed) = self.controls.record(&order).await?;
+        tracing::info!(tenant_id = %tenant, action = what.name(), by, id, changed, "action of an operator");
+        Ok(id)
+    }
+
+    /// Has a worker drain and end; gives the id of the action.
+    ///
+    /// # Errors
+    /// As [`Operator::tenant`].
+    pub async fn drain(&self, worker: &str, by: &str, note: Option<&str>) -> Result<String, ScheduleError> {
+        let note = note.unwrap_or_default();
+        let order = Order { what: Action::Drain.name(), worker, by, note, ..Order::default() };
+        let (id, _) = self.controls.record(&order).await?;
+        tracing::info!(worker, action = Action::Drain.name(), by, id, "action of an operator");
+        Ok(id)
+    }
+
+    /// Writes down what is done at once by whoever calls this; `tenant` empty = several.
+    ///
+    /// # Errors
+    /// As [`Operator::tenant`].
+    pub async fn own(
+        &self,
+        what: Action,
+        tenant: Option<&Tenant>,
+        by: &str,
+        note: Option<&str>,
+    ) -> Result<String, ScheduleError> {
+        let space = tenant.map(|tenant| tenant.key_space(self.key_form));
+        let order = Order {
+            what: what.name(),
+            tenant: tenant.map_or("", Tenant::label),
+            key: space.as_ref().map_or("", |space| space.schedule()),
+            by,
+            note: note.unwrap_or_default(),
+            ..Order::default()
+        };
+        Ok(self.controls.record(&order).await?.0)
+    }
+
+    /// Writes down what became of an action.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn outcome(
+        &self,
+        action: &str,
+        worker: &str,
+        ended: Outcome,
+        detail: &str,
+    ) -> Result<(), ScheduleError> {
+        self.controls.outcome(action, worker, ended.name(), detail).await
+    }
+
+    /// The actions, newest first, one page of them; those of one tenant only, if it is named. Gives how many there are.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn actions(
+        &self,
+        tenant: Option<&str>,
+        page: usize,
+        per_page: usize,
+    ) -> Result<(usize, Vec<ActionView>), ScheduleError> {
+        let mut actions = put_together(self.controls.log().await?);
+        if let Some(tenant) = tenant {
+            actions.retain(|action| action.tenant.as_deref() == Some(tenant));
+        }
+        let total = actions.len();
+        let from = page.saturating_sub(1).saturating_mul(per_page);
+        Ok((total, actions.into_iter().rev().skip(from).take(per_page).collect()))
+    }
+
+    /// The id of the newest entry of the log.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn newest(&self) -> Result<String, ScheduleError> {
+        self.controls.newest().await
+    }
+
+    /// The ids of actions that came, or of which something became, after this entry of the log; and the newest entry.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn news(&self, after: &str) -> Result<(Vec<String>, String), ScheduleError> {
+        let mut ids = Vec::new();
+        let mut newest = after.to_owned();
+        for entry in self.controls.after(after).await? {
+            let id = if entry.field("kind") == "outcome" { entry.field("of") } else { &entry.id };
+            if !ids.iter().any(|known| known == id) {
+                ids.push(id.to_owned());
+            }
+            newest.clone_from(&entry.id);
+        }
+        Ok((ids, newest))
+    }
+}
+
+/// An action with what became of it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ActionView {
+    /// Its id; grows.
+    pub id: String,
+    /// When.
+    pub at: String,
+    /// Who.
+    pub by: String,
+    /// What.
+    pub what: String,
+    /// With which tenant.
+    pub tenant: Option<String>,
+    /// With which worker.
+    pub worker: Option<String>,
+    /// Why, if that was said.
+    pub note: Option<String>,
+    /// What became of it, by worker.
+    pub outcomes: Vec<OutcomeView>,
+}
+
+/// What a worker made of an action.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OutcomeView {
+    /// Which worker.
+    pub worker: String,
+    /// When.
+    pub at: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// In words.
+    pub detail: Option<String>,
+}
+
+fn put_together(log: Vec<LogEntry>) -> Vec<ActionView> {
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let mut actions: Vec<ActionView> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
+    for entry in log {
+        if entry.field("kind") == "outcome" {
+            // Of an action that has been trimmed, nothing is left to show.
+            if let Some(place) = places.get(entry.field("of")) {
+                actions[*place].outcomes.push(OutcomeView {
+                    worker: entry.field("worker").to_owned(),
+                    at: at(entry.at()),
+                    outcome: Outcome::parse(entry.field("outcome")),
+                    detail: some(entry.field("detail")),
+                });
+            }
+            continue;
+        }
+        places.insert(entry.id.clone(), actions.len());
+        actions.push(ActionView {
+            at: at(entry.at()),
+            by: entry.field("by").to_owned(),
+            what: entry.field("what").to_owned(),
+            tenant: some(entry.field("tenant")),
+            worker: some(entry.field("worker")),
+            note: some(entry.field("note")),
+            outcomes: Vec::new(),
+            id: entry.id,
+        });
+    }
+    actions
+}

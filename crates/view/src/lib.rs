@@ -1,0 +1,26 @@
+//! What operators see and do, over [`balance_sync_fleet`] and what its workers publish in Redis.
+//!
+//! What they see, in reading order: `record` (what a worker publishes of itself) · `local_worker` (where that comes from) ·
+//! `publisher` (when it is written) · [`sampler`] (what waits in the schedules) · [`reader`] (what all workers publish, put
+//! together) · [`rows`] (tenants and workers, one row each) · [`overview`] (the whole fleet at a glance) · [`inspector`] (one
+//! tenant's schedule and database) · [`why`] (one balance).
+//!
+//! What they do: [`actions`] (written down for the whole fleet) · `follower` (carried out by each worker).
+//!
+//! [`Operations`] runs all of this beside a worker.
+
+pub mod actions;
+mod follower;
+pub mod inspector;
+mod local_worker;
+mod operations;
+pub mod overview;
+mod publisher;
+pub mod reader;
+mod record;
+pub mod rows;
+pub mod sampler;
+pub mod why;
+
+pub use follower::DrainRequest;
+pub use operations::{Identity, Operations, OperationsSettings};

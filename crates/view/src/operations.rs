@@ -1,0 +1,179 @@
+//! The operators' side of a worker: it publishes what the worker knows, samples its schedules, and carries out actions.
+
+use std::{sync::Arc, time::Duration};
+
+use balance_sync_fleet::{
+    PreparedWorker, Worker,
+    lifecycle::{DrainReport, WorkerHandles},
+    tasks::TaskName,
+};
+use balance_sync_schedule::{Controls, Snapshots};
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::{
+    actions::{Operator, Outcome},
+    follower::{self, DrainRequest, Follower, drain_summary},
+    inspector::Inspector,
+    local_worker::{LocalWorker, LocalWorkerParts},
+    publisher::{self, Publisher},
+    reader::FleetReader,
+    sampler,
+};
+
+/// Longest time to log in the log of actions how a drain ended. When Redis doesn't answer within it, that is left out.
+const LOG_WITHIN: Duration = Duration::from_secs(2);
+/// Longest time for the tasks to end after the drain.
+const TASKS_END_WITHIN: Duration = Duration::from_secs(1);
+
+/// Who a worker is among the others.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Its name, unlike all others'.
+    pub name: String,
+    /// The workers that know of each other: those with the same tenants.
+    pub group: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// How operators see and reach a worker.
+#[derive(Debug, Clone)]
+pub struct OperationsSettings {
+    /// Under which name.
+    pub identity: Identity,
+    /// How often what waits in the schedules is sampled.
+    pub sample_interval: Duration,
+}
+
+/// The operators' side of a worker.
+pub struct Operations {
+    handles: WorkerHandles,
+    local: Arc<LocalWorker>,
+    snapshots: Snapshots,
+    controls: Controls,
+    inspector: Inspector,
+    drain_request: DrainRequest,
+    /// Follower and sampler, and what ends them.
+    tasks: (DropGuard, Vec<JoinHandle<()>>),
+    /// The publisher, and what ends it. It outlives the collectors so that a drain can be watched.
+    publisher: (DropGuard, JoinHandle<()>),
+}
+
+impl Operations {
+    /// Starts it beside a worker that serves no tenant yet: none may be claimed before it is known which are paused.
+    #[must_use]
+    pub fn start(worker: &PreparedWorker, settings: OperationsSettings) -> Self {
+        let handles = worker.handles().clone();
+        let OperationsSettings { identity: Identity { name, group, version }, sample_interval } = settings;
+        let local = Arc::new(LocalWorker::new(LocalWorkerParts {
+            name,
+            version,
+            replicas: handles.replicas.map(|replicas| replicas as u64),
+            fleet: Arc::clone(&handles.fleet),
+            budget: handles.budget.clone(),
+            manager: handles.manager.clone(),
+        }));
+        let (link, key_form, tasks) = (&handles.link, handles.key_form, &handles.fleet.tasks);
+        let snapshots = Snapshots::new(link.clone(), &group);
+        let controls = Controls::new(link.clone());
+        let drain_request = DrainRequest::default();
+        let stop = CancellationToken::new();
+        let follower = Follower::new(Arc::clone(&local), controls.clone(), key_form, drain_request.clone());
+        let following = tasks.keep(TaskName::ActionsFollower, None, follower::INTERVAL, stop.clone(), {
+            let stop = stop.clone();
+            move |progress| follower.successor().run(stop.clone(), progress)
+        });
+        let sampling = tasks.keep(TaskName::Sampler, None, sample_interval, stop.clone(), {
+            let (link, fleet, stop) = (link.clone(), Arc::clone(&handles.fleet), stop.clone());
+            move |progress| {
+                sampler::run(
+                    link.clone(),
+                    Arc::clone(&fleet),
+                    key_form,
+                    sample_interval,
+                    stop.clone(),
+                    progress,
+                )
+            }
+        });
+        let publish_stop = CancellationToken::new();
+        let publishing = tasks.keep(TaskName::Publisher, None, publisher::TICK, publish_stop.clone(), {
+            let (local, snapshots, stop) = (Arc::clone(&local), snapshots.clone(), publish_stop.clone());
+            move |progress| Publisher::new(Arc::clone(&local), snapshots.clone()).run(stop.clone(), progress)
+        });
+        let inspector = Inspector::of_worker(&handles);
+        Self {
+            handles,
+            local,
+            snapshots,
+            controls,
+            inspector,
+            drain_request,
+            tasks: (stop.drop_guard(), vec![following, sampling]),
+            publisher: (publish_stop.drop_guard(), publishing),
+        }
+    }
+
+    /// Reads the whole fleet. A tenant whose oldest due balance is older than the objective counts as behind.
+    #[must_use]
+    pub fn reader(&self, objective: Duration) -> FleetReader {
+        FleetReader::of_worker(
+            Arc::clone(&self.local),
+            self.snapshots.clone(),
+            self.controls.clone(),
+            objective,
+            Arc::clone(&self.handles.collector),
+        )
+    }
+
+    /// Looks into one tenant.
+    #[must_use]
+    pub fn inspector(&self) -> Inspector {
+        self.inspector.clone()
+    }
+
+    /// Acts for operators, and reads the log of their actions.
+    #[must_use]
+    pub fn operator(&self) -> Operator {
+        Operator::new(self.controls.clone(), self.handles.key_form)
+    }
+
+    /// An operator's request that this worker drain.
+    #[must_use]
+    pub fn drain_request(&self) -> DrainRequest {
+        self.drain_request.clone()
+    }
+
+    /// Drains the worker, logs how that ended where an operator asked for it, and ends both; each step within its bound.
+    /// Returns what was left.
+    pub async fn drain(self, mut worker: Worker, close_grace: Duration) -> DrainReport {
+        let operator = self.operator();
+        let (stop, tasks) = self.tasks;
+        drop(stop);
+        let report = worker.stop_collectors().await;
+        if let Some(action) = self.drain_request.action() {
+            let outcome = if report.killed.is_empty() { Outcome::Done } else { Outcome::Failed };
+            let detail = drain_summary(&report);
+            let logging = operator.outcome(&action, &self.local.name, outcome, &detail);
+            match tokio::time::timeout(LOG_WITHIN, logging).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "the end of the drain could not be written to the log of actions");
+                }
+                Err(_) => {
+                    tracing::warn!("the end of the drain could not be written to the log of actions in time");
+                }
+            }
+        }
+        worker.close(close_grace).await;
+        let (stop, publisher) = self.publisher;
+        drop(stop);
+        let _ = publisher.await;
+        // They were stopped at the beginning; one that hangs ends with the process.
+        if tokio::time::timeout(TASKS_END_WITHIN, futures::future::join_all(tasks)).await.is_err() {
+            tracing::warn!("follower or sampler did not stop in time");
+        }
+        report
+    }
+}

@@ -1,0 +1,278 @@
+//! What a worker tells about itself and its tenants: the records that it publishes for the others, and shows itself.
+//!
+//! Whatever has its usual value is left out, so that the record of an idle tenant is a few dozen bytes.
+
+use balance_sync_fleet::{
+    backends::DatabaseView,
+    status::{ErrorNote, FlushNote, Point, Rates, TenantState},
+    tasks::{TaskReport, TaskState},
+};
+use balance_sync_store::PoolUsage;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A tenant, as one of its workers knows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TenantRecord {
+    /// What its collector does.
+    pub state: TenantState,
+    /// Why, when degraded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Why, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// Since when, in seconds since 1970.
+    pub since: f64,
+    /// Members in the schedule.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub scheduled: u64,
+    /// Those whose time has come.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub due: u64,
+    /// Those that a worker holds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub leased: u64,
+    /// How long the oldest due one has been due.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub oldest_due_age_ms: u64,
+    /// Smallest remaining life of a scheduled value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shortest_life_ms: Option<u64>,
+    /// Entries in quarantine.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub quarantine_entries: u64,
+    /// Lost balances among them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub losses: u64,
+    /// The last seconds.
+    #[serde(flatten)]
+    pub rates: Rates,
+    /// Counters since the worker's start.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// Its connections, if any are open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Pool>,
+}
+
+/// Counters of a tenant.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counts {
+    /// Rows written.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub updated: u64,
+    /// Balances whose row was as new or newer.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub stale: u64,
+    /// Balances whose row is deleted.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub deleted: u64,
+    /// Members put in quarantine.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub quarantined: u64,
+    /// Members whose value had expired.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub expired: u64,
+    /// Members that stayed scheduled at settling.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub kept: u64,
+    /// Members given back.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub released: u64,
+    /// Flushes that failed.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub failures: u64,
+    /// Starts of the collector after the first.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub restarts: u64,
+    /// Flushes by trigger, in the order of [`balance_sync_fleet::status::Trigger::ALL`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub batches: Vec<u64>,
+}
+
+impl Counts {
+    /// Adds another worker's.
+    pub fn add(&mut self, other: &Self) {
+        self.updated += other.updated;
+        self.stale += other.stale;
+        self.deleted += other.deleted;
+        self.quarantined += other.quarantined;
+        self.expired += other.expired;
+        self.kept += other.kept;
+        self.released += other.released;
+        self.failures += other.failures;
+        self.restarts += other.restarts;
+        if self.batches.len() < other.batches.len() {
+            self.batches.resize(other.batches.len(), 0);
+        }
+        for (count, more) in self.batches.iter_mut().zip(&other.batches) {
+            *count += more;
+        }
+    }
+}
+
+/// Connections of one tenant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Those that exist.
+    pub open: u32,
+    /// Those at work.
+    pub in_use: u32,
+    /// Those that nobody uses.
+    pub idle: u32,
+    /// Most that may exist.
+    pub limit: u32,
+}
+
+impl From<PoolUsage> for Pool {
+    fn from(usage: PoolUsage) -> Self {
+        Self { open: usage.open, in_use: usage.in_use, idle: usage.idle, limit: usage.limit }
+    }
+}
+
+/// More about a tenant, for whoever looks at it alone.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DetailRecord {
+    /// Newest first.
+    pub flushes: Vec<FlushNote>,
+    /// Newest first.
+    pub errors: Vec<ErrorNote>,
+    /// Oldest first.
+    pub history: Vec<Point>,
+    /// Where its balances are written, if that is known.
+    pub database: Option<DatabaseView>,
+}
+
+/// A worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerRecord {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Seconds since 1970.
+    pub started_at: f64,
+    /// When this was written, in seconds since 1970.
+    pub seen_at: f64,
+    /// It is on its way out.
+    pub draining: bool,
+    /// Tenants that it looks after.
+    pub owned: u64,
+    /// Those by state.
+    pub by_state: BTreeMap<TenantState, u64>,
+    /// The last seconds.
+    pub rates: Rates,
+    /// Resident memory.
+    pub rss_bytes: u64,
+    /// `ok`, or what is wrong with its Redis.
+    pub redis: String,
+    /// The tenant service.
+    pub tenant_service: ServiceRecord,
+    /// Reconcile passes.
+    pub reconcile: ReconcileRecord,
+    /// Collectors that were started again.
+    pub restarts: u64,
+    /// Connections per Postgres server.
+    pub postgres: Vec<ServerRecord>,
+    /// Members due, over its tenants.
+    pub due: u64,
+    /// The oldest of them.
+    pub oldest_due_age_ms: u64,
+    /// Workers per tenant; `None` = all.
+    pub replicas: Option<u64>,
+    /// Its background tasks.
+    #[serde(default)]
+    pub tasks: Vec<TaskRecord>,
+}
+
+/// A background task of a worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// The name of a [`balance_sync_fleet::tasks::TaskName`]; another version may know others.
+    pub name: String,
+    /// The thread it belongs to, where each has one.
+    pub thread: Option<usize>,
+    /// How it does.
+    pub state: TaskState,
+    /// Times it was started again.
+    pub restarts: u64,
+    /// When it last made progress, in seconds since 1970.
+    pub progress_at: f64,
+    /// How the last run ended that ended early.
+    pub last_end: Option<String>,
+}
+
+impl From<TaskReport> for TaskRecord {
+    fn from(task: TaskReport) -> Self {
+        Self {
+            name: task.name.name().to_owned(),
+            thread: task.thread,
+            state: task.state(),
+            restarts: task.restarts,
+            progress_at: task.progress_at_ms as f64 / 1e3,
+            last_end: task.last_end,
+        }
+    }
+}
+
+/// What a worker knows of the tenant service.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServiceRecord {
+    /// `ok`, `failing`, `breaker_open` or `static`.
+    pub state: String,
+    /// When it answered last, in seconds since 1970.
+    pub last_success_at: Option<f64>,
+    /// Requests or polls that failed.
+    pub failures: u64,
+}
+
+/// How reconciling goes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReconcileRecord {
+    /// Passes.
+    pub passes: u64,
+    /// When the last one ended, in seconds since 1970.
+    pub last_at: Option<f64>,
+    /// How long it took.
+    pub last_duration_seconds: f64,
+}
+
+/// Connections on one Postgres server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerRecord {
+    /// `host:port`.
+    pub server: String,
+    /// Those that exist.
+    pub open: u64,
+    /// Those at work.
+    pub in_use: u64,
+    /// Those that nobody uses.
+    pub idle: u64,
+    /// Operations that wait for one.
+    pub waiting: u64,
+    /// Most that may exist.
+    pub limit: u64,
+}
+
+/// One point of the fleet's history.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FleetPoint {
+    /// In seconds since 1970.
+    pub at: f64,
+    /// Rows written per second.
+    pub rows_per_second: f64,
+    /// Median lag.
+    pub p50_seconds: Option<f64>,
+    /// Lag that 99 of 100 balances stayed within.
+    pub p99_seconds: Option<f64>,
+    /// Members due.
+    pub due: u64,
+    /// The oldest of them.
+    pub oldest_due_age_seconds: f64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}

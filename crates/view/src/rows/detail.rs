@@ -1,0 +1,302 @@
+//! Everything about one tenant.
+
+use balance_sync_fleet::{
+    backends::DatabaseView,
+    pipeline::{CollectorOptions, UNKNOWN_FORMAT, waits_long},
+    status::{NOTES, POINTS, STEP_SECONDS, Trigger},
+};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+use super::{TenantRow, UNSERVED, at};
+use crate::record::{Counts, DetailRecord};
+
+/// Everything about one tenant.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TenantDetail {
+    /// At a glance.
+    #[serde(flatten)]
+    pub row: TenantRow,
+    /// The last flushes of all owners, newest first.
+    pub flushes: Vec<FlushView>,
+    /// The last failures of all owners, newest first.
+    pub errors: Vec<ErrorView>,
+    /// Oldest first, a point every 5 s.
+    pub history: Vec<PointView>,
+    /// What became of its balances.
+    pub outcomes: Outcomes,
+    /// Flushes by what made them.
+    pub batches: BTreeMap<&'static str, u64>,
+    /// Settings in force.
+    pub settings: SettingsView,
+    /// What happens next, in one sentence.
+    pub next: String,
+}
+
+/// One flush.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FlushView {
+    /// When it ended.
+    pub at: String,
+    /// What made it.
+    pub trigger: Trigger,
+    /// Members in it.
+    pub claimed: u32,
+    /// Rows written.
+    pub updated: u32,
+    /// Members whose row was as new or newer.
+    pub stale: u32,
+    /// Members whose row is deleted.
+    pub deleted: u32,
+    /// Members put in quarantine.
+    pub quarantined: u32,
+    /// Members given back.
+    pub released: u32,
+    /// How long it took.
+    pub took_ms: u32,
+    /// Whose flush.
+    pub worker: String,
+}
+
+/// One failure.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ErrorView {
+    /// When.
+    pub at: String,
+    /// Short, stable name.
+    pub reason: String,
+    /// In words.
+    pub detail: String,
+    /// Where.
+    pub worker: String,
+}
+
+/// One point of a tenant's history.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PointView {
+    /// When.
+    pub at: String,
+    /// Rows written per second.
+    pub rows_per_second: f64,
+    /// Lag that 99 of 100 balances stayed within.
+    pub p99_seconds: Option<f64>,
+    /// Members due.
+    pub due: u64,
+}
+
+/// What became of a tenant's balances since the workers' start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Outcomes {
+    /// Rows written.
+    pub updated: u64,
+    /// The row was as new or newer.
+    pub stale: u64,
+    /// The row is deleted.
+    pub deleted: u64,
+    /// Put in quarantine.
+    pub quarantined: u64,
+    /// The value had expired.
+    pub expired: u64,
+    /// Given back unwritten.
+    pub released: u64,
+    /// Stayed scheduled, because a newer mutation came.
+    pub kept: u64,
+}
+
+impl From<&Counts> for Outcomes {
+    fn from(counts: &Counts) -> Self {
+        Self {
+            updated: counts.updated,
+            stale: counts.stale,
+            deleted: counts.deleted,
+            quarantined: counts.quarantined,
+            expired: counts.expired,
+            released: counts.released,
+            kept: counts.kept,
+        }
+    }
+}
+
+/// Settings that a tenant is worked with. No secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SettingsView {
+    /// Members in one flush at most.
+    pub batch_size: usize,
+    /// A flush is made this long after the first member came.
+    pub flush_timeout_ms: u64,
+    /// Wait of a busy collector that found nothing more.
+    pub poll_interval_ms: u64,
+    /// Longest wait of an idle collector.
+    pub idle_backoff_max_ms: u64,
+    /// Flushes in flight at most.
+    pub pipeline_depth: usize,
+    /// Longest time of one write.
+    pub flush_deadline_ms: u64,
+    /// First delay after a failure.
+    pub backoff_min_ms: u64,
+    /// Longest delay after a failure that may be over at any moment.
+    pub backoff_max_ms: u64,
+    /// Longest delay after a failure that somebody has to mend.
+    pub backoff_long_ms: u64,
+    /// Lives of values that must wait are raised to this.
+    pub protect_floor_ms: u64,
+    /// Where its balances are written; `None` when nobody has needed it yet.
+    pub database: Option<DatabaseView>,
+}
+
+impl SettingsView {
+    fn new(options: &CollectorOptions, database: Option<DatabaseView>) -> Self {
+        let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            batch_size: options.batch_size,
+            flush_timeout_ms: ms(options.flush_timeout),
+            poll_interval_ms: ms(options.poll_interval),
+            idle_backoff_max_ms: ms(options.idle_backoff_max),
+            pipeline_depth: options.pipeline_depth,
+            flush_deadline_ms: ms(options.flush_deadline),
+            backoff_min_ms: ms(options.backoff_min),
+            backoff_max_ms: ms(options.backoff_max),
+            backoff_long_ms: ms(options.backoff_long),
+            protect_floor_ms: ms(options.protect_floor),
+            database,
+        }
+    }
+}
+
+impl TenantDetail {
+    /// Out of the row and what each owner says in detail.
+    #[must_use]
+    pub fn new(
+        row: TenantRow,
+        counts: &Counts,
+        details: Vec<(String, DetailRecord)>,
+        options: &CollectorOptions,
+    ) -> Self {
+        let mut flushes = Vec::new();
+        let mut errors = Vec::new();
+        // Points of several owners that lie in the same step are one.
+        let mut history: BTreeMap<u64, (f64, f64, Option<f64>, u64)> = BTreeMap::new();
+        let mut database = None;
+        for (worker, detail) in details {
+            flushes.extend(detail.flushes.into_iter().map(|flush| (flush, worker.clone())));
+            errors.extend(detail.errors.into_iter().map(|error| (error, worker.clone())));
+            for point in detail.history {
+                let step = (point.at / STEP_SECONDS as f64) as u64;
+                let sum = history.entry(step).or_insert((point.at, 0.0, None, 0));
+                sum.1 += f64::from(point.rows_per_second);
+                let lag = point.p99_seconds.map(round);
+                sum.2 = match (sum.2, lag) {
+                    (Some(a), Some(b)) => Some(a.max(b)),
+                    (a, b) => a.or(b),
+                };
+                sum.3 = sum.3.max(u64::from(point.due));
+            }
+            database = database.or(detail.database);
+        }
+        flushes.sort_by(|(a, _), (b, _)| b.at.total_cmp(&a.at));
+        errors.sort_by(|(a, _), (b, _)| b.at.total_cmp(&a.at));
+        let surplus = history.len().saturating_sub(POINTS);
+        let batches = Trigger::ALL
+            .iter()
+            .enumerate()
+            .map(|(n, trigger)| (trigger.name(), counts.batches.get(n).copied().unwrap_or_default()))
+            .collect();
+        Self {
+            next: next_of(&row, options),
+            row,
+            flushes: flushes
+                .into_iter()
+                .take(NOTES)
+                .map(|(flush, worker)| FlushView {
+                    at: at(flush.at),
+                    trigger: flush.trigger,
+                    claimed: flush.claimed,
+                    updated: flush.updated,
+                    stale: flush.stale,
+                    deleted: flush.deleted,
+                    quarantined: flush.quarantined,
+                    released: flush.released,
+                    took_ms: flush.took_ms,
+                    worker,
+                })
+                .collect(),
+            errors: errors
+                .into_iter()
+                .take(NOTES)
+                .map(|(error, worker)| ErrorView {
+                    at: at(error.at),
+                    reason: error.reason,
+                    detail: error.detail,
+                    worker,
+                })
+                .collect(),
+            history: history
+                .into_values()
+                .skip(surplus)
+                .map(|(time, rows_per_second, p99_seconds, due)| PointView {
+                    at: at(time),
+                    rows_per_second,
+                    p99_seconds,
+                    due,
+                })
+                .collect(),
+            outcomes: Outcomes::from(counts),
+            batches,
+            settings: SettingsView::new(options, database),
+        }
+    }
+}
+
+/// As near as a single-precision number comes to the decimal it was made of.
+fn round(lag: f32) -> f64 {
+    (f64::from(lag) * 1e6).round() / 1e6
+}
+
+/// What happens next with a tenant, in one sentence.
+#[must_use]
+pub fn next_of(row: &TenantRow, options: &CollectorOptions) -> String {
+    if let Some(paused) = &row.paused {
+        return format!(
+            "Nothing is written until it is resumed: {} paused it at {}; waiting values are kept alive meanwhile.",
+            paused.by, paused.at
+        );
+    }
+    match row.state {
+        UNSERVED => "Nothing happens until a worker that serves it is up.".to_owned(),
+        "degraded" if row.reason.as_deref() == Some(UNKNOWN_FORMAT) => format!(
+            "Its other balances are written; those in a format of a later release are tried again every {}, and written by a worker that knows it.",
+            humantime::format_duration(options.put_off)
+        ),
+        "degraded" => {
+            let longest = humantime::format_duration(match row.reason.as_deref() {
+                Some(reason) if waits_long(reason) => options.backoff_long,
+                _ => options.backoff_max,
+            });
+            let due = if row.due > 0 {
+                format!("{} due balances wait", row.due)
+            } else {
+                "nothing is due".to_owned()
+            };
+            format!(
+                "It is tried again by itself, at the latest every {longest} ({}); {due}, and their values are kept alive.",
+                row.reason.as_deref().unwrap_or("unknown")
+            )
+        }
+        "stopping" => {
+            "Its collector writes what it holds and ends; other workers go on with the rest.".to_owned()
+        }
+        "starting" => "Its collector asks Redis for what is due.".to_owned(),
+        "standby" => {
+            "Who stands by for it becomes its first owner, or joins in within seconds when something is due."
+                .to_owned()
+        }
+        _ if row.due > 0 => format!("The {} due balances are claimed and written now.", row.due),
+        _ if row.leased > 0 => {
+            format!(
+                "{} balances are held by a worker or put off, and come due again by themselves.",
+                row.leased
+            )
+        }
+        _ => "Nothing is due; the next mutation is written as soon as it is scheduled.".to_owned(),
+    }
+}

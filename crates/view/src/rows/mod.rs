@@ -1,0 +1,23 @@
+//! Tenants and workers as operators see them: what all workers say, put together into one row each.
+//!
+//! These types are the answers of the admin API; their field names are a contract.
+
+mod detail;
+mod tenant;
+mod worker;
+
+pub use detail::{ErrorView, FlushView, Outcomes, PointView, SettingsView, TenantDetail, next_of};
+pub use tenant::{Merged, PausedBy, TenantRow};
+pub use worker::{ReconcileView, ServiceView, TaskView, WorkerRow};
+
+/// The state of a tenant that no live worker serves.
+pub const UNSERVED: &str = "unserved";
+
+/// A time as text (RFC 3339, UTC, milliseconds).
+#[must_use]
+pub fn at(seconds: f64) -> String {
+    // Far beyond any clock that is set, and still four digits of year.
+    let seconds = if seconds.is_finite() { seconds.clamp(0.0, 253_402_300_799.0) } else { 0.0 };
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_micros((seconds * 1e6).round() as u64);
+    humantime::format_rfc3339_millis(time).to_string()
+}

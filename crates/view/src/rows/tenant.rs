@@ -1,0 +1,182 @@
+//! A tenant at a glance.
+
+use balance_sync_fleet::status::{Rates, TenantState, lag_quantile};
+use serde::Serialize;
+
+use super::{UNSERVED, at};
+use crate::record::{Counts, Pool, TenantRecord};
+
+/// Who halted a tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PausedBy {
+    /// Who.
+    pub by: String,
+    /// When.
+    pub at: String,
+    /// Why, if that was said.
+    pub note: Option<String>,
+}
+
+/// A tenant at a glance.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TenantRow {
+    /// Its id; `single` for a ledger without tenants.
+    pub id: String,
+    /// What its collector does, or `unserved`. With several owners the one that matters most.
+    pub state: &'static str,
+    /// Why, when degraded: a short, stable name.
+    pub reason: Option<String>,
+    /// Why, in words.
+    pub detail: Option<String>,
+    /// Since when it is in this state; `None` when nobody serves it.
+    pub since: Option<String>,
+    /// Who halted it.
+    pub paused: Option<PausedBy>,
+    /// Members in the schedule.
+    pub scheduled: u64,
+    /// Those whose time has come.
+    pub due: u64,
+    /// Those that a worker holds, or that are put off.
+    pub leased: u64,
+    /// How long the oldest due one has been due.
+    pub oldest_due_age_seconds: f64,
+    /// Smallest remaining life of a scheduled value in Redis.
+    pub shortest_life_seconds: Option<f64>,
+    /// Median lag over the last seconds.
+    pub lag_p50_seconds: Option<f64>,
+    /// Lag that 99 of 100 balances stayed within.
+    pub lag_p99_seconds: Option<f64>,
+    /// Rows written per second, over the last seconds.
+    pub rows_per_second: f64,
+    /// Rows written since the workers' start.
+    pub updated_total: u64,
+    /// Entries in quarantine.
+    pub quarantined: u64,
+    /// Lost balances among them.
+    pub losses: u64,
+    /// Values that had expired before anybody looked.
+    pub expired_total: u64,
+    /// Flushes that failed.
+    pub batch_failures_total: u64,
+    /// Its connections, over all workers.
+    pub pool: Option<Pool>,
+    /// The workers that serve it.
+    pub owners: Vec<String>,
+    /// Those among them that stand by: they claim only when nobody else does.
+    pub standby: Vec<String>,
+    /// Starts of its collectors after the first.
+    pub restarts_total: u64,
+}
+
+impl TenantRow {
+    /// Whether its balances are late: the oldest due one has waited longer than the objective, and not because an
+    /// operator halted it.
+    #[must_use]
+    pub fn is_behind(&self, objective_seconds: f64) -> bool {
+        self.paused.is_none()
+            && self.state != TenantState::Paused.name()
+            && self.oldest_due_age_seconds > objective_seconds
+    }
+
+    /// A tenant that no live worker serves.
+    #[must_use]
+    pub fn unserved(id: &str, paused: Option<PausedBy>) -> Self {
+        Self {
+            id: id.to_owned(),
+            state: UNSERVED,
+            reason: None,
+            detail: Some("no live worker serves this tenant".to_owned()),
+            since: None,
+            paused,
+            scheduled: 0,
+            due: 0,
+            leased: 0,
+            oldest_due_age_seconds: 0.0,
+            shortest_life_seconds: None,
+            lag_p50_seconds: None,
+            lag_p99_seconds: None,
+            rows_per_second: 0.0,
+            updated_total: 0,
+            quarantined: 0,
+            losses: 0,
+            expired_total: 0,
+            batch_failures_total: 0,
+            pool: None,
+            owners: Vec::new(),
+            standby: Vec::new(),
+            restarts_total: 0,
+        }
+    }
+
+    /// What its owners say, put together. `None` without any.
+    #[must_use]
+    pub fn merged(
+        id: &str,
+        owners: &[(&str, &TenantRecord)],
+        paused: Option<PausedBy>,
+    ) -> Option<(Self, Merged)> {
+        // The state that matters most, and where several are in it, the one that is in it longest.
+        let (_, main) = owners.iter().min_by(|(_, a), (_, b)| {
+            let by_state = a.state.display_priority().cmp(&b.state.display_priority());
+            by_state.then(a.since.total_cmp(&b.since))
+        })?;
+        let mut merged = Merged::default();
+        let mut pool: Option<Pool> = None;
+        for (_, record) in owners {
+            merged.rates.add(&record.rates);
+            merged.counts.add(&record.counts);
+            if let Some(more) = record.pool {
+                let sum = pool.get_or_insert_default();
+                sum.open += more.open;
+                sum.in_use += more.in_use;
+                sum.idle += more.idle;
+                sum.limit += more.limit;
+            }
+        }
+        // All owners look at the same schedule, each at its own moments.
+        let most = |of: fn(&TenantRecord) -> u64| owners.iter().map(|(_, r)| of(r)).max().unwrap_or_default();
+        let row = Self {
+            id: id.to_owned(),
+            state: main.state.name(),
+            reason: main.reason.clone(),
+            detail: main.detail.clone(),
+            since: Some(at(main.since)),
+            paused,
+            scheduled: most(|r| r.scheduled.max(r.due + r.leased)),
+            due: most(|r| r.due),
+            leased: most(|r| r.leased),
+            oldest_due_age_seconds: most(|r| r.oldest_due_age_ms) as f64 / 1e3,
+            shortest_life_seconds: owners
+                .iter()
+                .filter_map(|(_, r)| r.shortest_life_ms)
+                .min()
+                .map(|life| life as f64 / 1e3),
+            lag_p50_seconds: lag_quantile(&merged.rates.lags, 0.5),
+            lag_p99_seconds: lag_quantile(&merged.rates.lags, 0.99),
+            rows_per_second: merged.rates.rows_per_second,
+            updated_total: merged.counts.updated,
+            quarantined: most(|r| r.quarantine_entries),
+            losses: most(|r| r.losses),
+            expired_total: merged.counts.expired,
+            batch_failures_total: merged.counts.failures,
+            pool,
+            owners: owners.iter().map(|(name, _)| (*name).to_owned()).collect(),
+            standby: owners
+                .iter()
+                .filter(|(_, record)| record.state == TenantState::Standby)
+                .map(|(name, _)| (*name).to_owned())
+                .collect(),
+            restarts_total: merged.counts.restarts,
+        };
+        Some((row, merged))
+    }
+}
+
+/// What a row is made of and doesn't show.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Merged {
+    /// Rates over all owners.
+    pub rates: Rates,
+    /// Counters over all owners.
+    pub counts: Counts,
+}

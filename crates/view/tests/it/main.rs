@@ -1,0 +1,5 @@
+//! The operators' side of a worker, on real servers.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod sampler;
+mod tasks;
