@@ -1,7 +1,7 @@
 //! What operators do: pause and resume, flush, read credentials afresh, drain, retry and drop quarantined balances.
 //!
 //! [`Operator`] writes an action down in Redis, for the whole fleet; it is also how commands and the admin API do it. The
-//! [`Follower`] of each worker hears of it there, carries out what concerns its own tenants, and writes down what became
+//! follower of each worker hears of it there, carries out what concerns its own tenants, and writes down what became
 //! of it. One stream is both: nobody can have done anything that isn't in the log
 //! (`docs/decisions/0009-controls-and-view-in-redis.md`).
 

@@ -47,7 +47,7 @@ pub struct SupervisorOptions {
     pub limits: Limits,
 }
 
-/// Starts collectors; the real one is [`crate::lifecycle::CollectorSpawner`].
+/// Starts collectors; the real one is `threads::CollectorSpawner`.
 pub trait Spawner: 'static {
     /// Starts the collector of this incarnation on one of the worker's threads; gives which.
     fn spawn(&mut self, incarnation: Incarnation) -> usize;

@@ -1,5 +1,5 @@
 //! Actors and loops of the fleet: on paused time with Redis and Postgres in memory ([`common`]), and on real servers.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,56 +1,91 @@
-//! The rooms of the crate: each uses those after it only, and none uses the operators' view above them.
+//! The rooms of the crate, and the modules of the crate above it: each uses those after it only.
 
 use std::{fs, path::Path};
 
 /// In the order of their use.
-const ROOMS: [&str; 5] = ["lifecycle", "backends", "pipeline", "status", "tasks"];
-/// The modules above the rooms. `lifecycle` still starts some of these; no other room may know them.
-const ABOVE: [&str; 10] =
-    ["controls", "inspect", "overview", "publish", "record", "rows", "sampler", "view", "why", "worker"];
+const FLEET: [&str; 6] = ["lifecycle", "backends", "pipeline", "status", "tasks", "clock"];
+/// In the order of their use.
+const VIEW: [&str; 12] = [
+    "operations",
+    "why",
+    "overview",
+    "follower",
+    "publisher",
+    "sampler",
+    "reader",
+    "inspector",
+    "local_worker",
+    "actions",
+    "rows",
+    "record",
+];
 
-/// Lines of code, without comments, of all files below a folder.
-fn code(folder: &Path, lines: &mut Vec<(String, String)>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            code(&path, lines);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let name = path.display().to_string();
-            let text = fs::read_to_string(&path).unwrap();
-            let code = text.lines().map(str::trim).filter(|line| !line.starts_with("//"));
-            lines.extend(code.map(|line| (name.clone(), line.to_owned())));
+/// Lines of code, without comments, of a module: of its file, and of all files below its folder.
+fn code(path: &Path, lines: &mut Vec<(String, String)>) {
+    if path.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            code(&entry.unwrap().path(), lines);
         }
+    } else if path.is_file() {
+        let name = path.display().to_string();
+        let text = fs::read_to_string(path).unwrap();
+        let code = text.lines().map(str::trim).filter(|line| !line.starts_with("//"));
+        lines.extend(code.map(|line| (name.clone(), line.to_owned())));
     }
 }
 
-/// Whether a line names a module of the crate: by its path, or in the list of a `use crate::{…}`.
+/// Whether a line names a module of the crate: by its path from the root, or by its own name where that was imported.
 fn names(line: &str, module: &str) -> bool {
-    line.contains(&format!("crate::{module}::"))
-        || line.starts_with(&format!("{module}::"))
-        || line.starts_with(&format!("use crate::{{{module}::"))
+    if line.contains(&format!("crate::{module}")) {
+        return true;
+    }
+    line.match_indices(&format!("{module}::")).any(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        before.is_none_or(|before| !before.is_alphanumeric() && before != '_' && before != ':')
+    })
+}
+
+/// Each module of a crate uses those after it only, and all of its modules are listed.
+fn check(source: &Path, modules: &[&str]) {
+    for entry in fs::read_dir(source).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        assert!(name == "lib" || modules.contains(&name.as_str()), "{name} has no place in the order");
+    }
+    for (at, module) in modules.iter().enumerate() {
+        let mut lines = Vec::new();
+        code(&source.join(module).with_extension("rs"), &mut lines);
+        code(&source.join(module), &mut lines);
+        assert!(lines.len() > 5, "{module}: it is not where it was");
+        for forbidden in &modules[..at] {
+            let found = lines.iter().find(|(_, line)| names(line, forbidden));
+            assert!(found.is_none(), "{module} must not use {forbidden}: {found:?}");
+        }
+    }
 }
 
 #[test]
-fn each_room_uses_only_those_after_it() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for (at, room) in ROOMS.iter().enumerate() {
-        let mut lines = Vec::new();
-        code(&source.join(room), &mut lines);
-        assert!(lines.len() > 50, "{room}: the folder is not where it was");
-        let above = if *room == "lifecycle" { &[][..] } else { &ABOVE[..] };
-        for forbidden in ROOMS[..at].iter().chain(above) {
-            let found = lines.iter().find(|(_, line)| names(line, forbidden));
-            assert!(found.is_none(), "{room} must not use {forbidden}: {found:?}");
-        }
-    }
+fn each_room_of_the_fleet_uses_only_those_after_it() {
+    check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &FLEET);
+}
+
+#[test]
+fn each_module_of_the_view_uses_only_those_after_it() {
+    check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../view/src"), &VIEW);
 }
 
 #[test]
 fn a_use_is_seen_however_it_is_written() {
-    for line in
-        ["use crate::backends::Prober;", "backends::{", "use crate::{backends::Prober, tasks::Tasks};"]
-    {
+    for line in [
+        "use crate::backends::Prober;",
+        "use crate::backends;",
+        "backends::{",
+        "use crate::{backends::Prober, tasks::Tasks};",
+        "let prober = backends::Prober::start();",
+    ] {
         assert!(names(line, "backends"), "{line}");
     }
-    assert!(!names("let backends = 1;", "backends"));
+    for line in ["let backends = 1;", "use other::backends::Prober;", "old_backends::run();"] {
+        assert!(!names(line, "backends"), "{line}");
+    }
 }
