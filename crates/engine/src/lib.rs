@@ -3,8 +3,8 @@
 //! Time and seeds are arguments. A driver (`crates/fleet`, `crates/tenants`) carries out what a machine commands and reports
 //! what came of it; a simulator can drive the same code on virtual time.
 //!
-//! Which tenants: [`membership`] (which list of tenants is believed) · [`plan`] (which collectors run). One tenant:
-//! [`collector`] (its claims and flushes) · [`state`] and [`reason`] (what is shown of it). When something fails: [`failure`]
+//! Which tenants: [`membership`] (which list of tenants is believed) · [`registration`] and [`partition`] (which of them are
+//! this worker's) · [`plan`] (which collectors run). One tenant: [`collector`] (its claims and flushes) · [`state`] and [`reason`] (what is shown of it). When something fails: [`failure`]
 //! (what follows) · [`backoff`] (delays) · [`breaker`] (a service that fails again and again).
 
 pub mod backoff;
@@ -13,6 +13,8 @@ pub mod collector;
 pub mod failure;
 pub mod membership;
 mod name;
+pub mod partition;
 pub mod plan;
 pub mod reason;
+pub mod registration;
 pub mod state;

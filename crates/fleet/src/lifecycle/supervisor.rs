@@ -19,7 +19,7 @@ use rand::Rng;
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::partition::{Share, Unowned};
+use super::partition::{Share, TakeShare, Unowned};
 use crate::{
     backends::TenantManager,
     pipeline::{CollectorEnded, CollectorStarted, Incarnation},
@@ -342,10 +342,10 @@ impl Handler<Poll> for Supervisor {
     }
 }
 
-impl Handler<Share> for Supervisor {
+impl Handler<TakeShare> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, share: Share, ctx: &mut Self::Context) {
+    fn handle(&mut self, TakeShare(share): TakeShare, ctx: &mut Self::Context) {
         self.take_share(share, ctx);
     }
 }

@@ -60,7 +60,7 @@ fn tenants() -> BTreeSet<Tenant> {
 /// The tenants that are this worker's with one owner per tenant.
 fn part(name: &str, live: &[&str]) -> BTreeSet<Tenant> {
     let live = names(live);
-    tenants().into_iter().filter(|tenant| owners(tenant, &live, 1) == [name]).collect()
+    tenants().into_iter().filter(|tenant| owners(tenant.label(), &live, 1) == [name]).collect()
 }
 
 struct Directory {
