@@ -4,7 +4,8 @@
 //! what came of it; a simulator can drive the same code on virtual time.
 //!
 //! Which tenants: [`membership`] (which list of tenants is believed) · [`registration`] and [`partition`] (which of them are
-//! this worker's) · [`plan`] (which collectors run). One tenant: [`collector`] (its claims and flushes) · [`state`] and [`reason`] (what is shown of it). When something fails: [`failure`]
+//! this worker's) · [`plan`] (which collectors run). One tenant: [`collector`] (its claims and flushes) · [`standby`]
+//! (whether its first owner claims) · [`state`] and [`reason`] (what is shown of it). When something fails: [`failure`]
 //! (what follows) · [`backoff`] (delays) · [`breaker`] (a service that fails again and again).
 
 pub mod backoff;
@@ -17,4 +18,5 @@ pub mod partition;
 pub mod plan;
 pub mod reason;
 pub mod registration;
+pub mod standby;
 pub mod state;

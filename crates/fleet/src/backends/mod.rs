@@ -14,7 +14,7 @@ pub use observed_directory::ObservedDirectory;
 pub use postgres_sink::PostgresSink;
 pub use prober::Prober;
 pub use redis_queue::RedisQueue;
-pub use standby::Lookout;
+pub use standby::StandbyWatch;
 pub use tenant_manager::{
     CloseAll, DatabaseView, GetDatabaseView, GetPool, GetUsage, GetUsages, Hint, ManagerOptions, Refetch,
     TenantGone, TenantManager, TenantPool,

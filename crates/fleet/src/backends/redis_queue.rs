@@ -8,7 +8,7 @@ use balance_sync_schedule::{
     SettleReport,
 };
 
-use super::{prober::Prober, standby::Lookout};
+use super::{prober::Prober, standby::StandbyWatch};
 use crate::pipeline::{Queue, Survey, Sweep};
 
 /// Members adopted from a legacy schedule in one call.
@@ -23,16 +23,16 @@ pub struct RedisQueue {
     /// The key space of the id form that is not served, for tenants that have another.
     other: Option<KeySpace>,
     prober: Prober,
-    lookout: Lookout,
+    standby: StandbyWatch,
     keys: Arc<[Arc<str>]>,
 }
 
 impl RedisQueue {
     /// The queue of one tenant.
     #[must_use]
-    pub fn new(schedules: Schedules, other: Option<KeySpace>, prober: Prober, lookout: Lookout) -> Self {
+    pub fn new(schedules: Schedules, other: Option<KeySpace>, prober: Prober, standby: StandbyWatch) -> Self {
         let keys = schedules.iter().map(|schedule| schedule.space().shared_schedule()).collect();
-        Self { schedules, other, prober, lookout, keys }
+        Self { schedules, other, prober, standby, keys }
     }
 }
 
@@ -133,7 +133,7 @@ impl Queue for RedisQueue {
     }
 
     async fn stand_by(&self) {
-        let key = first_of(&self.keys, |key| self.lookout.wait(key)).await;
+        let key = first_of(&self.keys, |key| self.standby.wait(key)).await;
         self.schedules.wake(&key);
     }
 }

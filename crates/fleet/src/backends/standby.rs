@@ -1,18 +1,15 @@
-//! Standing by: a second owner claims nothing for as long as somebody else does.
+//! Standing by: a second owner claims nothing for as long as another worker does.
 //!
 //! Two workers that claim from one schedule share its work, and cost its Postgres twice the connections; where many
 //! tenants are busy that makes both slower than one. So of a tenant's owners the first works, and the others only look:
 //! one task per thread asks for the heads of all schedules that its collectors stand by for, some hundred in one
-//! read-only call, and wakes a collector when what is due is claimed by nobody. The list of workers
-//! ([`crate::lifecycle::partition`]) tells who is first and who has gone; this is for what no list can tell in time.
-//!
-//! What is at the head counts as unclaimed when it has stood there, unchanged, for as long as an idle owner may take to
-//! look. A balance that is mutated all the time never stands still: its time is that of the last mutation. There the member
-//! seen last decides. It must have been claimed at some look, held or gone; where it never was, for many looks, nobody
-//! works. Whoever is woken in error finds nothing to claim, or shares the work for a while: claims keep that correct.
+//! read-only call, and wakes a collector when what is due is claimed by nobody. When that is the case is decided by
+//! [`balance_sync_engine::standby`]. The list of workers ([`crate::lifecycle::partition`]) says who is first and who has gone;
+//! this is for what no list can say in time.
 
-use std::{collections::VecDeque, rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
+use balance_sync_engine::standby::{self, LastHead, Standby, Watch};
 use balance_sync_schedule::{Head, HeadState, Link, ScheduleError, read_heads};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -22,99 +19,62 @@ use tokio_util::sync::CancellationToken;
 
 use crate::tasks::{Inbox, Progress, TaskName, Tasks};
 
-/// Looks at a schedule in the time within which an idle owner looks at it (`collector.idle_backoff_max`).
-const LOOKS: u32 = 2;
-/// So many looks in a row at the same head, and nobody works the schedule: the first, and those of one such time.
-const STILL: u32 = 1 + LOOKS;
-/// So many looks in a row between which nothing was claimed, although something was due: ten such times.
-const UNCLAIMED: u32 = 1 + 10 * LOOKS;
-/// Schedules in one call: some 200 µs of Redis, so that nobody waits long behind it.
-const PAGE: usize = 250;
-/// Times that a collector finds the lookout gone before it works itself.
+/// Times that a collector finds the watch gone before it takes over.
 const TRIES: u32 = 3;
 
-/// A schedule that a collector stands by for.
+/// A collector that stands by for a schedule.
 #[derive(Debug)]
-struct Post {
+struct Sleeper {
     key: Arc<str>,
     wake: oneshot::Sender<()>,
-    /// What was at its head at the last look, if anything was due.
-    head: Option<Head>,
-    /// Looks in a row that found this head.
-    still: u32,
-    /// Looks in a row that found something due, and nothing claimed since the one before.
-    unclaimed: u32,
 }
 
-impl Post {
-    fn new(key: Arc<str>, wake: oneshot::Sender<()>) -> Self {
-        Self { key, wake, head: None, still: 0, unclaimed: 0 }
-    }
+type Entry = Standby<Sleeper, Head>;
 
-    /// Takes a look in; gives whether nobody seems to work the schedule.
-    fn take(&mut self, seen: Option<HeadState>) -> bool {
-        let Some(HeadState { head, unclaimed }) = seen else {
-            self.forget();
-            return false;
-        };
-        let last = self.head.replace(head);
-        self.still = if last == self.head { self.still + 1 } else { 1 };
-        self.unclaimed = if last.is_none() || unclaimed { self.unclaimed + 1 } else { 1 };
-        self.still >= STILL || self.unclaimed >= UNCLAIMED
-    }
-
-    fn forget(&mut self) {
-        self.head = None;
-        self.still = 0;
-        self.unclaimed = 0;
-    }
-}
-
-/// A handle on a thread's lookout.
+/// A handle on a thread's standby watch.
 #[derive(Debug, Clone)]
-pub struct Lookout {
-    inbox: Inbox<Post>,
+pub struct StandbyWatch {
+    inbox: Inbox<Sleeper>,
     idle: Duration,
 }
 
-impl Lookout {
+impl StandbyWatch {
     /// Starts it on the current thread, whose number is given. `idle` is the time within which an idle owner looks at its
     /// schedule.
     #[must_use]
     pub fn start(link: Link, idle: Duration, tasks: &Tasks, thread: usize, stop: CancellationToken) -> Self {
-        let look = async move |posts: &[Post]| {
-            read_heads(&link, posts.iter().map(|post| (&post.key, post.head.as_ref()))).await
+        let look = async move |page: &[Entry]| {
+            read_heads(&link, page.iter().map(|entry| (&entry.who.key, entry.head()))).await
         };
         Self::start_with(look, idle, tasks, thread, stop)
     }
 
     fn start_with(
-        look: impl AsyncFn(&[Post]) -> Result<Vec<Option<HeadState>>, ScheduleError> + 'static,
+        look: impl AsyncFn(&[Entry]) -> Result<Vec<Option<HeadState>>, ScheduleError> + 'static,
         idle: Duration,
         tasks: &Tasks,
         thread: usize,
         stop: CancellationToken,
     ) -> Self {
         let (inbox, look) = (Inbox::new(), Rc::new(look));
-        let round = (idle / LOOKS).max(Duration::from_millis(1));
-        tasks.keep(TaskName::Standby, Some(thread), round, stop.clone(), {
+        tasks.keep(TaskName::Standby, Some(thread), standby::round(idle), stop.clone(), {
             let inbox = inbox.clone();
             move |progress| {
                 let (look, arrivals, stop) = (Rc::clone(&look), inbox.open(), stop.clone());
                 async move {
-                    stop.run_until_cancelled(keep_watch(&*look, arrivals, round, &progress)).await;
+                    stop.run_until_cancelled(keep_watch(&*look, arrivals, idle, &progress)).await;
                 }
             }
         });
         Self { inbox, idle }
     }
 
-    /// Waits until something is due in the schedule that nobody claims, or the lookout is gone for good: then this
-    /// collector takes over.
+    /// Waits until something is due in the schedule that nobody claims, or the watch is gone for good: then this collector
+    /// takes over.
     pub async fn wait(&self, key: Arc<str>) {
         for _ in 0..TRIES {
             let (wake, woken) = oneshot::channel();
-            if self.inbox.send(Post::new(Arc::clone(&key), wake)) && woken.await.is_ok() {
+            if self.inbox.send(Sleeper { key: Arc::clone(&key), wake }) && woken.await.is_ok() {
                 return;
             }
             // It has panicked, and is about to start again.
@@ -123,54 +83,52 @@ impl Lookout {
     }
 }
 
-/// Looks at each post once in `round`, a page at a time.
+/// Looks at the schedules page by page, and wakes those whose time has come.
 async fn keep_watch(
-    look: &impl AsyncFn(&[Post]) -> Result<Vec<Option<HeadState>>, ScheduleError>,
-    mut arrivals: mpsc::UnboundedReceiver<Post>,
-    round: Duration,
+    look: &impl AsyncFn(&[Entry]) -> Result<Vec<Option<HeadState>>, ScheduleError>,
+    mut arrivals: mpsc::UnboundedReceiver<Sleeper>,
+    idle: Duration,
     progress: &Progress,
 ) {
-    let mut posts = VecDeque::new();
-    let mut next = Instant::now();
+    let mut watch = Watch::new(idle, now());
     loop {
         progress.beat();
+        let next = watch.wake_at();
         tokio::select! {
             biased;
             new = progress.waiting(arrivals.recv()) => match new {
-                Some(new) => {
-                    if posts.is_empty() {
-                        next = next.max(Instant::now());
-                    }
-                    posts.push_back(new);
-                }
+                Some(new) => watch.add(new, now()),
                 None => return,
             },
-            () = tokio::time::sleep_until(next), if !posts.is_empty() => {
-                let all = posts.len();
-                let mut page: Vec<Post> = posts.drain(..PAGE.min(all)).collect();
-                next = Instant::now() + round.mul_f64(page.len() as f64 / all as f64);
-                page.retain(|post| !post.wake.is_closed());
+            () = tokio::time::sleep_until(next.unwrap_or_else(now).into()), if next.is_some() => {
+                let page = watch.page(now(), |sleeper| sleeper.wake.is_closed());
+                if page.is_empty() {
+                    continue;
+                }
                 match look(&page).await {
                     Ok(seen) => {
-                        for (mut post, seen) in page.into_iter().zip(seen) {
-                            if post.take(seen) {
-                                // Whoever stood by may have been stopped meanwhile.
-                                let _ = post.wake.send(());
-                            } else {
-                                posts.push_back(post);
-                            }
+                        let seen = seen.into_iter().map(|seen| seen.map(observation)).collect();
+                        for sleeper in watch.looked(page, seen) {
+                            // Its collector may have been stopped meanwhile.
+                            let _ = sleeper.wake.send(());
                         }
                     }
                     Err(error) => {
-                        // Nobody can claim now, and that will have been so for a while when it is over.
                         tracing::debug!(%error, "schedules that are stood by for can't be looked at");
-                        page.iter_mut().for_each(Post::forget);
-                        posts.extend(page);
+                        watch.failed(page);
                     }
                 }
             }
         }
     }
+}
+
+fn observation(HeadState { head, unclaimed }: HeadState) -> standby::Seen<Head> {
+    standby::Seen { head, last: if unclaimed { LastHead::Waits } else { LastHead::Claimed } }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
 }
 
 #[cfg(test)]
@@ -211,33 +169,33 @@ mod tests {
             members.remove(&head.unwrap());
         }
 
-        fn look(&self, posts: &[Post]) -> Result<Vec<Option<HeadState>>, ScheduleError> {
-            self.asked.borrow_mut().push(posts.len());
+        fn look(&self, page: &[Entry]) -> Result<Vec<Option<HeadState>>, ScheduleError> {
+            self.asked.borrow_mut().push(page.len());
             if self.down.get() {
                 let message = "down".to_owned();
                 return Err(ScheduleError { operation: "look", class: ErrorClass::Unavailable, message });
             }
             let due = self.due.borrow();
             let none = BTreeMap::new();
-            Ok(posts
+            Ok(page
                 .iter()
-                .map(|post| {
-                    let members = due.get(&*post.key).unwrap_or(&none);
+                .map(|entry| {
+                    let members = due.get(&*entry.who.key).unwrap_or(&none);
                     let (member, score) = members.iter().min_by_key(|(_, score)| **score)?;
                     let head = Head { member: member.clone().into_bytes(), score: score.to_string() };
-                    let last = post.head.as_ref().map(|last| String::from_utf8_lossy(&last.member));
+                    let last = entry.head().map(|last| String::from_utf8_lossy(&last.member));
                     Some(HeadState { head, unclaimed: last.is_some_and(|last| members.contains_key(&*last)) })
                 })
                 .collect())
         }
     }
 
-    struct Watch {
+    struct Bench {
         fake: Rc<Fake>,
-        lookout: Lookout,
+        standby: StandbyWatch,
     }
 
-    impl Watch {
+    impl Bench {
         fn new() -> Self {
             Self::owned_by(&Tasks::default())
         }
@@ -245,27 +203,27 @@ mod tests {
         fn owned_by(tasks: &Tasks) -> Self {
             let fake = Rc::<Fake>::default();
             let asked = Rc::clone(&fake);
-            let look = async move |posts: &[Post]| asked.look(posts);
-            Self { fake, lookout: Lookout::start_with(look, IDLE, tasks, 0, CancellationToken::new()) }
+            let look = async move |page: &[Entry]| asked.look(page);
+            Self { fake, standby: StandbyWatch::start_with(look, IDLE, tasks, 0, CancellationToken::new()) }
         }
 
         fn wait(&self, key: &str) -> JoinHandle<Duration> {
-            let (lookout, key) = (self.lookout.clone(), Arc::from(key));
+            let (standby, key) = (self.standby.clone(), Arc::from(key));
             tokio::task::spawn_local(async move {
                 let begun = Instant::now();
-                lookout.wait(key).await;
+                standby.wait(key).await;
                 begun.elapsed()
             })
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lookout_that_panics_once_is_waited_for_and_one_that_is_gone_is_done_without() {
+    async fn a_watch_that_panics_once_is_waited_for_and_one_that_is_gone_is_done_without() {
         LocalSet::new()
             .run_until(async {
                 let (tasks, faults) = (Tasks::default(), Faults::default());
                 tasks.inject(faults.clone());
-                let watch = Watch::owned_by(&tasks);
+                let watch = Bench::owned_by(&tasks);
                 let wait = watch.wait("k");
                 tokio::time::sleep(10 * IDLE).await;
                 faults.panic(TaskName::Standby, Moment::Beat, 1);
@@ -284,8 +242,8 @@ mod tests {
             .await;
     }
 
-    async fn local(test: impl AsyncFnOnce(Watch)) {
-        LocalSet::new().run_until(async { test(Watch::new()).await }).await;
+    async fn local(test: impl AsyncFnOnce(Bench)) {
+        LocalSet::new().run_until(async { test(Bench::new()).await }).await;
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use super::{
     thread_health::{self, Pulse},
 };
 use crate::{
-    backends::{Lookout, PostgresSink, Prober, RedisQueue, TenantManager},
+    backends::{PostgresSink, Prober, RedisQueue, StandbyWatch, TenantManager},
     pipeline::{Collector, CollectorActor, CollectorOptions, Incarnation},
     status::FleetStatus,
     tasks::TaskName,
@@ -26,7 +26,7 @@ pub(super) struct CollectorThread {
     arbiter: ArbiterHandle,
     link: Link,
     prober: Prober,
-    lookout: Lookout,
+    standby: StandbyWatch,
     pub(super) pulse: Pulse,
 }
 
@@ -48,19 +48,19 @@ impl CollectorThread {
         let (beating, tasks, stop) = (pulse.clone(), fleet.tasks.clone(), stop.clone());
         arbiter.spawn_fn(move || {
             let prober = Prober::start(probe_link.clone(), probe_interval, &tasks, thread, stop.clone());
-            let lookout = Lookout::start(probe_link, probe_interval, &tasks, thread, stop.clone());
-            let _ = sender.send((prober, lookout));
+            let standby = StandbyWatch::start(probe_link, probe_interval, &tasks, thread, stop.clone());
+            let _ = sender.send((prober, standby));
             let beat = move |progress| beating.clone().beat(thread_health::EVERY, progress);
             tasks.keep(TaskName::ThreadPulse, Some(thread), thread_health::EVERY, stop, beat);
         });
-        let Ok((prober, lookout)) = receiver.recv_timeout(STARTS_WITHIN) else {
+        let Ok((prober, standby)) = receiver.recv_timeout(STARTS_WITHIN) else {
             return Err(ScheduleError {
                 operation: "start",
                 class: ErrorClass::Unexpected,
                 message: "a worker thread did not start".to_owned(),
             });
         };
-        Ok((Self { arbiter: arbiter.handle(), link, prober, lookout, pulse }, arbiter))
+        Ok((Self { arbiter: arbiter.handle(), link, prober, standby, pulse }, arbiter))
     }
 }
 
@@ -86,7 +86,7 @@ impl Spawner for CollectorSpawner {
         let tenant = incarnation.tenant.clone();
         let schedules = Schedules::new(&thread.link, tenant.key_spaces(self.key_form), &self.schedule);
         let other = other_key_space(&tenant, self.key_form);
-        let queue = RedisQueue::new(schedules, other, thread.prober.clone(), thread.lookout.clone());
+        let queue = RedisQueue::new(schedules, other, thread.prober.clone(), thread.standby.clone());
         let collector = Collector {
             queue,
             sink: PostgresSink::new(self.manager.clone(), tenant.clone()),
