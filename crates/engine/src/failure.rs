@@ -15,6 +15,8 @@ names! {
     pub enum PostgresClass {
         /// Not connected, or no longer: refused, reset, shutting down, starting up.
         Connection = "connection",
+        /// No name service knows the host.
+        Dns = "dns",
         /// The server, the role, the database or our own budget has no connection to give.
         TooManyConnections = "too_many_connections",
         /// No answer in time: statement timeout, lock timeout, or a connection that has gone silent.
@@ -41,7 +43,9 @@ names! {
         Refused = "refused",
         /// The server is out of disk, memory or another resource.
         Resources = "resources",
-        /// The settings can't work: a certificate that can't be read or trusted, TLS the server doesn't offer.
+        /// No TLS with this server: a certificate that can't be read or trusted, or TLS that the server doesn't offer.
+        Tls = "tls",
+        /// The settings can't work.
         Configuration = "configuration",
         /// What is between here and Postgres can't be relied upon: settings that have no effect, a connection that leads to
         /// another database than before or to another tenant's, an unknown prepared statement. Nothing was written.
@@ -267,6 +271,8 @@ pub const fn reaction(cause: Cause) -> Reaction {
     match cause {
         Cause::Postgres(class) => match class {
             PostgresClass::Connection => Reaction::new(Reason::PostgresConnection).pinging(),
+            // Who can't be found may be somewhere else.
+            PostgresClass::Dns => Reaction::new(Reason::PostgresDns).refetching().pinging(),
             PostgresClass::TooManyConnections => Reaction::new(Reason::PostgresTooManyConnections).pinging(),
             PostgresClass::Timeout => Reaction::new(Reason::PostgresTimeout).pinging(),
             PostgresClass::ReadOnly => Reaction::new(Reason::PostgresReadOnly).refetching(),
@@ -282,6 +288,7 @@ pub const fn reaction(cause: Cause) -> Reaction {
             PostgresClass::NoVisibleRows => Reaction::new(Reason::PostgresNoVisibleRows).refetching(),
             PostgresClass::RefusesEveryRow => Reaction::new(Reason::PostgresRefusesEveryRow),
             PostgresClass::Resources => Reaction::new(Reason::PostgresResources),
+            PostgresClass::Tls => Reaction::new(Reason::PostgresTls).refetching().pinging(),
             PostgresClass::Configuration => {
                 Reaction::new(Reason::PostgresConfiguration).refetching().pinging()
             }

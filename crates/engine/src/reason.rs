@@ -16,6 +16,10 @@ names! {
     pub enum Reason {
         /// Not connected to Postgres, or no longer.
         PostgresConnection = "postgres_connection",
+        /// No name service knows the host of Postgres.
+        PostgresDns = "postgres_dns",
+        /// Another session has locked some of the tenant's rows; the others are written.
+        PostgresRowLocked = "postgres_row_locked",
         /// Postgres, or our own budget, has no connection to give.
         PostgresTooManyConnections = "postgres_too_many_connections",
         /// No answer of Postgres in time.
@@ -40,6 +44,8 @@ names! {
         PostgresRefusesEveryRow = "postgres_refuses_every_row",
         /// Out of disk, memory or the like.
         PostgresResources = "postgres_resources",
+        /// No TLS with Postgres.
+        PostgresTls = "postgres_tls",
         /// Settings that can't work.
         PostgresConfiguration = "postgres_configuration",
         /// What stands between the worker and Postgres can't be relied upon.
@@ -101,6 +107,8 @@ impl Reason {
     pub const fn pace(self) -> Pace {
         match self {
             Self::PostgresConnection
+            | Self::PostgresDns
+            | Self::PostgresRowLocked
             | Self::PostgresTooManyConnections
             | Self::PostgresTimeout
             | Self::PostgresReadOnly
@@ -123,6 +131,7 @@ impl Reason {
             | Self::PostgresRowSecurity
             | Self::PostgresNoVisibleRows
             | Self::PostgresRefusesEveryRow
+            | Self::PostgresTls
             | Self::PostgresConfiguration
             | Self::PostgresPoolerUnsafe
             | Self::PostgresInternal

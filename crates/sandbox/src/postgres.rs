@@ -194,6 +194,17 @@ impl PostgresServer {
             .with_context(|| format!("connecting to the private PostgreSQL, database {database}"))
     }
 
+    /// Offers TLS with this certificate and key, both PEM, from soon on; new connections may do without as before.
+    ///
+    /// # Errors
+    /// When the files can't be written, and what PostgreSQL answers.
+    pub async fn use_tls(&self, certificate: &str, key: &SecretString) -> Result<()> {
+        self.guard.write_private("data/server.crt", certificate)?;
+        self.guard.write_private("data/server.key", key.expose_secret())?;
+        self.execute("postgres", "ALTER SYSTEM SET ssl = on").await?;
+        self.execute("postgres", "SELECT pg_reload_conf()").await
+    }
+
     /// Runs SQL, one or more statements, as the superuser. It is taken literally.
     ///
     /// # Errors

@@ -41,6 +41,7 @@ use tokio::task::{JoinError, JoinHandle};
 
 use crate::examine::Examined;
 use crate::homes::Homes;
+use crate::mode::Found;
 use crate::sql::Target;
 
 /// A connection this old is closed instead of being kept: servers and the boxes between leak, and a role's changed
@@ -232,6 +233,8 @@ pub(crate) struct Server {
     /// Batches that may be written at once.
     pub(crate) turns: Arc<Semaphore>,
     waiting: AtomicUsize,
+    /// Whether nothing stands between here and the server.
+    pub(crate) is_direct: Found<bool>,
     /// Somebody has queued: the sweeper is to look sooner.
     queued: Arc<Notify>,
     state: Mutex<State>,
@@ -357,6 +360,7 @@ impl Server {
             limit,
             turns: Arc::new(Semaphore::new(AT_WORK)),
             waiting: AtomicUsize::new(0),
+            is_direct: Found::nothing(),
             queued: Arc::default(),
             state: Mutex::new(State::default()),
             chores,
@@ -419,6 +423,17 @@ impl Server {
         self.serve(state);
         self.queued.notify_one();
         Err(granted)
+    }
+
+    /// The right to open one more connection, if nobody waits for it.
+    pub(crate) fn spare(self: &Arc<Server>, database: u64) -> Option<Slot> {
+        let mut state = self.state();
+        if state.open >= self.limit || !state.queue.is_empty() {
+            return None;
+        }
+        state.open += 1;
+        state.enter(database);
+        Some(Slot { server: Arc::clone(self), database })
     }
 
     /// What this database may have now.

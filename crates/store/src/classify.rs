@@ -9,6 +9,7 @@ use std::borrow::Cow;
 pub use balance_sync_engine::failure::PostgresClass as ErrorClass;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
+use crate::connect::{class_of_pooler, tls_fault};
 use crate::sql::{ALTERED_MARK, GUARD_MARK};
 
 /// SQLSTATE, or its first two characters (its class in the standard's sense), to our class. A whole code goes before its
@@ -38,7 +39,7 @@ const SQLSTATES: &[(&str, ErrorClass)] = &[
     ("53", ErrorClass::Resources),
     ("53300", ErrorClass::TooManyConnections),
     ("54", ErrorClass::Resources),
-    ("55000", ErrorClass::DatabaseMissing), // at connect: the database admits no connections
+    ("55000", ErrorClass::RefusesEveryRow), // the table is not in a state to be updated; at connect see `class_of`
     ("55006", ErrorClass::Connection),      // object in use: the database is being dropped or copied
     ("55P03", ErrorClass::Timeout), // lock timeout: the lock has been waited for, so not again at once
     ("57014", ErrorClass::Timeout), // statement timeout, or cancelled by an administrator
@@ -149,6 +150,16 @@ impl StoreError {
         self.in_function
     }
 
+    /// Whether a lock was not to be had in time: of a row, of the table, or of what a trigger works on.
+    pub(crate) fn is_lock_timeout(&self) -> bool {
+        self.sqlstate.as_deref() == Some("55P03") && !self.in_function
+    }
+
+    /// The same with more words.
+    pub(crate) fn with_words(self, more: &str) -> StoreError {
+        StoreError { message: format!("{}: {more}", self.message).into(), ..self }
+    }
+
     /// The same, found to concern every row of the table.
     pub(crate) fn of_every_row(self, message: String) -> StoreError {
         let class = if self.class == ErrorClass::Refused { ErrorClass::RefusesEveryRow } else { self.class };
@@ -176,12 +187,18 @@ impl From<sqlx::Error> for StoreError {
             sqlx::Error::Io(io) if io.kind() == std::io::ErrorKind::TimedOut => {
                 StoreError::new(ErrorClass::Timeout, io.to_string())
             }
-            sqlx::Error::Io(io) => StoreError::new(ErrorClass::Connection, io.to_string()),
+            sqlx::Error::Io(io) => match io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
+            {
+                Some(fault) => StoreError::new(ErrorClass::Tls, tls_fault(fault)),
+                None => StoreError::new(ErrorClass::Connection, io.to_string()),
+            },
             // What comes in is not the protocol: the stream is out of step, or somebody else answers on that port.
             sqlx::Error::Protocol(_) => StoreError::new(ErrorClass::Connection, error.to_string()),
-            sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => {
-                StoreError::new(ErrorClass::Configuration, error.to_string())
-            }
+            sqlx::Error::Tls(fault) => match fault.downcast_ref::<rustls::Error>() {
+                Some(fault) => StoreError::new(ErrorClass::Tls, tls_fault(fault)),
+                None => StoreError::new(ErrorClass::Tls, fault.to_string()),
+            },
+            sqlx::Error::Configuration(_) => StoreError::new(ErrorClass::Configuration, error.to_string()),
             _ => StoreError::new(ErrorClass::Internal, error.to_string()),
         }
     }
@@ -192,6 +209,10 @@ impl From<sqlx::Error> for StoreError {
 /// refused value it would send every balance of the tenant to quarantine.
 fn class_of(sqlstate: &str, fatal: bool) -> ErrorClass {
     match class_of_sqlstate(sqlstate) {
+        // The database admits no connections.
+        _ if fatal && sqlstate == "55000" => ErrorClass::DatabaseMissing,
+        // A feature that a proxy lacks; a server ends no session for that.
+        _ if fatal && sqlstate == "0A000" => ErrorClass::PoolerUnsafe,
         ErrorClass::Refused | ErrorClass::NotProvisioned | ErrorClass::Contention if fatal => {
             ErrorClass::Configuration
         }
@@ -231,6 +252,7 @@ fn from_postgres(error: &PgDatabaseError) -> StoreError {
         {
             ErrorClass::RowSecurity
         }
+        ErrorClass::Connection if error.code() == "08P01" => class_of_pooler(error),
         class => class,
     };
     // A session that answered "read only" belongs to a server, or to a pooler's server, that we
@@ -238,7 +260,7 @@ fn from_postgres(error: &PgDatabaseError) -> StoreError {
     let keep = !matches!(
         class,
         ErrorClass::Connection | ErrorClass::ReadOnly | ErrorClass::PoolerUnsafe | ErrorClass::Internal
-    );
+    ) && error.code() != "08P01";
     StoreError {
         class,
         sqlstate: Some(error.code().to_owned()),
@@ -339,6 +361,9 @@ mod tests {
         assert_eq!(class_of("22023", false), ErrorClass::Refused);
         assert_eq!(class_of("28P01", true), ErrorClass::Credentials);
         assert_eq!(class_of("42501", true), ErrorClass::Permission);
+        assert_eq!(class_of("55000", true), ErrorClass::DatabaseMissing);
+        assert_eq!(class_of("55000", false), ErrorClass::RefusesEveryRow);
+        assert_eq!(class_of("0A000", true), ErrorClass::PoolerUnsafe);
     }
 
     #[test]

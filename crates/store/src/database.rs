@@ -12,6 +12,7 @@ use crate::budget::{CLOSE_TIMEOUT, ConnectionBudget, Open, Server, lock};
 use crate::classify::{ErrorClass, StoreError};
 use crate::examine::Examined;
 use crate::homes::Homes;
+use crate::mode::{ConnectionMode, Found};
 use crate::session::{Answer, Operation, Session};
 use crate::spec::DatabaseSpec;
 use crate::sql::{Preamble, Sql, Target, Unwritable};
@@ -36,6 +37,8 @@ pub(crate) struct Inner {
     last_used: Mutex<Instant>,
     /// Where the `search_path` of the role finds the balance table: found out once, as later sessions may come with another.
     schema: Mutex<Option<String>>,
+    /// How its connections lead to it.
+    pub(crate) mode: Found<ConnectionMode>,
     /// The database that the settings name, for errors.
     settings: String,
     /// Kept so that databases of one budget meet on one server for as long as one of them exists.
@@ -81,6 +84,7 @@ impl Database {
             preamble: Preamble::new(&spec),
             settings: format!("{}/{}", spec.server_key(), spec.database),
             schema: Mutex::new(None),
+            mode: Found::nothing(),
             operation_timeout: spec.operation_timeout(),
             spec,
             server,
@@ -117,6 +121,13 @@ impl Database {
             in_use: count(open.saturating_sub(idle)),
             limit: self.0.limit,
         }
+    }
+
+    /// Whether a pooler stands before it, as far as is known: `None` before the first connection, and where no connection could be
+    /// spared to find out.
+    #[must_use]
+    pub fn mode(&self) -> Option<ConnectionMode> {
+        self.0.mode.get()
     }
 
     /// Since when nobody has used it (its opening counts as use); `None` while somebody does.

@@ -22,6 +22,8 @@ pub(crate) struct Examined {
     pub(crate) oid: i64,
     /// When the server was started.
     pub(crate) started: String,
+    /// The process of the session.
+    pub(crate) pid: i32,
 }
 
 const EXAMINE: &str = "SELECT pg_catalog.current_database()::pg_catalog.text, \
@@ -33,13 +35,55 @@ const EXAMINE: &str = "SELECT pg_catalog.current_database()::pg_catalog.text, \
       ORDER BY s.n LIMIT 1), \
      (SELECT d.oid::pg_catalog.int8 FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database()), \
      pg_catalog.pg_postmaster_start_time()::pg_catalog.text, \
+     pg_catalog.pg_backend_pid(), \
      pg_catalog.current_setting('synchronous_commit'), \
      pg_catalog.current_setting('row_security'), \
      pg_catalog.current_setting('transaction_isolation')";
 
+/// A schema of the role's `search_path` that has a balance table and that the role may not use. `current_schemas` leaves it out.
+const HIDDEN: &str = "SELECT s.nspname::pg_catalog.text, current_user::pg_catalog.text FROM pg_catalog.pg_namespace AS s \
+     JOIN pg_catalog.pg_class AS c ON c.relnamespace = s.oid AND c.relname = 'balance' \
+     WHERE c.relkind IN ('r', 'p', 'v', 'f') AND NOT pg_catalog.has_schema_privilege(s.oid, 'USAGE') \
+     AND s.nspname = ANY (pg_catalog.string_to_array(pg_catalog.replace(pg_catalog.replace( \
+     pg_catalog.current_setting('search_path'), '\"$user\"', current_user), '\"', ''), ', ')) ORDER BY s.nspname LIMIT 1";
+
 /// The settings whose values it asks for, and what they must be.
 const SETTINGS: [(&str, &str); 3] =
     [("synchronous_commit", "on"), ("row_security", "off"), ("transaction_isolation", "read committed")];
+
+/// Why no schema of the role's `search_path` has a balance table.
+pub(crate) async fn why_no_table(
+    connection: &mut PgConnection,
+    preamble: &Preamble,
+    database: &str,
+) -> StoreError {
+    let mut sql = Sql::new(preamble, None);
+    sql.push(HIDDEN);
+    let hidden = async {
+        let answer = send(connection, sql.finish()).await?;
+        let Some(row) = answer.rows.first() else { return Ok::<_, StoreError>(None) };
+        let (schema, role): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        Ok(Some((schema, role)))
+    };
+    match hidden.await {
+        Ok(Some((schema, role))) => StoreError::new(
+            ErrorClass::Permission,
+            format!(
+                "the role may not use the schema {schema:?}, in which the table \"balance\" is: \
+                 GRANT USAGE ON SCHEMA {schema:?} TO {role:?}"
+            ),
+        )
+        .with_sqlstate("42501")
+        .keeping_session(),
+        Ok(None) => StoreError::new(
+            ErrorClass::NotProvisioned,
+            format!("no schema of the role's search_path in database {database:?} has a table \"balance\""),
+        )
+        .with_sqlstate("42P01")
+        .keeping_session(),
+        Err(error) => error,
+    }
+}
 
 /// Looks where a connection leads.
 ///
@@ -55,7 +99,10 @@ pub(crate) async fn examine(
         // Nothing of ours is in it but settings and catalogs every server has.
         ErrorClass::NotProvisioned | ErrorClass::Refused | ErrorClass::Internal => StoreError::new(
             ErrorClass::PoolerUnsafe,
-            format!("session settings are refused: {}", error.message()),
+            format!(
+                "session settings are refused: {}; let the worker's connections pass the proxy, or one that takes SET LOCAL",
+                error.message()
+            ),
         ),
         _ => error,
     })?;
@@ -63,12 +110,13 @@ pub(crate) async fn examine(
         StoreError::new(ErrorClass::PoolerUnsafe, "no answer to a query that always has one")
     })?;
     for (n, (name, wanted)) in SETTINGS.iter().enumerate() {
-        let value: String = row.try_get(4 + n)?;
+        let value: String = row.try_get(5 + n)?;
         if value != *wanted {
             return Err(StoreError::new(
                 ErrorClass::PoolerUnsafe,
                 format!(
-                    "session settings are not in force: {name} is {value:?} after it was set to {wanted:?}"
+                    "session settings are not in force: {name} is {value:?} after it was set to {wanted:?}; let the worker's \
+                     connections pass the proxy that takes them out"
                 ),
             ));
         }
@@ -78,5 +126,6 @@ pub(crate) async fn examine(
         schema: row.try_get(1)?,
         oid: row.try_get(2)?,
         started: row.try_get(3)?,
+        pid: row.try_get(4)?,
     })
 }

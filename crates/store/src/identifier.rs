@@ -3,11 +3,14 @@
 //! The schema of a tenant comes from the tenant service, so it is data: it is checked and quoted here, and nowhere else is
 //! a name from outside put into SQL.
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use uuid::Uuid;
+
+use crate::budget::lock;
 
 /// The longest identifier Postgres keeps without cutting it (`NAMEDATALEN - 1`). A longer schema name is refused:
 /// cut, it might name another tenant's schema.
@@ -15,6 +18,9 @@ pub const MAX_IDENTIFIER_BYTES: usize = 63;
 
 /// The table the ledger keeps its balances in.
 pub(crate) const BALANCE: &str = "balance";
+
+/// Locked rows that are remembered; more are found anew each time.
+const MOST_LOCKED: usize = 10_000;
 
 /// A schema name that Postgres would not take as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,12 +56,14 @@ struct Inner {
     written: OnceLock<(Uuid, Uuid)>,
     /// The role may not read the amounts.
     amounts_hidden: AtomicBool,
+    /// Rows that were locked when they were last to be written.
+    locked: Mutex<BTreeSet<Uuid>>,
 }
 
 impl Table {
     fn new(schema: Option<String>, name: String, tenant: Option<String>) -> Table {
         let (written, amounts_hidden) = (OnceLock::new(), AtomicBool::new(false));
-        Table(Arc::new(Inner { schema, name, tenant, written, amounts_hidden }))
+        Table(Arc::new(Inner { schema, name, tenant, written, amounts_hidden, locked: Mutex::default() }))
     }
 
     /// The table as the `search_path` of the role finds it: for a tenant with a database of its own. Which schema that is is
@@ -114,6 +122,24 @@ impl Table {
     /// Remembers that the role may not read the amounts; whether that is new.
     pub(crate) fn note_hidden_amounts(&self) -> bool {
         !self.0.amounts_hidden.swap(true, Relaxed)
+    }
+
+    /// Whether a row was locked when it was last to be written.
+    pub(crate) fn was_locked(&self, ids: impl Iterator<Item = Uuid>) -> Vec<bool> {
+        let locked = lock(&self.0.locked);
+        ids.map(|id| locked.contains(&id)).collect()
+    }
+
+    /// Remembers which rows of a batch are locked.
+    pub(crate) fn note_locked(&self, rows: impl Iterator<Item = (Uuid, bool)>) {
+        let mut locked = lock(&self.0.locked);
+        for (id, is_locked) in rows {
+            if !is_locked {
+                locked.remove(&id);
+            } else if locked.len() < MOST_LOCKED {
+                locked.insert(id);
+            }
+        }
     }
 
     pub(crate) fn tenant(&self) -> Option<&str> {

@@ -9,12 +9,15 @@
 
 mod budget;
 mod classify;
+mod connect;
 mod database;
 mod evidence;
 mod examine;
 mod homes;
 mod identifier;
+mod locks;
 mod lookup;
+mod mode;
 mod row;
 mod session;
 mod spec;
@@ -28,6 +31,7 @@ pub use classify::{ErrorClass, StoreError, class_of_sqlstate};
 pub use database::{Database, PoolUsage};
 pub use identifier::{InvalidIdentifier, MAX_IDENTIFIER_BYTES, Table};
 pub use lookup::{FoundRow, Sought};
+pub use mode::ConnectionMode;
 pub use row::{Outcome, Row, RowResult};
 pub use session::Session;
 pub use spec::{DatabaseSpec, InvalidTlsMode, PoolKey, TlsMode};

@@ -48,6 +48,11 @@ pub enum RowResult {
         /// What was found, in words.
         message: String,
     },
+    /// Another session has locked the row for longer than a batch should wait. To be tried again soon.
+    Locked {
+        /// Who, in words.
+        message: String,
+    },
     /// Postgres refuses this row whatever it is sent with: it belongs in quarantine.
     Refused {
         /// The SQLSTATE; empty when Postgres gave no error and still left the row as it was.

@@ -12,15 +12,17 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, ConnectOptions, Either, PgConnection};
+use sqlx::{AssertSqlSafe, Either, PgConnection};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::budget::{Claim, LONGEST_TURN, Open};
 use crate::classify::{ErrorClass, StoreError};
+use crate::connect::{connect, too_slow};
 use crate::database::{Database, Phase};
-use crate::examine::{Examined, examine};
+use crate::examine::{Examined, examine, why_no_table};
 use crate::homes::Home;
+use crate::mode::detect;
 use crate::sql::{Message, Sql, Unwritable};
 
 /// One statement and the reading of its answer. Must be harmless to repeat: after a broken connection it is.
@@ -198,32 +200,17 @@ impl Session {
             }
             Claim::Slot(slot) => slot,
         };
-        let timeout = inner.spec.connect_timeout;
         // On the heap: it is large, seldom, and would be part of every future that runs a statement.
-        let connecting = Box::pin(async {
-            let mut connection = inner.options.connect().await.map_err(|error| match error {
-                sqlx::Error::Io(io)
-                    if io.kind() == std::io::ErrorKind::NotFound && inner.spec.root_cert.is_some() =>
-                {
-                    StoreError::new(ErrorClass::Configuration, format!("a TLS certificate file: {io}"))
-                }
-                error => error.into(),
-            })?;
-            let examined = examine(&mut connection, &inner.preamble).await?;
-            Ok((connection, examined))
-        });
-        let connecting = tokio::time::timeout(timeout, connecting);
-        match self.unless(Phase::Aborted, connecting).await? {
-            Ok(Ok((connection, examined))) => {
-                let target = self.database.target(&examined)?;
-                Ok(Open::new(connection, slot, examined, target))
-            }
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(StoreError::new(
-                ErrorClass::Timeout,
-                format!("not connected within {timeout:?}: no answer"),
-            )),
-        }
+        let connecting = Box::pin(connect(inner));
+        let (connection, examined) = self.unless(Phase::Aborted, connecting).await??;
+        let target = self.database.target(&examined)?;
+        let mut open = Open::new(connection, slot, examined, target);
+        let timeout = inner.spec.connect_timeout;
+        let detecting = Box::pin(tokio::time::timeout(timeout, detect(inner, &mut open)));
+        self.unless(Phase::Aborted, detecting)
+            .await?
+            .map_err(|_| too_slow(timeout, "looking for a pooler"))??;
+        Ok(open)
     }
 
     async fn attempt<O: Operation>(
@@ -283,18 +270,14 @@ async fn execute<O: Operation>(
         }
         written => written,
     };
-    let message = message.map_err(|unwritable| match unwritable {
-        Unwritable::Value(error) => error,
-        Unwritable::NoSchema => StoreError::new(
-            ErrorClass::NotProvisioned,
-            format!(
-                "no schema of the role's search_path in database {:?} has a table \"balance\"",
-                open.target.database
-            ),
-        )
-        .with_sqlstate("42P01")
-        .keeping_session(),
-    })?;
+    let message = match message {
+        Ok(message) => message,
+        Err(Unwritable::Value(error)) => return Err(error),
+        Err(Unwritable::NoSchema) => {
+            let preamble = &database.inner().preamble;
+            return Err(why_no_table(&mut open.connection, preamble, &open.target.database).await);
+        }
+    };
     for (schema, table) in &message.tables {
         if let Some(tenant) = table.tenant() {
             let Examined { started, oid, .. } = &open.examined;

@@ -17,6 +17,9 @@ use crate::classify::{ErrorClass, StoreError};
 /// some 30 ms; 30 s is what the tenant service sets by default.
 const DEFAULT_STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Another worker's batch commits within some tens of milliseconds.
+const LOCK_WAIT: Duration = Duration::from_millis(500);
+
 /// How much longer than the server's own statement timeout we wait for an answer, at least and at most: the time for the
 /// server's "canceled due to statement timeout" to arrive, which is the better error to have. In between it is as long
 /// as the timeout itself: who allows little there has a fast network.
@@ -31,7 +34,7 @@ pub enum TlsMode {
     /// If the server offers it; the certificate is not checked.
     #[default]
     Prefer,
-    /// Always; the certificate is not checked.
+    /// Always; the certificate is checked only if `root_cert` is given, and then as by [`TlsMode::VerifyCa`].
     Require,
     /// Always, with a certificate of a known authority.
     VerifyCa,
@@ -84,6 +87,9 @@ pub struct DatabaseSpec {
     pub max_connections: u32,
     /// The server cancels a statement after this. `None` or zero: 30 s.
     pub statement_timeout: Option<Duration>,
+    /// Longest wait for a locked row before the others of its batch are written without it; never more than half of the
+    /// statement timeout.
+    pub lock_wait: Duration,
     /// Longest time to connect and authenticate. Keep it small: it is how long a database that can't be reached holds a
     /// place in its server's budget.
     pub connect_timeout: Duration,
@@ -116,6 +122,7 @@ impl DatabaseSpec {
             key: None,
             max_connections: 4,
             statement_timeout: None,
+            lock_wait: LOCK_WAIT,
             connect_timeout: Duration::from_secs(5),
             acquire_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(60),
@@ -152,6 +159,7 @@ impl DatabaseSpec {
         self.pool_key() == other.pool_key()
             && self.max_connections == other.max_connections
             && self.statement_timeout == other.statement_timeout
+            && self.lock_wait == other.lock_wait
             && self.connect_timeout == other.connect_timeout
             && self.acquire_timeout == other.acquire_timeout
             && self.idle_timeout == other.idle_timeout
@@ -165,12 +173,23 @@ impl DatabaseSpec {
         self.statement_timeout.filter(|t| t.as_millis() > 0).unwrap_or(DEFAULT_STATEMENT_TIMEOUT)
     }
 
+    /// How long the server lets a statement wait for a lock. The statement timeout must not come first: it ends the whole batch.
+    #[must_use]
+    pub fn effective_lock_wait(&self) -> Duration {
+        self.lock_wait.min(self.effective_statement_timeout() / 2).max(Duration::from_millis(1))
+    }
+
     /// How long we wait for the answer to one statement before the connection is given up: the statement timeout and 1 to
     /// 5 s more.
     #[must_use]
     pub fn operation_timeout(&self) -> Duration {
         let timeout = self.effective_statement_timeout();
         timeout + timeout.clamp(ANSWER_MARGIN.0, ANSWER_MARGIN.1)
+    }
+
+    /// Whether no name service is asked: a Unix socket or an address.
+    pub(crate) fn is_local(&self) -> bool {
+        self.host.starts_with('/') || self.host.parse::<std::net::IpAddr>().is_ok()
     }
 
     pub(crate) fn validate(&self) -> Result<(), StoreError> {
@@ -206,6 +225,8 @@ impl DatabaseSpec {
         let mode = match self.tls {
             TlsMode::Disable => PgSslMode::Disable,
             TlsMode::Prefer => PgSslMode::Prefer,
+            // As libpq does: an authority that is named is also asked for.
+            TlsMode::Require if self.root_cert.is_some() => PgSslMode::VerifyCa,
             TlsMode::Require => PgSslMode::Require,
             TlsMode::VerifyCa => PgSslMode::VerifyCa,
             TlsMode::VerifyFull => PgSslMode::VerifyFull,
@@ -245,6 +266,7 @@ impl fmt::Debug for DatabaseSpec {
             .field("key", &self.key)
             .field("max_connections", &self.max_connections)
             .field("statement_timeout", &self.statement_timeout)
+            .field("lock_wait", &self.lock_wait)
             .field("connect_timeout", &self.connect_timeout)
             .field("acquire_timeout", &self.acquire_timeout)
             .field("idle_timeout", &self.idle_timeout)
@@ -333,6 +355,8 @@ mod tests {
         let short = DatabaseSpec { statement_timeout: Some(Duration::from_millis(200)), ..spec() };
         assert_eq!(short.operation_timeout(), Duration::from_millis(1200));
         assert_eq!(none.operation_timeout(), Duration::from_secs(35));
+        assert_eq!(none.effective_lock_wait(), Duration::from_millis(500));
+        assert_eq!(short.effective_lock_wait(), Duration::from_millis(100));
     }
 
     #[test]

@@ -70,8 +70,10 @@ impl Preamble {
         // Row security raises an error instead of hiding rows, which would look like missing ones.
         preamble.set("row_security", "= off");
         preamble.set("client_encoding", "= 'UTF8'");
+        // What waits for a lock holds up the rest of its batch; see `locks.rs`.
+        let lock_wait = spec.effective_lock_wait().as_millis();
+        preamble.set("lock_timeout", &format!("= {lock_wait}"));
         // As database and role are set, not as whoever used this session before us. Triggers of the ledger may rely on the path.
-        preamble.set("lock_timeout", "TO DEFAULT");
         preamble.set("search_path", "TO DEFAULT");
         for (name, value) in PLAN_SETTINGS {
             preamble.set(name, &format!("= {value}"));

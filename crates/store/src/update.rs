@@ -20,6 +20,7 @@ use crate::classify::{ErrorClass, StoreError};
 use crate::database::Database;
 use crate::evidence::{Visibility, updates_are_taken, visibility};
 use crate::identifier::Table;
+use crate::locks::{holder, locked, name_holder};
 use crate::row::{Batch, Outcome, Row, RowResult};
 use crate::session::{Answer, Operation, Session};
 use crate::sql::{Sql, Unwritable};
@@ -38,6 +39,9 @@ pub(crate) const NOT_DELETED: &str = "CASE WHEN b.deleted_at IS NULL THEN true E
 
 /// How often a deadlock or serialization failure is answered by trying again at once.
 const CONTENTION_RETRIES: u32 = 3;
+
+/// How often a batch waits in vain for a lock of which nobody can be found to have it: it was given up meanwhile.
+const LOCK_WAITS: u32 = 3;
 
 /// How often rows that were there and still did not change are tried again.
 const UNCHANGED_RETRIES: u32 = 2;
@@ -67,6 +71,7 @@ impl Database {
             RowResult::Ok(outcome) => Ok(outcome),
             RowResult::Refused { message, .. } => Err(StoreError::new(ErrorClass::Refused, message)),
             RowResult::UnknownLedger { message } => Err(StoreError::new(ErrorClass::NoVisibleRows, message)),
+            RowResult::Locked { message } => Err(StoreError::new(ErrorClass::Timeout, message)),
         };
         batch.spread(&sent).into_iter().map(outcome).collect()
     }
@@ -100,16 +105,40 @@ impl Session {
         rows: &[Row<'_>],
     ) -> Result<Vec<RowResult>, StoreError> {
         let batch = Batch::new(rows);
-        let mut sent = Vec::with_capacity(batch.rows.len());
-        // The parts still to be written, the next one last: the results come in the order of the rows.
-        let mut parts: Vec<&[&Row<'_>]> = batch.rows.chunks(CHUNK_ROWS).rev().collect();
+        let mut sent: Vec<Option<RowResult>> = vec![None; batch.rows.len()];
+        // Rows that were locked last time are looked at first, without waiting for them.
+        let suspected = table.was_locked(batch.rows.iter().map(|row| row.id));
+        let (doubtful, mut free): (Vec<usize>, Vec<usize>) =
+            (0..batch.rows.len()).partition(|at| suspected[*at]);
+        if !doubtful.is_empty() {
+            free.extend(set_locked_aside(self, table, &batch.rows, &doubtful, &mut sent).await?);
+            free.sort_unstable();
+        }
+        // The parts still to be written, the next one last.
+        let mut parts: Vec<Vec<usize>> = free.chunks(CHUNK_ROWS).rev().map(<[usize]>::to_vec).collect();
+        let mut waited = 0;
         // Postgres has taken a row in, or has been asked whether it takes any.
         let mut judged = false;
         while let Some(part) = parts.pop() {
-            match write(self, table, part).await {
-                Ok(mut results) => {
+            let rows: Vec<&Row<'_>> = part.iter().map(|at| batch.rows[*at]).collect();
+            match write(self, table, &rows).await {
+                Ok(results) => {
                     judged |= results.contains(&RowResult::Ok(Outcome::Updated));
-                    sent.append(&mut results);
+                    part.iter().zip(results).for_each(|(at, result)| sent[*at] = Some(result));
+                }
+                Err(error) if error.is_lock_timeout() => {
+                    if waited == LOCK_WAITS {
+                        return Err(name_holder(self, table, error).await);
+                    }
+                    waited += 1;
+                    let rest = set_locked_aside(self, table, &batch.rows, &part, &mut sent).await?;
+                    if rest.len() < part.len() {
+                        // They were not in vain.
+                        waited = 0;
+                    }
+                    if !rest.is_empty() {
+                        parts.push(rest);
+                    }
                 }
                 Err(error) if !error.may_concern_one_row() => return Err(error),
                 Err(_) if !judged => {
@@ -117,16 +146,19 @@ impl Session {
                     judged = true;
                     parts.push(part);
                 }
-                Err(error) if part.len() == 1 => sent.push(RowResult::Refused {
-                    sqlstate: error.sqlstate().unwrap_or_default().to_owned(),
-                    message: error.message().to_owned(),
-                }),
+                Err(error) if part.len() == 1 => {
+                    sent[part[0]] = Some(RowResult::Refused {
+                        sqlstate: error.sqlstate().unwrap_or_default().to_owned(),
+                        message: error.message().to_owned(),
+                    });
+                }
                 Err(_) => {
                     let (left, right) = part.split_at(part.len() / 2);
-                    parts.extend([right, left]);
+                    parts.extend([right.to_vec(), left.to_vec()]);
                 }
             }
         }
+        let mut sent: Vec<RowResult> = sent.into_iter().flatten().collect();
         // Rows that were left as they were without an error.
         if !judged && sent.iter().any(|result| matches!(result, RowResult::Refused { .. })) {
             updates_are_taken(self, table, &batch.rows).await?;
@@ -139,6 +171,37 @@ impl Session {
         }
         Ok(batch.spread(&sent))
     }
+}
+
+/// Notes which of these rows are locked by somebody else, and gives the others.
+async fn set_locked_aside(
+    session: &mut Session,
+    table: &Table,
+    rows: &[&Row<'_>],
+    among: &[usize],
+    sent: &mut [Option<RowResult>],
+) -> Result<Vec<usize>, StoreError> {
+    let mut rest = Vec::with_capacity(among.len());
+    for part in among.chunks(CHUNK_ROWS) {
+        let asked: Vec<&Row<'_>> = part.iter().map(|at| rows[*at]).collect();
+        let found = match locked(session, table, &asked).await {
+            Ok(found) => found,
+            Err(error) if error.is_lock_timeout() => return Err(name_holder(session, table, error).await),
+            Err(error) => return Err(error),
+        };
+        let mut is_locked = vec![false; part.len()];
+        found.iter().for_each(|at| is_locked[*at] = true);
+        table.note_locked(asked.iter().map(|row| row.id).zip(is_locked.iter().copied()));
+        if !found.is_empty() {
+            let held: Vec<&Row<'_>> = found.iter().map(|at| asked[*at]).collect();
+            let message = holder(session, table, &held).await?;
+            found.iter().for_each(|at| {
+                sent[part[*at]] = Some(RowResult::Locked { message: message.clone() });
+            });
+        }
+        rest.extend(part.iter().zip(&is_locked).filter(|(_, locked)| !**locked).map(|(at, _)| *at));
+    }
+    Ok(rest)
 }
 
 /// Writes one chunk and finds out what became of each row. Rows are refused one by one only if Postgres left

@@ -19,6 +19,7 @@ mod health;
 mod isolation;
 mod lifecycle;
 mod lock_mode;
+mod locks;
 mod openapi;
 mod outage;
 mod pooler;

@@ -267,10 +267,11 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
     if let Some(database) = &detail.settings.database {
         let schema =
             database.schema.as_deref().map(|schema| format!(", schema {schema}")).unwrap_or_default();
+        let way = database.connection.map(|mode| format!(", {mode}")).unwrap_or_default();
         say(
             "database",
             format!(
-                "{}:{} {} as {}{schema}, sslmode {}",
+                "{}:{} {} as {}{schema}, sslmode {}{way}",
                 database.host, database.port, database.database, database.username, database.sslmode
             ),
         );

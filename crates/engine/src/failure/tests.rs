@@ -21,6 +21,7 @@ fn every_class_of_postgres_has_its_row() {
     use Pace::{Long, Short};
     let expected = |class| match class {
         PostgresClass::Connection => ("postgres_connection", Short, "ping"),
+        PostgresClass::Dns => ("postgres_dns", Short, "refetch ping"),
         PostgresClass::TooManyConnections => ("postgres_too_many_connections", Short, "ping"),
         PostgresClass::Timeout => ("postgres_timeout", Short, "ping"),
         PostgresClass::ReadOnly => ("postgres_read_only", Short, "refetch"),
@@ -33,6 +34,7 @@ fn every_class_of_postgres_has_its_row() {
         PostgresClass::NoVisibleRows => ("postgres_no_visible_rows", Long, "refetch"),
         PostgresClass::RefusesEveryRow => ("postgres_refuses_every_row", Long, ""),
         PostgresClass::Resources => ("postgres_resources", Short, ""),
+        PostgresClass::Tls => ("postgres_tls", Long, "refetch ping"),
         PostgresClass::Configuration => ("postgres_configuration", Long, "refetch ping"),
         PostgresClass::PoolerUnsafe => ("postgres_pooler_unsafe", Long, "refetch"),
         PostgresClass::Closed => ("postgres_connection", Short, ""),

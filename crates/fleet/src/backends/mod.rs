@@ -1,8 +1,10 @@
 //! What stands behind the pipeline's ports: Redis, Postgres and the tenant directory.
 //!
 //! `redis_queue` and `postgres_sink` (the ports) · `prober` and `standby` (schedules watched for many idle or waiting
-//! collectors at once) · `tenant_manager` (each tenant's database) · `observed_directory` (calls to the directory, counted).
+//! collectors at once) · `tenant_manager` and `lookup_rate` (each tenant's
+//! database) · `observed_directory` (calls to the directory, counted).
 
+mod lookup_rate;
 mod observed_directory;
 mod postgres_sink;
 mod prober;
@@ -16,6 +18,6 @@ pub use prober::Prober;
 pub use redis_queue::RedisQueue;
 pub use standby::StandbyWatch;
 pub use tenant_manager::{
-    CloseAll, DatabaseView, GetDatabaseView, GetPool, GetUsage, GetUsages, Hint, ManagerOptions, Refetch,
-    TenantGone, TenantManager, TenantPool,
+    CloseAll, DatabaseView, Doubt, GetDatabaseView, GetPool, GetUsage, GetUsages, Hint, ManagerOptions,
+    Refetch, TenantGone, TenantManager, TenantPool,
 };

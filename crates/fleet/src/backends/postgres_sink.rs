@@ -5,7 +5,7 @@ use balance_sync_store::{ErrorClass, Fate, Named, Row, RowResult, Session};
 use balance_sync_tenants::Tenant;
 use balance_sync_trace as trace;
 
-use super::tenant_manager::{GetPool, Refetch, TenantManager, TenantPool};
+use super::tenant_manager::{Doubt, GetPool, Refetch, TenantManager, TenantPool};
 use crate::pipeline::{Sink, SinkError};
 
 /// The tenant's Postgres, by way of the tenant manager.
@@ -109,7 +109,6 @@ impl Sink for PostgresSink {
 
     fn refetch(&self) {
         // A hint: the next flush asks for the pool anyway, and a full mailbox means that many others do too.
-        let ask = Refetch { tenant: self.tenant.clone(), revision: None, span: trace::current() };
-        let _ = self.manager.try_send(ask);
+        let _ = self.manager.try_send(Doubt { tenant: self.tenant.clone(), span: trace::current() });
     }
 }

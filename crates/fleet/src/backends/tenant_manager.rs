@@ -14,12 +14,15 @@ use std::{
 
 use actix::prelude::*;
 use balance_sync_domain::TenantId;
-use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, PoolKey, PoolUsage, Table, TlsMode};
+use balance_sync_store::{
+    ConnectionBudget, ConnectionMode, Database, DatabaseSpec, PoolKey, PoolUsage, Table, TlsMode,
+};
 use balance_sync_tenants::{DirectoryError, Tenant, TenantDatabase, TenantDirectory, TlsMode as TenantTls};
 use balance_sync_trace::Span;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::oneshot, time::Instant};
 
+use super::lookup_rate::LookupRate;
 use crate::{
     pipeline::SinkError,
     tasks::{Panicked, TaskName, Tasks},
@@ -27,6 +30,8 @@ use crate::{
 
 /// A background look that failed is repeated after this, not only after the whole interval.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Settings that were looked up more recently are not doubted.
+const DOUBTED_AFTER: Duration = Duration::from_secs(10);
 /// How long a replaced database may finish what it has begun.
 const CLOSE_GRACE: Duration = Duration::from_secs(10);
 /// Longest time for one look-up. The tenant service's client has its own, shorter bounds; this is for a directory without.
@@ -91,12 +96,8 @@ impl ManagerOptions {
     pub fn spec(&self, settings: &TenantDatabase) -> DatabaseSpec {
         let asked = settings.settings;
         let limit = self.connections_per_tenant.max(1);
+        let TenantDatabase { host, port, database, username, password, .. } = settings;
         DatabaseSpec {
-            host: settings.host.clone(),
-            port: settings.port,
-            database: settings.database.clone(),
-            username: settings.username.clone(),
-            password: settings.password.clone(),
             tls: match settings.tls {
                 TenantTls::Disable => TlsMode::Disable,
                 TenantTls::Prefer => TlsMode::Prefer,
@@ -117,6 +118,7 @@ impl ManagerOptions {
             acquire_timeout: self.acquire_timeout,
             idle_timeout: self.idle_timeout,
             application_name: self.application_name.clone(),
+            ..DatabaseSpec::new(host, *port, database, username, password.clone())
         }
     }
 }
@@ -154,6 +156,17 @@ pub struct Refetch {
     /// The revision that failed; `None` = whatever is in force.
     pub revision: Option<u64>,
     /// For what it is asked.
+    pub span: Span,
+}
+
+/// Says that a tenant's Postgres fails in a way that other settings might mend: they are looked up again, unless that has happened
+/// just now or happens too often because of the same server.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Doubt {
+    /// Whose.
+    pub tenant: Tenant,
+    /// For what it is said.
     pub span: Span,
 }
 
@@ -208,12 +221,17 @@ pub struct DatabaseView {
     pub sslmode: String,
     /// Most connections to it.
     pub max_connections: u32,
+    /// Whether a pooler stands before it; `None` when that isn't known.
+    #[serde(default)]
+    pub connection: Option<ConnectionMode>,
 }
 
 struct Entry {
     settings: TenantDatabase,
     pool: TenantPool,
     key: PoolKey,
+    /// When the settings were looked up last.
+    fresh_at: Instant,
     /// When the settings are to be looked up again.
     stale_at: Instant,
     /// The tenant must not be served; the pool is kept for its final flush.
@@ -231,6 +249,8 @@ pub struct TenantManager {
     gone: HashSet<Tenant>,
     /// Those among `fetching` that are to be looked up once more: the answer under way may not know yet what a hint is about.
     hinted: HashSet<Tenant>,
+    /// Look-ups because of what servers answer.
+    rate: LookupRate,
     waiters: HashMap<Tenant, Vec<oneshot::Sender<Result<TenantPool, SinkError>>>>,
     revisions: u64,
     closed: bool,
@@ -253,6 +273,7 @@ impl TenantManager {
             fetching: HashSet::new(),
             gone: HashSet::new(),
             hinted: HashSet::new(),
+            rate: LookupRate::default(),
             waiters: HashMap::new(),
             revisions: 0,
             closed: false,
@@ -322,7 +343,7 @@ impl TenantManager {
         if let Some(entry) = self.entries.get_mut(tenant)
             && entry.settings.same_as(&settings)
         {
-            entry.stale_at = stale_at;
+            (entry.fresh_at, entry.stale_at) = (Instant::now(), stale_at);
             entry.refused = None;
             return Ok(entry.pool.clone());
         }
@@ -345,7 +366,8 @@ impl TenantManager {
         };
         self.revisions += 1;
         let pool = TenantPool { database, table, revision: self.revisions };
-        let entry = Entry { settings, pool: pool.clone(), key, stale_at, refused: None };
+        let fresh_at = Instant::now();
+        let entry = Entry { settings, pool: pool.clone(), key, fresh_at, stale_at, refused: None };
         match self.entries.insert(tenant.clone(), entry) {
             Some(before) => {
                 tracing::info!(tenant_id = %tenant, "settings of the tenant's database changed, connections are swapped");
@@ -486,7 +508,31 @@ impl Handler<Refetch> for TenantManager {
             Some(entry) if revision.is_some_and(|revision| entry.pool.revision > revision) => {
                 Box::pin(std::future::ready(Ok(entry.pool.clone())))
             }
+            // What is refused stays refused until the next regular look-up.
+            Some(entry)
+                if revision.is_some()
+                    && !self.fetching.contains(&tenant)
+                    && !self.rate.refused(&entry.pool.database.spec().server_key(), Instant::now()) =>
+            {
+                Box::pin(std::future::ready(Ok(entry.pool.clone())))
+            }
             _ => self.wait_for_fetch(&tenant, &span, ctx),
+        }
+    }
+}
+
+impl Handler<Doubt> for TenantManager {
+    type Result = ();
+
+    fn handle(&mut self, Doubt { tenant, span }: Doubt, ctx: &mut Self::Context) {
+        let now = Instant::now();
+        let Some(entry) = self.entries.get(&tenant) else { return };
+        let is_new = now < entry.fresh_at + DOUBTED_AFTER.min(self.options.settings_ttl);
+        if self.closed || is_new || self.fetching.contains(&tenant) {
+            return;
+        }
+        if self.rate.doubted(&entry.pool.database.spec().server_key(), now) {
+            self.fetch(&tenant, &span, ctx);
         }
     }
 }
@@ -573,6 +619,7 @@ impl Handler<GetDatabaseView> for TenantManager {
             schema: settings.schema.clone(),
             sslmode: settings.tls.as_str().to_owned(),
             max_connections: pool.database.spec().max_connections,
+            connection: pool.database.mode(),
         }))
     }
 }

@@ -28,6 +28,8 @@ pub enum SinkError {
 
 /// The reason of a tenant whose database shows no row that could be its own.
 pub const NO_VISIBLE_ROWS: &str = Reason::PostgresNoVisibleRows.as_str();
+/// The reason of a tenant some of whose rows another session has locked; the others are written.
+pub const ROW_LOCKED: &str = Reason::PostgresRowLocked.as_str();
 /// The reason of a tenant some of whose values are in a format of a later release; the others are written.
 pub const UNKNOWN_FORMAT: &str = Reason::ValueUnknownFormat.as_str();
 
@@ -64,6 +66,12 @@ pub(crate) fn redis_failure(side: Side, error: &ScheduleError) -> Failure {
 #[must_use]
 pub fn redis_reaction(class: RedisClass) -> Reaction {
     failure::reaction(Cause::Redis(class))
+}
+
+/// Whether a tenant that is degraded for this reason writes its other balances.
+#[must_use]
+pub fn goes_on(reason: &str) -> bool {
+    matches!(reason, ROW_LOCKED | UNKNOWN_FORMAT)
 }
 
 /// Whether a reason is one that somebody has to mend, so that tries are far apart.

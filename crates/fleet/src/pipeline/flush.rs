@@ -12,7 +12,7 @@ use balance_sync_store::{Outcome, Row, RowResult};
 use balance_sync_trace as trace;
 
 use super::{
-    failure::{NO_VISIBLE_ROWS, SinkError, UNKNOWN_FORMAT, reaction, redis_reaction},
+    failure::{NO_VISIBLE_ROWS, ROW_LOCKED, SinkError, UNKNOWN_FORMAT, reaction, redis_reaction},
     gone::{self, Gone, Limits},
     ports::{Queue, Sink},
 };
@@ -25,6 +25,9 @@ use crate::{
 pub const REASON_UNREADABLE: &str = "value_unreadable";
 /// Reason of members without a row in Postgres.
 pub const REASON_MISSING: &str = "missing_row";
+/// A balance whose row another session has locked is tried again after this. Meanwhile it is not claimed, so that it doesn't stand
+/// before others in the schedule.
+const LOCKED_DELAY: Duration = Duration::from_secs(2);
 /// Reason of members that Postgres refuses.
 pub const REASON_REFUSED: &str = "refused_by_postgres";
 
@@ -204,6 +207,7 @@ pub async fn flush<Q: Queue, S: Sink>(
     let settle_begun = Instant::now();
     let mut written: Vec<&Claimed> = Vec::with_capacity(decoded.len());
     let mut obsolete: Vec<&Claimed> = Vec::new();
+    let mut locked: Vec<(&Claimed, String)> = Vec::new();
     match results {
         Ok(results) => {
             end.answered = !results.is_empty();
@@ -245,6 +249,7 @@ pub async fn flush<Q: Queue, S: Sink>(
                             detail: message.clone(),
                         });
                     }
+                    Some(RowResult::Locked { message }) => locked.push((member, message.clone())),
                     // One result per row is the sink's contract; without one the member keeps its lease and comes
                     // again.
                     None => {
@@ -267,6 +272,7 @@ pub async fn flush<Q: Queue, S: Sink>(
     }
     isolate(queue, &refused, &mut end, status).await;
     postpone(queue, &postponed, &mut end, status).await;
+    wait_for_locks(queue, &locked, &mut end, status).await;
     let last = trigger == Trigger::Drain || status.leaving.load(Relaxed);
     let limits = Limits { deadline: deadline.saturating_sub(begun.elapsed()), trail_grace, last };
     // Rarely any, and no flush should hold the room for it.
@@ -488,6 +494,21 @@ async fn postpone<Q: Queue>(
         .map(|postponed| (postponed.member, !matches!(postponed.why, Delay::DeletionMarker)))
         .collect();
     put_off(queue, &members, end, status).await;
+}
+
+/// Puts members off for a moment whose rows another session has locked.
+async fn wait_for_locks<Q: Queue>(
+    queue: &Q,
+    locked: &[(&Claimed, String)],
+    end: &mut FlushEnd,
+    status: &TenantStatus,
+) {
+    let Some((first, message)) = locked.first() else { return };
+    let (count, member) = (locked.len(), shown(&first.member));
+    end.notices
+        .push((ROW_LOCKED, format!("{count} balances wait for locked rows, the first {member}: {message}")));
+    let members: Vec<&Claimed> = locked.iter().map(|(member, _)| *member).collect();
+    gone::put_off(queue, &members, LOCKED_DELAY, end, status).await;
 }
 
 /// Puts members off under their leases; each with whether its value is kept alive.

@@ -198,7 +198,8 @@ async fn dismiss<Q: Queue>(
     }
 }
 
-async fn put_off<Q: Queue>(
+/// Puts members off that can't be worked yet. They count as given back.
+pub(crate) async fn put_off<Q: Queue>(
     queue: &Q,
     waiting: &[&Claimed],
     delay: Duration,
@@ -214,11 +215,7 @@ async fn put_off<Q: Queue>(
         Ok(report) => {
             end.released += usize::try_from(report.released).unwrap_or(usize::MAX);
             status.released.fetch_add(report.released, Relaxed);
-            tracing::debug!(
-                members = report.released,
-                ?delay,
-                "values are gone, looked at again when the trail is complete"
-            );
+            tracing::debug!(members = report.released, ?delay, "members put off, they are looked at again");
         }
         Err(error) => {
             span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());

@@ -106,10 +106,12 @@ async fn every_class_of_postgres_has_its_row() {
     // Those that are not an answer of Postgres.
     let others = [
         (nobody_listens().await, ("postgres_connection", Short, "ping")),
+        (nobody_knows_the_name().await, ("postgres_dns", Short, "refetch ping")),
         (nobody_answers().await, ("postgres_timeout", Short, "ping")),
         (no_place_is_free().await, ("postgres_too_many_connections", Short, "ping")),
         (impossible_settings(), ("postgres_configuration", Long, "refetch ping")),
         (closed().await, ("postgres_connection", Short, "")),
+        (certificate_missing(), ("postgres_tls", Long, "refetch ping")),
         // Judged by more than one answer.
         (of_class(StoreClass::RowSecurity), ("postgres_row_security", Long, "refetch")),
         (of_class(StoreClass::NoVisibleRows), ("postgres_no_visible_rows", Long, "refetch")),
@@ -132,6 +134,18 @@ async fn nobody_listens() -> StoreError {
     let port = listener.local_addr().unwrap().port();
     drop(listener);
     open(spec(port)).ping().await.unwrap_err()
+}
+
+async fn nobody_knows_the_name() -> StoreError {
+    let mut spec = spec(5432);
+    // No name service is asked for such a name.
+    spec.host = "no such host".to_owned();
+    open(spec).ping().await.unwrap_err()
+}
+
+/// Provoked with real certificates by the store's own tests.
+fn certificate_missing() -> StoreError {
+    of_class(StoreClass::Tls)
 }
 
 async fn nobody_answers() -> StoreError {

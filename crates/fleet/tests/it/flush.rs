@@ -403,6 +403,22 @@ async fn a_balance_of_an_unknown_ledger_is_put_off_and_reported_and_not_taken_fo
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_balance_whose_row_is_locked_is_put_off_for_a_moment_and_the_others_are_written() {
+    let bench = Bench::new();
+    let (redis, space) = (&bench.queue.0, bench.space().clone());
+    redis.mutate(0..3, 1);
+    let locked = RowResult::Locked { message: "locked by process 7".to_owned() };
+    bench.sink.0.verdicts.borrow_mut().insert(2, locked);
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!(redis.put_off.borrow()[..], [(member(&space, 2), secs(2))]);
+    assert_eq!((end.updated, end.released, end.quarantined, end.orphaned), (2, 1, 0, 0));
+    assert!(end.failure.is_none());
+    let (reason, detail) = &end.notices[0];
+    assert_eq!(*reason, "postgres_row_locked");
+    assert!(detail.contains("1 balances wait") && detail.contains("locked by process 7"), "{detail}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_cannot_be_set_aside_is_put_off_and_the_others_are_written() {
     let bench = Bench::new();
     let (redis, space) = (&bench.queue.0, bench.space().clone());

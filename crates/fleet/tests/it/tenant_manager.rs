@@ -10,7 +10,9 @@ use crate::common::{
 use actix::prelude::*;
 use balance_sync_fleet::{
     ConnectionBudget,
-    backends::{CloseAll, GetPool, GetUsage, ManagerOptions, Refetch, TenantGone, TenantManager, TenantPool},
+    backends::{
+        CloseAll, Doubt, GetPool, GetUsage, ManagerOptions, Refetch, TenantGone, TenantManager, TenantPool,
+    },
     pipeline::SinkError,
 };
 use balance_sync_store::Database;
@@ -160,6 +162,54 @@ async fn a_rotated_password_makes_another_revision_and_closes_the_old_connection
     let look_ups = bench.directory.look_ups();
     let late = bench.refetch(&a, Some(old.revision)).await.unwrap();
     assert_eq!((late.revision, bench.directory.look_ups()), (new.revision, look_ups));
+}
+
+/// A server that takes no writes for an hour, with three hundred tenants that try every two seconds.
+#[actix::test]
+async fn a_server_that_fails_for_all_its_tenants_costs_the_tenant_service_little() {
+    tokio::time::pause();
+    let bench = Bench::with(ManagerOptions { settings_ttl: secs(3600), ..ManagerOptions::default() });
+    let tenants: Vec<Tenant> = (0..300).map(|n| tenant(&format!("t{n}"))).collect();
+    for tenant in &tenants {
+        bench.directory.knows(tenant, database(tenant.label(), "p"));
+        bench.get(tenant).await.unwrap();
+    }
+    assert_eq!(bench.directory.look_ups(), 300);
+    for _ in 0..300 {
+        tokio::time::sleep(secs(2)).await;
+        for tenant in &tenants {
+            bench.manager.send(Doubt { tenant: tenant.clone(), span: Span::NONE }).await.unwrap();
+        }
+    }
+    // Ten minutes: two a second, and ten at once at the beginning.
+    let look_ups = bench.directory.look_ups() - 300;
+    assert!((1_100..=1_210).contains(&look_ups), "{look_ups}");
+
+    // Settings that are refused are looked up at once all the same, a hundred of them.
+    let refused = bench.directory.look_ups();
+    for tenant in &tenants {
+        bench.directory.knows(tenant, database(tenant.label(), "rotated"));
+    }
+    let revisions = join_all(tenants.iter().map(|tenant| bench.get(tenant))).await;
+    let newer = join_all(
+        tenants
+            .iter()
+            .zip(&revisions)
+            .map(|(tenant, pool)| bench.refetch(tenant, Some(pool.as_ref().unwrap().revision))),
+    )
+    .await;
+    let changed = newer
+        .iter()
+        .filter(|pool| pool.as_ref().unwrap().database.spec().password.expose_secret() == "rotated");
+    assert!((100..=102).contains(&changed.count()));
+    assert!(bench.directory.look_ups() - refused <= 102);
+    // An operator's order is not bounded, and what was looked up just now is not doubted.
+    let last = tenants.last().unwrap();
+    let ordered = bench.refetch(last, None).await.unwrap();
+    assert_eq!(ordered.database.spec().password.expose_secret(), "rotated");
+    let look_ups = bench.directory.look_ups();
+    bench.manager.send(Doubt { tenant: last.clone(), span: Span::NONE }).await.unwrap();
+    assert_eq!(bench.directory.look_ups(), look_ups);
 }
 
 #[actix::test]

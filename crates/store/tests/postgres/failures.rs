@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use balance_sync_sandbox::{PostgresOptions, PostgresServer, eventually};
-use balance_sync_store::{Database, DatabaseSpec, ErrorClass, Outcome, Row, StoreError, Table, TlsMode};
+use balance_sync_store::{Database, DatabaseSpec, ErrorClass, Outcome, Row, StoreError, Table};
 use secrecy::SecretString;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -36,12 +36,16 @@ async fn no_way_in() {
     let nowhere = DatabaseSpec { database: "nowhere".to_owned(), ..tenant.spec() };
     assert_eq!(failure(&open(nowhere), 2).await, is(ErrorClass::DatabaseMissing, "3D000"));
 
-    let tls = DatabaseSpec { tls: TlsMode::Require, ..tenant.spec() };
-    assert_eq!(failure(&open(tls), 2).await.0, ErrorClass::Configuration);
+    let admits_nobody = "ALTER DATABASE no_way_in ALLOW_CONNECTIONS";
+    tenant.server.execute("postgres", &format!("{admits_nobody} false")).await.unwrap();
+    assert_eq!(failure(&tenant.database(), 2).await, is(ErrorClass::DatabaseMissing, "55000"));
+    tenant.server.execute("postgres", &format!("{admits_nobody} true")).await.unwrap();
 
-    let certificate =
-        DatabaseSpec { tls: TlsMode::VerifyFull, root_cert: Some("/none.pem".into()), ..tenant.spec() };
-    assert_eq!(failure(&open(certificate), 2).await.0, ErrorClass::Configuration);
+    // A name that nobody knows, for which no name service is asked: not the same as a port where nobody listens.
+    let unknown = DatabaseSpec { host: "no such host".to_owned(), ..tenant.spec() };
+    let error = write(&open(unknown), 2).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Dns, "{error}");
+    assert!(error.is_transient() && error.message().contains("\"no such host\""), "{error}");
 
     // A port nobody listens on: at once, not after a timeout.
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
@@ -80,9 +84,40 @@ async fn a_schema_that_is_not_as_it_should_be() {
     tenant.sql("ALTER TABLE balance RENAME debt TO overdraft_used").await;
     assert_eq!(write(&database, 4).await.unwrap(), [Outcome::Updated]);
 
+    // A role that may not use the schema doesn't find the table.
+    tenant.sql("REVOKE USAGE ON SCHEMA public FROM PUBLIC, balance_sync_tenants, unprovisioned").await;
+    let fresh = tenant.database();
+    let error = write(&fresh, 5).await.unwrap_err();
+    assert_eq!((error.class(), error.sqlstate()), (ErrorClass::Permission, Some("42501")), "{error}");
+    let grant = r#"GRANT USAGE ON SCHEMA "public" TO "unprovisioned""#;
+    assert!(error.message().contains(grant), "{error}");
+    let named = Table::in_schema("public").unwrap();
+    let error = fresh.update(&named, &[row(1, 5)]).await.unwrap_err();
+    assert_eq!((error.class(), error.sqlstate()), (ErrorClass::Permission, Some("42501")), "{error}");
+    assert!(error.message().contains("schema public"), "{error}");
+    tenant.sql(grant).await;
+    assert_eq!(write(&fresh, 5).await.unwrap(), [Outcome::Updated]);
+    fresh.close(PATIENCE).await;
+
     tenant.sql("ALTER TABLE balance RENAME TO hidden").await;
-    assert_eq!(failure(&database, 5).await, is(ErrorClass::NotProvisioned, "42P01"));
+    assert_eq!(failure(&database, 6).await, is(ErrorClass::NotProvisioned, "42P01"));
     assert_eq!(database.usage().open, 1, "none of this is the connection's fault");
+}
+
+/// "Not in the prerequisite state" is about the database when it comes at the start, and about the table later.
+#[tokio::test]
+async fn a_table_that_is_in_no_state_to_be_updated() {
+    let tenant = Tenant::new("published").await;
+    tenant.seed(1).await;
+    let database = tenant.database();
+    tenant
+        .sql("ALTER TABLE balance REPLICA IDENTITY NOTHING; CREATE PUBLICATION all_rows FOR TABLE balance")
+        .await;
+    let error = write(&database, 2).await.unwrap_err();
+    assert_eq!((error.class(), error.sqlstate()), (ErrorClass::RefusesEveryRow, Some("55000")), "{error}");
+    assert!(error.message().contains("replica identity"), "{error}");
+    tenant.sql("ALTER TABLE balance REPLICA IDENTITY DEFAULT").await;
+    assert_eq!(write(&database, 2).await.unwrap(), [Outcome::Updated]);
 }
 
 #[tokio::test]
@@ -140,20 +175,38 @@ async fn a_session_ended_in_the_middle_of_a_write() {
 }
 
 #[tokio::test]
+async fn a_statement_is_not_waited_for_for_ever() {
+    let tenant = Tenant::new("slow").await;
+    tenant.seed(1).await;
+    tenant
+        .sql(
+            "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$; \
+             CREATE TRIGGER dawdle BEFORE UPDATE ON balance FOR EACH ROW EXECUTE FUNCTION dawdle()",
+        )
+        .await;
+    let limited = DatabaseSpec { statement_timeout: Some(Duration::from_millis(200)), ..tenant.spec() };
+    let database = open(limited);
+    assert_eq!(failure(&database, 2).await, is(ErrorClass::Timeout, "57014"));
+    assert_eq!(database.usage().open, 1, "the server has answered, the connection is fine");
+    tenant.sql("DROP TRIGGER dawdle ON balance").await;
+    assert_eq!(write(&database, 2).await.unwrap(), [Outcome::Updated]);
+}
+
+#[tokio::test]
 async fn locks_are_not_waited_for_for_ever() {
     let tenant = Tenant::new("locked").await;
     tenant.seed(1).await;
     let mut blocker = tenant.server.connect(&tenant.name).await.unwrap();
     sqlx::raw_sql("BEGIN; SELECT FROM balance FOR UPDATE").execute(&mut blocker).await.unwrap();
+    let database = open(DatabaseSpec { lock_wait: Duration::from_millis(100), ..tenant.spec() });
+    assert_eq!(failure(&database, 2).await, is(ErrorClass::Timeout, "55P03"));
+    // The wait ends before the statement does, whatever the statement may take and the role is set to.
+    tenant.sql("ALTER ROLE locked SET lock_timeout = '1h'").await;
     let limited = DatabaseSpec { statement_timeout: Some(Duration::from_millis(200)), ..tenant.spec() };
-    let database = open(limited);
-    assert_eq!(failure(&database, 2).await, is(ErrorClass::Timeout, "57014"));
-    assert_eq!(database.usage().open, 1, "the server has answered, the connection is fine");
-
-    tenant.sql("ALTER ROLE locked SET lock_timeout = '100ms'").await;
-    assert_eq!(failure(&tenant.database(), 2).await, is(ErrorClass::Timeout, "55P03"));
+    assert_eq!(failure(&open(limited), 2).await, is(ErrorClass::Timeout, "55P03"));
     sqlx::raw_sql("ROLLBACK").execute(&mut blocker).await.unwrap();
     assert_eq!(write(&database, 2).await.unwrap(), [Outcome::Updated]);
+    assert_eq!(database.usage().open, 1, "the server has answered, the connection is fine");
 }
 
 #[tokio::test]
@@ -161,7 +214,8 @@ async fn a_deadlock_is_tried_again() {
     let tenant = Tenant::new("deadlock").await;
     tenant.seed(2).await;
     let mut other = tenant.server.connect(&tenant.name).await.unwrap();
-    // Whoever looks for the deadlock first is its victim: we shall be.
+    // Whoever looks for the deadlock first is its victim: we shall be, before we give up waiting for the lock.
+    tenant.sql("ALTER ROLE deadlock SET deadlock_timeout = '20ms'").await;
     sqlx::raw_sql("SET deadlock_timeout = '1min'; BEGIN; UPDATE balance SET alias = 'b' WHERE alias = '@a2'")
         .execute(&mut other)
         .await
@@ -303,7 +357,10 @@ async fn a_black_hole_ends_with_a_deadline() {
     assert_eq!(failure(&database, 3).await, is(ErrorClass::Timeout, ""));
     assert!(start.elapsed() >= limited.operation_timeout());
     assert_eq!(database.usage().open, 0, "a silent connection must not be kept");
-    assert_eq!(failure(&database, 3).await, is(ErrorClass::Timeout, ""), "the next one can't even connect");
+    let error = write(&database, 3).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Timeout, "the next one can't even connect: {error}");
+    let named = "connect_timeout (1.5s): no answer while connecting and logging in";
+    assert!(error.message().contains(named), "{error}");
     silence.send_replace(false);
     // What the proxy held back arrives late, perhaps before this write and perhaps after it: harmless either way.
     assert_ne!(write(&database, 3).await.unwrap(), [Outcome::Missing]);

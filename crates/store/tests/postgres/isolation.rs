@@ -15,7 +15,9 @@ fn refused(rows: &[Row<'_>], results: &[RowResult]) -> Vec<(u128, String)> {
                 None
             }
             RowResult::Refused { sqlstate, .. } => Some((row.id.as_u128(), sqlstate.clone())),
-            RowResult::UnknownLedger { message } => panic!("{row:?}: {message}"),
+            RowResult::UnknownLedger { message } | RowResult::Locked { message } => {
+                panic!("{row:?}: {message}")
+            }
         })
         .collect()
 }

@@ -4,8 +4,11 @@
 mod budget;
 mod failures;
 mod isolation;
+mod locks;
+mod modes;
 mod pooler;
 mod refusals;
 mod support;
+mod tls;
 mod trail;
 mod update;

@@ -102,6 +102,7 @@ pub fn spec(port: u16, name: &str) -> DatabaseSpec {
         // The machine may be busy; what is being tested has its own, shorter limits.
         connect_timeout: PATIENCE,
         acquire_timeout: PATIENCE,
+        lock_wait: PATIENCE,
         ..DatabaseSpec::new("127.0.0.1", port, name, name, SecretString::from(PASSWORD))
     }
 }

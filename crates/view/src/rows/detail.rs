@@ -2,7 +2,7 @@
 
 use balance_sync_fleet::{
     backends::DatabaseView,
-    pipeline::{CollectorOptions, UNKNOWN_FORMAT, waits_long},
+    pipeline::{CollectorOptions, ROW_LOCKED, UNKNOWN_FORMAT, waits_long},
     status::{NOTES, POINTS, STEP_SECONDS, Trigger},
 };
 use serde::Serialize;
@@ -267,6 +267,10 @@ pub fn next_of(row: &TenantRow, options: &CollectorOptions) -> String {
             "Its other balances are written; those in a format of a later release are tried again every {}, and written by a worker that knows it.",
             humantime::format_duration(options.put_off)
         ),
+        "degraded" if row.reason.as_deref() == Some(ROW_LOCKED) => {
+            "Its other balances are written; those whose rows are locked are tried again every two seconds."
+                .to_owned()
+        }
         "degraded" => {
             let longest = humantime::format_duration(match row.reason.as_deref() {
                 Some(reason) if waits_long(reason) => options.backoff_long,

@@ -39,7 +39,7 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
         return format!("It stays scheduled, its value is kept, and it {again}: {why}.");
     }
     // The tenant's other balances are written.
-    let writes = tenant.reason.as_deref() == Some(balance_sync_fleet::pipeline::UNKNOWN_FORMAT);
+    let writes = tenant.reason.as_deref().is_some_and(balance_sync_fleet::pipeline::goes_on);
     if tenant.state == "degraded" && !writes {
         let reason = tenant.reason.as_deref().unwrap_or("unknown");
         let pace = if balance_sync_fleet::pipeline::waits_long(reason) {

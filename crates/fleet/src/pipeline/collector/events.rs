@@ -10,7 +10,7 @@ use balance_sync_schedule::{Claim, Claimed, Refused, ScheduleError};
 
 use super::{ClaimAnswer, Driver, Happened, Landing, PermitSlot, UpkeepAnswer};
 use crate::pipeline::{
-    failure::{SinkError, UNKNOWN_FORMAT, redis_failure},
+    failure::{ROW_LOCKED, SinkError, UNKNOWN_FORMAT, redis_failure},
     flush::{FlushEnd, Unlisted},
     ports::{Queue, Sink},
 };
@@ -25,7 +25,11 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
             Happened::Landed(Landing::Ended(id, end)) => {
                 self.held.retain(|(held, _)| *held != id);
                 for (reason, detail) in &end.notices {
-                    self.note_put_off(reason, detail);
+                    if *reason == ROW_LOCKED {
+                        self.note_locked(detail);
+                    } else {
+                        self.note_put_off(reason, detail);
+                    }
                 }
                 if let Some(unlisted) = &end.unlisted {
                     self.note_unlisted(unlisted);
@@ -125,6 +129,17 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
             );
         } else {
             tracing::error!(reason, detail, "balances can't be written now: they stay scheduled");
+        }
+    }
+
+    /// Some balances wait for rows that another session has locked. They come again while this is shown.
+    fn note_locked(&self, detail: &str) {
+        if self.status.notice(ROW_LOCKED, detail.to_owned(), SHOWN) {
+            tracing::warn!(
+                reason = ROW_LOCKED,
+                detail,
+                "rows are locked: their balances wait, the others are written"
+            );
         }
     }
 

@@ -1,0 +1,217 @@
+//! Opening a connection, and what it means when that fails.
+//!
+//! The driver reports most failures of this kind as an I/O error. Whoever has to mend it needs to know which: a name that no name
+//! service knows, a port where nobody listens, a certificate, a limit of time.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::postgres::PgDatabaseError;
+use sqlx::{ConnectOptions, PgConnection};
+
+use crate::classify::{ErrorClass, StoreError};
+use crate::database::Inner;
+use crate::examine::{Examined, examine};
+use crate::spec::{DatabaseSpec, TlsMode};
+
+/// Most bytes of a file with certificates that are looked at.
+const LONGEST_FILE: u64 = 4 * 1024 * 1024;
+
+/// Bytes of a foreign text that are repeated in an error.
+const EXCERPT: usize = 300;
+
+/// Opens a connection and looks where it leads, within the connect timeout.
+///
+/// # Errors
+/// What keeps it from being opened, by class.
+pub(crate) async fn connect(inner: &Inner) -> Result<(PgConnection, Examined), StoreError> {
+    let mut step = "looking up the host name";
+    let connecting = async {
+        resolve(&inner.spec).await?;
+        step = "connecting and logging in";
+        let mut connection = match inner.options.connect().await {
+            Ok(connection) => connection,
+            Err(error) => return Err(explain(&inner.spec, error).await),
+        };
+        step = "asking where the connection leads";
+        let examined = examine(&mut connection, &inner.preamble).await?;
+        Ok((connection, examined))
+    };
+    let timeout = inner.spec.connect_timeout;
+    let connected = tokio::time::timeout(timeout, connecting).await;
+    connected.unwrap_or_else(|_| Err(too_slow(timeout, step)))
+}
+
+/// The error for a connection that was not there in time.
+pub(crate) fn too_slow(timeout: Duration, step: &str) -> StoreError {
+    StoreError::new(
+        ErrorClass::Timeout,
+        format!("not connected within connect_timeout ({timeout:?}): no answer while {step}"),
+    )
+}
+
+/// Whether the name service knows the host. The driver asks it once more, and would only report an I/O error.
+async fn resolve(spec: &DatabaseSpec) -> Result<(), StoreError> {
+    if spec.is_local() {
+        return Ok(());
+    }
+    let unknown = |why: &dyn std::fmt::Display| {
+        StoreError::new(
+            ErrorClass::Dns,
+            format!("the host name {} can't be resolved: {why}", quoted(&spec.host)),
+        )
+    };
+    match tokio::net::lookup_host((spec.host.as_str(), spec.port)).await {
+        Ok(mut addresses) => addresses.next().map(drop).ok_or_else(|| unknown(&"it has no address")),
+        Err(error) => Err(unknown(&error)),
+    }
+}
+
+/// The class and the words of a failed attempt to connect.
+async fn explain(spec: &DatabaseSpec, error: sqlx::Error) -> StoreError {
+    let fault = match &error {
+        sqlx::Error::Database(_) => None,
+        _ if spec.tls == TlsMode::Disable => None,
+        _ => file_fault(spec).await,
+    };
+    match fault {
+        Some(fault) => StoreError::new(ErrorClass::Tls, fault),
+        None => error.into(),
+    }
+}
+
+/// What is wrong with the files that TLS needs. Only asked after a failure: the driver takes a file without certificates for an
+/// authority that signs nothing.
+async fn file_fault(spec: &DatabaseSpec) -> Option<String> {
+    let checked = matches!(spec.tls, TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull);
+    let files = [
+        ("sslrootcert", spec.root_cert.as_deref().filter(|_| checked), "CERTIFICATE"),
+        ("sslcert", spec.cert.as_deref(), "CERTIFICATE"),
+        ("sslkey", spec.key.as_deref(), "PRIVATE KEY"),
+    ];
+    for (name, path, wanted) in files {
+        let Some(path) = path else { continue };
+        let shown = quoted(&path.display().to_string());
+        match read(path).await {
+            Err(error) => return Some(format!("the file {shown} ({name}) can't be read: {error}")),
+            Ok(text) if !is_pem(&text, wanted) => {
+                return Some(format!(
+                    "the file {shown} ({name}) is not PEM: it must hold a block -----BEGIN {wanted}-----"
+                ));
+            }
+            Ok(_) => {}
+        }
+    }
+    None
+}
+
+async fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    use tokio::io::AsyncReadExt;
+    let mut bytes = Vec::new();
+    tokio::fs::File::open(path).await?.take(LONGEST_FILE).read_to_end(&mut bytes).await?;
+    Ok(bytes)
+}
+
+/// Whether a file has a block of this kind that can be decoded. Keys have a word before ("RSA PRIVATE KEY").
+fn is_pem(text: &[u8], wanted: &str) -> bool {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    if wanted == "CERTIFICATE" {
+        let mut certificates = CertificateDer::pem_slice_iter(text).peekable();
+        certificates.peek().is_some() && certificates.all(|certificate| certificate.is_ok())
+    } else {
+        PrivateKeyDer::from_pem_slice(text).is_ok()
+    }
+}
+
+/// What an error of TLS means for whoever has to mend it.
+pub(crate) fn tls_fault(error: &rustls::Error) -> String {
+    use rustls::{AlertDescription as Alert, CertificateError as Certificate, Error};
+    let advice = match error {
+        Error::InvalidCertificate(certificate) => match certificate {
+            // A new authority with the name of the former one shows as a wrong signature.
+            Certificate::UnknownIssuer | Certificate::BadSignature => {
+                "the server's certificate is signed by an authority that is unknown here: name the authority's certificate in \
+                 sslrootcert"
+            }
+            Certificate::Expired | Certificate::ExpiredContext { .. } => {
+                "the server's certificate has expired, or this host's clock is wrong"
+            }
+            Certificate::NotValidYet | Certificate::NotValidYetContext { .. } => {
+                "the server's certificate is not valid yet, or this host's clock is wrong"
+            }
+            Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => {
+                "the server's certificate is for another name: connect by a name it has, or take sslmode verify-ca"
+            }
+            _ => "the server's certificate is refused",
+        },
+        Error::AlertReceived(
+            Alert::CertificateRequired
+            | Alert::BadCertificate
+            | Alert::UnknownCA
+            | Alert::CertificateUnknown
+            | Alert::CertificateExpired
+            | Alert::CertificateRevoked,
+        ) => "the server refuses our certificate: look at sslcert and sslkey",
+        _ => "no TLS with the server",
+    };
+    format!("{advice} ({})", cut(&error.to_string()))
+}
+
+/// What the words of a pooler mean, of which many know only the code of a protocol violation.
+pub(crate) fn class_of_pooler(error: &PgDatabaseError) -> ErrorClass {
+    let words = error.message().to_ascii_lowercase();
+    let has = |any: &[&str]| any.iter().any(|part| words.contains(part));
+    if has(&["startup parameter", "startup options", "command-line options"]) {
+        ErrorClass::PoolerUnsafe
+    } else if has(&["authentication failed", "auth failed", "no such user", "password", "role \""]) {
+        ErrorClass::Credentials
+    } else if has(&[
+        "no such database",
+        "does not exist",
+        "not currently accepting",
+        "database does not allow",
+    ]) {
+        ErrorClass::DatabaseMissing
+    } else if has(&["no more connections allowed", "query_wait_timeout", "too many", "connection slots"]) {
+        ErrorClass::TooManyConnections
+    } else {
+        ErrorClass::Connection
+    }
+}
+
+/// A foreign text in quotes, on one line, and not too long.
+pub(crate) fn quoted(text: &str) -> String {
+    format!("\"{}\"", cut(text))
+}
+
+fn cut(text: &str) -> String {
+    let mut shown: String = text.chars().take(EXCERPT).flat_map(char::escape_debug).collect();
+    if text.chars().nth(EXCERPT).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_pem_and_what_is_not() {
+        for text in ["", "certificate", "-----BEGIN CERTIFICATE-----\n", "\u{30}\u{82}\u{1}\u{a}"] {
+            assert!(!is_pem(text.as_bytes(), "CERTIFICATE"), "{text:?}");
+            assert!(!is_pem(text.as_bytes(), "PRIVATE KEY"), "{text:?}");
+        }
+        let block = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+        assert!(is_pem(block.as_bytes(), "CERTIFICATE"));
+        assert!(!is_pem(block.as_bytes(), "PRIVATE KEY"));
+    }
+
+    #[test]
+    fn foreign_text_is_one_short_line() {
+        let shown = quoted(&"a\n\u{1b}".repeat(1000));
+        assert!(shown.starts_with("\"a\\n\\u{1b}a") && shown.len() < 4 * EXCERPT, "{shown}");
+        assert!(!shown.contains('\n'));
+    }
+}

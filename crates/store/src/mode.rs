@@ -1,0 +1,207 @@
+//! What stands between here and a server: nothing, or a pooler that gives us a session for as long as a connection or a
+//! transaction lasts. For people to look at: what is written is safe in every mode (`docs/decisions/0015-no-session-state.md`).
+//!
+//! Poolers don't announce themselves. Two things give them away. A setting among the start-up options is in force in the
+//! session of a direct connection; poolers refuse or drop what they don't know. And two connections that are open at the same time are
+//! two sessions, each the same from one message to the next, unless sessions belong to transactions.
+
+use std::fmt;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use sqlx::{ConnectOptions, PgConnection, Row as _};
+
+use crate::budget::{CLOSE_TIMEOUT, Open, lock};
+use crate::classify::StoreError;
+use crate::database::Inner;
+use crate::session::send;
+use crate::sql::Sql;
+
+/// What has been found out counts for so long; what could not be found out is tried again after it too.
+const VALID: Duration = Duration::from_secs(10 * 60);
+
+/// The longest that a second connection may take: a pooler without a free session lets it wait.
+const WITHIN: Duration = Duration::from_millis(500);
+
+/// A setting of ours that no server knows and every server takes, with a value that nobody else gives it.
+const MARK: &str = "balance_sync.mark";
+
+/// What stands between here and a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConnectionMode {
+    /// Nothing that shares sessions out.
+    #[serde(rename = "direct")]
+    Direct,
+    /// A pooler whose sessions belong to one connection at a time.
+    #[serde(rename = "session pooler")]
+    SessionPooler,
+    /// A pooler that gives out a session for each transaction or statement.
+    #[serde(rename = "transaction pooler")]
+    TransactionPooler,
+}
+
+impl ConnectionMode {
+    /// As people read it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            ConnectionMode::Direct => "direct",
+            ConnectionMode::SessionPooler => "session pooler",
+            ConnectionMode::TransactionPooler => "transaction pooler",
+        }
+    }
+}
+
+impl fmt::Display for ConnectionMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Something that is found out once in a while.
+pub(crate) struct Found<T>(Mutex<(Option<T>, Option<Instant>)>);
+
+impl<T: Copy> Found<T> {
+    pub(crate) const fn nothing() -> Found<T> {
+        Found(Mutex::new((None, None)))
+    }
+
+    /// What was found last.
+    pub(crate) fn get(&self) -> Option<T> {
+        lock(&self.0).0
+    }
+
+    /// The same, as long as it is not old.
+    fn fresh(&self) -> Option<T> {
+        let (found, at) = *lock(&self.0);
+        found.filter(|_| at.is_some_and(|at| at.elapsed() < VALID))
+    }
+
+    /// Whether it is time to look. Whoever is told so looks; the others don't wait.
+    fn is_due(&self) -> bool {
+        let mut state = lock(&self.0);
+        let due = state.1.is_none_or(|at| at.elapsed() >= VALID);
+        if due {
+            state.1 = Some(Instant::now());
+        }
+        due
+    }
+
+    fn set(&self, value: T) {
+        *lock(&self.0) = (Some(value), Some(Instant::now()));
+    }
+}
+
+/// Finds out in which mode a database is reached, by a second connection beside one that has just been opened; seldom, and only if
+/// the server's budget has a connection to spare.
+///
+/// # Errors
+/// When the connection that was there fails. That the second one can't be had is no error.
+pub(crate) async fn detect(inner: &Inner, held: &mut Open) -> Result<(), StoreError> {
+    if inner.mode.fresh().is_some() || !inner.mode.is_due() {
+        return Ok(());
+    }
+    if inner.server.is_direct.fresh() == Some(true) {
+        inner.mode.set(ConnectionMode::Direct);
+        return Ok(());
+    }
+    // Held until the second connection has been closed.
+    let Some(_slot) = inner.server.spare(inner.id) else { return Ok(()) };
+    let Ok(Some(mut second)) = tokio::time::timeout(WITHIN, Second::open(inner)).await else { return Ok(()) };
+    inner.server.is_direct.set(second.is_direct);
+    let mode = if second.is_direct {
+        Some(ConnectionMode::Direct)
+    } else {
+        compare(inner, held, &mut second).await?
+    };
+    if let Some(mode) = mode {
+        if inner.mode.get() != Some(mode) {
+            let (server, database) = (inner.server.key(), &inner.spec.database);
+            tracing::debug!(server, database, mode = mode.as_str(), "way to postgres found out");
+        }
+        inner.mode.set(mode);
+    }
+    if let Some(connection) = second.connection {
+        // An error changes nothing: the socket is closed either way.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, sqlx::Connection::close(connection)).await;
+    }
+    Ok(())
+}
+
+/// A connection beside the first.
+struct Second {
+    /// Absent when it took another without the mark to connect, and that failed.
+    connection: Option<PgConnection>,
+    /// The mark among its start-up options is in force.
+    is_direct: bool,
+    /// Its session.
+    pid: Option<i32>,
+}
+
+impl Second {
+    /// `None` = nothing can be told from what happened.
+    async fn open(inner: &Inner) -> Option<Second> {
+        if inner.server.is_direct.fresh().is_none() {
+            let mark = format!("{:08x}", rand::random::<u32>());
+            match inner.options.clone().options([(MARK, &mark)]).connect().await {
+                Ok(mut connection) => {
+                    let (pid, found) = ask(inner, &mut connection).await.ok()?;
+                    let is_direct = found == mark;
+                    return Some(Second { connection: Some(connection), is_direct, pid: Some(pid) });
+                }
+                // A server takes any setting with a point in its name.
+                Err(sqlx::Error::Database(error)) if is_about_options(error.code().as_deref()) => {}
+                Err(_) => return None,
+            }
+        }
+        let mut second = Second { connection: None, is_direct: false, pid: None };
+        if let Ok(mut connection) = inner.options.connect().await {
+            second.pid = ask(inner, &mut connection).await.ok().map(|(pid, _)| pid);
+            second.connection = Some(connection);
+        }
+        Some(second)
+    }
+}
+
+/// Whether a connection with options may have been refused for them: by poolers as a violation of the protocol, by RDS Proxy as
+/// a feature that it lacks.
+fn is_about_options(sqlstate: Option<&str>) -> bool {
+    matches!(sqlstate, Some("08P01" | "0A000"))
+}
+
+/// Whether two connections through a pooler have sessions of their own. `None` = it can't be told.
+async fn compare(
+    inner: &Inner,
+    held: &mut Open,
+    second: &mut Second,
+) -> Result<Option<ConnectionMode>, StoreError> {
+    let Some(pid) = second.pid else { return Ok(None) };
+    let own = held.examined.pid;
+    if pid == own {
+        return Ok(Some(ConnectionMode::TransactionPooler));
+    }
+    // Twice in a row, because a pooler with two sessions may use them in turns.
+    for _ in 0..2 {
+        if ask(inner, &mut held.connection).await?.0 != own {
+            return Ok(Some(ConnectionMode::TransactionPooler));
+        }
+    }
+    let Some(connection) = &mut second.connection else { return Ok(None) };
+    Ok(match tokio::time::timeout(WITHIN, ask(inner, connection)).await {
+        Ok(Ok((again, _))) if again == pid => Some(ConnectionMode::SessionPooler),
+        Ok(Ok(_)) => Some(ConnectionMode::TransactionPooler),
+        _ => None,
+    })
+}
+
+/// The session's process and the mark it has.
+async fn ask(inner: &Inner, connection: &mut PgConnection) -> Result<(i32, String), StoreError> {
+    let mut sql = Sql::new(&inner.preamble, None);
+    sql.push(
+        "SELECT pg_catalog.pg_backend_pid(), coalesce(pg_catalog.current_setting('balance_sync.mark', true), '')",
+    );
+    let answer = send(connection, sql.finish()).await?;
+    let row = answer.rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
+}
