@@ -81,6 +81,7 @@ pub(crate) fn manager_options(config: &Config) -> ManagerOptions {
         connect_timeout: config.postgres.connect_timeout,
         acquire_timeout: config.postgres.acquire_timeout,
         idle_timeout: config.postgres.idle_timeout,
+        connection_max_age: config.postgres.connection_max_age,
         application_name: format!("balance-sync {}", config.worker.name),
         require_tls: config.worker.require_tls,
     }

@@ -34,19 +34,23 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt, future};
+use rand::Rng as _;
 use sqlx::{Connection, PgConnection};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::{JoinError, JoinHandle};
 
+use crate::connect::Connected;
 use crate::examine::Examined;
 use crate::homes::Homes;
 use crate::mode::Found;
+use crate::names::{Addresses, Names, look_up};
+use crate::spec::DatabaseSpec;
 use crate::sql::Target;
 
-/// A connection this old is closed instead of being kept: servers and the boxes between leak, and a role's changed
-/// settings apply to new sessions only.
-const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
+/// The ages at which connections are closed lie between this part of their greatest age and the whole, lest those that were opened
+/// together are opened anew together.
+const YOUNGEST: f64 = 0.8;
 
 /// How often idle connections are looked at, at the least.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -93,6 +97,8 @@ pub enum Chore {
     Sweep,
     /// Closing some.
     Close,
+    /// Looking up the address of the server.
+    LookUp,
 }
 
 /// Runs chores, and hears of those that panic.
@@ -106,11 +112,16 @@ struct Chores {
 
 impl Chores {
     /// Runs something once.
-    fn once(self: &Arc<Self>, runtime: &Handle, work: impl Future<Output = ()> + Send + 'static) {
+    fn once(
+        self: &Arc<Self>,
+        chore: Chore,
+        runtime: &Handle,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) {
         let (chores, running) = (Arc::clone(self), runtime.spawn(work));
         runtime.spawn(async move {
             if let Err(error) = running.await {
-                chores.ended(Chore::Close, &error);
+                chores.ended(chore, &error);
             }
         });
     }
@@ -235,6 +246,8 @@ pub(crate) struct Server {
     waiting: AtomicUsize,
     /// Whether nothing stands between here and the server.
     pub(crate) is_direct: Found<bool>,
+    /// Where its name leads.
+    pub(crate) names: Names,
     /// Somebody has queued: the sweeper is to look sooner.
     queued: Arc<Notify>,
     state: Mutex<State>,
@@ -276,11 +289,23 @@ pub(crate) struct Open {
     pub(crate) target: Target,
     slot: Slot,
     opened: Instant,
+    /// When it has reached its greatest age.
+    ends: Instant,
+    /// The addresses of its server's name when it was opened.
+    addresses: Addresses,
 }
 
 impl Open {
-    pub(crate) fn new(connection: PgConnection, slot: Slot, examined: Examined, target: Target) -> Open {
-        Open { connection, examined, target, slot, opened: Instant::now() }
+    pub(crate) fn new(connected: Connected, slot: Slot, target: Target, max_age: Duration) -> Open {
+        let Connected { connection, examined, addresses } = connected;
+        let opened = Instant::now();
+        let ends = opened + max_age.mul_f64(rand::rng().random_range(YOUNGEST..=1.0));
+        Open { connection, examined, target, slot, opened, ends, addresses }
+    }
+
+    /// Whether it is to be closed: it is old, or its server's name leads elsewhere now.
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.ends || self.slot.server.names.has_left(&self.addresses)
     }
 
     /// Says goodbye to the server, within `limit`; the slot is free afterwards in any case.
@@ -361,6 +386,7 @@ impl Server {
             turns: Arc::new(Semaphore::new(AT_WORK)),
             waiting: AtomicUsize::new(0),
             is_direct: Found::nothing(),
+            names: Names::default(),
             queued: Arc::default(),
             state: Mutex::new(State::default()),
             chores,
@@ -489,14 +515,31 @@ impl Server {
     pub(crate) fn keep(self: &Arc<Server>, open: Open, timeout: Duration) {
         // Without a runtime nobody would ever close it: this is a program on its way out.
         let Ok(runtime) = Handle::try_current() else { return };
-        if open.opened.elapsed() > MAX_LIFETIME {
-            self.chores.once(&runtime, open.close(CLOSE_TIMEOUT));
+        if open.is_over() {
+            self.chores.once(Chore::Close, &runtime, open.close(CLOSE_TIMEOUT));
             return;
         }
         let mut state = self.state();
         state.idle.push_back(Idle { open, since: Instant::now(), timeout });
         self.keep_sweeping(&mut state);
         self.serve(state);
+    }
+
+    /// Looks up the server's name once in a while: what is connected to addresses that it has left is closed.
+    pub(crate) fn follow_name(self: &Arc<Server>, spec: &DatabaseSpec) {
+        if spec.is_local() || !self.names.is_due() {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else { return };
+        let (server, host, port) = (Arc::clone(self), spec.host.clone(), spec.port);
+        self.chores.once(Chore::LookUp, &runtime, async move {
+            // An error is no news: whoever connects anew reports it.
+            if let Ok(addresses) = look_up(&host, port).await
+                && server.names.note(&addresses)
+            {
+                tracing::info!(server = %server.key, "the name of the server leads elsewhere now, its connections are replaced");
+            }
+        });
     }
 
     /// Starts the sweeper unless it runs.
@@ -544,9 +587,10 @@ impl Server {
         #[cfg(test)]
         self.chores.fault();
         let mut state = self.state();
-        let (expired, kept): (Vec<_>, Vec<_>) = state.idle.drain(..).partition(|idle| {
-            idle.since.elapsed() >= idle.timeout || idle.open.opened.elapsed() > MAX_LIFETIME
-        });
+        let (expired, kept): (Vec<_>, Vec<_>) = state
+            .idle
+            .drain(..)
+            .partition(|idle| idle.since.elapsed() >= idle.timeout || idle.open.is_over());
         state.idle = kept.into();
         let again = match (state.queue.is_empty(), state.idle.is_empty()) {
             (false, _) => Some(WAITED_FOR_INTERVAL),
@@ -587,7 +631,7 @@ async fn sweep(server: Weak<Server>, queued: Arc<Notify>) {
             tracing::debug!(server = %server.key, connections = expired.len(), "idle connections closed");
             // Beside, because the waiting must not wait for goodbyes.
             let closing = future::join_all(expired.into_iter().map(|open| open.close(CLOSE_TIMEOUT)));
-            server.chores.once(&Handle::current(), closing.map(drop));
+            server.chores.once(Chore::Close, &Handle::current(), closing.map(drop));
         }
         let Some(again) = again else { return };
         pause = again;

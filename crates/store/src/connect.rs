@@ -12,6 +12,7 @@ use sqlx::{ConnectOptions, PgConnection};
 use crate::classify::{ErrorClass, StoreError};
 use crate::database::Inner;
 use crate::examine::{Examined, examine};
+use crate::names::{Addresses, look_up};
 use crate::spec::{DatabaseSpec, TlsMode};
 
 /// Most bytes of a file with certificates that are looked at.
@@ -20,14 +21,23 @@ const LONGEST_FILE: u64 = 4 * 1024 * 1024;
 /// Bytes of a foreign text that are repeated in an error.
 const EXCERPT: usize = 300;
 
+/// A connection that has just been opened.
+pub(crate) struct Connected {
+    pub(crate) connection: PgConnection,
+    pub(crate) examined: Examined,
+    /// Those of its server's name; none if it has none.
+    pub(crate) addresses: Addresses,
+}
+
 /// Opens a connection and looks where it leads, within the connect timeout.
 ///
 /// # Errors
 /// What keeps it from being opened, by class.
-pub(crate) async fn connect(inner: &Inner) -> Result<(PgConnection, Examined), StoreError> {
+pub(crate) async fn connect(inner: &Inner) -> Result<Connected, StoreError> {
     let mut step = "looking up the host name";
     let connecting = async {
-        resolve(&inner.spec).await?;
+        let addresses = resolve(&inner.spec).await?;
+        inner.server.names.note(&addresses);
         step = "connecting and logging in";
         let mut connection = match inner.options.connect().await {
             Ok(connection) => connection,
@@ -35,7 +45,7 @@ pub(crate) async fn connect(inner: &Inner) -> Result<(PgConnection, Examined), S
         };
         step = "asking where the connection leads";
         let examined = examine(&mut connection, &inner.preamble).await?;
-        Ok((connection, examined))
+        Ok(Connected { connection, examined, addresses })
     };
     let timeout = inner.spec.connect_timeout;
     let connected = tokio::time::timeout(timeout, connecting).await;
@@ -50,10 +60,11 @@ pub(crate) fn too_slow(timeout: Duration, step: &str) -> StoreError {
     )
 }
 
-/// Whether the name service knows the host. The driver asks it once more, and would only report an I/O error.
-async fn resolve(spec: &DatabaseSpec) -> Result<(), StoreError> {
+/// The addresses of the host; none for one that needs no name service. The driver asks it once more, and would only report an
+/// I/O error.
+async fn resolve(spec: &DatabaseSpec) -> Result<Addresses, StoreError> {
     if spec.is_local() {
-        return Ok(());
+        return Ok(Addresses::default());
     }
     let unknown = |why: &dyn std::fmt::Display| {
         StoreError::new(
@@ -61,8 +72,9 @@ async fn resolve(spec: &DatabaseSpec) -> Result<(), StoreError> {
             format!("the host name {} can't be resolved: {why}", quoted(&spec.host)),
         )
     };
-    match tokio::net::lookup_host((spec.host.as_str(), spec.port)).await {
-        Ok(mut addresses) => addresses.next().map(drop).ok_or_else(|| unknown(&"it has no address")),
+    match look_up(&spec.host, spec.port).await {
+        Ok(addresses) if addresses.is_empty() => Err(unknown(&"it has no address")),
+        Ok(addresses) => Ok(addresses),
         Err(error) => Err(unknown(&error)),
     }
 }

@@ -248,6 +248,7 @@ impl Database {
         // While closing it is kept too: `close` takes it once it has all permits, and says goodbye properly.
         if *self.0.phase.borrow() != Phase::Aborted {
             self.0.server.keep(open, self.0.spec.idle_timeout);
+            self.0.server.follow_name(&self.0.spec);
         }
     }
 

@@ -18,6 +18,7 @@ mod identifier;
 mod locks;
 mod lookup;
 mod mode;
+mod names;
 mod row;
 mod session;
 mod spec;

@@ -202,9 +202,9 @@ impl Session {
         };
         // On the heap: it is large, seldom, and would be part of every future that runs a statement.
         let connecting = Box::pin(connect(inner));
-        let (connection, examined) = self.unless(Phase::Aborted, connecting).await??;
-        let target = self.database.target(&examined)?;
-        let mut open = Open::new(connection, slot, examined, target);
+        let connected = self.unless(Phase::Aborted, connecting).await??;
+        let target = self.database.target(&connected.examined)?;
+        let mut open = Open::new(connected, slot, target, inner.spec.max_age);
         let timeout = inner.spec.connect_timeout;
         let detecting = Box::pin(tokio::time::timeout(timeout, detect(inner, &mut open)));
         self.unless(Phase::Aborted, detecting)

@@ -97,6 +97,9 @@ pub struct DatabaseSpec {
     pub acquire_timeout: Duration,
     /// A connection that nobody used for this long is closed.
     pub idle_timeout: Duration,
+    /// A connection is closed at this age at the latest, between two batches: its server's name may lead elsewhere, servers and the
+    /// boxes between leak, and a role's changed settings apply to new sessions only.
+    pub max_age: Duration,
     /// Shown in `pg_stat_activity`.
     pub application_name: String,
 }
@@ -126,6 +129,7 @@ impl DatabaseSpec {
             connect_timeout: Duration::from_secs(5),
             acquire_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(60),
+            max_age: Duration::from_secs(5 * 60),
             application_name: "balance-sync".to_owned(),
         }
     }
@@ -163,6 +167,7 @@ impl DatabaseSpec {
             && self.connect_timeout == other.connect_timeout
             && self.acquire_timeout == other.acquire_timeout
             && self.idle_timeout == other.idle_timeout
+            && self.max_age == other.max_age
             && self.application_name == other.application_name
     }
 
@@ -270,6 +275,7 @@ impl fmt::Debug for DatabaseSpec {
             .field("connect_timeout", &self.connect_timeout)
             .field("acquire_timeout", &self.acquire_timeout)
             .field("idle_timeout", &self.idle_timeout)
+            .field("max_age", &self.max_age)
             .field("application_name", &self.application_name)
             .finish()
     }

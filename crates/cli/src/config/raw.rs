@@ -227,6 +227,9 @@ pub(crate) struct Postgres {
     /// An unused connection, or pool, is closed after this.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
+    /// A connection is closed at this age at the latest.
+    #[serde(with = "humantime_serde")]
+    pub connection_max_age: Duration,
     /// First wait after a passing error.
     #[serde(with = "humantime_serde")]
     pub backoff_min: Duration,

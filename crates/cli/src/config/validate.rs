@@ -336,6 +336,7 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
     within!(check, raw.postgres.connect_timeout, ms(100)..=minutes(1));
     within!(check, raw.postgres.acquire_timeout, ms(100)..=minutes(5));
     within!(check, raw.postgres.idle_timeout, ms(100)..=minutes(60));
+    within!(check, raw.postgres.connection_max_age, ms(1000)..=minutes(60));
     within!(check, raw.postgres.backoff_min, ms(1)..=minutes(1));
     within!(check, raw.postgres.backoff_max, ms(1)..=minutes(10));
     within!(check, raw.postgres.backoff_long, ms(10)..=minutes(60));

@@ -52,6 +52,8 @@ pub struct ManagerOptions {
     pub acquire_timeout: Duration,
     /// Connections that nobody used for this long are closed: the database of an idle tenant holds none.
     pub idle_timeout: Duration,
+    /// Connections are closed at this age at the latest.
+    pub connection_max_age: Duration,
     /// Shown in `pg_stat_activity`.
     pub application_name: String,
     /// Settings under which a connection might be made without TLS are refused.
@@ -67,6 +69,7 @@ impl Default for ManagerOptions {
             connect_timeout: Duration::from_secs(5),
             acquire_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
+            connection_max_age: Duration::from_secs(300),
             application_name: "balance-sync".to_owned(),
             require_tls: false,
         }
@@ -117,6 +120,7 @@ impl ManagerOptions {
             connect_timeout: self.connect_timeout,
             acquire_timeout: self.acquire_timeout,
             idle_timeout: self.idle_timeout,
+            max_age: self.connection_max_age,
             application_name: self.application_name.clone(),
             ..DatabaseSpec::new(host, *port, database, username, password.clone())
         }

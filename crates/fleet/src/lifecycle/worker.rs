@@ -120,6 +120,7 @@ impl PreparedWorker {
             panicked.count_panic(match chore {
                 Chore::Sweep => TaskName::ConnectionSweeper,
                 Chore::Close => TaskName::ConnectionClose,
+                Chore::LookUp => TaskName::HostLookup,
             });
         });
         let directory: Arc<dyn TenantDirectory> =

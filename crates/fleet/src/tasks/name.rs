@@ -35,6 +35,8 @@ pub enum TaskName {
     Action,
     /// Closing the connections of a database.
     ConnectionClose,
+    /// One look-up of the address of a Postgres server.
+    HostLookup,
     /// One stream of events to a client of the admin interface.
     EventStream,
     /// The listener of the admin interface.
@@ -45,7 +47,7 @@ pub enum TaskName {
 
 impl TaskName {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::ActionsFollower,
         Self::Partition,
         Self::ThreadWatch,
@@ -61,6 +63,7 @@ impl TaskName {
         Self::SettingsLookup,
         Self::Action,
         Self::ConnectionClose,
+        Self::HostLookup,
         Self::EventStream,
         Self::AdminServer,
         Self::Collector,
@@ -85,6 +88,7 @@ impl TaskName {
             Self::SettingsLookup => "settings_lookup",
             Self::Action => "action",
             Self::ConnectionClose => "connection_close",
+            Self::HostLookup => "host_lookup",
             Self::EventStream => "event_stream",
             Self::AdminServer => "admin_server",
             Self::Collector => "collector",

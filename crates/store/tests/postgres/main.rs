@@ -6,6 +6,7 @@ mod failures;
 mod isolation;
 mod locks;
 mod modes;
+mod moved;
 mod pooler;
 mod refusals;
 mod support;

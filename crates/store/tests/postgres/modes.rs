@@ -1,11 +1,7 @@
 //! Poolers and proxies as they are run: their mode is found out, and what they refuse, ignore or report by a code of their own is
 //! understood.
 
-use std::time::Duration;
-
-use balance_sync_sandbox::{
-    PgBouncer, PgBouncerOptions, PoolMode, PostgresOptions, PostgresServer, eventually,
-};
+use balance_sync_sandbox::{PgBouncer, PgBouncerOptions, PoolMode, PostgresOptions, PostgresServer};
 use balance_sync_store::{
     ConnectionBudget, ConnectionMode, Database, DatabaseSpec, ErrorClass, Outcome, Row, Table,
 };
@@ -193,19 +189,4 @@ async fn what_a_pooler_refuses_is_told_apart() {
     let (found, text) = class(through.clone()).await;
     assert_eq!(found, ErrorClass::TooManyConnections, "{text}");
     drop(holder);
-
-    // The password has changed in Postgres, and the pooler doesn't know yet. It doesn't repeat what the server said.
-    pooler.reload(&PgBouncerOptions::new(PoolMode::Transaction, 1)).unwrap();
-    let (database, table) = (open(through), Table::unqualified());
-    assert_eq!(database.update(&table, &[row(1, 2)]).await.unwrap(), [Outcome::Updated]);
-    tenant.server.set_password("refused", &SecretString::from("rotated")).await.unwrap();
-    tenant.server.end_sessions(Some("refused")).await.unwrap();
-    let refused = || async { database.update(&table, &[row(1, 3)]).await.err() };
-    eventually(PATIENCE, "the refusal", || async {
-        refused().await.filter(|error| error.message().contains("server login has been failing"))
-    })
-    .await
-    .unwrap();
-    assert_eq!(refused().await.unwrap().class(), ErrorClass::Connection);
-    let _ = tokio::time::timeout(Duration::from_secs(1), database.close(Duration::ZERO)).await;
 }
