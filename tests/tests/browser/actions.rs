@@ -138,7 +138,7 @@ async fn a_flush_can_be_asked_for() -> Result<()> {
     let mut producer = sandbox.producer();
     producer.mutate_each(DEFAULT_TTL).await?;
     browser.open(&worker.url(&format!("/tenants/{}", tenant.id))).await?;
-    browser.shows(".tenant-state", "The role may not update the table").await?;
+    browser.shows(".tenant-state", "or update the table").await?;
     sandbox.postgres().execute(&tenant.database, &grant).await?;
     browser.press(".actions", "Flush now").await?;
     browser.shows("dialog", "stops waiting").await?;
