@@ -34,6 +34,12 @@ impl ScheduleError {
         Self { operation, class: ErrorClass::Unexpected, message: what.into() }
     }
 
+    /// Whether the user has no right to one of the call's keys, as opposed to the command.
+    pub(crate) fn is_denied_key(&self) -> bool {
+        // "No permissions to access a key"; before Redis 7 "… to access one of the keys used as arguments".
+        self.class == ErrorClass::Permission && self.message.contains("key")
+    }
+
     /// Whether the failure may end without an operator.
     #[must_use]
     pub fn is_transient(&self) -> bool {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use redis::Value;
 
 use crate::{
+    access::Parts,
     error::ScheduleError,
     link::Link,
     schedule::{array, bulk, int, text},
@@ -32,21 +33,38 @@ pub struct HeadState {
 }
 
 /// Reads the heads of schedules, each given with its head at the previous call. Returns one state per schedule, in order;
-/// `None` if nothing is due.
+/// `None` if nothing is due, or if the schedule can't be accessed.
 ///
 /// # Errors
 /// As Redis answers.
 pub async fn read_heads<'a>(
     link: &Link,
-    schedules: impl ExactSizeIterator<Item = (&'a Arc<str>, Option<&'a Head>)> + Clone,
+    schedules: impl Iterator<Item = (&'a Arc<str>, Option<&'a Head>)>,
+) -> Result<Vec<Option<HeadState>>, ScheduleError> {
+    let schedules: Vec<_> = schedules.collect();
+    let mut heads = Vec::with_capacity(schedules.len());
+    let mut parts = Parts::of(&schedules);
+    while let Some(part) = parts.next() {
+        match read_part(link, part).await {
+            Ok(mut found) => heads.append(&mut found),
+            Err(error) => {
+                if parts.is_denied(part, error)? {
+                    heads.push(None);
+                }
+            }
+        }
+    }
+    Ok(heads)
+}
+
+async fn read_part(
+    link: &Link,
+    schedules: &[(&Arc<str>, Option<&Head>)],
 ) -> Result<Vec<Option<HeadState>>, ScheduleError> {
     let count = schedules.len();
-    if count == 0 {
-        return Ok(Vec::new());
-    }
     let mut cmd = scripts::HEADS.call(count);
-    for (key, _) in schedules.clone() {
-        cmd.arg(&**key);
+    for (key, _) in schedules {
+        cmd.arg(&***key);
     }
     for (_, head) in schedules {
         cmd.arg(head.map_or(&[][..], |head| &head.member));

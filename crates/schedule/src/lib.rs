@@ -11,6 +11,7 @@
 //! [`workers`] (live workers) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`heads`] (unclaimed
 //! members, for standby) · [`inspect`] (one balance) · [`subscription`] (messages) · [`error`].
 
+mod access;
 pub mod claimed;
 pub mod controls;
 pub mod error;

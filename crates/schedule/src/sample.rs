@@ -10,6 +10,7 @@ use balance_sync_domain::KeySpace;
 use redis::Value;
 
 use crate::{
+    access::Parts,
     error::ScheduleError,
     link::Link,
     schedule::{array, bulk, int},
@@ -88,31 +89,43 @@ pub async fn sample(link: &Link, spaces: &[&KeySpace]) -> Result<Vec<Sample>, Sc
     sample_with(link, &requests).await
 }
 
-/// As [`sample`], with control over which TTLs are read.
+/// As [`sample`], with control over which TTLs are read. The sample of a key space without access is the default one.
 ///
 /// # Errors
 /// As Redis answers.
 pub async fn sample_with(link: &Link, requests: &[SampleRequest<'_>]) -> Result<Vec<Sample>, ScheduleError> {
     let mut samples = Vec::with_capacity(requests.len());
     for page in requests.chunks(SCHEDULES_PER_CALL) {
-        let mut cmd = scripts::SAMPLE.call(3 * page.len());
-        for request in page {
-            cmd.arg(request.space.schedule()).arg(request.space.quarantine()).arg(request.space.losses());
-        }
-        cmd.arg(TTLS_PER_CALL);
-        for request in page {
-            cmd.arg(request.space.prefix())
-                .arg(request.head)
-                .arg(request.page)
-                .arg(request.from.unwrap_or(b"0"))
-                .arg(request.again.unwrap_or_default());
-        }
-        let answer = scripts::SAMPLE.run(link, &cmd).await?;
-        for part in array(OPERATION, &answer, page.len())? {
-            samples.push(read(part)?);
+        let mut parts = Parts::of(page);
+        while let Some(part) = parts.next() {
+            match sample_part(link, part).await {
+                Ok(mut found) => samples.append(&mut found),
+                Err(error) => {
+                    if parts.is_denied(part, error)? {
+                        samples.push(Sample::default());
+                    }
+                }
+            }
         }
     }
     Ok(samples)
+}
+
+async fn sample_part(link: &Link, page: &[SampleRequest<'_>]) -> Result<Vec<Sample>, ScheduleError> {
+    let mut cmd = scripts::SAMPLE.call(3 * page.len());
+    for request in page {
+        cmd.arg(request.space.schedule()).arg(request.space.quarantine()).arg(request.space.losses());
+    }
+    cmd.arg(TTLS_PER_CALL);
+    for request in page {
+        cmd.arg(request.space.prefix())
+            .arg(request.head)
+            .arg(request.page)
+            .arg(request.from.unwrap_or(b"0"))
+            .arg(request.again.unwrap_or_default());
+    }
+    let answer = scripts::SAMPLE.run(link, &cmd).await?;
+    array(OPERATION, &answer, page.len())?.iter().map(read).collect()
 }
 
 fn read(part: &Value) -> Result<Sample, ScheduleError> {

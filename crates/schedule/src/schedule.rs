@@ -12,6 +12,7 @@ use balance_sync_domain::KeySpace;
 use redis::Value;
 
 use crate::{
+    access::Parts,
     claimed::{Claim, Claimed, Refusal, Refused},
     error::ScheduleError,
     link::Link,
@@ -594,7 +595,8 @@ impl Schedule {
     }
 }
 
-/// Positions in `keys` of the schedules that have a due member. One call for many idle tenants.
+/// Positions in `keys` of the schedules that have a due member, and of those without access: their claim will report it. One
+/// call for many idle tenants.
 ///
 /// # Errors
 /// As Redis answers.
@@ -611,10 +613,25 @@ pub async fn probe_overdue(
     keys: &[Arc<str>],
     by: Duration,
 ) -> Result<Vec<usize>, ScheduleError> {
-    const OPERATION: &str = "probe";
-    if keys.is_empty() {
-        return Ok(Vec::new());
+    let (mut due, mut first) = (Vec::new(), 0);
+    let mut parts = Parts::of(keys);
+    while let Some(part) = parts.next() {
+        match probe_part(link, part, by).await {
+            Ok(found) => due.extend(found.into_iter().map(|at| first + at)),
+            Err(error) => {
+                if !parts.is_denied(part, error)? {
+                    continue;
+                }
+                due.push(first);
+            }
+        }
+        first += part.len();
     }
+    Ok(due)
+}
+
+async fn probe_part(link: &Link, keys: &[Arc<str>], by: Duration) -> Result<Vec<usize>, ScheduleError> {
+    const OPERATION: &str = "probe";
     let mut cmd = scripts::PROBE.call(keys.len());
     for key in keys {
         cmd.arg(&**key);

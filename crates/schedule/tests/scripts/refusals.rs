@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually, free_port};
-use balance_sync_schedule::{ErrorClass, Link, LinkSettings, Schedule, ScheduleOptions, Schedules, scripts};
+use balance_sync_schedule::{
+    ErrorClass, Link, LinkSettings, Schedule, ScheduleOptions, Schedules, read_heads, sample::sample,
+    schedule::probe, scripts,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -338,4 +341,41 @@ async fn access_to_one_key_form_is_enough_for_that_form() {
     for _ in 0..2 {
         assert_eq!(schedules.claim(10).await.unwrap_err().class, ErrorClass::Permission);
     }
+}
+
+#[tokio::test]
+async fn a_missing_right_to_one_tenants_keys_hides_no_other_tenant() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let mut tenants = Vec::new();
+    let mut rights = Vec::new();
+    for n in 0..40 {
+        let tenant = Tenant::on(space_of(&format!("t{n}")), &server.url()).await;
+        tenant.schedule_many(if n % 2 == 0 { 1 } else { 0 }).await;
+        if n != 17 && n != 30 {
+            rights.push(format!("~{}*", tenant.space.prefix()));
+        }
+        tenants.push(tenant);
+    }
+    let mut cmd = redis::cmd("ACL");
+    cmd.arg("SETUSER").arg("most").arg("on").arg(">pw").arg("+@all").arg(rights);
+    tenants[0].run::<()>(&cmd).await;
+    let url = format!("redis://most:pw@127.0.0.1:{}/0", server.port());
+    let link = Link::new(&LinkSettings::for_url(&url)).unwrap();
+    let keys: Vec<Arc<str>> = tenants.iter().map(|tenant| Arc::from(tenant.space.schedule())).collect();
+
+    // What can't be looked at is claimed from, so that the claim reports it.
+    let due = probe(&link, &keys).await.unwrap();
+    assert_eq!(due, (0..40).filter(|n| n % 2 == 0 || *n == 17).collect::<Vec<_>>());
+    let heads = read_heads(&link, keys.iter().map(|key| (key, None))).await.unwrap();
+    let seen: Vec<usize> = (0..40).filter(|n| heads[*n].is_some()).collect();
+    assert_eq!(seen, (0..40).filter(|n| n % 2 == 0 && *n != 30).collect::<Vec<_>>());
+    let spaces: Vec<_> = tenants.iter().map(|tenant| &tenant.space).collect();
+    let samples = sample(&link, &spaces).await.unwrap();
+    for (n, sample) in samples.iter().enumerate() {
+        let wanted = if n == 17 || n == 30 { None } else { Some(u64::from(n % 2 == 0)) };
+        assert_eq!((sample.scheduled, sample.lost.is_some()), (wanted, wanted.is_some()), "tenant {n}");
+    }
+    // A right to the command is one to all of them.
+    tell!(tenants[0], "ACL", "SETUSER", "most", "-evalsha");
+    assert_eq!(probe(&link, &keys).await.unwrap_err().class, ErrorClass::Permission);
 }
