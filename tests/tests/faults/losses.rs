@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, put_raw, write_operations};
 use balance_sync_sandbox::{Sandbox, SandboxTenant, balance_table, eventually};
 use balance_sync_tests::ledger::{comes_in_step, is_settled, losses_key, quarantine_key, row, scores};
-use balance_sync_tests::{SOON, Worker};
+use balance_sync_tests::{Finished, SOON, Worker, run};
 use redis::AsyncCommands;
 use serde_json::Value;
 
@@ -46,6 +46,17 @@ async fn listed(sandbox: &Sandbox, tenant: &SandboxTenant, member: &str) -> Resu
     let (code, shown) = quarantine(sandbox, &["show", member]).await?;
     assert_eq!((code, &shown["reason"]), (Some(0), &"value_lost".into()), "{shown}");
     Ok(shown)
+}
+
+/// Waits until `status` has this verdict.
+async fn verdict(sandbox: &Sandbox, wanted: &str) -> Result<Finished> {
+    let config = sandbox.config_path().to_str().context("a path of text")?;
+    eventually(SOON, &format!("the verdict {wanted}"), || async {
+        let said = run(&["status", "--config", config], &[]).await?;
+        ensure!(said.stdout.starts_with(&wanted.to_uppercase()), "{said:?}");
+        Ok(said)
+    })
+    .await
 }
 
 async fn nothing_scheduled(sandbox: &Sandbox, tenant: &SandboxTenant) -> Result<()> {
@@ -135,6 +146,12 @@ async fn a_loss_is_told_by_the_trail_and_listed_until_somebody_drops_it() -> Res
     );
 
     worker.reaches("balance_sync_loss_entries", &[("tenant_id", &tenant.id)], 1.0).await?;
+    let said = verdict(&sandbox, "degraded").await?;
+    assert_eq!(
+        (said.code, said.stdout.contains("1 balances have lost mutations")),
+        (Some(1), true),
+        "{said:?}"
+    );
 
     // The ledger goes on from the row: the same version with other amounts. It is written, and the loss stays.
     let mut redis = sandbox.redis().connect().await?;
@@ -155,6 +172,7 @@ async fn a_loss_is_told_by_the_trail_and_listed_until_somebody_drops_it() -> Res
     assert_eq!(quarantine(&sandbox, &["drop", &lost]).await?.0, Some(0));
     assert_eq!(quarantine(&sandbox, &["list"]).await?.0, Some(0));
     is_settled(&sandbox, &tenant).await?;
+    assert_eq!(verdict(&sandbox, "healthy").await?.code, Some(0));
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

@@ -225,6 +225,8 @@ async fn without_redis_a_worker_tells_what_it_serves_itself() -> Result<()> {
         ensure!(overview["redis"] == "unavailable" && overview["verdict"] == "degraded", "{overview}");
         ensure!(overview["tenants"]["total"] == 3 && overview["tenants"]["unserved"] == 0, "{overview}");
         ensure!(overview["detail"].is_string() && overview["workers"]["live"] == 1, "{overview}");
+        let reason = overview["reasons"][0].as_str().unwrap_or_default();
+        ensure!(reason.starts_with("Redis can't be asked"), "{overview}");
         Ok(())
     })
     .await?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use balance_sync_sandbox::ledger::DEFAULT_TTL;
-use balance_sync_sandbox::{Sandbox, eventually};
+use balance_sync_sandbox::{RedisOptions, RedisServer, Sandbox, eventually};
 use balance_sync_tests::ledger::{all_settled, comes_in_step};
 use balance_sync_tests::worker::password_in;
 use balance_sync_tests::{SOON, Worker, WorkerBuilder, run};
@@ -123,5 +123,77 @@ async fn a_worker_is_not_parked_with_the_ledgers_own() -> Result<()> {
         worker.log().lines().iter().filter(|line| line.raw.contains("park the ledger's own")).count();
     assert_eq!(parked, 1);
     assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// The Pub/Sub of tenant events may be another server than that of the balances. What else is odd in the environment is
+/// reported, and stops nothing.
+#[tokio::test]
+async fn events_come_from_their_own_server_and_oddities_stop_nothing() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 5).await?;
+    let events = RedisServer::start(RedisOptions::default()).await?;
+    let mut variables = of_sandbox(&sandbox)?;
+    let password = password_in(&events.url()).unwrap_or_default();
+    for (name, value) in [
+        ("ENVIRONMENT_NAME", " Staging "),
+        ("MULTI_TENANT_REDIS_PORT", &events.port().to_string()),
+        ("MULTI_TENANT_REDIS_PASSWORD", &password),
+        ("ENABLE_TELEMETRY", "true"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "$(HOST_IP):4317"),
+    ] {
+        variables.insert(name.to_owned(), value.to_owned());
+    }
+    let mut worker = worker(&variables).start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    let redis = events.connect().await?;
+    eventually(SOON, "a subscription on the server of the events", || async {
+        let mut ask = redis::cmd("PUBSUB");
+        ask.arg("NUMSUB").arg("tenant-events:staging:");
+        let (_, listeners): (String, u64) = ask.query_async(&mut redis.clone()).await?;
+        anyhow::ensure!(listeners == 1, "{listeners}");
+        anyhow::Ok(())
+    })
+    .await?;
+    for part in ["traces are off", "is http://, which is allowed in the environment"] {
+        let said = worker.log().lines().iter().filter(|line| line.raw.contains(part)).count();
+        assert_eq!(said, 1, "{part}");
+    }
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// What can't work is refused by its name; what looks like an accident is reported. Never with the secret itself.
+#[tokio::test]
+async fn what_cannot_work_is_refused_by_name() -> Result<()> {
+    let mut variables = rendered();
+    variables.insert("ENVIRONMENT_NAME".to_owned(), "staging".to_owned());
+    let refused: [(&[(&str, &str)], &str); 5] = [
+        (&[("REDIS_HOST", "one:6379,two:6379")], "the ledger means a Redis Cluster"),
+        (&[("REDIS_USE_GCP_IAM", "true")], "Google Cloud IAM"),
+        (&[("DEPLOYMENT_MODE", "saas")], "DEPLOYMENT_MODE"),
+        (&[("ENVIRONMENT_NAME", "production"), ("MULTI_TENANT_URL", "http://tenants")], "allow_plain_http"),
+        (&[("MULTI_TENANT_URL", "")], "ledger variable MULTI_TENANT_URL"),
+    ];
+    let accepted: [(&[(&str, &str)], &str); 4] = [
+        (&[("REDIS_PASSWORD", "hunter2-sesame\n")], "ends in a line break"),
+        (&[("MULTI_TENANT_REDIS_PASSWORD", "\"hunter2-sesame\"")], "stands in quotes"),
+        (&[("MULTI_TENANT_REDIS_HOST", "fd00::17")], "host = \"fd00::17\""),
+        (&[("BALANCE_SYNC_PORT", "tcp://10.0.0.1:8080")], "batch_size = 500  # default"),
+    ];
+    let cases = refused.iter().map(|case| (case, 2)).chain(accepted.iter().map(|case| (case, 0)));
+    for ((changes, said), code) in cases {
+        let mut variables = variables.clone();
+        variables.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let all: Vec<(&str, &str)> = variables.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        let checked = run(&["check"], &all).await?;
+        let printed = format!("{}{}", checked.stdout, checked.stderr);
+        assert!(checked.code == Some(code) && printed.contains(said), "{changes:?}: {checked:?}");
+        assert!(
+            !printed.contains("hunter2") && !printed.contains("sample-secret"),
+            "{changes:?}: {checked:?}"
+        );
+    }
     Ok(())
 }

@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use balance_sync_sandbox::ledger::{Amounts, DEFAULT_TTL, LoadOptions, Progress, TenantKeys};
+use balance_sync_sandbox::ledger::{
+    Amounts, DEFAULT_TTL, LoadOptions, Progress, SeededBalance, TenantKeys, put_raw,
+};
 use balance_sync_sandbox::{Sandbox, TenantIsolation, balance_table, eventually};
-use balance_sync_tests::ledger::{all_settled, comes_in_step, numerically_different, redis_time, scores};
+use balance_sync_tests::ledger::{
+    all_settled, comes_in_step, numerically_different, redis_time, rows, scores,
+};
 use balance_sync_tests::{SOON, Worker};
 use redis::AsyncCommands;
 use serde_json::Value;
@@ -214,5 +218,38 @@ async fn everything_the_real_producer_wrote_arrives_digit_for_digit() -> Result<
     let quarantined = "tenant:acme-prod_01:quarantine:{transactions}:balance-sync";
     assert!(!sandbox.redis().connect().await?.exists::<_, bool>(quarantined).await?);
     assert_eq!((many.stop().await?.code, one.stop().await?.code), (Some(0), Some(0)));
+    Ok(())
+}
+
+/// An account's balances differ by their key alone; of one balance only the newest version counts.
+#[tokio::test]
+async fn balances_of_one_account_are_written_apart_from_the_same_batch() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 1).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let first = tenant.balances[0].clone();
+    let second = SeededBalance { id: Uuid::new_v4(), key: "savings".to_owned(), ..first.clone() };
+    assert_ne!(first.key, second.key);
+    let table = balance_table(tenant.schema.as_deref());
+    let sql = format!(
+        "INSERT INTO {table} (id, organization_id, ledger_id, account_id, alias, key, asset_code, version)
+         SELECT '{}', organization_id, ledger_id, account_id, alias, '{}', asset_code, version FROM {table}",
+        second.id, second.key
+    );
+    sandbox.postgres().execute(&tenant.database, &sql).await?;
+    let mut redis = sandbox.redis().connect().await?;
+    for (balance, version) in [(&first, 5), (&second, 3)] {
+        let (member, json) = (tenant.keys.member(balance), balance.json(version));
+        put_raw(&mut redis, &tenant.keys.schedule(), member.as_bytes(), json.as_bytes(), Some(DEFAULT_TTL))
+            .await?;
+    }
+    let mut worker = Worker::of(&sandbox).start().await?;
+    all_settled(&sandbox).await?;
+    assert_eq!(worker.metric("balance_sync_batches_total", &[]).await?, 1.0, "one batch");
+    let found = rows(&sandbox, &tenant).await?;
+    for (balance, version) in [(&first, 5), (&second, 3)] {
+        let row = found.get(&balance.id).context("a row")?;
+        assert_eq!((row.version, &row.amounts), (version, &balance.amounts(version)), "{}", balance.key);
+    }
+    assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

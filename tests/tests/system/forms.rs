@@ -10,6 +10,8 @@ use balance_sync_tests::worker::password_in;
 use balance_sync_tests::{SOON, Worker, run};
 use redis::AsyncCommands;
 
+use crate::api::{json, post, texts};
+
 #[tokio::test]
 async fn a_single_tenant_by_the_ledgers_own_variables() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(0, 0).await?;
@@ -216,6 +218,19 @@ async fn a_ledger_is_upgraded_under_load() -> Result<()> {
     for worker in &mut workers {
         assert_eq!(worker.stop().await?.code, Some(0));
     }
+
+    // What waits under the form that the list doesn't have is found as well.
+    let (balance, keys) = (&tenant.balances[0], &forms[1]);
+    let (member, json) = (keys.member(balance), balance.json(version + 1));
+    put_raw(&mut redis, &keys.schedule(), member.as_bytes(), json.as_bytes(), Some(DEFAULT_TTL)).await?;
+    let verified = run(&["verify", "--config", config, "--json"], &[]).await?;
+    let found: serde_json::Value = serde_json::from_str(&verified.stdout)?;
+    let row = found["tenants"].as_array().into_iter().flatten().find(|row| row["tenant"] == *tenant.id);
+    assert_eq!(
+        (verified.code, row.map(|row| &row["behind"])),
+        (Some(1), Some(&serde_json::Value::from(1))),
+        "{found}"
+    );
     Ok(())
 }
 
@@ -275,22 +290,40 @@ async fn legacy_schedules_and_quarantine_of_both_forms_are_one_tenants() -> Resu
         Ok(())
     })
     .await?;
-    // Good values again: a retry of both schedules each in its own form.
-    for (keys, balance) in forms.iter().zip(tenant.balances.iter()) {
-        let () = redis.set_ex(keys.member(balance), balance.json(7), 3600).await?;
-    }
-    let done = quarantine(&["retry", "--all", "--tenant", &tenant.id]).await?;
-    assert_eq!((&done["done"], &done["absent"]), (&2.into(), &0.into()), "{done}");
-    eventually(SOON, "both written", || async {
-        for balance in [0, 1] {
-            let version = row(&sandbox, &tenant, balance).await?.version;
-            ensure!(version == 7, "{version}");
+    // Good values again: a retry schedules each in its own form. By the command, then by the interface of a worker.
+    for version in [7, 8] {
+        for (keys, balance) in forms.iter().zip(tenant.balances.iter()) {
+            let () = redis.set_ex(keys.member(balance), balance.json(version), 3600).await?;
         }
-        let left = quarantine(&["list", "--tenant", &tenant.id]).await?;
-        ensure!(left.as_array().is_some_and(Vec::is_empty), "{left}");
-        Ok(())
-    })
-    .await?;
+        let done = if version == 7 {
+            quarantine(&["retry", "--all", "--tenant", &tenant.id]).await?
+        } else {
+            let path = format!("/api/v1/quarantine?tenant={}", tenant.id);
+            let listed = json(&worker, &path).await?;
+            let mut found = texts(&listed["entries"], "member");
+            found.sort_unstable();
+            assert_eq!(found, members, "{listed}");
+            post(&worker, "/api/v1/quarantine/retry", &serde_json::json!({"tenant": tenant.id})).await?.body
+        };
+        assert_eq!((&done["done"], &done["absent"]), (&2.into(), &0.into()), "{done}");
+        eventually(SOON, "both written", || async {
+            for balance in [0, 1] {
+                let found = row(&sandbox, &tenant, balance).await?.version;
+                ensure!(found == version, "{found}");
+            }
+            let left = quarantine(&["list", "--tenant", &tenant.id]).await?;
+            ensure!(left.as_array().is_some_and(Vec::is_empty), "{left}");
+            Ok(())
+        })
+        .await?;
+        if version == 7 {
+            for member in &members {
+                let of = forms.iter().find(|keys| member.starts_with(keys.prefix())).context("its form")?;
+                put_raw(&mut redis, &of.schedule(), member.as_bytes(), b"[]", Some(DEFAULT_TTL)).await?;
+            }
+            worker.reaches("balance_sync_balances_total", &[("outcome", "quarantined")], 4.0).await?;
+        }
+    }
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

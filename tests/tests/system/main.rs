@@ -32,3 +32,4 @@ mod triggers;
 mod values;
 mod versions;
 mod why;
+mod wrong_database;

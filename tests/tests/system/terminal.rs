@@ -15,7 +15,7 @@ use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use secrecy::ExposeSecret;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A worker that notices soon what happens to its tenants.
 fn brisk(sandbox: &Sandbox) -> WorkerBuilder {
@@ -187,6 +187,24 @@ async fn a_tenant_that_cannot_be_written_and_a_fleet_of_which_nothing_is_known()
     assert_eq!((code, &overview["verdict"]), (Some(2), &"unknown".into()));
     assert_eq!(overview["tenants"]["by_state"]["idle"], 2, "{overview}");
     sandbox.service().set_faults(ServiceFault::None);
+
+    // A worker, and a tenant that it doesn't serve because it hasn't heard of it.
+    let listed: Vec<String> = sandbox.tenants().into_iter().map(|tenant| tenant.id).collect();
+    let listed: Vec<Value> = listed
+        .iter()
+        .map(String::as_str)
+        .chain(["unheard-of"])
+        .map(|id| json!({"id": id, "name": id, "status": "active"}))
+        .collect();
+    worker.signal(Signal::SIGSTOP)?;
+    sandbox.service().set_list_raw(Some(&json!(listed).to_string()));
+    let (code, overview) = ask_json(&sandbox, &["status"]).await?;
+    assert_eq!((code, &overview["verdict"]), (Some(1), &"degraded".into()), "{overview}");
+    let reason = overview["reasons"][0].as_str().unwrap_or_default();
+    assert!(reason.contains("served by no live worker: unheard-of"), "{overview}");
+    sandbox.service().set_list_raw(None);
+    worker.signal(Signal::SIGCONT)?;
+    becomes(&sandbox, "healthy").await?;
 
     // No worker.
     assert_eq!(worker.stop().await?.code, Some(0));
