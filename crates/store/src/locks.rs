@@ -152,11 +152,14 @@ impl Operation for Holders<'_> {
                  WHERE l.locktype = 'transactionid' AND l.granted UNION ALL ",
             );
         }
+        // The same table of databases that were copied from one template has the same oid.
         sql.push(
             "SELECT CASE WHEN l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock') \
              THEN 1 ELSE 2 END, l.pid FROM pg_catalog.pg_locks AS l \
              WHERE l.locktype = 'relation' AND l.granted AND l.mode <> 'AccessShareLock' \
-             AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid() AND l.relation = ",
+             AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid() \
+             AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
+             AND l.relation = ",
         );
         sql.regclass(self.table, "balance")?.push("::pg_catalog.oid");
         sql.push(
