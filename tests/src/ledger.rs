@@ -1,6 +1,7 @@
 //! Questions about what is in Redis and PostgreSQL, asked as the ledger would: past the worker's own code.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use balance_sync_sandbox::ledger::{Amounts, Producer, StoredBalance, stored_balances};
@@ -118,6 +119,32 @@ pub async fn hold_row(
         format!("SELECT version FROM {} WHERE id = $1 FOR UPDATE", balance_table(tenant.schema.as_deref()));
     sqlx::query(AssertSqlSafe(sql)).bind(tenant.balances[balance].id).fetch_one(&mut *transaction).await?;
     Ok(transaction)
+}
+
+/// Makes PostgreSQL take this long over each update of a tenant's row, until it is asked for no time again. Locks of the
+/// table aren't needed for the second call, so that it waits for nobody.
+///
+/// # Errors
+/// What PostgreSQL answers.
+pub async fn slow_updates(sandbox: &Sandbox, tenant: &SandboxTenant, pause: Duration) -> Result<()> {
+    let schema = tenant.schema.as_deref().unwrap_or("public");
+    let sql = format!(
+        "CREATE OR REPLACE FUNCTION \"{schema}\".slow_update() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+           PERFORM pg_catalog.pg_sleep({});
+           RETURN NEW;
+         END $$;",
+        pause.as_secs_f64()
+    );
+    sandbox.postgres().execute(&tenant.database, &sql).await.context("slowing updates")?;
+    if pause.is_zero() {
+        return Ok(());
+    }
+    let sql = format!(
+        "CREATE TRIGGER slow_update BEFORE UPDATE ON {} FOR EACH ROW EXECUTE FUNCTION \"{schema}\".slow_update();",
+        balance_table(tenant.schema.as_deref())
+    );
+    sandbox.postgres().execute(&tenant.database, &sql).await.context("slowing updates")
 }
 
 /// Sessions of a tenant's role, and how many of them wait for a lock.
