@@ -128,6 +128,7 @@ mod tests {
     use std::path::Path;
 
     use actix_web::{App, dev::ServiceResponse, http::StatusCode, test as client};
+    use balance_sync_engine::{reason::Reason, state::TenantState};
 
     use super::*;
 
@@ -166,23 +167,47 @@ mod tests {
         assert!(!INDEX.body.contains("<script>") && !INDEX.body.contains("<style"));
     }
 
+    /// The names in the first column of a section's table.
+    fn documented(section: &str) -> BTreeSet<&'static str> {
+        let guide = include_str!("../../../docs/operations.md");
+        let section =
+            guide.split(section).nth(1).and_then(|rest| rest.split("\n## ").next()).expect("the section");
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+        rows.flat_map(|cell| cell.split(", ")).map(|name| name.trim_matches('`')).collect()
+    }
+
     /// A reason without advice leaves the one who looks at three in the morning alone with a word.
     #[test]
-    fn every_documented_reason_has_its_advice() {
-        let guide = include_str!("../../../docs/operations.md");
+    fn every_reason_has_its_advice_in_the_documentation_and_in_the_dashboard_and_no_other() {
+        let reasons: BTreeSet<_> = Reason::ALL.into_iter().map(Reason::as_str).collect();
+        assert_eq!(documented("\n## Reasons"), reasons, "docs/operations.md");
         let advice = ASSETS.iter().find(|file| file.name == "advice.js").expect("the advice").body;
-        let table =
-            guide.split("## Reasons").nth(1).and_then(|rest| rest.split("## ").next()).expect("the table");
-        let reasons: Vec<_> = table
-            .lines()
-            .filter_map(|line| line.strip_prefix("| `").and_then(|rest| rest.split(" | ").next()))
-            .flat_map(|cell| cell.split(", "))
-            .map(|name| name.trim_matches('`'))
-            .collect();
-        assert!(reasons.len() > 20, "{reasons:?}");
-        for reason in reasons {
-            assert!(advice.contains(&format!("  {reason}: [")), "no advice for {reason}");
-        }
+        let advice = advice.split("const TENANT = {").nth(1).and_then(|rest| rest.split("\n};").next());
+        let advice =
+            advice.expect("the advice for tenants").lines().filter_map(|line| line.split_once(": ["));
+        let advised: BTreeSet<_> = advice.map(|(name, _)| name.trim()).collect();
+        assert_eq!(advised, reasons, "ui/advice.js");
+    }
+
+    #[test]
+    fn every_state_is_documented_and_no_other() {
+        let states: BTreeSet<_> = TenantState::ALL.into_iter().map(TenantState::as_str).collect();
+        assert_eq!(documented("\n## States of a tenant"), states);
+    }
+
+    /// The runbook names reasons as a part of its instructions: one that was renamed would lead nowhere.
+    #[test]
+    fn the_runbook_names_no_reason_that_does_not_exist() {
+        let runbook = include_str!("../../../docs/runbook.md");
+        let named = runbook.split('`').skip(1).step_by(2).filter(|code| {
+            code.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+                && ["postgres_", "redis_", "tenant_", "collector_"].iter().any(|side| code.starts_with(side))
+                // The label of metrics.
+                && *code != "tenant_id"
+        });
+        let unknown: Vec<_> = named.filter(|name| Reason::parse(name).is_none()).collect();
+        assert!(unknown.is_empty(), "{unknown:?}");
+        assert!(runbook.contains("operations.md#reasons-and-what-to-do"));
     }
 
     /// The colours of one theme: those between this text and the end of its block.

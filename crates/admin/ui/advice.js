@@ -43,6 +43,7 @@ const TENANT = {
   tenant_config_malformed: ["Its database settings can't be used.", "The detail names the field; mend it in the tenant service.", "refresh_credentials"],
   tenant_service_unavailable: ["Its settings are not known yet and the tenant service can't be asked.", "Look at the tenant service.", "refresh_credentials"],
   tenant_service_unauthorized: ["The tenant service refuses the API key.", "Check tenants.service.api_key.", "refresh_credentials"],
+  stopping: ["The worker is stopping; other workers go on with the tenant.", "Nothing.", null],
   collector_crashed: ["Its collector panicked; it starts again after a growing delay.", "Report the worker's log line.", "flush"],
 };
 
