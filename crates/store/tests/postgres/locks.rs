@@ -152,3 +152,27 @@ async fn who_locks_the_whole_table_is_named() {
     let results = database.update_isolating(&Table::unqualified(), &rows(2, 2)).await.unwrap();
     assert_eq!(results, vec![RowResult::Ok(Outcome::Updated); 2]);
 }
+
+/// Databases that were made from one template have the same oid for the same table.
+#[tokio::test]
+async fn nobody_is_named_who_has_locked_the_table_of_another_database() {
+    let (tenant, other) = (Tenant::new("own_lock").await, Tenant::new("other_lock").await);
+    tenant.seed(1).await;
+    other.seed(1).await;
+    // Older, and so named first if it counted.
+    let (others, _) = holding(&other, "LOCK TABLE balance IN SHARE MODE").await;
+    let (blocker, pid) = holding(&tenant, "LOCK TABLE balance IN SHARE MODE").await;
+    assert_eq!(table_oid(&tenant).await, table_oid(&other).await, "otherwise this shows nothing");
+
+    let error = database(&tenant).update_isolating(&Table::unqualified(), &rows(1, 2)).await.unwrap_err();
+    assert!(error.message().contains(&format!("locked by process {pid}, ")), "{error}");
+    release(blocker).await;
+    release(others).await;
+}
+
+async fn table_oid(tenant: &Tenant) -> i64 {
+    let options: PgConnectOptions = tenant.server.admin_url(&tenant.name).parse().unwrap();
+    let mut connection = options.connect().await.unwrap();
+    let sql = "SELECT 'balance'::regclass::oid::bigint";
+    sqlx::raw_sql(sql).fetch_one(&mut connection).await.unwrap().get(0)
+}
