@@ -158,7 +158,10 @@ impl Session {
                 }
             }
         }
-        let mut sent: Vec<RowResult> = sent.into_iter().flatten().collect();
+        // A row without a result would move those of the others to the wrong rows.
+        let Some(mut sent) = sent.into_iter().collect::<Option<Vec<RowResult>>>() else {
+            return Err(StoreError::new(ErrorClass::Internal, "a row of the batch has no result".to_owned()));
+        };
         // Rows that were left as they were without an error.
         if !judged && sent.iter().any(|result| matches!(result, RowResult::Refused { .. })) {
             updates_are_taken(self, table, &batch.rows).await?;
