@@ -1,8 +1,8 @@
 //! Rows that another session has locked: which they are, and who has locked them.
 //!
-//! A write waits for a lock only shortly (`DatabaseSpec::lock_wait`). Then it is found out which rows of the batch are locked, by taking the same lock
-//! on all others (`SKIP LOCKED`), and these are written without them. So one row that somebody holds for minutes doesn't hold up
-//! the other 499 of its batch, and where nothing is locked it costs nothing.
+//! A write waits for a lock only briefly (`DatabaseSpec::lock_wait`). After that a query with `SKIP LOCKED` finds the rows of the
+//! batch that are locked, and the others are written without them. One row that is held for minutes doesn't delay the other 499
+//! of its batch; without locked rows there is no extra query.
 
 use std::fmt;
 
@@ -16,10 +16,10 @@ use crate::session::{Answer, Operation, Session};
 use crate::sql::{Sql, Unwritable};
 use crate::update::{NOT_DELETED, SAME_ROW, identities, run};
 
-/// Rows of which it is asked who has locked them.
+/// At most this many rows are checked for the session that has locked them.
 const NAMED: usize = 8;
 
-/// Which of these rows are locked by somebody else, by position. Only those that are to be written count.
+/// The positions of the rows that another session has locked. Only those that are to be written count.
 ///
 /// # Errors
 /// Also when the whole table is locked: then it can't be looked at either.
@@ -31,10 +31,10 @@ pub(crate) async fn locked(
     run(session, &Locked { table, rows }).await
 }
 
-/// Who has locked these rows, or the table if there are none, in words.
+/// Describes the session that has locked these rows, or the table if no rows are given.
 ///
 /// # Errors
-/// When the session is lost. That nobody can be named is no error.
+/// When the session is lost. A holder that can't be found is no error.
 pub(crate) async fn holder(
     session: &mut Session,
     table: &Table,
@@ -42,7 +42,7 @@ pub(crate) async fn holder(
 ) -> Result<String, StoreError> {
     let rows = &rows[..rows.len().min(NAMED)];
     let mut found = Err(None);
-    // Whose row it is stands in a system column, which the role may not be allowed to read.
+    // The holder of a row is found through a system column, which the role may have no right to read.
     for by_row in [true, false] {
         if by_row && rows.is_empty() {
             continue;

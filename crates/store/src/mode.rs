@@ -18,7 +18,7 @@ use crate::database::Inner;
 use crate::session::send;
 use crate::sql::Sql;
 
-/// What has been found out counts for so long; what could not be found out is tried again after it too.
+/// How long a result counts, and how soon a check that gave none is repeated.
 const VALID: Duration = Duration::from_secs(10 * 60);
 
 /// The longest that a second connection may take: a pooler without a free session lets it wait.
@@ -59,7 +59,7 @@ impl fmt::Display for ConnectionMode {
     }
 }
 
-/// Something that is found out once in a while.
+/// A fact that is checked again after [`VALID`].
 pub(crate) struct Found<T>(Mutex<(Option<T>, Option<Instant>)>);
 
 impl<T: Copy> Found<T> {
@@ -67,18 +67,18 @@ impl<T: Copy> Found<T> {
         Found(Mutex::new((None, None)))
     }
 
-    /// What was found last.
+    /// The last result, however old.
     pub(crate) fn get(&self) -> Option<T> {
         lock(&self.0).0
     }
 
-    /// The same, as long as it is not old.
+    /// The last result, unless it is older than [`VALID`].
     fn fresh(&self) -> Option<T> {
         let (found, at) = *lock(&self.0);
         found.filter(|_| at.is_some_and(|at| at.elapsed() < VALID))
     }
 
-    /// Whether it is time to look. Whoever is told so looks; the others don't wait.
+    /// Whether a check is due. The caller that gets `true` makes it; the others don't wait.
     fn is_due(&self) -> bool {
         let mut state = lock(&self.0);
         let due = state.1.is_none_or(|at| at.elapsed() >= VALID);
@@ -93,8 +93,8 @@ impl<T: Copy> Found<T> {
     }
 }
 
-/// Finds out in which mode a database is reached, by a second connection beside one that has just been opened; seldom, and only if
-/// the server's budget has a connection to spare.
+/// Detects the connection mode of a database with a second connection beside one that has just been opened; at most once per
+/// [`VALID`], and only if the server's budget has a connection to spare.
 ///
 /// # Errors
 /// When the connection that was there fails. That the second one can't be had is no error.
@@ -140,7 +140,7 @@ struct Second {
 }
 
 impl Second {
-    /// `None` = nothing can be told from what happened.
+    /// `None` = the attempt decides nothing.
     async fn open(inner: &Inner) -> Option<Second> {
         if inner.server.is_direct.fresh().is_none() {
             let mark = format!("{:08x}", rand::random::<u32>());
@@ -170,7 +170,7 @@ fn is_about_options(sqlstate: Option<&str>) -> bool {
     matches!(sqlstate, Some("08P01" | "0A000"))
 }
 
-/// Whether two connections through a pooler have sessions of their own. `None` = it can't be told.
+/// Compares the sessions of two connections through a pooler. `None` = the answers don't decide it.
 async fn compare(
     inner: &Inner,
     held: &mut Open,

@@ -1,5 +1,5 @@
-//! The addresses of a server's name. A name may come to lead to another server while the former one goes on to answer: an old primary,
-//! a database that has been moved. What is connected then must not stay there.
+//! The addresses of a server's host name. A name may be moved to another server while the former one still answers (an old
+//! primary, a database that has been moved). Connections must not stay there.
 
 use std::io;
 use std::net::IpAddr;
@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use crate::budget::lock;
 
-/// How often a name is looked up again while its connections are used.
+/// Interval between look-ups of a name whose connections are in use.
 const LOOK_UP_EVERY: Duration = Duration::from_secs(15);
 
-/// The longest that a look-up beside the work may take.
+/// Timeout of a look-up.
 const WITHIN: Duration = Duration::from_secs(10);
 
 /// Addresses of one name, at one moment.
 pub(crate) type Addresses = Arc<[IpAddr]>;
 
-/// What a name leads to, as far as is known.
+/// The last known addresses of a name.
 #[derive(Default)]
 pub(crate) struct Names(Mutex<State>);
 
@@ -28,7 +28,7 @@ struct State {
 }
 
 impl Names {
-    /// Whether it is time to look the name up. Whoever is told so does.
+    /// Whether a look-up is due. The caller that gets `true` makes it.
     pub(crate) fn is_due(&self) -> bool {
         let mut state = lock(&self.0);
         let due = state.asked.is_none_or(|asked| asked.elapsed() >= LOOK_UP_EVERY);
@@ -38,7 +38,7 @@ impl Names {
         due
     }
 
-    /// Takes in the answer of the name service; whether it leads elsewhere than before.
+    /// Stores the answer of the name service, and returns whether the name has moved.
     pub(crate) fn note(&self, found: &Addresses) -> bool {
         let mut state = lock(&self.0);
         let moved = state.addresses.as_ref().is_some_and(|known| are_apart(known, found));
@@ -57,10 +57,10 @@ fn are_apart(a: &[IpAddr], b: &[IpAddr]) -> bool {
     !a.is_empty() && !b.is_empty() && !a.iter().any(|address| b.contains(address))
 }
 
-/// Asks the name service.
+/// Resolves the name.
 ///
 /// # Errors
-/// What it answers, or that it doesn't.
+/// As the name service answers, or when it doesn't answer in time.
 pub(crate) async fn look_up(host: &str, port: u16) -> io::Result<Addresses> {
     let asking = tokio::net::lookup_host((host, port));
     let found = tokio::time::timeout(WITHIN, asking).await.map_err(|_| io::ErrorKind::TimedOut)??;
