@@ -11,8 +11,11 @@ use redis::AsyncCommands;
 use redis::Script;
 use serde_json::Value;
 use sqlx::AssertSqlSafe;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+/// How often the ledger's worker polls by default.
+const LEDGER_POLL: Duration = Duration::from_millis(50);
 /// The ledger's own worker claims: due members, each by its lock.
 const CLAIM: &str = "
     local now = redis.call('TIME')
@@ -148,7 +151,11 @@ async fn beside_the_ledgers_own_worker_nothing_is_lost_and_nothing_goes_back() -
     let over = CancellationToken::new();
     let beside = async {
         let mut written = 0;
+        // Without a pause between its rounds it would take every balance before our worker looks.
+        let mut poll = tokio::time::interval(LEDGER_POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !over.is_cancelled() {
+            poll.tick().await;
             written += go_worker_round(&sandbox, &tenant, &pool).await?;
         }
         anyhow::Ok(written)
