@@ -127,6 +127,7 @@ impl LocalWorker {
             state: info.state,
             reason: info.reason.map(str::to_owned),
             detail: info.detail,
+            partial: info.partial,
             since: (info.since * 1e3).round() / 1e3,
             scheduled: status.scheduled.load(Relaxed),
             due: status.due.load(Relaxed),

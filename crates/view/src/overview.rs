@@ -268,13 +268,14 @@ impl FleetView {
             );
         }
 
-        let mut degraded: BTreeMap<&str, Vec<&TenantRow>> = BTreeMap::new();
+        let mut degraded: BTreeMap<(&str, bool), Vec<&TenantRow>> = BTreeMap::new();
         let (mut unserved, mut behind, mut paused, mut short) = (vec![], vec![], vec![], vec![]);
         let (mut quarantined, mut lost, mut expired) = (vec![], vec![], vec![]);
         for row in &self.tenants {
             match row.state {
                 "degraded" => {
-                    degraded.entry(row.reason.as_deref().unwrap_or("unknown")).or_default().push(row)
+                    let reason = row.reason.as_deref().unwrap_or("unknown");
+                    degraded.entry((reason, row.partial)).or_default().push(row);
                 }
                 UNSERVED => unserved.push(row),
                 _ => {}
@@ -300,11 +301,16 @@ impl FleetView {
         }
         let mut degraded: Vec<_> = degraded.into_iter().collect();
         degraded.sort_by_key(|(_, rows)| std::cmp::Reverse(rows.len()));
-        for (reason, rows) in degraded {
+        for ((reason, partial), rows) in degraded {
             let since = rows.iter().filter_map(|row| row.since.as_deref()).min().unwrap_or("unknown");
             worse(
                 Verdict::Degraded,
-                format!("{} can't be written ({reason}), since {since}: {}.", tenants(&rows), names(&rows)),
+                format!(
+                    "{}{} can't be written ({reason}), since {since}: {}.",
+                    if partial { "Some balances of " } else { "" },
+                    tenants(&rows),
+                    names(&rows)
+                ),
             );
         }
         if !unserved.is_empty() && !self.workers.is_empty() {

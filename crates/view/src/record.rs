@@ -22,6 +22,9 @@ pub struct TenantRecord {
     /// Why, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    /// Whether only some of its balances are concerned, and the others are written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// Since when, in seconds since 1970.
     pub since: f64,
     /// Members in the schedule.

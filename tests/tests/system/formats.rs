@@ -52,6 +52,9 @@ async fn an_unknown_format_waits_scheduled_and_alive_for_a_worker_that_knows_it(
     assert_eq!(lines, 1);
     assert_eq!(worker.metric("balance_sync_balances_total", &[("outcome", "quarantined")]).await?, 0.0);
     verdict(&worker, "degraded").await?;
+    let overview: Value = serde_json::from_str(&worker.get("/api/v1/overview").await?.1)?;
+    let said = overview["reasons"].to_string();
+    assert!(said.contains("Some balances of 1 tenant can't be written (value_unknown_format)"), "{said}");
 
     // The others of the tenant are written meanwhile.
     let others: Vec<usize> = (1..20).collect();

@@ -223,7 +223,8 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
     let mut say = |name: &str, value: String| text.push_str(&terminal::entry(name, &value, screen));
     say("tenant", row.id.clone());
     let since = row.since.as_deref().map(|since| format!(", since {since} ({})", ago(since, view.at)));
-    let reason = row.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let partial = if row.partial { " (some balances; the others are written)" } else { "" };
+    let reason = row.reason.as_deref().map(|reason| format!(": {reason}{partial}")).unwrap_or_default();
     let state = styled(terminal::state_style(row.state), format_args!("{}{reason}", row.state));
     say("state", format!("{state}{}", since.unwrap_or_default()));
     if let Some(what) = &row.detail {

@@ -29,6 +29,8 @@ pub struct StateInfo {
     pub reason: Option<&'static str>,
     /// Why, in words; no secrets.
     pub detail: Option<String>,
+    /// Whether only some of the tenant's balances are concerned, and the others are written.
+    pub partial: bool,
     /// Wall-clock time of the change, in seconds since 1970. For people; nothing is decided by it.
     pub since: f64,
 }
@@ -127,6 +129,7 @@ impl TenantStatus {
                 state: TenantState::Starting,
                 reason: None,
                 detail: None,
+                partial: false,
                 since: wall_clock(),
             }),
             notices: Mutex::default(),
@@ -189,6 +192,7 @@ impl TenantStatus {
             state: TenantState::Degraded,
             reason: Some(notice.reason),
             detail: Some(notice.detail.clone()),
+            partial: true,
             since: notice.since,
         })
     }
@@ -220,7 +224,7 @@ impl TenantStatus {
         if info.state == state {
             return false;
         }
-        *info = StateInfo { state, reason: None, detail: None, since: wall_clock() };
+        *info = StateInfo { state, reason: None, detail: None, partial: false, since: wall_clock() };
         true
     }
 
@@ -302,10 +306,11 @@ mod tests {
         let shown = status.state();
         assert_eq!((shown.state, shown.reason), (TenantState::Degraded, Some("redis_permission")));
         assert_eq!(shown.detail.as_deref(), Some("two"));
+        assert!(shown.partial);
         assert_eq!(status.collector_state().state, TenantState::Syncing);
         // What stops the tenant altogether goes before.
         status.degrade("postgres_connection", "refused".to_owned());
-        assert_eq!(status.state().reason, Some("postgres_connection"));
+        assert_eq!((status.state().reason, status.state().partial), (Some("postgres_connection"), false));
         status.enter(TenantState::Idle);
         assert_eq!(status.state().reason, Some("redis_permission"));
         tokio::time::advance(minute).await;

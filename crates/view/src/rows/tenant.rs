@@ -28,6 +28,8 @@ pub struct TenantRow {
     pub reason: Option<String>,
     /// Why, in words.
     pub detail: Option<String>,
+    /// Whether only some of its balances are concerned, and the others are written.
+    pub partial: bool,
     /// Since when it is in this state; `None` when nobody serves it.
     pub since: Option<String>,
     /// Who halted it.
@@ -86,6 +88,7 @@ impl TenantRow {
             state: UNSERVED,
             reason: None,
             detail: Some("no live worker serves this tenant".to_owned()),
+            partial: false,
             since: None,
             paused,
             scheduled: 0,
@@ -140,6 +143,7 @@ impl TenantRow {
             state: main.state.name(),
             reason: main.reason.clone(),
             detail: main.detail.clone(),
+            partial: main.partial,
             since: Some(at(main.since)),
             paused,
             scheduled: most(|r| r.scheduled.max(r.due + r.leased)),
