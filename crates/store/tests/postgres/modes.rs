@@ -190,3 +190,42 @@ async fn what_a_pooler_refuses_is_told_apart() {
     assert_eq!(found, ErrorClass::TooManyConnections, "{text}");
     drop(holder);
 }
+
+/// Batches of 500 rows per second, directly and through a pooler, in turns; prints them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+#[allow(clippy::print_stdout)]
+async fn throughput_through_a_pooler() {
+    const ROWS: u32 = 500;
+    const ROUNDS: u32 = 8;
+    let tenant = Tenant::new("speed").await;
+    tenant.seed(ROWS).await;
+    let session = pooler("speed", &PgBouncerOptions::new(PoolMode::Session, 4)).await;
+    let transaction = pooler("speed", &PgBouncerOptions::new(PoolMode::Transaction, 4)).await;
+    let ways =
+        [tenant.server.port(), session.port(), transaction.port()].map(|port| open(spec(port, "speed")));
+    let (mut version, mut took) = (1, [std::time::Duration::ZERO; 3]);
+    for round in 0..ROUNDS * 3 {
+        // Each begins as often as the others.
+        for step in 0..3 {
+            let way = (round as usize + step) % 3;
+            let begun = std::time::Instant::now();
+            for _ in 0..10 {
+                version += 1;
+                let rows: Vec<Row<'_>> = (1..=ROWS).map(|n| row(n, version)).collect();
+                ways[way].update(&Table::unqualified(), &rows).await.unwrap();
+            }
+            if round >= 3 {
+                took[way] += begun.elapsed();
+            }
+        }
+    }
+    let direct = took[0].as_secs_f64();
+    let part = |way: usize| direct / took[way].as_secs_f64();
+    println!(
+        "direct {:.2} ms per batch, session pooler {:.2} of it, transaction pooler {:.2} of it",
+        direct * 1e3 / f64::from((ROUNDS * 3 - 3) * 10),
+        part(1),
+        part(2)
+    );
+}
