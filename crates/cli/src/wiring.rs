@@ -14,7 +14,7 @@ use balance_sync_fleet::{
     pipeline::CollectorOptions,
     plan::Limits,
 };
-use balance_sync_schedule::{Controls, Link, ScheduleOptions, Snapshots};
+use balance_sync_schedule::{Controls, Endpoint, Link, ScheduleError, ScheduleOptions, Snapshots};
 use balance_sync_tenants::{Membership, ServiceDirectory, ServiceSettings, StaticDirectory, TenantDirectory};
 use balance_sync_view::{
     Identity, OperationsSettings, actions::Operator, inspector::Inspector, reader::FleetReader,
@@ -149,14 +149,46 @@ pub(crate) fn inspector(config: &Config) -> anyhow::Result<Inspector> {
     ))
 }
 
+/// The Redis servers of a worker.
+pub(crate) struct Endpoints {
+    redis: Endpoint,
+    events: Option<Endpoint>,
+}
+
+impl Endpoints {
+    /// # Errors
+    /// When Redis's settings can't be used.
+    pub(crate) fn new(config: &Config) -> Result<Self, ScheduleError> {
+        let events = config.tenants.events.as_ref();
+        Ok(Self {
+            redis: Endpoint::new(&config.redis.link)?,
+            events: events.map(|events| Endpoint::new(&events.link)).transpose()?,
+        })
+    }
+
+    /// Takes the credentials and certificates of a configuration that was read again.
+    ///
+    /// # Errors
+    /// When it names other servers, or can't be used.
+    pub(crate) async fn reload(&self, config: &Config) -> Result<(), ScheduleError> {
+        self.redis.replace(&config.redis.link)?;
+        self.redis.refresh().await;
+        if let (Some(endpoint), Some(events)) = (&self.events, &config.tenants.events) {
+            endpoint.replace(&events.link)?;
+            endpoint.refresh().await;
+        }
+        Ok(())
+    }
+}
+
 /// A whole worker.
 ///
 /// # Errors
 /// When the tenant service's settings can't be used.
-pub(crate) fn worker_settings(config: &Config) -> anyhow::Result<WorkerSettings> {
+pub(crate) fn worker_settings(config: &Config, endpoints: &Endpoints) -> anyhow::Result<WorkerSettings> {
     Ok(WorkerSettings {
         directory: directory(config)?,
-        redis: config.redis.link.clone(),
+        redis: endpoints.redis.clone(),
         schedule: schedule_options(config),
         collector: collector_options(config),
         manager: manager_options(config),
@@ -177,7 +209,8 @@ pub(crate) fn worker_settings(config: &Config) -> anyhow::Result<WorkerSettings>
             .tenants
             .events
             .as_ref()
-            .map(|events| EventSettings { channel: events.channel.clone(), link: events.link.clone() }),
+            .zip(endpoints.events.clone())
+            .map(|(events, endpoint)| EventSettings { channel: events.channel.clone(), endpoint }),
         partition: config.worker.partition.then(|| PartitionSettings {
             name: config.worker.name.clone(),
             group: group(config),

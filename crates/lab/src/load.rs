@@ -8,7 +8,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use anyhow::{Context, bail};
 use balance_sync_cli::{Deployment, EXIT_OK};
 use balance_sync_sandbox::ledger::{LoadOptions, LoadTenant, Producer, Progress, SeededBalance, TenantKeys};
-use balance_sync_schedule::LinkSettings;
+use balance_sync_schedule::{LinkSettings, Secret, password_in};
 use balance_sync_tenants::Tenant;
 use secrecy::ExposeSecret;
 use serde_json::json;
@@ -114,8 +114,18 @@ fn producer_url(link: &LinkSettings) -> anyhow::Result<String> {
     if link.sentinel.is_some() {
         bail!("redis.master_name: load does not ask sentinels, give the master's url");
     }
+    if !link.cluster_nodes.is_empty() {
+        bail!(
+            "redis.cluster_nodes: load does not look for nodes, give the url of the one that serves the keys"
+        );
+    }
     let mut url = url::Url::parse(link.url.expose_secret()).context("redis.url")?;
-    if let Some(password) = &link.password {
+    let password = match &link.password {
+        Some(Secret::File(path)) => Some(password_in(path).map_err(anyhow::Error::msg)?),
+        Some(Secret::Text(password)) => Some(password.clone()),
+        None => None,
+    };
+    if let Some(password) = password {
         url.set_password(Some(password.expose_secret()))
             .map_err(|()| anyhow::anyhow!("redis.url: can't carry a password"))?;
     }

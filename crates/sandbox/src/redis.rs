@@ -34,6 +34,8 @@ pub struct RedisOptions {
     pub appendonly: bool,
     /// `maxmemory` in bytes; `None` is without limit.
     pub maxmemory_bytes: Option<u64>,
+    /// Run as a sentinel: `extra` says of what. Sentinels rewrite their configuration.
+    pub sentinel: bool,
     /// Further lines of `redis.conf`, e.g. `maxmemory-policy allkeys-lru`; they win over the rest.
     pub extra: Vec<String>,
 }
@@ -43,6 +45,7 @@ pub struct RedisServer {
     guard: Guarded,
     port: u16,
     password: Option<SecretString>,
+    sentinel: bool,
 }
 
 impl fmt::Debug for RedisServer {
@@ -62,7 +65,8 @@ impl RedisServer {
     pub async fn start(options: RedisOptions) -> Result<Self> {
         let program = find::redis_server()?;
         let guard = Guarded::new("redis", None, Signal::SIGTERM)?;
-        let mut server = Self { guard, port: 0, password: options.password.clone() };
+        let mut server =
+            Self { guard, port: 0, password: options.password.clone(), sentinel: options.sentinel };
         for _ in 0..PORT_ATTEMPTS {
             server.port = ports::free_port()?;
             server.guard.write_private("redis.conf", &server.config(&options))?;
@@ -180,11 +184,15 @@ impl RedisServer {
             format!("port {}", self.port),
             "daemonize no".to_owned(),
             "loglevel warning".to_owned(),
-            "save \"\"".to_owned(),
-            format!("appendonly {}", if options.appendonly { "yes" } else { "no" }),
-            "appendfsync everysec".to_owned(),
-            "maxmemory-policy noeviction".to_owned(),
         ];
+        if !options.sentinel {
+            lines.extend([
+                "save \"\"".to_owned(),
+                format!("appendonly {}", if options.appendonly { "yes" } else { "no" }),
+                "appendfsync everysec".to_owned(),
+                "maxmemory-policy noeviction".to_owned(),
+            ]);
+        }
         if let Some(bytes) = options.maxmemory_bytes {
             lines.push(format!("maxmemory {bytes}"));
         }
@@ -198,7 +206,9 @@ impl RedisServer {
 
     /// Starts the process; `false` when the port is taken.
     async fn launch(&self, program: &Path) -> Result<bool> {
-        let pid = self.guard.spawn(program, &["redis.conf".to_owned()])?;
+        let mut arguments = vec!["redis.conf".to_owned()];
+        arguments.extend(self.sentinel.then(|| "--sentinel".to_owned()));
+        let pid = self.guard.spawn(program, &arguments)?;
         let deadline = Instant::now() + READY_WITHIN;
         loop {
             if let Some(status) = self.guard.try_reap()? {

@@ -5,7 +5,8 @@
 //! The Lua scripts are in `lua/` at the top of the repository, one file each, and are embedded here. This crate has one
 //! typed wrapper per script, and depends on neither Postgres nor actors.
 //!
-//! Reading order: [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · [`claimed`] (claimed
+//! Reading order: `settings` · `endpoint` (where Redis is: `sentinel`, `cluster`, `credentials`) ·
+//! [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · [`claimed`] (claimed
 //! members) · [`schedule`] (the wrappers) · [`schedules`] (all schedules of a tenant) · `siblings` (one balance under two
 //! key forms) · [`quarantine`] (entries) · [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) ·
 //! [`workers`] (live workers) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`heads`] (unclaimed
@@ -13,7 +14,10 @@
 
 mod access;
 pub mod claimed;
+mod cluster;
 pub mod controls;
+mod credentials;
+mod endpoint;
 pub mod error;
 pub mod heads;
 pub mod inspect;
@@ -24,6 +28,8 @@ pub mod sample;
 pub mod schedule;
 pub mod schedules;
 pub mod scripts;
+mod sentinel;
+mod settings;
 mod siblings;
 pub mod snapshots;
 pub mod stats;
@@ -32,9 +38,11 @@ pub mod workers;
 
 pub use claimed::{Claim, Claimed, Refusal, Refused};
 pub use controls::Controls;
+pub use credentials::password_in;
+pub use endpoint::Endpoint;
 pub use error::{ErrorClass, ScheduleError};
 pub use heads::{Head, HeadState, read_heads};
-pub use link::{Link, LinkSettings};
+pub use link::Link;
 pub use losses::{Loss, REASON_LOST};
 pub use quarantine::{QuarantineEntry, Quarantined};
 pub use sample::{PageEnd, Sample, SampleRequest, sample};
@@ -43,6 +51,7 @@ pub use schedule::{
     Schedule, ScheduleOptions, SettleReport,
 };
 pub use schedules::Schedules;
+pub use settings::{Authority, LinkSettings, Secret, SentinelSettings};
 pub use snapshots::Snapshots;
 pub use stats::LinkStats;
 pub use subscription::Subscription;

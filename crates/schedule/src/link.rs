@@ -1,8 +1,8 @@
-//! A multiplexed, reconnecting connection to Redis, plain or TLS, direct or through Sentinel.
+//! A multiplexed, reconnecting connection to Redis.
 //!
 //! Callers clone the link. The first call connects. A broken connection is discarded and the next call opens another;
-//! concurrent callers wait for that attempt instead of making their own. With Sentinel each new connection looks the master
-//! up again, so failovers are followed.
+//! concurrent callers wait for that attempt instead of making their own. A link makes at most one attempt per second, whatever
+//! servers answer. Only redirections within a cluster are followed at once.
 
 use std::{
     fmt,
@@ -13,111 +13,54 @@ use std::{
     time::Duration,
 };
 
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
-    RedisConnectionInfo, RedisError, ServerErrorKind, TlsCertificates, Value,
-    aio::MultiplexedConnection,
-    sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType},
-};
-use secrecy::{ExposeSecret, SecretString};
+use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection};
 use tokio::{
     sync::{Mutex, RwLock},
     time::Instant,
 };
 
 use crate::{
+    cluster,
+    endpoint::{Endpoint, Opened},
     error::{ErrorClass, ScheduleError},
+    sentinel::Address,
+    settings::LinkSettings,
     stats::LinkStats,
 };
 
-/// After a failed attempt to connect, calls fail at once for this long, so that ten thousand collectors don't all try to
-/// connect to a server that is just starting.
-const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
-
-/// A working connection to the wrong server, for example a demoted master, is not replaced before this age. Otherwise
-/// thousands of tenants that get the same refusal would open a connection each.
-const MIN_AGE: Duration = Duration::from_secs(1);
-
-/// Connection settings. `Debug` prints no password.
-#[derive(Clone)]
-pub struct LinkSettings {
-    /// `redis://[user[:password]@]host[:port][/db]`, or `rediss://` for TLS.
-    pub url: SecretString,
-    /// Password; overrides the one in the URL.
-    pub password: Option<SecretString>,
-    /// Database number; overrides the one in the URL.
-    pub db: Option<i64>,
-    /// PEM of the certificate authority to trust for TLS; `None` = those of the system.
-    pub ca_pem: Option<Vec<u8>>,
-    /// With Sentinel: the name of the master and the sentinels' URLs. Of `url` only user, database and TLS are used then.
-    pub sentinel: Option<(String, Vec<String>)>,
-    /// Limit for connecting.
-    pub connect_timeout: Duration,
-    /// Limit for one answer.
-    pub response_timeout: Duration,
-}
-
-impl fmt::Debug for LinkSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LinkSettings")
-            .field("connect_timeout", &self.connect_timeout)
-            .field("response_timeout", &self.response_timeout)
-            .field("sentinel", &self.sentinel.is_some())
-            .finish_non_exhaustive()
-    }
-}
-
-impl LinkSettings {
-    /// Settings for a URL with the worker's default timeouts (2 s and 5 s).
-    #[must_use]
-    pub fn for_url(url: &str) -> Self {
-        Self {
-            url: SecretString::from(url.to_owned()),
-            password: None,
-            db: None,
-            ca_pem: None,
-            sentinel: None,
-            connect_timeout: Duration::from_secs(2),
-            response_timeout: Duration::from_secs(5),
-        }
-    }
-
-    fn connection_info(&self) -> Result<ConnectionInfo, RedisError> {
-        let info = self.url.expose_secret().into_connection_info()?;
-        let mut redis = info.redis_settings().clone();
-        if let Some(password) = &self.password {
-            redis = redis.set_password(password.expose_secret());
-        }
-        if let Some(db) = self.db {
-            redis = redis.set_db(db);
-        }
-        Ok(info.set_redis_settings(redis))
-    }
-
-    fn certificates(&self) -> TlsCertificates {
-        TlsCertificates { client_tls: None, root_cert: self.ca_pem.clone() }
-    }
-}
-
-/// Creates connections.
-pub(crate) enum Source {
-    Direct(Client),
-    Sentinel(Mutex<SentinelClient>),
-}
+/// Shortest time between two attempts to connect: ten thousand collectors that meet the same failure must not make one each.
+const CONNECT_EVERY: Duration = Duration::from_secs(1);
+/// Shortest time between two attempts to replace a connection that works by one with newer credentials.
+const REPLACE_EVERY: Duration = Duration::from_secs(10);
+/// Redirections that are followed in one call.
+const REDIRECTIONS: usize = 3;
 
 struct Open {
     generation: u64,
     since: Instant,
+    address: Arc<Address>,
+    version: u64,
     connection: MultiplexedConnection,
 }
 
+enum State {
+    Open(Open),
+    /// With what ended the last connection or attempt.
+    Closed(Option<ScheduleError>),
+}
+
+/// What paces attempts to connect. Locked while one is made.
+#[derive(Default)]
+struct Attempts {
+    last: Option<Instant>,
+    last_replacement: Option<Instant>,
+    last_redirection: Option<Instant>,
+}
+
 struct Inner {
-    source: Source,
-    config: AsyncConnectionConfig,
-    connect_timeout: Duration,
-    open: RwLock<Option<Open>>,
-    /// Locked while connecting; holds time and error of the last failed attempt.
-    connecting: Mutex<Option<(Instant, ScheduleError)>>,
+    endpoint: Endpoint,
+    state: RwLock<State>,
+    attempts: Mutex<Attempts>,
     generations: AtomicU64,
     stats: Arc<LinkStats>,
 }
@@ -132,11 +75,28 @@ impl fmt::Debug for Link {
     }
 }
 
+/// The connection that a call uses.
+struct Used {
+    generation: u64,
+    address: Arc<Address>,
+    connection: MultiplexedConnection,
+}
+
+impl From<&Open> for Used {
+    fn from(open: &Open) -> Self {
+        Self {
+            generation: open.generation,
+            address: Arc::clone(&open.address),
+            connection: open.connection.clone(),
+        }
+    }
+}
+
 impl Link {
-    /// Creates a link without connecting.
+    /// Creates a link with an endpoint of its own, without connecting.
     ///
     /// # Errors
-    /// If URL, certificates or sentinels are invalid; the text contains no password.
+    /// As [`Endpoint::new`].
     pub fn new(settings: &LinkSettings) -> Result<Self, ScheduleError> {
         Self::counted(settings, Arc::default())
     }
@@ -144,72 +104,21 @@ impl Link {
     /// As [`Link::new`], with counters that other links may share.
     ///
     /// # Errors
-    /// As [`Link::new`].
+    /// As [`Endpoint::new`].
     pub fn counted(settings: &LinkSettings, stats: Arc<LinkStats>) -> Result<Self, ScheduleError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(settings.connect_timeout))
-            .set_response_timeout(Some(settings.response_timeout));
-        // No network was involved, so the error is in the settings and not transient.
-        let source = Self::source(settings).map_err(|error| ScheduleError {
-            class: ErrorClass::Unexpected,
-            ..ScheduleError::new("configure", &error)
-        })?;
-        Ok(Self(Arc::new(Inner {
-            source,
-            config,
-            connect_timeout: settings.connect_timeout,
-            open: RwLock::new(None),
-            connecting: Mutex::new(None),
-            generations: AtomicU64::new(0),
-            stats,
-        })))
+        Ok(Self::to(Endpoint::new(settings)?, stats))
     }
 
-    pub(crate) fn source(settings: &LinkSettings) -> Result<Source, RedisError> {
-        // The redis client uses the process-wide provider of rustls, which may be installed already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let info = settings.connection_info()?;
-        let tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
-        if let Some((master, sentinels)) = &settings.sentinel {
-            let redis: RedisConnectionInfo = info.redis_settings().clone();
-            let mut node = SentinelNodeConnectionInfo::default().set_redis_connection_info(redis);
-            if tls {
-                node = node.set_tls_mode(redis::TlsMode::Secure);
-            }
-            let client = if settings.ca_pem.is_some() {
-                let nodes = sentinels
-                    .iter()
-                    .map(|url| url.as_str().into_connection_info())
-                    .collect::<Result<Vec<_>, _>>()?;
-                let addresses = nodes.iter().map(|node| node.addr().clone());
-                let mut builder = redis::sentinel::SentinelClientBuilder::new(
-                    addresses,
-                    master,
-                    SentinelServerType::Master,
-                )?
-                .set_client_to_redis_db(info.redis_settings().db())
-                .set_client_to_redis_certificates(settings.certificates())
-                .set_client_to_redis_tls_mode(redis::TlsMode::Secure);
-                if let Some(password) = info.redis_settings().password() {
-                    builder = builder.set_client_to_redis_password(password);
-                }
-                if let Some(user) = info.redis_settings().username() {
-                    builder = builder.set_client_to_redis_username(user);
-                }
-                builder.build()?
-            } else {
-                SentinelClient::build(
-                    sentinels.clone(),
-                    master.clone(),
-                    Some(node),
-                    SentinelServerType::Master,
-                )?
-            };
-            return Ok(Source::Sentinel(Mutex::new(client)));
-        }
-        let client =
-            if tls { Client::build_with_tls(info, settings.certificates())? } else { Client::open(info)? };
-        Ok(Source::Direct(client))
+    /// Creates a link to an endpoint that other links may share, without connecting.
+    #[must_use]
+    pub fn to(endpoint: Endpoint, stats: Arc<LinkStats>) -> Self {
+        Self(Arc::new(Inner {
+            endpoint,
+            state: RwLock::new(State::Closed(None)),
+            attempts: Mutex::default(),
+            generations: AtomicU64::new(0),
+            stats,
+        }))
     }
 
     /// Sends one command and returns its answer. An error includes the client's own, if there is one.
@@ -218,23 +127,33 @@ impl Link {
         operation: &'static str,
         cmd: &Cmd,
     ) -> Result<Value, (ScheduleError, Option<RedisError>)> {
-        let (generation, mut connection) = self.connection(operation).await.map_err(|error| {
-            self.0.stats.failed(error.class);
-            (error, None)
-        })?;
-        match connection.send_packed_command(cmd).await.and_then(Value::extract_error) {
-            Ok(value) => Ok(value),
-            Err(cause) => {
-                let error = ScheduleError::new(operation, &cause);
-                // `Script::run` loads the script and sends the call again.
-                if cause.kind() != ErrorKind::Server(ServerErrorKind::NoScript) {
-                    self.0.stats.failed(error.class);
-                }
-                if error.class.needs_new_connection() {
-                    self.discard(generation, error.class).await;
-                }
-                Err((error, Some(cause)))
+        let mut redirections = 0;
+        loop {
+            let mut used = self.connection(operation).await.map_err(|error| {
+                self.0.stats.failed(error.class);
+                (error, None)
+            })?;
+            let cause = match used.connection.send_packed_command(cmd).await.and_then(Value::extract_error) {
+                Ok(value) => return Ok(value),
+                Err(cause) => cause,
+            };
+            if redirections < REDIRECTIONS
+                && self.0.endpoint.follows_redirections()
+                && let Some(to) = cluster::moved_to(&cause, &used.address)
+                && Box::pin(self.follow(operation, used.generation, &to)).await
+            {
+                redirections += 1;
+                continue;
             }
+            let error = ScheduleError::new(operation, &cause);
+            // `Script::run` loads the script and sends the call again.
+            if cause.kind() != ErrorKind::Server(ServerErrorKind::NoScript) {
+                self.0.stats.failed(error.class);
+            }
+            if wants_new_connection(&error, &cause) {
+                self.discard(used.generation, &error).await;
+            }
+            return Err((error, Some(cause)));
         }
     }
 
@@ -260,70 +179,133 @@ impl Link {
         Ok(policy.filter(|policy| *policy != "noeviction").map(str::to_owned))
     }
 
-    async fn connection(
-        &self,
-        operation: &'static str,
-    ) -> Result<(u64, MultiplexedConnection), ScheduleError> {
-        if let Some(open) = &*self.0.open.read().await {
-            return Ok((open.generation, open.connection.clone()));
-        }
-        let mut last_failure = self.0.connecting.lock().await;
-        // The previous holder of the lock may have connected, or failed a moment ago.
-        if let Some(open) = &*self.0.open.read().await {
-            return Ok((open.generation, open.connection.clone()));
-        }
-        if let Some((at, error)) = &*last_failure
-            && at.elapsed() < RECONNECT_PAUSE
-        {
-            return Err(ScheduleError { operation, ..error.clone() });
-        }
-        match self.connect(operation).await {
-            Ok(connection) => {
-                *last_failure = None;
-                self.0.stats.connected();
-                let generation = self.0.generations.fetch_add(1, Ordering::Relaxed);
-                *self.0.open.write().await =
-                    Some(Open { generation, since: Instant::now(), connection: connection.clone() });
-                Ok((generation, connection))
+    async fn connection(&self, operation: &'static str) -> Result<Used, ScheduleError> {
+        if let State::Open(open) = &*self.0.state.read().await {
+            if open.version == self.0.endpoint.version() {
+                return Ok(open.into());
             }
-            Err(error) => {
-                *last_failure = Some((Instant::now(), error.clone()));
+            // One caller replaces it, the others go on with the former one.
+            match self.0.attempts.try_lock() {
+                Ok(attempts) if attempts.last_replacement.is_none_or(|at| at.elapsed() >= REPLACE_EVERY) => {}
+                _ => return Ok(open.into()),
+            }
+        }
+        // Boxed: it is large, and seldom needed.
+        Box::pin(self.connect(operation)).await
+    }
+
+    /// Opens a connection, unless another caller has just tried.
+    async fn connect(&self, operation: &'static str) -> Result<Used, ScheduleError> {
+        let mut attempts = self.0.attempts.lock().await;
+        let mut former = None;
+        // Another caller may have connected, or failed a moment ago, while this one waited.
+        match &*self.0.state.read().await {
+            State::Open(open) if open.version == self.0.endpoint.version() => return Ok(open.into()),
+            State::Open(open) => {
+                if attempts.last_replacement.is_some_and(|at| at.elapsed() < REPLACE_EVERY) {
+                    return Ok(open.into());
+                }
+                former = Some(Used::from(open));
+            }
+            State::Closed(Some(error)) if attempts.last.is_some_and(|at| at.elapsed() < CONNECT_EVERY) => {
+                return Err(ScheduleError { operation, ..error.clone() });
+            }
+            State::Closed(_) => {}
+        }
+        let now = Instant::now();
+        attempts.last = Some(now);
+        if former.is_some() {
+            attempts.last_replacement = Some(now);
+        }
+        match (self.bounded(operation, self.0.endpoint.open(operation)).await, former) {
+            (Ok(opened), _) => {
+                attempts.last_replacement = None;
+                Ok(self.take(opened).await)
+            }
+            (Err(error), Some(former)) => {
+                tracing::warn!(%error, "no connection with the new credentials, the former one is used");
+                Ok(former)
+            }
+            (Err(error), None) => {
+                *self.0.state.write().await = State::Closed(Some(error.clone()));
                 Err(error)
             }
         }
     }
 
-    async fn connect(&self, operation: &'static str) -> Result<MultiplexedConnection, ScheduleError> {
-        let opening = async {
-            match &self.0.source {
-                Source::Direct(client) => {
-                    client.get_multiplexed_async_connection_with_config(&self.0.config).await
-                }
-                Source::Sentinel(client) => {
-                    client.lock().await.get_async_connection_with_config(&self.0.config).await
-                }
-            }
-        };
-        // The client's own timeout covers the TCP connection only, not the handshake.
-        match tokio::time::timeout(self.0.connect_timeout * 2, opening).await {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) => Err(ScheduleError::new(operation, &error)),
-            Err(_) => Err(ScheduleError {
+    async fn bounded(
+        &self,
+        operation: &'static str,
+        opening: impl Future<Output = Result<Opened, ScheduleError>>,
+    ) -> Result<Opened, ScheduleError> {
+        let bound = self.0.endpoint.bound();
+        tokio::time::timeout(bound, opening).await.unwrap_or_else(|_| {
+            Err(ScheduleError {
                 operation,
                 class: ErrorClass::Unavailable,
-                message: format!("no connection within {:?}", self.0.connect_timeout * 2),
-            }),
+                message: format!("no connection within {bound:?}"),
+            })
+        })
+    }
+
+    async fn take(&self, opened: Opened) -> Used {
+        self.0.stats.connected();
+        let open = Open {
+            generation: self.0.generations.fetch_add(1, Ordering::Relaxed),
+            since: Instant::now(),
+            address: Arc::new(opened.address),
+            version: opened.version,
+            connection: opened.connection,
+        };
+        let used = Used::from(&open);
+        *self.0.state.write().await = State::Open(open);
+        used
+    }
+
+    /// Connects to the node that serves the slot now. Returns whether the call can be repeated.
+    async fn follow(&self, operation: &'static str, generation: u64, to: &Address) -> bool {
+        let mut attempts = self.0.attempts.lock().await;
+        let is_current =
+            matches!(&*self.0.state.read().await, State::Open(open) if open.generation == generation);
+        if !is_current {
+            // Another caller has followed it.
+            return true;
+        }
+        if attempts.last_redirection.is_some_and(|at| at.elapsed() < CONNECT_EVERY) {
+            return false;
+        }
+        attempts.last_redirection = Some(Instant::now());
+        tracing::info!(host = to.0, port = to.1, "redis has moved the slot of all keys to another node");
+        let opening = self.0.endpoint.open_moved(operation, to.clone());
+        match self.bounded(operation, opening).await {
+            Ok(opened) => {
+                self.take(opened).await;
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the node that serves the slot can't be reached");
+                false
+            }
         }
     }
 
-    async fn discard(&self, generation: u64, class: ErrorClass) {
-        let mut open = self.0.open.write().await;
-        let suspect = |open: &Open| {
-            let works = matches!(class, ErrorClass::ReadOnly | ErrorClass::Cluster);
-            open.generation == generation && !(works && open.since.elapsed() < MIN_AGE)
-        };
-        if open.as_ref().is_some_and(suspect) {
-            *open = None;
+    async fn discard(&self, generation: u64, error: &ScheduleError) {
+        let mut state = self.0.state.write().await;
+        let State::Open(open) = &*state else { return };
+        // A sound connection to a server that is not, or no longer, the right one is used for at least this long.
+        let sound = matches!(error.class, ErrorClass::ReadOnly | ErrorClass::Cluster);
+        if open.generation == generation && !(sound && open.since.elapsed() < CONNECT_EVERY) {
+            *state = State::Closed(Some(error.clone()));
         }
+    }
+}
+
+/// Whether the next call should open a new connection. While a slot is being moved this one leads to the right node.
+fn wants_new_connection(error: &ScheduleError, cause: &RedisError) -> bool {
+    match error.class {
+        ErrorClass::Cluster => {
+            matches!(cause.kind(), ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::ClusterDown))
+        }
+        class => class.needs_new_connection(),
     }
 }

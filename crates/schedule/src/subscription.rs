@@ -13,8 +13,8 @@ use redis::{
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use crate::{
+    endpoint::Endpoint,
     error::{ErrorClass, ScheduleError},
-    link::{Link, LinkSettings, Source},
 };
 
 /// Interval of pings, in response timeouts: 10 s by default. Without pings a connection that was cut silently would never be
@@ -41,24 +41,35 @@ impl Subscription {
     /// Connects and subscribes; messages published from then on are received.
     ///
     /// # Errors
-    /// When the settings can't be used, or as Redis answers.
-    pub async fn open(settings: &LinkSettings, channel: &str) -> Result<Self, ScheduleError> {
-        let opening = async {
-            // With Sentinel the master is looked up each time, so that failovers are followed.
-            let client = match Link::source(settings)? {
-                Source::Direct(client) => client,
-                Source::Sentinel(sentinels) => sentinels.into_inner().async_get_client().await?,
-            };
-            let mut connection: PubSub = client.get_async_pubsub().await?;
-            connection.subscribe(channel).await?;
-            Ok(connection.split())
-        };
+    /// As Redis answers.
+    pub async fn open(endpoint: &Endpoint, channel: &str) -> Result<Self, ScheduleError> {
+        let settings = endpoint.settings();
         // The same limit as for other connections, handshake included.
         let bound = settings.connect_timeout * 2;
-        let (sink, messages) = match tokio::time::timeout(bound, opening).await {
-            Ok(Ok(halves)) => halves,
-            Ok(Err(error)) => return Err(ScheduleError::new(OPERATION, &error)),
-            Err(_) => return Err(unavailable(format!("no connection within {bound:?}"))),
+        let within = |bound| move |_| unavailable(format!("no connection within {bound:?}"));
+        // With Sentinel the master is looked up each time, so that failovers are followed.
+        let clients =
+            tokio::time::timeout(bound, endpoint.clients(OPERATION)).await.map_err(within(bound))??;
+        let mut failure = None;
+        let mut halves = None;
+        // In a cluster every node delivers what is published on any of them.
+        for client in clients {
+            let opening = async {
+                let mut connection: PubSub = client.get_async_pubsub().await?;
+                connection.subscribe(channel).await?;
+                Ok(connection.split())
+            };
+            match tokio::time::timeout(bound, opening).await {
+                Ok(Ok(opened)) => {
+                    halves = Some(opened);
+                    break;
+                }
+                Ok(Err(error)) => failure = Some(ScheduleError::new(OPERATION, &error)),
+                Err(elapsed) => failure = Some(within(bound)(elapsed)),
+            }
+        }
+        let Some((sink, messages)) = halves else {
+            return Err(failure.unwrap_or_else(|| unavailable("no server is known".to_owned())));
         };
         // `interval_at` panics on zero.
         let every = (settings.response_timeout * PING_EVERY).max(Duration::from_millis(1));

@@ -170,13 +170,17 @@ async fn what_cannot_work_is_refused_by_name() -> Result<()> {
     let mut variables = rendered();
     variables.insert("ENVIRONMENT_NAME".to_owned(), "staging".to_owned());
     let refused: [(&[(&str, &str)], &str); 5] = [
-        (&[("REDIS_HOST", "one:6379,two:6379")], "the ledger means a Redis Cluster"),
+        (
+            &[("REDIS_HOST", "one:6379,two:6379"), ("REDIS_DB", "1")],
+            "allowed: 0, as a Redis Cluster has no other database",
+        ),
         (&[("REDIS_USE_GCP_IAM", "true")], "Google Cloud IAM"),
         (&[("DEPLOYMENT_MODE", "saas")], "DEPLOYMENT_MODE"),
         (&[("ENVIRONMENT_NAME", "production"), ("MULTI_TENANT_URL", "http://tenants")], "allow_plain_http"),
         (&[("MULTI_TENANT_URL", "")], "ledger variable MULTI_TENANT_URL"),
     ];
-    let accepted: [(&[(&str, &str)], &str); 4] = [
+    let accepted: [(&[(&str, &str)], &str); 5] = [
+        (&[("REDIS_HOST", "one:6379,two:6379")], "cluster_nodes = [\"one:6379\", \"two:6379\"]"),
         (&[("REDIS_PASSWORD", "hunter2-sesame\n")], "ends in a line break"),
         (&[("MULTI_TENANT_REDIS_PASSWORD", "\"hunter2-sesame\"")], "stands in quotes"),
         (&[("MULTI_TENANT_REDIS_HOST", "fd00::17")], "host = \"fd00::17\""),

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use balance_sync_sandbox::ledger::{LoadOptions, Progress};
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadOptions, Progress};
 use balance_sync_tests::Worker;
 use balance_sync_tests::ledger::{all_settled, comes_in_step};
 use balance_sync_tests::worker::password_in;
+use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
 
 #[tokio::test]
@@ -51,6 +52,45 @@ async fn a_rotated_password_is_taken_up_and_no_balance_lost() -> Result<()> {
     );
     let metrics = worker.metrics().await?;
     assert_eq!(metrics.sum("balance_sync_collector_starts_total", &[]), 3.0, "nothing was started again");
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_rotated_password_of_redis_is_taken_from_its_file_on_sighup() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(2, 20).await?;
+    let set = async |password: &str| {
+        let mut cmd = redis::cmd("ACL");
+        cmd.arg("SETUSER").arg("sync").arg("on").arg("resetpass").arg(format!(">{password}"));
+        cmd.arg("~*").arg("&*").arg("+@all");
+        cmd.query_async::<()>(&mut sandbox.redis().connect().await?).await.context("ACL SETUSER")
+    };
+    let (first, second) = ("first-w0rd", "second-w0rd");
+    set(first).await?;
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("password");
+    std::fs::write(&path, first)?;
+    let mut worker = Worker::of(&sandbox)
+        .set("redis.username", "sync")
+        .set("redis.password_file", path.to_str().context("a path of text")?)
+        .start()
+        .await?;
+    worker.hide(first);
+    worker.hide(second);
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+
+    let connects = worker.metric("balance_sync_redis_connections_opened_total", &[]).await?;
+    set(second).await?;
+    std::fs::write(&path, format!("{second}\n"))?;
+    worker.signal(Signal::SIGHUP)?;
+    // The connections are replaced, and none fails.
+    worker.reaches("balance_sync_redis_connections_opened_total", &[], connects + 1.0).await?;
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    assert_eq!(worker.metric("balance_sync_redis_errors_total", &[]).await?, 0.0);
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::{EXIT_OK, config, wiring};
 pub(crate) fn check(file: Option<&Path>) -> anyhow::Result<u8> {
     let config = super::load_config(file)?;
     // What is only noticed when the parts are put together belongs to the check as well.
-    wiring::worker_settings(&config)?;
+    wiring::worker_settings(&config, &wiring::Endpoints::new(&config)?)?;
     print!("{}", config::print(&config));
     for note in &config.notes {
         eprintln!("note: {note}");

@@ -11,7 +11,14 @@ use balance_sync_fleet::{
 };
 use balance_sync_view::Operations;
 
-use crate::{EXIT_OK, config::Config, telemetry, wiring};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    EXIT_OK,
+    config::Config,
+    telemetry,
+    wiring::{self, Endpoints},
+};
 
 /// Some work could not be finished or given back while draining.
 const EXIT_LEFT_BEHIND: u8 = 1;
@@ -36,7 +43,10 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
         tracing::warn!(%note, "configuration");
     }
     let started = Instant::now();
-    let worker = PreparedWorker::new(wiring::worker_settings(&config)?)?;
+    // Before anything is started: until then the signal would end the process.
+    let mut hangups = signal(SignalKind::hangup()).context("listening to signals")?;
+    let endpoints = Endpoints::new(&config)?;
+    let worker = PreparedWorker::new(wiring::worker_settings(&config, &endpoints)?)?;
     let operations = Operations::start(&worker, wiring::operations_settings(&config));
     let worker = worker.start();
     let admin = start_admin(&config, worker.handles(), &operations, started)?;
@@ -45,9 +55,13 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     drop(config);
 
     let drain_request = operations.drain_request();
-    let signal = tokio::select! {
-        signal = crate::interrupted() => signal.context("listening to signals")?,
-        () = drain_request.wanted() => "an operator's action",
+    let mut interrupted = std::pin::pin!(crate::interrupted());
+    let signal = loop {
+        tokio::select! {
+            signal = &mut interrupted => break signal.context("listening to signals")?,
+            () = drain_request.wanted() => break "an operator's action",
+            Some(()) = hangups.recv() => reload(file, &endpoints).await,
+        }
     };
     tracing::info!(signal, "draining: no more claims, what is held is flushed or given back");
     // Told before the supervisor is, so that no balancer sends anything to a worker that is on its way out.
@@ -62,6 +76,24 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
         traces.finish().await;
     }
     Ok(code)
+}
+
+/// Reads the configuration again, as SIGHUP asks for, and takes from it what needs no restart.
+async fn reload(file: Option<&Path>, endpoints: &Endpoints) {
+    tracing::info!("SIGHUP: the configuration is read again");
+    let config = match super::load_config(file) {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the former configuration stays in force");
+            return;
+        }
+    };
+    match endpoints.reload(&config).await {
+        Ok(()) => {
+            tracing::info!("credentials and certificates of redis are in force, other changes take a restart")
+        }
+        Err(error) => tracing::error!(%error, "the former credentials of redis stay in force"),
+    }
 }
 
 fn start_admin(

@@ -210,10 +210,12 @@ fn read<'k>(
             Value::from(if boolean(trimmed).ok_or("true or false")? { "service" } else { "single" })
         }
         Kind::RedisHosts => {
-            if trimmed.contains(',') || environment.get("REDIS_MASTER_NAME").is_some() {
+            let has_master = environment.get("REDIS_MASTER_NAME").is_some();
+            if trimmed.contains(',') || has_master {
                 let hosts: Vec<&str> =
                     trimmed.split(',').map(str::trim).filter(|host| !host.is_empty()).collect();
-                return Ok(Some(("redis.sentinels", Value::from(hosts))));
+                let key = if has_master { "redis.sentinels" } else { "redis.cluster_nodes" };
+                return Ok(Some((key, Value::from(hosts))));
             }
             Value::from(if trimmed.contains("://") {
                 trimmed.to_owned()

@@ -116,7 +116,9 @@ impl fmt::Display for ConfigNote {
 /// Whether a key holds a secret. By its last part, so that a key in the wrong section is hidden as well.
 pub(super) fn is_secret(key: &str) -> bool {
     let last = key.rsplit('.').next().unwrap_or(key);
-    ["password", "api_key", "token", "headers"].iter().any(|secret| last.eq_ignore_ascii_case(secret))
+    ["password", "sentinel_password", "api_key", "token", "headers"]
+        .iter()
+        .any(|secret| last.eq_ignore_ascii_case(secret))
 }
 
 /// A value as an error may show it: nothing of secrets, URLs without passwords, no whole sections.

@@ -44,12 +44,21 @@ pub(super) struct Redis {
     pub username: String,
     #[serde(serialize_with = "masked")]
     pub password: SecretString,
+    pub password_file: String,
     pub db: u32,
     pub tls: bool,
     pub ca_cert: String,
     pub ca_cert_base64: String,
     pub master_name: String,
     pub sentinels: Vec<String>,
+    pub sentinel_username: String,
+    #[serde(serialize_with = "masked")]
+    pub sentinel_password: SecretString,
+    pub sentinel_password_file: String,
+    pub sentinel_tls: SentinelTls,
+    pub sentinel_ca_cert: String,
+    pub sentinel_ca_cert_base64: String,
+    pub cluster_nodes: Vec<String>,
     #[serde(with = "humantime_serde")]
     pub response_timeout: Duration,
     #[serde(with = "humantime_serde")]
@@ -101,7 +110,9 @@ pub(super) struct EventsRedis {
     pub port: u32,
     #[serde(serialize_with = "masked")]
     pub password: SecretString,
+    pub password_file: String,
     pub tls: bool,
+    pub ca_cert: String,
     pub ca_cert_base64: String,
 }
 
@@ -335,6 +346,16 @@ pub(super) enum SourceKind {
     Service,
     Static,
     Single,
+}
+
+/// `redis.sentinel_tls`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum SentinelTls {
+    /// As `redis.tls`.
+    AsRedis,
+    On,
+    Off,
 }
 
 /// `claim.mode`.

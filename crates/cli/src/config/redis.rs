@@ -4,36 +4,38 @@
 //! the later layer counts; within one layer nobody could say which was meant, so that is refused.
 
 use std::net::Ipv6Addr;
+use std::path::PathBuf;
 
-use balance_sync_schedule::LinkSettings;
+use balance_sync_schedule::{Authority, LinkSettings, Secret, SentinelSettings, password_in};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::problem::{Origin, quoted};
-use super::raw::{self, MASK};
+use super::raw::{self, MASK, SentinelTls};
 use super::validate::Check;
 
-/// A list of hosts without a master, as the ledger's variable gives it.
-const CLUSTER: &str = "lists several hosts without a master's name: the ledger means a Redis Cluster, which this worker does not \
-                       support; allowed: one host:port of a standalone server, or the sentinels of a ledger that uses Sentinel";
+/// A cluster has one database.
+const CLUSTER_DATABASE: &str = "allowed: 0, as a Redis Cluster has no other database";
 /// How the ledger's clients may authenticate, and ours can't.
 const GCP_IAM: &str = "REDIS_USE_GCP_IAM asks for authentication by Google Cloud IAM, which this worker does not support; allowed: a \
                        user with a password, by redis.password in the file or BALANCE_SYNC__REDIS__PASSWORD";
 
 const URL_FORM: &str = "allowed: redis://[user[:password]@]host[:port][/database], or rediss:// for TLS";
-const SENTINEL_FORM: &str = "allowed: host:port";
+const HOST_FORM: &str = "allowed: host:port";
 
 /// Port of a sentinel that is named without one.
 const SENTINEL_PORT: u16 = 26_379;
+/// Port of a node that is named without one.
+const REDIS_PORT: u16 = 6379;
 
 const PEM_HEADER: &str = "-----BEGIN CERTIFICATE-----";
 
 /// The settings of the link to the balances' Redis; none when something was refused.
 pub(super) fn link(check: &mut Check<'_>, raw: &raw::Redis) -> Option<LinkSettings> {
     if check.wants_gcp_iam()
-        && ["redis.password", "redis.url"]
+        && ["redis.password", "redis.password_file", "redis.url"]
             .iter()
             .all(|key| check.origin(key).rank() < Origin::File(Default::default()).rank())
     {
@@ -42,11 +44,15 @@ pub(super) fn link(check: &mut Check<'_>, raw: &raw::Redis) -> Option<LinkSettin
     let mut url = base(check, raw)?;
     let tls = raw.tls || url.scheme() == "rediss";
 
-    let key_password = check.secret("redis.password", &raw.password);
+    let key_password = password(check, "redis.password", &raw.password, &raw.password_file);
     if url.password() == Some(MASK) {
         check.refuse("redis.url", None, format!("{MASK} stands for a password where one is printed"));
     }
-    let password = match choose(check, "redis.password", url.password().is_some(), key_password.is_some()) {
+    let password_key = match key_password {
+        Some(Secret::File(_)) => "redis.password_file",
+        _ => "redis.password",
+    };
+    let password = match choose(check, password_key, url.password().is_some(), key_password.is_some()) {
         Choice::Key => {
             set_password(&mut url, None);
             key_password
@@ -65,17 +71,23 @@ pub(super) fn link(check: &mut Check<'_>, raw: &raw::Redis) -> Option<LinkSettin
         Choice::Url => database.unwrap_or(raw.db),
     };
     url.set_path("");
-    let ca_pem = certificate(check, raw);
-    if ca_pem.is_some() && !tls {
+    let ca = authority(check, "redis.ca_cert", &raw.ca_cert, &raw.ca_cert_base64);
+    if ca.is_some() && !tls {
         check.note("redis.tls", "is off, so that the certificate authority isn't used");
     }
     let url = with_tls(&url, tls);
+    let cluster_nodes = cluster_nodes(check, raw);
+    if !cluster_nodes.is_empty() && db != 0 {
+        check.refuse("redis.db", Some(db.to_string()), CLUSTER_DATABASE);
+    }
+    let sentinel = if cluster_nodes.is_empty() { sentinel(check, raw, tls, ca.as_ref()) } else { None };
     Some(LinkSettings {
         url: SecretString::from(url),
         password,
         db: Some(i64::from(db)),
-        ca_pem,
-        sentinel: sentinel(check, raw, tls),
+        ca,
+        sentinel,
+        cluster_nodes,
         connect_timeout: raw.connect_timeout,
         response_timeout: raw.response_timeout,
     })
@@ -87,14 +99,12 @@ pub(super) fn events_link(
     raw: &raw::EventsRedis,
     balances: Option<&LinkSettings>,
 ) -> Option<LinkSettings> {
-    let password = check.secret("tenants.events_redis.password", &raw.password);
+    let password = password(check, "tenants.events_redis.password", &raw.password, &raw.password_file);
     if raw.host.is_empty() {
         return balances.cloned();
     }
     let key = "tenants.events_redis.host";
-    let ca_key = "tenants.events_redis.ca_cert_base64";
-    let own_ca =
-        if raw.ca_cert_base64.is_empty() { None } else { encoded(check, ca_key, &raw.ca_cert_base64) };
+    let own_ca = authority(check, "tenants.events_redis.ca_cert", &raw.ca_cert, &raw.ca_cert_base64);
     // A bare IPv6 address has no port: that stands in a variable of its own.
     let host = raw.host.trim();
     let host = host.parse::<Ipv6Addr>().map_or_else(|_| host.to_owned(), |host| format!("[{host}]"));
@@ -111,8 +121,9 @@ pub(super) fn events_link(
         password,
         db: None,
         sentinel: None,
+        cluster_nodes: Vec::new(),
         // Where none is named, the same authority as the other's.
-        ca_pem: own_ca.or_else(|| balances?.ca_pem.clone()),
+        ca: own_ca.or_else(|| balances?.ca.clone()),
         ..balances?.clone()
     })
 }
@@ -179,17 +190,60 @@ fn choose(check: &mut Check<'_>, key: &str, in_url: bool, in_key: bool) -> Choic
     }
 }
 
-fn sentinel(check: &mut Check<'_>, raw: &raw::Redis, tls: bool) -> Option<(String, Vec<String>)> {
-    match (raw.master_name.is_empty(), raw.sentinels.is_empty()) {
-        (true, true) => return None,
-        (true, false) if matches!(check.origin("redis.sentinels"), Origin::Ledger(_)) => {
-            // A server that the file or our own variable names goes before the ledger's variable.
-            if check.origin("redis.url").rank() > check.origin("redis.sentinels").rank() {
-                return None;
-            }
-            let shown = quoted(&raw.sentinels.join(","));
-            check.refuse("redis.sentinels", Some(shown), CLUSTER);
+/// The nodes of a cluster.
+fn cluster_nodes(check: &mut Check<'_>, raw: &raw::Redis) -> Vec<String> {
+    let key = "redis.cluster_nodes";
+    let origin = check.origin(key);
+    let from_ledger = matches!(origin, Origin::Ledger(_));
+    // A server that the file or our own variable names goes before the ledger's variable.
+    if raw.cluster_nodes.is_empty() || from_ledger && check.origin("redis.url").rank() > origin.rank() {
+        return Vec::new();
+    }
+    if !raw.master_name.is_empty() {
+        // Hosts of the ledger's variable are sentinels where the file names a master.
+        if !from_ledger {
+            let master = check.origin("redis.master_name");
+            let reason = format!("stands beside redis.master_name ({master}); allowed: one of them");
+            check.refuse(key, Some(quoted(&raw.cluster_nodes.join(","))), reason);
         }
+        return Vec::new();
+    }
+    hosts(check, key, &raw.cluster_nodes, REDIS_PORT, |host, port| format!("{host}:{port}"))
+}
+
+fn sentinel(
+    check: &mut Check<'_>,
+    raw: &raw::Redis,
+    tls: bool,
+    redis_ca: Option<&Authority>,
+) -> Option<SentinelSettings> {
+    let ledger_hosts = matches!(check.origin("redis.cluster_nodes"), Origin::Ledger(_));
+    let (key, sentinels) = match raw.sentinels.is_empty() && ledger_hosts {
+        true => ("redis.cluster_nodes", &raw.cluster_nodes),
+        false => ("redis.sentinels", &raw.sentinels),
+    };
+    match (raw.master_name.is_empty(), sentinels.is_empty()) {
+        (true, true) => {
+            for (key, is_set) in [
+                ("redis.sentinel_username", !raw.sentinel_username.is_empty()),
+                ("redis.sentinel_password", !raw.sentinel_password.expose_secret().is_empty()),
+                ("redis.sentinel_password_file", !raw.sentinel_password_file.is_empty()),
+                ("redis.sentinel_tls", raw.sentinel_tls != SentinelTls::AsRedis),
+                ("redis.sentinel_ca_cert", !raw.sentinel_ca_cert.is_empty()),
+                ("redis.sentinel_ca_cert_base64", !raw.sentinel_ca_cert_base64.is_empty()),
+            ] {
+                if is_set {
+                    check.refuse(
+                        key,
+                        None,
+                        "is set without sentinels; needs redis.sentinels and redis.master_name",
+                    );
+                }
+            }
+            return None;
+        }
+        // A server that was named for this worker goes before the ledger's hosts.
+        (true, false) if ledger_hosts => return None,
         (true, false) => {
             let origin = check.origin("redis.sentinels");
             let reason =
@@ -204,20 +258,49 @@ fn sentinel(check: &mut Check<'_>, raw: &raw::Redis, tls: bool) -> Option<(Strin
         }
         (false, false) => {}
     }
-    let mut urls = Vec::new();
-    for (index, text) in raw.sentinels.iter().enumerate() {
+    let tls = match raw.sentinel_tls {
+        SentinelTls::AsRedis => tls,
+        SentinelTls::On => true,
+        SentinelTls::Off => false,
+    };
+    let scheme = if tls { "rediss" } else { "redis" };
+    let ca = authority(check, "redis.sentinel_ca_cert", &raw.sentinel_ca_cert, &raw.sentinel_ca_cert_base64);
+    if ca.is_some() && !tls {
+        check.note("redis.sentinel_tls", "is off, so that the sentinels' certificate authority isn't used");
+    }
+    Some(SentinelSettings {
+        master: raw.master_name.clone(),
+        urls: hosts(check, key, sentinels, SENTINEL_PORT, |host, port| format!("{scheme}://{host}:{port}")),
+        username: (!raw.sentinel_username.is_empty()).then(|| raw.sentinel_username.clone()),
+        password: password(
+            check,
+            "redis.sentinel_password",
+            &raw.sentinel_password,
+            &raw.sentinel_password_file,
+        ),
+        ca: ca.or_else(|| redis_ca.cloned()),
+    })
+}
+
+/// A list of `host[:port]`, each written by `write`; what can't be read is refused.
+fn hosts(
+    check: &mut Check<'_>,
+    key: &str,
+    texts: &[String],
+    default_port: u16,
+    write: impl Fn(&str, u16) -> String,
+) -> Vec<String> {
+    let mut found = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
         match address(text) {
-            Some(mut url) => {
-                if url.port().is_none() {
-                    // Fails only for URLs without a host, which `address` doesn't give.
-                    let _ = url.set_port(Some(SENTINEL_PORT));
-                }
-                urls.push(with_tls(&url, tls));
+            Some(url) => {
+                let host = url.host_str().unwrap_or_default();
+                found.push(write(host, url.port().unwrap_or(default_port)));
             }
-            None => check.refuse(&format!("redis.sentinels[{index}]"), Some(quoted(text)), SENTINEL_FORM),
+            None => check.refuse(&format!("{key}[{index}]"), Some(quoted(text)), HOST_FORM),
         }
     }
-    Some((raw.master_name.clone(), urls))
+    found
 }
 
 /// `host` or `host:port` as a URL; none when it is anything more or less.
@@ -256,37 +339,57 @@ fn set_password(url: &mut Url, password: Option<&str>) {
     let _ = url.set_password(password);
 }
 
-/// The certificate authority, from a file or from base64.
-fn certificate(check: &mut Check<'_>, raw: &raw::Redis) -> Option<Vec<u8>> {
-    let (file, text) = ("redis.ca_cert", "redis.ca_cert_base64");
-    let (file_set, text_set) = (!raw.ca_cert.is_empty(), !raw.ca_cert_base64.is_empty());
+/// Which of a value and a file counts, where a key of its own names the file: the later layer; within one layer that is
+/// refused.
+fn choose_file(
+    check: &mut Check<'_>,
+    text: &str,
+    file: &str,
+    text_set: bool,
+    file_set: bool,
+) -> Option<bool> {
+    if !text_set || !file_set {
+        return Some(file_set);
+    }
     let (file_origin, text_origin) = (check.origin(file), check.origin(text));
-    if file_set && text_set && file_origin.rank() == text_origin.rank() {
+    if file_origin.rank() == text_origin.rank() {
         check.refuse(text, None, format!("stands beside {file} ({file_origin}); allowed: one of them"));
         return None;
     }
-    if file_set && (!text_set || file_origin.rank() > text_origin.rank()) {
-        let shown = Some(quoted(&raw.ca_cert));
-        return match std::fs::read(&raw.ca_cert) {
-            Ok(pem) if is_pem(&pem) => Some(pem),
-            Ok(_) => {
-                check.refuse(file, shown, "allowed: a PEM file with a certificate; it has none");
-                None
-            }
-            Err(error) => {
-                check.refuse(
-                    file,
-                    shown,
-                    format!("allowed: a readable PEM file; this can't be read: {error}"),
-                );
-                None
-            }
-        };
+    Some(file_origin.rank() > text_origin.rank())
+}
+
+/// The password of a key, or of the file that `<key>_file` names.
+fn password(check: &mut Check<'_>, key: &str, text: &SecretString, file: &str) -> Option<Secret> {
+    let file_key = format!("{key}_file");
+    let text = check.secret(key, text);
+    if !choose_file(check, key, &file_key, text.is_some(), !file.is_empty())? {
+        return text.map(Secret::Text);
     }
-    if !text_set {
-        return None;
+    if let Err(problem) = password_in(file.as_ref()) {
+        check.refuse(&file_key, None, format!("allowed: a readable file that isn't empty; {problem}"));
     }
-    encoded(check, text, &raw.ca_cert_base64)
+    Some(Secret::File(PathBuf::from(file)))
+}
+
+/// The certificate authority: the PEM file that `key` names, or `<key>_base64`.
+fn authority(check: &mut Check<'_>, key: &str, file: &str, text: &str) -> Option<Authority> {
+    let text_key = format!("{key}_base64");
+    if !choose_file(check, &text_key, key, !text.is_empty(), !file.is_empty())? {
+        return if text.is_empty() { None } else { encoded(check, &text_key, text).map(Authority::Pem) };
+    }
+    let shown = Some(quoted(file));
+    match std::fs::read(file) {
+        Ok(pem) if is_pem(&pem) => Some(Authority::File(PathBuf::from(file))),
+        Ok(_) => {
+            check.refuse(key, shown, "allowed: a PEM file with a certificate; it has none");
+            None
+        }
+        Err(error) => {
+            check.refuse(key, shown, format!("allowed: a readable PEM file; this can't be read: {error}"));
+            None
+        }
+    }
 }
 
 /// A certificate in base64.

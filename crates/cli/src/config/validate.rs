@@ -535,6 +535,10 @@ fn tls_everywhere(check: &mut Check<'_>, raw: &Raw, link: Option<&LinkSettings>)
     if link.is_some_and(|link| !link.url.expose_secret().starts_with("rediss://")) {
         refuse("redis.tls", "false".to_owned(), "true, or a rediss:// URL");
     }
+    let sentinel = link.and_then(|link| link.sentinel.as_ref());
+    if raw.redis.sentinel_tls == raw::SentinelTls::Off && sentinel.is_some() {
+        refuse("redis.sentinel_tls", quoted("off"), "\"on\", or \"as_redis\" with TLS to Redis");
+    }
     match raw.tenants.source {
         SourceKind::Service => {
             if raw.tenants.service.url.trim().starts_with("http://") {

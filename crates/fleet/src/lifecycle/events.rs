@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use balance_sync_domain::TenantId;
-use balance_sync_schedule::{LinkSettings, ScheduleError, Subscription};
+use balance_sync_schedule::{Endpoint, ScheduleError, Subscription};
 use serde::Deserialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -32,7 +32,7 @@ pub struct EventSettings {
     /// The channel: `tenant-events:<environment>:`.
     pub channel: String,
     /// The Redis that carries it.
-    pub link: LinkSettings,
+    pub endpoint: Endpoint,
 }
 
 /// As much of an event as matters here; the rest may be anything.
@@ -71,7 +71,7 @@ pub async fn listen(
     let mut lost = false;
     let listening = async {
         loop {
-            let error = match Subscription::open(&settings.link, &settings.channel).await {
+            let error = match Subscription::open(&settings.endpoint, &settings.channel).await {
                 Ok(mut subscription) => {
                     if std::mem::take(&mut lost) {
                         tracing::info!(channel = settings.channel, "tenant events are heard again");

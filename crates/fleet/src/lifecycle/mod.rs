@@ -7,6 +7,7 @@
 pub mod events;
 mod eviction_watch;
 pub mod partition;
+mod redis_watch;
 mod supervisor;
 pub mod thread_health;
 mod threads;

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use balance_sync_schedule::{ErrorClass, Link, LinkSettings, ScheduleError, ScheduleOptions, Schedules};
+use balance_sync_schedule::{Endpoint, ErrorClass, Link, ScheduleError, ScheduleOptions, Schedules};
 use balance_sync_tenants::{KeyForm, other_key_space};
 use tokio_util::sync::CancellationToken;
 
@@ -35,12 +35,12 @@ impl CollectorThread {
     /// looks at a schedule.
     pub(super) fn start(
         thread: usize,
-        redis: &LinkSettings,
+        redis: &Endpoint,
         probe_interval: Duration,
         fleet: &FleetStatus,
         stop: &CancellationToken,
     ) -> Result<(Self, Arbiter), ScheduleError> {
-        let link = Link::counted(redis, Arc::clone(&fleet.redis))?;
+        let link = Link::to(redis.clone(), Arc::clone(&fleet.redis));
         let arbiter = Arbiter::new();
         // The probes run on the thread whose collectors they wake.
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);

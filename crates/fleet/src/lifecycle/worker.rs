@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use balance_sync_schedule::{Link, LinkSettings, ScheduleError, ScheduleOptions};
+use balance_sync_schedule::{Endpoint, Link, ScheduleError, ScheduleOptions};
 use balance_sync_store::{Chore, ConnectionBudget};
 use balance_sync_tenants::{KeyForm, Membership, TenantDirectory};
 use tokio::task::JoinHandle;
@@ -13,6 +13,7 @@ use super::{
     events::{self, EventSettings},
     eviction_watch,
     partition::{Partition, PartitionSettings},
+    redis_watch,
     supervisor::{Drain, DrainReport, Poll, Supervisor, SupervisorOptions},
     thread_health::{self, Pulse},
     threads::{CollectorSpawner, CollectorThread},
@@ -32,7 +33,7 @@ pub struct WorkerSettings {
     /// Where tenants come from.
     pub directory: Arc<dyn TenantDirectory>,
     /// Redis.
-    pub redis: LinkSettings,
+    pub redis: Endpoint,
     /// How schedules are worked.
     pub schedule: ScheduleOptions,
     /// How collectors work.
@@ -87,6 +88,7 @@ pub struct WorkerHandles {
 pub struct PreparedWorker {
     handles: WorkerHandles,
     supervisor: Supervisor,
+    redis: Endpoint,
     pulses: Vec<Pulse>,
     arbiters: Vec<Arbiter>,
     threads_stop: DropGuard,
@@ -98,7 +100,7 @@ impl PreparedWorker {
     /// Starts threads and tenant manager on the current actix system.
     ///
     /// # Errors
-    /// When the Redis settings can't be used. Redis, Postgres and tenant service need not answer yet.
+    /// When a thread does not start. Redis, Postgres and tenant service need not answer yet.
     pub fn new(settings: WorkerSettings) -> Result<Self, ScheduleError> {
         let key_form = settings.supervisor.key_form;
         let fleet = Arc::new(FleetStatus::default());
@@ -139,7 +141,7 @@ impl PreparedWorker {
             arbiters.push(arbiter);
         }
         let handles = WorkerHandles {
-            link: Link::counted(&settings.redis, Arc::clone(&fleet.redis))?,
+            link: Link::to(settings.redis.clone(), Arc::clone(&fleet.redis)),
             fleet,
             budget,
             manager,
@@ -171,6 +173,7 @@ impl PreparedWorker {
         Ok(Self {
             handles,
             supervisor,
+            redis: settings.redis,
             pulses,
             arbiters,
             threads_stop: threads_stop.drop_guard(),
@@ -188,7 +191,7 @@ impl PreparedWorker {
     /// Starts the supervisor, and with it the collectors.
     #[must_use]
     pub fn start(self) -> Worker {
-        let Self { handles, supervisor, pulses, arbiters, threads_stop, partition, events } = self;
+        let Self { handles, supervisor, redis, pulses, arbiters, threads_stop, partition, events } = self;
         let (fleet, manager, link) = (&handles.fleet, &handles.manager, &handles.link);
         let tasks = &fleet.tasks;
         let beside = CancellationToken::new();
@@ -215,6 +218,12 @@ impl PreparedWorker {
             }
             None => (supervisor.start(), None),
         };
+        let mut endpoints = vec![redis];
+        endpoints.extend(events.as_ref().map(|events| events.endpoint.clone()));
+        running.push(tasks.keep(TaskName::RedisWatch, None, redis_watch::EVERY, beside.clone(), {
+            let stop = beside.clone();
+            move |progress| redis_watch::watch(endpoints.clone(), stop.clone(), progress)
+        }));
         if let Some(events) = events {
             running.push(tasks.keep(TaskName::TenantEvents, None, events::RETRY_MAX, beside.clone(), {
                 let (supervisor, manager, stop) = (supervisor.clone(), manager.clone(), beside.clone());

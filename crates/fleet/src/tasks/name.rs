@@ -25,6 +25,8 @@ pub enum TaskName {
     TenantEvents,
     /// Looks whether Redis may evict.
     EvictionWatch,
+    /// Reads credentials of Redis again, and asks sentinels for the master (`crate::lifecycle::redis_watch`).
+    RedisWatch,
     /// Closes idle connections to Postgres (`balance_sync_store::budget`).
     ConnectionSweeper,
     /// One poll of the tenant list.
@@ -47,7 +49,7 @@ pub enum TaskName {
 
 impl TaskName {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::ActionsFollower,
         Self::Partition,
         Self::ThreadWatch,
@@ -58,6 +60,7 @@ impl TaskName {
         Self::Publisher,
         Self::TenantEvents,
         Self::EvictionWatch,
+        Self::RedisWatch,
         Self::ConnectionSweeper,
         Self::TenantPoll,
         Self::SettingsLookup,
@@ -83,6 +86,7 @@ impl TaskName {
             Self::Publisher => "publisher",
             Self::TenantEvents => "tenant_events",
             Self::EvictionWatch => "eviction_watch",
+            Self::RedisWatch => "redis_watch",
             Self::ConnectionSweeper => "connection_sweeper",
             Self::TenantPoll => "tenant_poll",
             Self::SettingsLookup => "settings_lookup",

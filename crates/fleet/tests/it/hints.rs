@@ -21,7 +21,7 @@ use balance_sync_fleet::{
     tasks::{Progress, TaskName},
 };
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
-use balance_sync_schedule::{ErrorClass, LinkSettings, Subscription};
+use balance_sync_schedule::{Endpoint, ErrorClass, LinkSettings, Subscription};
 use balance_sync_tenants::{
     BoxFuture, ConnectionSettings, DirectoryError, Listing, Tenant, TenantDatabase, TenantDirectory, TlsMode,
 };
@@ -85,10 +85,10 @@ async fn events_are_heard_and_heard_again_after_an_outage_until_it_ends() {
     .unwrap();
     let ear = Ear::default();
     let address = ear.clone().start();
-    let link = LinkSettings::for_url(&server.url());
+    let endpoint = Endpoint::new(&LinkSettings::for_url(&server.url())).unwrap();
     let stop = CancellationToken::new();
     let listening = actix_rt::spawn(listen(
-        EventSettings { channel: CHANNEL.to_owned(), link },
+        EventSettings { channel: CHANNEL.to_owned(), endpoint },
         address.clone().recipient(),
         address.recipient(),
         stop.clone(),
@@ -118,7 +118,7 @@ async fn a_subscription_notices_a_server_that_hangs() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let mut link = LinkSettings::for_url(&server.url());
     link.response_timeout = Duration::from_millis(300);
-    let mut subscription = Subscription::open(&link, CHANNEL).await.unwrap();
+    let mut subscription = Subscription::open(&Endpoint::new(&link).unwrap(), CHANNEL).await.unwrap();
     // Silence by itself is no trouble: it has been asked for signs of life by now, and gave them.
     let silence = tokio::time::timeout(Duration::from_secs(2), subscription.next()).await;
     assert!(silence.is_err(), "{silence:?}");

@@ -6,10 +6,10 @@ use std::{
 };
 
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually, free_port};
-use balance_sync_schedule::{ErrorClass, Link, LinkSettings, LinkStats, Schedule, ScheduleOptions};
+use balance_sync_schedule::{ErrorClass, Link, LinkSettings, LinkStats, Schedule, ScheduleOptions, Secret};
 use secrecy::SecretString;
 
-use crate::{SOON, Tenant, all, common::space_of, tell};
+use crate::{SOON, Tenant, all, ask, common::space_of, tell};
 
 const PASSWORD: &str = "s3cret:/p@ss#%word";
 
@@ -148,12 +148,12 @@ async fn passwords_authenticate_and_are_never_printed() {
 
     schedule_on(&LinkSettings::for_url(&server.url())).claim(1).await.unwrap();
     let mut right = LinkSettings::for_url(&bare);
-    right.password = Some(password);
+    right.password = Some(Secret::Text(password));
     right.db = Some(3);
     schedule_on(&right).claim(1).await.unwrap();
 
     let mut wrong = right.clone();
-    wrong.password = Some(SecretString::from("wr0ng-one".to_owned()));
+    wrong.password = Some(Secret::Text(SecretString::from("wr0ng-one".to_owned())));
     for settings in [wrong, LinkSettings::for_url(&bare)] {
         let schedule = schedule_on(&settings);
         for _ in 0..2 {
@@ -303,4 +303,53 @@ async fn an_evicting_policy_is_reported() {
         tell!(tenant, "CONFIG", "SET", "maxmemory-policy", policy);
         assert_eq!(tenant.link.eviction_policy().await.unwrap().as_deref(), Some(policy));
     }
+}
+
+#[tokio::test]
+async fn whatever_a_server_answers_a_link_opens_one_connection_per_second_at_most() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    tell!(tenant, "ACL", "SETUSER", "narrow", "on", ">pw", "~other:*", "&*", "+@all");
+    let url = |user: &str| format!("redis://{user}@127.0.0.1:{}/0", server.port());
+    let nobody = free_port().unwrap();
+    // A claim that finds nothing writes nothing, and is not refused.
+    tenant.mutate("a", "{}").await;
+    for (what, user, begin, end) in [
+        ("no replicas", "", Some(["min-replicas-to-write", "1"]), Some(["min-replicas-to-write", "0"])),
+        ("narrow rights", "narrow:pw", None, None),
+        ("a wrong password", "narrow:wr0ng-one", None, None),
+        ("a replica", "", None, None),
+    ] {
+        let settings = LinkSettings::for_url(&url(user).replace("//@", "//"));
+        if let Some(setting) = begin {
+            tell!(tenant, "CONFIG", "SET", setting[0], setting[1]);
+        }
+        if what == "a replica" {
+            tell!(tenant, "REPLICAOF", "127.0.0.1", nobody);
+        }
+        let (schedule, stats) = counted_on(&settings);
+        let before = received(&tenant).await;
+        let begun = Instant::now();
+        let mut failures = 0;
+        while begun.elapsed() < Duration::from_millis(2500) {
+            failures += u32::from(schedule.claim(1).await.is_err());
+            tokio::task::yield_now().await;
+        }
+        // One at once, and one for each second that has passed.
+        let allowed = 1 + begun.elapsed().as_secs();
+        assert!(failures > 10, "{what}: {failures} failures");
+        assert!(stats.connects() <= allowed, "{what}: {} in {:?}", stats.connects(), begun.elapsed());
+        let opened = received(&tenant).await - before;
+        assert!(opened <= allowed, "{what}: the server counts {opened} in {:?}", begun.elapsed());
+        if let Some(setting) = end {
+            tell!(tenant, "CONFIG", "SET", setting[0], setting[1]);
+        }
+        tell!(tenant, "REPLICAOF", "NO", "ONE");
+    }
+}
+
+/// Connections that the server has accepted so far.
+async fn received(tenant: &Tenant) -> u64 {
+    let info: redis::InfoDict = ask!(tenant, "INFO", "stats");
+    info.get("total_connections_received").unwrap()
 }

@@ -6,6 +6,7 @@ mod common;
 
 mod adopt_and_probe;
 mod claim;
+mod cluster;
 mod controls;
 mod finish;
 mod forms;
@@ -18,7 +19,9 @@ mod model;
 mod protect;
 mod quarantine;
 mod refusals;
+mod rotation;
 mod sample;
+mod sentinel;
 mod snapshots;
 mod tls;
 

@@ -3,19 +3,21 @@
 use std::{path::Path, sync::Arc};
 
 use balance_sync_sandbox::{RedisOptions, RedisServer, free_port};
-use balance_sync_schedule::{ErrorClass, Link, LinkSettings, Schedule, ScheduleError, ScheduleOptions};
+use balance_sync_schedule::{
+    Authority, ErrorClass, Link, LinkSettings, Schedule, ScheduleError, ScheduleOptions,
+};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use crate::common::space_of;
 
 /// A certificate authority, and a key and certificate for `127.0.0.1` that it signed. All PEM.
-struct Authority {
-    ca: String,
+pub(crate) struct TestAuthority {
+    pub(crate) ca: String,
     certificate: String,
     key: String,
 }
 
-fn authority(name: &str) -> Authority {
+pub(crate) fn authority(name: &str) -> TestAuthority {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -25,36 +27,45 @@ fn authority(name: &str) -> Authority {
     let server = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
     let key = KeyPair::generate().unwrap();
     let certificate = server.signed_by(&key, &issuer).unwrap().pem();
-    Authority { ca, certificate, key: key.serialize_pem() }
+    TestAuthority { ca, certificate, key: key.serialize_pem() }
 }
 
-/// A server that speaks TLS, and the port for it.
-async fn tls_server(authority: &Authority, folder: &Path) -> (RedisServer, u16) {
+/// The lines of a configuration with TLS, but for the port.
+pub(crate) fn tls_lines(authority: &TestAuthority, folder: &Path) -> Vec<String> {
     let write = |name: &str, text: &str| {
         let path = folder.join(name);
         std::fs::write(&path, text).unwrap();
         path.display().to_string()
     };
-    let files = [
+    vec![
         format!("tls-ca-cert-file {}", write("ca.pem", &authority.ca)),
         format!("tls-cert-file {}", write("server.pem", &authority.certificate)),
         format!("tls-key-file {}", write("server.key", &authority.key)),
         "tls-auth-clients no".to_owned(),
-    ];
-    // Somebody may take the free port before the server does.
+    ]
+}
+
+/// Starts a server with TLS, and returns the port for it.
+pub(crate) async fn start_with_tls(options: RedisOptions, lines: &[String]) -> (RedisServer, u16) {
     for _ in 0..5 {
         let port = free_port().unwrap();
-        let extra = files.iter().cloned().chain([format!("tls-port {port}")]).collect();
-        if let Ok(server) = RedisServer::start(RedisOptions { extra, ..RedisOptions::default() }).await {
+        let mut options = options.clone();
+        options.extra.extend(lines.iter().cloned().chain([format!("tls-port {port}")]));
+        if let Ok(server) = RedisServer::start(options).await {
             return (server, port);
         }
     }
     panic!("no Redis with TLS could be started; is redis-server built with it?");
 }
 
+/// A server that speaks TLS, and the port for it.
+async fn tls_server(authority: &TestAuthority, folder: &Path) -> (RedisServer, u16) {
+    start_with_tls(RedisOptions::default(), &tls_lines(authority, folder)).await
+}
+
 async fn claim(url: &str, ca: Option<&str>) -> Result<(), ScheduleError> {
     let mut settings = LinkSettings::for_url(url);
-    settings.ca_pem = ca.map(|pem| pem.as_bytes().to_vec());
+    settings.ca = ca.map(|pem| Authority::Pem(pem.as_bytes().to_vec()));
     let schedule = Schedule::new(Link::new(&settings)?, space_of("t"), Arc::new(ScheduleOptions::default()));
     schedule.claim(1).await.map(drop)
 }
@@ -83,7 +94,9 @@ async fn only_servers_of_the_configured_authority_are_trusted() {
 #[tokio::test]
 async fn an_authority_that_is_not_a_certificate_is_refused_at_once() {
     let settings = LinkSettings {
-        ca_pem: Some(b"-----BEGIN CERTIFICATE-----\nnot base64!\n-----END CERTIFICATE-----\n".to_vec()),
+        ca: Some(Authority::Pem(
+            b"-----BEGIN CERTIFICATE-----\nnot base64!\n-----END CERTIFICATE-----\n".to_vec(),
+        )),
         ..LinkSettings::for_url("rediss://127.0.0.1:1/0")
     };
     let error = Link::new(&settings).unwrap_err();

@@ -19,7 +19,7 @@ use balance_sync_sandbox::{
     Isolation, Sandbox, SandboxOptions, eventually,
     ledger::{Producer, stored_balances},
 };
-use balance_sync_schedule::{LinkSettings, ScheduleOptions};
+use balance_sync_schedule::{Endpoint, LinkSettings, ScheduleOptions};
 use balance_sync_tenants::{KeyForm, Membership, ServiceDirectory, ServiceSettings, Tenant};
 use balance_sync_view::{
     Identity, Operations, OperationsSettings,
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(3600);
 
 /// The tasks that a worker keeps, but for the sweeper of connections, which comes and goes with them.
-const KEPT: [TaskName; 10] = [
+const KEPT: [TaskName; 11] = [
     TaskName::ActionsFollower,
     TaskName::Partition,
     TaskName::ThreadWatch,
@@ -43,6 +43,7 @@ const KEPT: [TaskName; 10] = [
     TaskName::Publisher,
     TaskName::TenantEvents,
     TaskName::EvictionWatch,
+    TaskName::RedisWatch,
 ];
 
 struct Bench {
@@ -118,14 +119,14 @@ impl Bench {
 }
 
 fn settings(sandbox: &Sandbox, faults: Faults) -> WorkerSettings {
-    let link = LinkSettings::for_url(&sandbox.redis_url());
+    let endpoint = Endpoint::new(&LinkSettings::for_url(&sandbox.redis_url())).unwrap();
     let service = sandbox.service();
     let mut directory = ServiceSettings::new(service.base_url().parse().unwrap(), service.api_key().clone());
     directory.allow_plain_http = true;
     let poll_interval = Duration::from_millis(500);
     WorkerSettings {
         directory: Arc::new(ServiceDirectory::new(directory).unwrap()),
-        redis: link.clone(),
+        redis: endpoint.clone(),
         schedule: ScheduleOptions::default(),
         collector: CollectorOptions::default(),
         manager: ManagerOptions::default(),
@@ -142,7 +143,7 @@ fn settings(sandbox: &Sandbox, faults: Faults) -> WorkerSettings {
         },
         membership: Membership::default(),
         threads: 1,
-        events: Some(EventSettings { channel: "tenant-events:test:".to_owned(), link }),
+        events: Some(EventSettings { channel: "tenant-events:test:".to_owned(), endpoint }),
         partition: Some(PartitionSettings {
             name: "a".to_owned(),
             group: "test".to_owned(),

@@ -83,12 +83,12 @@ fn variables_are_read_as_the_type_of_their_default() {
         ],
     )
     .unwrap();
-    assert_eq!(config.redis.link.password.unwrap().expose_secret(), "0123");
+    assert_eq!(password(&config.redis.link), "0123");
     assert!((config.tenants.max_removed_share - 1.0).abs() < f64::EPSILON);
     assert_eq!(config.claim.mode, config::raw::ClaimMode::Lock);
-    let (master, sentinels) = config.redis.link.sentinel.unwrap();
-    assert_eq!(master, "main");
-    assert_eq!(sentinels, ["redis://a:1", "redis://b:26379", "redis://[::1]:3"]);
+    let sentinel = config.redis.link.sentinel.unwrap();
+    assert_eq!(sentinel.master, "main");
+    assert_eq!(sentinel.urls, ["redis://a:1", "redis://b:26379", "redis://[::1]:3"]);
     let TenantSource::Service(service) = config.tenants.source else { panic!("not the service") };
     assert!(service.allow_plain_http);
     assert_eq!(service.max_body, 2_000_000);
@@ -126,13 +126,13 @@ fn redis_password_user_and_database_may_stand_in_the_url_or_beside_it() {
     assert_eq!(link.db, Some(2));
     // … and they fill in what it doesn't say.
     let link = complete("[redis]\nurl = \"redis://r\"", &ledger).unwrap().redis.link;
-    assert_eq!(link.password.unwrap().expose_secret(), "from-the-ledger");
+    assert_eq!(password(&link), "from-the-ledger");
     assert_eq!(link.db, Some(5));
     // Our variable stands above the file.
     let ours = [("BALANCE_SYNC__REDIS__PASSWORD", "from-us"), ("BALANCE_SYNC__REDIS__DB", "0")];
     let link = complete("[redis]\nurl = \"redis://:from-the-url@r/2\"", &ours).unwrap().redis.link;
     assert_eq!(link.url.expose_secret(), "redis://r");
-    assert_eq!(link.password.unwrap().expose_secret(), "from-us");
+    assert_eq!(password(&link), "from-us");
     assert_eq!(link.db, Some(0));
     // Within one layer nobody can say.
     let text = problem(&format!("[redis]\nurl = \"redis://:{SECRET}@r\"\npassword = \"{SECRET}\""), &[]);

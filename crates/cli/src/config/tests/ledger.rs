@@ -91,12 +91,13 @@ fn ledger_variables_reach_the_typed_configuration() {
     assert_eq!((database.host.as_str(), database.port, database.tls), ("pg", 5701, TlsMode::Require));
     assert_eq!(database.password.expose_secret(), SECRET);
     let link = config.redis.link;
-    assert_eq!(link.password.unwrap().expose_secret(), SECRET);
+    assert_eq!(password(&link), SECRET);
     assert!(link.url.expose_secret().starts_with("rediss://"));
     assert_eq!(link.db, Some(3));
-    assert_eq!(link.ca_pem.unwrap(), PEM.as_bytes());
+    assert!(link.ca == Some(Authority::Pem(PEM.as_bytes().to_vec())));
     let sentinels = ["rediss://s1:26379".to_owned(), "rediss://s2:26379".to_owned()];
-    assert_eq!(link.sentinel.unwrap(), ("mymaster".to_owned(), sentinels.to_vec()));
+    let sentinel = link.sentinel.unwrap();
+    assert_eq!((sentinel.master.as_str(), sentinel.urls), ("mymaster", sentinels.to_vec()));
 }
 
 #[test]
@@ -218,14 +219,22 @@ fn names_that_the_ledger_reads_in_turn() {
 #[test]
 fn a_list_of_hosts_without_a_master_is_a_cluster() {
     let hosts = ("REDIS_HOST", "r1:6379,r2:6379");
-    let text = problem("", &[hosts]);
-    assert!(text.contains("Redis Cluster") && text.contains("REDIS_HOST"), "{text}");
-    assert!(!text.contains("master_name") && !text.contains("MASTER_NAME"), "{text}");
+    let config = complete("", &[hosts]).unwrap();
+    assert_eq!(config.redis.link.cluster_nodes, ["r1:6379", "r2:6379"]);
+    assert!(config.redis.link.sentinel.is_none());
+    assert!(printed(&config, "redis.cluster_nodes").contains("REDIS_HOST"));
+    let text = problem("", &[hosts, ("REDIS_DB", "3")]);
+    assert!(
+        text.starts_with("redis.db = 3 (ledger variable REDIS_DB)") && text.contains("Cluster"),
+        "{text}"
+    );
     // What is written for this worker goes before it.
     let config = complete("[redis]\nurl = \"redis://r9:6379\"", &[hosts]).unwrap();
-    assert!(config.redis.link.sentinel.is_none() && config.redis.link.url.expose_secret().contains("r9"));
+    assert!(
+        config.redis.link.cluster_nodes.is_empty() && config.redis.link.url.expose_secret().contains("r9")
+    );
     let config = complete("[redis]\nmaster_name = \"m\"", &[hosts]).unwrap();
-    assert_eq!(config.redis.link.sentinel.unwrap().0, "m");
+    assert_eq!(config.redis.link.sentinel.unwrap().master, "m");
 }
 
 #[test]
@@ -288,7 +297,7 @@ fn secrets_that_look_like_an_accident_are_noted_and_not_shown() {
         let config = complete("", &[("REDIS_PASSWORD", password)]).unwrap();
         let text = note(&config, "redis.password");
         assert!(text.contains(oddity) && !text.contains(SECRET), "{text}");
-        assert_eq!(config.redis.link.password.unwrap().expose_secret(), password, "as it stands");
+        assert_eq!(super::password(&config.redis.link), password, "as it stands");
     }
     let text = problem("", &[("BALANCE_SYNC__TENANTS__SERVICE__API_KEY", "hunter2-sesame\n")]);
     assert!(text.contains("ends in a line break"), "{text}");

@@ -4,6 +4,7 @@
 
 mod layers;
 mod ledger;
+mod redis;
 mod refusals;
 mod shown;
 mod telemetry;
@@ -12,6 +13,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use balance_sync_schedule::{Authority, LinkSettings, Secret};
 use balance_sync_tenants::{KeyForm, TlsMode};
 use base64::Engine as _;
 use figment::value::Value;
@@ -73,6 +75,14 @@ fn problem(file: &str, environment: &[(&str, &str)]) -> String {
     let error = refused(file, environment);
     assert_eq!(error.problems.len(), 1, "{error}");
     error.problems[0].to_string()
+}
+
+/// The password that a link has by its own setting.
+fn password(link: &LinkSettings) -> &str {
+    match &link.password {
+        Some(Secret::Text(password)) => password.expose_secret(),
+        _ => panic!("no password as text"),
+    }
 }
 
 /// What is printed for a key, with its comment.

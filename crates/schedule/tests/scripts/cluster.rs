@@ -1,0 +1,208 @@
+//! A cluster of real nodes: every key is in one slot, and the link goes where that slot is.
+
+use std::sync::Arc;
+
+use balance_sync_sandbox::{RedisOptions, RedisServer, eventually, free_port};
+use balance_sync_schedule::{
+    Endpoint, ErrorClass, Link, LinkSettings, LinkStats, Schedule, ScheduleOptions, Subscription,
+};
+
+use crate::{SOON, Tenant, all, common::space_of};
+
+/// That of `{transactions}`.
+const SLOT: u16 = 12_305;
+
+/// A node with the port of its bus.
+async fn node() -> (RedisServer, u16) {
+    let bus = free_port().unwrap();
+    let extra = [
+        "cluster-enabled yes".to_owned(),
+        format!("cluster-port {bus}"),
+        "cluster-node-timeout 1500".to_owned(),
+        "cluster-migration-barrier 0".to_owned(),
+        "repl-diskless-sync-delay 0".to_owned(),
+    ];
+    (
+        RedisServer::start(RedisOptions { extra: extra.to_vec(), ..RedisOptions::default() }).await.unwrap(),
+        bus,
+    )
+}
+
+async fn order<T: redis::FromRedisValue>(server: &RedisServer, command: &str) -> T {
+    let words: Vec<&str> = command.split(' ').collect();
+    let mut cmd = redis::cmd(words[0]);
+    cmd.arg(&words[1..]);
+    let answer = cmd.query_async(&mut server.connect().await.unwrap()).await;
+    answer.unwrap_or_else(|error| panic!("{command}: {error}"))
+}
+
+async fn answers(server: &RedisServer, command: &str, words: &str) {
+    eventually(SOON, words, || async {
+        order::<String>(server, command).await.contains(words).then_some(())
+    })
+    .await
+    .unwrap();
+}
+
+/// Three masters; the first has the slot, and a replica.
+struct Cluster {
+    masters: [RedisServer; 3],
+    replica: RedisServer,
+    ids: [String; 3],
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let nodes = [node().await, node().await, node().await, node().await];
+        let ranges = ["10923 16383", "0 5460", "5461 10922"];
+        for ((server, _), range) in nodes.iter().zip(ranges) {
+            order::<()>(server, &format!("CLUSTER ADDSLOTSRANGE {range}")).await;
+        }
+        for (n, (server, _)) in nodes.iter().enumerate() {
+            order::<()>(server, &format!("CLUSTER SET-CONFIG-EPOCH {}", n + 1)).await;
+        }
+        for (server, bus) in &nodes[1..] {
+            let meet = format!("CLUSTER MEET 127.0.0.1 {} {bus}", server.port());
+            order::<()>(&nodes[0].0, &meet).await;
+        }
+        for (server, _) in &nodes {
+            answers(server, "CLUSTER INFO", "cluster_state:ok").await;
+            answers(server, "CLUSTER INFO", "cluster_known_nodes:4").await;
+        }
+        let mut ids = Vec::new();
+        for (server, _) in &nodes {
+            ids.push(order::<String>(server, "CLUSTER MYID").await);
+        }
+        let replica = &nodes[3].0;
+        order::<()>(replica, &format!("CLUSTER REPLICATE {}", ids[0])).await;
+        answers(replica, "INFO replication", "master_link_status:up").await;
+        for (server, _) in &nodes[..3] {
+            answers(server, "CLUSTER NODES", " slave ").await;
+        }
+        let [a, b, c, (replica, _)] = nodes;
+        let [id_a, id_b, id_c, _] = ids.try_into().unwrap();
+        Self { masters: [a.0, b.0, c.0], replica, ids: [id_a, id_b, id_c] }
+    }
+}
+
+struct Linked {
+    endpoint: Endpoint,
+    link: Link,
+    stats: Arc<LinkStats>,
+}
+
+impl Linked {
+    fn to(settings: &LinkSettings) -> Self {
+        let (endpoint, stats) = (Endpoint::new(settings).unwrap(), Arc::<LinkStats>::default());
+        Self { link: Link::to(endpoint.clone(), Arc::clone(&stats)), endpoint, stats }
+    }
+
+    fn schedule(&self, tenant: &str) -> Schedule {
+        Schedule::new(self.link.clone(), space_of(tenant), Arc::new(ScheduleOptions::default()))
+    }
+}
+
+/// Claims one member that was scheduled by this tenant at this node, and settles it.
+async fn works(linked: &Linked, id: &str, owner: &RedisServer) {
+    let tenant = Tenant::on(space_of(id), &owner.url()).await;
+    let (member, _) = tenant.mutate("a", "{}").await;
+    let schedule = linked.schedule(id);
+    let claimed = || async {
+        let claim = schedule.claim(10).await?;
+        if schedule.settle(&all(&claim.entries)).await?.removed == 1 {
+            Ok(Ok(()))
+        } else {
+            Ok(Err("nothing"))
+        }
+    };
+    let settled = eventually(SOON, "a settled member", || async {
+        match claimed().await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => Err(why.to_owned()),
+            Err(error) => Err(balance_sync_schedule::ScheduleError::to_string(&error)),
+        }
+    });
+    settled.await.unwrap();
+    assert_eq!(tenant.score(&member).await, None);
+}
+
+#[tokio::test]
+async fn the_slot_is_found_from_any_node_and_followed_after_a_failover_that_stays() {
+    let cluster = Cluster::start().await;
+    // From a node that does not have the slot: by its redirection, or by asking it.
+    let by_url = Linked::to(&LinkSettings::for_url(&cluster.masters[1].url()));
+    let listed = LinkSettings {
+        cluster_nodes: vec![
+            format!("127.0.0.1:{}", free_port().unwrap()),
+            format!("127.0.0.1:{}", cluster.masters[2].port()),
+        ],
+        ..LinkSettings::for_url("redis://127.0.0.1:1")
+    };
+    let by_list = Linked::to(&listed);
+    works(&by_url, "t1", &cluster.masters[0]).await;
+    works(&by_list, "t2", &cluster.masters[0]).await;
+    assert_eq!((by_url.stats.connects(), by_url.stats.errors_total()), (2, 0), "one redirection, no failure");
+    assert_eq!((by_list.stats.connects(), by_list.stats.errors_total()), (1, 0));
+
+    // The node is gone for good, and the others elect its replica.
+    cluster.masters[0].kill().unwrap();
+    answers(&cluster.replica, "INFO replication", "role:master").await;
+    answers(&cluster.replica, "CLUSTER INFO", "cluster_state:ok").await;
+    works(&by_url, "t1", &cluster.replica).await;
+    works(&by_list, "t2", &cluster.replica).await;
+    // So is the node that the settings name: what was learned is enough.
+    cluster.masters[1].kill().unwrap();
+    works(&by_url, "t1", &cluster.replica).await;
+    Subscription::open(&by_url.endpoint, "tenant-events:test:").await.unwrap();
+}
+
+/// Moves these keys of the slot from the first to the second master.
+async fn migrate(cluster: &Cluster, keys: &[String]) {
+    let to = cluster.masters[1].port();
+    let mut cmd = redis::cmd("MIGRATE");
+    cmd.arg("127.0.0.1").arg(to).arg("").arg(0).arg(10_000).arg("KEYS").arg(keys);
+    let mut connection = cluster.masters[0].connect().await.unwrap();
+    assert_eq!(cmd.query_async::<String>(&mut connection).await.unwrap(), "OK", "{keys:?}");
+}
+
+#[tokio::test]
+async fn a_slot_being_moved_loses_nothing_and_is_followed_when_it_has_moved() {
+    let cluster = Cluster::start().await;
+    let linked = Linked::to(&LinkSettings::for_url(&cluster.masters[0].url()));
+    let [old, new, _] = &cluster.masters;
+    let mut members = Vec::new();
+    for id in ["stays", "moves", "torn"] {
+        let tenant = Tenant::on(space_of(id), &old.url()).await;
+        members.push(tenant.mutate("a", "{}").await.0);
+    }
+    order::<()>(new, &format!("CLUSTER SETSLOT {SLOT} IMPORTING {}", cluster.ids[0])).await;
+    order::<()>(old, &format!("CLUSTER SETSLOT {SLOT} MIGRATING {}", cluster.ids[1])).await;
+    migrate(&cluster, &[space_of("moves").schedule().to_owned(), members[1].clone()]).await;
+    migrate(&cluster, &[space_of("torn").schedule().to_owned()]).await;
+
+    // Only what is whole at the old node is worked: the new one answers what has not arrived as if it did not exist.
+    assert_eq!(linked.schedule("stays").claim(10).await.unwrap().entries.len(), 1);
+    let connects = linked.stats.connects();
+    for _ in 0..20 {
+        for id in ["moves", "torn"] {
+            let error = linked.schedule(id).claim(10).await.unwrap_err();
+            assert_eq!((error.class, error.is_transient()), (ErrorClass::Cluster, true), "{error}");
+        }
+    }
+    assert_eq!(linked.stats.connects(), connects, "the connection is sound");
+
+    let rest: Vec<String> = order(old, &format!("CLUSTER GETKEYSINSLOT {SLOT} 100")).await;
+    migrate(&cluster, &rest).await;
+    for server in [new, old] {
+        order::<()>(server, &format!("CLUSTER SETSLOT {SLOT} NODE {}", cluster.ids[1])).await;
+    }
+    for (id, member) in [("moves", &members[1]), ("torn", &members[2])] {
+        let schedule = linked.schedule(id);
+        let claim = eventually(SOON, "a claim", || async { schedule.claim(10).await }).await.unwrap();
+        let [claimed] = claim.entries.as_slice() else { panic!("{id}: {claim:?}") };
+        assert_eq!(claimed.member, member.as_bytes());
+        assert_eq!(claimed.value.as_deref(), Some(b"{}".as_slice()), "{id}: with its value");
+        assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 1);
+    }
+    works(&linked, "stays", new).await;
+}

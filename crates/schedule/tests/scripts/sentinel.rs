@@ -1,0 +1,259 @@
+//! Three sentinels with user, password, TLS and a certificate authority of their own.
+
+use std::sync::Arc;
+
+use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
+use balance_sync_schedule::{
+    Authority, Endpoint, ErrorClass, Link, LinkSettings, LinkStats, Schedule, ScheduleError, ScheduleOptions,
+    Secret, SentinelSettings,
+};
+use secrecy::SecretString;
+
+use crate::{
+    SOON,
+    common::space_of,
+    tls::{TestAuthority, authority, start_with_tls, tls_lines},
+};
+
+const REDIS_PASSWORD: &str = "r3dis-word";
+/// Of the user that the link has on Redis.
+const SYNC_PASSWORD: &str = "sync-w0rd";
+const SENTINEL_PASSWORD: &str = "s3ntinel-word";
+const WATCHER_PASSWORD: &str = "w4tcher-word";
+/// As little as a client of sentinels needs.
+const RIGHTS: &str = "+auth +hello +ping +client +info +sentinel|get-master-addr-by-name";
+
+fn secret(text: &str) -> SecretString {
+    SecretString::from(text.to_owned())
+}
+
+async fn order(server: &RedisServer, command: &str) -> redis::Value {
+    let words: Vec<&str> = command.split(' ').collect();
+    let mut cmd = redis::cmd(words[0]);
+    cmd.arg(&words[1..]);
+    cmd.query_async(&mut server.connect().await.unwrap()).await.unwrap()
+}
+
+/// A master with a replica, watched by three sentinels; everything but the tests' own connections uses TLS.
+struct Watched {
+    servers: Vec<(RedisServer, u16)>,
+    sentinels: Vec<(RedisServer, u16)>,
+    of_redis: TestAuthority,
+    of_sentinels: TestAuthority,
+    _folders: [tempfile::TempDir; 2],
+}
+
+impl Watched {
+    async fn start() -> Self {
+        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let (of_redis, of_sentinels) = (authority("redis"), authority("sentinels"));
+        let mut redis = tls_lines(&of_redis, folders[0].path());
+        redis.extend(["tls-replication yes".to_owned(), format!("masterauth {REDIS_PASSWORD}")]);
+        redis.push("repl-diskless-sync-delay 0".to_owned());
+        redis.push(format!("user sync on >{SYNC_PASSWORD} ~* &* +@all"));
+        let options = RedisOptions { password: Some(secret(REDIS_PASSWORD)), ..RedisOptions::default() };
+        let master = start_with_tls(options.clone(), &redis).await;
+        redis.push(format!("replicaof 127.0.0.1 {}", master.1));
+        let replica = start_with_tls(options, &redis).await;
+
+        let mut lines = tls_lines(&of_sentinels, folders[1].path());
+        // They meet servers and each other, and trust both authorities.
+        let both = folders[1].path().join("both.pem");
+        std::fs::write(&both, format!("{}{}", of_redis.ca, of_sentinels.ca)).unwrap();
+        lines.push(format!("tls-ca-cert-file {}", both.display()));
+        lines.extend([
+            "tls-replication yes".to_owned(),
+            format!("user watcher on >{WATCHER_PASSWORD} ~* &* {RIGHTS}"),
+            format!("sentinel monitor m 127.0.0.1 {} 2", master.1),
+            format!("sentinel auth-pass m {REDIS_PASSWORD}"),
+            "sentinel down-after-milliseconds m 1000".to_owned(),
+            "sentinel failover-timeout m 3000".to_owned(),
+        ]);
+        let options = RedisOptions {
+            sentinel: true,
+            password: Some(secret(SENTINEL_PASSWORD)),
+            ..RedisOptions::default()
+        };
+        let mut sentinels = Vec::new();
+        for _ in 0..3 {
+            sentinels.push(start_with_tls(options.clone(), &lines).await);
+        }
+        let watched =
+            Self { servers: vec![master, replica], sentinels, of_redis, of_sentinels, _folders: folders };
+        watched.is_complete().await;
+        watched
+    }
+
+    /// Waits until each sentinel knows the replica and the other sentinels.
+    async fn is_complete(&self) {
+        for (sentinel, _) in &self.sentinels {
+            eventually(SOON, "a sentinel that knows the others", || async {
+                let state = order(sentinel, "SENTINEL MASTER m").await;
+                let fields: Vec<String> = redis::from_redis_value(state).unwrap();
+                let number = |name: &str| fields.chunks(2).find(|field| field[0] == name).unwrap()[1].clone();
+                (number("num-slaves") == "1"
+                    && number("num-other-sentinels") == "2"
+                    && number("flags") == "master")
+                    .then_some(())
+            })
+            .await
+            .unwrap();
+        }
+        let (replica, _) = &self.servers[1];
+        eventually(SOON, "a replica in sync", || async {
+            let info: redis::InfoDict =
+                redis::from_redis_value(order(replica, "INFO replication").await).unwrap();
+            (info.get::<String>("master_link_status").as_deref() == Some("up")).then_some(())
+        })
+        .await
+        .unwrap();
+    }
+
+    fn settings(&self) -> LinkSettings {
+        let urls = self.sentinels.iter().map(|(_, port)| format!("rediss://127.0.0.1:{port}"));
+        LinkSettings {
+            password: Some(Secret::Text(secret(SYNC_PASSWORD))),
+            ca: Some(Authority::Pem(self.of_redis.ca.clone().into_bytes())),
+            sentinel: Some(SentinelSettings {
+                master: "m".to_owned(),
+                urls: urls.collect(),
+                username: Some("watcher".to_owned()),
+                password: Some(Secret::Text(secret(WATCHER_PASSWORD))),
+                ca: Some(Authority::Pem(self.of_sentinels.ca.clone().into_bytes())),
+            }),
+            ..LinkSettings::for_url("rediss://sync@sentinel")
+        }
+    }
+
+    async fn sentinels_obey(&self, command: &str) {
+        for (sentinel, _) in &self.sentinels {
+            order(sentinel, command).await;
+        }
+    }
+}
+
+fn schedule_on(endpoint: &Endpoint, stats: &Arc<LinkStats>) -> Schedule {
+    let link = Link::to(endpoint.clone(), Arc::clone(stats));
+    Schedule::new(link, space_of("t"), Arc::new(ScheduleOptions::default()))
+}
+
+async fn claim(settings: &LinkSettings) -> Result<(), ScheduleError> {
+    let schedule = schedule_on(&Endpoint::new(settings)?, &Arc::default());
+    schedule.claim(1).await.map(drop)
+}
+
+fn hides_secrets(text: &str) {
+    for secret in [REDIS_PASSWORD, SYNC_PASSWORD, SENTINEL_PASSWORD, WATCHER_PASSWORD, "wr0ng"] {
+        assert!(!text.contains(secret), "{secret} is shown in: {text}");
+    }
+}
+
+#[tokio::test]
+async fn sentinels_with_credentials_and_an_authority_of_their_own_lead_to_the_master_and_to_the_next_one() {
+    let watched = Watched::start().await;
+    let right = watched.settings();
+    let with = |change: fn(&mut SentinelSettings)| {
+        let mut settings = right.clone();
+        change(settings.sentinel.as_mut().unwrap());
+        settings
+    };
+
+    // What sentinels refuse is named, and no secret is shown.
+    for (settings, class, words) in [
+        (
+            with(|sentinel| sentinel.password = Some(Secret::Text(secret("wr0ng")))),
+            ErrorClass::Credentials,
+            "sentinel 127.0.0.1:",
+        ),
+        (
+            with(|sentinel| sentinel.username = Some("stranger".to_owned())),
+            ErrorClass::Credentials,
+            "sentinel 127.0.0.1:",
+        ),
+        (with(|sentinel| sentinel.password = None), ErrorClass::Credentials, "sentinel 127.0.0.1:"),
+        (with(|sentinel| sentinel.ca = None), ErrorClass::Unavailable, "certificate"),
+        (with(|sentinel| sentinel.master = "unknown".to_owned()), ErrorClass::Unavailable, "\"unknown\""),
+    ] {
+        let error = claim(&settings).await.unwrap_err();
+        assert_eq!(error.class, class, "{error}");
+        assert!(error.message.contains(words), "{error}");
+        hides_secrets(&format!("{error} {error:?} {settings:?} {:?}", settings.sentinel));
+    }
+    // Those of Redis are another matter.
+    let mut settings = right.clone();
+    settings.password = Some(Secret::Text(secret("wr0ng")));
+    let error = claim(&settings).await.unwrap_err();
+    assert_eq!(error.class, ErrorClass::Credentials, "{error}");
+    assert!(!error.message.contains("sentinel"), "{error}");
+    hides_secrets(&format!("{error} {error:?}"));
+
+    // One sentinel that hangs delays nothing, and the next master is found when the first is killed.
+    let stats = Arc::<LinkStats>::default();
+    let schedule = schedule_on(&Endpoint::new(&right).unwrap(), &stats);
+    schedule.claim(1).await.unwrap();
+    watched.servers[0].0.kill().unwrap();
+    watched.sentinels[2].0.pause().unwrap();
+    eventually(SOON, "the next master", || async { schedule.claim(1).await.map(drop) }).await.unwrap();
+    let role: Vec<redis::Value> =
+        redis::from_redis_value(order(&watched.servers[1].0, "ROLE").await).unwrap();
+    assert_eq!(role[0], redis::Value::BulkString(b"master".to_vec()));
+    watched.sentinels[2].0.resume().unwrap();
+}
+
+#[tokio::test]
+async fn another_master_is_followed_while_the_former_one_still_answers() {
+    let watched = Watched::start().await;
+    let endpoint = Endpoint::new(&watched.settings()).unwrap();
+    let stats = Arc::<LinkStats>::default();
+    let schedule = schedule_on(&endpoint, &stats);
+    schedule.claim(1).await.unwrap();
+    // As on the far side of a partition, where the former master does not learn that it is none any more.
+    let (next, port) = &watched.servers[1];
+    watched.sentinels_obey("SENTINEL REMOVE m").await;
+    order(next, "REPLICAOF NO ONE").await;
+    watched.sentinels_obey(&format!("SENTINEL MONITOR m 127.0.0.1 {port} 2")).await;
+    endpoint.refresh().await;
+    schedule.claim(1).await.unwrap();
+    assert_eq!(stats.connects(), 2);
+    let count = |server: redis::Value| -> u64 {
+        let info: redis::InfoDict = redis::from_redis_value(server).unwrap();
+        let calls: String = info.get("cmdstat_evalsha").unwrap_or_default();
+        calls.split(['=', ',']).nth(1).map_or(0, |calls| calls.parse().unwrap())
+    };
+    assert!(count(order(next, "INFO commandstats").await) > 0, "the claim went to the new master");
+}
+
+#[tokio::test]
+async fn a_rotated_password_of_sentinels_and_of_redis_takes_no_restart() {
+    let watched = Watched::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (redis, sentinel) = (folder.path().join("redis"), folder.path().join("sentinel"));
+    std::fs::write(&redis, SYNC_PASSWORD).unwrap();
+    std::fs::write(&sentinel, format!("{WATCHER_PASSWORD}\n")).unwrap();
+    let mut settings = watched.settings();
+    settings.password = Some(Secret::File(redis.clone()));
+    settings.sentinel.as_mut().unwrap().password = Some(Secret::File(sentinel.clone()));
+    let endpoint = Endpoint::new(&settings).unwrap();
+    let stats = Arc::<LinkStats>::default();
+    let schedule = schedule_on(&endpoint, &stats);
+    schedule.claim(1).await.unwrap();
+
+    watched.sentinels_obey("ACL SETUSER watcher resetpass >new-w4tcher").await;
+    let (master, _) = &watched.servers[0];
+    order(master, "ACL SETUSER sync resetpass >new-w0rd").await;
+    order(master, "CLIENT KILL USER sync").await;
+    let refused = || async {
+        let error = schedule.claim(1).await.err()?;
+        hides_secrets(&format!("{error} {error:?}"));
+        (error.class == ErrorClass::Credentials && error.message.contains("sentinel")).then_some(())
+    };
+    eventually(SOON, "the sentinels' refusal", refused).await.unwrap();
+    std::fs::write(&sentinel, "new-w4tcher\n").unwrap();
+    let refused = || async {
+        let error = schedule.claim(1).await.err()?;
+        (error.class == ErrorClass::Credentials && !error.message.contains("sentinel")).then_some(())
+    };
+    eventually(SOON, "the refusal of Redis", refused).await.unwrap();
+    std::fs::write(&redis, "new-w0rd\n").unwrap();
+    eventually(SOON, "a claim", || async { schedule.claim(1).await.map(drop) }).await.unwrap();
+}
