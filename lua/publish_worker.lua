@@ -1,11 +1,11 @@
 -- Publish: the state of a worker and of the tenants it serves, for readers of the fleet's state.
 --
--- KEYS[1]  workers of the group (sorted set: name, time at which its records expire)
+-- KEYS[1]  workers of the group (sorted set: name, time until which it counts as live)
 -- KEYS[2]  records of this worker (hash: `incarnation`, `seq`, `worker`, `t:<tenant>`, `d:<tenant>`)
 -- KEYS[3]  changes of this worker (sorted set: tenant, number of the call that changed its record last)
 -- KEYS[4]  tenants watched in detail (sorted set: tenant, time at which the interest ends)
 -- ARGV[1]  name of this worker
--- ARGV[2]  TTL of all this, in milliseconds
+-- ARGV[2]  how long the worker counts as live after this call, in milliseconds
 -- ARGV[3]  incarnation: new for each process, and whenever the process starts over
 -- ARGV[4]  number of this call, 1 = start over
 -- ARGV[5]  1 = this call makes the worker visible, 0 = more pages follow
@@ -17,10 +17,12 @@
 --          accepted  0 = Redis lacks what the preceding calls wrote: nothing was done, start over
 --          tenants   those watched in detail
 --
--- Atomic: checking the number, writing all records. Readers never see half a call. Everything expires when the worker stops
--- publishing.
+-- Atomic: checking the number, writing all records. Readers never see half a call. What a worker published last outlives it:
+-- while Redis refuses writes, no worker can publish, and readers fall back to it.
 
-local name, ttl = ARGV[1], tonumber(ARGV[2])
+local KEPT_MS = 3600000 -- how long records are kept after the last call
+
+local name, life_ms = ARGV[1], tonumber(ARGV[2])
 local seq = tonumber(ARGV[4])
 local now = redis_time().now
 
@@ -44,12 +46,12 @@ end
 for i = 8 + 2 * tenants, #ARGV, 2 do
   redis.call('HSET', KEYS[2], 'd:' .. ARGV[i], ARGV[i + 1])
 end
-redis.call('PEXPIRE', KEYS[2], ttl)
-redis.call('PEXPIRE', KEYS[3], ttl)
+redis.call('PEXPIRE', KEYS[2], KEPT_MS)
+redis.call('PEXPIRE', KEYS[3], KEPT_MS)
 
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.17g', now))
-if ARGV[5] == '1' then redis.call('ZADD', KEYS[1], string.format('%.17g', now + ttl / 1000), name) end
-redis.call('PEXPIRE', KEYS[1], ttl)
+if ARGV[5] == '1' then redis.call('ZADD', KEYS[1], string.format('%.17g', now + life_ms / 1000), name) end
+redis.call('PEXPIRE', KEYS[1], KEPT_MS)
 
 redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', string.format('%.17g', now))
 return { 1, redis.call('ZRANGE', KEYS[4], 0, -1) }

@@ -211,11 +211,13 @@ function showConnection() {
 }
 
 function showRedis(overview) {
-  const ill = overview.redis === "unavailable";
+  const refuses = overview.redis === "refuses_writes";
+  const ill = refuses || overview.redis === "unavailable";
   setShown(redisBanner, ill);
   if (ill) {
     const detail = overview.detail ? ` (${visible(overview.detail)})` : "";
-    setText(redisText, `Redis can't be reached${detail}. Nothing is being synced and nothing is lost: the numbers below are the last known.`);
+    if (refuses) setText(redisText, `Redis refuses writes${detail}. Nothing is being synced and nothing is lost; other workers can't report: they are shown as last heard of.`);
+    else setText(redisText, `Redis can't be reached${detail}. Nothing is being synced and nothing is lost: the numbers below are the last known.`);
   }
 }
 

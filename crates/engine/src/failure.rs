@@ -143,6 +143,23 @@ impl RedisClass {
         }
     }
 
+    /// Whether Redis answers reads and takes no writes, from anybody.
+    #[must_use]
+    pub const fn refuses_writes(self) -> bool {
+        match self {
+            Self::ReadOnly | Self::NoReplicas | Self::Misconf | Self::OutOfMemory => true,
+            Self::Unavailable
+            | Self::Loading
+            | Self::Cluster
+            | Self::Credentials
+            | Self::WrongType
+            | Self::Unexpected
+            | Self::Busy
+            | Self::Permission
+            | Self::UndeclaredKeys => false,
+        }
+    }
+
     /// Whether the next call should open a new connection. Includes the answers of a replica: after a failover the master
     /// is another server.
     #[must_use]

@@ -1,13 +1,19 @@
 //! State that workers publish about themselves and their tenants, so that each of them can report on the whole fleet.
 //!
 //! The records are opaque here. A worker writes only changed records, and a reader reads only those changed since its last
-//! call: ten thousand idle tenants cost neither anything. All keys have a TTL of a few seconds, renewed by each call.
+//! call: ten thousand idle tenants cost neither anything. A worker counts as live for a few seconds after each call. Its records
+//! outlive it by an hour: while Redis refuses writes no worker can publish, and readers show what was published last.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use redis::Value;
 
-use crate::{error::ScheduleError, link::Link, schedule::bulk, scripts};
+use crate::{
+    error::{ErrorClass, ScheduleError},
+    link::Link,
+    schedule::bulk,
+    scripts,
+};
 
 /// Prefix of the keys, with the hash tag of all other keys. Increase the number when the format of the records changes.
 const KEY_PREFIX: &str = "{transactions}:balance-sync:worker-1:";
@@ -47,6 +53,15 @@ pub struct Published {
     pub accepted: bool,
     /// Tenants watched in detail.
     pub watched: BTreeSet<String>,
+}
+
+/// The workers that have published something.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Publishers {
+    /// Those that count as live.
+    pub live: BTreeSet<String>,
+    /// Those that have been silent since. They are forgotten as soon as another worker publishes.
+    pub silent: BTreeSet<String>,
 }
 
 /// How far a reader has read a worker's records.
@@ -102,7 +117,7 @@ impl Snapshots {
     pub async fn publish(
         &self,
         name: &str,
-        ttl: Duration,
+        life: Duration,
         page: &Publication<'_>,
     ) -> Result<Published, ScheduleError> {
         let mut cmd = scripts::PUBLISH.call(4);
@@ -111,7 +126,7 @@ impl Snapshots {
             .arg(self.changes(name))
             .arg(self.watched())
             .arg(name)
-            .arg(millis(ttl))
+            .arg(millis(life))
             .arg(page.incarnation)
             .arg(page.seq)
             .arg(u8::from(page.visible))
@@ -142,16 +157,45 @@ impl Snapshots {
         self.link.send("leave", &cmd).await.map(drop)
     }
 
-    /// The names of the workers that publish. The records of some may have expired already.
+    /// The workers that publish, and those that did until a while ago.
     ///
     /// # Errors
     /// As Redis answers.
-    pub async fn names(&self) -> Result<BTreeSet<String>, ScheduleError> {
+    pub async fn publishers(&self) -> Result<Publishers, ScheduleError> {
+        const OPERATION: &str = "list workers";
+        let unexpected = |error: redis::ParsingError| ScheduleError::unexpected(OPERATION, error.to_string());
+        let answer = self.link.send(OPERATION, &redis::cmd("TIME")).await?;
+        let (seconds, micros): (f64, f64) = redis::from_redis_value(answer).map_err(unexpected)?;
+        let now = seconds + micros / 1e6;
         let mut cmd = redis::cmd("ZRANGE");
-        cmd.arg(self.index()).arg(0).arg(-1);
-        let answer = self.link.send("list workers", &cmd).await?;
-        redis::from_redis_value(answer)
-            .map_err(|error| ScheduleError::unexpected("list workers", error.to_string()))
+        cmd.arg(self.index()).arg(0).arg(-1).arg("WITHSCORES");
+        let answer = self.link.send(OPERATION, &cmd).await?;
+        let all: Vec<(String, f64)> = redis::from_redis_value(answer).map_err(unexpected)?;
+        let mut publishers = Publishers::default();
+        for (name, until) in all {
+            if until > now {
+                publishers.live.insert(name)
+            } else {
+                publishers.silent.insert(name)
+            };
+        }
+        Ok(publishers)
+    }
+
+    /// Why Redis refuses writes; `None` if it takes them, or if this user may not write.
+    ///
+    /// # Errors
+    /// As Redis answers anything but such a refusal.
+    pub async fn write_refusal(&self) -> Result<Option<ScheduleError>, ScheduleError> {
+        // Changes nothing: with XX only a member that exists is changed, and no worker has an empty name.
+        let mut cmd = redis::cmd("ZADD");
+        cmd.arg(self.index()).arg("XX").arg(0).arg("");
+        match self.link.send("write", &cmd).await {
+            Ok(_) => Ok(None),
+            Err(error) if error.class == ErrorClass::Permission => Ok(None),
+            Err(error) if error.class.refuses_writes() => Ok(Some(error)),
+            Err(error) => Err(error),
+        }
     }
 
     /// A worker's own record; `None` if it has expired.

@@ -6,6 +6,7 @@ use balance_sync_fleet::{
     status::{TenantState, lag_quantile},
     tasks::TaskState,
 };
+use balance_sync_schedule::ScheduleError;
 use serde::Serialize;
 
 use crate::{
@@ -53,7 +54,7 @@ impl Verdict {
 pub struct Overview {
     /// When this was put together.
     pub generated_at: String,
-    /// `ok` or `unavailable`.
+    /// `ok`, `unavailable` or `refuses_writes`.
     pub redis: &'static str,
     /// What is wrong with Redis.
     pub detail: Option<String>,
@@ -94,6 +95,8 @@ pub struct Overview {
 pub struct WorkerCount {
     /// Heard of within the last seconds.
     pub live: usize,
+    /// Shown as they were before Redis began to refuse writes.
+    pub last_known: usize,
 }
 
 /// Tenants.
@@ -218,11 +221,21 @@ impl FleetView {
         worst.sort_by(by_severity);
         Overview {
             generated_at: at(self.at),
-            redis: if self.redis_error.is_none() { "ok" } else { "unavailable" },
-            detail: self.redis_error.clone(),
+            redis: match (&self.redis_error, &self.writes_refused) {
+                (Some(_), _) => "unavailable",
+                (None, Some(_)) => "refuses_writes",
+                (None, None) => "ok",
+            },
+            detail: self
+                .redis_error
+                .clone()
+                .or_else(|| self.writes_refused.as_ref().map(|error| error.message.clone())),
             verdict,
             reasons,
-            workers: WorkerCount { live: self.workers.len() },
+            workers: WorkerCount {
+                live: self.workers.iter().filter(|worker| worker.live).count(),
+                last_known: self.workers.iter().filter(|worker| !worker.live).count(),
+            },
             tenants: TenantCount { total: self.tenants.len(), unserved, by_state },
             backlog,
             quarantined,
@@ -258,6 +271,8 @@ impl FleetView {
                 level,
                 format!("Redis can't be asked, only what this worker serves itself is shown: {error}."),
             );
+        } else if let Some(error) = &self.writes_refused {
+            worse(Verdict::Degraded, self.refusal(error));
         } else if self.workers.is_empty() {
             worse(Verdict::Unknown, "No live worker has been heard of.".to_owned());
         }
@@ -313,7 +328,7 @@ impl FleetView {
                 ),
             );
         }
-        if !unserved.is_empty() && !self.workers.is_empty() {
+        if !unserved.is_empty() && !self.workers.is_empty() && self.writes_refused.is_none() {
             let text = format!("{} served by no live worker: {}.", are(&unserved), names(&unserved));
             worse(Verdict::Degraded, text);
         }
@@ -378,6 +393,26 @@ impl FleetView {
     }
 }
 
+impl FleetView {
+    /// That Redis refuses writes, and what is known all the same.
+    fn refusal(&self, error: &ScheduleError) -> String {
+        let silent: Vec<_> = self.workers.iter().filter(|worker| !worker.live).collect();
+        let heard = silent.iter().map(|worker| worker.seen_at.as_str()).max();
+        let known = match (silent.len(), heard) {
+            (1, Some(at)) => format!(" 1 worker can't report, and is shown as last heard of at {at}."),
+            (many, Some(at)) => {
+                format!(" {many} workers can't report, and are shown as last heard of, the latest at {at}.")
+            }
+            (_, None) => String::new(),
+        };
+        format!(
+            "Redis refuses writes ({}): {}.{known}",
+            error.class.as_str(),
+            error.message.trim_end_matches('.')
+        )
+    }
+}
+
 /// How much a tenant is in trouble; more is worse.
 fn severity(row: &TenantRow, objective: f64) -> u8 {
     match row.state {
@@ -438,6 +473,7 @@ mod tests {
         FleetView {
             at: 100.0,
             redis_error: None,
+            writes_refused: None,
             listed: true,
             workers: vec![WorkerRow::new(&record, true)],
             rates: Rates::default(),

@@ -220,8 +220,8 @@ impl Publisher {
     /// What all live workers say of themselves; this one is always among them.
     async fn all_workers(&self) -> Vec<WorkerRecord> {
         let mut workers = vec![self.own.worker_record()];
-        let names = self.snapshots.names().await.unwrap_or_default();
-        for name in names.iter().filter(|name| **name != self.own.name) {
+        let live = self.snapshots.publishers().await.unwrap_or_default().live;
+        for name in live.iter().filter(|name| **name != self.own.name) {
             // One that has run out, or is of another version, is left out of this point.
             if let Ok(Some(record)) = self.snapshots.worker(name).await
                 && let Ok(record) = serde_json::from_str(&record)

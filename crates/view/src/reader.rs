@@ -5,7 +5,7 @@
 //! what has changed is read. With Redis away a worker still tells what it serves itself.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -43,8 +43,10 @@ const LIST_BOUND: Duration = Duration::from_secs(10);
 pub struct FleetView {
     /// When it was put together, in seconds since 1970.
     pub at: f64,
-    /// What is wrong with Redis.
+    /// Why Redis can't be read.
     pub redis_error: Option<String>,
+    /// Why Redis takes no writes. No worker can publish then: others are shown as they were last heard of.
+    pub writes_refused: Option<ScheduleError>,
     /// Whether it is known which tenants there are.
     pub listed: bool,
     /// All live workers, by name.
@@ -217,6 +219,8 @@ impl TenantSort {
 
 /// What is known of another worker.
 struct Known {
+    /// Silent only while Redis refuses writes.
+    live: bool,
     position: Position,
     worker: WorkerRecord,
     tenants: HashMap<String, TenantRecord>,
@@ -228,6 +232,13 @@ enum Source {
     LocalWorker(Arc<LocalWorker>),
     /// A command: the directory is asked.
     Directory { directory: Arc<dyn TenantDirectory>, listed: Option<(Instant, Vec<Tenant>)> },
+}
+
+/// What was read beside the workers.
+#[derive(Default)]
+struct Read {
+    paused: HashMap<String, PausedBy>,
+    writes_refused: Option<ScheduleError>,
 }
 
 struct State {
@@ -341,11 +352,11 @@ impl FleetReader {
 
     async fn look(&self, state: &mut State) -> FleetView {
         let read = self.bounded(self.read_others(&mut state.known)).await;
-        let (redis_error, paused) = match read {
-            Ok(paused) => (None, paused),
+        let (redis_error, read) = match read {
+            Ok(read) => (None, read),
             Err(error) => {
                 state.known.clear();
-                (Some(error.to_string()), HashMap::new())
+                (Some(error.to_string()), Read::default())
             }
         };
         let listed: Option<Vec<Tenant>> = match &mut state.source {
@@ -354,7 +365,7 @@ impl FleetReader {
             }
             Source::Directory { directory, listed } => list(directory, listed).await,
         };
-        self.put_together(&state.known, redis_error, &paused, listed.as_deref())
+        self.put_together(&state.known, redis_error, read, listed.as_deref())
     }
 
     async fn bounded<T>(
@@ -370,15 +381,17 @@ impl FleetReader {
         })
     }
 
-    /// Brings what is known of other workers up to date; gives who is paused.
-    async fn read_others(
-        &self,
-        known: &mut BTreeMap<String, Known>,
-    ) -> Result<HashMap<String, PausedBy>, ScheduleError> {
+    /// Brings what is known of other workers up to date; returns what else was read.
+    async fn read_others(&self, known: &mut BTreeMap<String, Known>) -> Result<Read, ScheduleError> {
         let own = self.own.as_ref().map(|own| own.name.as_str());
-        let names = self.snapshots.names().await?;
+        let writes_refused = self.snapshots.write_refusal().await?;
+        let publishers = self.snapshots.publishers().await?;
+        let live = |name: &str| publishers.live.contains(name);
+        // A silent worker is gone, unless it can't publish.
+        let silent = publishers.silent.iter().filter(|_| writes_refused.is_some());
+        let names: BTreeSet<&String> = publishers.live.iter().chain(silent).collect();
         known.retain(|name, _| names.contains(name));
-        for name in names.iter().filter(|name| Some(name.as_str()) != own) {
+        for name in names.into_iter().filter(|name| Some(name.as_str()) != own) {
             let mut more = true;
             while more {
                 let since = known.get(name).map(|known| known.position.clone()).unwrap_or_default();
@@ -396,10 +409,12 @@ impl FleetReader {
                     known.remove(name);
                 }
                 let entry = known.entry(name.clone()).or_insert_with(|| Known {
+                    live: true,
                     position: Position::default(),
                     worker,
                     tenants: HashMap::new(),
                 });
+                entry.live = live(name);
                 entry.position = changes.position;
                 if let Ok(worker) = serde_json::from_str(&changes.worker) {
                     entry.worker = worker;
@@ -413,20 +428,22 @@ impl FleetReader {
             }
         }
         let paused = self.controls.paused().await?;
-        Ok(paused
+        let paused = paused
             .into_values()
             .filter_map(|text| serde_json::from_str::<PausedRecord>(&text).ok())
             .map(|PausedRecord { tenant, by, at: when, note }| (tenant, PausedBy { by, at: at(when), note }))
-            .collect())
+            .collect();
+        Ok(Read { paused, writes_refused })
     }
 
     fn put_together(
         &self,
         known: &BTreeMap<String, Known>,
         redis_error: Option<String>,
-        paused: &HashMap<String, PausedBy>,
+        read: Read,
         listed: Option<&[Tenant]>,
     ) -> FleetView {
+        let Read { paused, writes_refused } = read;
         let own_records: Vec<(String, TenantRecord)> = self.own.as_ref().map_or_else(Vec::new, |own| {
             let statuses = own.fleet.tenants();
             statuses
@@ -439,7 +456,20 @@ impl FleetReader {
         for (tenant, record) in &own_records {
             owners.entry(tenant).or_default().push((own_name, record));
         }
-        for (name, other) in known {
+        let silent: Vec<(&str, &str, TenantRecord)> = known
+            .iter()
+            .filter(|(_, other)| !other.live)
+            .flat_map(|(name, other)| {
+                let refused = writes_refused.as_ref();
+                other.tenants.iter().map(move |(tenant, record)| {
+                    (name.as_str(), tenant.as_str(), unwritable(record, &other.worker, refused))
+                })
+            })
+            .collect();
+        for (name, tenant, record) in &silent {
+            owners.entry(tenant).or_default().push((name, record));
+        }
+        for (name, other) in known.iter().filter(|(_, other)| other.live) {
             for (tenant, record) in &other.tenants {
                 owners.entry(tenant).or_default().push((name, record));
             }
@@ -459,28 +489,43 @@ impl FleetReader {
                     counts.push(merged.counts);
                 }
                 None => {
-                    tenants.push(TenantRow::unserved(id, paused));
+                    let mut row = TenantRow::unserved(id, paused);
+                    if let Some(error) = &writes_refused {
+                        row.detail = Some(format!("no worker can report, as Redis refuses writes: {error}"));
+                    }
+                    tenants.push(row);
                     counts.push(Counts::default());
                 }
             }
         }
-        let mut records: Vec<(WorkerRecord, bool)> =
-            known.values().map(|known| (known.worker.clone(), false)).collect();
+        let mut workers: Vec<WorkerRow> = Vec::with_capacity(known.len() + 1);
+        let mut rates = Rates::default();
+        for other in known.values() {
+            let mut row = WorkerRow::new(&other.worker, false);
+            match &writes_refused {
+                Some(error) if !other.live => {
+                    row.live = false;
+                    row.redis = error.to_string();
+                }
+                _ => rates.add(&other.worker.rates),
+            }
+            workers.push(row);
+        }
         if let Some(own) = &self.own {
             let mut record = own.worker_record();
             if let Some(error) = &redis_error {
                 record.redis.clone_from(error);
             }
-            records.push((record, true));
+            rates.add(&record.rates);
+            workers.push(WorkerRow::new(&record, true));
         }
-        records.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
-        let mut rates = Rates::default();
-        records.iter().for_each(|(worker, _)| rates.add(&worker.rates));
+        workers.sort_by(|a, b| a.name.cmp(&b.name));
         FleetView {
             at: wall_clock(),
             redis_error,
+            writes_refused,
             listed: listed.is_some(),
-            workers: records.iter().map(|(record, own)| WorkerRow::new(record, *own)).collect(),
+            workers,
             rates,
             tenants,
             counts,
@@ -489,6 +534,22 @@ impl FleetReader {
             single: listed.is_some_and(|tenants| tenants.contains(&Tenant::Single)),
         }
     }
+}
+
+/// The record of a tenant whose worker can't publish: it can't be written either.
+fn unwritable(record: &TenantRecord, worker: &WorkerRecord, refused: Option<&ScheduleError>) -> TenantRecord {
+    let mut record = record.clone();
+    if let Some(error) = refused
+        && record.state != TenantState::Degraded
+    {
+        record.state = TenantState::Degraded;
+        record.reason = Some(error.class.as_str().to_owned());
+        record.detail = Some(error.to_string());
+        record.partial = false;
+        record.since = worker.seen_at;
+    }
+    record.rates = Rates::default();
+    record
 }
 
 /// The directory's list, a few seconds old at most; `None` when it can't be had.

@@ -120,6 +120,82 @@ async fn what_redis_refuses_is_told_and_gone_through() -> Result<()> {
     Ok(())
 }
 
+/// No worker can publish then, and what keeps it on the list of live workers lapses.
+#[tokio::test]
+async fn while_redis_refuses_writes_the_status_says_so_and_shows_what_was_heard_last() -> Result<()> {
+    const TENANTS: usize = 3;
+    let sandbox = Sandbox::start(lasting(TENANTS, 10, &[])).await?;
+    let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();
+    let mut workers = Vec::new();
+    for name in ["one", "two"] {
+        workers.push(brisk(&sandbox, name).set("worker.replicas", "1").start().await?);
+    }
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    let status = async || -> Result<(Option<i32>, Value)> {
+        let done = run(&["status", "--config", &config, "--json"], &[]).await?;
+        let overview = serde_json::from_str(&done.stdout).with_context(|| format!("{done:?}"))?;
+        Ok((done.code, overview))
+    };
+    let healthy = async || {
+        eventually(SOON, "two live workers", || async {
+            let (code, overview) = status().await?;
+            ensure!(code == Some(0) && overview["workers"]["live"] == 2, "{overview}");
+            Ok(())
+        })
+        .await
+    };
+    healthy().await?;
+    for (reason, begin, end) in [
+        ("redis_no_replicas", "CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0"),
+        ("redis_read_only", "REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+    ] {
+        ask(&sandbox, &begin.split(' ').collect::<Vec<_>>()).await?;
+        let said = format!("Redis refuses writes ({reason}): ");
+        // At once, and still when both have been silent for too long.
+        let (code, overview) = status().await?;
+        assert_eq!((code, &overview["redis"]), (Some(1), &"refuses_writes".into()), "{overview}");
+        eventually(SOON, "workers that can't report", || async {
+            let (_, overview) = status().await?;
+            ensure!(overview["workers"]["last_known"] == 2, "{overview}");
+            Ok(())
+        })
+        .await?;
+        let (code, overview) = status().await?;
+        assert_eq!((code, &overview["verdict"]), (Some(1), &"degraded".into()), "{overview}");
+        let first = overview["reasons"][0].as_str().unwrap_or_default();
+        assert!(first.starts_with(&said) && first.contains("2 workers can't report"), "{overview}");
+        assert_eq!(overview["tenants"]["by_state"]["degraded"], TENANTS, "{overview}");
+        assert_eq!(overview["tenants"]["unserved"], 0, "{overview}");
+        assert!(!overview.to_string().contains("no live worker"), "{overview}");
+        // In a terminal.
+        let done = run(&["status", "--config", &config], &[]).await?;
+        let text = done.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(text.contains(&said) && text.contains("redis refuses writes"), "{text}");
+        assert!(!text.to_lowercase().contains("no live worker"), "{text}");
+        let done = run(&["workers", "--config", &config], &[]).await?;
+        assert!(done.code == Some(1) && done.stdout.contains("can't report"), "{done:?}");
+        let done = run(&["tenants", "--config", &config], &[]).await?;
+        assert!(done.code == Some(1) && done.stdout.contains("Redis refuses writes"), "{done:?}");
+        // From a worker, which knows itself.
+        let (code, body) = workers[0].get("/api/v1/overview").await?;
+        let overview: Value = serde_json::from_str(&body)?;
+        assert_eq!((code, &overview["redis"]), (200, &"refuses_writes".into()), "{overview}");
+        assert_eq!(overview["workers"], serde_json::json!({"live": 1, "last_known": 1}), "{overview}");
+        assert!(overview["reasons"][0].as_str().unwrap_or_default().starts_with(&said), "{overview}");
+        assert!(!body.contains("no live worker"), "{overview}");
+        ask(&sandbox, &end.split(' ').collect::<Vec<_>>()).await?;
+        healthy().await?;
+    }
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    for worker in &mut workers {
+        assert_eq!(worker.stop().await?.code, Some(0));
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_redis_that_loads_its_data_is_waited_for() -> Result<()> {
     // Half a millisecond per entry of the log: time to be seen loading.

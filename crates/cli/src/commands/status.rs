@@ -156,13 +156,18 @@ fn figures(text: &mut String, overview: &Overview) {
     );
     let redis = match overview.redis {
         "ok" => "redis ok".to_owned(),
+        "refuses_writes" => styled(BAD, "redis refuses writes"),
         other => styled(BAD, format_args!("redis {other}")),
     };
     row(
         "workers",
         format_args!(
-            "{} live, {} collector restarts; {redis}",
+            "{} live{}, {} collector restarts; {redis}",
             overview.workers.live,
+            match overview.workers.last_known {
+                0 => String::new(),
+                silent => format!(", {silent} as last heard of"),
+            },
             count(overview.restarts_total)
         ),
     );

@@ -146,7 +146,9 @@ fn judge(row: &TenantRow, view: &FleetView) -> Verdict {
 
 /// Whether anything can be said at all.
 fn known(view: &FleetView) -> Verdict {
-    if view.redis_error.is_some() || !view.listed || view.workers.is_empty() {
+    if view.writes_refused.is_some() && view.listed {
+        Verdict::Degraded
+    } else if view.redis_error.is_some() || !view.listed || view.workers.is_empty() {
         Verdict::Unknown
     } else {
         Verdict::Healthy
@@ -160,6 +162,8 @@ fn doubts(text: &mut String, view: &FleetView) {
     };
     if let Some(error) = &view.redis_error {
         doubt(&format!("Redis can't be asked: {error}."));
+    } else if let Some(error) = &view.writes_refused {
+        doubt(&format!("Redis refuses writes: {}.", error.message));
     } else if view.workers.is_empty() {
         doubt("No live worker has been heard of.");
     }

@@ -30,6 +30,7 @@ pub(crate) async fn workers(file: Option<&Path>, args: WorkersArgs) -> anyhow::R
     let view = wiring::reader(&config)?.view().await;
     let code = match &view.redis_error {
         Some(_) => EXIT_UNKNOWN,
+        None if view.writes_refused.is_some() => EXIT_NOT_WELL,
         None if view.workers.is_empty() => EXIT_UNKNOWN,
         None if view.workers.iter().all(is_well) => EXIT_OK,
         None => EXIT_NOT_WELL,
@@ -39,14 +40,14 @@ pub(crate) async fn workers(file: Option<&Path>, args: WorkersArgs) -> anyhow::R
         return Ok(code);
     }
     let mut text = table(&view.workers, view.at, Screen::of_stdout());
-    match &view.redis_error {
-        Some(error) => {
-            let _ = writeln!(text, "{}", styled(WARN, format_args!("Redis can't be asked: {error}.")));
-        }
-        None if view.workers.is_empty() => {
-            let _ = writeln!(text, "{}", styled(WARN, "No live worker has been heard of."));
-        }
-        None => {}
+    let note = match (&view.redis_error, &view.writes_refused) {
+        (Some(error), _) => Some(format!("Redis can't be asked: {error}.")),
+        (None, Some(error)) => Some(format!("Redis refuses writes: {}.", error.message)),
+        (None, None) if view.workers.is_empty() => Some("No live worker has been heard of.".to_owned()),
+        (None, None) => None,
+    };
+    if let Some(note) = note {
+        let _ = writeln!(text, "{}", styled(WARN, note));
     }
     terminal::print(&text)?;
     Ok(code)
@@ -72,6 +73,7 @@ pub(super) fn table(rows: &[WorkerRow], now: f64, screen: Screen) -> String {
     ]);
     for row in rows {
         let (state, style) = match row.redis.as_str() {
+            _ if !row.live => ("can't report", BAD),
             _ if row.draining => ("draining", WARN),
             "ok" if row.background_tasks.iter().any(|task| task.is_missed()) => ("task stalled", BAD),
             "ok" if row.background_tasks.iter().any(|task| task.state == TaskState::Stalled) => {

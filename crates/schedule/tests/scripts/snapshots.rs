@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use balance_sync_sandbox::eventually;
+use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
 use balance_sync_schedule::{
-    Snapshots,
-    snapshots::{PUBLISH_PAGE, Position, Publication},
+    ErrorClass, Link, LinkSettings, Snapshots,
+    snapshots::{PUBLISH_PAGE, Position, Publication, Publishers},
 };
 
-use crate::{SOON, Tenant, ask, tell};
+use crate::{SOON, Tenant, ask, common::space_of, tell};
 
 const LIFE: Duration = Duration::from_secs(60);
 const INTEREST: Duration = Duration::from_secs(60);
@@ -57,11 +57,11 @@ async fn catch_up(
 #[tokio::test]
 async fn a_reader_gets_the_changes_since_its_last_call() {
     let (_, snapshots) = group("snapshots-changes").await;
-    assert!(snapshots.names().await.unwrap().is_empty());
+    assert_eq!(snapshots.publishers().await.unwrap(), Publishers::default());
     assert!(snapshots.read("w", &Position::default()).await.unwrap().is_none());
 
     assert!(publish(&snapshots, 1, &[("a", Some("1")), ("b", Some("1"))]).await);
-    assert_eq!(snapshots.names().await.unwrap().into_iter().collect::<Vec<_>>(), ["w"]);
+    assert_eq!(snapshots.publishers().await.unwrap().live.into_iter().collect::<Vec<_>>(), ["w"]);
     let mut position = Position::default();
     let (learnt, _) = catch_up(&snapshots, &mut position).await;
     assert_eq!(learnt.len(), 2);
@@ -87,7 +87,7 @@ async fn a_reader_gets_the_changes_since_its_last_call() {
     assert_eq!((changes.position.incarnation.as_str(), changes.tenants.len()), ("j", 1));
 
     snapshots.leave("w").await.unwrap();
-    assert!(snapshots.names().await.unwrap().is_empty());
+    assert_eq!(snapshots.publishers().await.unwrap(), Publishers::default());
     assert!(snapshots.read("w", &position).await.unwrap().is_none());
 }
 
@@ -125,23 +125,74 @@ async fn records_lost_by_redis_are_noticed() {
 }
 
 #[tokio::test]
-async fn a_silent_worker_expires_and_a_half_published_one_is_hidden() {
+async fn a_silent_worker_is_not_live_and_a_half_published_one_is_hidden() {
     let (tenant, snapshots) = group("snapshots-silent").await;
     let page = Publication { incarnation: "i", seq: 1, worker: "{}", ..Publication::default() };
     let ttl = Duration::from_millis(300);
     assert!(snapshots.publish("w", ttl, &page).await.unwrap().accepted);
-    assert!(snapshots.names().await.unwrap().is_empty(), "more pages are to follow");
+    assert_eq!(snapshots.publishers().await.unwrap(), Publishers::default(), "more pages are to follow");
     let page = Publication { seq: 2, visible: true, ..page };
     assert!(snapshots.publish("w", ttl, &page).await.unwrap().accepted);
-    assert_eq!(snapshots.names().await.unwrap().len(), 1);
+    assert_eq!(snapshots.publishers().await.unwrap().live.len(), 1);
     assert!(snapshots.worker("w").await.unwrap().is_some());
-    eventually(SOON, "nothing left in Redis", || async {
-        let left: Vec<String> = ask!(tenant, "KEYS", "*worker-1:snapshots-silent*");
-        left.is_empty()
+    eventually(SOON, "a silent worker", || async {
+        let publishers = snapshots.publishers().await.unwrap();
+        publishers.live.is_empty() && publishers.silent.contains("w")
     })
     .await
     .unwrap();
-    assert!(snapshots.worker("w").await.unwrap().is_none());
+    // What it published last is kept for a while, and not for ever.
+    assert!(snapshots.read("w", &Position::default()).await.unwrap().is_some());
+    let keys: Vec<String> = ask!(tenant, "KEYS", "*worker-1:snapshots-silent*");
+    assert!(keys.len() >= 2, "{keys:?}");
+    for key in &keys {
+        let left = tenant.ttl(key).await;
+        assert!((1..=3_600_000).contains(&left), "{key}: {left} ms");
+    }
+    // The next publication of another forgets it.
+    let page = Publication { seq: 1, ..page };
+    assert!(snapshots.publish("v", LIFE, &page).await.unwrap().accepted);
+    let publishers = snapshots.publishers().await.unwrap();
+    assert_eq!((publishers.live.len(), publishers.silent.len()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_refusal_of_writes_is_found_without_writing() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    let snapshots = Snapshots::new(tenant.link.clone(), "g");
+    let changes = async || {
+        let info: String = ask!(tenant, "INFO", "persistence");
+        info.lines().find(|line| line.starts_with("rdb_changes")).unwrap().to_owned()
+    };
+    assert!(publish(&snapshots, 1, &[]).await);
+    let before = changes().await;
+    assert!(snapshots.write_refusal().await.unwrap().is_none());
+    assert_eq!(changes().await, before);
+    for (begin, end, class) in [
+        ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0", ErrorClass::NoReplicas),
+        ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0", ErrorClass::OutOfMemory),
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", ErrorClass::ReadOnly),
+    ] {
+        let order = async |command: &str| {
+            let mut words = command.split(' ');
+            let mut cmd = redis::cmd(words.next().unwrap());
+            for word in words {
+                cmd.arg(word);
+            }
+            tenant.run::<()>(&cmd).await;
+        };
+        order(begin).await;
+        assert_eq!(snapshots.write_refusal().await.unwrap().map(|error| error.class), Some(class));
+        assert!(!snapshots.publishers().await.unwrap().live.is_empty(), "what was published can be read");
+        order(end).await;
+        assert!(snapshots.write_refusal().await.unwrap().is_none(), "{end}");
+    }
+    // A user who may only read says nothing about the server.
+    tell!(tenant, "ACL", "SETUSER", "reader", "on", ">word", "~*", "&*", "+@read", "+@connection");
+    let url = format!("redis://reader:word@127.0.0.1:{}/0", server.port());
+    let reader = Snapshots::new(Link::new(&LinkSettings::for_url(&url)).unwrap(), "g");
+    assert!(reader.write_refusal().await.unwrap().is_none());
 }
 
 #[tokio::test]

@@ -42,6 +42,9 @@ pub struct WorkerRow {
     pub background_tasks: Vec<TaskView>,
     /// Its connections per Postgres server.
     pub postgres: Vec<ServerRecord>,
+    /// Whether it was heard of within the last seconds. False only while Redis refuses writes, so that no worker can report: it
+    /// is shown as it was last heard of.
+    pub live: bool,
     /// Whether it is the one that answers.
     #[serde(rename = "self")]
     pub is_self: bool,
@@ -136,6 +139,7 @@ impl WorkerRow {
             collector_restarts_total: record.restarts,
             background_tasks: record.tasks.iter().map(TaskView::from).collect(),
             postgres: record.postgres.clone(),
+            live: true,
             is_self,
         }
     }
