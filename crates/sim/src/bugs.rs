@@ -66,6 +66,50 @@ bugs! {
     StandbyNeverTakesOver,
     /// An idle collector never wakes.
     IdleForever,
+    /// Of a value in both spellings the amounts of lowerCamel are read.
+    OtherSpelling,
+    /// A null in the spelling that counts is replaced by the other spelling.
+    NullFallsBack,
+    /// An overdraft that can't be read counts as 0.
+    BadOverdraftIsZero,
+    /// Amounts are put through a float.
+    FloatAmounts,
+    /// A value in an unknown format is read as a known one.
+    UnknownFormatRead,
+    /// Values in an unknown format are put in quarantine.
+    PutOffIsQuarantined,
+    /// Values that are put off are not kept alive.
+    PutOffExpires,
+    /// Deletion markers are kept alive as values are.
+    MarkerKeptAlive,
+    /// Members are put off without comparing the score with the lease.
+    BlindPostpone,
+    /// Claims don't raise the remaining TTL of values.
+    ClaimDoesNotProtect,
+    /// Members without a value are removed without asking what became of them.
+    GoneIsForgotten,
+    /// A row as new as the trail counts, however young the mutation is.
+    NoTrailGrace,
+    /// What the trail shows to be lost is removed and not listed.
+    LossNotListed,
+    /// Losses are recorded without comparing the score with the lease.
+    BlindLoss,
+    /// A later write clears the loss of its balance.
+    LossCleared,
+    /// A later write of a lost balance is not marked.
+    LaterNotMarked,
+    /// Mode `lock`: locks of others are ignored.
+    LockIgnored,
+    /// Mode `lock`: locks are deleted without looking whose they are.
+    BlindUnlock,
+    /// Mode `lock`: members that others have locked hide those behind them.
+    LocksHideTheRest,
+    /// What this process has written is not written again.
+    WritesRemembered,
+    /// A batch goes to the database of another tenant.
+    WrongDatabase,
+    /// All tenants of a worker share one permit to write.
+    OnePermit,
 }
 
 impl std::fmt::Display for Bug {

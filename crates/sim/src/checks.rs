@@ -1,22 +1,35 @@
 //! The guarantees of the design (§2), as far as they can be seen from outside.
 //!
 //! After every step: G1 (a balance that is not scheduled is in Postgres, or in quarantine for its own sake), G2 (rows never
-//! go back, and never ahead of Redis), G4 (the score of a newer mutation stays). Every second: nothing waits longer than
-//! recovery takes (G5, G6, G8), and no value expires before it is written (G1).
+//! go back, and never ahead of the ledger), G3 (a row has the amounts of the mutation whose version it has), G4 (the score of
+//! a newer mutation stays), G7 (and of no other tenant), G9 (what Redis lost is listed, and stays listed). Every second:
+//! nothing waits longer than recovery takes (G5, G6, G8), and no value expires before it is written (G1).
+
+use balance_sync_engine::collector::Role;
 
 use crate::{
+    calamities::DECIDES,
     plan::SECOND,
-    redis::{self, Held, is_lease},
-    world::{Violation, World},
+    postgres::Row,
+    producers::TENANTS,
+    redis::{Owner, is_lease},
+    values::{MIXED, Shape},
+    world::{Violation, Worker, World},
 };
 
 /// Longest time that anything takes once nothing excuses it: a standby takes over after 10 s at most, a degraded collector
 /// tries again within 2 s, and a write takes milliseconds. Less than the claim TTL, so that a claim which should have been
 /// released counts as late.
 const BOUND: u64 = 20 * SECOND;
+/// Longest time that a write takes while nothing is wrong with the tenant itself and with what all tenants share, whatever is
+/// wrong with others: an idle collector looks at its schedule each second, one that had failed tries again after 2 s.
+const ALONE: u64 = 5 * SECOND;
+
+/// Mode `lock`: a value that the ledger's own worker had locked for most of its life expires there, as nobody else works it.
+const LOCKED_OUT: u64 = 300 * SECOND;
 
 impl World {
-    fn violate(&mut self, guarantee: &'static str, tenant: usize, what: String) {
+    pub(crate) fn violate(&mut self, guarantee: &'static str, tenant: usize, what: String) {
         if self.outcome.violation.is_none() {
             self.note(Some(tenant), || format!("{guarantee}: {what}"));
             self.outcome.violation = Some(Violation { guarantee, what, at: self.now, tenant });
@@ -24,35 +37,77 @@ impl World {
     }
 
     /// Writes rows, and checks how they change.
-    pub(crate) fn write_rows(&mut self, at: usize, rows: &[Held]) -> usize {
+    pub(crate) fn write_rows(&mut self, at: usize, rows: &[Row]) -> usize {
         let changes = self.tenants[at].postgres.write(rows, self.bug);
         self.outcome.written += changes.len() as u64;
-        for &(row, before, after) in &changes {
-            let truth = &mut self.tenants[at].truth[row];
-            while truth.unwritten.front().is_some_and(|(version, _)| *version <= after) {
-                truth.unwritten.pop_front();
+        for &(Row { balance, state }, before) in &changes {
+            let after = state.version;
+            let truth = &mut self.tenants[at].truth[balance];
+            truth.written(after);
+            let highest = truth.highest;
+            if state.mark != MIXED && state.mark % TENANTS != at as u64 {
+                let what = format!("row {balance} has the money of tenant {}", state.mark % TENANTS);
+                self.violate("G7", at, what);
+                break;
             }
-            let newest = truth.newest;
-            if after < before {
-                self.violate("G2", at, format!("row {row} went from version {before} back to {after}"));
-            }
-            if after > newest {
-                self.violate("G2", at, format!("row {row} has version {after}, Redis only {newest}"));
+            let made = usize::try_from(state.mark / TENANTS).ok().and_then(|n| n.checked_sub(1));
+            let made = made.and_then(|n| self.tenants[at].marks.get(n)).copied();
+            if after < before.version {
+                self.violate(
+                    "G2",
+                    at,
+                    format!("row {balance} went from version {} back to {after}", before.version),
+                );
+            } else if after > highest {
+                self.violate(
+                    "G2",
+                    at,
+                    format!("row {balance} has version {after}, the ledger only {highest}"),
+                );
+            } else if !made.is_some_and(|made| made.good && made.balance == balance && made.version == after)
+            {
+                let what = match made {
+                    _ if state.mark == MIXED => "amounts that no mutation has written".to_owned(),
+                    Some(made) => {
+                        format!("the money of version {} of balance {}", made.version, made.balance)
+                    }
+                    None => "money from nowhere".to_owned(),
+                };
+                self.violate("G3", at, format!("row {balance} has {what} under version {after}"));
             }
         }
         changes.len()
     }
 
-    /// What a settlement removed must be written, whatever else is true of it.
-    pub(crate) fn check_removed(&mut self, at: usize, removed: &[usize]) {
+    /// What was removed from the schedule must be written, whatever else is true of it.
+    pub(crate) fn check_removed(&mut self, at: usize, removed: &[usize], written: bool) {
         for &balance in removed {
             let tenant = &self.tenants[at];
-            let (row, newest) = (tenant.postgres.rows[balance], tenant.truth[balance].newest);
-            if row < newest {
+            let (row, truth) = (tenant.postgres.version(balance), &tenant.truth[balance]);
+            let newest = truth.newest;
+            if truth.is_owed(row) {
                 let what = format!(
                     "balance {balance} was settled with version {row} written, its newest is {newest}"
                 );
-                self.violate("G4", at, what);
+                self.violate(if written { "G4" } else { "G9" }, at, what);
+            } else if written && tenant.redis.entries[balance].loss.is_some_and(|loss| !loss.later) {
+                let what = format!("balance {balance} was lost and then written, and its loss is not marked");
+                self.violate("G9", at, what);
+            }
+        }
+    }
+
+    /// Only what is gone is recorded as lost.
+    pub(crate) fn check_recorded(&mut self, at: usize, recorded: &[usize]) {
+        let clock = self.clock();
+        for &balance in recorded {
+            let tenant = &mut self.tenants[at];
+            tenant.truth[balance].listed = true;
+            let certain = tenant.redis.entries[balance].loss.is_some_and(|loss| loss.version.is_some());
+            let there = tenant.redis.value(clock, balance).is_some();
+            self.outcome.recorded[usize::from(!certain)] += 1;
+            if there {
+                self.violate("G9", at, format!("balance {balance} is recorded as lost, and has a value"));
             }
         }
     }
@@ -62,23 +117,28 @@ impl World {
         let tenant = &self.tenants[at];
         let mut found = None;
         for (balance, truth) in tenant.truth.iter().enumerate() {
-            let (entry, row) = (&tenant.redis.entries[balance], tenant.postgres.rows[balance]);
+            let (entry, row) = (&tenant.redis.entries[balance], tenant.postgres.version(balance));
+            let kept = truth.shape.is_poison() && entry.quarantined;
+            let listed = truth.gone.is_some() && entry.loss.is_some();
             match entry.score {
-                None if row < truth.newest && !(truth.poison && entry.quarantined) => {
-                    let place = if entry.quarantined {
-                        "in quarantine though it can be read"
-                    } else {
-                        "not scheduled"
+                None if truth.is_owed(row) && !kept && !listed => {
+                    let (guarantee, place) = match (entry.quarantined, truth.gone) {
+                        (true, _) => ("G5", "in quarantine though it can be written"),
+                        (false, Some(_)) => ("G9", "lost and not listed"),
+                        (false, None) => ("G1", "not scheduled"),
                     };
-                    let what = format!(
-                        "balance {balance} is {place}, row at version {row}, newest is {}",
-                        truth.newest
-                    );
-                    found = Some((if entry.quarantined { "G5" } else { "G1" }, what));
+                    let newest = truth.newest;
+                    let what =
+                        format!("balance {balance} is {place}, row at version {row}, newest is {newest}");
+                    found = Some((guarantee, what));
                 }
-                Some(score) if score < truth.score && !is_lease(score) => {
+                // Whatever else our scripts write is half-way between two microseconds.
+                Some(score) if score != truth.score && !is_lease(score) => {
                     found =
                         Some(("G4", format!("balance {balance} has the score of an older mutation again")));
+                }
+                _ if truth.listed && entry.loss.is_none() => {
+                    found = Some(("G9", format!("the loss of balance {balance} is no longer listed")));
                 }
                 _ => {}
             }
@@ -90,45 +150,85 @@ impl World {
 
     /// What must happen in time.
     pub(crate) fn check_lateness(&mut self) {
+        let (now, clock) = (self.now, self.clock());
         if !self.workers.iter().any(|worker| worker.up && !worker.stopping) {
-            self.excuse(None, self.now);
+            self.excuse(None, now);
         }
         for at in 0..self.tenants.len() {
-            let clock = redis::clock(self.now);
-            let tenant = &self.tenants[at];
+            let tenant = &mut self.tenants[at];
             let served = tenant.present && !tenant.paused;
-            let late = |since: u64| served && since.max(tenant.excused_until) + BOUND < self.now;
-            let mut found = None;
-            for (balance, truth) in tenant.truth.iter().enumerate() {
+            let excused = tenant.excused_until;
+            let claims = |(at, worker): (usize, &Worker)| {
+                worker.up && !worker.stopping && tenant.roles[at] == Role::First
+            };
+            if !self.workers.iter().enumerate().any(claims) {
+                // A standby may take a while to take over, and does so from time to time.
+                tenant.calm_from = now + 15 * SECOND;
+            }
+            let (mut found, mut given_up) = (None, None);
+            for (balance, truth) in tenant.truth.iter_mut().enumerate() {
                 let entry = &tenant.redis.entries[balance];
-                let written = tenant.postgres.rows[balance] >= truth.newest;
-                if !written && !truth.poison && entry.value.is_none_or(|value| value.expires <= clock) {
+                let row = tenant.postgres.version(balance);
+                if self.plan.lock && entry.locked_by(clock) == Some(Owner::Pod) {
+                    // It is the other worker's, and if that one doesn't come back its lock has to end first.
+                    truth.locked_until = now;
+                }
+                let since = excused.max(truth.locked_until);
+                let late = |from: u64, bound: u64| served && from.max(since) + bound < now;
+                let value = entry.value.filter(|value| value.expires > clock);
+                let unwritten = truth.is_owed(row) && !truth.shape.is_poison() && truth.gone.is_none();
+                if unwritten && value.is_none() && truth.locked_until + LOCKED_OUT > now {
+                    given_up = Some(balance);
+                } else if unwritten && value.is_none() {
                     found =
                         Some(("G1", format!("the value of balance {balance} expired before it was written")));
-                } else if let Some(&(version, since)) = truth.unwritten.front()
-                    && late(since)
+                } else if let Some(&(version, waits)) = truth.unwritten.front()
+                    && late(waits, BOUND)
                 {
-                    let waits = (self.now - since) / SECOND;
-                    let what = format!("version {version} of balance {balance} has waited for {waits} s");
+                    let waited = (now - waits) / SECOND;
+                    let what = format!("version {version} of balance {balance} has waited for {waited} s");
                     found = Some(("G6/G8", what));
-                } else if entry.score.is_some() && (written || truth.poison) && late(truth.changed_at) {
-                    let what = format!("balance {balance} is done with, and doesn't leave the schedule");
-                    found = Some(("G6/G8", what));
+                } else if let Some(&(version, waits)) = truth.unwritten.front()
+                    && late(waits.max(tenant.calm_from), ALONE)
+                {
+                    let what = format!(
+                        "version {version} of balance {balance} waits, though nothing is wrong with its tenant"
+                    );
+                    found = Some(("G7", what));
+                } else if entry.score.is_some() && (truth.shape != Shape::Unknown || truth.gone.is_some()) {
+                    let done = !truth.is_owed(row) || truth.shape.is_poison();
+                    let patient = value.is_none_or(|value| value.document.shape == Shape::Marker);
+                    let (from, bound) = match patient {
+                        true => (truth.changed_at.max(truth.vanished_at), BOUND + DECIDES),
+                        false => (truth.changed_at, BOUND),
+                    };
+                    if (done || truth.gone.is_some()) && late(from, bound) {
+                        let what = format!("balance {balance} is done with, and doesn't leave the schedule");
+                        found = Some(("G6/G8", what));
+                    }
                 }
             }
             if let Some((guarantee, what)) = found {
                 self.violate(guarantee, at, what);
             }
+            if let Some(balance) = given_up {
+                self.value_lost(at, balance, "expires under the lock of the ledger's worker");
+            }
         }
     }
 
-    /// At the end everything has been healed and drained: both sides are equal.
+    /// At the end everything has been healed and drained: both sides are equal, or the difference is listed.
     pub(crate) fn check_end(&mut self) {
         for at in 0..self.tenants.len() {
             let tenant = &self.tenants[at];
             let left = (0..tenant.truth.len()).find(|&balance| {
                 let (truth, entry) = (&tenant.truth[balance], &tenant.redis.entries[balance]);
-                entry.score.is_some() || tenant.postgres.rows[balance] < truth.newest && !truth.poison
+                let row = tenant.postgres.version(balance);
+                if truth.shape == Shape::Unknown && truth.gone.is_none() {
+                    return truth.is_owed(row) && entry.score.is_none();
+                }
+                let listed = truth.gone.is_some() && entry.loss.is_some();
+                entry.score.is_some() || truth.is_owed(row) && !truth.shape.is_poison() && !listed
             });
             if let Some(balance) = left {
                 self.violate("G1", at, format!("balance {balance} is left behind at the end"));

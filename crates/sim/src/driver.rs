@@ -1,13 +1,10 @@
 //! The driver: carries out what a collector commands, as messages to the models, and reports what came of them.
-//!
-//! A request arrives after a while, or never; its answer comes after another while, or never; the worker gives up at its
-//! own deadline. What arrives is executed whether somebody still waits for the answer or not.
 
 use std::time::Duration;
 
 use balance_sync_engine::{
     collector::{Claimed, Collector, Command, Event, FlightId, Task, Upkeep, UpkeepEnd},
-    failure::{self, Failure, PostgresClass, RedisClass, Side},
+    failure::Side,
 };
 use rand::Rng;
 
@@ -15,8 +12,10 @@ use crate::{
     bugs::Bug,
     flight::{Flight, Step},
     plan::SECOND,
-    redis::{self, ClaimAnswer, Held},
-    world::{LATE, What, World},
+    redis::Held,
+    servers::{Cause, Reply, Request, failure},
+    values::State,
+    world::{What, World},
 };
 
 /// How long a worker waits for Redis.
@@ -32,57 +31,9 @@ const UNCLAIMED: u32 = 21;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct To {
     pub(crate) worker: usize,
-    incarnation: u32,
+    pub(crate) incarnation: u32,
     pub(crate) tenant: usize,
-    task: u64,
-}
-
-/// A request on its way.
-#[derive(Debug, Clone)]
-pub(crate) struct Call {
-    to: To,
-    request: Request,
-    /// The worker doesn't wait longer.
-    expires: u64,
-    /// Its answer gets lost.
-    unanswered: bool,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) enum Request {
-    Claim { limit: usize },
-    Settle(Vec<Held>),
-    Release(Vec<Held>),
-    Quarantine(Vec<Held>),
-    Protect { from: Option<f64> },
-    Connect,
-    Ping,
-    Write(Vec<Held>),
-}
-
-impl Request {
-    fn is_for_postgres(&self) -> bool {
-        matches!(self, Self::Connect | Self::Ping | Self::Write(_))
-    }
-}
-
-/// What a server answered.
-#[derive(Debug, Clone)]
-pub(crate) enum Reply {
-    Claimed(ClaimAnswer),
-    /// So many members.
-    Done(usize),
-    /// The server's time, in seconds.
-    Time(f64),
-}
-
-/// Why there is no answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Cause {
-    Refused,
-    /// By a server that answers pings.
-    ReadOnly,
-    Timeout,
+    pub(crate) task: u64,
 }
 
 /// What an answer is for.
@@ -101,38 +52,22 @@ pub(crate) enum Slot {
 /// One collector and what is under way for it.
 pub(crate) struct Actor {
     machine: Collector<Held>,
-    tasks: Vec<(u64, Slot)>,
+    pub(crate) tasks: Vec<(u64, Slot)>,
     pub(crate) flights: Vec<Flight>,
     /// What [`Command::AbandonFlights`] releases.
     abandoned: usize,
     wake: Option<u64>,
     /// The last look of a standby: head, looks with this head, looks without a claim.
     watched: (Option<(f64, usize)>, u32, u32),
-    /// Planted: the first version read of each balance.
-    pub(crate) cache: Vec<Option<u64>>,
+    /// Mode `lock`: where the next claim goes on.
+    pub(crate) resume: usize,
+    /// Planted: the first version read of each balance, and the last one written.
+    pub(crate) cache: Vec<Option<State>>,
+    pub(crate) remembered: Vec<u64>,
 }
 
-pub(crate) fn failure(side: Side, cause: Cause) -> Failure {
-    let cause = match (side, cause) {
-        (Side::Sink, Cause::Refused) => failure::Cause::Postgres(PostgresClass::Connection),
-        (Side::Sink, Cause::ReadOnly) => failure::Cause::Postgres(PostgresClass::ReadOnly),
-        (Side::Sink, Cause::Timeout) => failure::Cause::Postgres(PostgresClass::Timeout),
-        _ => failure::Cause::Redis(RedisClass::Unavailable),
-    };
-    Failure::new(side, cause, "")
-}
-
-fn nanos(duration: Duration) -> u64 {
+pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn named(members: &[Held]) -> String {
-    let mut text = String::new();
-    for held in members {
-        let version = held.value.map_or("none".to_owned(), |value| value.version.to_string());
-        text += &format!(" {}@{version}", held.balance);
-    }
-    text
 }
 
 impl World {
@@ -148,7 +83,9 @@ impl World {
             abandoned: 0,
             wake: None,
             watched: (None, 0, 0),
+            resume: 0,
             cache: vec![None; self.plan.balances],
+            remembered: vec![0; self.plan.balances],
         });
         let controls = self.controls(worker, tenant);
         self.handle(worker, tenant, Event::ControlsChanged(controls));
@@ -205,7 +142,10 @@ impl World {
     fn execute(&mut self, worker: usize, tenant: usize, command: Command<Held>) {
         let at = (worker, tenant);
         match command {
-            Command::Claim { limit } => self.call(at, Slot::Claim, Request::Claim { limit }, REDIS_TIMEOUT),
+            Command::Claim { limit } => {
+                let resume = self.actor(worker, tenant).map_or(0, |actor| actor.resume);
+                self.call(at, Slot::Claim, Request::Claim { limit, resume }, REDIS_TIMEOUT);
+            }
             Command::Idle { delay } => {
                 if self.bug != Some(Bug::IdleForever) {
                     // The prober may see something due earlier.
@@ -222,6 +162,9 @@ impl World {
                 }
             }
             Command::RequestPermit { deadline, .. } => {
+                if let Some(free) = self.permit_of_another(worker, tenant) {
+                    return self.later(at, Slot::Permit, free.saturating_sub(self.now));
+                }
                 self.call(at, Slot::Permit, Request::Connect, nanos(deadline));
             }
             Command::Probe { deadline } => self.call(at, Slot::Probe, Request::Ping, nanos(deadline)),
@@ -265,11 +208,7 @@ impl World {
             Command::AbandonFlights { release_within } => {
                 let Some(actor) = self.actor(worker, tenant) else { return };
                 actor.tasks.retain(|(_, slot)| !matches!(slot, Slot::Flight(_)));
-                let held: Vec<Held> = actor
-                    .flights
-                    .drain(..)
-                    .flat_map(|flight| [flight.good, flight.refused].concat())
-                    .collect();
+                let held: Vec<Held> = actor.flights.drain(..).flat_map(Flight::members).collect();
                 actor.abandoned = held.len();
                 self.call(at, Slot::Abandon, Request::Release(held), nanos(release_within));
             }
@@ -285,148 +224,6 @@ impl World {
         }
     }
 
-    // -- messages ------------------------------------------------------------------------------------------------
-
-    fn task(&mut self, (worker, tenant): (usize, usize), slot: Slot) -> To {
-        self.next_task += 1;
-        let task = self.next_task;
-        if let Some(actor) = self.actor(worker, tenant) {
-            actor.tasks.push((task, slot));
-        }
-        To { worker, incarnation: self.workers[worker].incarnation, tenant, task }
-    }
-
-    /// Something that ends by itself.
-    pub(crate) fn later(&mut self, at: (usize, usize), slot: Slot, delay: u64) {
-        let to = self.task(at, slot);
-        self.push(self.now + delay, What::Answer(to, Ok(Reply::Done(0))));
-    }
-
-    fn travel(&mut self) -> u64 {
-        let micros = if self.rng.random_ratio(1, 50) { 2_000..50_000 } else { 50..1_500 };
-        self.rng.random_range(micros) * 1000 + self.rng.random_range(0..1000)
-    }
-
-    pub(crate) fn call(&mut self, at: (usize, usize), slot: Slot, request: Request, timeout: u64) {
-        let to = self.task(at, slot);
-        let mut call = Call { to, request, expires: self.now + timeout, unanswered: false };
-        let mut arrives = self.now + self.travel();
-        if self.workers[at.0].flaky_until > self.now {
-            match self.rng.random_range(0..12) {
-                // It never arrives.
-                0 => return self.push(call.expires, What::Answer(to, Err(Cause::Timeout))),
-                // It arrives late, mostly when nobody waits for it any more.
-                1 | 2 => {
-                    arrives = self.now + self.rng.random_range(0..LATE);
-                    self.push(call.expires, What::Answer(to, Err(Cause::Timeout)));
-                }
-                // It is executed, and its answer gets lost.
-                3 | 4 => call.unanswered = true,
-                // It arrives twice.
-                5 => {
-                    let again = self.now + self.rng.random_range(0..LATE);
-                    self.push(again, What::Arrive(call.clone()));
-                }
-                _ => {}
-            }
-        }
-        self.push(arrives, What::Arrive(call));
-    }
-
-    pub(crate) fn arrive(&mut self, call: Call) {
-        let Call { to, ref request, expires, unanswered } = call;
-        // The pool may have a connection of which nobody knows yet that it is of no use.
-        let pooled = matches!(request, Request::Connect) && self.rng.random();
-        if request.is_for_postgres() && !pooled {
-            let rows: &[Held] = if let Request::Write(rows) = request { rows } else { &[] };
-            match self.tenants[to.tenant].postgres.executes_at(self.now, rows) {
-                None => {
-                    let back = self.now + self.travel();
-                    let down = self.tenants[to.tenant].postgres.down_until > self.now;
-                    let cause = if down { Cause::Refused } else { Cause::ReadOnly };
-                    return self.push(back, What::Answer(to, Err(cause)));
-                }
-                Some(at) if at > self.now => {
-                    if at >= expires {
-                        self.push(expires, What::Answer(to, Err(Cause::Timeout)));
-                    }
-                    return self.push(at, What::Arrive(call));
-                }
-                Some(_) => {}
-            }
-        } else if !request.is_for_postgres()
-            && self.redis_down_until.max(self.workers[to.worker].cut_until) > self.now
-        {
-            let back = self.now + self.travel();
-            return self.push(back, What::Answer(to, Err(Cause::Refused)));
-        }
-        let reply = self.serve(to, request);
-        self.check(to.tenant);
-        if unanswered {
-            self.note(Some(to.tenant), || format!("the answer to worker {} gets lost", to.worker));
-            return self.push(expires, What::Answer(to, Err(Cause::Timeout)));
-        }
-        let back = self.now + self.travel();
-        if back > expires {
-            return self.push(expires, What::Answer(to, Err(Cause::Timeout)));
-        }
-        self.push(back, What::Answer(to, Ok(reply)));
-    }
-
-    /// Executes a request.
-    fn serve(&mut self, to: To, request: &Request) -> Reply {
-        let (clock, rules) = (redis::clock(self.now), self.rules);
-        let (worker, at) = (to.worker, to.tenant);
-        let redis = &mut self.tenants[at].redis;
-        match request {
-            Request::Claim { limit } => {
-                let answer = redis.claim(clock, *limit, rules);
-                if !answer.members.is_empty() {
-                    self.note(Some(at), || {
-                        format!("redis: worker {worker} claims{}", named(&answer.members))
-                    });
-                }
-                Reply::Claimed(answer)
-            }
-            Request::Settle(members) => {
-                let removed = redis.settle(members, rules);
-                self.note(Some(at), || {
-                    format!("redis: worker {worker} settles{}, removed: {removed:?}", named(members))
-                });
-                self.check_removed(at, &removed);
-                Reply::Done(removed.len())
-            }
-            Request::Release(members) => {
-                let released = redis.release(clock, members, rules);
-                self.note(Some(at), || {
-                    format!("redis: worker {worker} releases{}, {released} of them", named(members))
-                });
-                Reply::Done(released)
-            }
-            Request::Quarantine(members) => {
-                let taken = redis.quarantine(members, rules);
-                self.note(Some(at), || {
-                    format!("redis: worker {worker} quarantines{}, taken: {taken:?}", named(members))
-                });
-                Reply::Done(taken.len())
-            }
-            Request::Protect { from } => {
-                redis.protect_from(clock, from.unwrap_or(f64::NEG_INFINITY), rules);
-                Reply::Time(redis::whole(clock))
-            }
-            Request::Connect | Request::Ping => Reply::Done(0),
-            Request::Write(rows) => {
-                let written = self.write_rows(at, rows);
-                self.note(Some(at), || format!("postgres: worker {worker} writes{}", named(rows)));
-                if let (Some(after), Some(held)) = (self.tenants[at].armed, rows.first()) {
-                    self.tenants[at].armed = None;
-                    self.change_at_lease_end(worker, at, *held, after);
-                }
-                Reply::Done(written)
-            }
-        }
-    }
-
     // -- answers -------------------------------------------------------------------------------------------------
 
     pub(crate) fn answer(&mut self, to: To, answer: Result<Reply, Cause>) {
@@ -438,11 +235,14 @@ impl World {
         let Some(at) = actor.tasks.iter().position(|(task, _)| *task == to.task) else { return };
         let (_, slot) = actor.tasks.swap_remove(at);
         let event = match (slot, answer) {
-            (Slot::Claim, Ok(Reply::Claimed(claim))) => Event::Claimed(Claimed {
-                members: claim.members,
-                scheduled: claim.scheduled,
-                head_age: claim.head_age.map(Duration::from_micros),
-            }),
+            (Slot::Claim, Ok(Reply::Claimed(claim))) => {
+                actor.resume = claim.resume;
+                Event::Claimed(Claimed {
+                    members: claim.members,
+                    scheduled: claim.scheduled,
+                    head_age: claim.head_age.map(Duration::from_micros),
+                })
+            }
             (Slot::Claim, Err(cause)) => Event::ClaimFailed(failure(Side::Queue, cause)),
             (Slot::Idle, _) => Event::IdleOver,
             (Slot::Watch, _) => match self.watch(worker, tenant) {
@@ -471,7 +271,7 @@ impl World {
     /// One look of a standby: whether nobody seems to claim.
     fn watch(&mut self, worker: usize, tenant: usize) -> bool {
         let cut = self.redis_down_until.max(self.workers[worker].cut_until) > self.now;
-        let clock = redis::clock(self.now);
+        let clock = self.clock();
         let due = if cut { Vec::new() } else { self.tenants[tenant].redis.due(clock) };
         let Some(actor) = self.actor(worker, tenant) else { return false };
         let Some(&head) = due.first() else {
@@ -490,6 +290,25 @@ impl World {
     pub(crate) fn leaves(&self, worker: usize, tenant: usize) -> bool {
         let actor = self.workers[worker].actors.get(tenant);
         matches!(actor, Some(Some(actor)) if !actor.machine.is_running())
+    }
+
+    /// Planted: when the only permit of a worker is free again.
+    fn permit_of_another(&self, worker: usize, tenant: usize) -> Option<u64> {
+        if self.bug != Some(Bug::OnePermit) {
+            return None;
+        }
+        let others = (0..self.plan.tenants).filter(|other| *other != tenant);
+        let writing =
+            others.flat_map(|other| self.flights(worker, other)).filter(|flight| flight.step == Step::Write);
+        writing.map(|flight| flight.deadline).min()
+    }
+
+    /// The flights of a collector.
+    pub(crate) fn flights(&self, worker: usize, tenant: usize) -> &[Flight] {
+        match self.workers[worker].actors.get(tenant) {
+            Some(Some(actor)) => &actor.flights,
+            _ => &[],
+        }
     }
 
     /// Members that collectors of a worker have taken into flights; for the trace of a crash.

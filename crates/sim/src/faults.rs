@@ -4,7 +4,7 @@ use balance_sync_engine::collector::{Event, Role};
 
 use crate::{
     plan::{Fault, SECOND},
-    redis::{self, Held},
+    redis::Held,
     world::{CLAIM_TTL, LATE, What, World},
 };
 
@@ -12,7 +12,7 @@ use crate::{
 const DRAINS: u64 = 12 * SECOND;
 
 impl World {
-    pub(crate) fn fault(&mut self, fault: Fault) {
+    pub(crate) fn fault(&mut self, at: usize, fault: Fault) {
         self.note(None, || format!("fault: {fault:?}"));
         let (now, end) = (self.now, self.end);
         // Everything is over when producers stop.
@@ -107,6 +107,7 @@ impl World {
                     *role = if first >> worker & 1 == 1 { Role::First } else { Role::Standby };
                 }
                 self.apply_controls(tenant);
+                self.tenants[tenant].calm_from = now + 15 * SECOND;
             }
             Fault::Burst { tenant } => {
                 if self.tenants[tenant].present {
@@ -117,6 +118,38 @@ impl World {
             }
             Fault::ChangeAtLeaseEnd { tenant, after } => self.tenants[tenant].armed = Some(after),
             Fault::LedgerCrash { tenant } => self.tenants[tenant].pod.crash(),
+            Fault::Evict { tenant, balance } => self.value_lost(tenant, balance, "is evicted"),
+            Fault::EvictSchedule { tenant } => self.schedule_evicted(tenant),
+            Fault::ShortLife { tenant, lasts, life } => {
+                self.tenants[tenant].short_until = until(lasts);
+                self.tenants[tenant].short_life = life / 1000;
+            }
+            Fault::Marker { tenant, balance, life } => self.value_marked(tenant, balance, life),
+            Fault::Delete { tenant, balance } => self.balance_deleted(tenant, balance),
+            Fault::RedisCrash { down, .. } | Fault::RedisEmpty { down } => {
+                self.redis_down_until = self.redis_down_until.max(until(down));
+                self.redis_lost_until = self.redis_lost_until.max(until(down));
+                self.redis_loses(Some(at));
+                self.excuse(None, until(down) + CLAIM_TTL);
+            }
+            Fault::RedisFailover { skew, .. } => {
+                self.redis_loses(Some(at));
+                self.clock_jumps(skew);
+            }
+            Fault::ClockJump { by } => self.clock_jumps(by),
+            Fault::TrailLags { tenant, lasts } => self.tenants[tenant].trail_lags_until = until(lasts),
+            Fault::RetryLosses { tenant } => {
+                let clock = self.clock();
+                if self.redis_lost_until <= now {
+                    self.tenants[tenant].redis.retry_losses(clock);
+                }
+            }
+            Fault::PostgresFailover { tenant, down, .. } => {
+                let postgres = &mut self.tenants[tenant].postgres;
+                postgres.down_until = postgres.down_until.max(until(down));
+                self.postgres_loses(at, tenant);
+                self.excuse(Some(tenant), until(down));
+            }
             Fault::FlushRequest { tenant } => {
                 for worker in 0..self.workers.len() {
                     self.handle(worker, tenant, Event::FlushRequested);
@@ -136,7 +169,7 @@ impl World {
     /// The balance of a write that has just been executed changes in the microsecond in which its lease ends. The worker
     /// doesn't learn before that its write succeeded.
     pub(crate) fn change_at_lease_end(&mut self, worker: usize, tenant: usize, held: Held, after: u64) {
-        let ends = redis::when((held.lease * 2e6).round() as u64 / 2);
+        let ends = self.now + ((held.lease * 2e6).round() as u64 / 2).saturating_sub(self.clock()) * 1000;
         if ends > self.now && ends + after < self.end && self.tenants[tenant].present {
             self.note(Some(tenant), || format!("worker {worker} stands still until its lease has ended"));
             self.push(ends, What::Change { tenant, balance: held.balance });

@@ -1,5 +1,5 @@
-//! One flush, step by step: write, then settle or release, then quarantine what can't be read. As
-//! `crates/fleet/src/pipeline/flush.rs` does it.
+//! One flush, step by step: write, then settle or release; quarantine what can't be read, put off what can't be read yet,
+//! and find out what became of values that are gone. As `crates/fleet/src/pipeline` does it.
 
 use balance_sync_engine::{
     collector::{Event, FlightEnd, FlightId},
@@ -8,11 +8,19 @@ use balance_sync_engine::{
 
 use crate::{
     bugs::Bug,
-    driver::{Cause, REDIS_TIMEOUT, Reply, Request, Slot, failure},
-    redis::Held,
-    world::World,
+    driver::{REDIS_TIMEOUT, Slot, nanos},
+    plan::SECOND,
+    postgres::{Fate, Row},
+    redis::{Held, is_lease},
+    servers::{Cause, Reply, Request, failure},
+    values::Read,
+    world::{CLAIM_TTL, World},
 };
 
+/// The least that is left of a flush's deadline for asking what became of values.
+const ASKS_FOR: u64 = SECOND;
+
+/// In the order in which they come. Those with nothing to do are passed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     Connect,
@@ -22,6 +30,17 @@ pub(crate) enum Step {
     WriteAfterSettle,
     Release,
     Quarantine,
+    PutOff,
+    /// Ask what became of values that are gone …
+    Ask,
+    /// … and remove the members of which nothing is to be written, …
+    Dismiss,
+    /// … wait for the trail of others, …
+    WaitForTrail,
+    /// … and record the rest.
+    Record,
+    /// The write has failed: nothing is asked.
+    ReleaseGone,
     /// Nothing more comes.
     End,
 }
@@ -31,9 +50,74 @@ pub(crate) struct Flight {
     pub(crate) id: FlightId,
     pub(crate) step: Step,
     pub(crate) deadline: u64,
+    /// What can be written, and what is written of it.
     pub(crate) good: Vec<Held>,
-    pub(crate) refused: Vec<Held>,
-    pub(crate) end: FlightEnd,
+    rows: Vec<Row>,
+    refused: Vec<Held>,
+    put_off: Vec<(Held, bool)>,
+    gone: Vec<Held>,
+    waiting: Vec<Held>,
+    lost: Vec<(Held, Option<u64>)>,
+    end: FlightEnd,
+}
+
+impl Flight {
+    /// All that it holds.
+    pub(crate) fn members(self) -> Vec<Held> {
+        let put_off = self.put_off.into_iter().map(|(held, _)| held);
+        let lost = self.lost.into_iter().map(|(held, _)| held);
+        [self.good, self.refused, self.gone, self.waiting]
+            .concat()
+            .into_iter()
+            .chain(put_off)
+            .chain(lost)
+            .collect()
+    }
+
+    /// The step that comes after one, if that has something to do.
+    fn after(&self, step: Step) -> Step {
+        let next = match step {
+            Step::Connect => Step::Write,
+            Step::Write => Step::Settle,
+            Step::Settle | Step::WriteAfterSettle | Step::Release => Step::Quarantine,
+            Step::Quarantine => Step::PutOff,
+            Step::PutOff if self.end.failure.is_some() => Step::ReleaseGone,
+            Step::PutOff => Step::Ask,
+            Step::Ask => Step::Dismiss,
+            Step::Dismiss => Step::WaitForTrail,
+            Step::WaitForTrail => Step::Record,
+            Step::Record | Step::ReleaseGone | Step::End => Step::End,
+        };
+        let empty = match next {
+            Step::Quarantine => self.refused.is_empty(),
+            Step::PutOff => self.put_off.is_empty(),
+            Step::Ask | Step::Dismiss | Step::ReleaseGone => self.gone.is_empty(),
+            Step::WaitForTrail => self.waiting.is_empty(),
+            Step::Record => self.lost.is_empty(),
+            _ => false,
+        };
+        if empty { self.after(next) } else { next }
+    }
+
+    /// Sorts out what became of values that are gone.
+    fn sort(&mut self, fates: &[Fate], grace: u64, bug: Option<Bug>) {
+        let young = |held: &Held| {
+            let claimed = held.lease - CLAIM_TTL as f64 / SECOND as f64;
+            !is_lease(held.former) && claimed - held.former < grace as f64 / SECOND as f64
+        };
+        let mut obsolete = Vec::new();
+        for (held, fate) in std::mem::take(&mut self.gone).into_iter().zip(fates) {
+            match fate {
+                Fate::Deleted => obsolete.push(held),
+                Fate::Stale if young(&held) && bug != Some(Bug::NoTrailGrace) => self.waiting.push(held),
+                Fate::Lost(_) | Fate::Unknown if bug == Some(Bug::LossNotListed) => obsolete.push(held),
+                Fate::Stale => obsolete.push(held),
+                Fate::Lost(version) => self.lost.push((held, Some(*version))),
+                Fate::Unknown => self.lost.push((held, None)),
+            }
+        }
+        self.gone = obsolete;
+    }
 }
 
 impl World {
@@ -45,61 +129,105 @@ impl World {
         step: Step,
         timeout: u64,
     ) {
-        let deadline = self.now + timeout;
         let bug = self.bug;
-        let Some(actor) = self.actor(at.0, at.1) else { return };
-        // A release gives everything back; a flush sorts out what can't be written.
-        let (mut good, refused): (Vec<Held>, Vec<Held>) =
-            batch.into_iter().partition(|held| step == Step::Release || held.is_good());
-        if bug == Some(Bug::CachedValue) {
-            for held in &mut good {
-                let first = actor.cache[held.balance];
-                if let Some(value) = &mut held.value {
-                    actor.cache[held.balance].get_or_insert(value.version);
-                    value.version = first.unwrap_or(value.version);
-                }
-            }
+        let mut flight = Flight {
+            id,
+            step,
+            deadline: self.now + timeout,
+            good: Vec::new(),
+            rows: Vec::new(),
+            refused: Vec::new(),
+            put_off: Vec::new(),
+            gone: Vec::new(),
+            waiting: Vec::new(),
+            lost: Vec::new(),
+            end: FlightEnd::default(),
+        };
+        if step == Step::Release {
+            // Everything is given back as it came.
+            flight.good = batch;
+        } else {
+            self.decode(at, batch, &mut flight);
         }
-        let step = match step {
-            Step::Write | Step::Connect if good.is_empty() => Step::Quarantine,
+        let poisoned = bug == Some(Bug::PoisonFailsBatch) && !flight.refused.is_empty();
+        flight.step = match step {
+            Step::Write if poisoned => {
+                flight.good.append(&mut flight.refused);
+                Step::Release
+            }
+            Step::Write | Step::Connect if flight.good.is_empty() => flight.after(Step::Settle),
             Step::Write if bug == Some(Bug::SettleBeforeWrite) => Step::Settle,
-            Step::Write if bug == Some(Bug::PoisonFailsBatch) && !refused.is_empty() => Step::Release,
             step => step,
         };
-        let (good, refused) = match (step, bug) {
-            (Step::Release, Some(Bug::PoisonFailsBatch)) => ([good, refused].concat(), Vec::new()),
-            _ => (good, refused),
-        };
-        actor.flights.push(Flight { id, step, deadline, good, refused, end: FlightEnd::default() });
+        let Some(actor) = self.actor(at.0, at.1) else { return };
+        actor.flights.push(flight);
         self.send_flight(at, id);
     }
 
-    /// Sends the request of a flight's step; without anything left to do, it ends.
+    /// Reads the values of a batch.
+    fn decode(&mut self, at: (usize, usize), batch: Vec<Held>, flight: &mut Flight) {
+        let (bug, tenant) = (self.bug, at.1);
+        let Some(actor) = self.actor(at.0, at.1) else { return };
+        for held in batch {
+            let Some(value) = held.value else {
+                flight.gone.push(held);
+                continue;
+            };
+            let id = (tenant as u128) << 64 | (held.balance as u128 + 1);
+            match value.document.read(id, bug) {
+                Read::Good(state) => {
+                    let known = actor.cache[held.balance].get_or_insert(state);
+                    let state = if bug == Some(Bug::CachedValue) { *known } else { state };
+                    flight.good.push(held);
+                    let remembered =
+                        bug == Some(Bug::WritesRemembered) && actor.remembered[held.balance] >= state.version;
+                    if !remembered {
+                        flight.rows.push(Row { balance: held.balance, state });
+                    }
+                }
+                Read::Refused => flight.refused.push(held),
+                Read::PutOff(keep_alive) => flight.put_off.push((held, keep_alive)),
+            }
+        }
+        if bug == Some(Bug::GoneIsForgotten) {
+            flight.good.append(&mut flight.gone);
+        }
+    }
+
+    /// Sends the request of a flight's step.
     fn send_flight(&mut self, at: (usize, usize), id: FlightId) {
         let now = self.now;
+        let (put_off, grace) = (nanos(self.options.put_off), nanos(self.options.trail_grace));
         let Some(actor) = self.actor(at.0, at.1) else { return };
-        let Some(index) = actor.flights.iter().position(|flight| flight.id == id) else { return };
-        let flight = &mut actor.flights[index];
+        let Some(flight) = actor.flights.iter().find(|flight| flight.id == id) else { return };
         let write_within = flight.deadline.saturating_sub(now);
-        if flight.step == Step::Quarantine && flight.refused.is_empty() {
-            flight.step = Step::End;
-        }
         let (request, timeout) = match flight.step {
             Step::Connect => (Request::Connect, write_within),
-            Step::Write | Step::WriteAfterSettle => (Request::Write(flight.good.clone()), write_within),
-            Step::Settle => (Request::Settle(flight.good.clone()), REDIS_TIMEOUT),
+            Step::Write | Step::WriteAfterSettle => (Request::Write(flight.rows.clone()), write_within),
+            Step::Settle => (Request::Settle(flight.good.clone(), true), REDIS_TIMEOUT),
             Step::Release => (Request::Release(flight.good.clone()), REDIS_TIMEOUT),
             Step::Quarantine => (Request::Quarantine(flight.refused.clone()), REDIS_TIMEOUT),
-            Step::End => {
-                // Reported by itself: the collector is in the middle of a step of its own.
-                return self.later(at, Slot::Flight(id), 1000);
+            Step::PutOff => (Request::Postpone(flight.put_off.clone(), put_off), REDIS_TIMEOUT),
+            Step::Ask => {
+                let balances = flight.gone.iter().map(|held| held.balance).collect();
+                (Request::Fates(balances), write_within.max(ASKS_FOR))
             }
+            Step::Dismiss => (Request::Settle(flight.gone.clone(), false), REDIS_TIMEOUT),
+            Step::WaitForTrail => {
+                let waiting = flight.waiting.iter().map(|held| (*held, false)).collect();
+                (Request::Postpone(waiting, grace), REDIS_TIMEOUT)
+            }
+            Step::Record => (Request::Lose(flight.lost.clone()), REDIS_TIMEOUT),
+            Step::ReleaseGone => (Request::Release(flight.gone.clone()), REDIS_TIMEOUT),
+            // Reported by itself: the collector is in the middle of a step of its own.
+            Step::End => return self.later(at, Slot::Flight(id), 1000),
         };
         self.call(at, Slot::Flight(id), request, timeout);
     }
 
     pub(crate) fn flight_step(&mut self, at: (usize, usize), id: FlightId, answer: Result<Reply, Cause>) {
-        let bug = self.bug;
+        let (bug, grace) = (self.bug, nanos(self.options.trail_grace));
+        let timeline = self.tenants[at.1].postgres.timeline;
         let Some(actor) = self.actor(at.0, at.1) else { return };
         let Some(index) = actor.flights.iter().position(|flight| flight.id == id) else { return };
         if actor.flights[index].step == Step::End {
@@ -107,21 +235,32 @@ impl World {
             return self.handle(at.0, at.1, Event::FlightEnded(id, flight.end));
         }
         let flight = &mut actor.flights[index];
+        // A connection breaks with its server.
+        let answer = match answer {
+            Ok(Reply::Written(then)) if then != timeline => Err(Cause::Refused),
+            answer => answer,
+        };
         let done = if let Ok(Reply::Done(count)) = answer { count } else { 0 };
+        let failed = answer.is_err();
         let settled_first = bug == Some(Bug::SettleBeforeWrite);
-        flight.step = match (flight.step, answer) {
+        let end = &mut flight.end;
+        let next = match (flight.step, answer) {
             (Step::Connect, Ok(_)) => Step::Write,
             (Step::Write, Ok(_)) => {
-                flight.end.answered = true;
-                flight.end.written = flight.good.len();
+                end.answered = true;
+                end.written = flight.good.len();
+                for row in &flight.rows {
+                    let remembered = &mut actor.remembered[row.balance];
+                    *remembered = row.state.version.max(*remembered);
+                }
                 Step::Settle
             }
             (Step::Write, Err(Cause::Timeout)) if bug == Some(Bug::TimeoutCountsAsWritten) => Step::Settle,
             (Step::Connect | Step::Write, Err(cause)) => {
-                flight.end.failure = Some(failure(Side::Sink, cause));
+                end.failure = Some(failure(Side::Sink, cause));
                 match bug {
                     Some(Bug::SettleOnFailure) => Step::Settle,
-                    Some(Bug::NoReleaseAfterFailure) => Step::Quarantine,
+                    Some(Bug::NoReleaseAfterFailure) => flight.after(Step::Release),
                     Some(Bug::QuarantineOnOutage) => {
                         flight.refused.append(&mut flight.good);
                         Step::Quarantine
@@ -129,34 +268,53 @@ impl World {
                     _ => Step::Release,
                 }
             }
-            (Step::Settle, Ok(_)) => {
-                flight.end.settled = true;
-                if settled_first { Step::WriteAfterSettle } else { Step::Quarantine }
-            }
-            (Step::Settle, Err(_)) => {
-                flight.end.orphaned += flight.good.len();
-                if settled_first { Step::WriteAfterSettle } else { Step::Quarantine }
+            (Step::Settle, _) => {
+                end.settled |= !failed;
+                end.orphaned += if failed { flight.good.len() } else { 0 };
+                if settled_first { Step::WriteAfterSettle } else { flight.after(Step::Settle) }
             }
             (Step::WriteAfterSettle, answer) => {
-                flight.end.answered = answer.is_ok();
-                flight.end.failure = answer.err().map(|cause| failure(Side::Sink, cause));
-                Step::Quarantine
+                end.answered = !failed;
+                end.failure = answer.err().map(|cause| failure(Side::Sink, cause));
+                flight.after(Step::WriteAfterSettle)
             }
-            (Step::Release, Ok(_)) => {
-                flight.end.released = done;
-                Step::Quarantine
+            (Step::Ask, Ok(Reply::Fates(fates))) => {
+                end.answered = true;
+                flight.sort(&fates, grace, bug);
+                flight.after(Step::Ask)
             }
-            (Step::Release, Err(_)) => {
-                flight.end.orphaned += flight.good.len();
-                Step::Quarantine
+            (Step::Ask, answer) => {
+                let cause = answer.err().unwrap_or(Cause::Refused);
+                end.failure = Some(failure(Side::Sink, cause));
+                Step::ReleaseGone
             }
-            (Step::Quarantine, answer) => {
-                flight.end.settled |= answer.is_ok();
-                flight.end.orphaned += if answer.is_err() { flight.refused.len() } else { 0 };
-                Step::End
+            (step @ (Step::Release | Step::ReleaseGone | Step::WaitForTrail), _) => {
+                end.released += done;
+                let held = match step {
+                    Step::Release => flight.good.len(),
+                    Step::WaitForTrail => flight.waiting.len(),
+                    _ => flight.gone.len(),
+                };
+                end.orphaned += if failed { held } else { 0 };
+                flight.after(step)
+            }
+            (step @ (Step::Quarantine | Step::Dismiss | Step::Record), _) => {
+                end.settled |= !failed;
+                let held = match step {
+                    Step::Quarantine => flight.refused.len(),
+                    Step::Dismiss => flight.gone.len(),
+                    _ => flight.lost.len(),
+                };
+                end.orphaned += if failed { held } else { 0 };
+                flight.after(step)
+            }
+            (Step::PutOff, _) => {
+                end.orphaned += if failed { flight.put_off.len() } else { 0 };
+                flight.after(Step::PutOff)
             }
             (Step::End, _) => Step::End,
         };
+        flight.step = next;
         self.send_flight(at, id);
     }
 }

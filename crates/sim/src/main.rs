@@ -10,6 +10,7 @@ use balance_sync_sim::{
     bugs::Bug,
     plan::{Fault, Plan, SECOND},
     search,
+    truth::Unseen,
     world::{Outcome, World},
 };
 
@@ -53,6 +54,13 @@ fn play(first: u64, within: Duration) -> bool {
         sum.simulated += outcome.simulated;
         sum.mutations += outcome.mutations;
         sum.written += outcome.written;
+        sum.values_lost += outcome.values_lost;
+        for (sum, count) in sum.recorded.iter_mut().zip(outcome.recorded) {
+            *sum += count;
+        }
+        for (sum, count) in sum.unseen.iter_mut().zip(outcome.unseen) {
+            *sum += count;
+        }
         for (sum, count) in sum.faults.iter_mut().zip(outcome.faults) {
             *sum += count;
         }
@@ -77,6 +85,14 @@ fn play(first: u64, within: Duration) -> bool {
     let faults: Vec<String> =
         Fault::KINDS.iter().zip(sum.faults).map(|(kind, count)| format!("{kind} {count}")).collect();
     println!("faults: {}", faults.join(", "));
+    let [certain, uncertain] = sum.recorded;
+    println!(
+        "{} values lost before they were written; recorded as lost: {certain} for certain, {uncertain} where it can't be told",
+        sum.values_lost
+    );
+    let unseen: Vec<String> =
+        Unseen::NAMES.iter().zip(sum.unseen).map(|(name, count)| format!("{name} {count}")).collect();
+    println!("mutations that only an audit can notice: {}", unseen.join(", "));
 
     let begun = Instant::now();
     let fleet = World::run(&Plan::fleet(first), None, false);
@@ -123,8 +139,13 @@ fn find_bugs(first: u64) -> bool {
 fn show(plan: &Plan, bug: Option<Bug>) {
     let (small, outcome) = search::shrink(plan, bug);
     println!(
-        "{} workers, {} tenants, {} balances, batch {}, ledger's worker: {}",
-        small.workers, small.tenants, small.balances, small.batch, small.ledger
+        "{} workers, {} tenants, {} balances, batch {}, ledger's worker: {}, mode: {}",
+        small.workers,
+        small.tenants,
+        small.balances,
+        small.batch,
+        small.ledger,
+        if small.lock { "lock" } else { "lease" }
     );
     for (at, fault) in &small.faults {
         println!("fault at {:.6} s: {fault:?}", *at as f64 / SECOND as f64);

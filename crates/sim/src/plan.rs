@@ -1,7 +1,11 @@
 //! A run: its size, its rates and its faults. Everything follows from the seed.
 
+use std::time::Duration;
+
 use balance_sync_engine::collector::Options;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+use crate::producers::Releases;
 
 /// Nanoseconds of virtual time.
 pub const SECOND: u64 = 1_000_000_000;
@@ -27,6 +31,18 @@ pub struct Plan {
     pub poison: u32,
     /// The ledger's own worker runs beside ours.
     pub ledger: bool,
+    /// It is of a release that takes dual values for orphans.
+    pub old_pod: bool,
+    /// Our workers claim in mode `lock`.
+    pub lock: bool,
+    /// Members that a claim in mode `lock` looks at.
+    pub scan_limit: usize,
+    /// The releases that write; each tenant has the next of them.
+    pub releases: usize,
+    /// A ledger that finds no value compares the row with the trail.
+    pub from_trail: bool,
+    /// Our workers may read the trail.
+    pub granted: bool,
     /// What goes wrong, in order of time.
     pub faults: Vec<(u64, Fault)>,
 }
@@ -69,11 +85,38 @@ pub enum Fault {
     LedgerCrash { tenant: usize },
     /// An operator wants everything of a tenant written at once.
     FlushRequest { tenant: usize },
+    /// Redis evicts the value of a balance.
+    Evict { tenant: usize, balance: usize },
+    /// Redis evicts a tenant's schedule.
+    EvictSchedule { tenant: usize },
+    /// The values of a tenant live this long only.
+    ShortLife { tenant: usize, lasts: u64, life: u64 },
+    /// A deletion marker replaces a value for a while.
+    Marker { tenant: usize, balance: usize, life: u64 },
+    /// The ledger deletes a balance.
+    Delete { tenant: usize, balance: usize },
+    /// Redis crashes, and comes back without its last writes.
+    RedisCrash { lag: u64, down: u64 },
+    /// Redis comes back empty.
+    RedisEmpty { down: u64 },
+    /// A replica of Redis that lags takes over, with a clock of its own.
+    RedisFailover { lag: u64, skew: i64 },
+    /// Redis's clock jumps.
+    ClockJump { by: i64 },
+    /// The ledger writes operations late.
+    TrailLags { tenant: usize, lasts: u64 },
+    /// An operator has all losses of a tenant looked at again.
+    RetryLosses { tenant: usize },
+    /// A standby of a tenant's Postgres that lags is promoted.
+    PostgresFailover { tenant: usize, lag: u64, down: u64 },
 }
+
+/// Kinds of faults that lose nothing which a server has acknowledged.
+const HARMLESS: usize = 17;
 
 impl Fault {
     /// Names for counters, in the order of [`Fault::kind`].
-    pub const KINDS: [&str; 17] = [
+    pub const KINDS: [&str; 29] = [
         "crash",
         "stop",
         "freeze",
@@ -91,6 +134,18 @@ impl Fault {
         "ledger crash",
         "flush request",
         "postgres read-only",
+        "evicted value",
+        "evicted schedule",
+        "short life",
+        "deletion marker",
+        "deletion",
+        "redis crash",
+        "redis empty",
+        "redis failover",
+        "clock jump",
+        "trail lags",
+        "retried losses",
+        "postgres failover",
     ];
 
     /// Its kind, as a position in [`Fault::KINDS`].
@@ -114,6 +169,18 @@ impl Fault {
             Self::LedgerCrash { .. } => 14,
             Self::FlushRequest { .. } => 15,
             Self::PostgresReadOnly { .. } => 16,
+            Self::Evict { .. } => 17,
+            Self::EvictSchedule { .. } => 18,
+            Self::ShortLife { .. } => 19,
+            Self::Marker { .. } => 20,
+            Self::Delete { .. } => 21,
+            Self::RedisCrash { .. } => 22,
+            Self::RedisEmpty { .. } => 23,
+            Self::RedisFailover { .. } => 24,
+            Self::ClockJump { .. } => 25,
+            Self::TrailLags { .. } => 26,
+            Self::RetryLosses { .. } => 27,
+            Self::PostgresFailover { .. } => 28,
         }
     }
 }
@@ -134,7 +201,11 @@ impl Fault {
             | Self::Freeze { worker, .. }
             | Self::RedisCut { worker, .. }
             | Self::Flaky { worker, .. } => worker < workers,
-            Self::RedisDown { .. } => true,
+            Self::RedisDown { .. }
+            | Self::RedisCrash { .. }
+            | Self::RedisEmpty { .. }
+            | Self::RedisFailover { .. }
+            | Self::ClockJump { .. } => true,
             Self::PostgresDown { tenant, .. }
             | Self::PostgresHangs { tenant, .. }
             | Self::PostgresReadOnly { tenant, .. }
@@ -145,7 +216,15 @@ impl Fault {
             | Self::Burst { tenant }
             | Self::ChangeAtLeaseEnd { tenant, .. }
             | Self::LedgerCrash { tenant }
-            | Self::FlushRequest { tenant } => tenant < tenants,
+            | Self::FlushRequest { tenant }
+            | Self::Evict { tenant, .. }
+            | Self::EvictSchedule { tenant }
+            | Self::ShortLife { tenant, .. }
+            | Self::Marker { tenant, .. }
+            | Self::Delete { tenant, .. }
+            | Self::TrailLags { tenant, .. }
+            | Self::RetryLosses { tenant }
+            | Self::PostgresFailover { tenant, .. } => tenant < tenants,
         }
     }
 }
@@ -169,11 +248,17 @@ impl Plan {
             },
             poison: if rng.random_bool(0.5) { 20 } else { 0 },
             ledger: rng.random_bool(0.4),
+            old_pod: rng.random_bool(0.3),
+            lock: rng.random_bool(0.3),
+            scan_limit: [2, 5000][rng.random_range(0..2)],
+            releases: rng.random_range(0..Releases::ALL.len()),
+            from_trail: rng.random(),
+            granted: rng.random_bool(0.8),
             faults: Vec::new(),
         };
-        // Where something always fails, nothing is ever late.
-        let count = rng.random_range(4..40);
-        plan.faults = faults(&mut rng, &plan, count);
+        // Where something always fails, nothing is ever late; and where servers lose what they acknowledged, much is excused.
+        let (count, loses) = (rng.random_range(4..40), rng.random_bool(0.5));
+        plan.faults = faults(&mut rng, &plan, count, loses);
         plan
     }
 
@@ -191,9 +276,15 @@ impl Plan {
             every: SECOND,
             poison: 200,
             ledger: rng.random_bool(0.5),
+            old_pod: false,
+            lock: rng.random_bool(0.2),
+            scan_limit: 5000,
+            releases: 0,
+            from_trail: true,
+            granted: true,
             faults: Vec::new(),
         };
-        plan.faults = faults(&mut rng, &plan, 120);
+        plan.faults = faults(&mut rng, &plan, 120, true);
         plan
     }
 
@@ -205,16 +296,18 @@ impl Plan {
 
     /// How collectors work: as by default, but for the size of a batch.
     pub(crate) fn options(&self) -> Options {
-        Options { batch_size: self.batch, ..Options::default() }
+        // Values live a twentieth of what ledgers give them, so sweeps come as often within such a life as they really do.
+        let protect_floor = Duration::from_secs(240);
+        Options { batch_size: self.batch, protect_floor, ..Options::default() }
     }
 }
 
-fn faults(rng: &mut SmallRng, plan: &Plan, count: usize) -> Vec<(u64, Fault)> {
+fn faults(rng: &mut SmallRng, plan: &Plan, count: usize, loses: bool) -> Vec<(u64, Fault)> {
     let end = plan.seconds * SECOND;
     let mut faults = Vec::with_capacity(2 * count);
     for _ in 0..count {
         let at = rng.random_range(SECOND..end);
-        let fault = fault(rng, plan);
+        let fault = fault(rng, plan, loses);
         // A worker ends, or a server fails, while there is work for it.
         if rng.random_bool(0.5) {
             let before = rng.random_range(0..SECOND);
@@ -226,11 +319,12 @@ fn faults(rng: &mut SmallRng, plan: &Plan, count: usize) -> Vec<(u64, Fault)> {
     faults
 }
 
-fn fault(rng: &mut SmallRng, plan: &Plan) -> Fault {
+fn fault(rng: &mut SmallRng, plan: &Plan, loses: bool) -> Fault {
     let worker = rng.random_range(0..plan.workers);
     let tenant = rng.random_range(0..plan.tenants);
     let balance = rng.random_range(0..plan.balances);
-    let kind = rng.random_range(0..Fault::KINDS.len());
+    let kind = rng.random_range(0..if loses { Fault::KINDS.len() } else { HARMLESS });
+    let back = rng.random_bool(0.5);
     // In milliseconds. Outages of Postgres and pauses may last longer than a value lives.
     let mut lasts = |from: u64, to: u64| rng.random_range(from..to) * SECOND / 1000;
     let outage = if lasts(0, 4_000) < SECOND { 400_000 } else { 60_000 };
@@ -251,6 +345,24 @@ fn fault(rng: &mut SmallRng, plan: &Plan) -> Fault {
         13 => Fault::ChangeAtLeaseEnd { tenant, after: lasts(0, 5) },
         14 => Fault::LedgerCrash { tenant },
         15 => Fault::FlushRequest { tenant },
-        _ => Fault::PostgresReadOnly { tenant, lasts: lasts(10, outage) },
+        16 => Fault::PostgresReadOnly { tenant, lasts: lasts(10, outage) },
+        17 => Fault::Evict { tenant, balance },
+        18 => Fault::EvictSchedule { tenant },
+        19 => Fault::ShortLife { tenant, lasts: lasts(1_000, 60_000), life: lasts(100, 5_000) },
+        20 => Fault::Marker { tenant, balance, life: lasts(1_000, 30_000) },
+        21 => Fault::Delete { tenant, balance },
+        22 => Fault::RedisCrash { lag: lasts(1, 2_000), down: lasts(10, 10_000) },
+        23 => Fault::RedisEmpty { down: lasts(10, 10_000) },
+        24 => {
+            let skew = lasts(0, 2_000) as i64;
+            Fault::RedisFailover { lag: lasts(1, 20_000), skew: if back { -skew } else { skew } }
+        }
+        25 => {
+            let by = lasts(1, 30_000) as i64;
+            Fault::ClockJump { by: if back { -by } else { by } }
+        }
+        26 => Fault::TrailLags { tenant, lasts: lasts(1_000, 60_000) },
+        27 => Fault::RetryLosses { tenant },
+        _ => Fault::PostgresFailover { tenant, lag: lasts(1, 5_000), down: lasts(10, 10_000) },
     }
 }

@@ -3,7 +3,10 @@
 //! Scores are doubles, as in Redis: a producer writes whole microseconds, a lease ends half-way between two. Expiry is
 //! decided when a value is looked at. Every function is one atomic script at one moment of Redis's clock, in microseconds.
 
-use crate::bugs::Bug;
+use crate::{
+    bugs::Bug,
+    values::{Document, Shape},
+};
 
 /// Redis's clock at the origin of virtual time, so that scores have the magnitude of real ones.
 const EPOCH: u64 = 1_795_380_490_000_000;
@@ -15,25 +18,36 @@ pub(crate) struct Held {
     pub(crate) balance: usize,
     pub(crate) lease: f64,
     pub(crate) former: f64,
-    /// `None` = the value had expired.
+    /// `None` = the value is gone.
     pub(crate) value: Option<Value>,
 }
 
-impl Held {
-    /// Whether it can be written: there is a value, and it can be read.
-    pub(crate) fn is_good(&self) -> bool {
-        self.value.is_some_and(|value| !value.poison)
-    }
-}
-
-/// A balance's value, with a version number for its money.
+/// A balance's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Value {
-    pub(crate) version: u64,
-    /// It can't be read.
-    pub(crate) poison: bool,
+    pub(crate) document: Document,
     /// Redis's clock.
     pub(crate) expires: u64,
+}
+
+/// What is known of a balance whose value is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Loss {
+    /// The version that the ledger's trail has and the row lacks; `None` = it can't be told whether there is one.
+    pub(crate) version: Option<u64>,
+    /// A later mutation has been written.
+    pub(crate) later: bool,
+    /// An operator wants it looked at again.
+    pub(crate) retry: bool,
+}
+
+/// Who holds a claim lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// The ledger's own worker.
+    Pod,
+    /// One of our workers, by its token.
+    Worker(u32),
 }
 
 /// What Redis holds of one balance.
@@ -43,18 +57,29 @@ pub(crate) struct Entry {
     pub(crate) value: Option<Value>,
     /// Whether its quarantine entry exists.
     pub(crate) quarantined: bool,
-    /// The ledger's claim lock ends then.
-    pub(crate) locked_until: u64,
+    pub(crate) loss: Option<Loss>,
+    /// The claim lock, and when it ends.
+    lock: Option<(Owner, u64)>,
 }
 
-/// The rules of the scripts, and the one that is switched off.
+impl Entry {
+    /// Who holds the claim lock.
+    pub(crate) fn locked_by(&self, now: u64) -> Option<Owner> {
+        self.lock.filter(|(_, until)| *until > now).map(|(owner, _)| owner)
+    }
+}
+
+/// The rules of the scripts, the one that is switched off, and who calls.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     pub(crate) bug: Option<Bug>,
     /// In microseconds.
     pub(crate) claim_ttl: u64,
     pub(crate) protect_floor: u64,
-    pub(crate) value_ttl: u64,
+    /// Mode `lock`: the caller's token.
+    pub(crate) lock: Option<u32>,
+    /// Mode `lock`: most members looked at in one claim.
+    pub(crate) scan_limit: usize,
 }
 
 /// One tenant's part of Redis.
@@ -70,16 +95,13 @@ pub(crate) struct ClaimAnswer {
     pub(crate) scheduled: u64,
     /// How long the first had been due, in microseconds.
     pub(crate) head_age: Option<u64>,
+    /// Mode `lock`: where the next claim goes on.
+    pub(crate) resume: usize,
 }
 
 /// Redis's clock at a moment of virtual time in nanoseconds.
 pub(crate) fn clock(now: u64) -> u64 {
     EPOCH + now / 1000
-}
-
-/// The moment of virtual time at which Redis's clock shows this.
-pub(crate) fn when(micros: u64) -> u64 {
-    micros.saturating_sub(EPOCH) * 1000
 }
 
 /// The score of a whole microsecond: the double that Redis reads from six decimals.
@@ -103,9 +125,9 @@ impl Schedule {
     }
 
     /// What the ledger's script does with one balance.
-    pub(crate) fn mutate(&mut self, now: u64, balance: usize, version: u64, poison: bool, rules: Rules) {
+    pub(crate) fn mutate(&mut self, now: u64, balance: usize, document: Document, ttl: u64) {
         let entry = &mut self.entries[balance];
-        entry.value = Some(Value { version, poison, expires: now + rules.value_ttl });
+        entry.value = Some(Value { document, expires: now + ttl });
         entry.score = Some(whole(now));
     }
 
@@ -126,17 +148,58 @@ impl Schedule {
         entry.value
     }
 
-    fn protect(&mut self, now: u64, balance: usize, rules: Rules) {
+    fn raise_life(&mut self, now: u64, balance: usize, floor: u64, rules: Rules) {
+        // A deletion marker has the life that the ledger gave it.
+        let raised = |shape: Shape| shape != Shape::Marker || rules.bug == Some(Bug::MarkerKeptAlive);
         if rules.bug != Some(Bug::NeverProtect)
-            && self.value(now, balance).is_some()
+            && self.value(now, balance).is_some_and(|value| raised(value.document.shape))
             && let Some(value) = &mut self.entries[balance].value
         {
-            value.expires = value.expires.max(now + rules.protect_floor);
+            value.expires = value.expires.max(now + floor);
         }
     }
 
-    /// `claim_balance_sync_keys.lua`, mode `lease`.
-    pub(crate) fn claim(&mut self, now: u64, limit: usize, rules: Rules) -> ClaimAnswer {
+    // -- locks ---------------------------------------------------------------------------------------------------
+
+    /// `SET … NX`: whether nobody else holds the lock.
+    pub(crate) fn lock(&mut self, now: u64, balance: usize, owner: Owner, ttl: u64) -> bool {
+        let entry = &mut self.entries[balance];
+        let free = entry.locked_by(now).is_none_or(|holder| holder == owner);
+        if free {
+            entry.lock = Some((owner, now + ttl));
+        }
+        free
+    }
+
+    /// `DEL`, whoever holds it: what the ledger's own worker does.
+    pub(crate) fn delete_lock(&mut self, balance: usize) {
+        self.entries[balance].lock = None;
+    }
+
+    fn unlock(&mut self, balance: usize, rules: Rules) {
+        let Some(token) = rules.lock else { return };
+        let holder = self.entries[balance].lock.map(|(owner, _)| owner);
+        if holder == Some(Owner::Worker(token)) || rules.bug == Some(Bug::BlindUnlock) {
+            self.delete_lock(balance);
+        }
+    }
+
+    /// Whether a member is still under this lease. Where it isn't, our lock goes unless a later claim holds the member.
+    fn is_ours(&mut self, now: u64, held: &Held, rules: Rules) -> bool {
+        let score = self.entries[held.balance].score;
+        if score == Some(held.lease) {
+            return true;
+        }
+        if score.is_none_or(|score| score <= whole(now)) {
+            self.unlock(held.balance, rules);
+        }
+        false
+    }
+
+    // -- scripts -------------------------------------------------------------------------------------------------
+
+    /// `claim_balance_sync_keys.lua`.
+    pub(crate) fn claim(&mut self, now: u64, limit: usize, resume: usize, rules: Rules) -> ClaimAnswer {
         let end = now + rules.claim_ttl;
         let lease = match rules.bug {
             Some(Bug::WholeMicrosecondLease) => whole(end),
@@ -147,35 +210,93 @@ impl Schedule {
         if rules.bug == Some(Bug::LapsedLeaseNotClaimed) {
             due.retain(|(score, _)| !is_lease(*score));
         }
-        due.truncate(limit);
+        let (due, resume) = match rules.lock {
+            None => {
+                due.truncate(limit);
+                (due, 0)
+            }
+            Some(token) => self.take_locks(now, &due, token, limit, resume, rules),
+        };
         let head_age = due.first().map(|(score, _)| now.saturating_sub((score * 1e6) as u64));
         let mut members = Vec::with_capacity(due.len());
         for (former, balance) in due {
-            self.protect(now, balance, rules);
+            if rules.bug != Some(Bug::ClaimDoesNotProtect) {
+                self.raise_life(now, balance, rules.protect_floor, rules);
+            }
             let value = self.value(now, balance);
             if rules.bug != Some(Bug::LeaseNotMoved) {
                 self.entries[balance].score = Some(lease);
             }
             members.push(Held { balance, lease, former, value });
         }
-        ClaimAnswer { members, scheduled: self.scheduled(), head_age }
+        ClaimAnswer { members, scheduled: self.scheduled(), head_age, resume }
     }
 
-    /// `remove_balance_sync_keys_batch.lua`; returns the removed balances.
-    pub(crate) fn settle(&mut self, members: &[Held], rules: Rules) -> Vec<usize> {
+    /// The members whose locks are free, and where the next claim goes on.
+    fn take_locks(
+        &mut self,
+        now: u64,
+        due: &[(f64, usize)],
+        token: u32,
+        limit: usize,
+        resume: usize,
+        rules: Rules,
+    ) -> (Vec<(f64, usize)>, usize) {
+        let (mut at, mut seen, mut taken) = (resume, 0, Vec::new());
+        while taken.len() < limit {
+            if seen >= rules.scan_limit.max(limit) {
+                return match rules.bug {
+                    Some(Bug::LocksHideTheRest) => (taken, 0),
+                    _ => {
+                        let next = at - taken.len();
+                        (taken, next)
+                    }
+                };
+            }
+            let Some(&(score, balance)) = due.get(at) else {
+                if seen > 0 || at == 0 {
+                    break;
+                }
+                at = 0;
+                continue;
+            };
+            seen += 1;
+            at += 1;
+            if rules.bug == Some(Bug::LockIgnored)
+                || self.lock(now, balance, Owner::Worker(token), rules.claim_ttl)
+            {
+                taken.push((score, balance));
+            }
+        }
+        (taken, 0)
+    }
+
+    /// `remove_balance_sync_keys_batch.lua`; returns the removed balances. `written`: Postgres has them; otherwise there is
+    /// nothing to write.
+    pub(crate) fn settle(&mut self, now: u64, members: &[Held], written: bool, rules: Rules) -> Vec<usize> {
         let mut removed = Vec::new();
         for held in members {
-            let entry = &mut self.entries[held.balance];
+            let score = self.entries[held.balance].score;
             let ours = match rules.bug {
-                Some(Bug::BlindSettle) => entry.score.is_some(),
-                Some(Bug::SettleAnyLease) => entry.score.is_some_and(is_lease),
-                _ => entry.score == Some(held.lease),
+                Some(Bug::BlindSettle) => score.is_some(),
+                Some(Bug::SettleAnyLease) => score.is_some_and(is_lease),
+                _ => self.is_ours(now, held, rules),
             };
-            if ours {
-                entry.score = None;
-                entry.quarantined = false;
-                removed.push(held.balance);
+            if !ours {
+                continue;
             }
+            let entry = &mut self.entries[held.balance];
+            entry.score = None;
+            entry.quarantined = false;
+            if let Some(loss) = &mut entry.loss {
+                loss.later |= written && rules.bug != Some(Bug::LaterNotMarked);
+                let mended = !written && loss.retry && loss.version.is_none() && !loss.later;
+                if mended || written && rules.bug == Some(Bug::LossCleared) {
+                    entry.loss = None;
+                }
+            }
+            self.unlock(held.balance, rules);
+            removed.push(held.balance);
         }
         removed
     }
@@ -184,10 +305,11 @@ impl Schedule {
     pub(crate) fn release(&mut self, now: u64, members: &[Held], rules: Rules) -> usize {
         let mut released = 0;
         for held in members {
-            self.protect(now, held.balance, rules);
-            let score = &mut self.entries[held.balance].score;
-            if *score == Some(held.lease) || rules.bug == Some(Bug::BlindRelease) {
-                *score = if rules.bug == Some(Bug::ReleaseRemoves) { None } else { Some(held.former) };
+            self.raise_life(now, held.balance, rules.protect_floor, rules);
+            if rules.bug == Some(Bug::BlindRelease) || self.is_ours(now, held, rules) {
+                let removed = rules.bug == Some(Bug::ReleaseRemoves);
+                self.entries[held.balance].score = (!removed).then_some(held.former);
+                self.unlock(held.balance, rules);
                 released += 1;
             }
         }
@@ -195,24 +317,76 @@ impl Schedule {
     }
 
     /// `quarantine_balance_sync_keys.lua`; returns the quarantined balances.
-    pub(crate) fn quarantine(&mut self, members: &[Held], rules: Rules) -> Vec<usize> {
+    pub(crate) fn quarantine(&mut self, now: u64, members: &[Held], rules: Rules) -> Vec<usize> {
         let mut taken = Vec::new();
         for held in members {
-            let entry = &mut self.entries[held.balance];
-            if entry.score == Some(held.lease) || rules.bug == Some(Bug::BlindQuarantine) {
+            if rules.bug == Some(Bug::BlindQuarantine) || self.is_ours(now, held, rules) {
+                let entry = &mut self.entries[held.balance];
                 entry.score = None;
                 entry.quarantined = true;
+                self.unlock(held.balance, rules);
                 taken.push(held.balance);
             }
         }
         taken
     }
 
+    /// `postpone_balances.lua`: members, each with whether its value is kept alive; returns how many were put off.
+    pub(crate) fn postpone(&mut self, now: u64, members: &[(Held, bool)], delay: u64, rules: Rules) -> usize {
+        let mut postponed = 0;
+        for (held, keep_alive) in members {
+            if rules.bug != Some(Bug::BlindPostpone) && !self.is_ours(now, held, rules) {
+                continue;
+            }
+            self.entries[held.balance].score = Some(half(now + delay));
+            self.unlock(held.balance, rules);
+            if *keep_alive && rules.bug != Some(Bug::PutOffExpires) {
+                self.raise_life(now, held.balance, rules.protect_floor.max(3 * delay), rules);
+            }
+            postponed += 1;
+        }
+        postponed
+    }
+
+    /// `record_losses.lua`: members, each with the version that is lost, if that is certain; returns the recorded balances.
+    pub(crate) fn lose(&mut self, now: u64, lost: &[(Held, Option<u64>)], rules: Rules) -> Vec<usize> {
+        let mut recorded = Vec::new();
+        for (held, version) in lost {
+            if rules.bug != Some(Bug::BlindLoss) && !self.is_ours(now, held, rules) {
+                continue;
+            }
+            let entry = &mut self.entries[held.balance];
+            let before = entry.loss;
+            let version = match version {
+                None => before.and_then(|before| before.version),
+                known => *known,
+            };
+            let later = before.is_some_and(|before| before.later);
+            entry.loss = Some(Loss { version, later, retry: false });
+            entry.score = None;
+            self.unlock(held.balance, rules);
+            recorded.push(held.balance);
+        }
+        recorded
+    }
+
+    /// `retry_quarantined_balances.lua`, of lost members: they are looked at again.
+    pub(crate) fn retry_losses(&mut self, now: u64) {
+        for entry in &mut self.entries {
+            if let Some(loss) = &mut entry.loss
+                && entry.score.is_none()
+            {
+                entry.score = Some(half(now - 1_000_000));
+                loss.retry = true;
+            }
+        }
+    }
+
     /// `protect_scheduled_balances.lua` and `protect_recently_scheduled.lua`: all scheduled members from this score on.
     pub(crate) fn protect_from(&mut self, now: u64, from: f64, rules: Rules) {
         for balance in 0..self.entries.len() {
             if self.entries[balance].score.is_some_and(|score| score >= from) {
-                self.protect(now, balance, rules);
+                self.raise_life(now, balance, rules.protect_floor, rules);
             }
         }
     }
@@ -225,9 +399,15 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::values::State;
 
     const RULES: Rules =
-        Rules { bug: None, claim_ttl: 30_000_000, protect_floor: 900_000_000, value_ttl: 300_000_000 };
+        Rules { bug: None, claim_ttl: 30_000_000, protect_floor: 900_000_000, lock: None, scan_limit: 5000 };
+
+    fn mutate(schedule: &mut Schedule, now: u64, balance: usize, version: u64) {
+        let document = Document { state: State { version, mark: version }, shape: Shape::Upper };
+        schedule.mutate(now, balance, document, 300_000_000);
+    }
 
     #[test]
     fn scores_are_the_doubles_that_redis_reads() {
@@ -242,21 +422,21 @@ mod tests {
     #[test]
     fn a_newer_mutation_survives_the_settlement_of_the_one_before() {
         let mut schedule = Schedule::new(1);
-        schedule.mutate(clock(0), 0, 1, false, RULES);
-        let claim = schedule.claim(clock(1000), 10, RULES);
+        mutate(&mut schedule, clock(0), 0, 1);
+        let claim = schedule.claim(clock(1000), 10, 0, RULES);
         assert_eq!(claim.members.len(), 1);
-        assert!(schedule.claim(clock(2000), 10, RULES).members.is_empty(), "a claimed member is hidden");
-        schedule.mutate(clock(3000), 0, 2, false, RULES);
-        assert!(schedule.settle(&claim.members, RULES).is_empty());
+        assert!(schedule.claim(clock(2000), 10, 0, RULES).members.is_empty(), "a claimed member is hidden");
+        mutate(&mut schedule, clock(3000), 0, 2);
+        assert!(schedule.settle(clock(4000), &claim.members, true, RULES).is_empty());
         assert_eq!(schedule.entries[0].score, Some(whole(clock(3000))));
     }
 
     #[test]
     fn a_lease_lapses_and_a_released_member_is_due_at_once() {
         let mut schedule = Schedule::new(1);
-        schedule.mutate(clock(0), 0, 1, false, RULES);
-        let first = schedule.claim(clock(0), 10, RULES).members;
-        let second = schedule.claim(clock(0) + RULES.claim_ttl + 1, 10, RULES).members;
+        mutate(&mut schedule, clock(0), 0, 1);
+        let first = schedule.claim(clock(0), 10, 0, RULES).members;
+        let second = schedule.claim(clock(0) + RULES.claim_ttl + 1, 10, 0, RULES).members;
         assert_eq!(second[0].former, first[0].lease);
         assert_eq!(schedule.release(clock(0), &first, RULES), 0, "a later claim holds it");
         assert_eq!(schedule.release(clock(0), &second, RULES), 1);

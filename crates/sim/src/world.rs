@@ -2,21 +2,25 @@
 
 use std::{
     cmp::{Ordering, Reverse},
-    collections::{BinaryHeap, VecDeque},
+    collections::BinaryHeap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use balance_sync_engine::collector::{Controls, Options, Role, Service};
-use rand::{Rng, SeedableRng, rngs::SmallRng};
+use rand::{SeedableRng, rngs::SmallRng};
 
 use crate::{
     bugs::Bug,
-    driver::{Actor, Call, Cause, Reply, To},
+    calamities::Snapshot,
+    driver::{Actor, To},
     ledger::{Pod, Stage},
     plan::{Fault, Plan, SECOND},
     postgres::Postgres,
+    producers::Releases,
     redis::{self, Rules, Schedule},
+    servers::{Call, Cause, Reply},
+    truth::{Mutation, Truth, Unseen},
 };
 
 /// The claim TTL, in nanoseconds.
@@ -24,7 +28,7 @@ pub(crate) const CLAIM_TTL: u64 = 30 * SECOND;
 /// A message of a flaky network comes late by this at most.
 pub(crate) const LATE: u64 = 35 * SECOND;
 /// How long the world goes on after the last fault and the last mutation.
-const DRAIN: u64 = 180 * SECOND;
+const DRAIN: u64 = 360 * SECOND;
 
 /// A guarantee that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +54,12 @@ pub struct Outcome {
     pub mutations: u64,
     /// Rows written.
     pub written: u64,
+    /// Values that Redis lost before they were written.
+    pub values_lost: u64,
+    /// Losses that were recorded: certain ones, and such of which it can't be told.
+    pub recorded: [u64; 2],
+    /// Mutations that nothing in the schedule shows to be lost, in the order of [`Unseen`].
+    pub unseen: [u64; Unseen::NAMES.len()],
     /// Faults, in the order of [`Fault::KINDS`].
     pub faults: [u64; Fault::KINDS.len()],
     /// The first guarantee that was broken; the run ends there.
@@ -69,6 +79,18 @@ pub(crate) enum What {
         tenant: usize,
         balance: usize,
     },
+    /// An operation reaches the trail.
+    Operation {
+        tenant: usize,
+        balance: usize,
+        version: u64,
+    },
+    /// Values with a short life may be over.
+    Expiry {
+        tenant: usize,
+    },
+    /// The state of a server is kept for this fault.
+    Snapshot(usize),
     /// A request reaches its server.
     Arrive(Call),
     /// An answer, or the end of the wait for it, reaches a worker.
@@ -119,28 +141,27 @@ impl Ord for Due {
     }
 }
 
-/// What really happened to a balance.
-#[derive(Debug, Default)]
-pub(crate) struct Truth {
-    pub(crate) newest: u64,
-    pub(crate) poison: bool,
-    pub(crate) score: f64,
-    pub(crate) changed_at: u64,
-    /// Versions that are not in Postgres, and since when they wait.
-    pub(crate) unwritten: VecDeque<(u64, u64)>,
-}
-
 pub(crate) struct Tenant {
     pub(crate) redis: Schedule,
     pub(crate) postgres: Postgres,
     pub(crate) truth: Vec<Truth>,
     pub(crate) producer: SmallRng,
+    pub(crate) releases: Releases,
+    /// All mutations, in the order of their marks.
+    pub(crate) marks: Vec<Mutation>,
+    pub(crate) short_until: u64,
+    pub(crate) short_life: u64,
+    /// When values with a short life are looked at next.
+    pub(crate) next_expiry: u64,
+    pub(crate) trail_lags_until: u64,
     pub(crate) present: bool,
     pub(crate) paused: bool,
     pub(crate) roles: Vec<Role>,
     pub(crate) pod: Pod,
     /// Lateness counts from this moment on.
     pub(crate) excused_until: u64,
+    /// Some worker that comes first has had the time to begin from then on.
+    pub(crate) calm_from: u64,
     /// The next write is followed by a change at the end of its lease, and this long after it the worker goes on.
     pub(crate) armed: Option<u64>,
 }
@@ -170,7 +191,13 @@ pub struct World {
     pub(crate) rules: Rules,
     pub(crate) options: Arc<Options>,
     pub(crate) rng: SmallRng,
+    /// Workers don't reach Redis until then …
     pub(crate) redis_down_until: u64,
+    /// … nor does the ledger.
+    pub(crate) redis_lost_until: u64,
+    /// How far Redis's clock is off, in microseconds.
+    pub(crate) skew: i64,
+    pub(crate) snapshots: Vec<(usize, Snapshot)>,
     pub(crate) tenants: Vec<Tenant>,
     pub(crate) workers: Vec<Worker>,
     pub(crate) next_task: u64,
@@ -210,8 +237,8 @@ impl World {
             bug,
             claim_ttl: CLAIM_TTL / 1000,
             protect_floor: u64::try_from(options.protect_floor.as_micros()).unwrap_or(u64::MAX),
-            // Far less than ledgers give, so that outages outlast it.
-            value_ttl: 150 * SECOND / 1000,
+            lock: None,
+            scan_limit: plan.scan_limit,
         };
         let tenants = (0..plan.tenants).map(|tenant| Tenant {
             redis: Schedule::new(plan.balances),
@@ -221,6 +248,12 @@ impl World {
             producer: SmallRng::seed_from_u64(
                 plan.seed ^ (tenant as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
             ),
+            releases: Releases::ALL[(plan.releases + tenant) % Releases::ALL.len()],
+            marks: Vec::new(),
+            short_until: 0,
+            short_life: 0,
+            next_expiry: 0,
+            trail_lags_until: 0,
             present: true,
             paused: false,
             roles: (0..plan.workers)
@@ -228,6 +261,7 @@ impl World {
                 .collect(),
             pod: Pod::default(),
             excused_until: 0,
+            calm_from: 0,
             armed: None,
         });
         Self {
@@ -241,6 +275,9 @@ impl World {
             options,
             rng: SmallRng::seed_from_u64(plan.seed.wrapping_add(1)),
             redis_down_until: 0,
+            redis_lost_until: 0,
+            skew: 0,
+            snapshots: Vec::new(),
             tenants: tenants.collect(),
             workers: (0..plan.workers).map(|_| Worker::default()).collect(),
             next_task: 0,
@@ -263,6 +300,7 @@ impl World {
         for at in 0..self.plan.faults.len() {
             self.push(self.plan.faults[at].0, What::Fault(at));
         }
+        self.plan_snapshots();
         self.push(SECOND, What::Look);
     }
 
@@ -271,10 +309,13 @@ impl World {
             What::Fault(at) => {
                 let fault = self.plan.faults[at].1;
                 self.outcome.faults[fault.kind()] += 1;
-                self.fault(fault);
+                self.fault(at, fault);
             }
             What::Transaction(tenant) => self.transaction(tenant),
             What::Change { tenant, balance } => self.change(tenant, balance),
+            What::Operation { tenant, balance, version } => self.operation(tenant, balance, version),
+            What::Expiry { tenant } => self.expire_soon(tenant),
+            What::Snapshot(fault) => self.take_snapshot(fault),
             What::Arrive(call) => self.arrive(call),
             What::Answer(to, answer) => {
                 let frozen = self.workers[to.worker].frozen_until;
@@ -305,54 +346,6 @@ impl World {
                 self.push(self.now + SECOND, What::Look);
             }
         }
-    }
-
-    // -- producers -----------------------------------------------------------------------------------------------
-
-    /// A transaction changes one or two balances, as one script.
-    fn transaction(&mut self, at: usize) {
-        if self.now >= self.end {
-            return;
-        }
-        let (balances, every) = (self.plan.balances, self.plan.every);
-        let tenant = &mut self.tenants[at];
-        let first = tenant.producer.random_range(0..balances);
-        let second = tenant.producer.random_range(0..balances);
-        let pause = tenant.producer.random_range(1..=2 * every);
-        if tenant.present {
-            self.change(at, first);
-            if second != first {
-                self.change(at, second);
-            }
-        }
-        self.push(self.now + pause, What::Transaction(at));
-    }
-
-    pub(crate) fn change(&mut self, at: usize, balance: usize) {
-        let (clock, now) = (redis::clock(self.now), self.now);
-        let (rules, one_in, ledger) = (self.rules, self.plan.poison, self.plan.ledger);
-        let tenant = &mut self.tenants[at];
-        let poison = one_in > 0 && tenant.producer.random_ratio(1, one_in);
-        // The ledger's own worker can't tell two mutations of one microsecond apart.
-        let truth = &mut tenant.truth[balance];
-        if ledger && redis::whole(clock) <= truth.score {
-            return;
-        }
-        truth.newest += 1;
-        truth.poison = poison;
-        truth.score = redis::whole(clock);
-        truth.changed_at = now;
-        if poison {
-            truth.unwritten.clear();
-        } else {
-            truth.unwritten.push_back((truth.newest, now));
-        }
-        let version = truth.newest;
-        tenant.redis.mutate(clock, balance, version, poison, rules);
-        self.outcome.mutations += 1;
-        let shape = if poison { ", which can't be read" } else { "" };
-        self.note(Some(at), || format!("the ledger changes balance {balance}: version {version}{shape}"));
-        self.check(at);
     }
 
     // -- workers -------------------------------------------------------------------------------------------------
@@ -395,6 +388,11 @@ impl World {
     pub(crate) fn push(&mut self, at: u64, what: What) {
         self.seq += 1;
         self.queue.push(Reverse(Due { at: at.max(self.now), seq: self.seq, what }));
+    }
+
+    /// What Redis's clock shows, in microseconds.
+    pub(crate) fn clock(&self) -> u64 {
+        redis::clock(self.now).saturating_add_signed(self.skew)
     }
 
     /// Virtual time, as engines take it.

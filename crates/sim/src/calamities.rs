@@ -1,0 +1,245 @@
+//! What Redis and Postgres lose after they acknowledged it: evicted values and schedules, the last writes before a crash or a
+//! failover, and the clock.
+//!
+//! The world keeps the truth: whatever is lost without a trace in Redis is counted as unseen and no longer asked for; all
+//! else must still be written or listed.
+
+use crate::{
+    flight::Step,
+    plan::{Fault, SECOND},
+    postgres::Tables,
+    redis::Schedule,
+    truth::{Truth, Unseen},
+    values::{Document, Shape, State},
+    world::{CLAIM_TTL, What, World},
+};
+
+/// Values that live shorter than this may expire before anybody has seen them, in microseconds.
+pub(crate) const SHORT_LIFE: u64 = 20 * SECOND / 1000;
+
+/// A server as it was when its replica, or its disk, last heard of it.
+#[derive(Debug)]
+pub(crate) enum Snapshot {
+    Redis(Vec<(Schedule, Vec<Truth>)>),
+    Postgres(Tables),
+}
+
+impl World {
+    /// Snapshots are taken before the faults that need them.
+    pub(crate) fn plan_snapshots(&mut self) {
+        for at in 0..self.plan.faults.len() {
+            let (when, fault) = self.plan.faults[at];
+            if let Fault::RedisCrash { lag, .. }
+            | Fault::RedisFailover { lag, .. }
+            | Fault::PostgresFailover { lag, .. } = fault
+            {
+                self.push(when.saturating_sub(lag), What::Snapshot(at));
+            }
+        }
+    }
+
+    pub(crate) fn take_snapshot(&mut self, fault: usize) {
+        let snapshot = match self.plan.faults[fault].1 {
+            Fault::PostgresFailover { tenant, .. } => {
+                Snapshot::Postgres(self.tenants[tenant].postgres.tables.clone())
+            }
+            _ => Snapshot::Redis(
+                self.tenants.iter().map(|tenant| (tenant.redis.clone(), tenant.truth.clone())).collect(),
+            ),
+        };
+        self.snapshots.push((fault, snapshot));
+    }
+
+    fn snapshot(&mut self, fault: usize) -> Option<Snapshot> {
+        let at = self.snapshots.iter().position(|(of, _)| *of == fault)?;
+        Some(self.snapshots.swap_remove(at).1)
+    }
+
+    // -- Redis ---------------------------------------------------------------------------------------------------
+
+    /// Redis has lost the value of a balance by itself.
+    pub(crate) fn value_lost(&mut self, at: usize, balance: usize, how: &str) {
+        let now = self.now;
+        let tenant = &mut self.tenants[at];
+        tenant.redis.entries[balance].value = None;
+        let row = tenant.postgres.version(balance);
+        let truth = &mut tenant.truth[balance];
+        truth.vanished_at = now;
+        if truth.is_owed(row) && truth.newest <= truth.untraced {
+            truth.excuse(now);
+            self.outcome.unseen[Unseen::PostgresTail as usize] += 1;
+        } else if truth.is_owed(row) && truth.gone.is_none() {
+            truth.gone = Some(now);
+            truth.unwritten.clear();
+            self.outcome.values_lost += 1;
+        }
+        self.note(Some(at), || format!("the value of balance {balance} {how}"));
+    }
+
+    /// Values with a short life that nobody has claimed are lost when it is over. What is claimed, or waits for long, has had
+    /// its life raised: if it ends all the same, there is no excuse.
+    pub(crate) fn expire_soon(&mut self, at: usize) {
+        let (now, clock) = (self.now, self.clock());
+        let mut next = u64::MAX;
+        for balance in 0..self.plan.balances {
+            let tenant = &self.tenants[at];
+            let (entry, truth) = (&tenant.redis.entries[balance], &tenant.truth[balance]);
+            let Some(value) = entry.value else { continue };
+            if entry.score != Some(truth.score) || value.expires > clock + SHORT_LIFE {
+                continue;
+            }
+            if value.expires > clock {
+                next = next.min(now + (value.expires - clock) * 1000);
+            } else {
+                self.value_lost(at, balance, "expires");
+            }
+        }
+        let planned = self.tenants[at].next_expiry;
+        if next < u64::MAX && (planned <= now || next < planned) {
+            self.tenants[at].next_expiry = next;
+            self.push(next, What::Expiry { tenant: at });
+        }
+    }
+
+    /// A deletion marker stands where the value was.
+    pub(crate) fn value_marked(&mut self, at: usize, balance: usize, life: u64) {
+        self.value_lost(at, balance, "is replaced by a deletion marker");
+        let expires = self.clock() + life / 1000;
+        let mark = self.tenants[at].marks.len() as u64;
+        let document = Document { state: State { version: 0, mark }, shape: Shape::Marker };
+        let value = crate::redis::Value { document, expires };
+        self.tenants[at].redis.entries[balance].value = Some(value);
+    }
+
+    pub(crate) fn schedule_evicted(&mut self, at: usize) {
+        let now = self.now;
+        let tenant = &mut self.tenants[at];
+        for (balance, truth) in tenant.truth.iter_mut().enumerate() {
+            let entry = &mut tenant.redis.entries[balance];
+            let owed = truth.is_owed(tenant.postgres.version(balance));
+            if entry.score.take().is_some() && owed {
+                truth.excuse(now);
+                self.outcome.unseen[Unseen::Schedule as usize] += 1;
+            }
+        }
+    }
+
+    /// Redis goes on from what it, or its replica, had some time ago; `None` = from nothing.
+    pub(crate) fn redis_loses(&mut self, fault: Option<usize>) {
+        let now = self.now;
+        let kept = match fault.and_then(|fault| self.snapshot(fault)) {
+            Some(Snapshot::Redis(kept)) => kept,
+            _ => {
+                let balances = self.plan.balances;
+                let nothing = || (Schedule::new(balances), vec![Truth::default(); balances]);
+                self.tenants.iter().map(|_| nothing()).collect()
+            }
+        };
+        let mut unseen = 0;
+        for (tenant, (redis, truths)) in self.tenants.iter_mut().zip(kept) {
+            tenant.redis = redis;
+            for (balance, then) in truths.into_iter().enumerate() {
+                let (row, entry) = (tenant.postgres.version(balance), &tenant.redis.entries[balance]);
+                let truth = &mut tenant.truth[balance];
+                if truth.is_owed(row) && truth.newest > then.newest {
+                    unseen += 1;
+                }
+                let (highest, deleted) = (truth.highest, truth.deleted);
+                *truth = Truth { highest, deleted, listed: entry.loss.is_some(), ..then };
+                truth.written(row);
+                truth.changed_at = now;
+                if deleted {
+                    truth.vanished_at = now;
+                    tenant.redis.entries[balance].value = None;
+                } else if entry.score.is_none()
+                    && truth.is_owed(row)
+                    && !(truth.shape.is_poison() && entry.quarantined)
+                    && !(truth.gone.is_some() && entry.loss.is_some())
+                {
+                    // Postgres has lost it meanwhile.
+                    truth.excuse(now);
+                    unseen += 1;
+                }
+            }
+            tenant.pod.crash();
+        }
+        for at in 0..self.tenants.len() {
+            self.expire_soon(at);
+        }
+        self.outcome.unseen[Unseen::RedisTail as usize] += unseen;
+        self.excuse(None, now + CLAIM_TTL);
+    }
+
+    /// Redis's clock moves.
+    pub(crate) fn clock_jumps(&mut self, by: i64) {
+        self.skew += by / 1000;
+        // What was scheduled, leased or put off comes due later by as much.
+        let later = if by < 0 { by.unsigned_abs() } else { 0 };
+        self.excuse(None, self.now + later + CLAIM_TTL);
+        for at in 0..self.tenants.len() {
+            self.expire_soon(at);
+        }
+    }
+
+    // -- Postgres ------------------------------------------------------------------------------------------------
+
+    /// The ledger deletes a balance, which it does only when row and value agree.
+    pub(crate) fn balance_deleted(&mut self, at: usize, balance: usize) {
+        let now = self.now;
+        let tenant = &mut self.tenants[at];
+        let (row, truth) = (tenant.postgres.version(balance), &mut tenant.truth[balance]);
+        if truth.newest == 0 || row != truth.newest || !truth.is_good() || truth.deleted {
+            return;
+        }
+        truth.deleted = true;
+        truth.vanished_at = now;
+        tenant.postgres.tables.deleted[balance] = true;
+        tenant.redis.entries[balance].value = None;
+        self.note(Some(at), || format!("the ledger deletes balance {balance}"));
+    }
+
+    /// A standby that had not heard of the last commits is promoted.
+    pub(crate) fn postgres_loses(&mut self, fault: usize, at: usize) {
+        let now = self.now;
+        let Some(Snapshot::Postgres(kept)) = self.snapshot(fault) else { return };
+        // Written and not yet settled: the worker has been told that they are written.
+        let settling: Vec<usize> = (0..self.workers.len())
+            .flat_map(|worker| self.flights(worker, at))
+            .filter(|flight| flight.step == Step::Settle)
+            .flat_map(|flight| flight.good.iter().map(|held| held.balance))
+            .collect();
+        let tenant = &mut self.tenants[at];
+        tenant.postgres.timeline += 1;
+        let lost = std::mem::replace(&mut tenant.postgres.tables, kept);
+        for (balance, truth) in tenant.truth.iter_mut().enumerate() {
+            let (row, before) = (tenant.postgres.version(balance), lost.rows[balance].version);
+            let entry = &tenant.redis.entries[balance];
+            // Redis still knows of a deletion by the value that is not there.
+            tenant.postgres.tables.deleted[balance] = lost.deleted[balance];
+            if row == before && tenant.postgres.tables.trail[balance] == lost.trail[balance] {
+                continue;
+            }
+            let trail = lost.trail[balance];
+            if tenant.postgres.tables.trail[balance] < trail {
+                truth.untraced = trail;
+            }
+            if !truth.is_owed(row) {
+                continue;
+            }
+            let unseen = entry.score.is_none();
+            let gone = entry.value.is_none() || truth.gone.is_some();
+            if unseen || gone || settling.contains(&balance) || tenant.pod.has_written(balance) {
+                truth.excuse(now);
+                self.outcome.unseen[Unseen::PostgresTail as usize] += 1;
+            } else if row < before {
+                truth.unwritten.clear();
+                truth.waits_since(now);
+            }
+        }
+        self.excuse(Some(at), now);
+    }
+}
+
+/// How long a value that vanished may leave its balance undecided: the trail is waited for, and twice where it was looked
+/// at too early.
+pub(crate) const DECIDES: u64 = 180 * SECOND;
