@@ -49,14 +49,21 @@ local function in_slot(key)
   return string.match(key, '{([^}]*)}') == 'transactions'
 end
 
--- Raises the remaining TTL of a key to the floor if it is shorter. Returns
+-- Whether a key holds the token of a deletion marker instead of a value. The ledger gives it its TTL and waits for its end.
+local function is_deletion_marker(key)
+  if string.sub(key, -8) ~= ':deleted' then return false end
+  local text = redis.pcall('GET', key)
+  return type(text) == 'string' and not string.find(text, '^%s*{')
+end
+
+-- Raises the remaining TTL of a value to the floor if it is shorter, but not that of a deletion marker. Returns
 --   left      remaining TTL in milliseconds, after raising; -1 = no TTL, -2 = no key, nil = Redis refused to read it
 --   raised    whether it was raised
 --   refusal   what Redis refused, if anything; the caller's other keys are not affected
 local function raise_ttl(key, floor_ms)
   local left = redis.pcall('PTTL', key)
   if err_of(left) then return nil, false, left.err end
-  if left < 0 or left >= floor_ms then return left, false end
+  if left < 0 or left >= floor_ms or is_deletion_marker(key) then return left, false end
   local raised = redis.pcall('PEXPIRE', key, floor_ms)
   if err_of(raised) then return left, false, raised.err end
   return floor_ms, true
