@@ -18,6 +18,8 @@ mod postgres;
 pub mod producers;
 mod redis;
 pub mod search;
+#[cfg(test)]
+mod scripts;
 mod servers;
 pub mod truth;
 mod values;

@@ -59,7 +59,7 @@ pub(crate) struct Entry {
     pub(crate) quarantined: bool,
     pub(crate) loss: Option<Loss>,
     /// The claim lock, and when it ends.
-    lock: Option<(Owner, u64)>,
+    pub(crate) lock: Option<(Owner, u64)>,
 }
 
 impl Entry {
@@ -245,27 +245,28 @@ impl Schedule {
         let (mut at, mut seen, mut taken) = (resume, 0, Vec::new());
         while taken.len() < limit {
             if seen >= rules.scan_limit.max(limit) {
-                return match rules.bug {
-                    Some(Bug::LocksHideTheRest) => (taken, 0),
-                    _ => {
-                        let next = at - taken.len();
-                        (taken, next)
-                    }
-                };
+                let next = if rules.bug == Some(Bug::LocksHideTheRest) { 0 } else { at - taken.len() };
+                return (taken, next);
             }
-            let Some(&(score, balance)) = due.get(at) else {
+            // A page; the scan limit counts when it has been looked at.
+            let page = due.get(at..).unwrap_or_default();
+            if page.is_empty() {
                 if seen > 0 || at == 0 {
                     break;
                 }
                 at = 0;
                 continue;
-            };
-            seen += 1;
-            at += 1;
-            if rules.bug == Some(Bug::LockIgnored)
-                || self.lock(now, balance, Owner::Worker(token), rules.claim_ttl)
-            {
-                taken.push((score, balance));
+            }
+            for &(score, balance) in page.iter().take(limit) {
+                (seen, at) = (seen + 1, at + 1);
+                if rules.bug == Some(Bug::LockIgnored)
+                    || self.lock(now, balance, Owner::Worker(token), rules.claim_ttl)
+                {
+                    taken.push((score, balance));
+                    if taken.len() == limit {
+                        break;
+                    }
+                }
             }
         }
         (taken, 0)
@@ -370,11 +371,12 @@ impl Schedule {
         recorded
     }
 
-    /// `retry_quarantined_balances.lua`, of lost members: they are looked at again.
+    /// `retry_quarantined_balances.lua`, of lost members that are not in quarantine as well: they are looked at again.
     pub(crate) fn retry_losses(&mut self, now: u64) {
         for entry in &mut self.entries {
             if let Some(loss) = &mut entry.loss
                 && entry.score.is_none()
+                && !entry.quarantined
             {
                 entry.score = Some(half(now - 1_000_000));
                 loss.retry = true;
