@@ -12,7 +12,7 @@
 -- ARGV[9]  offset (mode `lock`): how many due members to skip, as returned by a call that found only foreign locks
 -- ARGV[10] delay in milliseconds of members whose values Redis refuses to return while it returns others
 --
--- Result   { now, lease, scheduled, resume, foreign, postponed, refusal, member, former score, value | false | status, ... }
+-- Result   { now, lease, scheduled, resume, foreign, postponed, refusal, unlock, member, former score, value | false | status, ... }
 --          now        Redis time, seconds with six decimals
 --          lease      the lease score of every member in this answer
 --          scheduled  members in the schedule, due or not
@@ -20,6 +20,7 @@
 --          foreign    members skipped because another worker holds their lock
 --          postponed  members whose values Redis refuses to return: due again after ARGV[10]
 --          refusal    the error reported for them; with none postponed, the error met when TTLs were raised; '' = no refusal
+--          unlock     milliseconds until the first of the foreign locks ends, of those looked at first; -1 = not known
 --          value      the string; false = there is none; a status reply with the reason when this balance alone can't be
 --                     read: its key is of another type, or lies outside the tenant's slot
 -- Error    the refusal, when Redis returns no value of the tenant: nothing is claimed, all scores are unchanged
@@ -35,6 +36,7 @@ local limit, scan_limit, offset = tonumber(ARGV[1]), tonumber(ARGV[8]), tonumber
 local ttl_ms, floor_ms = tonumber(ARGV[2]), tonumber(ARGV[3])
 local prefix, lock_prefix, token = ARGV[4], ARGV[6], ARGV[7]
 local MGET_KEYS = 100 -- values read by one command
+local LOCKS_TIMED = 50 -- foreign locks whose end is read: as many as the ledger's worker takes at once
 local MAX_BYTES = 16 * 1024 * 1024 -- of all values in one answer; the first one is returned whatever its size
 
 local function contains(text, words)
@@ -60,7 +62,7 @@ local time = redis_time()
 local lease, later = lease_score(time, ttl_ms), lease_score(time, tonumber(ARGV[10]))
 
 local members, formers = {}, {}
-local resume, foreign = 0, 0
+local resume, foreign, unlock_in = 0, 0, -1
 local moved = 0 -- how many of the members have a new score already
 
 -- Deletes the locks that this call took for the members from this one on.
@@ -117,12 +119,14 @@ else
         if #members == limit then break end
       else
         foreign = foreign + 1
+        local left = foreign <= LOCKS_TIMED and redis.pcall('PTTL', lock)
+        if type(left) == 'number' and left >= 0 and (unlock_in < 0 or left < unlock_in) then unlock_in = left end
       end
     end
   end
 end
 
-local result = { time.text, lease, redis.call('ZCARD', KEYS[1]), resume, foreign, 0, '' }
+local result = { time.text, lease, redis.call('ZCARD', KEYS[1]), resume, foreign, 0, '', unlock_in }
 local bytes, readable, postponed, refusal = 0, 0, 0, nil
 local first = 1
 while first <= #members do

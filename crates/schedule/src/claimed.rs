@@ -1,6 +1,6 @@
 //! Claimed members and the answer to a claim.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::error::ScheduleError;
 
@@ -47,6 +47,8 @@ pub struct Claim {
     pub now: f64,
     /// Members skipped because another worker holds their lock (mode `lock` only).
     pub foreign: u64,
+    /// How long until the first of these locks ends, if that is known.
+    pub unlock_in: Option<Duration>,
     /// What Redis refused, if it refused a part.
     pub refused: Option<Refused>,
 }

@@ -233,14 +233,14 @@ impl Schedule {
         let Value::Array(parts) = scripts::CLAIM.run(&self.link, &cmd).await? else {
             return Err(ScheduleError::unexpected(OPERATION, "the script returned no array"));
         };
-        if parts.len() < 7 || (parts.len() - 7) % 3 != 0 {
+        if parts.len() < 8 || (parts.len() - 8) % 3 != 0 {
             return Err(ScheduleError::unexpected(
                 OPERATION,
                 format!("the script returned {} parts", parts.len()),
             ));
         }
         let mut parts = parts.into_iter();
-        let mut head = [const { Value::Nil }; 7];
+        let mut head = [const { Value::Nil }; 8];
         for (slot, part) in head.iter_mut().zip(parts.by_ref()) {
             *slot = part;
         }
@@ -250,6 +250,10 @@ impl Schedule {
             [int(OPERATION, &head[2])?, int(OPERATION, &head[3])?, int(OPERATION, &head[4])?];
         self.resume.store(resume, Ordering::Relaxed);
         let (put_off, refusal) = (int(OPERATION, &head[5])?, bulk(OPERATION, &head[6])?);
+        let Value::Int(unlock_in) = head[7] else {
+            return Err(ScheduleError::unexpected(OPERATION, "the end of a lock is not an integer"));
+        };
+        let unlock_in = u64::try_from(unlock_in).ok().map(Duration::from_millis);
         let refused = (!refusal.is_empty()).then(|| {
             let error = ScheduleError::refused(OPERATION, &String::from_utf8_lossy(refusal));
             Refused { put_off, error }
@@ -275,7 +279,7 @@ impl Schedule {
                 unreadable,
             });
         }
-        Ok(Claim { entries, scheduled, now, foreign, refused })
+        Ok(Claim { entries, scheduled, now, foreign, unlock_in, refused })
     }
 
     /// Removes written members, each only under its lease, and deletes their quarantine entries. Losses of these members are

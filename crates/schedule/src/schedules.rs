@@ -150,6 +150,7 @@ impl Schedules {
             }
             claim.now = claim.now.max(part.now);
             claim.foreign += part.foreign;
+            claim.unlock_in = claim.unlock_in.into_iter().chain(part.unlock_in).min();
             if claim.entries.is_empty() {
                 claim.entries = part.entries;
             } else {

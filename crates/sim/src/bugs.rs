@@ -104,6 +104,10 @@ bugs! {
     BlindUnlock,
     /// Mode `lock`: members that others have locked hide those behind them.
     LocksHideTheRest,
+    /// Mode `lock`: values that stay locked by others are not kept alive.
+    LockedNotProtected,
+    /// Mode `lock`: the end of the locks of others is not waited for.
+    LockEndMissed,
     /// What this process has written is not written again.
     WritesRemembered,
     /// A batch goes to the database of another tenant.

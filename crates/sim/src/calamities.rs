@@ -15,7 +15,9 @@ use crate::{
 };
 
 /// Values that live shorter than this may expire before anybody has seen them, in microseconds.
-pub(crate) const SHORT_LIFE: u64 = 20 * SECOND / 1000;
+const SHORT_LIFE: u64 = 20 * SECOND / 1000;
+/// Values that live shorter than this may expire where workers or Redis were away, in microseconds.
+const MIDDLE_LIFE: u64 = 80 * SECOND / 1000;
 
 /// A server as it was when its replica, or its disk, last heard of it.
 #[derive(Debug)]
@@ -76,8 +78,8 @@ impl World {
         self.note(Some(at), || format!("the value of balance {balance} {how}"));
     }
 
-    /// Values with a short life that nobody has claimed are lost when it is over. What is claimed, or waits for long, has had
-    /// its life raised: if it ends all the same, there is no excuse.
+    /// Values with a short life that nobody has claimed are lost when it is over. One that lived longer must have been
+    /// protected, if there was anybody to do it. What is claimed has had its life raised: there is no excuse.
     pub(crate) fn expire_soon(&mut self, at: usize) {
         let (now, clock) = (self.now, self.clock());
         let mut next = u64::MAX;
@@ -85,12 +87,12 @@ impl World {
             let tenant = &self.tenants[at];
             let (entry, truth) = (&tenant.redis.entries[balance], &tenant.truth[balance]);
             let Some(value) = entry.value else { continue };
-            if entry.score != Some(truth.score) || value.expires > clock + SHORT_LIFE {
+            if entry.score != Some(truth.score) || value.expires > clock + MIDDLE_LIFE {
                 continue;
             }
             if value.expires > clock {
                 next = next.min(now + (value.expires - clock) * 1000);
-            } else {
+            } else if truth.life < SHORT_LIFE || truth.life < MIDDLE_LIFE && self.disturbed_until + 80 * SECOND > now {
                 self.value_lost(at, balance, "expires");
             }
         }
@@ -167,7 +169,7 @@ impl World {
             self.expire_soon(at);
         }
         self.outcome.unseen[Unseen::RedisTail as usize] += unseen;
-        self.excuse(None, now + CLAIM_TTL);
+        self.disturb(now + CLAIM_TTL);
     }
 
     /// Redis's clock moves.
@@ -175,7 +177,7 @@ impl World {
         self.skew += by / 1000;
         // What was scheduled, leased or put off comes due later by as much.
         let later = if by < 0 { by.unsigned_abs() } else { 0 };
-        self.excuse(None, self.now + later + CLAIM_TTL);
+        self.disturb(self.now + later + CLAIM_TTL);
         for at in 0..self.tenants.len() {
             self.expire_soon(at);
         }
@@ -240,6 +242,6 @@ impl World {
     }
 }
 
-/// How long a value that vanished may leave its balance undecided: the trail is waited for, and twice where it was looked
-/// at too early.
+/// How long a value that vanished may leave its balance undecided, unless it was put off for something else: the trail is
+/// waited for, and again where something failed meanwhile.
 pub(crate) const DECIDES: u64 = 180 * SECOND;

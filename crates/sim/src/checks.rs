@@ -24,9 +24,9 @@ const BOUND: u64 = 20 * SECOND;
 /// Longest time that a write takes while nothing is wrong with the tenant itself and with what all tenants share, whatever is
 /// wrong with others: an idle collector looks at its schedule each second, one that had failed tries again after 2 s.
 const ALONE: u64 = 5 * SECOND;
-
-/// Mode `lock`: a value that the ledger's own worker had locked for most of its life expires there, as nobody else works it.
-const LOCKED_OUT: u64 = 300 * SECOND;
+/// Mode `lock`: longest time that the ledger's own worker may keep a balance locked unwritten while ours are well: two of its
+/// locks, and what is left of one at the beginning.
+const LOCKED_OUT: u64 = 250 * SECOND;
 
 impl World {
     pub(crate) fn violate(&mut self, guarantee: &'static str, tenant: usize, what: String) {
@@ -165,7 +165,7 @@ impl World {
                 // A standby may take a while to take over, and does so from time to time.
                 tenant.calm_from = now + 15 * SECOND;
             }
-            let (mut found, mut given_up) = (None, None);
+            let mut found = None;
             for (balance, truth) in tenant.truth.iter_mut().enumerate() {
                 let entry = &tenant.redis.entries[balance];
                 let row = tenant.postgres.version(balance);
@@ -173,15 +173,22 @@ impl World {
                     // It is the other worker's, and if that one doesn't come back its lock has to end first.
                     truth.locked_until = now;
                 }
+                let well = served && excused < now && tenant.calm_from < now;
+                truth.locked_for = match entry.locked_by(clock) {
+                    _ if !well || truth.unwritten.is_empty() => 0,
+                    Some(Owner::Pod) => truth.locked_for + SECOND,
+                    _ => truth.locked_for,
+                };
                 let since = excused.max(truth.locked_until);
                 let late = |from: u64, bound: u64| served && from.max(since) + bound < now;
                 let value = entry.value.filter(|value| value.expires > clock);
                 let unwritten = truth.is_owed(row) && !truth.shape.is_poison() && truth.gone.is_none();
-                if unwritten && value.is_none() && truth.locked_until + LOCKED_OUT > now {
-                    given_up = Some(balance);
-                } else if unwritten && value.is_none() {
+                if unwritten && value.is_none() {
                     found =
                         Some(("G1", format!("the value of balance {balance} expired before it was written")));
+                } else if truth.locked_for > LOCKED_OUT {
+                    let what = format!("balance {balance} stays locked by the ledger's worker");
+                    found = Some(("G5", what));
                 } else if let Some(&(version, waits)) = truth.unwritten.front()
                     && late(waits, BOUND)
                 {
@@ -199,7 +206,7 @@ impl World {
                     let done = !truth.is_owed(row) || truth.shape.is_poison();
                     let patient = value.is_none_or(|value| value.document.shape == Shape::Marker);
                     let (from, bound) = match patient {
-                        true => (truth.changed_at.max(truth.vanished_at), BOUND + DECIDES),
+                        true => (truth.changed_at.max(truth.vanished_at), BOUND + DECIDES + self.plan.put_off * SECOND),
                         false => (truth.changed_at, BOUND),
                     };
                     if (done || truth.gone.is_some()) && late(from, bound) {
@@ -210,9 +217,6 @@ impl World {
             }
             if let Some((guarantee, what)) = found {
                 self.violate(guarantee, at, what);
-            }
-            if let Some(balance) = given_up {
-                self.value_lost(at, balance, "expires under the lock of the ledger's worker");
             }
         }
     }

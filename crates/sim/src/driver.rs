@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use balance_sync_engine::{
-    collector::{Claimed, Collector, Command, Event, FlightId, Task, Upkeep, UpkeepEnd},
+    collector::{Claimed, Collector, Command, Event, FlightId, Locked, Task, Upkeep, UpkeepEnd},
     failure::Side,
 };
 use rand::Rng;
@@ -227,7 +227,7 @@ impl World {
     // -- answers -------------------------------------------------------------------------------------------------
 
     pub(crate) fn answer(&mut self, to: To, answer: Result<Reply, Cause>) {
-        let (worker, tenant) = (to.worker, to.tenant);
+        let (worker, tenant, bug) = (to.worker, to.tenant, self.bug);
         if self.workers[worker].incarnation != to.incarnation {
             return;
         }
@@ -237,10 +237,14 @@ impl World {
         let event = match (slot, answer) {
             (Slot::Claim, Ok(Reply::Claimed(claim))) => {
                 actor.resume = claim.resume;
+                let unlock_in = claim.unlock_in.filter(|_| bug != Some(Bug::LockEndMissed));
+                let locked = (claim.foreign > 0 && bug != Some(Bug::LockedNotProtected))
+                    .then_some(Locked { unlock_in: unlock_in.map(Duration::from_micros) });
                 Event::Claimed(Claimed {
                     members: claim.members,
                     scheduled: claim.scheduled,
                     head_age: claim.head_age.map(Duration::from_micros),
+                    locked,
                 })
             }
             (Slot::Claim, Err(cause)) => Event::ClaimFailed(failure(Side::Queue, cause)),

@@ -33,7 +33,7 @@ impl World {
                 at.incarnation += 1;
                 at.actors.clear();
                 at.restarts_at = until(down);
-                self.excuse(None, now + CLAIM_TTL);
+                self.disturb(now + CLAIM_TTL);
                 self.push(until(down), What::Start { worker });
             }
             Fault::Stop { worker, down } => {
@@ -43,7 +43,8 @@ impl World {
                 }
                 at.stopping = true;
                 at.restarts_at = until(down);
-                // No excuse: what it holds is written or released at once.
+                // No excuse for lateness: what it holds is written or released at once.
+                self.disturbed_until = self.disturbed_until.max(until(down));
                 for tenant in 0..self.plan.tenants {
                     self.handle(worker, tenant, Event::Stop);
                 }
@@ -52,17 +53,17 @@ impl World {
             Fault::Freeze { worker, lasts } => self.freeze(worker, until(lasts)),
             Fault::RedisDown { lasts } => {
                 self.redis_down_until = self.redis_down_until.max(until(lasts));
-                self.excuse(None, until(lasts) + CLAIM_TTL);
+                self.disturb(until(lasts) + CLAIM_TTL);
             }
             Fault::RedisCut { worker, lasts } => {
                 let at = &mut self.workers[worker];
                 at.cut_until = at.cut_until.max(until(lasts));
-                self.excuse(None, until(lasts) + CLAIM_TTL);
+                self.disturb(until(lasts) + CLAIM_TTL);
             }
             Fault::Flaky { worker, lasts } => {
                 let at = &mut self.workers[worker];
                 at.flaky_until = at.flaky_until.max(until(lasts));
-                self.excuse(None, until(lasts) + LATE + CLAIM_TTL);
+                self.disturb(until(lasts) + LATE + CLAIM_TTL);
             }
             Fault::PostgresDown { tenant, lasts } => {
                 let postgres = &mut self.tenants[tenant].postgres;
@@ -96,6 +97,7 @@ impl World {
                 if self.tenants[tenant].present {
                     self.tenants[tenant].present = false;
                     self.excuse(Some(tenant), until(lasts) + DRAINS);
+                self.disturbed_until = self.disturbed_until.max(until(lasts) + DRAINS);
                     for worker in 0..self.workers.len() {
                         self.handle(worker, tenant, Event::Leave);
                     }
@@ -108,6 +110,7 @@ impl World {
                 }
                 self.apply_controls(tenant);
                 self.tenants[tenant].calm_from = now + 15 * SECOND;
+                self.disturbed_until = self.disturbed_until.max(now + 15 * SECOND);
             }
             Fault::Burst { tenant } => {
                 if self.tenants[tenant].present {
@@ -130,7 +133,7 @@ impl World {
                 self.redis_down_until = self.redis_down_until.max(until(down));
                 self.redis_lost_until = self.redis_lost_until.max(until(down));
                 self.redis_loses(Some(at));
-                self.excuse(None, until(down) + CLAIM_TTL);
+                self.disturb(until(down) + CLAIM_TTL);
             }
             Fault::RedisFailover { skew, .. } => {
                 self.redis_loses(Some(at));
@@ -163,7 +166,7 @@ impl World {
         at.frozen_until = at.frozen_until.max(until);
         // What it claims in the first moment lapses after that, or is settled when it goes on.
         let lapsed = (self.now + SECOND).max(until) + CLAIM_TTL;
-        self.excuse(None, lapsed);
+        self.disturb(lapsed);
     }
 
     /// The balance of a write that has just been executed changes in the microsecond in which its lease ends. The worker

@@ -129,6 +129,7 @@ impl World {
         }
         self.check(at);
         let pause = match next {
+            Stage::Claim if self.plan.pods => self.rng.random_range(SECOND / 50..SECOND / 4),
             Stage::Claim => self.rng.random_range(SECOND / 20..2 * SECOND),
             // Now and then it is slow enough for a lease to end meanwhile.
             _ if self.rng.random_ratio(1, 20) => self.rng.random_range(0..60 * SECOND),

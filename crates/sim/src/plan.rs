@@ -33,6 +33,8 @@ pub struct Plan {
     pub ledger: bool,
     /// It is of a release that takes dual values for orphans.
     pub old_pod: bool,
+    /// There are several of it, so that what is due is locked at once.
+    pub pods: bool,
     /// Our workers claim in mode `lock`.
     pub lock: bool,
     /// Members that a claim in mode `lock` looks at.
@@ -43,6 +45,8 @@ pub struct Plan {
     pub from_trail: bool,
     /// Our workers may read the trail.
     pub granted: bool,
+    /// For how long members are put off, in seconds.
+    pub put_off: u64,
     /// What goes wrong, in order of time.
     pub faults: Vec<(u64, Fault)>,
 }
@@ -249,11 +253,13 @@ impl Plan {
             poison: if rng.random_bool(0.5) { 20 } else { 0 },
             ledger: rng.random_bool(0.4),
             old_pod: rng.random_bool(0.3),
+            pods: rng.random_bool(0.3),
             lock: rng.random_bool(0.3),
             scan_limit: [2, 5000][rng.random_range(0..2)],
             releases: rng.random_range(0..Releases::ALL.len()),
             from_trail: rng.random(),
             granted: rng.random_bool(0.8),
+            put_off: [60, 300][rng.random_range(0..2)],
             faults: Vec::new(),
         };
         // Where something always fails, nothing is ever late; and where servers lose what they acknowledged, much is excused.
@@ -277,11 +283,13 @@ impl Plan {
             poison: 200,
             ledger: rng.random_bool(0.5),
             old_pod: false,
+            pods: false,
             lock: rng.random_bool(0.2),
             scan_limit: 5000,
             releases: 0,
             from_trail: true,
             granted: true,
+            put_off: 60,
             faults: Vec::new(),
         };
         plan.faults = faults(&mut rng, &plan, 120, true);
@@ -298,7 +306,8 @@ impl Plan {
     pub(crate) fn options(&self) -> Options {
         // Values live a twentieth of what ledgers give them, so sweeps come as often within such a life as they really do.
         let protect_floor = Duration::from_secs(240);
-        Options { batch_size: self.batch, protect_floor, ..Options::default() }
+        let put_off = Duration::from_secs(self.put_off);
+        Options { batch_size: self.batch, protect_floor, put_off, ..Options::default() }
     }
 }
 
@@ -348,7 +357,11 @@ fn fault(rng: &mut SmallRng, plan: &Plan, loses: bool) -> Fault {
         16 => Fault::PostgresReadOnly { tenant, lasts: lasts(10, outage) },
         17 => Fault::Evict { tenant, balance },
         18 => Fault::EvictSchedule { tenant },
-        19 => Fault::ShortLife { tenant, lasts: lasts(1_000, 60_000), life: lasts(100, 5_000) },
+        // As long as nobody can be blamed, or longer than it takes to notice them.
+        19 => {
+            let life = if back { lasts(100, 5_000) } else { lasts(50_000, 75_000) };
+            Fault::ShortLife { tenant, lasts: lasts(1_000, 60_000), life }
+        }
         20 => Fault::Marker { tenant, balance, life: lasts(1_000, 30_000) },
         21 => Fault::Delete { tenant, balance },
         22 => Fault::RedisCrash { lag: lasts(1, 2_000), down: lasts(10, 10_000) },

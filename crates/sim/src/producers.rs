@@ -106,13 +106,15 @@ impl World {
         truth.changed_at = now;
         truth.gone = None;
         truth.excused = 0;
+        truth.locked_for = 0;
         if state.version > row {
             truth.waits_since(now);
         }
         let good = truth.is_good();
-        tenant.marks.push(Mutation { balance, version: state.version, good });
         let short = tenant.short_until > now;
         let ttl = if short { tenant.short_life } else { VALUE_TTL };
+        truth.life = ttl;
+        tenant.marks.push(Mutation { balance, version: state.version, good });
         tenant.redis.mutate(clock, balance, Document { state, shape }, ttl);
         let slow = if tenant.trail_lags_until > now { 20 * SECOND } else { 2 * SECOND };
         let lag = tenant.producer.random_range(SECOND / 1000..slow);

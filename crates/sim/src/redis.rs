@@ -97,6 +97,18 @@ pub(crate) struct ClaimAnswer {
     pub(crate) head_age: Option<u64>,
     /// Mode `lock`: where the next claim goes on.
     pub(crate) resume: usize,
+    /// Mode `lock`: members locked by others, and how long until the first of these locks ends, in microseconds.
+    pub(crate) foreign: u64,
+    pub(crate) unlock_in: Option<u64>,
+}
+
+/// What a claim in mode `lock` found.
+#[derive(Debug, Default)]
+struct Taken {
+    members: Vec<(f64, usize)>,
+    resume: usize,
+    foreign: u64,
+    unlock_in: Option<u64>,
 }
 
 /// Redis's clock at a moment of virtual time in nanoseconds.
@@ -210,10 +222,10 @@ impl Schedule {
         if rules.bug == Some(Bug::LapsedLeaseNotClaimed) {
             due.retain(|(score, _)| !is_lease(*score));
         }
-        let (due, resume) = match rules.lock {
+        let Taken { members: due, resume, foreign, unlock_in } = match rules.lock {
             None => {
                 due.truncate(limit);
-                (due, 0)
+                Taken { members: due, ..Taken::default() }
             }
             Some(token) => self.take_locks(now, &due, token, limit, resume, rules),
         };
@@ -229,10 +241,10 @@ impl Schedule {
             }
             members.push(Held { balance, lease, former, value });
         }
-        ClaimAnswer { members, scheduled: self.scheduled(), head_age, resume }
+        ClaimAnswer { members, scheduled: self.scheduled(), head_age, resume, foreign, unlock_in }
     }
 
-    /// The members whose locks are free, and where the next claim goes on.
+    /// The members whose locks are free.
     fn take_locks(
         &mut self,
         now: u64,
@@ -241,12 +253,14 @@ impl Schedule {
         limit: usize,
         resume: usize,
         rules: Rules,
-    ) -> (Vec<(f64, usize)>, usize) {
-        let (mut at, mut seen, mut taken) = (resume, 0, Vec::new());
-        while taken.len() < limit {
+    ) -> Taken {
+        let (mut at, mut seen, mut taken) = (resume, 0, Taken::default());
+        while taken.members.len() < limit {
             if seen >= rules.scan_limit.max(limit) {
-                let next = if rules.bug == Some(Bug::LocksHideTheRest) { 0 } else { at - taken.len() };
-                return (taken, next);
+                if rules.bug != Some(Bug::LocksHideTheRest) {
+                    taken.resume = at - taken.members.len();
+                }
+                break;
             }
             // A page; the scan limit counts when it has been looked at.
             let page = due.get(at..).unwrap_or_default();
@@ -262,14 +276,18 @@ impl Schedule {
                 if rules.bug == Some(Bug::LockIgnored)
                     || self.lock(now, balance, Owner::Worker(token), rules.claim_ttl)
                 {
-                    taken.push((score, balance));
-                    if taken.len() == limit {
+                    taken.members.push((score, balance));
+                    if taken.members.len() == limit {
                         break;
                     }
+                } else {
+                    taken.foreign += 1;
+                    let ends = self.entries[balance].lock.map(|(_, ends)| ends - now);
+                    taken.unlock_in = taken.unlock_in.into_iter().chain(ends).min();
                 }
             }
         }
-        (taken, 0)
+        taken
     }
 
     /// `remove_balance_sync_keys_batch.lua`; returns the removed balances. `written`: Postgres has them; otherwise there is

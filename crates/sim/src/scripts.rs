@@ -117,7 +117,11 @@ return t[1] * 1000000 + t[2]",
         self.now = (claim.now * 1e6).round() as u64;
         let answer = self.model.claim(self.now, limit, worker.resume, worker.rules);
         worker.resume = answer.resume;
-        assert_eq!(claim.scheduled, answer.scheduled);
+        assert_eq!((claim.scheduled, claim.foreign), (answer.scheduled, answer.foreign));
+        match (claim.unlock_in, answer.unlock_in) {
+            (Some(real), Some(ours)) => assert!(real.as_micros().abs_diff(ours.into()) < APART.into(), "{real:?}, {ours}"),
+            (real, ours) => assert_eq!((real, ours), (None, None)),
+        }
         assert_eq!(claim.entries.len(), answer.members.len(), "claimed");
         for (real, held) in claim.entries.into_iter().zip(answer.members) {
             assert_eq!(real.member, self.members[held.balance].as_bytes());

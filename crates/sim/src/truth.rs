@@ -49,6 +49,8 @@ pub(crate) struct Truth {
     /// How the newest is written.
     pub(crate) shape: Shape,
     pub(crate) score: f64,
+    /// How long its value lives, in microseconds.
+    pub(crate) life: u64,
     pub(crate) changed_at: u64,
     /// Versions that are not in Postgres, and since when they wait.
     pub(crate) unwritten: VecDeque<(u64, u64)>,
@@ -66,6 +68,8 @@ pub(crate) struct Truth {
     pub(crate) deleted: bool,
     /// Mode `lock`: somebody else had locked it until then.
     pub(crate) locked_until: u64,
+    /// Mode `lock`: for how long the ledger's own worker has had it locked unwritten while ours were well.
+    pub(crate) locked_for: u64,
 }
 
 impl Default for Truth {
@@ -75,6 +79,7 @@ impl Default for Truth {
             highest: 0,
             shape: Shape::Upper,
             score: 0.0,
+            life: 0,
             changed_at: 0,
             unwritten: VecDeque::new(),
             gone: None,
@@ -84,6 +89,7 @@ impl Default for Truth {
             listed: false,
             deleted: false,
             locked_until: 0,
+            locked_for: 0,
         }
     }
 }

@@ -195,6 +195,8 @@ pub struct World {
     pub(crate) redis_down_until: u64,
     /// … nor does the ledger.
     pub(crate) redis_lost_until: u64,
+    /// Some worker may not have reached Redis, or stood still, until then.
+    pub(crate) disturbed_until: u64,
     /// How far Redis's clock is off, in microseconds.
     pub(crate) skew: i64,
     pub(crate) snapshots: Vec<(usize, Snapshot)>,
@@ -276,6 +278,7 @@ impl World {
             rng: SmallRng::seed_from_u64(plan.seed.wrapping_add(1)),
             redis_down_until: 0,
             redis_lost_until: 0,
+            disturbed_until: 0,
             skew: 0,
             snapshots: Vec::new(),
             tenants: tenants.collect(),
@@ -372,6 +375,12 @@ impl World {
         let tenant = &self.tenants[tenant];
         let service = if tenant.paused { Service::Paused } else { Service::Active };
         Controls { service, role: tenant.roles[worker] }
+    }
+
+    /// Workers, or Redis, are not there until then.
+    pub(crate) fn disturb(&mut self, until: u64) {
+        self.disturbed_until = self.disturbed_until.max(until);
+        self.excuse(None, until);
     }
 
     /// Lateness of a tenant, or of all, counts from this moment on.

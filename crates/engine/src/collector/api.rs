@@ -124,6 +124,15 @@ pub struct Claimed<M> {
     pub scheduled: u64,
     /// How long the oldest of the members had been due, if that is known.
     pub head_age: Option<Duration>,
+    /// Members that are due and locked by others (mode `lock`).
+    pub locked: Option<Locked>,
+}
+
+/// Due members that others have locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Locked {
+    /// How long until the first of these locks ends, if that is known.
+    pub unlock_in: Option<Duration>,
 }
 
 /// How a flight ended. The members of its batch that are in none of these numbers were settled or quarantined.

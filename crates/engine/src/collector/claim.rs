@@ -1,8 +1,8 @@
 //! Claims: when due members are asked for, and what their answer shows.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{Backlog, Claimed, Collector, Command, Health, Intake, Permit, Phase, Step, Supply};
+use super::{Backlog, Claimed, Collector, Command, Health, Intake, Locked, Permit, Phase, Step, Supply};
 use crate::{
     failure::{Failure, Side},
     state::TenantState,
@@ -12,6 +12,29 @@ use crate::{
 const PREFETCH: usize = 8;
 /// … but no less than this, which weighs nothing.
 const PREFETCH_MIN: usize = 50;
+
+/// A lock has ended when this has passed after its remaining TTL.
+const UNLOCK_MARGIN: Duration = Duration::from_millis(1);
+
+/// Since when due members have been locked by others.
+#[derive(Debug, Default)]
+pub(super) struct LockedOut {
+    pub(super) since: Option<Instant>,
+    /// The last claim found none. Where locks are many every other claim begins behind them, so only two in a row show that
+    /// there are none.
+    missed: bool,
+}
+
+impl LockedOut {
+    fn update(&mut self, now: Instant, locked: bool) {
+        if locked {
+            self.since.get_or_insert(now);
+        } else if self.missed {
+            self.since = None;
+        }
+        self.missed = !locked;
+    }
+}
 
 impl<M> Collector<M> {
     /// How many members may be claimed now.
@@ -57,7 +80,7 @@ impl<M> Collector<M> {
 
     pub(super) fn claimed(&mut self, step: &mut Step<M>, claimed: Claimed<M>) {
         let now = step.now;
-        let Claimed { members, scheduled, head_age } = claimed;
+        let Claimed { members, scheduled, head_age, locked } = claimed;
         let Intake::Claiming { limit } = self.intake else {
             debug_assert!(members.is_empty(), "nothing was claimed");
             self.buffer.add(members, now);
@@ -87,6 +110,7 @@ impl<M> Collector<M> {
         };
         let behind = found >= limit && head_age.is_some_and(|age| age > self.options.protect_after);
         self.behind_since = behind.then(|| self.behind_since.unwrap_or(now));
+        self.locked_out.update(now, locked.is_some());
         if found > 0 {
             self.idle_delay = self.options.poll_interval;
             if matches!(self.health, Health::Well) {
@@ -99,11 +123,11 @@ impl<M> Collector<M> {
             // Less than asked for: nothing more is due at this moment.
             self.intake = Intake::Ready { at: now + self.options.poll_interval };
         } else if self.may_claim() {
-            self.go_idle(step);
+            self.go_idle(step, locked);
         }
     }
 
-    fn go_idle(&mut self, step: &mut Step<M>) {
+    fn go_idle(&mut self, step: &mut Step<M>, locked: Option<Locked>) {
         // A tenant on its way back has nothing to write, and nothing spoke against trying. Should it still fail, the next
         // mutation shows it. Only members that could not be settled are due again when their leases have lapsed.
         if self.fails() != Some(Side::Settle) || self.backlog == Backlog::Empty {
@@ -111,8 +135,11 @@ impl<M> Collector<M> {
             self.enter(step, TenantState::Idle);
         }
         self.supply = Supply::Scarce;
-        let delay = self.idle_delay;
-        self.idle_delay = (delay * 2).min(self.options.idle_backoff_max).max(self.options.poll_interval);
+        // The ledger's worker locks a value that it can't read again and again, with its neighbours: only who is there when
+        // the lock ends gets it.
+        let unlock_in = locked.and_then(|locked| locked.unlock_in).map(|left| left + UNLOCK_MARGIN);
+        let delay = unlock_in.map_or(self.idle_delay, |unlock_in| unlock_in.min(self.idle_delay));
+        self.idle_delay = (self.idle_delay * 2).min(self.options.idle_backoff_max).max(self.options.poll_interval);
         self.intake = Intake::Idle;
         step.command(Command::Idle { delay });
     }

@@ -33,8 +33,7 @@ use std::{
 };
 
 pub use api::{
-    Claimed, Command, Commands, Controls, Drained, Event, FlightEnd, FlightId, Options, Report, Role,
-    Service, Task, Upkeep, UpkeepEnd,
+    Claimed, Command, Commands, Controls, Drained, Event, FlightEnd, FlightId, Locked, Options, Report, Role, Service, Task, Upkeep, UpkeepEnd,
 };
 pub use gather::{Gather, Trigger};
 
@@ -64,6 +63,7 @@ pub struct Collector<M> {
     backlog: Backlog,
     /// Since when the schedule's head has been older than `protect_after` at every claim.
     behind_since: Option<Instant>,
+    locked_out: claim::LockedOut,
 
     health: Health,
     upkeep: upkeep::Plan,
@@ -185,6 +185,7 @@ impl<M> Collector<M> {
             idle_delay: options.poll_interval,
             backlog: Backlog::Unknown,
             behind_since: None,
+            locked_out: claim::LockedOut::default(),
             health: Health::Well,
             upkeep: upkeep::Plan::new(now),
             wake: None,

@@ -40,7 +40,7 @@ impl Plan {
 
 impl<M> Collector<M> {
     /// From when on values may have to wait: at once where the tenant can't write or is paused; later, where a flush takes
-    /// long or there is an old backlog that is not worked off soon.
+    /// long, members stay locked by others, or there is an old backlog that is not worked off soon.
     fn protects_from(&self, now: Instant) -> Option<Instant> {
         // With Redis away nothing could be protected; one that refuses claims may let TTLs be raised.
         let waiting = matches!(self.fails(), Some(Side::Claim | Side::Settle | Side::Sink))
@@ -49,8 +49,9 @@ impl<M> Collector<M> {
             return Some(now);
         }
         let behind = self.behind_since.map(|since| since + WORKED_OFF_WITHIN);
+        let locked_out = self.locked_out.since.map(|since| since + WORKED_OFF_WITHIN);
         let slow = self.writing_since().map(|since| since + self.options.protect_after);
-        behind.into_iter().chain(slow).min()
+        behind.into_iter().chain(slow).chain(locked_out).min()
     }
 
     pub(super) fn start_upkeep(&mut self, step: &mut Step<M>) -> Option<Instant> {

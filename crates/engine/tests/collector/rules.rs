@@ -211,6 +211,67 @@ fn a_slow_flush_has_values_protected_once_and_not_before_it_is_slow() {
 }
 
 #[test]
+fn an_idle_collector_is_there_when_the_lock_of_somebody_else_ends() {
+    let mut world = World::started(options());
+    for _ in 0..10 {
+        world.answer_locked(None);
+        world.end_wait();
+    }
+    world.answer_locked(Some(secs(600)));
+    assert_eq!(world.idle, ms(160), "no longer than otherwise");
+    world.end_wait();
+    world.answer_locked(Some(ms(20)));
+    assert_eq!(world.idle, ms(21));
+    world.end_wait();
+    world.answer_claim(0, 1);
+    assert_eq!(world.idle, ms(160), "the delay is as long again as it was");
+}
+
+#[test]
+fn what_stays_locked_by_others_is_kept_alive() {
+    // Where locks are many, every other claim begins behind them.
+    for locked in [|_| true, |claim: u32| claim % 2 == 0] {
+        let mut world = World::started(options());
+        world.upkeeps.clear();
+        for claim in 0.. {
+            if world.at() >= secs(12) {
+                break;
+            }
+            if world.wait.is_some() {
+                world.end_wait();
+            }
+            match locked(claim) {
+                true => world.answer_locked(None),
+                false => world.answer_claim(0, 1),
+            }
+            world.pass(ms(100));
+            match world.upkeep {
+                Some(Upkeep::Sweep) => world.end_upkeep(UpkeepEnd::Swept),
+                Some(Upkeep::Recent { .. }) => world.end_upkeep(UpkeepEnd::Protected { at: 1.0 }),
+                _ => {}
+            }
+        }
+        let sweep = world.upkeeps.iter().find(|(_, upkeep)| *upkeep == Upkeep::Sweep);
+        assert!(sweep.is_some_and(|(at, _)| *at >= secs(10)), "{:?}", world.upkeeps);
+    }
+}
+
+#[test]
+fn a_lock_that_has_ended_is_no_reason_to_keep_values_alive() {
+    let mut world = World::started(options());
+    world.upkeeps.clear();
+    world.answer_locked(None);
+    while world.at() < secs(30) {
+        if world.wait.is_some() {
+            world.end_wait();
+        }
+        world.answer_claim(0, 1);
+        world.pass(ms(100));
+    }
+    assert!(world.upkeeps.is_empty(), "{:?}", world.upkeeps);
+}
+
+#[test]
 fn a_stop_writes_what_is_held_and_what_the_last_claim_brings() {
     let mut world = World::started(options());
     world.answer_claim(3, 0);

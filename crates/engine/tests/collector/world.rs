@@ -9,7 +9,7 @@ use std::{
 
 use balance_sync_engine::{
     collector::{
-        Claimed, Collector, Command, Controls, Event, FlightEnd, FlightId, Options, Report, Role, Service,
+        Claimed, Collector, Command, Controls, Event, FlightEnd, FlightId, Locked, Options, Report, Role, Service,
         Task, Trigger, Upkeep, UpkeepEnd,
     },
     failure::{Failure, NextTry, Obstacle, Pace, Reaction, Reason, Settings, Side},
@@ -100,6 +100,8 @@ pub struct World {
 
     pub claim: Option<usize>,
     pub wait: Option<Wait>,
+    /// How long the last wait of an idle collector may take.
+    pub idle: Duration,
     pub permit: Permit,
     pub probe: bool,
     pub upkeep: Option<Upkeep>,
@@ -138,6 +140,7 @@ impl World {
             stopping: false,
             claim: None,
             wait: None,
+            idle: Duration::ZERO,
             permit: Permit::None,
             probe: false,
             upkeep: None,
@@ -220,7 +223,14 @@ impl World {
         let members: Vec<u32> = (0..found).map(|_| self.new_member()).collect();
         self.buffered.extend(&members);
         let scheduled = found as u64 + more;
-        self.handle(Event::Claimed(Claimed { members, scheduled, head_age: Some(ms(1)) }));
+        self.handle(Event::Claimed(Claimed { members, scheduled, head_age: Some(ms(1)), locked: None }));
+    }
+
+    /// The claim under way brings nothing: one member is due, and locked by somebody else for so long.
+    pub fn answer_locked(&mut self, unlock_in: Option<Duration>) {
+        self.claim.take().expect("a claim is under way");
+        let locked = Some(Locked { unlock_in });
+        self.handle(Event::Claimed(Claimed { members: Vec::new(), scheduled: 1, head_age: None, locked }));
     }
 
     fn new_member(&mut self) -> u32 {
@@ -401,7 +411,10 @@ impl World {
                 self.claims += 1;
                 self.claim = Some(limit);
             }
-            Command::Idle { .. } => self.begin_wait(Wait::Idle),
+            Command::Idle { delay } => {
+                self.idle = delay;
+                self.begin_wait(Wait::Idle);
+            }
             Command::Watch => {
                 assert_eq!(self.controls.role, Role::Standby);
                 self.begin_wait(Wait::Watch);

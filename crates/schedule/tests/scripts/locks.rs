@@ -220,3 +220,21 @@ async fn lock_and_lease_of_a_dead_worker_expire_together() {
         .unwrap();
     assert_eq!(tenant.lock_of(&member).await.as_deref(), Some("alive"));
 }
+
+#[tokio::test]
+async fn a_claim_tells_when_the_first_foreign_lock_ends() {
+    let tenant = Tenant::new("lock-end").await;
+    let members = tenant.schedule_many(4).await;
+    let schedule = tenant.lock_mode("us");
+    lock_by_ledger(&tenant, &members[..3]).await;
+    tell!(tenant, "EXPIRE", tenant.space.lock(members[1].as_bytes()), 300);
+    // Has no end.
+    tell!(tenant, "PERSIST", tenant.space.lock(members[2].as_bytes()));
+    let claim = schedule.claim(10).await.unwrap();
+    assert_eq!((claim.foreign, claim.entries.len()), (3, 1));
+    let unlock_in = claim.unlock_in.unwrap();
+    assert!((Duration::from_secs(200)..=Duration::from_secs(300)).contains(&unlock_in), "{unlock_in:?}");
+    unlock(&tenant, &members[..2]).await;
+    let claim = schedule.claim(10).await.unwrap();
+    assert_eq!((claim.foreign, claim.entries.len(), claim.unlock_in), (1, 2, None));
+}

@@ -217,3 +217,31 @@ async fn the_next_page_begins_after_a_last_member_that_was_settled() {
         assert!(tenant.ttl(member).await > 50_000, "{member} was passed over");
     }
 }
+
+/// Older ledgers mark a deletion under `<balance key>:deleted`, and wait for the end of that key. It is put off again and again
+/// until then.
+#[tokio::test]
+async fn a_deletion_marker_keeps_its_ttl_and_the_value_of_a_balance_with_such_a_key_does_not() {
+    let tenant = Tenant::new("protect-marker").await;
+    let schedule = tenant.with(|options| options.put_off = Duration::from_millis(1));
+    let marker = format!("{}:deleted", tenant.member("a"));
+    let balance = format!("{}:deleted", tenant.member("b"));
+    for (member, value) in [(&marker, "9f86d081884c7d65"), (&balance, " {\"ID\":1}")] {
+        tell!(tenant, "SET", member, value, "PX", 60_000);
+        tenant.schedule(member, "1795380490.5").await;
+    }
+    let left = async |member: &str| tenant.life(member).await / 1000;
+
+    let claim = schedule.claim(10).await.unwrap().entries;
+    assert_eq!(claim.len(), 2);
+    assert_eq!((left(&marker).await <= 60, left(&balance).await > 600), (true, true), "by a claim");
+    tell!(tenant, "PEXPIRE", &balance, 60_000);
+    schedule.release(&claim.iter().collect::<Vec<_>>()).await.unwrap();
+    assert_eq!((left(&marker).await <= 60, left(&balance).await > 600), (true, true), "by a release");
+    tell!(tenant, "PEXPIRE", &balance, 60_000);
+    sweep(&schedule).await;
+    assert_eq!((left(&marker).await <= 60, left(&balance).await > 600), (true, true), "by a sweep");
+    tell!(tenant, "PEXPIRE", &balance, 60_000);
+    schedule.protect_since(Some(0.0)).await.unwrap();
+    assert_eq!((left(&marker).await <= 60, left(&balance).await > 600), (true, true), "by a look at the recent");
+}

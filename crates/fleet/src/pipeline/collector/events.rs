@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use balance_sync_engine::{
-    collector::{Claimed as Answer, Event, FlightEnd, UpkeepEnd},
+    collector::{Claimed as Answer, Event, FlightEnd, Locked, UpkeepEnd},
     failure::{Failure, Side},
 };
 use balance_sync_schedule::{Claim, Claimed, Refused, ScheduleError};
@@ -89,13 +89,14 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
         if let Some(refused) = &claim.refused {
             self.note_refusal(refused);
         }
-        let Claim { entries, scheduled, now, .. } = claim;
+        let Claim { entries, scheduled, now, foreign, unlock_in, .. } = claim;
         // Not simply the first: a lease that lapsed shows no time.
         let head_age = entries
             .iter()
             .find_map(Claimed::scheduled_at)
             .map(|at| Duration::try_from_secs_f64(now - at).unwrap_or_default());
-        Event::Claimed(Answer { members: entries, scheduled, head_age })
+        let locked = (foreign > 0).then_some(Locked { unlock_in });
+        Event::Claimed(Answer { members: entries, scheduled, head_age, locked })
     }
 
     /// Redis refused some of what a claim asked for: the tenant goes on, and shows it until it has not happened for a while.

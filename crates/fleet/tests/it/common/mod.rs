@@ -290,7 +290,7 @@ impl Queue for FakeQueue {
         let now = redis.now();
         redis.answer("claim").await;
         let refused = redis.refused.borrow().clone();
-        Ok(Claim { entries, scheduled, now, foreign: 0, refused })
+        Ok(Claim { entries, scheduled, now, foreign: 0, unlock_in: None, refused })
     }
 
     async fn settle(&self, written: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
