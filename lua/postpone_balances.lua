@@ -9,9 +9,10 @@
 -- ARGV[5]  tenant prefix: only values whose key begins with it are touched ('' = single-tenant)
 -- ARGV[6…] groups of three: lease score, member, 'v' = raise the TTL of its value, '-' = don't
 --
--- Result   { postponed, kept }
+-- Result   { postponed, kept, due }
 --          postponed  members that are due again after the delay
 --          kept       members with a newer mutation or a later claim: unchanged
+--          due        the new score of every postponed member
 --
 -- Atomic: comparing scores, moving, unlocking, protecting. Our lock is deleted unless a later claim holds the member.
 
@@ -32,4 +33,4 @@ local kept = for_leased(KEYS[1], 6, 3, lock_prefix, token, function(members, pos
     if ARGV[positions[n] + 2] == 'v' and is_own(member, prefix) then raise_ttl(member, floor_ms) end
   end
 end)
-return { postponed, kept }
+return { postponed, kept, later }

@@ -5,7 +5,7 @@
 //!
 //! Which tenants: [`membership`] (which list of tenants is believed) · [`registration`] and [`partition`] (which of them are
 //! this worker's) · [`plan`] (which collectors run). One tenant: [`collector`] (its claims and flushes) · [`standby`]
-//! (whether its first owner claims) · [`state`] and [`reason`] (what is shown of it). When something fails: [`failure`]
+//! (whether its first owner claims) · [`trail`] (its values that are gone) · [`state`] and [`reason`] (what is shown of it). When something fails: [`failure`]
 //! (what follows) · [`backoff`] (delays) · [`breaker`] (a service that fails again and again).
 
 pub mod backoff;
@@ -20,3 +20,4 @@ pub mod reason;
 pub mod registration;
 pub mod standby;
 pub mod state;
+pub mod trail;

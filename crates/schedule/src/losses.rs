@@ -12,7 +12,7 @@ use crate::{
     claimed::Claimed,
     error::ScheduleError,
     quarantine::QuarantineEntry,
-    schedule::{QuarantineReport, ReleaseReport, Schedule, SettleReport, bulk, ints, millis},
+    schedule::{PostponeReport, QuarantineReport, Schedule, SettleReport, bulk, ints, millis},
     scripts,
 };
 
@@ -99,13 +99,6 @@ impl Schedule {
         self.remove("nothing", obsolete).await
     }
 
-    /// When a member was claimed, in seconds of Redis time.
-    #[must_use]
-    pub fn claimed_at(&self, claimed: &Claimed) -> Option<f64> {
-        let lease: f64 = claimed.lease.parse().ok()?;
-        Some(lease - self.options().claim_ttl.as_secs_f64())
-    }
-
     /// Makes members without a value due again after the delay, each only under its lease.
     ///
     /// # Errors
@@ -114,10 +107,9 @@ impl Schedule {
         &self,
         absent: &[&Claimed],
         delay: Duration,
-    ) -> Result<ReleaseReport, ScheduleError> {
+    ) -> Result<PostponeReport, ScheduleError> {
         let members: Vec<_> = absent.iter().map(|claimed| (*claimed, false)).collect();
-        let report = self.postpone_for(&members, delay).await?;
-        Ok(ReleaseReport { released: report.postponed, kept: report.kept })
+        self.postpone_for(&members, delay).await
     }
 
     /// Number of lost balances.

@@ -100,12 +100,14 @@ pub struct ReleaseReport {
 }
 
 /// Result of postponing.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PostponeReport {
     /// Members that are due again after the delay.
     pub postponed: u64,
     /// Members with a newer mutation or a later claim.
     pub kept: u64,
+    /// The score of the postponed, in seconds. No other script or producer gives it.
+    pub due: f64,
 }
 
 /// Result of quarantining.
@@ -360,6 +362,7 @@ impl Schedule {
         members: &[(&Claimed, bool)],
         delay: Duration,
     ) -> Result<PostponeReport, ScheduleError> {
+        const OPERATION: &str = "postpone";
         if members.is_empty() {
             return Ok(PostponeReport::default());
         }
@@ -375,8 +378,9 @@ impl Schedule {
             cmd.arg(&*claimed.lease).arg(&claimed.member).arg(if *keep_alive { "v" } else { "-" });
         }
         let value = scripts::POSTPONE.run(&self.link, &cmd).await?;
-        let counts = ints("postpone", &value, 2)?;
-        Ok(PostponeReport { postponed: counts[0], kept: counts[1] })
+        let parts = array(OPERATION, &value, 3)?;
+        let [postponed, kept] = [int(OPERATION, &parts[0])?, int(OPERATION, &parts[1])?];
+        Ok(PostponeReport { postponed, kept, due: seconds(OPERATION, &parts[2])? })
     }
 
     /// Moves members that can't be synced into quarantine, each only under its lease.

@@ -271,12 +271,6 @@ impl Schedules {
         Ok(sum)
     }
 
-    /// When a member was claimed, in seconds of Redis time.
-    #[must_use]
-    pub fn claimed_at(&self, claimed: &Claimed) -> Option<f64> {
-        self.of(claimed).claimed_at(claimed)
-    }
-
     /// As [`Schedule::dismiss`], each member in the schedule it came from.
     ///
     /// # Errors
@@ -292,22 +286,21 @@ impl Schedules {
         Ok(sum)
     }
 
-    /// As [`Schedule::put_off`], each member in the schedule it came from.
+    /// As [`Schedule::put_off`], each member in the schedule it came from; returns one report for each of these schedules.
     ///
     /// # Errors
     /// As [`Schedule::put_off`]; some may have been put off then.
     pub async fn put_off(
         &self,
-        waiting: &[&Claimed],
+        absent: &[&Claimed],
         delay: Duration,
-    ) -> Result<ReleaseReport, ScheduleError> {
-        let mut sum = ReleaseReport::default();
-        for (schedule, members) in self.by_schedule(waiting, |claimed| claimed.schedule) {
-            let report = schedule.put_off(&members, delay).await?;
-            sum.released += report.released;
-            sum.kept += report.kept;
+    ) -> Result<Vec<(usize, PostponeReport)>, ScheduleError> {
+        let mut reports = Vec::new();
+        for (schedule, members) in self.by_schedule(absent, |claimed| claimed.schedule) {
+            let at = members.first().map_or(0, |claimed| claimed.schedule);
+            reports.push((at, schedule.put_off(&members, delay).await?));
         }
-        Ok(sum)
+        Ok(reports)
     }
 
     /// As [`Schedule::record_losses`], each member in the schedule it came from.

@@ -88,8 +88,12 @@ bugs! {
     ClaimDoesNotProtect,
     /// Members without a value are removed without asking what became of them.
     GoneIsForgotten,
-    /// A row as new as the trail counts, however young the mutation is.
+    /// A row as new as the trail counts at once.
     NoTrailGrace,
+    /// A row as new as the trail counts where the mutation is old enough, or of unknown age.
+    AgeIsEnough,
+    /// A row as new as the trail counts at the second look, also after a failure in between.
+    OutageForgotten,
     /// What the trail shows to be lost is removed and not listed.
     LossNotListed,
     /// Losses are recorded without comparing the score with the lease.

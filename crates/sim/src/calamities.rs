@@ -92,7 +92,9 @@ impl World {
             }
             if value.expires > clock {
                 next = next.min(now + (value.expires - clock) * 1000);
-            } else if truth.life < SHORT_LIFE || truth.life < MIDDLE_LIFE && self.disturbed_until + 80 * SECOND > now {
+            } else if truth.life < SHORT_LIFE
+                || truth.life < MIDDLE_LIFE && self.disturbed_until + 80 * SECOND > now
+            {
                 self.value_lost(at, balance, "expires");
             }
         }

@@ -154,6 +154,9 @@ impl World {
         if !self.workers.iter().any(|worker| worker.up && !worker.stopping) {
             self.excuse(None, now);
         }
+        // What stands behind locked members is found when they have been looked at, a few with each claim.
+        let pages = self.plan.lock && self.plan.scan_limit < self.plan.balances;
+        let alone = if pages { BOUND } else { ALONE };
         for at in 0..self.tenants.len() {
             let tenant = &mut self.tenants[at];
             let served = tenant.present && !tenant.paused;
@@ -196,7 +199,7 @@ impl World {
                     let what = format!("version {version} of balance {balance} has waited for {waited} s");
                     found = Some(("G6/G8", what));
                 } else if let Some(&(version, waits)) = truth.unwritten.front()
-                    && late(waits.max(tenant.calm_from), ALONE)
+                    && late(waits.max(tenant.calm_from), alone)
                 {
                     let what = format!(
                         "version {version} of balance {balance} waits, though nothing is wrong with its tenant"
@@ -206,7 +209,10 @@ impl World {
                     let done = !truth.is_owed(row) || truth.shape.is_poison();
                     let patient = value.is_none_or(|value| value.document.shape == Shape::Marker);
                     let (from, bound) = match patient {
-                        true => (truth.changed_at.max(truth.vanished_at), BOUND + DECIDES + self.plan.put_off * SECOND),
+                        true => (
+                            truth.changed_at.max(truth.vanished_at),
+                            BOUND + DECIDES + self.plan.put_off * SECOND,
+                        ),
                         false => (truth.changed_at, BOUND),
                     };
                     if (done || truth.gone.is_some()) && late(from, bound) {

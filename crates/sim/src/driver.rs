@@ -5,6 +5,7 @@ use std::time::Duration;
 use balance_sync_engine::{
     collector::{Claimed, Collector, Command, Event, FlightId, Locked, Task, Upkeep, UpkeepEnd},
     failure::Side,
+    trail::TrailWatch,
 };
 use rand::Rng;
 
@@ -52,6 +53,7 @@ pub(crate) enum Slot {
 /// One collector and what is under way for it.
 pub(crate) struct Actor {
     machine: Collector<Held>,
+    pub(crate) trail: TrailWatch<usize>,
     pub(crate) tasks: Vec<(u64, Slot)>,
     pub(crate) flights: Vec<Flight>,
     /// What [`Command::AbandonFlights`] releases.
@@ -78,6 +80,7 @@ impl World {
         let machine = Collector::new(self.options.clone(), seed, self.instant());
         self.workers[worker].actors[tenant] = Some(Actor {
             machine,
+            trail: TrailWatch::new(self.options.trail_grace),
             tasks: Vec::new(),
             flights: Vec::new(),
             abandoned: 0,
@@ -216,6 +219,12 @@ impl World {
                 self.note(Some(tenant), || format!("worker {worker}: {}", state.name()));
             }
             Command::Degrade { reaction, .. } => {
+                let now = self.instant();
+                if self.bug != Some(Bug::OutageForgotten)
+                    && let Some(actor) = self.actor(worker, tenant)
+                {
+                    actor.trail.failed(now);
+                }
                 self.note(Some(tenant), || format!("worker {worker}: degraded ({})", reaction.reason));
             }
             Command::Report(report) => {

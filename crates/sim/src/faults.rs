@@ -97,7 +97,7 @@ impl World {
                 if self.tenants[tenant].present {
                     self.tenants[tenant].present = false;
                     self.excuse(Some(tenant), until(lasts) + DRAINS);
-                self.disturbed_until = self.disturbed_until.max(until(lasts) + DRAINS);
+                    self.disturbed_until = self.disturbed_until.max(until(lasts) + DRAINS);
                     for worker in 0..self.workers.len() {
                         self.handle(worker, tenant, Event::Leave);
                     }

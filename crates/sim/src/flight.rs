@@ -1,9 +1,12 @@
 //! One flush, step by step: write, then settle or release; quarantine what can't be read, put off what can't be read yet,
 //! and find out what became of values that are gone. As `crates/fleet/src/pipeline` does it.
 
+use std::time::Instant;
+
 use balance_sync_engine::{
     collector::{Event, FlightEnd, FlightId},
     failure::Side,
+    trail::TrailWatch,
 };
 
 use crate::{
@@ -57,6 +60,8 @@ pub(crate) struct Flight {
     put_off: Vec<(Held, bool)>,
     gone: Vec<Held>,
     waiting: Vec<Held>,
+    /// When Postgres was asked what became of values that are gone.
+    asked: Instant,
     lost: Vec<(Held, Option<u64>)>,
     end: FlightEnd,
 }
@@ -100,16 +105,24 @@ impl Flight {
     }
 
     /// Sorts out what became of values that are gone.
-    fn sort(&mut self, fates: &[Fate], grace: u64, bug: Option<Bug>) {
-        let young = |held: &Held| {
-            let claimed = held.lease - CLAIM_TTL as f64 / SECOND as f64;
-            !is_lease(held.former) && claimed - held.former < grace as f64 / SECOND as f64
+    fn sort(&mut self, fates: &[Fate], trail: &mut TrailWatch<usize>, bug: Option<Bug>) {
+        let early = |held: &Held, trail: &TrailWatch<usize>| match bug {
+            Some(Bug::NoTrailGrace) => false,
+            Some(Bug::AgeIsEnough) => {
+                let claimed = held.lease - CLAIM_TTL as f64 / SECOND as f64;
+                !is_lease(held.former) && claimed - held.former < trail.grace().as_secs_f64()
+            }
+            _ => !trail.is_complete(&held.balance, held.former, self.asked),
         };
         let mut obsolete = Vec::new();
         for (held, fate) in std::mem::take(&mut self.gone).into_iter().zip(fates) {
+            let wait = *fate == Fate::Stale && early(&held, trail);
+            if !wait {
+                trail.forget(&held.balance);
+            }
             match fate {
                 Fate::Deleted => obsolete.push(held),
-                Fate::Stale if young(&held) && bug != Some(Bug::NoTrailGrace) => self.waiting.push(held),
+                Fate::Stale if wait => self.waiting.push(held),
                 Fate::Lost(_) | Fate::Unknown if bug == Some(Bug::LossNotListed) => obsolete.push(held),
                 Fate::Stale => obsolete.push(held),
                 Fate::Lost(version) => self.lost.push((held, Some(*version))),
@@ -140,6 +153,7 @@ impl World {
             put_off: Vec::new(),
             gone: Vec::new(),
             waiting: Vec::new(),
+            asked: self.instant(),
             lost: Vec::new(),
             end: FlightEnd::default(),
         };
@@ -196,10 +210,10 @@ impl World {
 
     /// Sends the request of a flight's step.
     fn send_flight(&mut self, at: (usize, usize), id: FlightId) {
-        let now = self.now;
+        let (now, instant) = (self.now, self.instant());
         let (put_off, grace) = (nanos(self.options.put_off), nanos(self.options.trail_grace));
         let Some(actor) = self.actor(at.0, at.1) else { return };
-        let Some(flight) = actor.flights.iter().find(|flight| flight.id == id) else { return };
+        let Some(flight) = actor.flights.iter_mut().find(|flight| flight.id == id) else { return };
         let write_within = flight.deadline.saturating_sub(now);
         let (request, timeout) = match flight.step {
             Step::Connect => (Request::Connect, write_within),
@@ -209,6 +223,7 @@ impl World {
             Step::Quarantine => (Request::Quarantine(flight.refused.clone()), REDIS_TIMEOUT),
             Step::PutOff => (Request::Postpone(flight.put_off.clone(), put_off), REDIS_TIMEOUT),
             Step::Ask => {
+                flight.asked = instant;
                 let balances = flight.gone.iter().map(|held| held.balance).collect();
                 (Request::Fates(balances), write_within.max(ASKS_FOR))
             }
@@ -226,7 +241,7 @@ impl World {
     }
 
     pub(crate) fn flight_step(&mut self, at: (usize, usize), id: FlightId, answer: Result<Reply, Cause>) {
-        let (bug, grace) = (self.bug, nanos(self.options.trail_grace));
+        let bug = self.bug;
         let timeline = self.tenants[at.1].postgres.timeline;
         let Some(actor) = self.actor(at.0, at.1) else { return };
         let Some(index) = actor.flights.iter().position(|flight| flight.id == id) else { return };
@@ -240,7 +255,11 @@ impl World {
             Ok(Reply::Written(then)) if then != timeline => Err(Cause::Refused),
             answer => answer,
         };
-        let done = if let Ok(Reply::Done(count)) = answer { count } else { 0 };
+        let (done, due) = match answer {
+            Ok(Reply::Done(count)) => (count, None),
+            Ok(Reply::PutOff(count, due)) => (count, Some(due)),
+            _ => (0, None),
+        };
         let failed = answer.is_err();
         let settled_first = bug == Some(Bug::SettleBeforeWrite);
         let end = &mut flight.end;
@@ -280,7 +299,7 @@ impl World {
             }
             (Step::Ask, Ok(Reply::Fates(fates))) => {
                 end.answered = true;
-                flight.sort(&fates, grace, bug);
+                flight.sort(&fates, &mut actor.trail, bug);
                 flight.after(Step::Ask)
             }
             (Step::Ask, answer) => {
@@ -289,6 +308,11 @@ impl World {
                 Step::ReleaseGone
             }
             (step @ (Step::Release | Step::ReleaseGone | Step::WaitForTrail), _) => {
+                if let (Step::WaitForTrail, Some(due)) = (step, due) {
+                    for held in &flight.waiting {
+                        actor.trail.put_off(held.balance, due, flight.asked);
+                    }
+                }
                 end.released += done;
                 let held = match step {
                     Step::Release => flight.good.len(),

@@ -78,6 +78,8 @@ impl World {
                 }
                 if !tenant.pod.held.is_empty() {
                     next = Stage::Read;
+                    let held: Vec<usize> = tenant.pod.held.iter().map(|held| held.balance).collect();
+                    self.note(Some(at), || format!("redis: the ledger's worker locks {held:?}"));
                 }
             }
             Stage::Read if away => tenant.pod.held.clear(),

@@ -17,9 +17,10 @@ pub mod plan;
 mod postgres;
 pub mod producers;
 mod redis;
-pub mod search;
 #[cfg(test)]
+#[allow(clippy::print_stdout, clippy::unwrap_used, reason = "it is a test")]
 mod scripts;
+pub mod search;
 mod servers;
 pub mod truth;
 mod values;

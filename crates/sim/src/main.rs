@@ -14,8 +14,8 @@ use balance_sync_sim::{
     world::{Outcome, World},
 };
 
-/// Seeds in which each planted bug must be found.
-const BUG_SEEDS: u64 = 2_000;
+/// Seeds in which each planted bug must be found: less than a minute.
+const BUG_SEEDS: u64 = 6_000;
 /// Lines of a trace that are shown.
 const SHOWN: usize = 60;
 
@@ -113,15 +113,15 @@ fn find_bugs(first: u64) -> bool {
         let begun = Instant::now();
         match search::find(Some(bug), first..first + BUG_SEEDS) {
             Some(found) => {
+                let seconds = begun.elapsed().as_secs_f64();
                 let (small, _) = search::shrink(&found.plan, Some(bug));
                 let violation =
                     found.outcome.violation.unwrap_or_else(|| unreachable!("it was found by one"));
                 println!(
-                    "  {bug}: {} after {} runs, {} steps, {:.1} s with shrinking to {} faults: {}",
+                    "  {bug}: {} after {seconds:.2} s, {} runs, {} steps; shrunk to {} faults: {}",
                     violation.guarantee,
                     found.runs,
                     found.steps,
-                    begun.elapsed().as_secs_f64(),
                     small.faults.len(),
                     violation.what
                 );

@@ -323,9 +323,41 @@ fn faults(rng: &mut SmallRng, plan: &Plan, count: usize, loses: bool) -> Vec<(u6
             faults.push((at - before, Fault::Burst { tenant: fault.tenant(rng, plan) }));
         }
         faults.push((at, fault));
+        if rng.random_bool(0.5) {
+            together(rng, at, fault, &mut faults);
+        }
     }
+    faults.retain(|(at, _)| *at < end);
     faults.sort_by_key(|(at, _)| *at);
     faults
+}
+
+/// Adds what must come together with a fault for some bugs to show: by chance alone it hardly ever does.
+fn together(rng: &mut SmallRng, at: u64, fault: Fault, faults: &mut Vec<(u64, Fault)>) {
+    let mut secs = |from: u64, to: u64| rng.random_range(from * SECOND..to * SECOND);
+    match fault {
+        // The value goes before anybody has read it, and Postgres before the operation has come.
+        Fault::Evict { tenant, .. } => {
+            let outage = (at + secs(5, 55), Fault::PostgresDown { tenant, lasts: secs(5, 60) });
+            let lag = (at - 1, Fault::TrailLags { tenant, lasts: secs(1, 60) });
+            faults.extend([lag, (at - 1, Fault::Burst { tenant }), outage]);
+        }
+        // The marker is there before anybody has read the value.
+        Fault::Marker { tenant, .. } => faults.push((at - 1, Fault::Burst { tenant })),
+        // Values that could expire between two sweeps are written in an outage that is known already.
+        Fault::ShortLife { tenant, .. } => {
+            let outage = (at - 1, Fault::PostgresDown { tenant, lasts: secs(90, 400) });
+            let life = Fault::ShortLife { tenant, lasts: secs(30, 60), life: secs(25, 45) };
+            let later = at + secs(3, 30);
+            faults.extend([
+                outage,
+                (at + 1, life),
+                (at + 1, Fault::Burst { tenant }),
+                (later, Fault::Burst { tenant }),
+            ]);
+        }
+        _ => {}
+    }
 }
 
 fn fault(rng: &mut SmallRng, plan: &Plan, loses: bool) -> Fault {

@@ -116,7 +116,7 @@ impl World {
         truth.life = ttl;
         tenant.marks.push(Mutation { balance, version: state.version, good });
         tenant.redis.mutate(clock, balance, Document { state, shape }, ttl);
-        let slow = if tenant.trail_lags_until > now { 20 * SECOND } else { 2 * SECOND };
+        let slow = if tenant.trail_lags_until > now { 50 * SECOND } else { 2 * SECOND };
         let lag = tenant.producer.random_range(SECOND / 1000..slow);
         self.push(now + lag, What::Operation { tenant: at, balance, version: state.version });
         if short {
@@ -135,7 +135,7 @@ impl World {
 
     /// The operation of a mutation reaches the trail.
     pub(crate) fn operation(&mut self, at: usize, balance: usize, version: u64) {
-        let lag = self.tenants[at].producer.random_range(0..5 * SECOND);
+        let lag = self.tenants[at].producer.random_range(0..30 * SECOND);
         let postgres = &mut self.tenants[at].postgres;
         let away = postgres.down_until.max(postgres.hangs_until).max(postgres.read_only_until);
         if away > self.now {

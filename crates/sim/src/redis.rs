@@ -350,21 +350,28 @@ impl Schedule {
         taken
     }
 
-    /// `postpone_balances.lua`: members, each with whether its value is kept alive; returns how many were put off.
-    pub(crate) fn postpone(&mut self, now: u64, members: &[(Held, bool)], delay: u64, rules: Rules) -> usize {
-        let mut postponed = 0;
+    /// `postpone_balances.lua`: members, each with whether its value is kept alive; returns how many were put off, and
+    /// to which score.
+    pub(crate) fn postpone(
+        &mut self,
+        now: u64,
+        members: &[(Held, bool)],
+        delay: u64,
+        rules: Rules,
+    ) -> (usize, f64) {
+        let (mut postponed, due) = (0, half(now + delay));
         for (held, keep_alive) in members {
             if rules.bug != Some(Bug::BlindPostpone) && !self.is_ours(now, held, rules) {
                 continue;
             }
-            self.entries[held.balance].score = Some(half(now + delay));
+            self.entries[held.balance].score = Some(due);
             self.unlock(held.balance, rules);
             if *keep_alive && rules.bug != Some(Bug::PutOffExpires) {
                 self.raise_life(now, held.balance, rules.protect_floor.max(3 * delay), rules);
             }
             postponed += 1;
         }
-        postponed
+        (postponed, due)
     }
 
     /// `record_losses.lua`: members, each with the version that is lost, if that is certain; returns the recorded balances.

@@ -35,8 +35,13 @@ const APART: u64 = 100_000_000;
 const PUT_OFF: u64 = 500_000_000;
 const SCAN_LIMIT: usize = 3;
 /// In Redis's time.
-const RULES: Rules =
-    Rules { bug: None, claim_ttl: 30_000_000, protect_floor: 900_000_000, lock: None, scan_limit: SCAN_LIMIT };
+const RULES: Rules = Rules {
+    bug: None,
+    claim_ttl: 30_000_000,
+    protect_floor: 900_000_000,
+    lock: None,
+    scan_limit: SCAN_LIMIT,
+};
 
 /// What a worker holds, on both sides.
 type Both = (Claimed, Held);
@@ -88,7 +93,8 @@ impl Pair {
     }
 
     async fn tick(&mut self) {
-        let (seconds, micros): (u64, u64) = Cmd::new().arg("TIME").query_async(&mut self.redis).await.unwrap();
+        let (seconds, micros): (u64, u64) =
+            Cmd::new().arg("TIME").query_async(&mut self.redis).await.unwrap();
         self.now = seconds * 1_000_000 + micros;
     }
 
@@ -119,7 +125,9 @@ return t[1] * 1000000 + t[2]",
         worker.resume = answer.resume;
         assert_eq!((claim.scheduled, claim.foreign), (answer.scheduled, answer.foreign));
         match (claim.unlock_in, answer.unlock_in) {
-            (Some(real), Some(ours)) => assert!(real.as_micros().abs_diff(ours.into()) < APART.into(), "{real:?}, {ours}"),
+            (Some(real), Some(ours)) => {
+                assert!(real.as_micros().abs_diff(ours.into()) < APART.into(), "{real:?}, {ours}")
+            }
             (real, ours) => assert_eq!((real, ours), (None, None)),
         }
         assert_eq!(claim.entries.len(), answer.members.len(), "claimed");
@@ -182,8 +190,9 @@ return t[1] * 1000000 + t[2]",
         let model: Vec<_> = model.into_iter().map(|held| (held, keep_alive)).collect();
         let worker = &self.workers[at];
         let report = worker.schedule.postpone(&real).await.unwrap();
-        let postponed = self.model.postpone(self.now, &model, PUT_OFF, worker.rules);
+        let (postponed, due) = self.model.postpone(self.now, &model, PUT_OFF, worker.rules);
         assert_eq!(report.postponed, postponed as u64);
+        assert!(real.is_empty() || (0.0..60.0).contains(&(report.due - due)), "{report:?}");
         self.take_clock().await;
         format!("worker {at} puts off, keeping alive: {keep_alive}")
     }
@@ -193,7 +202,7 @@ return t[1] * 1000000 + t[2]",
         let lost: Vec<_> = real.iter().map(|real| (real, Loss { confirmed, ..Loss::default() })).collect();
         let model: Vec<_> = model.into_iter().map(|held| (held, confirmed.then_some(1))).collect();
         let worker = &self.workers[at];
-        let report = worker.schedule.lose(&lost).await.unwrap();
+        let report = worker.schedule.record_losses(&lost).await.unwrap();
         assert_eq!(report.quarantined, self.model.lose(self.now, &model, worker.rules).len() as u64);
         format!("worker {at} records losses, confirmed: {confirmed}")
     }

@@ -62,6 +62,8 @@ pub(crate) enum Reply {
     Claimed(ClaimAnswer),
     /// So many members.
     Done(usize),
+    /// So many members, and the score that they have now.
+    PutOff(usize, f64),
     /// The server's time, in seconds.
     Time(f64),
     /// Rows are written, on this timeline.
@@ -237,6 +239,13 @@ impl World {
                     self.note(Some(at), || {
                         format!("redis: worker {worker} claims{}", named(&answer.members))
                     });
+                } else if answer.foreign > 0 {
+                    self.note(Some(at), || {
+                        format!(
+                            "redis: worker {worker} claims nothing, {} are locked by others",
+                            answer.foreign
+                        )
+                    });
                 }
                 Reply::Claimed(answer)
             }
@@ -264,12 +273,12 @@ impl World {
                 Reply::Done(taken.len())
             }
             Request::Postpone(members, delay) => {
-                let postponed = redis.postpone(clock, members, delay / 1000, rules);
+                let (postponed, due) = redis.postpone(clock, members, delay / 1000, rules);
                 self.note(Some(at), || {
                     let held: Vec<Held> = members.iter().map(|(held, _)| *held).collect();
                     format!("redis: worker {worker} puts off{}, {postponed} of them", named(&held))
                 });
-                Reply::Done(postponed)
+                Reply::PutOff(postponed, due)
             }
             Request::Lose(lost) => {
                 let recorded = redis.lose(clock, lost, rules);

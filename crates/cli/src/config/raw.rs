@@ -260,7 +260,7 @@ pub(crate) struct Quarantine {
     pub max_entries: usize,
     /// Bytes of the value that are kept.
     pub max_value_bytes: usize,
-    /// How long an operation may be on its way to the ledger's trail.
+    /// How long an operation may be on its way to the ledger's trail, after its mutation or after an outage.
     #[serde(with = "humantime_serde")]
     pub trail_grace: Duration,
 }

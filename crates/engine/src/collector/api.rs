@@ -35,7 +35,7 @@ pub struct Options {
     pub protect_floor: Duration,
     /// How often legacy schedules and the other key form are looked at.
     pub survey_interval: Duration,
-    /// How long after a mutation its operation may still be on its way to the ledger's trail.
+    /// How long after a mutation, or after an outage, an operation may still be on its way to the ledger's trail.
     pub trail_grace: Duration,
     /// First delay after a failure.
     pub backoff_min: Duration,

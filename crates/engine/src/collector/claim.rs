@@ -139,7 +139,8 @@ impl<M> Collector<M> {
         // the lock ends gets it.
         let unlock_in = locked.and_then(|locked| locked.unlock_in).map(|left| left + UNLOCK_MARGIN);
         let delay = unlock_in.map_or(self.idle_delay, |unlock_in| unlock_in.min(self.idle_delay));
-        self.idle_delay = (self.idle_delay * 2).min(self.options.idle_backoff_max).max(self.options.poll_interval);
+        self.idle_delay =
+            (self.idle_delay * 2).min(self.options.idle_backoff_max).max(self.options.poll_interval);
         self.intake = Intake::Idle;
         step.command(Command::Idle { delay });
     }

@@ -33,7 +33,8 @@ use std::{
 };
 
 pub use api::{
-    Claimed, Command, Commands, Controls, Drained, Event, FlightEnd, FlightId, Locked, Options, Report, Role, Service, Task, Upkeep, UpkeepEnd,
+    Claimed, Command, Commands, Controls, Drained, Event, FlightEnd, FlightId, Locked, Options, Report, Role,
+    Service, Task, Upkeep, UpkeepEnd,
 };
 pub use gather::{Gather, Trigger};
 

@@ -230,7 +230,7 @@ fn an_idle_collector_is_there_when_the_lock_of_somebody_else_ends() {
 #[test]
 fn what_stays_locked_by_others_is_kept_alive() {
     // Where locks are many, every other claim begins behind them.
-    for locked in [|_| true, |claim: u32| claim % 2 == 0] {
+    for locked in [|_| true, |claim: u32| claim.is_multiple_of(2)] {
         let mut world = World::started(options());
         world.upkeeps.clear();
         for claim in 0.. {

@@ -9,8 +9,8 @@ use std::{
 
 use balance_sync_engine::{
     collector::{
-        Claimed, Collector, Command, Controls, Event, FlightEnd, FlightId, Locked, Options, Report, Role, Service,
-        Task, Trigger, Upkeep, UpkeepEnd,
+        Claimed, Collector, Command, Controls, Event, FlightEnd, FlightId, Locked, Options, Report, Role,
+        Service, Task, Trigger, Upkeep, UpkeepEnd,
     },
     failure::{Failure, NextTry, Obstacle, Pace, Reaction, Reason, Settings, Side},
     state::TenantState,

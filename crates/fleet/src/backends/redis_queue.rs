@@ -65,15 +65,15 @@ impl Queue for RedisQueue {
         self.schedules.quarantine(refused).await
     }
 
-    fn claimed_at(&self, claimed: &Claimed) -> Option<f64> {
-        self.schedules.claimed_at(claimed)
-    }
-
     async fn dismiss(&self, obsolete: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
         self.schedules.dismiss(obsolete).await
     }
 
-    async fn put_off(&self, waiting: &[&Claimed], delay: Duration) -> Result<ReleaseReport, ScheduleError> {
+    async fn put_off(
+        &self,
+        waiting: &[&Claimed],
+        delay: Duration,
+    ) -> Result<Vec<(usize, PostponeReport)>, ScheduleError> {
         self.schedules.put_off(waiting, delay).await
     }
 

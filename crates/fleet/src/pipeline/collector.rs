@@ -14,15 +14,17 @@ mod execute;
 mod traces;
 
 use std::{
+    cell::RefCell,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
-use balance_sync_engine::collector::{
-    Collector as Machine, Controls, Event, FlightId, Role, Service, Trigger,
-};
 pub use balance_sync_engine::collector::{Drained, Options as CollectorOptions};
+use balance_sync_engine::{
+    collector::{Collector as Machine, Controls, Event, FlightId, Role, Service, Trigger},
+    trail::TrailWatch,
+};
 use balance_sync_schedule::{Claim, Claimed, ScheduleError};
 use balance_sync_trace::Span;
 use futures::{StreamExt, future::LocalBoxFuture, stream::FuturesUnordered};
@@ -76,6 +78,7 @@ struct Driver<'a, Q, S: Sink> {
     status: &'a TenantStatus,
 
     machine: Machine<Claimed>,
+    trail: Rc<RefCell<TrailWatch<Vec<u8>>>>,
     /// The trace of what is in the machine's buffer: it began with the claim that brought the first, and goes on in its
     /// flush.
     batch: Span,
@@ -131,6 +134,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
             fleet: &collector.fleet,
             status: &collector.status,
             machine: Machine::new(options, rand::random(), Instant::now().into_std()),
+            trail: Rc::new(RefCell::new(TrailWatch::new(collector.options.trail_grace))),
             batch: Span::NONE,
             claim: None,
             wait: None,

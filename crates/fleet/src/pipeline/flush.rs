@@ -2,11 +2,13 @@
 
 use std::{
     borrow::Cow,
+    cell::RefCell,
     sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
 
 use balance_sync_domain::{BalanceRef, BalanceValue, Candidate, aggregate, effective_key};
+use balance_sync_engine::trail::TrailWatch;
 use balance_sync_schedule::{Claimed, ErrorClass, Refusal, ScheduleError};
 use balance_sync_store::{Outcome, Row, RowResult};
 use balance_sync_trace as trace;
@@ -135,8 +137,8 @@ pub struct Batch<'a> {
     pub waited: Duration,
     /// Longest time the write may take.
     pub deadline: Duration,
-    /// How long after a mutation its operation may still be on its way to the ledger's trail.
-    pub trail_grace: Duration,
+    /// What is known of values that were gone.
+    pub trail: &'a RefCell<TrailWatch<Vec<u8>>>,
 }
 
 /// Carries one batch. Never fails as a whole without having tried to give its members back.
@@ -144,7 +146,7 @@ pub async fn flush<Q: Queue, S: Sink>(
     queue: &Q,
     sink: &S,
     permit: S::Permit,
-    Batch { claimed, trigger, waited, deadline, trail_grace }: Batch<'_>,
+    Batch { claimed, trigger, waited, deadline, trail }: Batch<'_>,
     fleet: &FleetStatus,
     status: &TenantStatus,
 ) -> FlushEnd {
@@ -274,7 +276,7 @@ pub async fn flush<Q: Queue, S: Sink>(
     postpone(queue, &postponed, &mut end, status).await;
     wait_for_locks(queue, &locked, &mut end, status).await;
     let last = trigger == Trigger::Drain || status.leaving.load(Relaxed);
-    let limits = Limits { deadline: deadline.saturating_sub(begun.elapsed()), trail_grace, last };
+    let limits = Limits { deadline: deadline.saturating_sub(begun.elapsed()), trail, last };
     // Rarely any, and no flush should hold the room for it.
     Box::pin(gone::decide(queue, sink, &gone, limits, &mut end, status)).await;
     fleet.observe(Stage::Settle, settle_begun.elapsed());

@@ -2,16 +2,16 @@
 //! knows of them.
 //!
 //! That a row is as new as the newest operation proves nothing while the ledger may still be writing the operation of what
-//! is gone: it writes them after Redis. So such a member is settled only when its mutation is older than
-//! [`Limits::trail_grace`], and put off until then. A mutation whose time is not known any more (its claim has lapsed once, or
-//! it was put off) is that old, unless a claim is shorter than the grace.
+//! is gone: it writes them after Redis. [`TrailWatch`] decides when it does; until then the member is put off.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{cell::RefCell, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use balance_sync_domain::BalanceRef;
-use balance_sync_schedule::{Claimed, ErrorClass, Loss};
+use balance_sync_engine::trail::TrailWatch;
+use balance_sync_schedule::{Claimed, ErrorClass, Loss, PostponeReport};
 use balance_sync_store::{Fate, LastKnown, Named};
 use balance_sync_trace as trace;
+use tokio::time::Instant;
 
 use super::{
     failure::{SinkError, reaction, redis_reaction},
@@ -33,11 +33,11 @@ pub(crate) struct Gone<'a> {
 
 /// How long is waited for what.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(crate) struct Limits<'a> {
     /// What is left of the flush's deadline.
     pub(crate) deadline: Duration,
-    /// How long after a mutation its operation may still be on its way to the trail.
-    pub(crate) trail_grace: Duration,
+    /// What is known of values that were gone at the last look.
+    pub(crate) trail: &'a RefCell<TrailWatch<Vec<u8>>>,
     /// The collector is stopping.
     pub(crate) last: bool,
 }
@@ -48,7 +48,7 @@ pub(crate) async fn decide<Q: Queue, S: Sink>(
     queue: &Q,
     sink: &S,
     gone: &[Gone<'_>],
-    limits: Limits,
+    limits: Limits<'_>,
     end: &mut FlushEnd,
     status: &TenantStatus,
 ) {
@@ -56,6 +56,7 @@ pub(crate) async fn decide<Q: Queue, S: Sink>(
         return;
     }
     let held: Vec<&Claimed> = gone.iter().map(|gone| gone.member).collect();
+    let asked = Instant::now().into_std();
     // A write that has failed tells enough about Postgres.
     let fates = match &end.failure {
         Some(_) => None,
@@ -80,14 +81,18 @@ pub(crate) async fn decide<Q: Queue, S: Sink>(
     let (mut obsolete, mut waiting, mut lost) = (Vec::new(), Vec::new(), Vec::new());
     let (mut deleted, mut stale) = (0, 0);
     for (gone, fate) in gone.iter().zip(fates) {
+        let (name, former) = (&gone.member.member, gone.member.former.parse().unwrap_or(f64::NAN));
+        let mut trail = limits.trail.borrow_mut();
+        let early = matches!(fate, Fate::Stale { .. }) && !trail.is_complete(name.as_slice(), former, asked);
+        if !early {
+            trail.forget(name.as_slice());
+        }
         match fate {
             Fate::Deleted => {
                 deleted += 1;
                 obsolete.push(gone.member);
             }
-            Fate::Stale { .. } if is_young(queue, gone.member, limits.trail_grace) => {
-                waiting.push(gone.member)
-            }
+            Fate::Stale { .. } if early => waiting.push(gone.member),
             Fate::Stale { .. } => {
                 stale += 1;
                 obsolete.push(gone.member);
@@ -102,11 +107,17 @@ pub(crate) async fn decide<Q: Queue, S: Sink>(
         status.deleted.fetch_add(deleted as u64, Relaxed);
         status.stale.fetch_add(stale as u64, Relaxed);
     }
-    put_off(queue, &waiting, limits.trail_grace, end, status).await;
+    let delay = limits.trail.borrow().grace();
+    let reports = put_off(queue, &waiting, delay, end, status).await;
+    for member in waiting {
+        if let Some((_, report)) = reports.iter().find(|(schedule, _)| *schedule == member.schedule) {
+            limits.trail.borrow_mut().put_off(member.member.clone(), report.due, asked);
+        }
+    }
     record(queue, &lost, end, status).await;
 }
 
-async fn ask<S: Sink>(sink: &S, gone: &[Gone<'_>], limits: Limits) -> Result<Vec<Fate>, SinkError> {
+async fn ask<S: Sink>(sink: &S, gone: &[Gone<'_>], limits: Limits<'_>) -> Result<Vec<Fate>, SinkError> {
     let names: Vec<Named<'_>> = gone
         .iter()
         .map(|Gone { balance, .. }| Named {
@@ -128,14 +139,6 @@ async fn ask<S: Sink>(sink: &S, gone: &[Gone<'_>], limits: Limits) -> Result<Vec
         span.fail(reaction(error).reason.as_str(), || error.to_string());
     }
     fates
-}
-
-/// Whether the operation of this mutation may still be on its way to the trail.
-fn is_young<Q: Queue>(queue: &Q, member: &Claimed, grace: Duration) -> bool {
-    member
-        .scheduled_at()
-        .zip(queue.claimed_at(member))
-        .is_some_and(|(scheduled, claimed)| claimed - scheduled < grace.as_secs_f64())
 }
 
 fn confirmed(known: LastKnown) -> Loss {
@@ -198,24 +201,26 @@ async fn dismiss<Q: Queue>(
     }
 }
 
-/// Puts members off that can't be worked yet. They count as given back.
+/// Puts members off that can't be worked yet; returns one report for each of their schedules. They count as given back.
 pub(crate) async fn put_off<Q: Queue>(
     queue: &Q,
     waiting: &[&Claimed],
     delay: Duration,
     end: &mut FlushEnd,
     status: &TenantStatus,
-) {
+) -> Vec<(usize, PostponeReport)> {
     if waiting.is_empty() {
-        return;
+        return Vec::new();
     }
     let span = trace::current().store_call("put off", "redis");
     span.count("members", waiting.len());
     match span.around(queue.put_off(waiting, delay)).await {
-        Ok(report) => {
-            end.released += usize::try_from(report.released).unwrap_or(usize::MAX);
-            status.released.fetch_add(report.released, Relaxed);
-            tracing::debug!(members = report.released, ?delay, "members put off, they are looked at again");
+        Ok(reports) => {
+            let postponed = reports.iter().map(|(_, report)| report.postponed).sum();
+            end.released += usize::try_from(postponed).unwrap_or(usize::MAX);
+            status.released.fetch_add(postponed, Relaxed);
+            tracing::debug!(members = postponed, ?delay, "members put off, they are looked at again");
+            reports
         }
         Err(error) => {
             span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
@@ -223,6 +228,7 @@ pub(crate) async fn put_off<Q: Queue>(
             status.cleanup_failures.fetch_add(1, Relaxed);
             tracing::warn!(members = waiting.len(), %error, "members could not be put off, their claims lapse");
             end.note(error);
+            Vec::new()
         }
     }
 }

@@ -53,16 +53,14 @@ pub trait Queue {
         &self,
         members: &[(&Claimed, bool)],
     ) -> impl Future<Output = Result<PostponeReport, ScheduleError>>;
-    /// When a member was claimed, in seconds of Redis time.
-    fn claimed_at(&self, claimed: &Claimed) -> Option<f64>;
     /// Removes members of which nothing is to be written.
     fn dismiss(&self, obsolete: &[&Claimed]) -> impl Future<Output = Result<SettleReport, ScheduleError>>;
-    /// Puts members off that can't be worked yet.
+    /// Puts members off that can't be worked yet; returns one report for each of their schedules.
     fn put_off(
         &self,
         waiting: &[&Claimed],
         delay: Duration,
-    ) -> impl Future<Output = Result<ReleaseReport, ScheduleError>>;
+    ) -> impl Future<Output = Result<Vec<(usize, PostponeReport)>, ScheduleError>>;
     /// Records members whose mutations are lost.
     fn record_losses(
         &self,

@@ -1,9 +1,10 @@
 //! One flush: what becomes of each member of a batch.
 
-use std::{rc::Rc, sync::atomic::Ordering::Relaxed};
+use std::{cell::RefCell, rc::Rc, sync::atomic::Ordering::Relaxed};
 
 use crate::common::*;
 use balance_sync_domain::KeySpace;
+use balance_sync_engine::trail::TrailWatch;
 use balance_sync_fleet::{
     pipeline::{
         Batch, FlushEnd, Queue, REASON_MISSING, REASON_REFUSED, REASON_UNREADABLE, Sink, SinkError, flush,
@@ -19,6 +20,7 @@ struct Bench {
     sink: FakeSink,
     fleet: FleetStatus,
     status: TenantStatus,
+    trail: RefCell<TrailWatch<Vec<u8>>>,
 }
 
 impl Bench {
@@ -29,6 +31,7 @@ impl Bench {
             sink: FakeSink(Rc::new(Postgres::new())),
             fleet: FleetStatus::default(),
             status: TenantStatus::new(tenant),
+            trail: RefCell::new(TrailWatch::new(secs(60))),
         }
     }
 
@@ -43,7 +46,7 @@ impl Bench {
     async fn flush(&self, claimed: &[Claimed]) -> FlushEnd {
         let permit = self.sink.permit(false).await.unwrap();
         let trigger = Trigger::Size;
-        let batch = Batch { claimed, trigger, waited: secs(0), deadline: secs(5), trail_grace: secs(60) };
+        let batch = Batch { claimed, trigger, waited: secs(0), deadline: secs(5), trail: &self.trail };
         flush(&self.queue, &self.sink, permit, batch, &self.fleet, &self.status).await
     }
 
@@ -216,8 +219,8 @@ async fn members_without_a_value_are_settled_put_off_or_recorded_by_what_postgre
     bench.queue.0.mutate(0..2, 1);
     let stale = || Some(Fate::Stale { row_version: 5 });
     let deleted = gone(&bench, 10, 0.0, Some(Fate::Deleted));
-    let old = gone(&bench, 11, 60.0, stale());
-    let young = gone(&bench, 12, 59.0, stale());
+    let old = gone(&bench, 11, 900.0, stale());
+    let young = gone(&bench, 12, 0.0, stale());
     let lost = gone(&bench, 13, 0.0, Some(Fate::Lost(last_known())));
     let unknown = gone(&bench, 14, 900.0, None);
     // When it was mutated isn't known any more: its claim has lapsed once.
@@ -228,8 +231,9 @@ async fn members_without_a_value_are_settled_put_off_or_recorded_by_what_postgre
     let end = bench.flush(&bench.claim().await).await;
     assert!(end.failure.is_none() && end.answered);
     let redis = &bench.queue.0;
-    assert_eq!(redis.dismissed.borrow()[..], [deleted, old, lapsed]);
-    assert_eq!(redis.put_off.borrow()[..], [(young, secs(60))]);
+    assert_eq!(redis.dismissed.borrow()[..], [deleted]);
+    let put_off = [old, young, lapsed].map(|member| (member, secs(60)));
+    assert_eq!(redis.put_off.borrow()[..], put_off, "the age of a mutation proves nothing");
     let recorded = redis.lost.borrow();
     assert_eq!((&recorded[0].0, &recorded[1].0, recorded.len()), (&lost, &unknown, 2));
     let confirmed = &recorded[0].1;
@@ -240,13 +244,33 @@ async fn members_without_a_value_are_settled_put_off_or_recorded_by_what_postgre
     assert!(bench.quarantined().is_empty());
     assert_eq!(
         (end.updated, end.deleted, end.stale, end.released, end.quarantined, end.orphaned),
-        (2, 1, 2, 1, 2, 0)
+        (2, 1, 0, 3, 2, 0)
     );
     let status = &bench.status;
     let counts = [&status.deleted, &status.stale, &status.expired, &status.quarantined, &status.released];
-    assert_eq!(counts.map(|count| count.load(Relaxed)), [1, 2, 2, 2, 1]);
+    assert_eq!(counts.map(|count| count.load(Relaxed)), [1, 0, 2, 2, 3]);
     assert_eq!(status.lag.count(), 2, "only what was written has a lag");
     assert_eq!(redis.leased() + redis.due(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_as_new_as_the_trail_counts_at_the_second_look() {
+    for (failed, lapsed, settled) in [(false, false, 1), (true, false, 0), (false, true, 0)] {
+        let bench = Bench::new();
+        let redis = &bench.queue.0;
+        let member = gone(&bench, 10, 900.0, Some(Fate::Stale { row_version: 5 }));
+        let put_off = redis.now() + 60.0;
+        assert_eq!(bench.flush(&bench.claim().await).await.released, 1);
+        tokio::time::sleep(secs(30)).await;
+        if failed {
+            bench.trail.borrow_mut().failed(tokio::time::Instant::now().into_std());
+        }
+        tokio::time::sleep(secs(30)).await;
+        let former = if lapsed { put_off + 1.0 } else { put_off };
+        redis.schedule_at(member, None, &former.to_string());
+        let end = bench.flush(&bench.claim().await).await;
+        assert_eq!((end.stale, end.released), (settled, 1 - settled), "failed: {failed}, lapsed: {lapsed}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

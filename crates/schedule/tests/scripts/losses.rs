@@ -225,15 +225,16 @@ async fn recording_dismissing_and_postponing_compare_the_lease() {
         assert_eq!(schedule.record_losses(&[(&mine[0], loss(7))]).await.unwrap().kept, 1);
         assert_eq!(schedule.dismiss(&all(&mine)).await.unwrap().kept, 1);
         let report = schedule.put_off(&all(&mine), Duration::from_secs(60)).await.unwrap();
-        assert_eq!((report.released, report.kept), (0, 1));
+        assert_eq!((report.postponed, report.kept), (0, 1));
         let left = tenant.score(&member).await.map(|score| number(&score));
         assert_eq!(left, Some(number(&score)), "the newer mutation stays due");
         assert_eq!(schedule.losses_len().await.unwrap(), 0);
 
         let mine = claimed(&schedule).await;
         let report = schedule.put_off(&all(&mine), Duration::from_secs(900)).await.unwrap();
-        assert_eq!((report.released, report.kept), (1, 0));
+        assert_eq!((report.postponed, report.kept), (1, 0));
         let later = number(&tenant.score(&member).await.unwrap());
+        assert_eq!(later, report.due);
         let now: (f64, u64) = ask!(tenant, "TIME");
         assert!((880.0..902.0).contains(&(later - now.0)), "put off by {} s", later - now.0);
         assert!((later * 1e6 - (later * 1e6).round()).abs() > 0.25, "no producer writes {later}");

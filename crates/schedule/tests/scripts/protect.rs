@@ -230,7 +230,7 @@ async fn a_deletion_marker_keeps_its_ttl_and_the_value_of_a_balance_with_such_a_
         tell!(tenant, "SET", member, value, "PX", 60_000);
         tenant.schedule(member, "1795380490.5").await;
     }
-    let left = async |member: &str| tenant.life(member).await / 1000;
+    let left = async |member: &str| tenant.ttl(member).await / 1000;
 
     let claim = schedule.claim(10).await.unwrap().entries;
     assert_eq!(claim.len(), 2);
@@ -243,5 +243,9 @@ async fn a_deletion_marker_keeps_its_ttl_and_the_value_of_a_balance_with_such_a_
     assert_eq!((left(&marker).await <= 60, left(&balance).await > 600), (true, true), "by a sweep");
     tell!(tenant, "PEXPIRE", &balance, 60_000);
     schedule.protect_since(Some(0.0)).await.unwrap();
-    assert_eq!((left(&marker).await <= 60, left(&balance).await > 600), (true, true), "by a look at the recent");
+    assert_eq!(
+        (left(&marker).await <= 60, left(&balance).await > 600),
+        (true, true),
+        "by a look at the recent"
+    );
 }

@@ -1,5 +1,5 @@
-//! A small fixed set of seeds: no guarantee is broken, planted bugs are found, and a seed plays the same run each time.
-//! `make sim` plays many more.
+//! A fixed set of seeds: no guarantee is broken, every planted bug is found, and a seed plays the same run each time.
+//! `make sim` plays many more, from random seeds.
 
 use balance_sync_sim::{
     bugs::Bug,
@@ -8,29 +8,24 @@ use balance_sync_sim::{
     world::World,
 };
 
-/// A few seconds in a debug build.
-const SEEDS: u64 = 48;
-/// The planted bugs that the first seeds find; `make sim` looks for all of them.
-const SOON: &[Bug] = &[
-    Bug::BlindSettle,
-    Bug::SettleAnyLease,
-    Bug::BlindRelease,
-    Bug::ReleaseRemoves,
-    Bug::BlindQuarantine,
-    Bug::WholeMicrosecondLease,
-    Bug::LeaseNotMoved,
-    Bug::LapsedLeaseNotClaimed,
-    Bug::NoVersionGuard,
-    Bug::SettleBeforeWrite,
-    Bug::SettleOnFailure,
-    Bug::TimeoutCountsAsWritten,
-    Bug::NoReleaseAfterFailure,
-    Bug::QuarantineOnOutage,
-    Bug::PoisonFailsBatch,
-    Bug::CachedValue,
-    Bug::NeverProtect,
-    Bug::StandbyNeverTakesOver,
-    Bug::IdleForever,
+/// About half a minute on one core.
+const SEEDS: u64 = 800;
+/// Runs within which a planted bug is found.
+const WITHIN: u64 = 100;
+/// Bugs that most seeds don't show: the seed that does. Changes to the models or to the plans move it; `make sim SIM_SEED=1` prints
+/// after how many runs each is found.
+const RARE: &[(Bug, u64)] = &[
+    (Bug::NoRecent, 239),
+    (Bug::BlindPostpone, 326),
+    (Bug::ClaimDoesNotProtect, 156),
+    (Bug::OutageForgotten, 204),
+    (Bug::BlindLoss, 118),
+    (Bug::WritesRemembered, 577),
+    // These were ours until a run from a seed showed them.
+    (Bug::MarkerKeptAlive, 298),
+    (Bug::AgeIsEnough, 204),
+    (Bug::LockedNotProtected, 710),
+    (Bug::LockEndMissed, 530),
 ];
 
 #[test]
@@ -43,9 +38,18 @@ fn no_guarantee_is_broken() {
 }
 
 #[test]
-fn planted_bugs_are_found() {
-    for &bug in SOON {
-        assert!(search::find(Some(bug), 1..40).is_some(), "{bug}: {}", bug.describe());
+fn every_planted_bug_is_found() {
+    for &bug in Bug::ALL {
+        let rare = RARE.iter().find(|(rare, _)| *rare == bug);
+        let seeds = rare.map_or(1..WITHIN, |(_, seed)| *seed..seed + 1);
+        assert!(search::find(Some(bug), seeds).is_some(), "{bug}: {}", bug.describe());
+    }
+}
+
+#[test]
+fn a_seed_that_shows_a_planted_bug_plays_well_without_it() {
+    for &(bug, seed) in RARE {
+        assert_eq!(World::run(&Plan::small(seed), None, false).violation, None, "{bug}");
     }
 }
 
@@ -62,7 +66,7 @@ fn a_seed_plays_the_same_run_each_time() {
 
 #[test]
 fn a_failing_run_shrinks_to_what_is_needed() {
-    let found = search::find(Some(Bug::SettleOnFailure), 1..40).expect("it is found");
+    let found = search::find(Some(Bug::SettleOnFailure), 1..WITHIN).expect("it is found");
     let (small, outcome) = search::shrink(&found.plan, Some(Bug::SettleOnFailure));
     assert!(small.faults.len() <= 2, "{:?}", small.faults);
     let violation = outcome.violation.expect("the smaller run breaks the guarantee as well");

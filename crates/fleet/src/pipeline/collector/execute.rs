@@ -54,10 +54,10 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
                     tracing::error!("a flush has no permit, its members are released");
                     return self.release(flight, batch);
                 };
-                let (fleet, status, trail_grace) = (self.fleet, self.status, self.options.trail_grace);
+                let (fleet, status, trail) = (self.fleet, self.status, Rc::clone(&self.trail));
                 self.take_off(flight, batch, async move |claimed, trace| {
                     let span = trace.child("flush");
-                    let batch = Batch { claimed, trigger, waited, deadline, trail_grace };
+                    let batch = Batch { claimed, trigger, waited, deadline, trail: &trail };
                     let end = span.around(flush(queue, sink, permit, batch, fleet, status)).await;
                     traces::tell(&span, queue.space(), trigger, &end);
                     end
@@ -89,6 +89,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
                 }
             }
             Command::Degrade { reaction, detail, failures, delay } => {
+                self.trail.borrow_mut().failed(Instant::now().into_std());
                 self.degrade(reaction, &detail, failures, delay);
             }
             Command::Report(report) => self.report(&report),
@@ -135,7 +136,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
 
     fn final_flush(&mut self, id: FlightId, batch: Vec<Claimed>, deadline: Duration) {
         let (queue, sink, fleet, status) = (self.queue, self.sink, self.fleet, self.status);
-        let trail_grace = self.options.trail_grace;
+        let trail = Rc::clone(&self.trail);
         self.take_off(id, batch, async move |claimed, trace| {
             let trigger = Trigger::Drain;
             let since = Instant::now();
@@ -144,7 +145,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
                 match span.child("place").around(sink.permit(true)).await {
                     Ok(permit) => {
                         let waited = since.elapsed();
-                        let batch = Batch { claimed, trigger, waited, deadline, trail_grace };
+                        let batch = Batch { claimed, trigger, waited, deadline, trail: &trail };
                         flush(queue, sink, permit, batch, fleet, status).await
                     }
                     Err(failure) => {

@@ -164,7 +164,7 @@ impl Redis {
         self.begun.elapsed()
     }
 
-    fn now(&self) -> f64 {
+    pub fn now(&self) -> f64 {
         EPOCH + self.at().as_secs_f64()
     }
 
@@ -317,7 +317,7 @@ impl Queue for FakeQueue {
         let alive = members.iter().filter(|(_, alive)| *alive).map(|(claimed, _)| claimed.member.clone());
         self.0.kept_alive.borrow_mut().extend(alive);
         let (taken, kept) = self.0.take_leased(members.iter().map(|(claimed, _)| *claimed));
-        let report = PostponeReport { postponed: taken.len() as u64, kept };
+        let report = PostponeReport { postponed: taken.len() as u64, kept, due: 0.0 };
         self.0.postponed.borrow_mut().extend(taken.into_iter().map(|waiting| waiting.member));
         self.0.answer("postpone").await;
         Ok(report)
@@ -340,10 +340,6 @@ impl Queue for FakeQueue {
         Ok(report)
     }
 
-    fn claimed_at(&self, _claimed: &Claimed) -> Option<f64> {
-        Some(self.0.now())
-    }
-
     async fn dismiss(&self, obsolete: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
         self.0.refuse("dismiss")?;
         let (removed, kept) = self.0.take_leased(obsolete.iter().copied());
@@ -353,13 +349,18 @@ impl Queue for FakeQueue {
         Ok(report)
     }
 
-    async fn put_off(&self, waiting: &[&Claimed], delay: Duration) -> Result<ReleaseReport, ScheduleError> {
+    async fn put_off(
+        &self,
+        waiting: &[&Claimed],
+        delay: Duration,
+    ) -> Result<Vec<(usize, PostponeReport)>, ScheduleError> {
         self.0.refuse("put off")?;
         let (moved, kept) = self.0.take_leased(waiting.iter().copied());
-        let report = ReleaseReport { released: moved.len() as u64, kept };
+        let due = self.0.now() + delay.as_secs_f64();
+        let report = PostponeReport { postponed: moved.len() as u64, kept, due };
         self.0.put_off.borrow_mut().extend(moved.into_iter().map(|waiting| (waiting.member, delay)));
         self.0.answer("put off").await;
-        Ok(report)
+        Ok(vec![(0, report)])
     }
 
     async fn record_losses(&self, lost: &[(&Claimed, Loss)]) -> Result<QuarantineReport, ScheduleError> {

@@ -1,0 +1,156 @@
+//! When the ledger's trail of operations counts as complete for a balance whose value is gone.
+//!
+//! The ledger writes an operation after its mutation, and later still when Postgres was away. So a row that is as new as the
+//! newest operation proves nothing at first. It does when it is found twice, the grace apart: the mutation is older than the
+//! first look, and no failure has kept the ledger from writing in between.
+//!
+//! The age of a mutation by its score would not do. It is not known once a claim has lapsed, and after a long outage an old
+//! mutation may still wait for its operation.
+//!
+//! A member is put off between the two looks. The score under which it is has no other origin, so it shows at the second look
+//! that nothing has happened to the member since. What one worker has put off, another looks at anew.
+
+use std::{
+    borrow::Borrow,
+    collections::HashMap,
+    hash::Hash,
+    time::{Duration, Instant},
+};
+
+/// Most members that are remembered. Others are put off until there is room.
+const REMEMBERED: usize = 10_000;
+/// Members are forgotten when they have not been looked at again within so many times the grace.
+const FORGOTTEN_AFTER: u32 = 8;
+
+/// The first look at a member.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    /// When Postgres was asked.
+    at: Instant,
+    /// The score under which the member was put off then.
+    due: f64,
+}
+
+/// What a tenant's collector remembers of members whose values are gone. `K` names a member.
+#[derive(Debug)]
+pub struct TrailWatch<K> {
+    grace: Duration,
+    looks: HashMap<K, Look>,
+    failed_at: Option<Instant>,
+}
+
+impl<K: Hash + Eq> TrailWatch<K> {
+    /// `grace`: how long after a mutation, or after an outage, its operation may still be on its way. Zero = no wait.
+    #[must_use]
+    pub fn new(grace: Duration) -> Self {
+        Self { grace, looks: HashMap::new(), failed_at: None }
+    }
+
+    /// For how long a member is put off for its second look.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        self.grace
+    }
+
+    /// The tenant can't be synced: its Postgres may be away for the ledger as well.
+    pub fn failed(&mut self, now: Instant) {
+        self.failed_at = Some(now);
+    }
+
+    /// Whether a row as new as the trail settles this member, claimed with this former score. Postgres was asked at `asked`.
+    pub fn is_complete<Q>(&self, member: &Q, former: f64, asked: Instant) -> bool
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        // Redis measured the delay: its clock may run faster by a little.
+        let enough = self.grace - self.grace / 16;
+        let calm = |since: Instant| self.failed_at.is_none_or(|failed| failed < since);
+        self.grace.is_zero()
+            || self.looks.get(member).is_some_and(|look| {
+                look.due == former && asked.saturating_duration_since(look.at) >= enough && calm(look.at)
+            })
+    }
+
+    /// A member was put off and is due at this score. Postgres was asked at `asked`.
+    pub fn put_off(&mut self, member: K, due: f64, asked: Instant) {
+        if self.looks.len() >= REMEMBERED {
+            let oldest = FORGOTTEN_AFTER * self.grace;
+            self.looks.retain(|_, look| asked.saturating_duration_since(look.at) < oldest);
+        }
+        if self.looks.len() < REMEMBERED || self.looks.contains_key(&member) {
+            self.looks.insert(member, Look { at: asked, due });
+        }
+    }
+
+    /// A member is decided.
+    pub fn forget<Q>(&mut self, member: &Q)
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.looks.remove(member);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(60);
+
+    fn secs(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_member_is_looked_at_twice() {
+        let (mut trail, begun) = (TrailWatch::new(GRACE), Instant::now());
+        assert!(!trail.is_complete(&1, 5.5, begun));
+        trail.put_off(1, 65.5, begun);
+        assert!(trail.is_complete(&1, 65.5, begun + GRACE));
+        assert!(!trail.is_complete(&1, 65.5, begun + secs(50)), "Redis's clock has jumped");
+        assert!(
+            !trail.is_complete(&1, 70.0, begun + GRACE),
+            "mutated again, or claimed by somebody meanwhile"
+        );
+        assert!(!trail.is_complete(&2, 65.5, begun + GRACE));
+        trail.forget(&1);
+        assert!(!trail.is_complete(&1, 65.5, begun + GRACE));
+    }
+
+    #[test]
+    fn a_failure_between_the_looks_makes_the_first_one_worthless() {
+        let (mut trail, begun) = (TrailWatch::new(GRACE), Instant::now());
+        trail.failed(begun);
+        trail.put_off(1, 65.5, begun + secs(1));
+        assert!(trail.is_complete(&1, 65.5, begun + secs(61)));
+        trail.failed(begun + secs(30));
+        assert!(!trail.is_complete(&1, 65.5, begun + secs(61)));
+        trail.put_off(1, 125.5, begun + secs(61));
+        assert!(trail.is_complete(&1, 125.5, begun + secs(121)));
+    }
+
+    #[test]
+    fn without_a_grace_one_look_is_enough() {
+        let trail = TrailWatch::<u32>::new(Duration::ZERO);
+        assert!(trail.is_complete(&1, 5.5, Instant::now()));
+    }
+
+    #[test]
+    fn it_remembers_so_many_and_has_room_again_for_those_that_come_later() {
+        let (mut trail, begun) = (TrailWatch::new(GRACE), Instant::now());
+        for member in 0..=REMEMBERED {
+            trail.put_off(member, 65.5, begun);
+        }
+        assert!(trail.is_complete(&0, 65.5, begun + GRACE));
+        assert!(!trail.is_complete(&REMEMBERED, 65.5, begun + GRACE), "there was no room");
+        trail.forget(&0);
+        trail.put_off(REMEMBERED, 125.5, begun + GRACE);
+        assert!(trail.is_complete(&REMEMBERED, 125.5, begun + 2 * GRACE));
+        let later = begun + 8 * GRACE;
+        trail.put_off(0, 545.5, later);
+        assert!(trail.is_complete(&0, 545.5, later + GRACE));
+        assert_eq!(trail.looks.len(), 2, "those that were not looked at again are forgotten");
+    }
+}
