@@ -10,9 +10,10 @@
 //! members) · [`schedule`] (the wrappers) · [`schedules`] (all schedules of a tenant) · `siblings` (one balance under two
 //! key forms) · [`quarantine`] (entries) · [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) ·
 //! [`workers`] (live workers) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`heads`] (unclaimed
-//! members, for standby) · [`inspect`] (one balance) · [`subscription`] (messages) · [`error`].
+//! members, for standby) · [`inspect`] (one balance) · [`balances`] (all of them) · [`origins`] (Postgres servers) · [`subscription`] (messages) · [`error`].
 
 mod access;
+pub mod balances;
 pub mod claimed;
 mod cluster;
 pub mod controls;
@@ -23,6 +24,7 @@ pub mod heads;
 pub mod inspect;
 pub mod link;
 pub mod losses;
+pub mod origins;
 pub mod quarantine;
 pub mod sample;
 pub mod schedule;
@@ -36,6 +38,7 @@ pub mod stats;
 pub mod subscription;
 pub mod workers;
 
+pub use balances::{BalanceKeys, read_values};
 pub use claimed::{Claim, Claimed, Refusal, Refused};
 pub use controls::Controls;
 pub use credentials::password_in;
@@ -44,6 +47,7 @@ pub use error::{ErrorClass, ScheduleError};
 pub use heads::{Head, HeadState, read_heads};
 pub use link::Link;
 pub use losses::{Loss, REASON_LOST};
+pub use origins::{Origins, Written};
 pub use quarantine::{QuarantineEntry, Quarantined};
 pub use sample::{PageEnd, Sample, SampleRequest, sample};
 pub use schedule::{

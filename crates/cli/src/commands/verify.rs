@@ -9,14 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
-use balance_sync_domain::{BalanceRef, BalanceValue};
+use anyhow::Context;
+use balance_sync_domain::{BalanceRef, BalanceValue, KeySpace};
 use balance_sync_fleet::backends::ManagerOptions;
-use balance_sync_schedule::{Link, ScheduleOptions, Schedules};
+use balance_sync_schedule::{BalanceKeys, Link, ScheduleOptions, Schedules, read_values};
 use balance_sync_store::{ConnectionBudget, Database, Row, Table};
 use balance_sync_tenants::{Tenant, TenantDirectory};
 use futures::{StreamExt, TryStreamExt};
-use redis::Value;
 use serde::Serialize;
 
 use crate::{
@@ -257,37 +256,16 @@ impl Verifier {
 
     /// The balance keys of each tenant, from one pass over the keys of Redis.
     async fn members(&self, tenants: &[Tenant]) -> anyhow::Result<BTreeMap<Tenant, Vec<Vec<u8>>>> {
-        let by_prefix: BTreeMap<Vec<u8>, &Tenant> = tenants
+        let (owners, spaces): (Vec<&Tenant>, Vec<KeySpace>) = tenants
             .iter()
             .flat_map(|tenant| tenant.key_spaces(self.key_form).into_iter().map(move |space| (tenant, space)))
-            .map(|(tenant, space)| (space.balance_prefix().as_bytes().to_vec(), tenant))
-            .collect();
-        let prefixes: Vec<&Vec<u8>> = by_prefix.keys().collect();
-        let pattern = match prefixes.as_slice() {
-            [only] => format!("{}*", escaped(&String::from_utf8_lossy(only))),
-            _ => "*balance:{transactions}:*".to_owned(),
-        };
+            .unzip();
         let mut found: BTreeMap<Tenant, BTreeSet<Vec<u8>>> = BTreeMap::new();
-        let mut cursor = b"0".to_vec();
-        loop {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(&cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(2000);
-            let Value::Array(parts) = self.link.send("scan balances", &scan).await? else {
-                bail!("SCAN gave no array");
-            };
-            let [Value::BulkString(next), Value::Array(keys)] = parts.as_slice() else {
-                bail!("SCAN gave no page");
-            };
-            for key in keys {
-                let Value::BulkString(key) = key else { continue };
-                if let Some(tenant) = owner(key).and_then(|prefix| by_prefix.get(prefix)) {
-                    found.entry((*tenant).clone()).or_default().insert(key.clone());
-                }
+        let mut keys = BalanceKeys::new(self.link.clone(), spaces);
+        while let Some(page) = keys.next().await? {
+            for (space, key) in page {
+                found.entry(owners[space].clone()).or_default().insert(key);
             }
-            if next == b"0" {
-                break;
-            }
-            cursor.clone_from(next);
         }
         Ok(found.into_iter().map(|(tenant, keys)| (tenant, keys.into_iter().collect())).collect())
     }
@@ -342,20 +320,14 @@ impl Verifier {
         result: &mut TenantResult,
         differences: &mut Vec<String>,
     ) -> anyhow::Result<Vec<Vec<u8>>> {
-        let mut get = redis::cmd("MGET");
-        for member in members {
-            get.arg(member);
-        }
-        let Value::Array(values) = self.link.send("read balances", &get).await? else {
-            bail!("MGET gave no array");
-        };
+        let values = read_values(&self.link, members).await?;
         let mut note = |member: &[u8], what: String| {
             differences.push(format!("{}: {what}", String::from_utf8_lossy(member)));
         };
         let mut balances: Vec<(&[u8], BalanceRef<'_>, BalanceValue)> = Vec::with_capacity(members.len());
         for (member, value) in members.iter().zip(&values) {
             // Expired since the scan: nothing is left to compare.
-            let Value::BulkString(value) = value else { continue };
+            let Some(value) = value else { continue };
             result.balances += 1;
             match (
                 BalanceRef::parse(schedules.of_member(member).space(), member),
@@ -435,52 +407,13 @@ impl Verifier {
         let own = schedules.of_member(member).space();
         let Some(rest) = member.strip_prefix(own.balance_prefix().as_bytes()) else { return Ok(false) };
         for schedule in schedules.iter().filter(|schedule| schedule.space() != own) {
-            let mut get = redis::cmd("GET");
-            get.arg([schedule.space().balance_prefix().as_bytes(), rest].concat());
-            if let Value::BulkString(value) = self.link.send("read balance", &get).await?
+            let twin = [schedule.space().balance_prefix().as_bytes(), rest].concat();
+            if let Some(value) = read_values(&self.link, &[twin]).await?.swap_remove(0)
                 && BalanceValue::decode(&value).is_ok_and(|value| value.version >= version)
             {
                 return Ok(true);
             }
         }
         Ok(false)
-    }
-}
-
-/// The part of a balance key up to and with its `balance:{transactions}:`.
-fn owner(key: &[u8]) -> Option<&[u8]> {
-    const MARK: &[u8] = b"balance:{transactions}:";
-    let at = if key.starts_with(b"tenant:") {
-        key.windows(MARK.len()).position(|window| window == MARK)?
-    } else {
-        key.starts_with(MARK).then_some(0)?
-    };
-    Some(&key[..at + MARK.len()])
-}
-
-/// A literal for `MATCH`.
-fn escaped(literal: &str) -> String {
-    literal.chars().fold(String::with_capacity(literal.len()), |mut out, c| {
-        if matches!(c, '*' | '?' | '[' | ']' | '\\') {
-            out.push('\\');
-        }
-        out.push(c);
-        out
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_belongs_to_the_tenant_of_its_prefix() {
-        assert_eq!(
-            owner(b"tenant:a:balance:{transactions}:o:l:@x#default"),
-            Some(&b"tenant:a:balance:{transactions}:"[..])
-        );
-        assert_eq!(owner(b"balance:{transactions}:o:l:@x#default"), Some(&b"balance:{transactions}:"[..]));
-        assert_eq!(owner(b"tenant:a:schedule:{transactions}:balance-sync-v2"), None);
-        assert_eq!(owner(b"other"), None);
     }
 }
