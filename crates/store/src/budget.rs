@@ -284,7 +284,7 @@ struct Idle {
 pub(crate) struct Open {
     pub(crate) connection: PgConnection,
     /// What was found when it was opened.
-    pub(crate) examined: Examined,
+    pub(crate) examined: Box<Examined>,
     /// What statements on it are written for.
     pub(crate) target: Target,
     slot: Slot,
@@ -300,7 +300,7 @@ impl Open {
         let Connected { connection, examined, addresses } = connected;
         let opened = Instant::now();
         let ends = opened + max_age.mul_f64(rand::rng().random_range(YOUNGEST..=1.0));
-        Open { connection, examined, target, slot, opened, ends, addresses }
+        Open { connection, examined: Box::new(examined), target, slot, opened, ends, addresses }
     }
 
     /// Whether it is to be closed: it is old, or its server's name leads elsewhere now.

@@ -13,6 +13,7 @@ use crate::classify::{ErrorClass, StoreError};
 use crate::examine::Examined;
 use crate::homes::Homes;
 use crate::mode::{ConnectionMode, Found};
+use crate::origin::Origin;
 use crate::session::{Answer, Operation, Session};
 use crate::spec::DatabaseSpec;
 use crate::sql::{Preamble, Sql, Target, Unwritable};
@@ -37,6 +38,8 @@ pub(crate) struct Inner {
     last_used: Mutex<Instant>,
     /// Where the `search_path` of the role finds the balance table: found out once, as later sessions may come with another.
     schema: Mutex<Option<String>>,
+    /// The server that its newest connection led to.
+    origin: Mutex<Option<Origin>>,
     /// How its connections lead to it.
     pub(crate) mode: Found<ConnectionMode>,
     /// The database that the settings name, for errors.
@@ -84,6 +87,7 @@ impl Database {
             preamble: Preamble::new(&spec),
             settings: format!("{}/{}", spec.server_key(), spec.database),
             schema: Mutex::new(None),
+            origin: Mutex::new(None),
             mode: Found::nothing(),
             operation_timeout: spec.operation_timeout(),
             spec,
@@ -128,6 +132,36 @@ impl Database {
     #[must_use]
     pub fn mode(&self) -> Option<ConnectionMode> {
         self.0.mode.get()
+    }
+
+    /// The server that its newest connection led to: another one after a failover, a restart, or where a name has moved. `None` before
+    /// the first connection to a server that takes writes.
+    #[must_use]
+    pub fn origin(&self) -> Option<Origin> {
+        lock(&self.0.origin).clone()
+    }
+
+    /// What is known to be on one server: all databases at this address, or this one alone where a pooler may lead each to another.
+    #[must_use]
+    pub fn address(&self) -> String {
+        match self.mode() {
+            Some(ConnectionMode::Direct) => self.server_key().to_owned(),
+            _ => self.0.settings.clone(),
+        }
+    }
+
+    /// Asks which server answers, and leaves no connection behind that was not there before.
+    ///
+    /// # Errors
+    /// What keeps it from answering, by class.
+    pub async fn find_origin(&self) -> Result<Option<Origin>, StoreError> {
+        let was_closed = self.usage().open == 0;
+        self.ping().await?;
+        if was_closed {
+            let idle = self.0.server.take_idle(self.0.id);
+            future::join_all(idle.into_iter().map(|open| open.close(CLOSE_TIMEOUT))).await;
+        }
+        Ok(self.origin())
     }
 
     /// Since when nobody has used it (its opening counts as use); `None` while somebody does.
@@ -214,6 +248,32 @@ impl Database {
         Ok(Target { database: examined.database.clone(), schema: known.clone() })
     }
 
+    /// Notes the server that a new connection leads to. Connections to a former one are of no use any more: what is written there may
+    /// be lost.
+    pub(crate) fn note_origin(&self, examined: &Examined) {
+        let Some(found) = &examined.origin else { return };
+        let former = lock(&self.0.origin).replace(found.clone());
+        if let Some(former) = former.filter(|former| former != found) {
+            tracing::warn!(server = self.server_key(), database = self.0.spec.database, %former, now = %found, "another postgres server answers");
+            self.drop_idle();
+        }
+    }
+
+    /// Whether a connection leads to the server that the newest connection led to.
+    ///
+    /// # Errors
+    /// [`ErrorClass::Connection`] if not.
+    pub(crate) fn is_current(&self, examined: &Examined) -> Result<(), StoreError> {
+        let Some(opened) = &examined.origin else { return Ok(()) };
+        match lock(&self.0.origin).as_ref().filter(|now| *now != opened) {
+            None => Ok(()),
+            Some(now) => Err(StoreError::new(
+                ErrorClass::Connection,
+                format!("the connection was opened to another server ({opened}) than answers now ({now})"),
+            )),
+        }
+    }
+
     /// The table is not where it was: the next statement looks for it anew.
     pub(crate) fn forget_schema(&self) {
         *lock(&self.0.schema) = None;
@@ -246,7 +306,7 @@ impl Database {
     pub(crate) fn keep(&self, open: Open) {
         *lock(&self.0.last_used) = Instant::now();
         // While closing it is kept too: `close` takes it once it has all permits, and says goodbye properly.
-        if *self.0.phase.borrow() != Phase::Aborted {
+        if *self.0.phase.borrow() != Phase::Aborted && self.is_current(&open.examined).is_ok() {
             self.0.server.keep(open, self.0.spec.idle_timeout);
             self.0.server.follow_name(&self.0.spec);
         }
@@ -296,5 +356,39 @@ impl Operation for Ping {
 
     fn read(&self, _: Answer) -> Result<(), sqlx::Error> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn led_to(origin: Option<&str>) -> Examined {
+        Examined {
+            database: "d".to_owned(),
+            schema: None,
+            oid: 1,
+            started: "1".to_owned(),
+            pid: 1,
+            origin: origin.map(|started| Origin::new(Some("7".to_owned()), None, started)),
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_to_a_former_server_do_not_count() {
+        let spec = DatabaseSpec::new("127.0.0.1", 1, "d", "u", String::new().into());
+        let database = Database::open(spec, ConnectionBudget::new(1)).unwrap();
+        let (former, replica, now) = (led_to(Some("1")), led_to(None), led_to(Some("2")));
+        database.note_origin(&former);
+        database.is_current(&former).unwrap();
+        database.note_origin(&replica);
+        database.is_current(&former).unwrap();
+        database.note_origin(&now);
+        let error = database.is_current(&former).unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Connection);
+        assert!(error.message().contains("started 2"), "{error}");
+        database.is_current(&now).unwrap();
+        database.is_current(&replica).unwrap();
     }
 }

@@ -7,6 +7,7 @@
 use sqlx::{PgConnection, Row as _};
 
 use crate::classify::{ErrorClass, StoreError};
+use crate::origin::Origin;
 use crate::session::send;
 use crate::sql::{Preamble, Sql};
 
@@ -24,6 +25,8 @@ pub(crate) struct Examined {
     pub(crate) started: String,
     /// The process of the session.
     pub(crate) pid: i32,
+    /// The server, if it takes writes.
+    pub(crate) origin: Option<Origin>,
 }
 
 const EXAMINE: &str = "SELECT pg_catalog.current_database()::pg_catalog.text, \
@@ -36,6 +39,7 @@ const EXAMINE: &str = "SELECT pg_catalog.current_database()::pg_catalog.text, \
      (SELECT d.oid::pg_catalog.int8 FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database()), \
      pg_catalog.pg_postmaster_start_time()::pg_catalog.text, \
      pg_catalog.pg_backend_pid(), \
+     pg_catalog.pg_is_in_recovery(), \
      pg_catalog.current_setting('synchronous_commit'), \
      pg_catalog.current_setting('row_security'), \
      pg_catalog.current_setting('transaction_isolation')";
@@ -110,7 +114,7 @@ pub(crate) async fn examine(
         StoreError::new(ErrorClass::PoolerUnsafe, "no answer to a query that always has one")
     })?;
     for (n, (name, wanted)) in SETTINGS.iter().enumerate() {
-        let value: String = row.try_get(5 + n)?;
+        let value: String = row.try_get(6 + n)?;
         if value != *wanted {
             return Err(StoreError::new(
                 ErrorClass::PoolerUnsafe,
@@ -121,11 +125,17 @@ pub(crate) async fn examine(
             ));
         }
     }
+    let (started, is_replica): (String, bool) = (row.try_get(3)?, row.try_get(5)?);
+    let origin = match is_replica {
+        true => None,
+        false => Some(Origin::ask(connection, preamble, &started).await?),
+    };
     Ok(Examined {
         database: row.try_get(0)?,
         schema: row.try_get(1)?,
         oid: row.try_get(2)?,
-        started: row.try_get(3)?,
+        started,
         pid: row.try_get(4)?,
+        origin,
     })
 }

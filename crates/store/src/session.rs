@@ -204,6 +204,7 @@ impl Session {
         let connecting = Box::pin(connect(inner));
         let connected = self.unless(Phase::Aborted, connecting).await??;
         let target = self.database.target(&connected.examined)?;
+        self.database.note_origin(&connected.examined);
         let mut open = Open::new(connected, slot, target, inner.spec.max_age);
         let timeout = inner.spec.connect_timeout;
         let detecting = Box::pin(tokio::time::timeout(timeout, detect(inner, &mut open)));
@@ -264,8 +265,10 @@ async fn execute<O: Operation>(
     let message = match write(database, open, operation) {
         Err(Unwritable::NoSchema) => {
             // The table was not there when this connection was opened.
-            open.examined = Box::pin(examine(&mut open.connection, &database.inner().preamble)).await?;
+            let examining = examine(&mut open.connection, &database.inner().preamble);
+            *open.examined = Box::pin(examining).await?;
             open.target = database.target(&open.examined)?;
+            database.note_origin(&open.examined);
             write(database, open, operation)
         }
         written => written,
@@ -280,7 +283,7 @@ async fn execute<O: Operation>(
     };
     for (schema, table) in &message.tables {
         if let Some(tenant) = table.tenant() {
-            let Examined { started, oid, .. } = &open.examined;
+            let Examined { started, oid, .. } = &*open.examined;
             let home = Home { started: started.clone(), oid: *oid, schema: schema.clone() };
             database.homes().enter(tenant, database.settings(), &home)?;
         }
@@ -292,6 +295,8 @@ async fn execute<O: Operation>(
             open.target.schema = None;
         }
     })?;
+    // What was written to a server that has been replaced meanwhile may be lost: it is written again.
+    database.is_current(&open.examined)?;
     Ok(operation.read(answer)?)
 }
 

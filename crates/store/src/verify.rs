@@ -45,6 +45,52 @@ impl Database {
     }
 }
 
+impl Database {
+    /// The stored versions of these balances, in their order; −1 where a row has none, and `None` where there is no row under that
+    /// organization and ledger, or it is deleted. The amounts are neither sent nor read.
+    ///
+    /// # Errors
+    /// By class, as for [`Database::update`].
+    pub async fn versions(&self, table: &Table, rows: &[Row<'_>]) -> Result<Vec<Option<i64>>, StoreError> {
+        let mut stored = Vec::with_capacity(rows.len());
+        if rows.is_empty() {
+            return Ok(stored);
+        }
+        let mut session = self.session().await?;
+        let rows: Vec<&Row<'_>> = rows.iter().collect();
+        for chunk in rows.chunks(CHUNK_ROWS) {
+            stored.append(&mut session.run(&Versions { table, rows: chunk }).await?);
+        }
+        Ok(stored)
+    }
+}
+
+struct Versions<'s> {
+    table: &'s Table,
+    rows: &'s [&'s Row<'s>],
+}
+
+impl Operation for Versions<'_> {
+    type Output = Vec<Option<i64>>;
+
+    fn write(&self, sql: &mut Sql<'_>) -> Result<(), Unwritable> {
+        sql.push("SELECT v.n, coalesce(b.version, -1)::pg_catalog.int8 FROM unnest(");
+        identities(sql, self.rows);
+        sql.push(") WITH ORDINALITY AS v(id, organization_id, ledger_id, n) JOIN ");
+        sql.balances(self.table)?.push(" AS b ON ").push(SAME_ROW).push(" AND ").push(NOT_DELETED);
+        sql.push(" WHERE ").guard();
+        Ok(())
+    }
+
+    fn read(&self, answer: Answer) -> Result<Self::Output, sqlx::Error> {
+        let mut stored = vec![None; self.rows.len()];
+        for row in answer.rows {
+            place(&mut stored, row.try_get(0)?, row.try_get(1)?);
+        }
+        Ok(stored)
+    }
+}
+
 struct Compare<'s> {
     table: &'s Table,
     rows: &'s [&'s Row<'s>],
