@@ -211,6 +211,8 @@ fn busy_fleet() -> Arc<FleetStatus> {
         &fleet.phases[2],
         &fleet.phases[3],
         &fleet.joins,
+        &fleet.failover_checks,
+        &fleet.failover_behind,
     ]
     .iter()
     .enumerate()
@@ -318,6 +320,8 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_collector_starts_total", "counter", &[], 202.0),
         ("balance_sync_collector_stops_total", "counter", &[], 203.0),
         ("balance_sync_standby_joins_total", "counter", &[], 218.0),
+        ("balance_sync_failover_checks_total", "counter", &[], 219.0),
+        ("balance_sync_failover_behind_total", "counter", &[], 220.0),
         ("balance_sync_collector_reaped_total", "counter", &[], 204.0),
         ("balance_sync_collector_panics_total", "counter", &[], 205.0),
         ("balance_sync_tenant_list_failures_total", "counter", &[], 206.0),

@@ -286,6 +286,43 @@ impl PostgresServer {
         self.guard.end(Signal::SIGINT).await
     }
 
+    /// Makes a replica of the server as it is now, which will receive nothing more; for [`fail_over`](Self::fail_over). The server is
+    /// restarted for it.
+    ///
+    /// # Errors
+    /// When it can't be ended, copied or started.
+    pub async fn copy_to_replica(&self) -> Result<()> {
+        self.stop_gracefully().await?;
+        let folder = self.guard.folder();
+        let mut copy = tokio::process::Command::new("cp");
+        let copied = copy
+            .arg("-a")
+            .arg(folder.join("data"))
+            .arg(folder.join("replica"))
+            .status()
+            .await
+            .context("copying the data")?;
+        if !copied.success() {
+            bail!("the data can't be copied: cp ended with {copied}");
+        }
+        self.start_again().await
+    }
+
+    /// Ends the server without warning and promotes the replica, which takes its port: whatever was written since
+    /// [`copy_to_replica`](Self::copy_to_replica) is lost, as by an asynchronous failover.
+    ///
+    /// # Errors
+    /// When there is no replica, or it can't be started or promoted.
+    pub async fn fail_over(&self) -> Result<()> {
+        self.kill()?;
+        let folder = self.guard.folder();
+        std::fs::remove_dir_all(folder.join("data"))?;
+        std::fs::rename(folder.join("replica"), folder.join("data")).context("there is no replica")?;
+        self.guard.write_private("data/standby.signal", "")?;
+        self.start_again().await?;
+        self.execute("postgres", "SELECT pg_promote(true, 60)").await
+    }
+
     /// Freezes the server and all its sessions (SIGSTOP): connections stay open, nothing answers.
     ///
     /// # Errors

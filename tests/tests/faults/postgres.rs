@@ -138,3 +138,69 @@ async fn failed_balances_are_retried_within_two_seconds_of_the_return() -> Resul
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }
+
+/// A tenant's rows at this version or later.
+async fn rows_from(
+    sandbox: &balance_sync_sandbox::Sandbox,
+    tenant: &SandboxTenant,
+    version: i64,
+) -> Result<usize> {
+    let rows = balance_sync_tests::ledger::rows(sandbox, tenant).await?;
+    Ok(rows.values().filter(|row| row.version >= version).count())
+}
+
+#[tokio::test]
+async fn what_a_failover_lost_is_written_again() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(3, 200).await?;
+    let tenants = sandbox.tenants();
+    let mut producer = sandbox.producer();
+    let mut worker = brisk(&sandbox, "w").start().await?;
+    let all: Vec<usize> = (0..200).collect();
+    // The third tenant is not written any more after this.
+    for tenant in 0..3 {
+        producer.mutate(tenant, &all, Duration::from_secs(600)).await?;
+    }
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    assert_eq!(worker.stop().await?.code, Some(0));
+
+    // What is written from here on never reaches the replica.
+    sandbox.postgres().copy_to_replica().await?;
+    let mut worker = brisk(&sandbox, "w").start().await?;
+    for tenant in 0..3 {
+        producer.mutate(tenant, &all, Duration::from_secs(600)).await?;
+    }
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    let version = producer.tenants()[0].versions[0];
+
+    sandbox.postgres().fail_over().await?;
+    assert_eq!(rows_from(&sandbox, &tenants[0], version).await?, 0, "the replica lags");
+    // The ledger of one tenant goes on; the others' is silent.
+    producer.mutate(0, &[0], Duration::from_secs(600)).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    for tenant in &tenants {
+        assert_eq!(rows_from(&sandbox, tenant, version).await?, 200, "{}", tenant.id);
+    }
+    let metrics = worker.metrics().await?;
+    assert_eq!(expired(&metrics), 0.0);
+    // The balance that was mutated after the failover may have been written before it was compared.
+    let behind = metrics.sum("balance_sync_failover_behind_total", &[]);
+    assert!(behind == 600.0 || behind == 599.0, "{behind} behind");
+
+    // Again, and the worker ends before: another one notices, although the ledgers are silent.
+    sandbox.postgres().copy_to_replica().await?;
+    producer.mutate(1, &all, Duration::from_secs(600)).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    assert_eq!(worker.stop().await?.code, Some(0));
+    sandbox.postgres().fail_over().await?;
+    assert_eq!(rows_from(&sandbox, &tenants[1], version + 1).await?, 0, "the replica lags");
+    let mut worker = brisk(&sandbox, "w2").start().await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    assert_eq!(rows_from(&sandbox, &tenants[1], version + 1).await?, 200);
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}

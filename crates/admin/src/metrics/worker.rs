@@ -140,6 +140,16 @@ pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) 
             &status.joins,
         ),
         (
+            "balance_sync_failover_checks_total",
+            "Tenants whose rows were compared with Redis because their Postgres server had changed.",
+            &status.failover_checks,
+        ),
+        (
+            "balance_sync_failover_behind_total",
+            "Balances that were behind on a new Postgres server although the former one had acknowledged them; scheduled again.",
+            &status.failover_behind,
+        ),
+        (
             "balance_sync_collector_reaped_total",
             "Collectors that ended by themselves or had to be broken off, panics among them.",
             &status.reaped,

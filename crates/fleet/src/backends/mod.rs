@@ -2,8 +2,9 @@
 //!
 //! `redis_queue` and `postgres_sink` (the ports) · `prober` and `standby` (schedules watched for many idle or waiting
 //! collectors at once) · `tenant_manager` and `lookup_rate` (each tenant's
-//! database) · `observed_directory` (calls to the directory, counted).
+//! database) · `failover` (rows that a new server lacks) · `observed_directory` (calls to the directory, counted).
 
+pub(crate) mod failover;
 mod lookup_rate;
 mod observed_directory;
 mod postgres_sink;

@@ -1,10 +1,13 @@
 //! A tenant's sink: its Postgres, by way of the tenant manager.
 
+use std::cell::RefCell;
+
 use actix::Addr;
-use balance_sync_store::{ErrorClass, Fate, Named, Row, RowResult, Session};
+use balance_sync_store::{ErrorClass, Fate, Named, Origin, Row, RowResult, Session};
 use balance_sync_tenants::Tenant;
 use balance_sync_trace as trace;
 
+use super::failover::Reports;
 use super::tenant_manager::{Doubt, GetPool, Refetch, TenantManager, TenantPool};
 use crate::pipeline::{Sink, SinkError};
 
@@ -13,13 +16,28 @@ use crate::pipeline::{Sink, SinkError};
 pub struct PostgresSink {
     manager: Addr<TenantManager>,
     tenant: Tenant,
+    failover: Reports,
+    /// The server that was reported last.
+    reported: RefCell<Option<Origin>>,
 }
 
 impl PostgresSink {
     /// The sink of one tenant.
     #[must_use]
-    pub fn new(manager: Addr<TenantManager>, tenant: Tenant) -> Self {
-        Self { manager, tenant }
+    pub(crate) fn new(manager: Addr<TenantManager>, tenant: Tenant, failover: Reports) -> Self {
+        Self { manager, tenant, failover, reported: RefCell::default() }
+    }
+
+    /// Reports the server that the connections lead to, if it is another one than before.
+    fn note_origin(&self, pool: &TenantPool) {
+        let now = pool.database.origin();
+        if now.is_none() || *self.reported.borrow() == now {
+            return;
+        }
+        if let Some(origin) = &now {
+            self.failover.report(&self.tenant, origin, pool.database.address());
+        }
+        self.reported.replace(now);
     }
 
     async fn pool(&self, last: bool) -> Result<TenantPool, SinkError> {
@@ -66,10 +84,15 @@ impl Sink for PostgresSink {
 
     async fn permit(&self, last: bool) -> Result<PostgresPermit, SinkError> {
         match PostgresPermit::of(self.pool(last).await?).await {
-            Ok(permit) => Ok(permit),
+            Ok(permit) => {
+                self.note_origin(&permit.pool);
+                Ok(permit)
+            }
             Err((pool, error)) => {
                 let newer = self.newer(&pool, error).await?;
-                PostgresPermit::of(newer).await.map_err(|(_, error)| error)
+                let permit = PostgresPermit::of(newer).await.map_err(|(_, error)| error)?;
+                self.note_origin(&permit.pool);
+                Ok(permit)
             }
         }
     }

@@ -12,7 +12,7 @@ use super::{
     thread_health::{self, Pulse},
 };
 use crate::{
-    backends::{PostgresSink, Prober, RedisQueue, StandbyWatch, TenantManager},
+    backends::{PostgresSink, Prober, RedisQueue, StandbyWatch, TenantManager, failover::Reports},
     pipeline::{Collector, CollectorActor, CollectorOptions, Incarnation},
     status::FleetStatus,
     tasks::TaskName,
@@ -70,6 +70,7 @@ pub(super) struct CollectorSpawner {
     /// The thread whose turn it is.
     pub(super) next: usize,
     pub(super) manager: Addr<TenantManager>,
+    pub(super) failover: Reports,
     pub(super) fleet: Arc<FleetStatus>,
     pub(super) schedule: Arc<ScheduleOptions>,
     pub(super) collector: Arc<CollectorOptions>,
@@ -89,7 +90,7 @@ impl Spawner for CollectorSpawner {
         let queue = RedisQueue::new(schedules, other, thread.prober.clone(), thread.standby.clone());
         let collector = Collector {
             queue,
-            sink: PostgresSink::new(self.manager.clone(), tenant.clone()),
+            sink: PostgresSink::new(self.manager.clone(), tenant.clone(), self.failover.clone()),
             options: Arc::clone(&self.collector),
             fleet: Arc::clone(&self.fleet),
             status: self.fleet.tenant(&tenant),

@@ -19,7 +19,10 @@ use super::{
     threads::{CollectorSpawner, CollectorThread},
 };
 use crate::{
-    backends::{CloseAll, ManagerOptions, ObservedDirectory, TenantManager},
+    backends::{
+        CloseAll, ManagerOptions, ObservedDirectory, TenantManager,
+        failover::{self, FailoverCheck, Reports},
+    },
     pipeline::CollectorOptions,
     status::{FleetStatus, InForce},
     tasks::{Faults, TaskName},
@@ -94,6 +97,7 @@ pub struct PreparedWorker {
     threads_stop: DropGuard,
     partition: Option<PartitionSettings>,
     events: Option<EventSettings>,
+    failover: Reports,
 }
 
 impl PreparedWorker {
@@ -153,10 +157,12 @@ impl PreparedWorker {
             replicas: settings.partition.as_ref().map(|partition| partition.replicas),
         };
         let pulses = threads.iter().map(|thread| thread.pulse.clone()).collect();
+        let failover = Reports::default();
         let spawner = CollectorSpawner {
             threads,
             next: 0,
             manager: handles.manager.clone(),
+            failover: failover.clone(),
             fleet: Arc::clone(&handles.fleet),
             schedule: Arc::clone(&handles.schedule),
             collector: Arc::clone(&handles.collector),
@@ -179,6 +185,7 @@ impl PreparedWorker {
             threads_stop: threads_stop.drop_guard(),
             partition: settings.partition,
             events: settings.events,
+            failover,
         })
     }
 
@@ -191,7 +198,8 @@ impl PreparedWorker {
     /// Starts the supervisor, and with it the collectors.
     #[must_use]
     pub fn start(self) -> Worker {
-        let Self { handles, supervisor, redis, pulses, arbiters, threads_stop, partition, events } = self;
+        let Self { handles, supervisor, redis, pulses, arbiters, threads_stop, partition, events, failover } =
+            self;
         let (fleet, manager, link) = (&handles.fleet, &handles.manager, &handles.link);
         let tasks = &fleet.tasks;
         let beside = CancellationToken::new();
@@ -252,6 +260,17 @@ impl PreparedWorker {
         running.push(tasks.keep(TaskName::EvictionWatch, None, eviction_watch::INTERVAL, beside.clone(), {
             let (link, fleet, stop) = (link.clone(), Arc::clone(fleet), beside.clone());
             move |progress| eviction_watch::watch(link.clone(), Arc::clone(&fleet), stop.clone(), progress)
+        }));
+        running.push(tasks.keep(TaskName::FailoverCheck, None, failover::INTERVAL, beside.clone(), {
+            let check = FailoverCheck {
+                link: link.clone(),
+                manager: manager.clone(),
+                fleet: Arc::clone(fleet),
+                key_form: handles.key_form,
+                schedule: Arc::clone(&handles.schedule),
+            };
+            let stop = beside.clone();
+            move |progress| check.clone().run(failover.clone(), stop.clone(), progress)
         }));
         Worker {
             handles,

@@ -168,6 +168,10 @@ pub struct FleetStatus {
     pub flushes: Histogram,
     /// Failures and connections of all links to Redis.
     pub redis: Arc<LinkStats>,
+    /// Tenants compared because their Postgres server had changed.
+    pub failover_checks: AtomicU64,
+    /// Balances found behind on the new servers, and scheduled again.
+    pub failover_behind: AtomicU64,
     /// Whether Redis may throw keys away by itself (1) or not (0); not known = `None`.
     pub redis_may_evict: Known,
     /// What the worker was started with.

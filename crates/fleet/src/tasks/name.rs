@@ -27,6 +27,8 @@ pub enum TaskName {
     EvictionWatch,
     /// Reads credentials of Redis again, and asks sentinels for the master (`crate::lifecycle::redis_watch`).
     RedisWatch,
+    /// Compares rows after a failover of Postgres ([`crate::backends`]).
+    FailoverCheck,
     /// Closes idle connections to Postgres (`balance_sync_store::budget`).
     ConnectionSweeper,
     /// One poll of the tenant list.
@@ -49,7 +51,7 @@ pub enum TaskName {
 
 impl TaskName {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::ActionsFollower,
         Self::Partition,
         Self::ThreadWatch,
@@ -61,6 +63,7 @@ impl TaskName {
         Self::TenantEvents,
         Self::EvictionWatch,
         Self::RedisWatch,
+        Self::FailoverCheck,
         Self::ConnectionSweeper,
         Self::TenantPoll,
         Self::SettingsLookup,
@@ -87,6 +90,7 @@ impl TaskName {
             Self::TenantEvents => "tenant_events",
             Self::EvictionWatch => "eviction_watch",
             Self::RedisWatch => "redis_watch",
+            Self::FailoverCheck => "failover_check",
             Self::ConnectionSweeper => "connection_sweeper",
             Self::TenantPoll => "tenant_poll",
             Self::SettingsLookup => "settings_lookup",

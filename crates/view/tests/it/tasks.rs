@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(3600);
 
 /// The tasks that a worker keeps, but for the sweeper of connections, which comes and goes with them.
-const KEPT: [TaskName; 11] = [
+const KEPT: [TaskName; 12] = [
     TaskName::ActionsFollower,
     TaskName::Partition,
     TaskName::ThreadWatch,
@@ -43,6 +43,7 @@ const KEPT: [TaskName; 11] = [
     TaskName::Publisher,
     TaskName::TenantEvents,
     TaskName::EvictionWatch,
+    TaskName::FailoverCheck,
     TaskName::RedisWatch,
 ];
 
