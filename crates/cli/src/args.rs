@@ -272,7 +272,8 @@ pub(crate) struct VerifyArgs {
     /// Print the result as one line of JSON.
     #[arg(long)]
     pub json: bool,
-    /// Schedule again what is behind and not scheduled. Says what it would do; does it only together with --apply.
+    /// Schedule again what is behind and not scheduled, and what is scheduled too far ahead since Redis's clock has jumped
+    /// back. Says what it would do; does it only together with --apply.
     #[arg(long, conflicts_with = "wait")]
     pub repair: bool,
     /// With --repair: do it. Only Redis is written, the workers do the rest.

@@ -8,6 +8,7 @@
 //! The spelling of keys and values is written down here a second time, on purpose, from the
 //! protocol: tests that took it from the code under test would agree with its mistakes.
 
+mod clock;
 pub mod find;
 pub mod fleet;
 mod guard;

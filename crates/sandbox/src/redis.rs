@@ -10,6 +10,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, ServerErrorKind};
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::clock::Clock;
 use crate::find;
 use crate::guard::Guarded;
 use crate::ports;
@@ -34,6 +35,8 @@ pub struct RedisOptions {
     pub appendonly: bool,
     /// `maxmemory` in bytes; `None` is without limit.
     pub maxmemory_bytes: Option<u64>,
+    /// Let [`RedisServer::shift_clock`] set its wall clock. Needs a C compiler.
+    pub settable_clock: bool,
     /// Run as a sentinel: `extra` says of what. Sentinels rewrite their configuration.
     pub sentinel: bool,
     /// Further lines of `redis.conf`, e.g. `maxmemory-policy allkeys-lru`; they win over the rest.
@@ -46,6 +49,7 @@ pub struct RedisServer {
     port: u16,
     password: Option<SecretString>,
     sentinel: bool,
+    clock: Option<Clock>,
 }
 
 impl fmt::Debug for RedisServer {
@@ -65,8 +69,9 @@ impl RedisServer {
     pub async fn start(options: RedisOptions) -> Result<Self> {
         let program = find::redis_server()?;
         let guard = Guarded::new("redis", None, Signal::SIGTERM)?;
+        let clock = options.settable_clock.then(|| Clock::in_folder(guard.folder())).transpose()?;
         let mut server =
-            Self { guard, port: 0, password: options.password.clone(), sentinel: options.sentinel };
+            Self { guard, port: 0, password: options.password.clone(), sentinel: options.sentinel, clock };
         for _ in 0..PORT_ATTEMPTS {
             server.port = ports::free_port()?;
             server.guard.write_private("redis.conf", &server.config(&options))?;
@@ -169,6 +174,14 @@ impl RedisServer {
         self.guard.resume()
     }
 
+    /// Sets the server's wall clock so many milliseconds ahead of the real time, or behind it.
+    ///
+    /// # Errors
+    /// When it was not started with [`RedisOptions::settable_clock`].
+    pub fn shift_clock(&self, millis: i64) -> Result<()> {
+        self.clock.as_ref().context("the server's clock can't be set")?.shift(millis)
+    }
+
     /// Ends the server and removes its folder, and waits for both. The same as dropping it, without
     /// blocking the runtime.
     ///
@@ -208,7 +221,15 @@ impl RedisServer {
     async fn launch(&self, program: &Path) -> Result<bool> {
         let mut arguments = vec!["redis.conf".to_owned()];
         arguments.extend(self.sentinel.then(|| "--sentinel".to_owned()));
-        let pid = self.guard.spawn(program, &arguments)?;
+        let pid = match &self.clock {
+            None => self.guard.spawn(program, &arguments)?,
+            Some(clock) => {
+                let mut all = clock.variables();
+                all.push(program.display().to_string());
+                all.append(&mut arguments);
+                self.guard.spawn(Path::new("env"), &all)?
+            }
+        };
         let deadline = Instant::now() + READY_WITHIN;
         loop {
             if let Some(status) = self.guard.try_reap()? {

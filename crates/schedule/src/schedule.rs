@@ -40,6 +40,9 @@ impl ClaimMode {
     }
 }
 
+/// Added to the longest lease or delay before a member counts as too far ahead.
+const REACH_MARGIN: Duration = Duration::from_secs(10);
+
 /// Settings for schedules, the same for all tenants of a worker.
 #[derive(Debug, Clone)]
 pub struct ScheduleOptions {
@@ -61,6 +64,14 @@ pub struct ScheduleOptions {
     pub quarantine_put_off: Duration,
     /// Delay of members that can't be synced at present while others of the tenant can.
     pub put_off: Duration,
+}
+
+impl ScheduleOptions {
+    /// The furthest that any of our scripts schedules a member ahead, and a margin.
+    #[must_use]
+    pub fn reach(&self) -> Duration {
+        self.claim_ttl.max(self.put_off).max(self.quarantine_put_off) + REACH_MARGIN
+    }
 }
 
 impl Default for ScheduleOptions {
@@ -571,6 +582,39 @@ impl Schedule {
             done += int(OPERATION, &self.link.send(OPERATION, &cmd).await?)?;
         }
         Ok(done)
+    }
+
+    /// Number of members that are scheduled further ahead than any lease or delay reaches: Redis's clock has jumped back
+    /// since, and they wait until it has caught up.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn distant(&self) -> Result<u64, ScheduleError> {
+        const OPERATION: &str = "count distant members";
+        let now = seconds_of_time(OPERATION, &self.link.send(OPERATION, &redis::cmd("TIME")).await?)?;
+        let mut cmd = redis::cmd("ZCOUNT");
+        let from = now + self.options.reach().as_secs_f64();
+        cmd.arg(self.space.schedule()).arg(format!("({from:.6}")).arg("+inf");
+        int(OPERATION, &self.link.send(OPERATION, &cmd).await?)
+    }
+
+    /// Makes the members due that [`Schedule::distant`] counts. Returns how many.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn reschedule_distant(&self) -> Result<u64, ScheduleError> {
+        const PAGE: u64 = 500;
+        let mut done = 0;
+        loop {
+            let mut cmd = scripts::RESCHEDULE.call(2);
+            cmd.arg(self.space.schedule()).arg(self.space.quarantine());
+            cmd.arg(millis(self.options.reach())).arg(PAGE);
+            let page = int("reschedule", &scripts::RESCHEDULE.run(&self.link, &cmd).await?)?;
+            done += page;
+            if page < PAGE {
+                return Ok(done);
+            }
+        }
     }
 
     /// Number of members in any schedule key; used to detect schedules that no worker syncs.

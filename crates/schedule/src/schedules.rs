@@ -396,6 +396,30 @@ impl Schedules {
         Ok(done)
     }
 
+    /// As [`Schedule::distant`], of all schedules.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn distant(&self) -> Result<u64, ScheduleError> {
+        let mut sum = 0;
+        for schedule in &self.all {
+            sum += schedule.distant().await?;
+        }
+        Ok(sum)
+    }
+
+    /// As [`Schedule::reschedule_distant`], in all schedules.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn reschedule_distant(&self) -> Result<u64, ScheduleError> {
+        let mut sum = 0;
+        for schedule in &self.all {
+            sum += schedule.reschedule_distant().await?;
+        }
+        Ok(sum)
+    }
+
     fn position(&self, member: &[u8]) -> usize {
         let own = |schedule: &Schedule| member.starts_with(schedule.space().balance_prefix().as_bytes());
         self.all.iter().position(own).unwrap_or(0)

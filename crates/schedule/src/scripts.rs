@@ -81,6 +81,7 @@ script!(MEND, "mend other form", "mend_other_form.lua");
 script!(RECORD_LOSSES, "record losses", "record_losses.lua");
 script!(RETRY, "retry quarantined", "retry_quarantined_balances.lua");
 script!(ADOPT, "adopt legacy", "adopt_legacy_schedule.lua");
+script!(RESCHEDULE, "reschedule", "reschedule_distant_members.lua");
 script!(PROBE, "probe", "probe_schedules.lua");
 script!(HEADS, "read heads", "read_heads.lua");
 script!(SAMPLE, "sample", "sample_schedules.lua");

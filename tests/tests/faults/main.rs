@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stderr)] // what was measured must be seen
 
+mod clock;
 mod cluster;
 mod drain;
 mod losses;

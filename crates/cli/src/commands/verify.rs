@@ -60,6 +60,9 @@ pub(crate) struct TenantResult {
     /// Behind or missing in Postgres and not scheduled: nobody would write them. With `--repair --apply` they are
     /// scheduled again.
     pub unscheduled: u64,
+    /// Scheduled further ahead than any lease or delay reaches: Redis's clock has jumped back. With `--repair --apply`
+    /// they are made due.
+    pub distant: u64,
 }
 
 impl TenantResult {
@@ -75,11 +78,14 @@ pub(crate) struct Verification {
     /// What [`TenantResult::unscheduled`] counts: tenant and member.
     #[serde(skip)]
     unscheduled: Vec<(Tenant, Vec<u8>)>,
+    /// The tenants that [`TenantResult::distant`] counts something of.
+    #[serde(skip)]
+    distant: Vec<Tenant>,
     /// By tenant, in id order.
     pub tenants: Vec<TenantResult>,
     /// Some of the balances that differ, with what differs.
     pub differences: Vec<String>,
-    /// Members scheduled again.
+    /// Members scheduled again, or made due.
     pub repaired: u64,
 }
 
@@ -121,7 +127,7 @@ pub(crate) async fn verify(file: Option<&Path>, args: VerifyArgs) -> anyhow::Res
         if args.apply {
             println!("repair: {} balances scheduled again", result.repaired);
         } else if args.repair {
-            let would = result.total(|row| row.unscheduled);
+            let would = result.total(|row| row.unscheduled + row.distant);
             println!("repair: {would} balances would be scheduled again; --apply does it");
         }
     }
@@ -159,6 +165,13 @@ fn print_table(result: &Verification) {
     }
     for difference in &result.differences {
         println!("{difference}");
+    }
+    let distant = result.total(|row| row.distant);
+    if distant > 0 {
+        println!(
+            "{distant} balances are scheduled further ahead than any lease or delay reaches: the clock of Redis has jumped \
+             back, and they wait until it has caught up; --repair --apply makes them due"
+        );
     }
     println!(
         "verify: {} balances in {} tenants, {} behind, {} missing",
@@ -227,6 +240,9 @@ impl Verifier {
         results.sort_by(|a, b| a.tenant.cmp(&b.tenant));
         let mut verification = Verification::default();
         for compared in results {
+            if compared.result.distant > 0 {
+                verification.distant.push(compared.tenant.clone());
+            }
             verification.tenants.push(compared.result);
             verification.differences.extend(compared.differences);
             let tenant = compared.tenant;
@@ -238,7 +254,8 @@ impl Verifier {
         Ok(verification)
     }
 
-    /// Schedules again what is behind and not scheduled. Writes Redis only; a worker does the rest. Gives how many.
+    /// Schedules again what is behind and not scheduled, and makes due what is scheduled too far ahead. Writes Redis only; a
+    /// worker does the rest. Returns how many.
     ///
     /// # Errors
     /// When Redis can't be written.
@@ -250,6 +267,9 @@ impl Verifier {
         let mut repaired = 0;
         for (tenant, members) in by_tenant {
             repaired += self.schedules(tenant).schedule_again(&members).await?;
+        }
+        for tenant in &found.distant {
+            repaired += self.schedules(tenant).reschedule_distant().await?;
         }
         Ok(repaired)
     }
@@ -299,6 +319,7 @@ impl Verifier {
         }
         let backlog = schedules.backlog().await?;
         result.scheduled = backlog.due + backlog.leased;
+        result.distant = schedules.distant().await?;
         result.quarantined = schedules.quarantine_len().await?;
         // Quarantined members are looked after by hand.
         let mut free = Vec::with_capacity(unscheduled.len());

@@ -14,18 +14,20 @@ const SLOT: u16 = 12_305;
 
 /// A node with the port of its bus.
 async fn node() -> (RedisServer, u16) {
-    let bus = free_port().unwrap();
-    let extra = [
-        "cluster-enabled yes".to_owned(),
-        format!("cluster-port {bus}"),
-        "cluster-node-timeout 1500".to_owned(),
-        "cluster-migration-barrier 0".to_owned(),
-        "repl-diskless-sync-delay 0".to_owned(),
-    ];
-    (
-        RedisServer::start(RedisOptions { extra: extra.to_vec(), ..RedisOptions::default() }).await.unwrap(),
-        bus,
-    )
+    let started = eventually(SOON, "a node", || async {
+        // Another process may take the port of the bus before the node does.
+        let bus = free_port().map_err(|error| error.to_string())?;
+        let extra = [
+            "cluster-enabled yes".to_owned(),
+            format!("cluster-port {bus}"),
+            "cluster-node-timeout 1500".to_owned(),
+            "cluster-migration-barrier 0".to_owned(),
+            "repl-diskless-sync-delay 0".to_owned(),
+        ];
+        let options = RedisOptions { extra: extra.to_vec(), ..RedisOptions::default() };
+        RedisServer::start(options).await.map(|server| (server, bus)).map_err(|error| error.to_string())
+    });
+    started.await.unwrap()
 }
 
 async fn order<T: redis::FromRedisValue>(server: &RedisServer, command: &str) -> T {
@@ -180,7 +182,18 @@ async fn a_slot_being_moved_loses_nothing_and_is_followed_when_it_has_moved() {
     migrate(&cluster, &[space_of("moves").schedule().to_owned(), members[1].clone()]).await;
     migrate(&cluster, &[space_of("torn").schedule().to_owned()]).await;
 
-    // Only what is whole at the old node is worked: the new one answers what has not arrived as if it did not exist.
+    // Why ASK is not followed: the new node runs a script whose keys it has, and answers a balance that has not arrived as if
+    // it did not exist.
+    let mut connection = new.connect().await.unwrap();
+    redis::cmd("ASKING").query_async::<()>(&mut connection).await.unwrap();
+    let mut cmd = redis::cmd("EVAL");
+    cmd.arg("return {redis.call('ZCARD', KEYS[1]), redis.call('GET', ARGV[1])}").arg(1);
+    cmd.arg(space_of("torn").schedule()).arg(&members[2]);
+    let answer: (u64, Option<String>) = cmd.query_async(&mut connection).await.unwrap();
+    assert_eq!(answer, (1, None));
+    assert_eq!(order::<Option<String>>(old, &format!("GET {}", members[2])).await.as_deref(), Some("{}"));
+
+    // Only what is whole at the old node is worked.
     assert_eq!(linked.schedule("stays").claim(10).await.unwrap().entries.len(), 1);
     let connects = linked.stats.connects();
     for _ in 0..20 {

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::{Tenant, all, names, number, refusal, tell};
+use balance_sync_sandbox::{RedisOptions, RedisServer};
+use balance_sync_schedule::ScheduleOptions;
+
+use crate::{Tenant, all, common::space_of, names, number, refusal, tell};
 
 #[tokio::test]
 async fn an_entry_has_reason_times_count_and_value() {
@@ -156,6 +159,45 @@ async fn a_retried_member_whose_value_has_expired_is_written_from_the_kept_copy(
     assert_eq!((entry.reason.as_str(), entry.count, entry.value.as_deref()), ("first", 1, Some(value)));
     assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 1);
     assert_eq!(schedule.quarantine_len().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn what_a_clock_that_jumped_back_left_ahead_is_made_due_and_a_kept_copy_stays_usable() {
+    let server =
+        RedisServer::start(RedisOptions { settable_clock: true, ..RedisOptions::default() }).await.unwrap();
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    let schedule = tenant.lease_mode();
+    let retried = tenant.quarantined("retried", "kept").await;
+    tell!(tenant, "DEL", &retried);
+    schedule.quarantine_retry(&[retried.as_bytes()]).await.unwrap();
+    let (ahead, _) = tenant.mutate("ahead", "value").await;
+    server.shift_clock(-3_600_000).unwrap();
+    assert!(schedule.claim(10).await.unwrap().entries.is_empty());
+    // Due, and held as long as anything can be.
+    let (newer, score) = tenant.mutate("newer", "value").await;
+    let (held, _) = tenant.mutate("held", "value").await;
+    let longest = number(&score) + ScheduleOptions::default().reach().as_secs_f64() - 1.0;
+    let longest = format!("{longest:.6}5");
+    tenant.schedule(&held, &longest).await;
+
+    assert_eq!(schedule.distant().await.unwrap(), 2);
+    assert_eq!(schedule.reschedule_distant().await.unwrap(), 2);
+    assert_eq!(schedule.distant().await.unwrap(), 0);
+    assert_eq!(number(&tenant.score(&newer).await.unwrap()), number(&score));
+    assert_eq!(number(&tenant.score(&held).await.unwrap()), number(&longest));
+    let claim = schedule.claim(10).await.unwrap();
+    let mut found: Vec<(&str, Option<&[u8]>)> = names(&claim.entries)
+        .into_iter()
+        .zip(claim.entries.iter().map(|entry| entry.value.as_deref()))
+        .collect();
+    found.sort_unstable();
+    let mut expected = [
+        (ahead.as_str(), Some(b"value".as_slice())),
+        (newer.as_str(), Some(b"value".as_slice())),
+        (retried.as_str(), Some(b"kept".as_slice())),
+    ];
+    expected.sort_unstable();
+    assert_eq!(found, expected);
 }
 
 #[tokio::test]

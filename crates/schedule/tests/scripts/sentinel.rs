@@ -1,6 +1,6 @@
 //! Three sentinels with user, password, TLS and a certificate authority of their own.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
 use balance_sync_schedule::{
@@ -215,12 +215,101 @@ async fn another_master_is_followed_while_the_former_one_still_answers() {
     endpoint.refresh().await;
     schedule.claim(1).await.unwrap();
     assert_eq!(stats.connects(), 2);
-    let count = |server: redis::Value| -> u64 {
-        let info: redis::InfoDict = redis::from_redis_value(server).unwrap();
-        let calls: String = info.get("cmdstat_evalsha").unwrap_or_default();
-        calls.split(['=', ',']).nth(1).map_or(0, |calls| calls.parse().unwrap())
+    assert!(scripts_called(next).await > 0, "the claim went to the new master");
+}
+
+/// Calls of scripts that the server has had.
+async fn scripts_called(server: &RedisServer) -> u64 {
+    let info: redis::InfoDict = redis::from_redis_value(order(server, "INFO commandstats").await).unwrap();
+    let calls: String = info.get("cmdstat_evalsha").unwrap_or_default();
+    calls.split(['=', ',']).nth(1).map_or(0, |calls| calls.parse().unwrap())
+}
+
+async fn role(connection: &mut redis::aio::MultiplexedConnection) -> String {
+    let role: Vec<redis::Value> = redis::cmd("ROLE").query_async(connection).await.unwrap();
+    redis::from_redis_value(role[0].clone()).unwrap()
+}
+
+#[tokio::test]
+async fn a_master_that_only_sentinels_have_lost_is_left_for_the_one_that_they_elect() {
+    let watched = Watched::start().await;
+    let endpoint = Endpoint::new(&watched.settings()).unwrap();
+    let schedule = schedule_on(&endpoint, &Arc::default());
+    schedule.claim(1).await.unwrap();
+    let ((former, _), (next, _)) = (&watched.servers[0], &watched.servers[1]);
+    // Sentinels and replica can't talk to it any more; the link, which is another user, still can.
+    let mut admin = former.connect().await.unwrap();
+    let mut send = async |command: &str| {
+        let mut words = command.split(' ');
+        let mut cmd = redis::cmd(words.next().unwrap());
+        for word in words {
+            cmd.arg(word);
+        }
+        cmd.query_async::<redis::Value>(&mut admin).await.unwrap()
     };
-    assert!(count(order(next, "INFO commandstats").await) > 0, "the claim went to the new master");
+    send("ACL SETUSER default resetpass >elsewhere").await;
+    send("CLIENT KILL USER default").await;
+    eventually(SOON, "an elected master", || async {
+        (role(&mut next.connect().await.unwrap()).await == "master").then_some(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(scripts_called(next).await, 0);
+    eventually(SOON, "a claim at the elected master", || async {
+        endpoint.refresh().await;
+        schedule.claim(1).await.map_err(|error| error.to_string())?;
+        if scripts_called(next).await > 0 { Ok(()) } else { Err("it went to the former one".to_owned()) }
+    })
+    .await
+    .unwrap();
+    assert_eq!(role(&mut admin).await, "master", "the former one still thinks so");
+
+    // When they meet again the former one follows, and the link stays where it is.
+    let mut admin = admin.clone();
+    redis::cmd("ACL")
+        .arg("SETUSER")
+        .arg("default")
+        .arg("resetpass")
+        .arg(format!(">{REDIS_PASSWORD}"))
+        .query_async::<()>(&mut admin)
+        .await
+        .unwrap();
+    eventually(SOON, "a replica", || async {
+        (role(&mut former.connect().await.ok()?).await == "slave").then_some(())
+    })
+    .await
+    .unwrap();
+    let before = scripts_called(next).await;
+    endpoint.refresh().await;
+    schedule.claim(1).await.unwrap();
+    assert!(scripts_called(next).await > before);
+}
+
+#[tokio::test]
+async fn a_master_that_hangs_is_left_and_not_returned_to_when_it_goes_on() {
+    let watched = Watched::start().await;
+    let mut settings = watched.settings();
+    settings.response_timeout = Duration::from_millis(500);
+    let endpoint = Endpoint::new(&settings).unwrap();
+    let schedule = schedule_on(&endpoint, &Arc::default());
+    schedule.claim(1).await.unwrap();
+    let ((former, _), (next, _)) = (&watched.servers[0], &watched.servers[1]);
+    former.pause().unwrap();
+    let error = schedule.claim(1).await.unwrap_err();
+    assert_eq!(error.class, ErrorClass::Unavailable, "{error}");
+    eventually(SOON, "the next master", || async { schedule.claim(1).await.map(drop) }).await.unwrap();
+    assert!(scripts_called(next).await > 0);
+    // It goes on as the master that it was, until the sentinels have told it otherwise.
+    former.resume().unwrap();
+    let before = scripts_called(former).await;
+    eventually(SOON, "a replica", || async {
+        endpoint.refresh().await;
+        schedule.claim(1).await.unwrap();
+        (role(&mut former.connect().await.unwrap()).await == "slave").then_some(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(scripts_called(former).await, before, "nothing was asked of it");
 }
 
 #[tokio::test]
