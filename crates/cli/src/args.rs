@@ -51,7 +51,8 @@ pub(crate) enum Command {
     /// Run a worker until SIGTERM or SIGINT, then drain.
     Run,
     /// Validate the configuration and print the values in force with their origins, secrets hidden.
-    Check,
+    #[command(after_help = CHECK_EXIT_CODES)]
+    Check(CheckArgs),
     /// Is any tenant behind, since when, and why? The whole fleet at a glance.
     #[command(after_help = EXIT_CODES)]
     Status(StatusArgs),
@@ -84,6 +85,32 @@ const EXIT_CODES: &str = "Asks Redis and the tenant service; no worker's HTTP is
     0  healthy\n  \
     1  something is behind, degraded or served by nobody\n  \
     2  can't tell: no live worker, Redis or the tenant service away, or the command failed";
+
+/// How `check` ends.
+const CHECK_EXIT_CODES: &str = "With --connect nothing is changed, anywhere.\n\n\
+    Exit codes:\n  \
+    0  good; with --connect there may be warnings\n  \
+    1  with --connect: a worker could not do its work, or not for every tenant\n  \
+    2  the configuration is wrong";
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CheckArgs {
+    /// Try everything once: Redis and its user's rights, the tenant service, each tenant's Postgres and its role's rights.
+    #[arg(long)]
+    pub connect: bool,
+    /// Only this tenant; may be given several times.
+    #[arg(long, value_name = "ID", requires = "connect")]
+    pub tenant: Vec<String>,
+    /// Tenants that are looked at at the same time.
+    #[arg(long, value_name = "N", default_value_t = 16, requires = "connect")]
+    pub at_once: usize,
+    /// Stop looking at tenants after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120.0, value_parser = patience, requires = "connect")]
+    pub timeout: f64,
+    /// Print one line of JSON.
+    #[arg(long, requires = "connect")]
+    pub json: bool,
+}
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct StatusArgs {

@@ -34,7 +34,7 @@ async fn dispatch(args: Args) -> anyhow::Result<u8> {
     let file = args.config.as_deref();
     match args.command {
         Command::Run => commands::run::run(file).await,
-        Command::Check => commands::check::check(file),
+        Command::Check(args) => commands::check::check(file, args).await,
         Command::Status(options) => commands::status::status(file, options).await,
         Command::Tenants(options) => commands::tenants::tenants(file, options).await,
         Command::Why(options) => commands::why::answer(file, options).await,

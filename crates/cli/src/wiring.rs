@@ -151,8 +151,8 @@ pub(crate) fn inspector(config: &Config) -> anyhow::Result<Inspector> {
 
 /// The Redis servers of a worker.
 pub(crate) struct Endpoints {
-    redis: Endpoint,
-    events: Option<Endpoint>,
+    pub(crate) redis: Endpoint,
+    pub(crate) events: Option<Endpoint>,
 }
 
 impl Endpoints {

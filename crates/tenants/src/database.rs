@@ -181,6 +181,9 @@ impl TenantDatabase {
                 format!("{} contains white space", excerpt(&self.host)),
             ));
         }
+        if let Some(wrong) = host_fault(&self.host) {
+            return Err(InvalidDatabase::new("host", format!("{} {wrong}", excerpt(&self.host))));
+        }
         if self.port == 0 {
             return Err(InvalidDatabase::new("port", "0 is not a port: allowed is 1 to 65535"));
         }
@@ -205,6 +208,31 @@ impl TenantDatabase {
             }
         }
     }
+}
+
+/// What is wrong with the form of a host: it is one name, one address, or the folder of a socket.
+fn host_fault(host: &str) -> Option<&'static str> {
+    if host.starts_with('/') || host.parse::<std::net::Ipv6Addr>().is_ok() {
+        return None;
+    }
+    if host.contains(['"', '\'', '`']) {
+        return Some("contains quotes: the name stands without them");
+    }
+    if host.contains(['[', ']']) {
+        return Some(
+            "contains brackets: an IPv6 address stands without them, and the port in a field of its own",
+        );
+    }
+    if host.contains(',') {
+        return Some("contains a comma: one host is allowed");
+    }
+    if host.contains("://") {
+        return Some("is a URL: allowed is the host alone");
+    }
+    if host.contains(':') {
+        return Some("contains a port: it stands in a field of its own");
+    }
+    None
 }
 
 /// A field of a database's description that can't be used.
@@ -323,6 +351,25 @@ mod tests {
         let mut changed = database();
         change(&mut changed);
         changed
+    }
+
+    #[test]
+    fn a_host_is_one_name_or_one_address() {
+        for good in ["db.internal", "10.0.0.7", "::1", "fe80::1", "/var/run/postgresql", "db_1"] {
+            changed(|database| database.host = good.into()).validate().unwrap();
+        }
+        for (bad, why) in [
+            ("db.internal:5432", "contains a port"),
+            ("a.internal,b.internal", "contains a comma"),
+            ("[::1]", "contains brackets"),
+            ("[::1]:5432", "contains brackets"),
+            ("\"db.internal\"", "contains quotes"),
+            ("postgres://db.internal", "is a URL"),
+            ("db.internal\n", "white space"),
+        ] {
+            let error = changed(|database| database.host = bad.into()).validate().unwrap_err();
+            assert!(error.field == "host" && error.reason.contains(why), "{bad}: {error}");
+        }
     }
 
     #[test]

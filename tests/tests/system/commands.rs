@@ -8,14 +8,15 @@ use std::path::Path;
 use std::process::Child;
 
 use anyhow::{Context, Result, ensure};
-use balance_sync_sandbox::eventually;
 use balance_sync_sandbox::ledger::DEFAULT_TTL;
+use balance_sync_sandbox::{Isolation, Sandbox, SandboxOptions, eventually};
 use balance_sync_tests::command::prepare_program;
 use balance_sync_tests::ledger::comes_in_step;
 use balance_sync_tests::worker::password_in;
 use balance_sync_tests::{SOON, Worker, balance_sync_lab, run, run_program};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use redis::{AsyncCommands as _, aio::MultiplexedConnection};
 use serde_json::Value;
 use url::Url;
 
@@ -210,6 +211,83 @@ async fn the_demo_says_when_the_product_binary_is_missing() -> Result<()> {
         assert!(refused.stderr.contains(part), "{part} is missing in {}", refused.stderr);
     }
     assert!(!refused.stderr.contains("starting"), "no servers were started: {}", refused.stderr);
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_connect_tries_everything_and_changes_nothing() -> Result<()> {
+    let options = SandboxOptions { isolation: Isolation::Database, ..balance_sync_tests::options(3, 20) };
+    let sandbox = Sandbox::start(options).await?;
+    let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    let check = || async {
+        let finished = run(&["check", "--config", &config, "--connect", "--json"], &[]).await?;
+        let report: Value =
+            serde_json::from_str(&finished.stdout).with_context(|| format!("{finished:?}"))?;
+        anyhow::Ok((finished.code, report))
+    };
+    let found = |report: &Value, area: &str, level: &str, text: &str| -> Option<Value> {
+        let findings = report["findings"].as_array()?;
+        let fits = |one: &&Value| {
+            one["area"] == area
+                && one["level"] == level
+                && one["found"].as_str().is_some_and(|found| found.contains(text))
+        };
+        findings.iter().find(fits).cloned()
+    };
+    let mut redis = sandbox.redis().connect().await?;
+    // What Redis counts of changes and loaded scripts.
+    let state = |redis: &MultiplexedConnection| {
+        let mut redis = redis.clone();
+        async move {
+            let info: String = ::redis::cmd("INFO").arg("everything").query_async(&mut redis).await?;
+            let counts = ["rdb_changes_since_last_save", "number_of_cached_scripts"];
+            let is_one = |line: &&str| counts.iter().any(|name| line.starts_with(name));
+            anyhow::Ok(info.lines().filter(is_one).map(str::to_owned).collect::<Vec<_>>())
+        }
+    };
+    let before = state(&redis).await?;
+    let (code, report) = check().await?;
+    assert_eq!(code, Some(0), "{report:#}");
+    assert_eq!(state(&redis).await?, before);
+    for (area, text) in [
+        ("tenants", "3 active"),
+        ("redis", "commands may be run"),
+        ("schedules", "60 members in those of 3 tenants"),
+        ("values", "60 read"),
+        ("ledger", "holds no claim lock"),
+        ("postgres", "reached directly"),
+    ] {
+        assert!(found(&report, area, "ok", text).is_some(), "{area}: {text}: {report:#}");
+    }
+
+    // What is wrong is named, with its tenant and what helps.
+    let tenants = sandbox.tenants();
+    // From whoever the tenant's role has it.
+    let revoke = "DO $$ DECLARE holder text; BEGIN \
+         FOR holder IN SELECT DISTINCT grantee FROM information_schema.column_privileges \
+             WHERE table_name = 'balance' AND privilege_type = 'UPDATE' AND grantee <> 'postgres' LOOP \
+           EXECUTE format('REVOKE UPDATE ON balance FROM %1$I; REVOKE UPDATE (version) ON balance FROM %1$I; \
+             GRANT UPDATE (available, on_hold, overdraft_used, updated_at) ON balance TO %1$I', holder); \
+         END LOOP; END $$";
+    sandbox.postgres().execute(&tenants[0].database, revoke).await?;
+    sandbox.postgres().drop_database(&tenants[1].database).await?;
+    let member = format!("{}x", producer.tenants()[0].keys.schedule());
+    let lock = format!("lock:{{transactions}}:balance-sync:{member}");
+    redis.set::<_, _, ()>(&lock, "1").await?;
+    ::redis::cmd("ACL").arg(&["SETUSER", "default", "-zadd"]).query_async::<()>(&mut redis).await?;
+    let (code, report) = check().await?;
+    assert_eq!(code, Some(1), "{report:#}");
+    let grants = found(&report, "postgres", "fail", "the role lacks UPDATE (version)")
+        .with_context(|| format!("grants: {report:#}"))?;
+    assert_eq!(grants["tenants"], serde_json::json!([tenants[0].id]), "{grants}");
+    assert!(grants["help"].as_str().is_some_and(|help| help.contains("grants.sql")), "{grants}");
+    for (area, text) in
+        [("postgres", "postgres_database_missing"), ("redis", "ZADD"), ("ledger", "its own worker runs")]
+    {
+        assert!(found(&report, area, "fail", text).is_some(), "{area}: {text}: {report:#}");
+    }
     Ok(())
 }
 

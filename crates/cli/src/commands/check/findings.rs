@@ -1,0 +1,139 @@
+//! What was found, put together: equal findings about many tenants are one line.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::terminal::{BAD, GOOD, HEAD, Screen, WARN, styled, wrap};
+
+/// Tenants that are named in one line.
+const NAMED: usize = 3;
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Level {
+    /// As it should be.
+    Ok,
+    /// It works, and may not always, or shows less.
+    Warn,
+    /// A worker could not do its work.
+    Fail,
+}
+
+/// One finding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Finding {
+    /// How bad it is.
+    pub level: Level,
+    /// What was looked at: `redis`, `tenants`, `postgres` and so on.
+    pub area: &'static str,
+    /// What it is about, where several tenants may have the same: `grants`, `postgres_tls`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub kind: String,
+    /// What was found; of several tenants, of the first.
+    pub found: String,
+    /// What helps; empty where nothing is needed.
+    pub help: String,
+    /// The tenants that it is about; none where it is about all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tenants: Vec<String>,
+}
+
+/// All of it, as `--json` prints it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report<'a> {
+    level: Level,
+    findings: &'a [Finding],
+}
+
+/// Everything that was found, in the order in which it was looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Findings(Vec<Finding>);
+
+impl Findings {
+    /// As it should be.
+    pub fn ok(&mut self, area: &'static str, found: impl Into<String>) {
+        self.note(Level::Ok, area, found.into(), "");
+    }
+
+    /// It works, and may not always.
+    pub fn warn(&mut self, area: &'static str, found: impl Into<String>, help: &str) {
+        self.note(Level::Warn, area, found.into(), help);
+    }
+
+    /// It does not work.
+    pub fn fail(&mut self, area: &'static str, found: impl Into<String>, help: &str) {
+        self.note(Level::Fail, area, found.into(), help);
+    }
+
+    /// Something about one tenant. Of what has the same level, area and kind about several, the first is shown.
+    pub fn of_tenant(
+        &mut self,
+        tenant: &str,
+        area: &'static str,
+        kind: &str,
+        finding: (Level, String, String),
+    ) {
+        let (level, found, help) = finding;
+        let same = |known: &&mut Finding| known.level == level && known.area == area && known.kind == kind;
+        match self.0.iter_mut().find(same) {
+            Some(known) => known.tenants.push(tenant.to_owned()),
+            None => {
+                let (kind, tenants) = (kind.to_owned(), vec![tenant.to_owned()]);
+                self.0.push(Finding { level, area, kind, found, help, tenants });
+            }
+        }
+    }
+
+    fn note(&mut self, level: Level, area: &'static str, found: String, help: &str) {
+        let (kind, help) = (String::new(), help.to_owned());
+        self.0.push(Finding { level, area, kind, found, help, tenants: Vec::new() });
+    }
+
+    /// The worst of them.
+    pub fn worst(&self) -> Level {
+        self.0.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
+    }
+
+    /// For another program.
+    pub fn report(&self) -> Report<'_> {
+        Report { level: self.worst(), findings: &self.0 }
+    }
+
+    /// For people.
+    pub fn render(&self, screen: Screen) -> String {
+        const INDENT: usize = 18;
+        let mut text = String::new();
+        for Finding { level, area, found, help, tenants, .. } in &self.0 {
+            let mark = match level {
+                Level::Ok => styled(GOOD, "ok  "),
+                Level::Warn => styled(WARN, "warn"),
+                Level::Fail => styled(BAD, "FAIL"),
+            };
+            let of: Vec<&str> = tenants.iter().map(String::as_str).collect();
+            let whose = match of.len() {
+                0 => String::new(),
+                1 => format!("{}: ", of[0]),
+                n => format!("{n} tenants ({}): ", names(&of)),
+            };
+            let said = wrap(&format!("{whose}{found}"), screen.text_width(), INDENT);
+            let _ = writeln!(text, "{mark}  {area:<10}  {said}");
+            if !help.is_empty() {
+                let help = wrap(&format!("→ {help}"), screen.text_width(), INDENT + 2);
+                let _ = writeln!(text, "{:INDENT$}{help}", "");
+            }
+        }
+        let count = |level| self.0.iter().filter(|finding| finding.level == level).count();
+        let (ok, warn, fail) = (count(Level::Ok), count(Level::Warn), count(Level::Fail));
+        let _ = writeln!(text, "{}", styled(HEAD, format_args!("check: {ok} ok, {warn} warn, {fail} fail")));
+        text
+    }
+}
+
+/// Some names, and how many more there are.
+pub(crate) fn names(all: &[&str]) -> String {
+    let more = all.len().saturating_sub(NAMED);
+    let named = all[..all.len() - more].join(", ");
+    if more == 0 { named } else { format!("{named} and {more} more") }
+}
