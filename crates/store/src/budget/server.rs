@@ -1,0 +1,346 @@
+//! One server: who gets a connection, in which order, and from whom.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::task::JoinHandle;
+
+use super::chores::{Chore, Chores};
+use super::connection::{CLOSE_TIMEOUT, Idle, Open, Slot};
+use super::{ServerUsage, lock};
+use crate::mode::Found;
+use crate::names::{Names, look_up};
+use crate::spec::DatabaseSpec;
+
+/// How often idle connections are looked at, at the least.
+pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The same while somebody waits for one of them.
+pub(super) const WAITED_FOR_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Batches that are written at once to one server at most: several times the cores of a common one. A commit that waits for
+/// a disk or a replica leaves room for the others, and whoever waits for its turn gathers meanwhile.
+const AT_WORK: usize = 16;
+
+/// A statement that takes longer gives its turn up: it waits for a lock or an answer, which is no work, and a few tenants with
+/// locked tables must not hold up all others of their server. A batch takes some ten milliseconds.
+pub(crate) const LONGEST_TURN: Duration = Duration::from_millis(200);
+
+/// One server: its slots, its idle connections, and who waits for them.
+pub(crate) struct Server {
+    pub(super) key: String,
+    limit: usize,
+    /// Batches that may be written at once.
+    pub(crate) turns: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    /// Whether nothing stands between here and the server.
+    pub(crate) is_direct: Found<bool>,
+    /// Where its name leads.
+    pub(crate) names: Names,
+    /// Somebody has queued: the sweeper is to look sooner.
+    queued: Arc<Notify>,
+    state: Mutex<State>,
+    pub(super) chores: Arc<Chores>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    /// Slots given out.
+    pub(super) open: usize,
+    /// Slots given to databases so far.
+    opened: u64,
+    open_by: HashMap<u64, usize>,
+    /// The longest idle first.
+    idle: VecDeque<Idle>,
+    /// The longest waiting first.
+    queue: VecDeque<Queued>,
+    pub(super) sweeper: Option<JoinHandle<()>>,
+}
+
+struct Queued {
+    database: u64,
+    fresh: bool,
+    grant: oneshot::Sender<Grant>,
+}
+
+/// What somebody gets who needs a connection.
+pub(crate) enum Claim {
+    /// A connection of its own database that was idle.
+    Pooled(Open),
+    /// The right to open one.
+    Slot(Slot),
+}
+
+enum Grant {
+    Claim(Claim),
+    /// A connection of another database, to be closed for its slot.
+    TakeOver(Open),
+}
+
+impl State {
+    /// The most recently used idle connection of a database.
+    fn take_own(&mut self, database: u64) -> Option<Open> {
+        let own = self.idle.iter().rposition(|idle| idle.open.slot.database == database)?;
+        self.idle.remove(own).map(|idle| idle.open)
+    }
+
+    fn enter(&mut self, database: u64) {
+        self.opened += 1;
+        *self.open_by.entry(database).or_default() += 1;
+    }
+
+    pub(super) fn leave(&mut self, database: u64) {
+        if let Some(count) = self.open_by.get_mut(&database) {
+            *count -= 1;
+            if *count == 0 {
+                self.open_by.remove(&database);
+            }
+        }
+    }
+}
+
+impl Server {
+    pub(super) fn new(key: String, limit: usize, chores: Arc<Chores>) -> Server {
+        Server {
+            key,
+            limit,
+            turns: Arc::new(Semaphore::new(AT_WORK)),
+            waiting: AtomicUsize::new(0),
+            is_direct: Found::nothing(),
+            names: Names::default(),
+            queued: Arc::default(),
+            state: Mutex::new(State::default()),
+            chores,
+        }
+    }
+
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Counts the caller among the waiting until the guard is dropped.
+    pub(crate) fn waiting(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(self)
+    }
+
+    /// A connection or the right to open one. With `fresh`, never a pooled one. Dropping the future leaves the queue.
+    pub(crate) async fn claim(self: &Arc<Server>, database: u64, fresh: bool) -> Claim {
+        loop {
+            let granted = match self.grant_or_queue(database, fresh) {
+                Ok(grant) => Ok(grant),
+                Err(queued) => queued.await,
+            };
+            match granted {
+                Ok(Grant::Claim(claim)) => return claim,
+                Ok(Grant::TakeOver(open)) => {
+                    tracing::debug!(server = %self.key, "connection of another database closed for this one");
+                    let mut slot = open.close_keeping_slot(CLOSE_TIMEOUT).await;
+                    self.rededicate(&mut slot, database);
+                    return Claim::Slot(slot);
+                }
+                // The queue lives as long as the server, which is borrowed here.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn grant_or_queue(
+        self: &Arc<Server>,
+        database: u64,
+        fresh: bool,
+    ) -> Result<Grant, oneshot::Receiver<Grant>> {
+        let mut state = self.state();
+        // Whoever has an idle connection passes by those who wait for one. The others queue behind them.
+        if !fresh && let Some(open) = state.take_own(database) {
+            return Ok(Grant::Claim(Claim::Pooled(open)));
+        }
+        if state.queue.is_empty()
+            && let Some(grant) = self.find(&mut state, database, fresh)
+        {
+            return Ok(grant);
+        }
+        let (grant, granted) = oneshot::channel();
+        state.queue.push_back(Queued { database, fresh, grant });
+        self.keep_sweeping(&mut state);
+        self.serve(state);
+        self.queued.notify_one();
+        Err(granted)
+    }
+
+    /// The right to open one more connection, if nobody waits for it.
+    pub(crate) fn spare(self: &Arc<Server>, database: u64) -> Option<Slot> {
+        let mut state = self.state();
+        if state.open >= self.limit || !state.queue.is_empty() {
+            return None;
+        }
+        state.open += 1;
+        state.enter(database);
+        Some(Slot { server: Arc::clone(self), database })
+    }
+
+    /// What this database may have now.
+    fn find(self: &Arc<Server>, state: &mut State, database: u64, fresh: bool) -> Option<Grant> {
+        if !fresh && let Some(open) = state.take_own(database) {
+            return Some(Grant::Claim(Claim::Pooled(open)));
+        }
+        if state.open < self.limit {
+            state.open += 1;
+            state.enter(database);
+            return Some(Grant::Claim(Claim::Slot(Slot { server: Arc::clone(self), database })));
+        }
+        if !fresh && state.open_by.contains_key(&database) {
+            return None;
+        }
+        let spare = state.idle.iter().position(Idle::may_be_taken)?;
+        state.idle.remove(spare).map(|idle| Grant::TakeOver(idle.open))
+    }
+
+    /// Gives the waiting what they may have, the longest waiting first.
+    pub(super) fn serve(self: &Arc<Server>, mut state: MutexGuard<'_, State>) {
+        let mut undelivered = Vec::new();
+        let mut at = 0;
+        while let Some(Queued { database, fresh, grant }) = state.queue.get(at) {
+            let (database, fresh, gone) = (*database, *fresh, grant.is_closed());
+            let found = if gone { None } else { self.find(&mut state, database, fresh) };
+            match found {
+                None if !gone => at += 1,
+                found => {
+                    let queued = state.queue.remove(at);
+                    if let (Some(queued), Some(found)) = (queued, found)
+                        && let Err(back) = queued.grant.send(found)
+                    {
+                        undelivered.push(back);
+                    }
+                }
+            }
+        }
+        // A slot must not be dropped under the lock. Its drop serves the next.
+        drop(state);
+        drop(undelivered);
+    }
+
+    /// Hands a slot from the database it was used for to another.
+    fn rededicate(&self, slot: &mut Slot, database: u64) {
+        let mut state = self.state();
+        state.leave(slot.database);
+        state.enter(database);
+        slot.database = database;
+    }
+
+    /// Keeps a connection that works for the next one who needs it, or closes it if it is too old.
+    pub(crate) fn keep(self: &Arc<Server>, open: Open, timeout: Duration) {
+        // Without a runtime nobody would ever close it: this is a program on its way out.
+        let Ok(runtime) = Handle::try_current() else { return };
+        if open.is_over() {
+            self.chores.once(Chore::Close, &runtime, open.close(CLOSE_TIMEOUT));
+            return;
+        }
+        let mut state = self.state();
+        state.idle.push_back(Idle { open, since: Instant::now(), timeout });
+        self.keep_sweeping(&mut state);
+        self.serve(state);
+    }
+
+    /// Looks up the server's name once in a while: what is connected to addresses that it has left is closed.
+    pub(crate) fn follow_name(self: &Arc<Server>, spec: &DatabaseSpec) {
+        if spec.is_local() || !self.names.is_due() {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else { return };
+        let (server, host, port) = (Arc::clone(self), spec.host.clone(), spec.port);
+        self.chores.once(Chore::LookUp, &runtime, async move {
+            // An error is no news: whoever connects anew reports it.
+            if let Ok(addresses) = look_up(&host, port).await
+                && server.names.note(&addresses)
+            {
+                tracing::info!(server = %server.key, "the name of the server leads elsewhere now, its connections are replaced");
+            }
+        });
+    }
+
+    /// Starts the sweeper unless it runs.
+    fn keep_sweeping(self: &Arc<Server>, state: &mut State) {
+        // Its runtime may have ended before us: actors' threads come and go.
+        if state.sweeper.as_ref().is_none_or(JoinHandle::is_finished)
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let (server, queued) = (Arc::downgrade(self), Arc::clone(&self.queued));
+            state.sweeper = Some(self.chores.sweep(&runtime, server, queued));
+        }
+    }
+
+    /// Takes away all idle connections of a database.
+    pub(crate) fn take_idle(&self, database: u64) -> Vec<Open> {
+        let mut state = self.state();
+        let (taken, kept): (Vec<_>, Vec<_>) =
+            state.idle.drain(..).partition(|idle| idle.open.slot.database == database);
+        state.idle = kept.into();
+        taken.into_iter().map(|idle| idle.open).collect()
+    }
+
+    /// Open and idle connections of a database.
+    pub(crate) fn count(&self, database: u64) -> (usize, usize) {
+        let state = self.state();
+        let idle = state.idle.iter().filter(|idle| idle.open.slot.database == database).count();
+        (state.open_by.get(&database).copied().unwrap_or(0), idle)
+    }
+
+    pub(super) fn usage(&self) -> ServerUsage {
+        let state = self.state();
+        ServerUsage {
+            server: self.key.clone(),
+            open: state.open,
+            idle: state.idle.len(),
+            in_use: state.open - state.idle.len(),
+            waiting: self.waiting.load(Ordering::Relaxed),
+            limit: self.limit,
+            opened: state.opened,
+        }
+    }
+
+    /// Takes what has been idle or open for too long, serves the waiting, and says when to look again; `None` = not needed.
+    pub(super) fn tend(self: &Arc<Server>) -> (Vec<Open>, Option<Duration>) {
+        #[cfg(test)]
+        self.chores.fault();
+        let mut state = self.state();
+        let (expired, kept): (Vec<_>, Vec<_>) = state
+            .idle
+            .drain(..)
+            .partition(|idle| idle.since.elapsed() >= idle.timeout || idle.open.is_over());
+        state.idle = kept.into();
+        let again = match (state.queue.is_empty(), state.idle.is_empty()) {
+            (false, _) => Some(WAITED_FOR_INTERVAL),
+            (true, false) => Some(SWEEP_INTERVAL),
+            (true, true) => None,
+        };
+        if again.is_none() {
+            // Under the lock, so that the next who needs one sees it and starts another.
+            state.sweeper = None;
+        }
+        self.serve(state);
+        (expired.into_iter().map(|idle| idle.open).collect(), again)
+    }
+
+    /// The lock on the state. A connection or a slot must not be dropped under it: a slot's drop takes it too.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+/// See [`Server::waiting`].
+pub(crate) struct Waiting<'s>(&'s Server);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
