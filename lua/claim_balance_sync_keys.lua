@@ -22,7 +22,8 @@
 --          refusal    the error reported for them; with none postponed, the error met when TTLs were raised; '' = no refusal
 --          unlock     milliseconds until the first of the foreign locks ends, of those looked at first; -1 = not known
 --          value      the string; false = there is none; a status reply with the reason when this balance alone can't be
---                     read: its key is of another type, or lies outside the tenant's slot
+--                     read: its key is of another type, lies outside the tenant's slot, or is no key of a balance and the
+--                     user has no right to it
 -- Error    the refusal, when Redis returns no value of the tenant: nothing is claimed, all scores are unchanged
 --
 -- Atomic: finding due members, moving each score to the end of the lease, reading the values.
@@ -35,6 +36,7 @@
 local limit, scan_limit, offset = tonumber(ARGV[1]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local ttl_ms, floor_ms = tonumber(ARGV[2]), tonumber(ARGV[3])
 local prefix, lock_prefix, token = ARGV[4], ARGV[6], ARGV[7]
+local balances = prefix .. 'balance:{transactions}:' -- what keys of balances begin with
 local MGET_KEYS = 100 -- values read by one command
 local LOCKS_TIMED = 50 -- foreign locks whose end is read: as many as the ledger's worker takes at once
 local MAX_BYTES = 16 * 1024 * 1024 -- of all values in one answer; the first one is returned whatever its size
@@ -46,6 +48,11 @@ end
 -- Whether a refusal may concern one key and not the next.
 local function is_per_key(err)
   return contains(err, 'NOPERM') or contains(err, 'The user executing the script')
+end
+
+-- Whether the user has no right to the key, as opposed to the command.
+local function is_denied_key(err)
+  return is_per_key(err) and contains(err, 'access')
 end
 
 -- Why there is no value at a key. Returns a description when the key is of another type; nil and the refusal when Redis
@@ -133,7 +140,7 @@ while first <= #members do
   local last = math.min(first + MGET_KEYS - 1, #members)
   local keys, at_key = {}, {}
   for i = first, last do
-    if is_own(members[i], prefix) and in_slot(members[i]) then
+    if string.sub(members[i], 1, #balances) == balances then
       keys[#keys + 1] = members[i]
       at_key[i] = #keys
     end
@@ -159,7 +166,12 @@ while first <= #members do
       end
     elseif is_own(member, prefix) then
       value = redis.pcall('GET', member)
-      if err_of(value) then why, value = value.err, false end
+      err = err_of(value)
+      if err then
+        value = false
+        -- The ledger writes no such key, so the worker needs no right to it.
+        if not in_slot(member) or contains(err, 'WRONGTYPE') or is_denied_key(err) then why, err = err, nil end
+      end
     end
     if value then
       bytes = bytes + #value

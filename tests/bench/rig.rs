@@ -38,6 +38,7 @@ impl Rig {
             tenants,
             balances,
             isolation: Isolation::Database,
+            least_privilege: false,
             postgres: PostgresOptions { max_connections: 400, fsync: true, extra: postgres_settings() },
             ..SandboxOptions::default()
         })

@@ -180,6 +180,7 @@ impl Worker {
         builder.secrets.push(sandbox.service().api_key().expose_secret().to_owned());
         builder.secrets.push(sandbox.postgres().password().expose_secret().to_owned());
         builder.secrets.extend(password_in(&sandbox.redis().url()));
+        builder.secrets.extend(password_in(&sandbox.redis_url()));
         builder
             .secrets
             .extend(sandbox.tenants().iter().filter_map(|tenant| password_in(tenant.database_url())));

@@ -58,6 +58,8 @@ fn options(args: &SandboxArgs) -> SandboxOptions {
             IsolationArg::Schema => Isolation::Schema,
             IsolationArg::Mixed => Isolation::Mixed,
         },
+        // `load` writes as the ledger, with the same configuration.
+        least_privilege: false,
         ..SandboxOptions::default()
     }
 }

@@ -52,6 +52,8 @@ pub struct SandboxOptions {
     pub isolation: Isolation,
     /// Put a proxy before Redis and one before PostgreSQL: what the worker is told leads through them.
     pub proxied: bool,
+    /// Whether workers log in to Redis as the user of `deploy/redis/users.acl`, instead of as the ledger. Default true.
+    pub least_privilege: bool,
     /// `maxOpenConns` that the tenant service gives for each tenant; `None` leaves it out.
     pub max_open_conns: Option<u32>,
     /// `statementTimeout` that the tenant service gives for each tenant; `None` leaves it out.
@@ -69,6 +71,7 @@ impl Default for SandboxOptions {
             balances: 100,
             isolation: Isolation::default(),
             proxied: false,
+            least_privilege: true,
             max_open_conns: None,
             statement_timeout: None,
             redis: RedisOptions::default(),
@@ -151,7 +154,10 @@ impl Sandbox {
     ///
     /// # Errors
     /// When a server can't be started or a tenant can't be made.
-    pub async fn start(options: SandboxOptions) -> Result<Self> {
+    pub async fn start(mut options: SandboxOptions) -> Result<Self> {
+        if options.least_privilege {
+            options.redis.worker_password.get_or_insert_with(new_password);
+        }
         let (redis, postgres) = tokio::try_join!(
             RedisServer::start(options.redis.clone()),
             PostgresServer::start(options.postgres.clone())
@@ -285,9 +291,18 @@ impl Sandbox {
         self.postgres_proxy.as_ref()
     }
 
-    /// URL of Redis as the worker is told: through the proxy, if there is one.
+    /// URL of Redis for the worker: through the proxy, if there is one.
     pub fn redis_url(&self) -> String {
-        self.redis.url_on(self.redis_proxy.as_ref().map_or(self.redis.port(), |proxy| proxy.addr().port()))
+        self.redis.worker_url_on(self.worker_redis_port())
+    }
+
+    /// The same for the ledger.
+    pub fn ledger_redis_url(&self) -> String {
+        self.redis.url_on(self.worker_redis_port())
+    }
+
+    fn worker_redis_port(&self) -> u16 {
+        self.redis_proxy.as_ref().map_or(self.redis.port(), |proxy| proxy.addr().port())
     }
 
     /// A new pool of superuser connections to a tenant's database, straight to the server.

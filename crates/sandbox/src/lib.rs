@@ -31,8 +31,8 @@ pub use postgres::{PostgresOptions, PostgresServer};
 pub use processes::is_alive;
 pub use program::Program;
 pub use proxy::{Fault, Proxy};
-pub use redis::{RedisOptions, RedisServer};
-pub use tenancy::{balance_table, balance_table_sql, operation_table, operation_table_sql};
+pub use redis::{READER_USER, RedisOptions, RedisServer, WORKER_USER};
+pub use tenancy::{balance_table, balance_table_sql, grants_sql, operation_table, operation_table_sql};
 pub use tenant_service::{
     ServiceFault, ServiceRoute, TenantIsolation, TenantRecord, TenantService, TenantStatus,
 };

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, ServerErrorKind};
@@ -23,14 +23,25 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const PORT_ATTEMPTS: usize = 10;
 /// What Redis says when somebody else has the port.
 const PORT_TAKEN: &str = "Address already in use";
+/// The users that operators are given.
+const USERS: &str = include_str!("../../../deploy/redis/users.acl");
+/// The file of users in the server's folder.
+const USERS_FILE: &str = "users.acl";
+/// The worker's user in that file.
+pub const WORKER_USER: &str = "balance-sync";
+/// The user in that file for commands that only read.
+pub const READER_USER: &str = "balance-sync-reader";
+
 /// Patience of the sandbox's own connections, far above what a loaded machine needs.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// How a private Redis is configured. The default keeps everything in memory and evicts nothing.
 #[derive(Debug, Clone, Default)]
 pub struct RedisOptions {
-    /// `requirepass`; `None` lets everybody in.
+    /// Password of the ledger's user, `default`; `None` lets everybody in.
     pub password: Option<SecretString>,
+    /// Password of the worker's user, and that of the reader's: the server then has the users of `deploy/redis/users.acl`.
+    pub worker_password: Option<SecretString>,
     /// Keep an append-only file (`appendfsync everysec`), so that data survives a kill.
     pub appendonly: bool,
     /// `maxmemory` in bytes; `None` is without limit.
@@ -48,6 +59,7 @@ pub struct RedisServer {
     guard: Guarded,
     port: u16,
     password: Option<SecretString>,
+    worker_password: Option<SecretString>,
     sentinel: bool,
     clock: Option<Clock>,
 }
@@ -70,8 +82,17 @@ impl RedisServer {
         let program = find::redis_server()?;
         let guard = Guarded::new("redis", None, Signal::SIGTERM)?;
         let clock = options.settable_clock.then(|| Clock::in_folder(guard.folder())).transpose()?;
-        let mut server =
-            Self { guard, port: 0, password: options.password.clone(), sentinel: options.sentinel, clock };
+        let mut server = Self {
+            guard,
+            port: 0,
+            password: options.password.clone(),
+            worker_password: options.worker_password.clone(),
+            sentinel: options.sentinel,
+            clock,
+        };
+        if let Some(password) = &options.worker_password {
+            server.guard.write_private(USERS_FILE, &users(options.password.as_ref(), password)?)?;
+        }
         for _ in 0..PORT_ATTEMPTS {
             server.port = ports::free_port()?;
             server.guard.write_private("redis.conf", &server.config(&options))?;
@@ -116,6 +137,25 @@ impl RedisServer {
                 format!("redis://:{}@127.0.0.1:{port}/0", percent_encoded(password.expose_secret()))
             }
             None => format!("redis://127.0.0.1:{port}/0"),
+        }
+    }
+
+    /// The URL for the worker's user through a port of 127.0.0.1; that of the ledger if the server has no such user.
+    pub fn worker_url_on(&self, port: u16) -> String {
+        self.user_url_on(port, WORKER_USER)
+    }
+
+    /// The same for the user of commands that only read.
+    pub fn reader_url(&self) -> String {
+        self.user_url_on(self.port, READER_USER)
+    }
+
+    fn user_url_on(&self, port: u16, user: &str) -> String {
+        match &self.worker_password {
+            Some(password) => {
+                format!("redis://{user}:{}@127.0.0.1:{port}/0", percent_encoded(password.expose_secret()))
+            }
+            None => self.url_on(port),
         }
     }
 
@@ -209,7 +249,9 @@ impl RedisServer {
         if let Some(bytes) = options.maxmemory_bytes {
             lines.push(format!("maxmemory {bytes}"));
         }
-        if let Some(password) = &options.password {
+        if options.worker_password.is_some() {
+            lines.push(format!("aclfile {}", self.guard.folder().join(USERS_FILE).display()));
+        } else if let Some(password) = &options.password {
             let escaped = password.expose_secret().replace('\\', "\\\\").replace('"', "\\\"");
             lines.push(format!("requirepass \"{escaped}\""));
         }
@@ -262,6 +304,23 @@ impl RedisServer {
         let info: redis::InfoDict = redis::cmd("INFO").arg("server").query_async(&mut connection).await?;
         Ok(info.get("process_id").unwrap_or_default())
     }
+}
+
+/// The shipped file of users, with passwords instead of the hashes that operators put there.
+fn users(ledger: Option<&SecretString>, worker: &SecretString) -> Result<String> {
+    let mut text = USERS.to_owned();
+    let ledger = ledger.map_or_else(|| "nopass".to_owned(), |password| format!(">{}", password.expose_secret()));
+    let worker = format!(">{}", worker.expose_secret());
+    for (placeholder, rule) in [
+        ("#SHA256-OF-THE-LEDGERS-PASSWORD", &ledger),
+        ("#SHA256-OF-THE-WORKERS-PASSWORD", &worker),
+        ("#SHA256-OF-THE-READERS-PASSWORD", &worker),
+    ] {
+        ensure!(text.contains(placeholder), "deploy/redis/users.acl has no {placeholder}");
+        ensure!(!rule.contains(char::is_whitespace), "a file of users can't hold a password with blanks");
+        text = text.replace(placeholder, rule);
+    }
+    Ok(text)
 }
 
 /// A connection with the sandbox's patience.

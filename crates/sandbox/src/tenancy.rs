@@ -1,7 +1,7 @@
 //! The ledger's side of PostgreSQL: the tables `balance` and `operation`, tenants' databases, schemas and roles.
 //!
-//! A tenant's role can do what the ledger's own role needs in its own database or schema (select,
-//! insert, update), and can't even connect to another tenant's database.
+//! A tenant's role is the worker's: it has the rights of `deploy/postgres/grants.sql` in its own database or schema, and
+//! can't even connect to another tenant's database.
 
 use anyhow::{Context, Result};
 use secrecy::{ExposeSecret, SecretString};
@@ -13,6 +13,9 @@ const TEMPLATE: &str = "balance_sync_template";
 /// The role through which tenants with a database of their own get at its table. Granting it once in
 /// the template saves a connection to each tenant's database.
 const TENANTS_ROLE: &str = "balance_sync_tenants";
+
+/// What operators run to give a worker's role its rights.
+const GRANTS: &str = include_str!("../../../deploy/postgres/grants.sql");
 
 /// The table and its indexes, as the ledger's migrations leave them; `{table}` is its qualified name.
 const BALANCE_TABLE: &str = "
@@ -88,6 +91,15 @@ pub fn operation_table(schema: Option<&str>) -> String {
     format!("{}.operation", quote_name(schema.unwrap_or("public")))
 }
 
+/// The statements that give a role what a worker needs, in this schema (or `public`) of this database.
+pub fn grants_sql(database: &str, schema: Option<&str>, role: &str) -> String {
+    // As psql puts its variables in.
+    GRANTS
+        .replace(":\"DBNAME\"", &quote_name(database))
+        .replace(":\"schema\"", &quote_name(schema.unwrap_or("public")))
+        .replace(":\"role\"", &quote_name(role))
+}
+
 impl PostgresServer {
     /// Creates the template database with the tables. Done once; further calls do nothing.
     ///
@@ -140,27 +152,27 @@ impl PostgresServer {
         password: &SecretString,
     ) -> Result<()> {
         self.create_role(role, password).await?;
-        let (quoted_schema, quoted_role) = (quote_name(schema), quote_name(role));
+        let quoted_schema = quote_name(schema);
         {
             let _alone = self.grants.lock().await;
             if !self.has_database(database).await? {
                 self.create_database(database).await?;
             }
-            let sql = format!("GRANT CONNECT ON DATABASE {} TO {quoted_role}", quote_name(database));
-            self.execute("postgres", &sql).await.with_context(|| format!("granting database {database}"))?;
         }
         let sql = format!(
             "CREATE SCHEMA {quoted_schema};
              {}
-             {}
-             GRANT USAGE ON SCHEMA {quoted_schema} TO {quoted_role};
-             GRANT SELECT, INSERT, UPDATE ON {}, {} TO {quoted_role};",
+             {}",
             balance_table_sql(Some(schema)),
             operation_table_sql(Some(schema)),
-            balance_table(Some(schema)),
-            operation_table(Some(schema)),
         );
-        self.execute(database, &sql).await.with_context(|| format!("creating schema {schema} in {database}"))
+        self.execute(database, &sql)
+            .await
+            .with_context(|| format!("creating schema {schema} in {database}"))?;
+        let _alone = self.grants.lock().await;
+        self.execute(database, &grants_sql(database, Some(schema), role))
+            .await
+            .with_context(|| format!("granting schema {schema} to its tenant"))
     }
 
     /// Gives a role another password, as a rotation of credentials does. Open connections stay.
@@ -204,10 +216,10 @@ impl PostgresServer {
         let sql = format!(
             "{}
              {}
-             GRANT USAGE ON SCHEMA public TO {TENANTS_ROLE};
-             GRANT SELECT, INSERT, UPDATE ON public.balance, public.operation TO {TENANTS_ROLE};",
+             {}",
             balance_table_sql(None),
-            operation_table_sql(None)
+            operation_table_sql(None),
+            grants_sql(TEMPLATE, None, TENANTS_ROLE)
         );
         self.execute(TEMPLATE, &sql).await.context("creating the tables")?;
         // A database that anybody is connected to can't be copied, autovacuum included.

@@ -429,6 +429,9 @@ impl Way<'_> {
 }
 
 fn client(info: ConnectionInfo, tls: bool, ca: Option<&Vec<u8>>) -> Result<Client, RedisError> {
+    // Without the name of the client's library: the worker's user needs no right to `CLIENT`, and the ACL log stays empty.
+    let redis = info.redis_settings().clone().set_skip_set_lib_name();
+    let info = info.set_redis_settings(redis);
     if tls {
         Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert: ca.cloned() })
     } else {

@@ -376,7 +376,8 @@ impl Operation for Rows<'_> {
         sql.uuids(self.sought.iter().map(|name| name.ledger)).push(", ");
         sql.texts(self.sought.iter().map(|name| name.alias)).push(", ");
         sql.texts(self.sought.iter().map(|name| name.key)).push(
-            ") WITH ORDINALITY AS v(organization_id, ledger_id, alias, key, n) CROSS JOIN LATERAL (SELECT * FROM ",
+            ") WITH ORDINALITY AS v(organization_id, ledger_id, alias, key, n) CROSS JOIN LATERAL ( \
+                SELECT r.organization_id, r.ledger_id, r.id, r.account_id, r.version FROM ",
         );
         sql.balances(self.table)?.push(
             " AS r WHERE r.organization_id = v.organization_id AND r.ledger_id = v.ledger_id \
@@ -499,7 +500,17 @@ impl Operation for Newest<'_> {
         } else {
             "NULL::pg_catalog.text AS before, NULL::pg_catalog.text AS after"
         });
-        sql.push(" FROM (SELECT * FROM ").table(self.table, "operation")?.push(
+        // By name: the role may be allowed these columns only.
+        sql.push(
+            " FROM (SELECT r.id, r.created_at, r.balance_version_after, r.available_balance_after, \
+                r.on_hold_balance_after",
+        );
+        for (column, name) in [("snapshot", ", r.snapshot"), ("balance_affected", ", r.balance_affected")] {
+            if self.columns.has(column) {
+                sql.push(name);
+            }
+        }
+        sql.push(" FROM ").table(self.table, "operation")?.push(
             " AS r WHERE r.organization_id = v.organization_id AND r.ledger_id = v.ledger_id \
                 AND r.account_id = v.account_id AND r.balance_id = v.balance_id AND r.deleted_at IS NULL ORDER BY ",
         );

@@ -26,7 +26,8 @@ fn node(bus: u16) -> RedisOptions {
         "cluster-node-timeout 2000".to_owned(),
         "repl-diskless-sync-delay 0".to_owned(),
     ];
-    RedisOptions { extra: extra.to_vec(), ..RedisOptions::default() }
+    let worker_password = Some("of-the-worker-on-each-node".into());
+    RedisOptions { extra: extra.to_vec(), worker_password, ..RedisOptions::default() }
 }
 
 async fn ask<T: ::redis::FromRedisValue>(server: &RedisServer, command: &[&str]) -> Result<T> {

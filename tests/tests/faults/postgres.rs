@@ -37,7 +37,7 @@ async fn an_outage_longer_than_the_values_live_loses_nothing() -> Result<()> {
     assert_eq!(tenants[1].id.len(), 36, "{} is no UUID", tenants[1].id);
     loads[1].keys = TenantKeys::tenant(&tenants[1].id.replace('-', ""));
     let keys: Vec<TenantKeys> = loads.iter().map(|load| load.keys.clone()).collect();
-    let mut producer = Producer::new(&sandbox.redis_url(), loads);
+    let mut producer = Producer::new(&sandbox.ledger_redis_url(), loads);
     producer.mutate_each(TTL).await?;
     comes_in_step(&sandbox, &producer).await?;
     all_settled(&sandbox).await?;

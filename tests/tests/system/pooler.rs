@@ -44,7 +44,7 @@ async fn make_clones(sandbox: &Sandbox, pooler: &PgBouncer, password: &SecretStr
         let versions = vec![APART * (n as i64 + 1); balances.len()];
         loads.push(LoadTenant { versions, balances, ..tenant.load() });
     }
-    Ok(Producer::new(&sandbox.redis_url(), loads))
+    Ok(Producer::new(&sandbox.ledger_redis_url(), loads))
 }
 
 /// Two workers write tenants that are copies of each other through fewer sessions than there are clients.
