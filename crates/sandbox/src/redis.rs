@@ -309,7 +309,8 @@ impl RedisServer {
 /// The shipped file of users, with passwords instead of the hashes that operators put there.
 fn users(ledger: Option<&SecretString>, worker: &SecretString) -> Result<String> {
     let mut text = USERS.to_owned();
-    let ledger = ledger.map_or_else(|| "nopass".to_owned(), |password| format!(">{}", password.expose_secret()));
+    let ledger =
+        ledger.map_or_else(|| "nopass".to_owned(), |password| format!(">{}", password.expose_secret()));
     let worker = format!(">{}", worker.expose_secret());
     for (placeholder, rule) in [
         ("#SHA256-OF-THE-LEDGERS-PASSWORD", &ledger),

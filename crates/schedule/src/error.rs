@@ -6,6 +6,9 @@ use redis::{ErrorKind, RedisError, ServerErrorKind};
 /// Bytes of a server's message that are kept: some quote whole keys.
 const MESSAGE_LIMIT: usize = 300;
 
+/// Before the missing rights in a message.
+const MISSING: &str = "; missing: ";
+
 /// An error of a call to Redis. Its text holds no password and no value.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("redis: {operation} failed ({}): {message}", class.as_str())]
@@ -37,7 +40,18 @@ impl ScheduleError {
     /// Whether the user has no right to one of the call's keys, as opposed to the command.
     pub(crate) fn is_denied_key(&self) -> bool {
         // "No permissions to access a key"; before Redis 7 "… to access one of the keys used as arguments".
-        self.class == ErrorClass::Permission && self.message.contains("key")
+        self.class == ErrorClass::Permission && self.refusal().contains("key")
+    }
+
+    /// The same error, which names these rights as missing.
+    pub(crate) fn missing(mut self, rights: &str) -> Self {
+        self.message = format!("{}{MISSING}{rights}", self.message);
+        self
+    }
+
+    /// The message of the server, without the rights that are missing.
+    pub(crate) fn refusal(&self) -> &str {
+        self.message.split_once(MISSING).map_or(&self.message, |(refusal, _)| refusal)
     }
 
     /// Whether the failure may end without an operator.

@@ -10,7 +10,8 @@
 //! members) · [`schedule`] (the wrappers) · [`schedules`] (all schedules of a tenant) · `siblings` (one balance under two
 //! key forms) · [`quarantine`] (entries) · [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) ·
 //! [`workers`] (live workers) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`heads`] (unclaimed
-//! members, for standby) · [`inspect`] (one balance) · [`balances`] (all of them) · [`origins`] (Postgres servers) · [`subscription`] (messages) · [`error`].
+//! members, for standby) · `rights` (naming those that are missing) · [`inspect`] (one balance) · [`balances`] (all of them) ·
+//! [`origins`] (Postgres servers) · [`subscription`] (messages) · [`error`].
 
 mod access;
 pub mod balances;
@@ -26,6 +27,7 @@ pub mod link;
 pub mod losses;
 pub mod origins;
 pub mod quarantine;
+mod rights;
 pub mod sample;
 pub mod schedule;
 pub mod schedules;

@@ -23,6 +23,7 @@ use crate::{
     cluster,
     endpoint::{Endpoint, Opened},
     error::{ErrorClass, ScheduleError},
+    rights::{self, Answers},
     sentinel::Address,
     settings::LinkSettings,
     stats::LinkStats,
@@ -63,6 +64,7 @@ struct Inner {
     attempts: Mutex<Attempts>,
     generations: AtomicU64,
     stats: Arc<LinkStats>,
+    rights: Answers,
 }
 
 /// Handle to the shared connection. Cheap to clone.
@@ -118,6 +120,7 @@ impl Link {
             attempts: Mutex::default(),
             generations: AtomicU64::new(0),
             stats,
+            rights: Answers::default(),
         }))
     }
 
@@ -160,9 +163,17 @@ impl Link {
     /// Sends a command that is not a script call.
     ///
     /// # Errors
-    /// As Redis answers; see [`ErrorClass`].
+    /// As Redis answers; see [`ErrorClass`]. Rights that the user lacks are named.
     pub async fn send(&self, operation: &'static str, cmd: &Cmd) -> Result<Value, ScheduleError> {
-        self.query(operation, cmd).await.map_err(|(error, _)| error)
+        match self.query(operation, cmd).await {
+            Err((error, _)) => Err(rights::explained(self, cmd, error).await),
+            Ok(answer) => Ok(answer),
+        }
+    }
+
+    /// What was found out of late about the user's rights.
+    pub(crate) fn rights(&self) -> &Answers {
+        &self.0.rights
     }
 
     /// The server's `maxmemory-policy` if it allows eviction (any but `noeviction`): balances may then be evicted before they

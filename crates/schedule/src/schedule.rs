@@ -16,7 +16,7 @@ use crate::{
     claimed::{Claim, Claimed, Refusal, Refused},
     error::ScheduleError,
     link::Link,
-    scripts,
+    rights, scripts,
 };
 
 /// How a claim excludes other workers.
@@ -267,10 +267,11 @@ impl Schedule {
             return Err(ScheduleError::unexpected(OPERATION, "the end of a lock is not an integer"));
         };
         let unlock_in = u64::try_from(unlock_in).ok().map(Duration::from_millis);
-        let refused = (!refusal.is_empty()).then(|| {
+        let mut refused = None;
+        if !refusal.is_empty() {
             let error = ScheduleError::refused(OPERATION, &String::from_utf8_lossy(refusal));
-            Refused { put_off, error }
-        });
+            refused = Some(Refused { put_off, error: rights::explained(&self.link, &cmd, error).await });
+        }
         let mut entries = Vec::with_capacity(parts.len() / 3);
         while let (Some(member), Some(former), Some(value)) = (parts.next(), parts.next(), parts.next()) {
             let (Value::BulkString(member), Value::BulkString(former)) = (member, former) else {

@@ -133,7 +133,9 @@ impl Schedules {
                     break;
                 }
                 // No access to the schedule itself. If only its values are refused, the error is the tenant's.
-                Err(error) if error.class == ErrorClass::Permission && !error.message.contains("script") => {
+                Err(error)
+                    if error.class == ErrorClass::Permission && !error.refusal().contains("script") =>
+                {
                     self.note(at, 0);
                     refused.push(Refused { put_off: 0, error });
                     continue;

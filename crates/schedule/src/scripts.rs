@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use redis::{Cmd, ErrorKind, ServerErrorKind, Value};
 
-use crate::{error::ScheduleError, link::Link};
+use crate::{error::ScheduleError, link::Link, rights};
 
 /// One embedded script.
 #[derive(Debug)]
@@ -40,8 +40,16 @@ impl Script {
     /// Sends a call begun with [`Script::call`].
     ///
     /// # Errors
-    /// As Redis answers; see [`crate::ErrorClass`].
+    /// As Redis answers; see [`crate::ErrorClass`]. Rights that the user lacks are named.
     pub async fn run(&self, link: &Link, cmd: &Cmd) -> Result<Value, ScheduleError> {
+        match self.attempt(link, cmd).await {
+            Err(error) => Err(rights::explained(link, cmd, error).await),
+            answer => answer,
+        }
+    }
+
+    /// As [`Script::run`], without the names of rights.
+    pub(crate) async fn attempt(&self, link: &Link, cmd: &Cmd) -> Result<Value, ScheduleError> {
         match link.query(self.operation, cmd).await {
             Ok(value) => Ok(value),
             Err((_, Some(error))) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
@@ -90,6 +98,7 @@ script!(PUBLISH, "publish worker", "publish_worker.lua");
 script!(READ_WORKER, "read worker", "read_worker.lua");
 script!(WATCH_TENANT, "watch tenant", "watch_tenant.lua");
 script!(RECORD_ACTION, "record action", "record_action.lua");
+script!(CHECK_RIGHTS, "check rights", "check_rights.lua");
 script!(INSPECT, "inspect balance", "inspect_balance.lua");
 
 #[cfg(test)]

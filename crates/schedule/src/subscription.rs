@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use redis::{
-    Value,
+    RedisError, Value,
     aio::{PubSub, PubSubSink, PubSubStream},
 };
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
@@ -64,7 +64,7 @@ impl Subscription {
                     halves = Some(opened);
                     break;
                 }
-                Ok(Err(error)) => failure = Some(ScheduleError::new(OPERATION, &error)),
+                Ok(Err(error)) => failure = Some(refused(&error, channel)),
                 Err(elapsed) => failure = Some(within(bound)(elapsed)),
             }
         }
@@ -103,6 +103,13 @@ impl Subscription {
             Err(_) => Err(unavailable(format!("no answer within {:?}", self.answer_within))),
         }
     }
+}
+
+fn refused(error: &RedisError, channel: &str) -> ScheduleError {
+    let error = ScheduleError::new(OPERATION, error);
+    // A command that is refused is named by Redis.
+    let is_channel = error.class == ErrorClass::Permission && error.message.contains("channel");
+    if is_channel { error.missing(&format!("&{channel}")) } else { error }
 }
 
 fn unavailable(message: String) -> ScheduleError {

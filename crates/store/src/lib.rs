@@ -14,6 +14,7 @@ mod database;
 mod evidence;
 mod examine;
 mod facts;
+mod grants;
 mod homes;
 mod identifier;
 mod locks;

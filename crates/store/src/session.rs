@@ -21,6 +21,7 @@ use crate::classify::{ErrorClass, StoreError};
 use crate::connect::{connect, too_slow};
 use crate::database::{Database, Phase};
 use crate::examine::{Examined, examine, why_no_table};
+use crate::grants::explained;
 use crate::homes::Home;
 use crate::mode::detect;
 use crate::sql::{Message, Sql, Unwritable};
@@ -288,16 +289,34 @@ async fn execute<O: Operation>(
             database.homes().enter(tenant, database.settings(), &home)?;
         }
     }
-    let answer = send(&mut open.connection, message).await.inspect_err(|error| {
-        if error.class() == ErrorClass::NotProvisioned {
-            // It may have moved: the search_path is asked anew.
-            database.forget_schema();
-            open.target.schema = None;
+    match send(&mut open.connection, message).await {
+        Ok(answer) => {
+            // What was written to a server that has been replaced meanwhile may be lost: it is written again.
+            database.is_current(&open.examined)?;
+            Ok(operation.read(answer)?)
         }
-    })?;
-    // What was written to a server that has been replaced meanwhile may be lost: it is written again.
-    database.is_current(&open.examined)?;
-    Ok(operation.read(answer)?)
+        Err(error) => {
+            if error.class() == ErrorClass::NotProvisioned {
+                // It may have moved: the search_path is asked anew.
+                database.forget_schema();
+                open.target.schema = None;
+            }
+            if error.class() == ErrorClass::Permission
+                && error.session_survives()
+                && let Some(schema) = schema_of(database, open, operation)
+            {
+                let preamble = &database.inner().preamble;
+                return Err(Box::pin(explained(&mut open.connection, preamble, &schema, error)).await);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The schema of the tables that a statement names.
+fn schema_of<O: Operation>(database: &Database, open: &Open, operation: &O) -> Option<String> {
+    let message = write(database, open, operation).ok()?;
+    message.tables.into_iter().next().map(|(schema, _)| schema)
 }
 
 fn write<O: Operation>(database: &Database, open: &Open, operation: &O) -> Result<Message, Unwritable> {

@@ -80,7 +80,11 @@ async fn what_redis_refuses_is_told_and_gone_through() -> Result<()> {
             &["CONFIG SET min-replicas-to-write 1"],
             &["CONFIG SET min-replicas-to-write 0"],
         ),
-        ("redis_permission", &["ACL SETUSER balance-sync -get -mget"], &["ACL SETUSER balance-sync +get +mget"]),
+        (
+            "redis_permission",
+            &["ACL SETUSER balance-sync -get -mget"],
+            &["ACL SETUSER balance-sync +get +mget"],
+        ),
         ("redis_unavailable", black_hole, black_hole),
     ] {
         // Frozen for a moment, so that there is work left when the fault begins.

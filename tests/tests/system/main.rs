@@ -23,6 +23,7 @@ mod locks;
 mod openapi;
 mod outage;
 mod pooler;
+mod rights;
 mod rotation;
 mod service;
 mod shutdown;

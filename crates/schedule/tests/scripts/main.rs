@@ -19,6 +19,7 @@ mod model;
 mod protect;
 mod quarantine;
 mod refusals;
+mod rights;
 mod rotation;
 mod sample;
 mod sentinel;
