@@ -1,5 +1,5 @@
 -- What balance-sync's role needs in one tenant's database or schema, and nothing else. Run by the owner of the tables, once for
--- each tenant; running it again changes nothing.
+-- each tenant; running it again changes nothing. What is missing of it is named in the state of the tenant.
 --
 --   a database per tenant:    psql -v ON_ERROR_STOP=1 -v role=balance_sync -v schema=public -d ledger_acme  -f grants.sql
 --   a schema in a shared one: psql -v ON_ERROR_STOP=1 -v role=globex_sync  -v schema=globex -d ledger_shared -f grants.sql

@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
 use balance_sync_sandbox::{READER_USER, RedisOptions, RedisServer, WORKER_USER};
 use balance_sync_schedule::{
-    Controls, ErrorClass, Link, LinkSettings, Schedule, ScheduleError, ScheduleOptions, Subscription,
-    Workers, scripts,
+    Controls, Endpoint, ErrorClass, Link, LinkSettings, Schedule, ScheduleError, ScheduleOptions,
+    Subscription, Workers, scripts,
 };
 use redis::Value;
 
@@ -13,7 +13,7 @@ use crate::{SOON, Tenant, all, ask, common::space_of, tell};
 
 const USERS: &str = include_str!("../../../../deploy/redis/users.acl");
 /// What the client sends by itself, and what belongs to the protocol of scripts.
-const OF_CLIENT: [&str; 5] = ["ping", "select", "subscribe", "evalsha", "script|load"];
+const OF_CLIENT: [&str; 6] = ["cluster|slots", "ping", "select", "subscribe", "evalsha", "script|load"];
 const PROBE: &str = "{transactions}:balance-sync:rights";
 
 /// The rules of a user, in their order.
@@ -80,7 +80,10 @@ fn the_worker_may_do_what_is_in_use_and_nothing_else() {
     for part in ["schedule", "fleet", "view", "admin", "cli"] {
         of_rust(&root().join("crates").join(part).join("src"), &mut used);
     }
-    used.remove("script");
+    // Of these one subcommand is used, and sentinels are asked as users of their own.
+    for word in ["cluster", "script", "sentinel"] {
+        used.remove(word);
+    }
     used.extend(OF_CLIENT.map(str::to_owned));
     let missing: Vec<_> = used.difference(&granted).collect();
     let superfluous: Vec<_> = granted.difference(&used).collect();
@@ -89,7 +92,10 @@ fn the_worker_may_do_what_is_in_use_and_nothing_else() {
     // The script that names missing rights tries all that scripts and calls need, on a key.
     let tried = named(scripts::CHECK_RIGHTS.source(), &["{ '"], '\'');
     let untried: Vec<_> = granted.difference(&tried).map(String::as_str).collect();
-    assert_eq!(untried, ["evalsha", "info", "ping", "scan", "script|load", "select", "subscribe"]);
+    assert_eq!(
+        untried,
+        ["cluster|slots", "evalsha", "info", "ping", "scan", "script|load", "select", "subscribe"]
+    );
     let unknown: Vec<_> = tried.difference(&granted).collect();
     assert!(unknown.is_empty(), "{unknown:?}");
 }
@@ -108,7 +114,7 @@ async fn the_reader_has_no_command_that_writes() {
     let (_server, tenant, _) = with_users().await;
     for command in commands(READER_USER) {
         let name = command.split('|').next().unwrap().to_owned();
-        if ["evalsha", "script"].contains(&name.as_str()) {
+        if ["cluster", "evalsha", "script"].contains(&name.as_str()) {
             continue;
         }
         let info: Value = ask!(tenant, "COMMAND", "INFO", &name);
@@ -220,8 +226,9 @@ async fn errors_name_what_is_missing() {
     );
     // The channel of tenant events.
     let settings = LinkSettings::for_url(&server.worker_url_on(server.port()));
-    assert!(Subscription::open(&settings, "tenant-events:production:").await.is_ok());
+    let endpoint = Endpoint::new(&settings).unwrap();
+    assert!(Subscription::open(&endpoint, "tenant-events:production:").await.is_ok());
     set(&["resetchannels"]).await;
-    let error = Subscription::open(&settings, "tenant-events:production:").await.unwrap_err();
+    let error = Subscription::open(&endpoint, "tenant-events:production:").await.unwrap_err();
     is_missing(&error, "&tenant-events:production:");
 }
