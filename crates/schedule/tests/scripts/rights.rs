@@ -232,3 +232,20 @@ async fn errors_name_what_is_missing() {
     let error = Subscription::open(&endpoint, "tenant-events:production:").await.unwrap_err();
     is_missing(&error, "&tenant-events:production:");
 }
+
+#[tokio::test]
+async fn members_that_are_no_keys_of_balances_are_set_aside_without_a_right_to_them() {
+    let (_server, tenant, link) = with_users().await;
+    let schedule = Schedule::new(link, tenant.space.clone(), Arc::new(ScheduleOptions::default()));
+    let stray = "tenant:t:other:{transactions}:x";
+    tenant.schedule(stray, "1700000000.000001").await;
+    let (good, _) = tenant.mutate("a", "{}").await;
+    let claim = schedule.claim(10).await.unwrap();
+    assert!(claim.refused.is_none(), "{:?}", claim.refused);
+    let found: Vec<_> = claim
+        .entries
+        .iter()
+        .map(|claimed| (claimed.member.as_slice(), claimed.unreadable.is_some()))
+        .collect();
+    assert_eq!(found, [(stray.as_bytes(), true), (good.as_bytes(), false)]);
+}
