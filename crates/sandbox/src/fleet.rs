@@ -12,9 +12,10 @@ use uuid::Uuid;
 
 use crate::ledger::{LoadTenant, Producer, SeededBalance, TenantKeys, seed_balances};
 use crate::ports::loopback;
-use crate::postgres::{PostgresOptions, PostgresServer};
+use crate::postgres::{PostgresOptions, PostgresServer, quote_name};
 use crate::proxy::Proxy;
 use crate::redis::{RedisOptions, RedisServer};
+use crate::tenancy::{balance_table, operation_table};
 use crate::tenant_service::{SERVICE, TenantIsolation, TenantRecord, TenantService};
 
 /// Tenants made at the same time; more only queue inside PostgreSQL.
@@ -52,7 +53,8 @@ pub struct SandboxOptions {
     pub isolation: Isolation,
     /// Put a proxy before Redis and one before PostgreSQL: what the worker is told leads through them.
     pub proxied: bool,
-    /// Whether workers log in to Redis as the user of `deploy/redis/users.acl`, instead of as the ledger. Default true.
+    /// Whether workers have the rights of `deploy/redis/users.acl` and `deploy/postgres/grants.sql` alone, instead of those of the
+    /// ledger. Default true.
     pub least_privilege: bool,
     /// `maxOpenConns` that the tenant service gives for each tenant; `None` leaves it out.
     pub max_open_conns: Option<u32>,
@@ -353,6 +355,15 @@ impl Sandbox {
         match &schema {
             None => self.postgres.create_tenant_database(&database, &role, &password).await?,
             Some(schema) => self.postgres.create_tenant_schema(&database, schema, &role, &password).await?,
+        }
+        if !self.options.least_privilege {
+            let grant = format!(
+                "GRANT SELECT, INSERT, UPDATE ON {}, {} TO {}",
+                balance_table(schema.as_deref()),
+                operation_table(schema.as_deref()),
+                quote_name(&role)
+            );
+            self.postgres.execute(&database, &grant).await.context("granting a ledger's rights")?;
         }
         let pool = self.postgres.pool(&database);
         let balances = seed_balances(&pool, schema.as_deref(), &id, self.options.balances).await?;
