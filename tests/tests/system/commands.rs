@@ -276,7 +276,10 @@ async fn check_connect_tries_everything_and_changes_nothing() -> Result<()> {
     let member = format!("{}x", producer.tenants()[0].keys.schedule());
     let lock = format!("lock:{{transactions}}:balance-sync:{member}");
     redis.set::<_, _, ()>(&lock, "1").await?;
-    ::redis::cmd("ACL").arg(&["SETUSER", "default", "-zadd"]).query_async::<()>(&mut redis).await?;
+    ::redis::cmd("ACL")
+        .arg(&["SETUSER", balance_sync_sandbox::WORKER_USER, "-zadd"])
+        .query_async::<()>(&mut redis)
+        .await?;
     let (code, report) = check().await?;
     assert_eq!(code, Some(1), "{report:#}");
     let grants = found(&report, "postgres", "fail", "the role lacks UPDATE (version)")
