@@ -5,6 +5,8 @@
 //! tag of its content and is asked for again each time: a worker of another version behind the same address must not meet
 //! the modules of this one.
 
+mod tables;
+
 use std::future::ready;
 
 use actix_web::{
@@ -72,12 +74,18 @@ const ASSETS: [File; 24] = [
     file!("theme.js", SCRIPT),
 ];
 
+/// All assets: the embedded files, and the module of tables.
+fn assets() -> impl Iterator<Item = File> {
+    let tables = File { name: "tables.js", content_type: SCRIPT, body: tables::script() };
+    ASSETS.into_iter().chain([tables])
+}
+
 /// Pages and assets. They hold nothing of any tenant, so they need no token: the sign-in page is one of them.
 pub(crate) fn routes(config: &mut ServiceConfig) {
     for path in PAGES {
         config.service(resource(path, INDEX));
     }
-    for file in ASSETS {
+    for file in assets() {
         config.service(resource(&format!("/assets/{}", file.name), file));
     }
 }
@@ -153,7 +161,7 @@ mod tests {
 
     #[test]
     fn nothing_parses_markup_or_reaches_outside() {
-        for file in ASSETS.iter().chain([&INDEX]) {
+        for file in assets().chain([INDEX]) {
             for forbidden in
                 ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "https://"]
             {
@@ -167,32 +175,37 @@ mod tests {
         assert!(!INDEX.body.contains("<script>") && !INDEX.body.contains("<style"));
     }
 
-    /// The names in the first column of a section's table.
-    fn documented(section: &str) -> BTreeSet<&'static str> {
+    /// The rows of a section's table: the names in the first column, and the other cells.
+    fn documented(section: &str) -> BTreeMap<&'static str, Vec<&'static str>> {
         let guide = include_str!("../../../docs/operations.md");
         let section =
             guide.split(section).nth(1).and_then(|rest| rest.split("\n## ").next()).expect("the section");
-        let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
-        rows.flat_map(|cell| cell.split(", ")).map(|name| name.trim_matches('`')).collect()
+        let rows = section.lines().filter(|line| line.starts_with("| `"));
+        rows.flat_map(|row| {
+            let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+            cells[0].split(", ").map(|name| (name.trim_matches('`'), cells[1..].to_vec())).collect::<Vec<_>>()
+        })
+        .collect()
     }
 
-    /// A reason without advice leaves the one who looks at three in the morning alone with a word.
     #[test]
-    fn every_reason_has_its_advice_in_the_documentation_and_in_the_dashboard_and_no_other() {
-        let reasons: BTreeSet<_> = Reason::ALL.into_iter().map(Reason::as_str).collect();
-        assert_eq!(documented("\n## Reasons"), reasons, "docs/operations.md");
-        let advice = ASSETS.iter().find(|file| file.name == "advice.js").expect("the advice").body;
-        let advice = advice.split("const TENANT = {").nth(1).and_then(|rest| rest.split("\n};").next());
-        let advice =
-            advice.expect("the advice for tenants").lines().filter_map(|line| line.split_once(": ["));
-        let advised: BTreeSet<_> = advice.map(|(name, _)| name.trim()).collect();
-        assert_eq!(advised, reasons, "ui/advice.js");
+    fn every_reason_is_documented_with_its_pace_and_no_other() {
+        let documented = documented("\n## Reasons");
+        let names: BTreeSet<_> = documented.keys().copied().collect();
+        assert_eq!(names, Reason::NAMES.into_iter().collect(), "docs/operations.md");
+        for reason in Reason::ALL {
+            assert_eq!(
+                documented[reason.as_str()][0],
+                reason.pace().as_str(),
+                "{reason} in docs/operations.md"
+            );
+        }
     }
 
     #[test]
     fn every_state_is_documented_and_no_other() {
-        let states: BTreeSet<_> = TenantState::ALL.into_iter().map(TenantState::as_str).collect();
-        assert_eq!(documented("\n## States of a tenant"), states);
+        let documented: BTreeSet<_> = documented("\n## States of a tenant").into_keys().collect();
+        assert_eq!(documented, TenantState::NAMES.into_iter().collect());
     }
 
     /// The runbook names reasons as a part of its instructions: one that was renamed would lead nowhere.
@@ -271,7 +284,7 @@ mod tests {
             assert_eq!(header(&answer, "content-security-policy"), POLICY);
             assert_eq!(header(&answer, "cache-control"), "no-cache");
         }
-        for file in ASSETS {
+        for file in assets() {
             let path = format!("/assets/{}", file.name);
             let answer = client::call_service(&app, client::TestRequest::get().uri(&path).to_request()).await;
             assert_eq!(answer.status(), StatusCode::OK, "{path}");

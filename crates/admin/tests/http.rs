@@ -17,7 +17,7 @@ use balance_sync_domain::TenantId;
 use balance_sync_fleet::{
     ErrorClass,
     backends::ObservedDirectory,
-    status::{FleetStatus, InForce, Stage, TenantState, TenantStatus},
+    status::{FleetStatus, InForce, Reason, Stage, TenantState, TenantStatus},
     tasks::TaskName,
 };
 use balance_sync_tenants::{ServiceDirectory, ServiceSettings, Tenant, TenantDirectory};
@@ -190,7 +190,7 @@ fn busy_fleet() -> Arc<FleetStatus> {
     acme.lag.observe(0.02);
     acme.lag.observe(0.03);
     acme.lag.observe(3000.0);
-    acme.degrade("postgres_connection", "refused".to_owned());
+    acme.degrade(Reason::PostgresConnection, "refused".to_owned());
     tenant(&fleet, "zeta").enter(TenantState::Idle);
     for (n, counter) in [
         &fleet.passes,

@@ -258,9 +258,12 @@ pub(crate) struct ActionsArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct TenantListArgs {
-    /// Only those in one of these states, separated by commas: starting, idle, standby, syncing, degraded, paused,
-    /// stopping, unserved, behind.
-    #[arg(long, value_delimiter = ',', value_parser = state)]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_parser = state,
+        help = format!("Only those in one of these states, separated by commas: {}", StateFilter::names())
+    )]
     pub state: Vec<StateFilter>,
     /// Only those with this text in their id.
     #[arg(long, value_name = "TEXT")]
@@ -387,7 +390,7 @@ fn patience(text: &str) -> Result<f64, String> {
 }
 
 fn state(text: &str) -> Result<StateFilter, String> {
-    StateFilter::parse(text).ok_or_else(|| format!("must be one of {}", StateFilter::NAMES))
+    StateFilter::parse(text).ok_or_else(|| format!("must be one of {}", StateFilter::names()))
 }
 
 fn sort(text: &str) -> Result<TenantSort, String> {

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::name::names;
+use crate::names;
 
 /// How soon to ask again while a probe is under way; the breaker's own timeout if that is shorter.
 const PROBE_RETRY: Duration = Duration::from_secs(1);

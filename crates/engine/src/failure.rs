@@ -7,7 +7,7 @@
 //! In every case the claims are given back, or lapse when Redis itself fails ([`Side`]); the table says how the tenant goes
 //! on.
 
-use crate::name::names;
+use crate::names;
 pub use crate::reason::{Pace, Reason};
 
 names! {

@@ -5,12 +5,14 @@
 //!
 //! Which tenants: [`membership`] (which list of tenants is believed) · [`registration`] and [`partition`] (which of them are
 //! this worker's) · [`plan`] (which collectors run). One tenant: [`collector`] (its claims and flushes) · [`standby`]
-//! (whether its first owner claims) · [`trail`] (its values that are gone) · [`state`] and [`reason`] (what is shown of it). When something fails: [`failure`]
+//! (whether its first owner claims) · [`trail`] (its values that are gone) · [`controls`] (what operators' actions do to it) ·
+//! [`state`] and [`reason`] (what is shown of it). When something fails: [`failure`]
 //! (what follows) · [`backoff`] (delays) · [`breaker`] (a service that fails again and again).
 
 pub mod backoff;
 pub mod breaker;
 pub mod collector;
+pub mod controls;
 pub mod failure;
 pub mod membership;
 mod name;

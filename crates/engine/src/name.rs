@@ -3,7 +3,13 @@
 //! [`names!`] makes the enum, the list of its variants and their names from one table, so that a variant can't be missing in
 //! one of them.
 
-/// Makes an enum of named variants: `as_str`, `parse`, `ALL`, and `Display` and `Serialize` as the name.
+/// Makes an enum of named variants: `as_str`, `parse`, `ALL`, `NAMES`, and `Display`, `Serialize` and `Deserialize` as the
+/// name.
+///
+/// Every name stands beside its variant and is part of an interface. Deriving the same needs one attribute for `serde` and
+/// another for `Display`, `FromStr` and the list, and both derive names from those of the variants: renaming a variant
+/// would rename what others read.
+#[macro_export]
 macro_rules! names {
     ($(#[$meta:meta])* $visibility:vis enum $Enum:ident {
         $($(#[$doc:meta])* $Variant:ident = $name:literal,)+
@@ -17,6 +23,8 @@ macro_rules! names {
         impl $Enum {
             /// All of them, in order.
             pub const ALL: [Self; [$($name),+].len()] = [$(Self::$Variant),+];
+            /// Their names, in the same order.
+            pub const NAMES: [&'static str; Self::ALL.len()] = [$($name),+];
 
             /// The name in logs, metrics, records and answers.
             #[must_use]
@@ -47,10 +55,15 @@ macro_rules! names {
                 serializer.serialize_str(self.as_str())
             }
         }
+
+        impl<'de> serde::Deserialize<'de> for $Enum {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let name = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+                Self::parse(&name).ok_or_else(|| serde::de::Error::unknown_variant(&name, &Self::NAMES))
+            }
+        }
     };
 }
-
-pub(crate) use names;
 
 #[cfg(test)]
 mod tests {
@@ -73,5 +86,10 @@ mod tests {
             assert_eq!(Fruit::parse(fruit.as_str()), Some(fruit));
         }
         assert_eq!(Fruit::parse("Apple"), None);
+        assert_eq!(Fruit::NAMES, ["apple", "sweet_pear"]);
+        let read = |json| serde_json::from_str::<Fruit>(json).map_err(|error| error.to_string());
+        assert_eq!(read("\"sweet_pear\""), Ok(Fruit::SweetPear));
+        let error = read("\"plum\"").expect_err("no such fruit");
+        assert!(error.contains("plum") && error.contains("`apple` or `sweet_pear`"), "{error}");
     }
 }

@@ -1,8 +1,6 @@
 //! What a tenant's collector is doing, under the names shown everywhere.
 
-use serde::{Deserialize, Deserializer, de::Error};
-
-use crate::name::names;
+use crate::names;
 
 names! {
     /// The state of a tenant's collector.
@@ -24,11 +22,60 @@ names! {
     }
 }
 
+names! {
+    /// What a state means to whoever looks: how it is coloured and sorted. From good to bad.
+    pub enum Condition {
+        /// Nothing is to be done.
+        Quiet = "quiet",
+        /// Balances are being written.
+        Working = "working",
+        /// It is about to work, or to end.
+        Changing = "changing",
+        /// An operator wants it so.
+        Halted = "halted",
+        /// Balances can't be written.
+        Failing = "failing",
+    }
+}
+
 impl TenantState {
     /// The name in logs, metrics and answers.
     #[must_use]
     pub const fn name(self) -> &'static str {
         self.as_str()
+    }
+
+    /// What it means to whoever looks.
+    #[must_use]
+    pub const fn condition(self) -> Condition {
+        match self {
+            Self::Idle | Self::Standby => Condition::Quiet,
+            Self::Syncing => Condition::Working,
+            Self::Starting | Self::Stopping => Condition::Changing,
+            Self::Paused => Condition::Halted,
+            Self::Degraded => Condition::Failing,
+        }
+    }
+
+    /// What happens next, where the state alone says so.
+    #[must_use]
+    pub const fn next(self) -> Option<&'static str> {
+        match self {
+            Self::Starting => Some("Its collector asks Redis for what is due."),
+            Self::Standby => Some(
+                "Who stands by for it becomes its first owner, or joins in within seconds when something is due.",
+            ),
+            Self::Stopping => {
+                Some("Its collector writes what it holds and ends; other workers go on with the rest.")
+            }
+            Self::Idle | Self::Syncing | Self::Degraded | Self::Paused => None,
+        }
+    }
+
+    /// Whether its collector works, on all balances as far as it knows.
+    #[must_use]
+    pub const fn is_working(self) -> bool {
+        matches!(self, Self::Starting | Self::Idle | Self::Standby | Self::Syncing)
     }
 
     /// Which state is shown of a tenant with several owners: the one with the smallest number.
@@ -44,12 +91,5 @@ impl TenantState {
             // Says nothing about the tenant.
             Self::Standby => 6,
         }
-    }
-}
-
-impl<'de> Deserialize<'de> for TenantState {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        Self::parse(&name).ok_or_else(|| D::Error::custom("not a state of a tenant"))
     }
 }

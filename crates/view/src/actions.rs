@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+pub use balance_sync_engine::controls::{Action, ActionOutcome};
 use balance_sync_schedule::{
     Controls, ScheduleError,
     controls::{LogEntry, Order},
@@ -31,97 +32,6 @@ pub struct PausedRecord {
     /// Why, if that was said.
     #[serde(default)]
     pub note: Option<String>,
-}
-
-/// What an operator can do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Action {
-    /// Halt a tenant.
-    Pause,
-    /// Go on with it.
-    Resume,
-    /// Claim and write at once, whatever its collector waits for.
-    Flush,
-    /// Fetch its settings from the directory afresh.
-    RefreshCredentials,
-    /// End a worker, as SIGTERM does.
-    Drain,
-    /// Schedule quarantined balances again.
-    QuarantineRetry,
-    /// Forget quarantined balances.
-    QuarantineDrop,
-}
-
-impl Action {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Pause,
-        Self::Resume,
-        Self::Flush,
-        Self::RefreshCredentials,
-        Self::Drain,
-        Self::QuarantineRetry,
-        Self::QuarantineDrop,
-    ];
-    /// What can be asked of a tenant, for messages.
-    pub const OF_TENANT: &'static str = "pause, resume, flush, refresh_credentials";
-
-    /// The name in the log and in answers.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Pause => "pause",
-            Self::Resume => "resume",
-            Self::Flush => "flush",
-            Self::RefreshCredentials => "refresh_credentials",
-            Self::Drain => "drain",
-            Self::QuarantineRetry => "quarantine_retry",
-            Self::QuarantineDrop => "quarantine_drop",
-        }
-    }
-
-    /// By name.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|what| what.name() == name)
-    }
-
-    /// Whether it is asked of a tenant's collectors.
-    #[must_use]
-    pub fn is_of_tenant(self) -> bool {
-        matches!(self, Self::Pause | Self::Resume | Self::Flush | Self::RefreshCredentials)
-    }
-}
-
-/// What became of an action.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Outcome {
-    /// Carried out.
-    Done,
-    /// Tried.
-    Failed,
-    /// Not tried.
-    Refused,
-}
-
-impl Outcome {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::Failed => "failed",
-            Self::Refused => "refused",
-        }
-    }
-
-    fn parse(name: &str) -> Self {
-        match name {
-            "done" => Self::Done,
-            "refused" => Self::Refused,
-            _ => Self::Failed,
-        }
-    }
 }
 
 /// Writes actions down, and reads what became of them.
@@ -151,7 +61,7 @@ impl Operator {
     ) -> Result<String, ScheduleError> {
         let space = tenant.key_space(self.key_form);
         let order = Order {
-            what: what.name(),
+            what: what.as_str(),
             tenant: tenant.label(),
             key: space.schedule(),
             by,
@@ -159,7 +69,7 @@ impl Operator {
             ..Order::default()
         };
         let (id, changed) = self.controls.record(&order).await?;
-        tracing::info!(tenant_id = %tenant, action = what.name(), by, id, changed, "action of an operator");
+        tracing::info!(tenant_id = %tenant, action = what.as_str(), by, id, changed, "action of an operator");
         Ok(id)
     }
 
@@ -169,9 +79,9 @@ impl Operator {
     /// As [`Operator::tenant`].
     pub async fn drain(&self, worker: &str, by: &str, note: Option<&str>) -> Result<String, ScheduleError> {
         let note = note.unwrap_or_default();
-        let order = Order { what: Action::Drain.name(), worker, by, note, ..Order::default() };
+        let order = Order { what: Action::Drain.as_str(), worker, by, note, ..Order::default() };
         let (id, _) = self.controls.record(&order).await?;
-        tracing::info!(worker, action = Action::Drain.name(), by, id, "action of an operator");
+        tracing::info!(worker, action = Action::Drain.as_str(), by, id, "action of an operator");
         Ok(id)
     }
 
@@ -188,7 +98,7 @@ impl Operator {
     ) -> Result<String, ScheduleError> {
         let space = tenant.map(|tenant| tenant.key_space(self.key_form));
         let order = Order {
-            what: what.name(),
+            what: what.as_str(),
             tenant: tenant.map_or("", Tenant::label),
             key: space.as_ref().map_or("", |space| space.schedule()),
             by,
@@ -206,10 +116,10 @@ impl Operator {
         &self,
         action: &str,
         worker: &str,
-        ended: Outcome,
+        ended: ActionOutcome,
         detail: &str,
     ) -> Result<(), ScheduleError> {
-        self.controls.outcome(action, worker, ended.name(), detail).await
+        self.controls.outcome(action, worker, ended.as_str(), detail).await
     }
 
     /// The actions, newest first, one page of them; those of one tenant only, if it is named. Gives how many there are.
@@ -286,7 +196,7 @@ pub struct OutcomeView {
     /// When.
     pub at: String,
     /// How it ended.
-    pub outcome: Outcome,
+    pub outcome: ActionOutcome,
     /// In words.
     pub detail: Option<String>,
 }
@@ -302,7 +212,7 @@ fn put_together(log: Vec<LogEntry>) -> Vec<ActionView> {
                 actions[*place].outcomes.push(OutcomeView {
                     worker: entry.field("worker").to_owned(),
                     at: at(entry.at()),
-                    outcome: Outcome::parse(entry.field("outcome")),
+                    outcome: ActionOutcome::parse(entry.field("outcome")).unwrap_or(ActionOutcome::Failed),
                     detail: some(entry.field("detail")),
                 });
             }

@@ -1,4 +1,5 @@
-//! Follows the log of operators' actions, and carries out those that concern this worker.
+//! Follows the log of operators' actions, and carries out those that concern this worker. What each action leads to is
+//! decided in `balance_sync_engine::controls`.
 
 use std::{
     collections::HashSet,
@@ -7,6 +8,9 @@ use std::{
 };
 
 use balance_sync_domain::TenantId;
+use balance_sync_engine::controls::{
+    Action, ActionOutcome, End, Execution, LOOK_EVERY, Next, Observed, PauseWatch,
+};
 use balance_sync_fleet::{
     backends::Refetch,
     lifecycle::DrainReport,
@@ -19,19 +23,7 @@ use balance_sync_trace::Span;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    actions::{Action, Outcome},
-    local_worker::LocalWorker,
-};
-
-/// Time between two looks at the log.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Who is halted is read again after this, whatever the log says.
-const READ_AGAIN: Duration = Duration::from_secs(10);
-/// Failures at which a worker no longer waits for knowing who is halted, when waiting does not mend them.
-const PATIENCE: u32 = 20;
-/// How long a collector may take to follow: longer than its flushes may.
-const FOLLOWS_WITHIN: Duration = Duration::from_secs(40);
+use crate::local_worker::LocalWorker;
 
 /// That a worker is to drain, and by which action.
 #[derive(Debug, Clone, Default)]
@@ -83,9 +75,8 @@ pub struct Follower {
     /// The last entry that was seen; none before the first look. It outlives a follower that panics, so that the one after
     /// it misses nothing, and doesn't stumble over the same entry again.
     seen: Arc<Mutex<Option<String>>>,
-    /// When who is halted is read again.
-    read_at: Instant,
-    failures: u32,
+    /// When the list of paused tenants is read.
+    watch: PauseWatch,
 }
 
 /// Time between two looks, for the bound on a follower's progress.
@@ -96,7 +87,7 @@ impl Follower {
     #[must_use]
     pub fn new(own: Arc<LocalWorker>, controls: Controls, key_form: KeyForm, drain: DrainRequest) -> Self {
         own.fleet.paused.expect(key_form);
-        Self { own, controls, key_form, drain, seen: Arc::default(), read_at: Instant::now(), failures: 0 }
+        Self { own, controls, key_form, drain, seen: Arc::default(), watch: PauseWatch::new(now()) }
     }
 
     /// The one that goes on when this one has panicked. It reads again who is halted.
@@ -107,8 +98,7 @@ impl Follower {
             key_form: self.key_form,
             drain: self.drain.clone(),
             seen: Arc::clone(&self.seen),
-            read_at: Instant::now(),
-            failures: 0,
+            watch: PauseWatch::new(now()),
         }
     }
 
@@ -118,10 +108,9 @@ impl Follower {
             loop {
                 match self.look().await {
                     Ok(()) => {
-                        if self.failures > 0 {
+                        if self.watch.succeeded() {
                             tracing::info!("actions of operators are heard of again");
                         }
-                        self.failures = 0;
                     }
                     Err(error) => self.failed(&error),
                 }
@@ -137,25 +126,22 @@ impl Follower {
     }
 
     fn failed(&mut self, error: &ScheduleError) {
-        self.failures += 1;
-        // Whatever happened meanwhile.
-        self.read_at = Instant::now();
-        if self.failures == 1 {
+        let fleet = &self.own.fleet;
+        let next = self.watch.failed(now(), fleet.paused.is_unknown(), error.is_transient());
+        if next.first {
             tracing::warn!(%error, "actions of operators can't be heard of");
         }
-        if !self.own.fleet.paused.is_unknown() {
-            return;
+        if next.degrade {
+            fleet.each(|status| {
+                if matches!(status.collector_state().state, TenantState::Starting | TenantState::Degraded) {
+                    status.degrade(error.class.reason(), error.to_string());
+                }
+            });
         }
-        // Nobody has claimed yet, so nobody else says what is wrong.
-        self.own.fleet.each(|status| {
-            if matches!(status.collector_state().state, TenantState::Starting | TenantState::Degraded) {
-                status.degrade(error.class.as_str(), error.to_string());
-            }
-        });
-        if !error.is_transient() && self.failures >= PATIENCE {
+        if next.give_up {
             tracing::error!(%error, "which tenants are paused can't be read, they are all served");
-            self.own.fleet.paused.give_up();
-            self.own.fleet.each(|status| status.requests.recheck());
+            fleet.paused.give_up();
+            fleet.each(|status| status.requests.recheck());
         }
     }
 
@@ -167,11 +153,12 @@ impl Follower {
             None => self.controls.newest().await?,
         };
         let entries = self.controls.after(&seen).await?;
-        let halting = |entry: &LogEntry| matches!(entry.field("what"), "pause" | "resume");
-        if self.read_at <= Instant::now() || entries.iter().any(halting) {
+        let changes =
+            |entry: &LogEntry| Action::parse(entry.field("what")).is_some_and(Action::changes_pause);
+        if self.watch.is_due(now(), entries.iter().any(changes)) {
             let paused = self.controls.paused().await?;
             self.take_over(paused.into_keys().collect());
-            self.read_at = Instant::now() + READ_AGAIN;
+            self.watch.read(now());
         }
         *self.seen() = Some(seen);
         for entry in entries {
@@ -220,21 +207,21 @@ impl Follower {
         });
         tasks.once(TaskName::Action, async move {
             let (ended, detail) = match carrying_out.await {
-                Ok(Ok(outcome)) => outcome,
+                Ok(Ok(End { outcome, detail, .. })) => (outcome, detail),
                 Ok(Err(Panicked)) | Err(_) => {
-                    (Outcome::Failed, "the worker panicked over it, see its log".to_owned())
+                    (ActionOutcome::Failed, "the worker panicked over it, see its log".to_owned())
                 }
             };
             tracing::info!(
                 tenant_id = %status.tenant(),
-                action = what.name(),
+                action = what.as_str(),
                 by = entry.field("by"),
                 id = entry.id,
-                outcome = ended.name(),
+                outcome = ended.as_str(),
                 detail,
                 "action carried out"
             );
-            if let Err(error) = controls.outcome(&entry.id, &own.name, ended.name(), &detail).await {
+            if let Err(error) = controls.outcome(&entry.id, &own.name, ended.as_str(), &detail).await {
                 tracing::warn!(%error, id = entry.id, "outcome of an action could not be written down");
             }
         });
@@ -253,71 +240,54 @@ impl Follower {
     }
 }
 
-async fn carry_out(what: Action, own: &LocalWorker, status: &TenantStatus) -> (Outcome, String) {
-    let begun = Instant::now();
-    let took = || format!("after {} ms", begun.elapsed().as_millis());
-    match what {
-        Action::Pause => {
-            if follows(|| status.state().state == TenantState::Paused).await {
-                (Outcome::Done, format!("paused {}", took()))
-            } else {
-                (Outcome::Failed, format!("not paused {}: {}", took(), status.state().state.name()))
+/// Carries out an action on a tenant's collector, as its [`Execution`] decides.
+async fn carry_out(what: Action, own: &LocalWorker, status: &TenantStatus) -> End {
+    let (mut execution, mut next) = match Execution::begin(what, now(), observed(status)) {
+        Ok(begun) => begun,
+        Err(end) => return end,
+    };
+    loop {
+        next = match next {
+            Next::Flush => {
+                status.requests.flush();
+                execution.observe(now(), observed(status))
             }
-        }
-        Action::Resume => {
-            if follows(|| status.state().state != TenantState::Paused).await {
-                (Outcome::Done, format!("resumed {}", took()))
-            } else {
-                (Outcome::Failed, format!("still paused {}", took()))
-            }
-        }
-        Action::Flush if status.paused.load(Relaxed) => {
-            (Outcome::Refused, "the tenant is paused: resume it first".to_owned())
-        }
-        Action::Flush => {
-            let (updated, failures) = (status.updated.load(Relaxed), status.batch_failures.load(Relaxed));
-            status.requests.flush();
-            if !follows(|| !status.requests.is_pending()).await {
-                return (Outcome::Failed, format!("the collector did not hear of it {}", took()));
-            }
-            // What it makes of it is told as far as it shows at once; the rest is in the tenant's flushes.
-            tokio::time::sleep(LOOK_EVERY).await;
-            let failed = status.batch_failures.load(Relaxed) - failures;
-            let written = status.updated.load(Relaxed) - updated;
-            let info = status.collector_state();
-            match info.reason {
-                Some(reason) if info.state == TenantState::Degraded => {
-                    (Outcome::Failed, format!("tried, and it is still degraded: {reason}"))
-                }
-                _ if failed > 0 => (Outcome::Failed, format!("{failed} flushes failed")),
-                _ => (Outcome::Done, format!("claimed at once; {written} rows written since")),
-            }
-        }
-        Action::RefreshCredentials => {
-            let ask = Refetch { tenant: status.tenant().clone(), revision: None, span: Span::root("action") };
-            match own.manager.send(ask).await {
-                Ok(Ok(pool)) => {
+            Next::Refetch => {
+                let end = execution.refetched(refetch(own, status).await);
+                if end.flush {
                     status.requests.flush();
-                    (Outcome::Done, format!("settings fetched, revision {}", pool.revision))
                 }
-                Ok(Err(error)) => (Outcome::Failed, error.to_string()),
-                Err(_) => (Outcome::Failed, "the worker is stopping".to_owned()),
+                return end;
             }
-        }
-        Action::Drain | Action::QuarantineRetry | Action::QuarantineDrop => {
-            (Outcome::Refused, "not an action on a collector".to_owned())
-        }
+            Next::Observe(at) => {
+                tokio::time::sleep_until(Instant::from_std(at)).await;
+                execution.observe(now(), observed(status))
+            }
+            Next::End(end) => return end,
+        };
     }
 }
 
-/// Waits until it is so; `false` when its time is over.
-async fn follows(mut so: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + FOLLOWS_WITHIN;
-    while !so() {
-        if Instant::now() >= end {
-            return false;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+async fn refetch(own: &LocalWorker, status: &TenantStatus) -> Result<u64, String> {
+    let ask = Refetch { tenant: status.tenant().clone(), revision: None, span: Span::root("action") };
+    match own.manager.send(ask).await {
+        Ok(answer) => answer.map(|pool| pool.revision).map_err(|error| error.to_string()),
+        Err(_) => Err("the worker is stopping".to_owned()),
     }
-    true
+}
+
+fn observed(status: &TenantStatus) -> Observed {
+    let collector = status.collector_state();
+    Observed {
+        state: status.state().state,
+        degraded: collector.reason.filter(|_| collector.state == TenantState::Degraded),
+        paused: status.paused.load(Relaxed),
+        pending: status.requests.is_pending(),
+        updated: status.updated.load(Relaxed),
+        failures: status.batch_failures.load(Relaxed),
+    }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
 }

@@ -125,7 +125,7 @@ impl LocalWorker {
         let batches: Vec<u64> = status.batches.iter().map(|count| count.load(Relaxed)).collect();
         TenantRecord {
             state: info.state,
-            reason: info.reason.map(str::to_owned),
+            reason: info.reason.map(Into::into),
             detail: info.detail,
             partial: info.partial,
             since: (info.since * 1e3).round() / 1e3,

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    actions::{Operator, Outcome},
+    actions::{ActionOutcome, Operator},
     follower::{self, DrainRequest, Follower, drain_summary},
     inspector::Inspector,
     local_worker::{LocalWorker, LocalWorkerParts},
@@ -153,7 +153,7 @@ impl Operations {
         drop(stop);
         let report = worker.stop_collectors().await;
         if let Some(action) = self.drain_request.action() {
-            let outcome = if report.killed.is_empty() { Outcome::Done } else { Outcome::Failed };
+            let outcome = if report.killed.is_empty() { ActionOutcome::Done } else { ActionOutcome::Failed };
             let detail = drain_summary(&report);
             let logging = operator.outcome(&action, &self.local.name, outcome, &detail);
             match tokio::time::timeout(LOG_WITHIN, logging).await {

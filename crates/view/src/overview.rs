@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use balance_sync_fleet::{
-    status::{TenantState, lag_quantile},
+    status::{ReportedReason, TenantState, lag_quantile},
     tasks::TaskState,
 };
 use balance_sync_schedule::ScheduleError;
@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::{
     reader::FleetView,
     record::FleetPoint,
-    rows::{TaskView, TenantRow, UNSERVED, at},
+    rows::{StateView, TaskView, TenantRow, at},
 };
 
 /// Tenants shown as the worst.
@@ -107,7 +107,7 @@ pub struct TenantCount {
     /// Those that no live worker serves.
     pub unserved: usize,
     /// The others by state.
-    pub by_state: BTreeMap<&'static str, usize>,
+    pub by_state: BTreeMap<TenantState, usize>,
 }
 
 /// What waits.
@@ -183,16 +183,15 @@ impl FleetView {
     #[must_use]
     pub fn overview(&self) -> Overview {
         let objective = self.objective_seconds;
-        let mut by_state: BTreeMap<&'static str, usize> =
-            TenantState::ALL.iter().map(|state| (state.name(), 0)).collect();
+        let mut by_state: BTreeMap<TenantState, usize> =
+            TenantState::ALL.into_iter().map(|state| (state, 0)).collect();
         let mut backlog = BacklogView { scheduled: 0, due: 0, leased: 0, oldest_due_age_seconds: 0.0 };
         let (mut unserved, mut quarantined, mut losses, mut expired) = (0, 0, 0, 0);
         let mut shortest: Option<f64> = None;
         for row in &self.tenants {
-            if row.state == UNSERVED {
-                unserved += 1;
-            } else {
-                *by_state.entry(row.state).or_default() += 1;
+            match row.state {
+                StateView::Is(state) => *by_state.entry(state).or_default() += 1,
+                StateView::Unserved => unserved += 1,
             }
             backlog.scheduled += row.scheduled;
             backlog.due += row.due;
@@ -288,12 +287,12 @@ impl FleetView {
         let (mut quarantined, mut lost, mut expired) = (vec![], vec![], vec![]);
         for row in &self.tenants {
             match row.state {
-                "degraded" => {
-                    let reason = row.reason.as_deref().unwrap_or("unknown");
+                StateView::Is(TenantState::Degraded) => {
+                    let reason = row.reason.as_ref().map_or("unknown", ReportedReason::as_str);
                     degraded.entry((reason, row.partial)).or_default().push(row);
                 }
-                UNSERVED => unserved.push(row),
-                _ => {}
+                StateView::Is(_) => {}
+                StateView::Unserved => unserved.push(row),
             }
             if row.is_behind(self.objective_seconds) {
                 behind.push(row);
@@ -416,8 +415,8 @@ impl FleetView {
 /// How much a tenant is in trouble; more is worse.
 fn severity(row: &TenantRow, objective: f64) -> u8 {
     match row.state {
-        "degraded" => 4,
-        UNSERVED => 3,
+        StateView::Is(TenantState::Degraded) => 4,
+        StateView::Unserved => 3,
         _ if row.is_behind(objective) => 2,
         _ if row.losses > 0 => 2,
         _ if row.paused.is_some() || row.quarantined > 0 => 1,
@@ -511,7 +510,7 @@ mod tests {
     #[test]
     fn a_fleet_with_an_open_loss_is_not_healthy() {
         let mut fleet = view(Vec::new());
-        let mut row = TenantRow { state: "idle", ..TenantRow::unserved("acme", None) };
+        let mut row = TenantRow { state: TenantState::Idle.into(), ..TenantRow::unserved("acme", None) };
         row.quarantined = 3;
         fleet.tenants = vec![row];
         assert_eq!(fleet.judge().0, Verdict::Healthy, "what is in quarantine keeps its value");

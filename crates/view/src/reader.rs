@@ -24,7 +24,7 @@ use crate::{
     actions::PausedRecord,
     local_worker::LocalWorker,
     record::{Counts, DetailRecord, FleetPoint, TenantRecord, WorkerRecord},
-    rows::{PausedBy, TenantDetail, TenantRow, UNSERVED, WorkerRow, at},
+    rows::{PausedBy, StateView, TenantDetail, TenantRow, WorkerRow, at},
 };
 
 /// Who asks within this time is given the same answer.
@@ -97,9 +97,10 @@ impl FleetView {
                 (query.states.is_empty()
                     || query.states.iter().any(|state| match state {
                         StateFilter::Behind => row.is_behind(self.objective_seconds),
-                        StateFilter::Unserved => row.state == UNSERVED,
-                        StateFilter::Paused => row.paused.is_some() || row.state == "paused",
-                        StateFilter::Is(state) => row.state == state.name(),
+                        StateFilter::Is(state) => row.state == *state,
+                        StateFilter::Paused => {
+                            row.paused.is_some() || row.state == TenantState::Paused.into()
+                        }
                     }))
                     && (wanted.is_empty() || row.id.to_lowercase().contains(&wanted))
             })
@@ -117,7 +118,7 @@ impl FleetView {
         rows.sort_by(|a, b| {
             let order = match query.sort {
                 TenantSort::Id => a.id.cmp(&b.id),
-                TenantSort::State => a.state.cmp(b.state),
+                TenantSort::State => a.state.as_str().cmp(b.state.as_str()),
                 _ => number(a).total_cmp(&number(b)),
             };
             if query.descending { order.reverse() } else { order }
@@ -149,29 +150,33 @@ pub struct TenantQuery {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StateFilter {
     /// Its state.
-    Is(TenantState),
-    /// An operator halted it, whatever its collectors are doing at this moment.
+    Is(StateView),
+    /// An operator paused it, whatever its collectors are doing at this moment.
     Paused,
     /// Its balances are late.
     Behind,
-    /// No live worker serves it.
-    Unserved,
 }
 
 impl StateFilter {
+    const BEHIND: &'static str = "behind";
+
     /// The names, for messages.
-    pub const NAMES: &'static str =
-        "starting, idle, standby, syncing, degraded, paused, stopping, unserved, behind";
+    #[must_use]
+    pub fn names() -> String {
+        let states: Vec<&str> = StateView::all().map(StateView::as_str).chain([Self::BEHIND]).collect();
+        states.join(", ")
+    }
 
     /// By name.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        match name {
-            "behind" => Some(Self::Behind),
-            "paused" => Some(Self::Paused),
-            UNSERVED => Some(Self::Unserved),
-            _ => TenantState::ALL.into_iter().find(|state| state.name() == name).map(Self::Is),
+        if name == Self::BEHIND {
+            return Some(Self::Behind);
         }
+        StateView::parse(name).map(|state| match state {
+            StateView::Is(TenantState::Paused) => Self::Paused,
+            state => Self::Is(state),
+        })
     }
 }
 
@@ -543,7 +548,7 @@ fn unwritable(record: &TenantRecord, worker: &WorkerRecord, refused: Option<&Sch
         && record.state != TenantState::Degraded
     {
         record.state = TenantState::Degraded;
-        record.reason = Some(error.class.as_str().to_owned());
+        record.reason = Some(error.class.reason().into());
         record.detail = Some(error.to_string());
         record.partial = false;
         record.since = worker.seen_at;

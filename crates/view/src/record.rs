@@ -4,7 +4,7 @@
 
 use balance_sync_fleet::{
     backends::DatabaseView,
-    status::{ErrorNote, FlushNote, Point, Rates, TenantState},
+    status::{ErrorNote, FlushNote, Point, Rates, ReportedReason, TenantState},
     tasks::{TaskReport, TaskState},
 };
 use balance_sync_store::PoolUsage;
@@ -18,7 +18,7 @@ pub struct TenantRecord {
     pub state: TenantState,
     /// Why, when degraded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    pub reason: Option<ReportedReason>,
     /// Why, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,

@@ -6,6 +6,7 @@
 mod judge;
 
 use balance_sync_domain::{BalanceRef, BalanceValue, Uuid, effective_key};
+use balance_sync_fleet::status::ReportedReason;
 use balance_sync_schedule::{Schedule, ScheduleError, Schedules, inspect::is_lease};
 use balance_sync_store::{FoundRow, Sought};
 use serde::Serialize;
@@ -14,7 +15,7 @@ pub use self::judge::verdict;
 use crate::{
     inspector::Inspector,
     reader::FleetReader,
-    rows::{ErrorView, PausedBy, TenantRow, UNSERVED, at},
+    rows::{ErrorView, PausedBy, StateView, TenantRow, at},
 };
 
 /// Balances in one answer at most.
@@ -215,11 +216,14 @@ pub struct LockView {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TenantStateView {
     /// What its collector does, or `unserved`.
-    pub state: &'static str,
+    pub state: StateView,
     /// Why.
-    pub reason: Option<String>,
+    pub reason: Option<ReportedReason>,
     /// Why, in words.
     pub detail: Option<String>,
+    /// Whether only some of its balances are concerned, and the others are written.
+    #[serde(skip)]
+    pub partial: bool,
     /// Since when.
     pub since: Option<String>,
     /// Who halted it.
@@ -528,10 +532,18 @@ fn tenant_state(row: Option<&TenantRow>) -> TenantStateView {
             state: row.state,
             reason: row.reason.clone(),
             detail: row.detail.clone(),
+            partial: row.partial,
             since: row.since.clone(),
             paused: row.paused.clone(),
         },
-        None => TenantStateView { state: UNSERVED, reason: None, detail: None, since: None, paused: None },
+        None => TenantStateView {
+            state: StateView::Unserved,
+            reason: None,
+            detail: None,
+            partial: false,
+            since: None,
+            paused: None,
+        },
     }
 }
 

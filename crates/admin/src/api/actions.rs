@@ -39,6 +39,13 @@ struct Page {
     actions: Vec<ActionView>,
 }
 
+/// The actions on a tenant, for messages.
+fn of_tenant() -> String {
+    let names: Vec<&str> =
+        Action::ALL.into_iter().filter(|what| what.is_of_tenant()).map(Action::as_str).collect();
+    names.join(", ")
+}
+
 /// `POST /api/v1/tenants/{id}/actions`.
 pub(super) async fn on_tenant(
     state: State,
@@ -51,11 +58,11 @@ pub(super) async fn on_tenant(
     let wanted: Wanted = body::read(&request, payload).await?;
     let what = Action::parse(&wanted.action)
         .filter(|what| what.is_of_tenant())
-        .ok_or_else(|| Problem::invalid("action", &wanted.action, Action::OF_TENANT))?;
+        .ok_or_else(|| Problem::invalid("action", &wanted.action, &of_tenant()))?;
     let note = note(wanted.note.as_deref())?;
     let tenant = state.reader.tenant(&id).await.ok_or_else(|| no_tenant(&id))?;
     let action_id = state.operator.tenant(what, &tenant, who.name, note).await?;
-    Ok(HttpResponse::Accepted().json(OfTenant { action_id, what: what.name(), tenant: tenant.label() }))
+    Ok(HttpResponse::Accepted().json(OfTenant { action_id, what: what.as_str(), tenant: tenant.label() }))
 }
 
 /// `POST /api/v1/workers/{name}/actions`.
@@ -68,8 +75,8 @@ pub(super) async fn on_worker(
 ) -> Answer {
     Params::read(&request, &[])?;
     let wanted: Wanted = body::read(&request, payload).await?;
-    if wanted.action != Action::Drain.name() {
-        return Err(Problem::invalid("action", &wanted.action, Action::Drain.name()));
+    if wanted.action != Action::Drain.as_str() {
+        return Err(Problem::invalid("action", &wanted.action, Action::Drain.as_str()));
     }
     let note = note(wanted.note.as_deref())?;
     let view = state.reader.view().await;
@@ -81,7 +88,7 @@ pub(super) async fn on_worker(
         return Err(Problem::conflict(format!("worker {} drains already", worker.name)));
     }
     let action_id = state.operator.drain(&worker.name, who.name, note).await?;
-    let what = Action::Drain.name();
+    let what = Action::Drain.as_str();
     Ok(HttpResponse::Accepted().json(OfWorker { action_id, what, worker: &worker.name }))
 }
 

@@ -46,7 +46,7 @@ pub(super) async fn tenants(state: State, request: HttpRequest) -> Answer {
         .split(',')
         .filter(|state| !state.is_empty())
         .map(|state| {
-            let allowed = format!("{}, several separated by commas", StateFilter::NAMES);
+            let allowed = format!("{}, several separated by commas", StateFilter::names());
             StateFilter::parse(state.trim()).ok_or_else(|| Problem::invalid("state", state, &allowed))
         })
         .collect::<Result<_, _>>()?;

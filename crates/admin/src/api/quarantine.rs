@@ -6,7 +6,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use balance_sync_schedule::{Loss, quarantine::QuarantineEntry};
 use balance_sync_tenants::Tenant;
 use balance_sync_view::{
-    actions::{Action, Outcome},
+    actions::{Action, ActionOutcome},
     inspector::Quarantined,
     rows::at,
     why::may_quote,
@@ -239,12 +239,12 @@ async fn change(
     let action_id = state.operator.own(what, of, who.name, note).await.map_err(Problem::from)?;
     let ended = carry_out(state, &tenants, chosen.members, reason, what).await;
     let (outcome, detail) = match &ended {
-        Ok((done, absent)) => (Outcome::Done, told(what, *done, *absent, reason)),
-        Err(problem) => (Outcome::Failed, problem.to_string()),
+        Ok((done, absent)) => (ActionOutcome::Done, told(what, *done, *absent, reason)),
+        Err(problem) => (ActionOutcome::Failed, problem.to_string()),
     };
     tracing::info!(
         tenant_id = tenant,
-        action = what.name(),
+        action = what.as_str(),
         by = who.name,
         id = action_id,
         detail,

@@ -21,7 +21,7 @@ use std::{
     },
 };
 
-use balance_sync_fleet::status::{BUCKETS, Histogram, TenantState, TenantStatus, Trigger};
+use balance_sync_fleet::status::{BUCKETS, Histogram, Reason, TenantState, TenantStatus, Trigger};
 
 /// Label of the row that the remaining tenants share.
 pub(super) const OTHER: &str = "other";
@@ -279,7 +279,8 @@ impl Memory {
             let state = status.state();
             let at = TenantState::ALL.iter().position(|known| *known == state.state).unwrap_or_default();
             snapshot.states[at] += 1;
-            let degraded = (state.state == TenantState::Degraded).then(|| state.reason.unwrap_or("unknown"));
+            let degraded = (state.state == TenantState::Degraded)
+                .then(|| state.reason.map_or("unknown", Reason::as_str));
 
             snapshot.foreign_locked += status.foreign_locked.load(Relaxed);
 
@@ -464,12 +465,12 @@ mod tests {
         for (id, life) in [("a", 9000), ("b", u64::MAX), ("c", 4000)] {
             add(&fleet, id, 0, 0).shortest_life_ms.store(life, Relaxed);
         }
-        add(&fleet, "a", 0, 0).degrade("redis", String::new());
-        add(&fleet, "b", 0, 0).degrade("redis", String::new());
+        add(&fleet, "a", 0, 0).degrade(Reason::RedisBusy, String::new());
+        add(&fleet, "b", 0, 0).degrade(Reason::RedisBusy, String::new());
         let snapshot = Memory::default().snapshot(&fleet.tenants(), 0);
         assert_eq!(snapshot.rows.len(), 1);
         assert_eq!(snapshot.rows[0].gauges.shortest_life_ms, Some(4000));
-        assert_eq!(snapshot.rows[0].degraded, BTreeMap::from([("redis", 2)]));
+        assert_eq!(snapshot.rows[0].degraded, BTreeMap::from([("redis_busy", 2)]));
         assert_eq!(snapshot.states.iter().sum::<u64>(), 3);
     }
 

@@ -1,7 +1,7 @@
 // One look: is anybody behind, since when, why; and beside each the one action that helps first.
 
 import { actOnTenant, drainWorker, TENANT_ACTIONS } from "../actions.js";
-import { adviceFor, assess, firstAid } from "../advice.js";
+import { adviceFor, assess, firstAid, levelOf, STATE_NAMES } from "../advice.js";
 import { get } from "../api.js";
 import { lineChart, sparkline } from "../chart.js";
 import { h, icon, keyed, setAttr, setIcon, setShown, setText, visible } from "../dom.js";
@@ -29,7 +29,6 @@ import {
 const SPANS = [5, 15, 60].map((minutes) => minutes * 60_000);
 /** Workers are asked for this often; the events don't tell of them. */
 const WORKERS_EVERY = 4;
-const STATES = ["degraded", "unserved", "paused", "starting", "stopping", "syncing", "idle", "standby"];
 const VERDICTS = {
   healthy: { picture: "ok", text: "All tenants are on time" },
   behind: { picture: "clock", text: "Some tenants are behind" },
@@ -188,7 +187,7 @@ function worstTable(tickers) {
           return (row) => {
             badge.update(row);
             setText(reason, visible(reasonOf(row)));
-            setText(advice, row.state === "degraded" ? adviceFor(row.reason).todo : "");
+            setText(advice, row.state === "degraded" ? adviceFor(row.reason).help : "");
             setAttr(reason, "title", row.detail ? visible(row.detail) : null);
           };
         },
@@ -254,10 +253,10 @@ function stateBar(navigate) {
   const bar = h("div.state-bar", { role: "img" });
   const legend = h("ul.legend");
   const node = section("Tenants by state", bar, legend);
-  const parts = STATES.map((name) => {
+  const parts = STATE_NAMES.map((name) => {
     const piece = h("span.state-piece", { data: { state: name } });
     const badge = stateBadge();
-    badge.show(name, { degraded: "bad", unserved: "bad", paused: "note" }[name] ?? "good");
+    badge.show(name, levelOf(name));
     const number = h("span.num");
     const item = h("li", h("a", { href: `/tenants?state=${name}` }, badge.node, number));
     bar.append(piece);

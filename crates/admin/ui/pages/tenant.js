@@ -132,7 +132,7 @@ function headOf(id, tickers) {
       const { level, word } = assess(tenant, objective());
       badge.update(tenant);
       setAttr(card, "data-level", level);
-      const { means, todo: help } = adviceFor(tenant.reason);
+      const { means, help } = adviceFor(tenant.reason);
       setText(sentence, tenant.reason && means ? means : visible(reasonOf(tenant)));
       since.update(tenant.paused?.at && word === "paused" ? tenant.paused.at : tenant.since);
       setText(detail, tenant.detail ? `${words(tenant.reason ?? "")}${tenant.reason ? ": " : ""}${visible(tenant.detail)}` : "");

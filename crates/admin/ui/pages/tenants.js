@@ -1,7 +1,7 @@
 // All tenants in one table that stays fluid with thousands: they are fetched once, kept up to date by events, sorted and
 // filtered here. The address keeps sort and filter, so a view can be sent to a colleague.
 
-import { assess } from "../advice.js";
+import { assess, WORDS } from "../advice.js";
 import { get } from "../api.js";
 import { h, icon, setAttr, setShown, setText, visible } from "../dom.js";
 import { brief, count, rate } from "../format.js";
@@ -14,18 +14,14 @@ const PER_PAGE = 1000;
 const REFETCH_AFTER = 60;
 const REFETCH_ON_DIFFERENCE = 6;
 
-/**
- * The worst state first when sorted downwards.
- * @type {Record<string, number>}
- */
-const SEVERITY = { unserved: 7, degraded: 6, behind: 5, paused: 4, stopping: 3, starting: 2, syncing: 1, idle: 0, standby: 0 };
-const FILTERS = ["behind", "degraded", "paused", "unserved", "starting", "stopping", "syncing", "idle", "standby"];
+/** The worst state first when sorted downwards. */
+const SEVERITY = new Map(WORDS.map((word, at) => [word, WORDS.length - at]));
 
 const unknownLast = (/** @type {unknown} */ value) => (typeof value === "number" ? value : -1);
 /** @type {Record<string, { name: string, of: ((row: Api.TenantRow) => number) | null, ascending?: boolean }>} */
 const SORTS = {
   id: { name: "name", of: null, ascending: true },
-  state: { name: "state", of: (row) => SEVERITY[assess(row, objective()).word] ?? 0 },
+  state: { name: "state", of: (row) => SEVERITY.get(assess(row, objective()).word) ?? 0 },
   backlog: { name: "backlog", of: (row) => row.scheduled },
   due: { name: "due", of: (row) => row.due },
   leased: { name: "leased", of: (row) => row.leased },
@@ -40,13 +36,13 @@ export function tenantsPage({ query, navigate }) {
   const rows = new Map();
   const view = {
     sort: query.get("sort") in SORTS ? query.get("sort") : "state",
-    state: FILTERS.includes(query.get("state")) ? query.get("state") : "",
+    state: WORDS.includes(query.get("state")) ? query.get("state") : "",
     text: query.get("q") ?? "",
   };
   view.descending = query.has("order") ? query.get("order") === "desc" : !SORTS[view.sort].ascending;
 
   const search = h("input", { type: "search", id: "tenant-search", placeholder: "Filter by name or reason", "aria-label": "Filter tenants by name or reason", "data-search": "", value: view.text, autocomplete: "off", spellcheck: "false" });
-  const chips = FILTERS.map((name) => {
+  const chips = WORDS.map((name) => {
     const number = h("span.num");
     const node = h("button.chip", { type: "button", data: { state: name }, on: { click: () => change({ state: view.state === name ? "" : name }) } }, name, number);
     return { name, number, node };
@@ -98,7 +94,7 @@ export function tenantsPage({ query, navigate }) {
     if (!loaded) return;
     const wanted = view.text.trim().toLowerCase();
     /** @type {Record<string, number>} */
-    const counts = Object.fromEntries(FILTERS.map((name) => [name, 0]));
+    const counts = Object.fromEntries(WORDS.map((name) => [name, 0]));
     /** @type {Api.TenantRow[]} */
     const chosen = [];
     for (const row of rows.values()) {

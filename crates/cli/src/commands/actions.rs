@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::bail;
 use balance_sync_view::{
-    actions::{Action, ActionView, LONGEST_NOTE, Operator, Outcome, OutcomeView},
+    actions::{Action, ActionOutcome, ActionView, LONGEST_NOTE, Operator, OutcomeView},
     reader::FleetReader,
 };
 use serde::Serialize;
@@ -136,16 +136,16 @@ fn tell(
 ) -> anyhow::Result<u8> {
     let silent: Vec<&String> =
         owners.iter().filter(|name| !outcomes.iter().any(|outcome| outcome.worker == **name)).collect();
-    let all_done = outcomes.iter().all(|outcome| outcome.outcome == Outcome::Done);
+    let all_done = outcomes.iter().all(|outcome| outcome.outcome == ActionOutcome::Done);
     let code = if all_done && silent.is_empty() && !owners.is_empty() { EXIT_OK } else { EXIT_NOT_DONE };
     if args.json {
         let answer = json!({
-            "action_id": id, "what": what.name(), "of": subject, "outcomes": outcomes, "silent": silent,
+            "action_id": id, "what": what.as_str(), "of": subject, "outcomes": outcomes, "silent": silent,
         });
         terminal::print(&format!("{answer}\n"))?;
         return Ok(code);
     }
-    let mut text = format!("{} {subject}: action {id} is written down\n", what.name());
+    let mut text = format!("{} {subject}: action {id} is written down\n", what.as_str());
     for outcome in outcomes {
         let detail = outcome.detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default();
         let _ = writeln!(text, "  {}  {}{detail}", outcome.worker, ended(outcome.outcome));
@@ -161,11 +161,11 @@ fn tell(
     Ok(code)
 }
 
-fn ended(outcome: Outcome) -> String {
+fn ended(outcome: ActionOutcome) -> String {
     match outcome {
-        Outcome::Done => "done".to_owned(),
-        Outcome::Failed => styled(BAD, "failed"),
-        Outcome::Refused => styled(WARN, "refused"),
+        ActionOutcome::Done => "done".to_owned(),
+        ActionOutcome::Failed => styled(BAD, "failed"),
+        ActionOutcome::Refused => styled(WARN, "refused"),
     }
 }
 
@@ -197,12 +197,12 @@ pub(crate) async fn actions(file: Option<&Path>, args: ActionsArgs) -> anyhow::R
             .iter()
             .map(|outcome| match (&outcome.detail, outcome.outcome) {
                 (Some(detail), _) => format!("{}: {detail}", outcome.worker),
-                (None, Outcome::Done) => format!("{}: done", outcome.worker),
-                (None, Outcome::Failed) => format!("{}: failed", outcome.worker),
-                (None, Outcome::Refused) => format!("{}: refused", outcome.worker),
+                (None, ActionOutcome::Done) => format!("{}: done", outcome.worker),
+                (None, ActionOutcome::Failed) => format!("{}: failed", outcome.worker),
+                (None, ActionOutcome::Refused) => format!("{}: refused", outcome.worker),
             })
             .collect();
-        let style = match action.outcomes.iter().find(|outcome| outcome.outcome != Outcome::Done) {
+        let style = match action.outcomes.iter().find(|outcome| outcome.outcome != ActionOutcome::Done) {
             _ if action.outcomes.is_empty() => WARN,
             Some(_) => BAD,
             None => PLAIN,

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use anyhow::bail;
 use balance_sync_schedule::{Link, Loss, Quarantined, Schedule, ScheduleError};
 use balance_sync_tenants::Tenant;
-use balance_sync_view::actions::{Action, Outcome};
+use balance_sync_view::actions::{Action, ActionOutcome};
 use serde_json::{Value, json};
 
 use super::actions;
@@ -164,8 +164,8 @@ async fn apply(file: Option<&Path>, change: &QuarantineChange, what: Action) -> 
     let done = carry_out(&chosen, what).await;
     if let Some(action) = action {
         let (ended, detail) = match &done {
-            Ok(done) => (Outcome::Done, format!("{done} done, {absent} not in quarantine")),
-            Err(error) => (Outcome::Failed, error.to_string()),
+            Ok(done) => (ActionOutcome::Done, format!("{done} done, {absent} not in quarantine")),
+            Err(error) => (ActionOutcome::Failed, error.to_string()),
         };
         if let Err(error) = operator.outcome(&action, &actions::who(), ended, &detail).await {
             eprintln!("balance-sync: what became of it could not be written down: {error}");

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, path::Path, time::Duration};
 use balance_sync_view::{
     overview::{Overview, Verdict},
     reader::{FleetReader, FleetView},
-    rows::TenantRow,
+    rows::{StateView, TenantRow},
 };
 
 use super::{tenants, workers};
@@ -114,10 +114,11 @@ fn figures(text: &mut String, overview: &Overview) {
         .tenants
         .by_state
         .iter()
-        .chain([(&"unserved", &overview.tenants.unserved)])
-        .filter(|(_, tenants)| **tenants > 0)
+        .map(|(state, tenants)| (StateView::Is(*state), *tenants))
+        .chain([(StateView::Unserved, overview.tenants.unserved)])
+        .filter(|(_, tenants)| *tenants > 0)
         .map(|(state, tenants)| {
-            styled(terminal::state_style(state), format_args!("{} {state}", count(*tenants as u64)))
+            styled(terminal::state_style(state), format_args!("{} {state}", count(tenants as u64)))
         })
         .collect();
     let lag = |seconds| optional(seconds, span);

@@ -7,11 +7,12 @@ use std::{
 };
 
 use anyhow::bail;
+use balance_sync_fleet::status::{Condition, ReportedReason};
 use balance_sync_view::{
     actions::Action,
     overview::Verdict,
     reader::{FleetReader, FleetView, TenantQuery},
-    rows::{TenantDetail, TenantRow, UNSERVED},
+    rows::{TenantDetail, TenantRow},
 };
 use serde::Serialize;
 
@@ -137,8 +138,8 @@ fn descends(sort: balance_sync_view::reader::TenantSort) -> bool {
 
 /// How one tenant is.
 fn judge(row: &TenantRow, view: &FleetView) -> Verdict {
-    match row.state {
-        "degraded" | UNSERVED => Verdict::Degraded,
+    match row.state.condition() {
+        Condition::Failing => Verdict::Degraded,
         _ if row.is_behind(view.objective_seconds) => Verdict::Behind,
         _ => Verdict::Healthy,
     }
@@ -192,7 +193,7 @@ pub(super) fn table(rows: &[&TenantRow], view: &FleetView, screen: Screen) -> St
     for row in rows {
         let state = match &row.reason {
             Some(reason) => format!("{}: {reason}", row.state),
-            None => row.state.to_owned(),
+            None => row.state.to_string(),
         };
         let style = if row.paused.is_some() { WARN } else { terminal::state_style(row.state) };
         let late = if row.is_behind(view.objective_seconds) { BAD } else { PLAIN };
@@ -228,11 +229,16 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
     say("tenant", row.id.clone());
     let since = row.since.as_deref().map(|since| format!(", since {since} ({})", ago(since, view.at)));
     let partial = if row.partial { " (some balances; the others are written)" } else { "" };
-    let reason = row.reason.as_deref().map(|reason| format!(": {reason}{partial}")).unwrap_or_default();
+    let reason = row.reason.as_ref().map(|reason| format!(": {reason}{partial}")).unwrap_or_default();
     let state = styled(terminal::state_style(row.state), format_args!("{}{reason}", row.state));
     say("state", format!("{state}{}", since.unwrap_or_default()));
     if let Some(what) = &row.detail {
         say("detail", what.clone());
+    }
+    if let Some(reason) = row.reason.as_ref().and_then(ReportedReason::known) {
+        let advice = reason.advice();
+        say("means", advice.means.to_owned());
+        say("to do", advice.help.to_owned());
     }
     if let Some(paused) = &row.paused {
         let note = paused.note.as_deref().map(|note| format!(": {note}")).unwrap_or_default();
@@ -295,7 +301,7 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
         for error in detail.errors.iter().take(SHOWN) {
             table.row([
                 (error.at.clone(), FAINT),
-                (error.reason.clone(), BAD),
+                (error.reason.to_string(), BAD),
                 (error.worker.clone(), PLAIN),
                 (error.detail.clone(), PLAIN),
             ]);

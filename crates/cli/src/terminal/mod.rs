@@ -8,7 +8,8 @@ mod watch;
 use std::io::{self, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
-use balance_sync_view::{overview::Verdict, rows::UNSERVED};
+use balance_sync_fleet::status::Condition;
+use balance_sync_view::{overview::Verdict, rows::StateView};
 
 pub(crate) use table::{Column, Table};
 pub(crate) use units::{ago, bytes, count, optional, rate, span};
@@ -97,12 +98,12 @@ pub(crate) fn verdict_style(verdict: Verdict) -> Style {
 }
 
 /// The style of a tenant's state.
-pub(crate) fn state_style(state: &str) -> Style {
-    match state {
-        "degraded" | UNSERVED => BAD,
-        "paused" | "starting" | "stopping" => WARN,
-        "syncing" => GOOD,
-        _ => PLAIN,
+pub(crate) fn state_style(state: StateView) -> Style {
+    match state.condition() {
+        Condition::Failing => BAD,
+        Condition::Halted | Condition::Changing => WARN,
+        Condition::Working => GOOD,
+        Condition::Quiet => PLAIN,
     }
 }
 

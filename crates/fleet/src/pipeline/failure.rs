@@ -1,7 +1,7 @@
 //! The failures that drivers meet, as causes of the failure table (`balance_sync_engine::failure`).
 
 use balance_sync_engine::failure::{self, Cause, Failure, Side};
-pub use balance_sync_engine::failure::{Pace, Reaction, Reason};
+pub use balance_sync_engine::failure::{Pace, Reaction};
 use balance_sync_schedule::{ErrorClass as RedisClass, ScheduleError};
 use balance_sync_store::{InvalidIdentifier, StoreError};
 use balance_sync_tenants::DirectoryError;
@@ -25,13 +25,6 @@ pub enum SinkError {
     #[error("tenant manager has ended")]
     ManagerGone,
 }
-
-/// The reason of a tenant whose database shows no row that could be its own.
-pub const NO_VISIBLE_ROWS: &str = Reason::PostgresNoVisibleRows.as_str();
-/// The reason of a tenant some of whose rows another session has locked; the others are written.
-pub const ROW_LOCKED: &str = Reason::PostgresRowLocked.as_str();
-/// The reason of a tenant some of whose values are in a format of a later release; the others are written.
-pub const UNKNOWN_FORMAT: &str = Reason::ValueUnknownFormat.as_str();
 
 impl From<&SinkError> for Cause {
     fn from(error: &SinkError) -> Self {
@@ -66,16 +59,4 @@ pub(crate) fn redis_failure(side: Side, error: &ScheduleError) -> Failure {
 #[must_use]
 pub fn redis_reaction(class: RedisClass) -> Reaction {
     failure::reaction(Cause::Redis(class))
-}
-
-/// Whether a tenant that is degraded for this reason writes its other balances.
-#[must_use]
-pub fn goes_on(reason: &str) -> bool {
-    matches!(reason, ROW_LOCKED | UNKNOWN_FORMAT)
-}
-
-/// Whether a reason is one that somebody has to mend, so that tries are far apart.
-#[must_use]
-pub fn waits_long(reason: &str) -> bool {
-    Reason::parse(reason).is_none_or(|reason| reason.pace() == Pace::Long)
 }

@@ -14,13 +14,13 @@ use balance_sync_store::{Outcome, Row, RowResult};
 use balance_sync_trace as trace;
 
 use super::{
-    failure::{NO_VISIBLE_ROWS, ROW_LOCKED, SinkError, UNKNOWN_FORMAT, reaction, redis_reaction},
+    failure::{SinkError, reaction, redis_reaction},
     gone::{self, Gone, Limits},
     ports::{Queue, Sink},
 };
 use crate::{
     clock::wall_clock,
-    status::{FleetStatus, FlushNote, Stage, TenantStatus, Trigger},
+    status::{FleetStatus, FlushNote, Reason, Stage, TenantStatus, Trigger},
 };
 
 /// Reason of members whose value can't be read: the key is of another type, or Redis refuses.
@@ -49,7 +49,7 @@ pub struct FlushEnd {
     /// Members put off because the database may be another tenant's.
     pub unknown_ledger: usize,
     /// What the tenant is to be degraded by for a while, though the others of its balances are written: reason and detail.
-    pub notices: Vec<(&'static str, String)>,
+    pub notices: Vec<(Reason, String)>,
     /// Members put in quarantine.
     pub quarantined: usize,
     /// Members given back.
@@ -473,7 +473,7 @@ async fn postpone<Q: Queue>(
     if postponed.is_empty() {
         return;
     }
-    let count = |of: fn(&Delay) -> bool, reason: Option<&'static str>, end: &mut FlushEnd| {
+    let count = |of: fn(&Delay) -> bool, reason: Option<Reason>, end: &mut FlushEnd| {
         let mut of_these = postponed.iter().filter(|postponed| of(&postponed.why));
         let Some(first) = of_these.next() else { return 0 };
         let count = 1 + of_these.count();
@@ -484,8 +484,10 @@ async fn postpone<Q: Queue>(
         }
         count
     };
-    end.unknown_format = count(|why| matches!(why, Delay::UnknownFormat), Some(UNKNOWN_FORMAT), end);
-    end.unknown_ledger = count(|why| matches!(why, Delay::UnknownLedger), Some(NO_VISIBLE_ROWS), end);
+    end.unknown_format =
+        count(|why| matches!(why, Delay::UnknownFormat), Some(Reason::ValueUnknownFormat), end);
+    end.unknown_ledger =
+        count(|why| matches!(why, Delay::UnknownLedger), Some(Reason::PostgresNoVisibleRows), end);
     let markers = count(|why| matches!(why, Delay::DeletionMarker), None, end);
     status.unknown_format.fetch_add(end.unknown_format as u64, Relaxed);
     status.unknown_ledger.fetch_add(end.unknown_ledger as u64, Relaxed);
@@ -507,8 +509,10 @@ async fn wait_for_locks<Q: Queue>(
 ) {
     let Some((first, message)) = locked.first() else { return };
     let (count, member) = (locked.len(), shown(&first.member));
-    end.notices
-        .push((ROW_LOCKED, format!("{count} balances wait for locked rows, the first {member}: {message}")));
+    end.notices.push((
+        Reason::PostgresRowLocked,
+        format!("{count} balances wait for locked rows, the first {member}: {message}"),
+    ));
     let members: Vec<&Claimed> = locked.iter().map(|(member, _)| *member).collect();
     gone::put_off(queue, &members, LOCKED_DELAY, end, status).await;
 }

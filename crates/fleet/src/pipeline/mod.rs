@@ -13,8 +13,6 @@ mod ports;
 
 pub use collector::{Collector, CollectorOptions, Drained};
 pub use collector_actor::{CollectorActor, CollectorEnded, CollectorStarted, Incarnation};
-pub use failure::{
-    Pace, ROW_LOCKED, Reaction, SinkError, UNKNOWN_FORMAT, goes_on, reaction, redis_reaction, waits_long,
-};
+pub use failure::{Pace, Reaction, SinkError, reaction, redis_reaction};
 pub use flush::{Batch, FlushEnd, REASON_MISSING, REASON_REFUSED, REASON_UNREADABLE, flush, release};
 pub use ports::{Queue, Sink, Survey, Sweep};

@@ -8,7 +8,11 @@ mod recent;
 mod requests;
 mod tenant;
 
-pub use balance_sync_engine::{collector::Trigger, state::TenantState};
+pub use balance_sync_engine::{
+    collector::Trigger,
+    reason::{Pace, Reason, ReportedReason},
+    state::{Condition, TenantState},
+};
 
 pub use directory::{Calls, DirectoryStatus, OUTCOMES};
 pub use fleet::{FleetStatus, InForce, Known, Listed, Phase, Stage};

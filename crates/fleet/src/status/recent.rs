@@ -9,7 +9,10 @@ use std::{collections::VecDeque, time::Duration};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use balance_sync_engine::collector::Trigger;
+use balance_sync_engine::{
+    collector::Trigger,
+    reason::{Reason, ReportedReason},
+};
 
 use super::histogram::{BUCKETS, LagCounts};
 
@@ -57,8 +60,8 @@ pub struct FlushNote {
 pub struct ErrorNote {
     /// When, in seconds since 1970.
     pub at: f64,
-    /// Short, stable name.
-    pub reason: String,
+    /// Why.
+    pub reason: ReportedReason,
     /// In words; no secrets.
     pub detail: String,
 }
@@ -250,18 +253,18 @@ impl Recent {
 
     /// Notes a failure. One that repeats the last is that one, later: in an outage of Redis every tenant fails the same way
     /// over and over, and ten thousand of them must not remember each time.
-    pub fn failed(&mut self, reason: &str, detail: &str, at: f64) {
+    pub fn failed(&mut self, reason: Reason, detail: &str, at: f64) {
         self.last = Instant::now();
         let detail = detail_of(detail);
         if let Some(before) = self.errors.back_mut()
-            && before.reason == reason
+            && before.reason == reason.into()
             && (before.detail == detail || at - before.at < 1.0)
         {
             before.at = at;
             detail.clone_into(&mut before.detail);
             return;
         }
-        push(&mut self.errors, ErrorNote { at, reason: reason.to_owned(), detail: detail.to_owned() });
+        push(&mut self.errors, ErrorNote { at, reason: reason.into(), detail: detail.to_owned() });
     }
 
     /// Takes in the counters as they stand now, `took` after the last time; gives what was added since.
@@ -396,8 +399,8 @@ mod tests {
         let mut recent = Recent::default();
         for n in 0..200_u32 {
             recent.flushed(flush(n));
-            recent.failed("postgres_connection", &format!("{n}{}", "é".repeat(1000)), f64::from(2 * n));
-            recent.failed("postgres_connection", "again", f64::from(2 * n) + 0.5);
+            recent.failed(Reason::PostgresConnection, &format!("{n}{}", "é".repeat(1000)), f64::from(2 * n));
+            recent.failed(Reason::PostgresConnection, "again", f64::from(2 * n) + 0.5);
         }
         assert_eq!((recent.flushes(1000).len(), recent.errors(1000).len()), (NOTES, NOTES));
         assert_eq!(recent.flushes(1)[0].claimed, 199, "newest first");
@@ -415,7 +418,7 @@ mod tests {
     async fn a_failure_that_repeats_itself_is_one_with_its_last_time() {
         let mut recent = Recent::default();
         for n in 0..1000 {
-            recent.failed("redis_unavailable", "refused", f64::from(n) * 2.0);
+            recent.failed(Reason::RedisUnavailable, "refused", f64::from(n) * 2.0);
             recent.tick(SECOND, Totals::default(), 0, f64::from(n));
         }
         let errors = recent.errors(1000);

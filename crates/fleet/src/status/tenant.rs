@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use balance_sync_engine::{collector::Trigger, state::TenantState};
+use balance_sync_engine::{collector::Trigger, reason::Reason, state::TenantState};
 use balance_sync_tenants::Tenant;
 use tokio::time::Instant;
 
@@ -25,8 +25,8 @@ use crate::clock::wall_clock;
 pub struct StateInfo {
     /// The state.
     pub state: TenantState,
-    /// Why, when degraded: a short, stable name.
-    pub reason: Option<&'static str>,
+    /// Why, when degraded.
+    pub reason: Option<Reason>,
     /// Why, in words; no secrets.
     pub detail: Option<String>,
     /// Whether only some of the tenant's balances are concerned, and the others are written.
@@ -38,7 +38,7 @@ pub struct StateInfo {
 /// A problem of some of a tenant's balances while the others are written.
 #[derive(Debug)]
 struct Notice {
-    reason: &'static str,
+    reason: Reason,
     detail: String,
     /// By the wall clock.
     since: f64,
@@ -179,11 +179,7 @@ impl TenantStatus {
     #[must_use]
     pub fn state(&self) -> StateInfo {
         let info = self.collector_state();
-        let works = matches!(
-            info.state,
-            TenantState::Starting | TenantState::Idle | TenantState::Standby | TenantState::Syncing
-        );
-        if !works {
+        if !info.state.is_working() {
             return info;
         }
         let now = Instant::now();
@@ -204,7 +200,7 @@ impl TenantStatus {
     }
 
     /// Notes a problem of some of the balances, to be shown for so long; gives whether it is a new one.
-    pub fn notice(&self, reason: &'static str, detail: String, lasts: Duration) -> bool {
+    pub fn notice(&self, reason: Reason, detail: String, lasts: Duration) -> bool {
         let now = Instant::now();
         let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
         notices.retain(|notice| notice.until > now);
@@ -229,7 +225,7 @@ impl TenantStatus {
     }
 
     /// Enters `degraded`; gives whether state or reason are others than before. `since` stays while it stays degraded.
-    pub fn degrade(&self, reason: &'static str, detail: String) -> bool {
+    pub fn degrade(&self, reason: Reason, detail: String) -> bool {
         let mut info = self.lock();
         let changed = info.state != TenantState::Degraded || info.reason != Some(reason);
         if info.state != TenantState::Degraded {
@@ -248,7 +244,7 @@ impl TenantStatus {
     }
 
     /// Notes a failure, for people to look at.
-    pub fn note_error(&self, reason: &str, detail: &str) {
+    pub fn note_error(&self, reason: Reason, detail: &str) {
         self.recent_lock().get_or_insert_default().failed(reason, detail, wall_clock());
     }
 
@@ -286,10 +282,10 @@ mod tests {
     #[test]
     fn degraded_keeps_its_beginning_and_tells_changes_of_reason() {
         let status = TenantStatus::new(Tenant::Single);
-        assert!(status.degrade("postgres_connection", "refused".to_owned()));
+        assert!(status.degrade(Reason::PostgresConnection, "refused".to_owned()));
         let since = status.state().since;
-        assert!(!status.degrade("postgres_connection", "refused again".to_owned()));
-        assert!(status.degrade("postgres_credentials", "no".to_owned()));
+        assert!(!status.degrade(Reason::PostgresConnection, "refused again".to_owned()));
+        assert!(status.degrade(Reason::PostgresCredentials, "no".to_owned()));
         assert_eq!(status.state().since, since);
         assert!(status.enter(TenantState::Idle));
         assert!(!status.enter(TenantState::Idle));
@@ -301,20 +297,21 @@ mod tests {
         let status = TenantStatus::new(Tenant::Single);
         status.enter(TenantState::Syncing);
         let minute = Duration::from_secs(60);
-        assert!(status.notice("redis_permission", "one".to_owned(), minute));
-        assert!(!status.notice("redis_permission", "two".to_owned(), minute));
+        assert!(status.notice(Reason::RedisPermission, "one".to_owned(), minute));
+        assert!(!status.notice(Reason::RedisPermission, "two".to_owned(), minute));
         let shown = status.state();
-        assert_eq!((shown.state, shown.reason), (TenantState::Degraded, Some("redis_permission")));
+        assert_eq!((shown.state, shown.reason), (TenantState::Degraded, Some(Reason::RedisPermission)));
         assert_eq!(shown.detail.as_deref(), Some("two"));
         assert!(shown.partial);
         assert_eq!(status.collector_state().state, TenantState::Syncing);
         // What stops the tenant altogether goes before.
-        status.degrade("postgres_connection", "refused".to_owned());
-        assert_eq!((status.state().reason, status.state().partial), (Some("postgres_connection"), false));
+        status.degrade(Reason::PostgresConnection, "refused".to_owned());
+        let shown = status.state();
+        assert_eq!((shown.reason, shown.partial), (Some(Reason::PostgresConnection), false));
         status.enter(TenantState::Idle);
-        assert_eq!(status.state().reason, Some("redis_permission"));
+        assert_eq!(status.state().reason, Some(Reason::RedisPermission));
         tokio::time::advance(minute).await;
         assert_eq!((status.state().state, status.state().reason), (TenantState::Idle, None));
-        assert!(status.notice("redis_permission", "three".to_owned(), minute), "it is a new one");
+        assert!(status.notice(Reason::RedisPermission, "three".to_owned(), minute), "it is a new one");
     }
 }

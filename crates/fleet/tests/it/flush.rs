@@ -421,7 +421,7 @@ async fn a_balance_of_an_unknown_ledger_is_put_off_and_reported_and_not_taken_fo
     assert_eq!((&*redis.postponed.borrow(), &*redis.kept_alive.borrow()), (&unknown_member, &unknown_member));
     assert_eq!((end.unknown_ledger, end.updated, end.quarantined, end.orphaned), (1, 2, 0, 0));
     let (reason, detail) = &end.notices[0];
-    assert_eq!(*reason, "postgres_no_visible_rows");
+    assert_eq!(reason.as_str(), "postgres_no_visible_rows");
     assert!(detail.contains("1 balances put off") && detail.contains("other organizations only"), "{detail}");
     assert_eq!(bench.status.unknown_ledger.load(Relaxed), 1);
 }
@@ -438,7 +438,7 @@ async fn a_balance_whose_row_is_locked_is_put_off_for_a_moment_and_the_others_ar
     assert_eq!((end.updated, end.released, end.quarantined, end.orphaned), (2, 1, 0, 0));
     assert!(end.failure.is_none());
     let (reason, detail) = &end.notices[0];
-    assert_eq!(*reason, "postgres_row_locked");
+    assert_eq!(reason.as_str(), "postgres_row_locked");
     assert!(detail.contains("1 balances wait") && detail.contains("locked by process 7"), "{detail}");
 }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::common::{Lab, member, secs};
-use balance_sync_fleet::status::TenantState;
+use balance_sync_fleet::status::{Reason, TenantState};
 use balance_sync_schedule::{ErrorClass, Refused, ScheduleError};
 use tokio::task::LocalSet;
 
@@ -78,7 +78,7 @@ async fn what_is_refused_of_some_balances_is_shown_while_the_others_are_written(
         lab.start();
         lab.until("all are written", |lab| lab.redis.settled.borrow().len() == 10).await;
         let shown = lab.status.state();
-        assert_eq!((shown.state, shown.reason), (TenantState::Degraded, Some("redis_permission")));
+        assert_eq!((shown.state, shown.reason), (TenantState::Degraded, Some(Reason::RedisPermission)));
         assert!(shown.detail.unwrap().starts_with("2 balances put off"));
         // It ends when it has not happened for two periods.
         *lab.redis.refused.borrow_mut() = None;

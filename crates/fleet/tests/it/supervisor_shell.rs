@@ -21,7 +21,7 @@ use balance_sync_fleet::{
     lifecycle::{Drain, DrainReport, Poll, Spawner, Supervisor, SupervisorOptions},
     pipeline::{Collector, CollectorActor, CollectorEnded, CollectorOptions, Drained, Incarnation},
     plan::{Exit, Limits, STARTS_WITHIN},
-    status::{FleetStatus, TenantState},
+    status::{FleetStatus, Reason, TenantState},
 };
 use balance_sync_schedule::ErrorClass;
 use balance_sync_tenants::{DirectoryError, KeyForm, Membership, Tenant};
@@ -453,7 +453,7 @@ async fn while_it_waits_for_its_next_start_a_crashed_tenant_says_so_and_can_be_r
     bench.until("it has crashed thrice", || bench.fleet.panics.load(Relaxed) == 3).await;
     tokio::time::sleep(Duration::from_millis(5)).await;
     let info = bench.fleet.tenant(&tenant("a")).state();
-    assert_eq!((info.state, info.reason), (TenantState::Degraded, Some("collector_crashed")));
+    assert_eq!((info.state, info.reason), (TenantState::Degraded, Some(Reason::CollectorCrashed)));
     bench.lists(&["b", "c"]);
     bench.supervisor.do_send(Poll);
     bench.until("it has gone", || bench.known() == ["b", "c"]).await;

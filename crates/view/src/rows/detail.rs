@@ -2,13 +2,13 @@
 
 use balance_sync_fleet::{
     backends::DatabaseView,
-    pipeline::{CollectorOptions, ROW_LOCKED, UNKNOWN_FORMAT, waits_long},
-    status::{NOTES, POINTS, STEP_SECONDS, Trigger},
+    pipeline::CollectorOptions,
+    status::{NOTES, POINTS, Pace, Reason, ReportedReason, STEP_SECONDS, TenantState, Trigger},
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-use super::{TenantRow, UNSERVED, at};
+use super::{StateView, TenantRow, at};
 use crate::record::{Counts, DetailRecord};
 
 /// Everything about one tenant.
@@ -63,8 +63,8 @@ pub struct FlushView {
 pub struct ErrorView {
     /// When.
     pub at: String,
-    /// Short, stable name.
-    pub reason: String,
+    /// Why.
+    pub reason: ReportedReason,
     /// In words.
     pub detail: String,
     /// Where.
@@ -261,46 +261,46 @@ pub fn next_of(row: &TenantRow, options: &CollectorOptions) -> String {
             paused.by, paused.at
         );
     }
-    match row.state {
-        UNSERVED => "Nothing happens until a worker that serves it is up.".to_owned(),
-        "degraded" if row.reason.as_deref() == Some(UNKNOWN_FORMAT) => format!(
-            "Its other balances are written; those in a format of a later release are tried again every {}, and written by a worker that knows it.",
-            humantime::format_duration(options.put_off)
-        ),
-        "degraded" if row.reason.as_deref() == Some(ROW_LOCKED) => {
-            "Its other balances are written; those whose rows are locked are tried again every two seconds."
-                .to_owned()
-        }
-        "degraded" => {
-            let longest = humantime::format_duration(match row.reason.as_deref() {
-                Some(reason) if waits_long(reason) => options.backoff_long,
-                _ => options.backoff_max,
-            });
-            let due = if row.due > 0 {
-                format!("{} due balances wait", row.due)
-            } else {
-                "nothing is due".to_owned()
-            };
-            format!(
-                "It is tried again by itself, at the latest every {longest} ({}); {due}, and their values are kept alive.",
-                row.reason.as_deref().unwrap_or("unknown")
-            )
-        }
-        "stopping" => {
-            "Its collector writes what it holds and ends; other workers go on with the rest.".to_owned()
-        }
-        "starting" => "Its collector asks Redis for what is due.".to_owned(),
-        "standby" => {
-            "Who stands by for it becomes its first owner, or joins in within seconds when something is due."
-                .to_owned()
-        }
-        _ if row.due > 0 => format!("The {} due balances are claimed and written now.", row.due),
-        _ if row.leased > 0 => {
-            format!(
-                "{} balances are held by a worker or put off, and come due again by themselves.",
-                row.leased
-            )
-        }
-        _ => "Nothing is due; the next mutation is written as soon as it is scheduled.".to_owned(),
+    let StateView::Is(state) = row.state else {
+        return "Nothing happens until a worker that serves it is up.".to_owned();
+    };
+    if let Some(next) = state.next() {
+        return next.to_owned();
     }
+    match row.reason.as_ref().and_then(ReportedReason::known) {
+        _ if state != TenantState::Degraded => {}
+        Some(Reason::ValueUnknownFormat) => {
+            return format!(
+                "Its other balances are written; those in a format of a later release are tried again every {}, and written by a worker that knows it.",
+                humantime::format_duration(options.put_off)
+            );
+        }
+        Some(Reason::PostgresRowLocked) => {
+            return "Its other balances are written; those whose rows are locked are tried again every two seconds."
+                .to_owned();
+        }
+        _ => return next_try_of(row, options),
+    }
+    if row.due > 0 {
+        format!("The {} due balances are claimed and written now.", row.due)
+    } else if row.leased > 0 {
+        format!("{} balances are held by a worker or put off, and come due again by themselves.", row.leased)
+    } else {
+        "Nothing is due; the next mutation is written as soon as it is scheduled.".to_owned()
+    }
+}
+
+/// When a tenant that can't be written is tried again.
+fn next_try_of(row: &TenantRow, options: &CollectorOptions) -> String {
+    let reason = row.reason.as_ref();
+    let longest = humantime::format_duration(match reason.map(ReportedReason::pace) {
+        Some(Pace::Long) => options.backoff_long,
+        Some(Pace::Short) | None => options.backoff_max,
+    });
+    let due =
+        if row.due > 0 { format!("{} due balances wait", row.due) } else { "nothing is due".to_owned() };
+    format!(
+        "It is tried again by itself, at the latest every {longest} ({}); {due}, and their values are kept alive.",
+        reason.map_or("unknown", ReportedReason::as_str)
+    )
 }

@@ -3,15 +3,14 @@
 //! These types are the answers of the admin API; their field names are a contract.
 
 mod detail;
+mod state;
 mod tenant;
 mod worker;
 
 pub use detail::{ErrorView, FlushView, Outcomes, PointView, SettingsView, TenantDetail, next_of};
+pub use state::StateView;
 pub use tenant::{Merged, PausedBy, TenantRow};
 pub use worker::{ReconcileView, ServiceView, TaskView, WorkerRow};
-
-/// The state of a tenant that no live worker serves.
-pub const UNSERVED: &str = "unserved";
 
 /// A time as text (RFC 3339, UTC, milliseconds).
 #[must_use]

@@ -1,9 +1,9 @@
 //! A tenant at a glance.
 
-use balance_sync_fleet::status::{Rates, TenantState, lag_quantile};
+use balance_sync_fleet::status::{Rates, ReportedReason, TenantState, lag_quantile};
 use serde::Serialize;
 
-use super::{UNSERVED, at};
+use super::{StateView, at};
 use crate::record::{Counts, Pool, TenantRecord};
 
 /// Who halted a tenant.
@@ -23,9 +23,9 @@ pub struct TenantRow {
     /// Its id; `single` for a ledger without tenants.
     pub id: String,
     /// What its collector does, or `unserved`. With several owners the one that matters most.
-    pub state: &'static str,
-    /// Why, when degraded: a short, stable name.
-    pub reason: Option<String>,
+    pub state: StateView,
+    /// Why, when degraded.
+    pub reason: Option<ReportedReason>,
     /// Why, in words.
     pub detail: Option<String>,
     /// Whether only some of its balances are concerned, and the others are written.
@@ -76,7 +76,7 @@ impl TenantRow {
     #[must_use]
     pub fn is_behind(&self, objective_seconds: f64) -> bool {
         self.paused.is_none()
-            && self.state != TenantState::Paused.name()
+            && self.state != TenantState::Paused.into()
             && self.oldest_due_age_seconds > objective_seconds
     }
 
@@ -85,7 +85,7 @@ impl TenantRow {
     pub fn unserved(id: &str, paused: Option<PausedBy>) -> Self {
         Self {
             id: id.to_owned(),
-            state: UNSERVED,
+            state: StateView::Unserved,
             reason: None,
             detail: Some("no live worker serves this tenant".to_owned()),
             partial: false,
@@ -140,7 +140,7 @@ impl TenantRow {
         let most = |of: fn(&TenantRecord) -> u64| owners.iter().map(|(_, r)| of(r)).max().unwrap_or_default();
         let row = Self {
             id: id.to_owned(),
-            state: main.state.name(),
+            state: main.state.into(),
             reason: main.reason.clone(),
             detail: main.detail.clone(),
             partial: main.partial,

@@ -1,6 +1,9 @@
 //! A worker at a glance.
 
-use balance_sync_fleet::tasks::{TaskName, TaskState};
+use balance_sync_fleet::{
+    status::TenantState,
+    tasks::{TaskName, TaskState},
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -25,7 +28,7 @@ pub struct WorkerRow {
     /// Tenants it looks after.
     pub tenants_owned: u64,
     /// Those by state.
-    pub tenants_by_state: BTreeMap<&'static str, u64>,
+    pub tenants_by_state: BTreeMap<TenantState, u64>,
     /// Rows written per second, over the last seconds.
     pub rows_per_second: f64,
     /// Resident memory.
@@ -122,7 +125,7 @@ impl WorkerRow {
             uptime_seconds: ((record.seen_at - record.started_at) * 1e3).round().max(0.0) / 1e3,
             draining: record.draining,
             tenants_owned: record.owned,
-            tenants_by_state: record.by_state.iter().map(|(state, n)| (state.name(), *n)).collect(),
+            tenants_by_state: record.by_state.clone(),
             rows_per_second: record.rates.rows_per_second,
             rss_bytes: record.rss_bytes,
             redis: record.redis.clone(),

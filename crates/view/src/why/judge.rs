@@ -1,7 +1,8 @@
 //! The judgement on a balance, a pure function of the facts: what became of it, and in one sentence what happens next.
 
 use super::{BalanceReport, RowState, Scheduled, Verdict};
-use crate::rows::UNSERVED;
+use crate::rows::StateView;
+use balance_sync_fleet::status::{Pace, ReportedReason, TenantState};
 
 /// The verdict, and what happens next. `lease` = how long a claim holds, in seconds.
 #[must_use]
@@ -26,7 +27,7 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
             paused.by, paused.at
         );
     }
-    if tenant.state == UNSERVED {
+    if tenant.state == StateView::Unserved {
         return "It waits: no live worker serves this tenant.".to_owned();
     }
     if report.redis.keeps_scheduled {
@@ -38,17 +39,17 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
         };
         return format!("It stays scheduled, its value is kept, and it {again}: {why}.");
     }
-    // The tenant's other balances are written.
-    let writes = tenant.reason.as_deref().is_some_and(balance_sync_fleet::pipeline::goes_on);
-    if tenant.state == "degraded" && !writes {
-        let reason = tenant.reason.as_deref().unwrap_or("unknown");
-        let pace = if balance_sync_fleet::pipeline::waits_long(reason) {
-            "tried again with long delays until somebody mends it, or at once by the action flush"
-        } else {
-            "tried again every few seconds"
+    let reason = tenant.reason.as_ref();
+    if tenant.state == TenantState::Degraded.into() && !tenant.partial {
+        let pace = match reason.map_or(Pace::Long, ReportedReason::pace) {
+            Pace::Long => {
+                "tried again with long delays until somebody mends it, or at once by the action flush"
+            }
+            Pace::Short => "tried again every few seconds",
         };
         return format!(
-            "It is written when the tenant can be written again: {reason} since {}; {pace}.",
+            "It is written when the tenant can be written again: {} since {}; {pace}.",
+            reason.map_or("unknown", ReportedReason::as_str),
             tenant.since.as_deref().unwrap_or("unknown")
         );
     }
@@ -149,6 +150,7 @@ fn newer(report: &BalanceReport) -> Option<std::cmp::Ordering> {
 #[cfg(test)]
 mod tests {
     use super::{super::*, *};
+    use balance_sync_fleet::status::Reason;
 
     const NOW: f64 = 1_795_380_490.0;
     const LEASE: f64 = 30.0;
@@ -184,9 +186,10 @@ mod tests {
             },
             lock: None,
             tenant_state: TenantStateView {
-                state: "idle",
+                state: TenantState::Idle.into(),
                 reason: None,
                 detail: None,
+                partial: false,
                 since: Some(at(NOW)),
                 paused: None,
             },
@@ -225,11 +228,11 @@ mod tests {
     #[test]
     fn a_scheduled_balance_is_on_its_way_and_says_what_it_waits_for() {
         use Verdict::{Behind, OnItsWay};
-        let state = |state: &'static str, reason: Option<&str>| {
-            let reason = reason.map(str::to_owned);
+        let degraded = |reason: Reason| {
             move |report: &mut BalanceReport| {
-                report.tenant_state.state = state;
-                report.tenant_state.reason = reason;
+                report.tenant_state.state = TenantState::Degraded.into();
+                report.tenant_state.reason = Some(reason.into());
+                report.tenant_state.partial = reason == Reason::ValueUnknownFormat;
             }
         };
         let score =
@@ -239,7 +242,7 @@ mod tests {
         tells(score(NOW + 20.000_000_5), OnItsWay, "A worker holds it");
         tells(score(NOW + 600.000_000_5), OnItsWay, "quarantine is full");
         let unknown = |report: &mut BalanceReport| {
-            state("degraded", Some("value_unknown_format"))(report);
+            degraded(Reason::ValueUnknownFormat)(report);
             report.redis.unreadable = Some("field SchemaVersion is 3".to_owned());
             report.redis.keeps_scheduled = true;
         };
@@ -256,16 +259,20 @@ mod tests {
             OnItsWay,
             "comes due again at",
         );
-        tells(state("degraded", Some("value_unknown_format")), OnItsWay, "claimed and written next");
+        tells(degraded(Reason::ValueUnknownFormat), OnItsWay, "claimed and written next");
         tells(score(NOW + 600.0), OnItsWay, "nobody claims it before");
-        tells(state(UNSERVED, None), OnItsWay, "no live worker serves this tenant");
-        tells(state("degraded", Some("postgres_credentials")), OnItsWay, "until somebody mends it");
-        tells(state("degraded", Some("postgres_connection")), OnItsWay, "every few seconds");
+        tells(
+            |report| report.tenant_state.state = StateView::Unserved,
+            OnItsWay,
+            "no live worker serves this tenant",
+        );
+        tells(degraded(Reason::PostgresCredentials), OnItsWay, "until somebody mends it");
+        tells(degraded(Reason::PostgresConnection), OnItsWay, "every few seconds");
         tells(
             |report| {
                 let paused = PausedBy { by: "ann".to_owned(), at: at(NOW), note: None };
                 report.tenant_state.paused = Some(paused);
-                report.tenant_state.state = "degraded";
+                report.tenant_state.state = TenantState::Degraded.into();
             },
             OnItsWay,
             "until the tenant is resumed: ann",

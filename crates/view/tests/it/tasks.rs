@@ -23,7 +23,7 @@ use balance_sync_schedule::{Endpoint, LinkSettings, ScheduleOptions};
 use balance_sync_tenants::{KeyForm, Membership, ServiceDirectory, ServiceSettings, Tenant};
 use balance_sync_view::{
     Identity, Operations, OperationsSettings,
-    actions::{Action, Outcome},
+    actions::{Action, ActionOutcome},
 };
 
 /// Long, so that a busy machine is no failure.
@@ -222,7 +222,7 @@ async fn an_action_given_while_the_follower_is_down_is_carried_out_when_it_is_ba
     })
     .await
     .unwrap();
-    assert_eq!(outcome.outcome, Outcome::Done, "{outcome:?}");
+    assert_eq!(outcome.outcome, ActionOutcome::Done, "{outcome:?}");
     bench.stop().await;
 }
 
@@ -248,7 +248,7 @@ async fn what_runs_once_and_panics_is_counted_and_tried_again_or_told() {
     })
     .await
     .unwrap();
-    assert_eq!(outcome.outcome, Outcome::Failed);
+    assert_eq!(outcome.outcome, ActionOutcome::Failed);
     assert!(outcome.detail.as_deref().is_some_and(|detail| detail.contains("panicked")), "{outcome:?}");
     assert_eq!(bench.tasks().panics(TaskName::Action), 1);
     bench.stop().await;

@@ -14,7 +14,7 @@ use crate::{
     clock::wall_clock_ms,
     pipeline::Incarnation,
     plan::{Exit, Plan, Reap, Slot, apply, plan},
-    status::{Phase, TenantState},
+    status::{Phase, Reason, TenantState},
 };
 
 impl Supervisor {
@@ -112,7 +112,9 @@ impl Supervisor {
                 }
                 if let Reap::Delay { until, failures } = reap {
                     let delay = Instant::from_std(*until).duration_since(Instant::now());
-                    self.fleet.tenant(tenant).degrade("collector_crashed", format!("ended: {}", exit.name()));
+                    self.fleet
+                        .tenant(tenant)
+                        .degrade(Reason::CollectorCrashed, format!("ended: {}", exit.name()));
                     tracing::error!(tenant_id = %tenant, exit = exit.name(), failures, ?delay, "collector reaped, it starts again after a delay");
                 } else {
                     tracing::warn!(tenant_id = %tenant, exit = exit.name(), "collector reaped");

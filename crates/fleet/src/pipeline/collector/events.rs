@@ -5,12 +5,13 @@ use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 use balance_sync_engine::{
     collector::{Claimed as Answer, Event, FlightEnd, Locked, UpkeepEnd},
     failure::{Failure, Side},
+    reason::Reason,
 };
 use balance_sync_schedule::{Claim, Claimed, Refused, ScheduleError};
 
 use super::{ClaimAnswer, Driver, Happened, Landing, PermitSlot, UpkeepAnswer};
 use crate::pipeline::{
-    failure::{ROW_LOCKED, SinkError, UNKNOWN_FORMAT, redis_failure},
+    failure::{SinkError, redis_failure},
     flush::{FlushEnd, Unlisted},
     ports::{Queue, Sink},
 };
@@ -25,10 +26,10 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
             Happened::Landed(Landing::Ended(id, end)) => {
                 self.held.retain(|(held, _)| *held != id);
                 for (reason, detail) in &end.notices {
-                    if *reason == ROW_LOCKED {
+                    if *reason == Reason::PostgresRowLocked {
                         self.note_locked(detail);
                     } else {
-                        self.note_put_off(reason, detail);
+                        self.note_put_off(*reason, detail);
                     }
                 }
                 if let Some(unlisted) = &end.unlisted {
@@ -101,7 +102,7 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
 
     /// Redis refused some of what a claim asked for: the tenant goes on, and shows it until it has not happened for a while.
     fn note_refusal(&self, refused: &Refused) {
-        let reason = refused.error.class.as_str();
+        let reason = refused.error.class.reason();
         let detail = if refused.put_off == 0 {
             refused.error.to_string()
         } else {
@@ -114,30 +115,39 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
             SHOWN.max(3 * self.options.idle_backoff_max)
         };
         if self.status.notice(reason, detail.clone(), lasts) {
-            tracing::warn!(reason, error = detail, "redis refuses some of the tenant's keys");
+            tracing::warn!(
+                reason = reason.as_str(),
+                error = detail,
+                "redis refuses some of the tenant's keys"
+            );
         }
     }
 
     /// Some balances can't be written now and wait, in the schedule, for what is missing. The others are written.
-    fn note_put_off(&self, reason: &'static str, detail: &str) {
+    fn note_put_off(&self, reason: Reason, detail: &str) {
         if !self.status.notice(reason, detail.to_owned(), 2 * self.options.put_off) {
             return;
         }
-        if reason == UNKNOWN_FORMAT {
+        if reason == Reason::ValueUnknownFormat {
             tracing::error!(
                 detail,
                 "values are in a format that this release doesn't know: they stay scheduled, update balance-sync"
             );
         } else {
-            tracing::error!(reason, detail, "balances can't be written now: they stay scheduled");
+            tracing::error!(
+                reason = reason.as_str(),
+                detail,
+                "balances can't be written now: they stay scheduled"
+            );
         }
     }
 
     /// Some balances wait for rows that another session has locked. They come again while this is shown.
     fn note_locked(&self, detail: &str) {
-        if self.status.notice(ROW_LOCKED, detail.to_owned(), SHOWN) {
+        let reason = Reason::PostgresRowLocked;
+        if self.status.notice(reason, detail.to_owned(), SHOWN) {
             tracing::warn!(
-                reason = ROW_LOCKED,
+                reason = reason.as_str(),
                 detail,
                 "rows are locked: their balances wait, the others are written"
             );
@@ -148,7 +158,7 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
     /// are written. The flush has logged it.
     fn note_unlisted(&self, Unlisted { members, error }: &Unlisted) {
         let detail = format!("{members} balances put off, they can't be set aside: {error}");
-        self.status.notice(error.class.as_str(), detail, 2 * self.options.put_off);
+        self.status.notice(error.class.reason(), detail, 2 * self.options.put_off);
     }
 
     fn upkeep_end(&self, answer: UpkeepAnswer) -> UpkeepEnd {

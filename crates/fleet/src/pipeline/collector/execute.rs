@@ -204,7 +204,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
             self.status.skips.fetch_add(1, Relaxed);
         }
         let reason = reaction.reason.as_str();
-        if self.status.degrade(reason, detail.to_owned()) {
+        if self.status.degrade(reaction.reason, detail.to_owned()) {
             tracing::warn!(reason, error = detail, "tenant degraded");
         } else {
             tracing::debug!(reason, error = detail, failures, ?delay, "tenant still degraded");

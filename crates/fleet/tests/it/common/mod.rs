@@ -19,7 +19,7 @@ use std::{
 use balance_sync_domain::{KeySpace, TenantId, Uuid};
 use balance_sync_fleet::{
     pipeline::{Collector, CollectorOptions, Drained, Queue, Sink, SinkError, Survey, Sweep},
-    status::{FleetStatus, StateInfo, TenantState, TenantStatus},
+    status::{FleetStatus, Reason, StateInfo, TenantState, TenantStatus},
 };
 use balance_sync_schedule::{
     Claim, Claimed, ErrorClass, Loss, PostponeReport, QuarantineReport, Refusal, Refused, ReleaseReport,
@@ -676,7 +676,7 @@ impl Lab {
 
     pub fn reason(&self) -> Option<&'static str> {
         let info = self.state();
-        (info.state == TenantState::Degraded).then_some(info.reason).flatten()
+        info.reason.filter(|_| info.state == TenantState::Degraded).map(Reason::as_str)
     }
 
     /// Waits until it is so, for at most a minute.
