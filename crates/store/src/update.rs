@@ -77,7 +77,7 @@ impl Database {
     }
 
     /// As [`Database::update`], but a row that Postgres refuses doesn't keep the others from being written: a refused
-    /// batch is halved until the culprits stand alone.
+    /// batch is bisected until the culprits stand alone.
     ///
     /// # Errors
     /// Any failure but a refused value and contention, by class. What was written before stays.

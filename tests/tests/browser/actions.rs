@@ -89,7 +89,7 @@ async fn a_wrong_password_is_told_with_what_helps_and_mended_by_one_action() -> 
     browser.shows("#verdict", "can't be written").await?;
     browser.shows(".reasons", &tenant.id).await?;
     browser.shows(".reasons", "postgres credentials").await?;
-    browser.shows("table[aria-label^='Tenants that need']", "Mend the tenant service's entry").await?;
+    browser.shows("table[aria-label^='Tenants that need']", "Correct the tenant service's entry").await?;
     browser.until("the browser's own tab tells it", "document.title.startsWith('!')").await?;
     browser
         .until(
