@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadOptions, Progress};
-use balance_sync_tests::Worker;
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadOptions, Producer, Progress};
+use balance_sync_sandbox::{Sandbox, eventually};
 use balance_sync_tests::ledger::{all_settled, comes_in_step};
 use balance_sync_tests::worker::password_in;
+use balance_sync_tests::{SOON, Worker};
 use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
 
@@ -56,17 +57,28 @@ async fn a_rotated_password_is_taken_up_and_no_balance_lost() -> Result<()> {
     Ok(())
 }
 
+/// Gives the user of the worker this password on Redis.
+async fn set_password(sandbox: &Sandbox, password: &str) -> Result<()> {
+    let mut cmd = redis::cmd("ACL");
+    cmd.arg("SETUSER").arg("sync").arg("on").arg("resetpass").arg(format!(">{password}"));
+    cmd.arg("~*").arg("&*").arg("+@all");
+    cmd.query_async::<()>(&mut sandbox.redis().connect().await?).await.context("ACL SETUSER")
+}
+
+/// Mutates everything and waits for it; no call to Redis may have failed.
+async fn works(sandbox: &Sandbox, worker: &Worker, producer: &mut Producer) -> Result<()> {
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(sandbox, producer).await?;
+    all_settled(sandbox).await?;
+    assert_eq!(worker.metric("balance_sync_redis_errors_total", &[]).await?, 0.0);
+    Ok(())
+}
+
 #[tokio::test]
-async fn a_rotated_password_of_redis_is_taken_from_its_file_on_sighup() -> Result<()> {
+async fn a_rotated_password_of_redis_is_taken_from_its_file() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(2, 20).await?;
-    let set = async |password: &str| {
-        let mut cmd = redis::cmd("ACL");
-        cmd.arg("SETUSER").arg("sync").arg("on").arg("resetpass").arg(format!(">{password}"));
-        cmd.arg("~*").arg("&*").arg("+@all");
-        cmd.query_async::<()>(&mut sandbox.redis().connect().await?).await.context("ACL SETUSER")
-    };
     let (first, second) = ("first-w0rd", "second-w0rd");
-    set(first).await?;
+    set_password(&sandbox, first).await?;
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("password");
     std::fs::write(&path, first)?;
@@ -78,19 +90,55 @@ async fn a_rotated_password_of_redis_is_taken_from_its_file_on_sighup() -> Resul
     worker.hide(first);
     worker.hide(second);
     let mut producer = sandbox.producer();
-    producer.mutate_each(DEFAULT_TTL).await?;
-    comes_in_step(&sandbox, &producer).await?;
+    works(&sandbox, &worker, &mut producer).await?;
 
     let connects = worker.metric("balance_sync_redis_connections_opened_total", &[]).await?;
-    set(second).await?;
+    set_password(&sandbox, second).await?;
     std::fs::write(&path, format!("{second}\n"))?;
-    worker.signal(Signal::SIGHUP)?;
     // The connections are replaced, and none fails.
     worker.reaches("balance_sync_redis_connections_opened_total", &[], connects + 1.0).await?;
-    producer.mutate_each(DEFAULT_TTL).await?;
-    comes_in_step(&sandbox, &producer).await?;
-    all_settled(&sandbox).await?;
-    assert_eq!(worker.metric("balance_sync_redis_errors_total", &[]).await?, 0.0);
+    works(&sandbox, &worker, &mut producer).await?;
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_rotated_password_of_redis_in_the_configuration_is_taken_on_sighup() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(2, 20).await?;
+    let (first, second) = ("first-w0rd", "second-w0rd");
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("config.toml");
+    let text = std::fs::read_to_string(sandbox.config_path())?;
+    let configure = |password: &str| {
+        let url = sandbox.redis_url();
+        assert!(text.contains(&url), "{text}");
+        let own = format!("redis://sync:{password}@127.0.0.1:{}/0", sandbox.redis().port());
+        std::fs::write(&path, text.replace(&url, &own))
+    };
+    set_password(&sandbox, first).await?;
+    configure(first)?;
+    let mut worker =
+        Worker::with_config(&path).expect_error("the former configuration stays in force").start().await?;
+    worker.hide(first);
+    worker.hide(second);
+    let mut producer = sandbox.producer();
+    works(&sandbox, &worker, &mut producer).await?;
+
+    let connects = worker.metric("balance_sync_redis_connections_opened_total", &[]).await?;
+    set_password(&sandbox, second).await?;
+    configure(second)?;
+    worker.signal(Signal::SIGHUP)?;
+    worker.reaches("balance_sync_redis_connections_opened_total", &[], connects + 1.0).await?;
+    works(&sandbox, &worker, &mut producer).await?;
+
+    // What can't be used is reported, and the former stays in force.
+    std::fs::write(&path, "[redis]\nurl = 7\n")?;
+    worker.signal(Signal::SIGHUP)?;
+    eventually(SOON, "the refusal", || async {
+        worker.log().find("the former configuration stays in force").is_some()
+    })
+    .await?;
+    works(&sandbox, &worker, &mut producer).await?;
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

@@ -66,7 +66,7 @@ impl Watched {
             format!("user watcher on >{WATCHER_PASSWORD} ~* &* {RIGHTS}"),
             format!("sentinel monitor m 127.0.0.1 {} 2", master.1),
             format!("sentinel auth-pass m {REDIS_PASSWORD}"),
-            "sentinel down-after-milliseconds m 1000".to_owned(),
+            "sentinel down-after-milliseconds m 2000".to_owned(),
             "sentinel failover-timeout m 3000".to_owned(),
         ]);
         let options = RedisOptions {
@@ -225,9 +225,14 @@ async fn scripts_called(server: &RedisServer) -> u64 {
     calls.split(['=', ',']).nth(1).map_or(0, |calls| calls.parse().unwrap())
 }
 
-async fn role(connection: &mut redis::aio::MultiplexedConnection) -> String {
-    let role: Vec<redis::Value> = redis::cmd("ROLE").query_async(connection).await.unwrap();
-    redis::from_redis_value(role[0].clone()).unwrap()
+/// `None` if it doesn't answer: a server that sentinels give another role ends its connections.
+async fn role(server: &RedisServer) -> Option<String> {
+    role_by(&mut server.connect().await.ok()?).await
+}
+
+async fn role_by(connection: &mut redis::aio::MultiplexedConnection) -> Option<String> {
+    let role: Vec<redis::Value> = redis::cmd("ROLE").query_async(connection).await.ok()?;
+    redis::from_redis_value(role[0].clone()).ok()
 }
 
 #[tokio::test]
@@ -249,11 +254,9 @@ async fn a_master_that_only_sentinels_have_lost_is_left_for_the_one_that_they_el
     };
     send("ACL SETUSER default resetpass >elsewhere").await;
     send("CLIENT KILL USER default").await;
-    eventually(SOON, "an elected master", || async {
-        (role(&mut next.connect().await.unwrap()).await == "master").then_some(())
-    })
-    .await
-    .unwrap();
+    eventually(SOON, "an elected master", || async { (role(next).await? == "master").then_some(()) })
+        .await
+        .unwrap();
     assert_eq!(scripts_called(next).await, 0);
     eventually(SOON, "a claim at the elected master", || async {
         endpoint.refresh().await;
@@ -262,27 +265,69 @@ async fn a_master_that_only_sentinels_have_lost_is_left_for_the_one_that_they_el
     })
     .await
     .unwrap();
-    assert_eq!(role(&mut admin).await, "master", "the former one still thinks so");
+    assert_eq!(role_by(&mut admin).await.as_deref(), Some("master"), "the former one still thinks so");
+}
 
-    // When they meet again the former one follows, and the link stays where it is.
-    let mut admin = admin.clone();
-    redis::cmd("ACL")
-        .arg("SETUSER")
-        .arg("default")
-        .arg("resetpass")
-        .arg(format!(">{REDIS_PASSWORD}"))
-        .query_async::<()>(&mut admin)
-        .await
-        .unwrap();
-    eventually(SOON, "a replica", || async {
-        (role(&mut former.connect().await.ok()?).await == "slave").then_some(())
+#[tokio::test]
+async fn a_sentinel_that_is_cut_off_from_the_others_is_outvoted_by_the_newer_configuration() {
+    let watched = Watched::start().await;
+    let (cut_off, of_cut_off) = &watched.sentinels[2];
+    let (next, _) = &watched.servers[1];
+    watched.sentinels_obey("ACL SETUSER watcher +sentinel|master").await;
+    // Nobody can talk to it any more but users, and it can talk to nobody: it does not learn of the next failover.
+    let mut admin = cut_off.connect().await.unwrap();
+    for command in [
+        "SENTINEL SET m auth-pass elsewhere",
+        "ACL SETUSER default resetpass >elsewhere",
+        "CLIENT KILL TYPE normal",
+    ] {
+        let mut words = command.split(' ');
+        let mut cmd = redis::cmd(words.next().unwrap());
+        for word in words {
+            cmd.arg(word);
+        }
+        cmd.query_async::<redis::Value>(&mut admin).await.unwrap();
+    }
+    eventually(SOON, "a failover", || async {
+        let mut connection = watched.sentinels[0].0.connect().await.unwrap();
+        let mut cmd = redis::cmd("SENTINEL");
+        // Refused while the former one goes on.
+        let _: Result<(), _> = cmd.arg("FAILOVER").arg("m").query_async(&mut connection).await;
+        (role(next).await? == "master").then_some(())
     })
     .await
     .unwrap();
-    let before = scripts_called(next).await;
-    endpoint.refresh().await;
-    schedule.claim(1).await.unwrap();
-    assert!(scripts_called(next).await > before);
+    let named = async |connection: &mut redis::aio::MultiplexedConnection| {
+        let mut cmd = redis::cmd("SENTINEL");
+        let named: (String, u16) =
+            cmd.arg("GET-MASTER-ADDR-BY-NAME").arg("m").query_async(connection).await.unwrap();
+        named.1
+    };
+    eventually(SOON, "the next master's address", || async {
+        let mut connection = watched.sentinels[0].0.connect().await.unwrap();
+        (named(&mut connection).await == watched.servers[1].1).then_some(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(named(&mut admin).await, watched.servers[0].1, "it still names the former one");
+    let mut settings = watched.settings();
+    // By itself it is believed.
+    settings.sentinel.as_mut().unwrap().urls = vec![format!("rediss://127.0.0.1:{of_cut_off}")];
+    let (former, _) = &watched.servers[0];
+    let asked = scripts_called(former).await;
+    claim(&settings).await.unwrap();
+    let asked_once = scripts_called(former).await;
+    assert!(asked_once > asked);
+    // A majority of these two is both of them, whichever answers first.
+    let of_first = watched.sentinels[0].1;
+    settings.sentinel.as_mut().unwrap().urls =
+        [*of_cut_off, of_first].map(|port| format!("rediss://127.0.0.1:{port}")).to_vec();
+    for _ in 0..6 {
+        claim(&settings).await.unwrap();
+        settings.sentinel.as_mut().unwrap().urls.reverse();
+    }
+    assert_eq!(scripts_called(former).await, asked_once, "all others went to the next master");
+    assert!(scripts_called(next).await >= 6);
 }
 
 #[tokio::test]
@@ -305,7 +350,7 @@ async fn a_master_that_hangs_is_left_and_not_returned_to_when_it_goes_on() {
     eventually(SOON, "a replica", || async {
         endpoint.refresh().await;
         schedule.claim(1).await.unwrap();
-        (role(&mut former.connect().await.unwrap()).await == "slave").then_some(())
+        (role(former).await? == "slave").then_some(())
     })
     .await
     .unwrap();
