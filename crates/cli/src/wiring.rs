@@ -9,12 +9,13 @@ use balance_sync_fleet::{
     lifecycle::{
         SupervisorOptions,
         events::EventSettings,
+        name::WorkerName,
         partition::{self, PartitionSettings},
     },
     pipeline::CollectorOptions,
     plan::Limits,
 };
-use balance_sync_schedule::{Controls, Endpoint, Link, ScheduleError, ScheduleOptions, Snapshots};
+use balance_sync_schedule::{Controls, Endpoint, Link, Names, ScheduleError, ScheduleOptions, Snapshots};
 use balance_sync_tenants::{Membership, ServiceDirectory, ServiceSettings, StaticDirectory, TenantDirectory};
 use balance_sync_view::{
     Identity, OperationsSettings, actions::Operator, inspector::Inspector, reader::FleetReader,
@@ -185,7 +186,11 @@ impl Endpoints {
 ///
 /// # Errors
 /// When the tenant service's settings can't be used.
-pub(crate) fn worker_settings(config: &Config, endpoints: &Endpoints) -> anyhow::Result<WorkerSettings> {
+pub(crate) fn worker_settings(
+    config: &Config,
+    endpoints: &Endpoints,
+    name: &WorkerName,
+) -> anyhow::Result<WorkerSettings> {
     Ok(WorkerSettings {
         directory: directory(config)?,
         redis: endpoints.redis.clone(),
@@ -212,7 +217,7 @@ pub(crate) fn worker_settings(config: &Config, endpoints: &Endpoints) -> anyhow:
             .zip(endpoints.events.clone())
             .map(|(events, endpoint)| EventSettings { channel: events.channel.clone(), endpoint }),
         partition: config.worker.partition.then(|| PartitionSettings {
-            name: config.worker.name.clone(),
+            name: name.clone(),
             group: group(config),
             replicas: config.worker.replicas,
             lease: config.worker.lease,
@@ -224,11 +229,20 @@ pub(crate) fn worker_settings(config: &Config, endpoints: &Endpoints) -> anyhow:
     })
 }
 
+/// Claims the worker's name, or another one if a live worker has it. Waits some seconds for that of a worker that has
+/// crashed.
+pub(crate) async fn claim_name(config: &Config, endpoints: &Endpoints) -> WorkerName {
+    let name = WorkerName::from(config.worker.name.as_str());
+    let link = Link::to(endpoints.redis.clone(), Arc::default());
+    name.claim_first(&Names::new(link, &group(config))).await;
+    name
+}
+
 /// How operators see and reach the worker.
-pub(crate) fn operations_settings(config: &Config) -> OperationsSettings {
+pub(crate) fn operations_settings(config: &Config, name: WorkerName) -> OperationsSettings {
     OperationsSettings {
         identity: Identity {
-            name: config.worker.name.clone(),
+            name,
             group: group(config),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         },

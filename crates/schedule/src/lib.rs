@@ -9,9 +9,9 @@
 //! [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · [`claimed`] (claimed
 //! members) · [`schedule`] (the wrappers) · [`schedules`] (all schedules of a tenant) · `siblings` (one balance under two
 //! key forms) · [`quarantine`] (entries) · [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) ·
-//! [`workers`] (live workers) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`heads`] (unclaimed
-//! members, for standby) · `rights` (naming those that are missing) · [`inspect`] (one balance) · [`balances`] (all of them) ·
-//! [`origins`] (Postgres servers) · [`subscription`] (messages) · [`error`].
+//! [`workers`] (live workers) · [`names`] (which process holds a name) · [`snapshots`] (published state) · [`controls`]
+//! (operators' actions) · [`heads`] (unclaimed members, for standby) · `rights` (naming those that are missing) · [`inspect`]
+//! (one balance) · [`balances`] (all of them) · [`origins`] (Postgres servers) · [`subscription`] (messages) · [`error`].
 
 mod access;
 pub mod balances;
@@ -25,6 +25,7 @@ pub mod heads;
 pub mod inspect;
 pub mod link;
 pub mod losses;
+pub mod names;
 pub mod origins;
 pub mod quarantine;
 mod rights;
@@ -49,6 +50,7 @@ pub use error::{ErrorClass, ScheduleError};
 pub use heads::{Head, HeadState, read_heads};
 pub use link::Link;
 pub use losses::{Loss, REASON_LOST};
+pub use names::{NameClaim, Names};
 pub use origins::{Origins, Written};
 pub use quarantine::{QuarantineEntry, Quarantined};
 pub use sample::{PageEnd, Sample, SampleRequest, sample};

@@ -94,6 +94,7 @@ script!(PROBE, "probe", "probe_schedules.lua");
 script!(HEADS, "read heads", "read_heads.lua");
 script!(SAMPLE, "sample", "sample_schedules.lua");
 script!(REGISTER, "register worker", "register_worker.lua");
+script!(CLAIM_NAME, "claim name", "claim_name.lua");
 script!(PUBLISH, "publish worker", "publish_worker.lua");
 script!(READ_WORKER, "read worker", "read_worker.lua");
 script!(WATCH_TENANT, "watch tenant", "watch_tenant.lua");

@@ -189,7 +189,7 @@ impl Follower {
             return;
         };
         if what == Action::Drain {
-            if entry.field("worker") == self.own.name && self.drain.give(&entry.id) {
+            if entry.field("worker") == &*self.own.name.current() && self.drain.give(&entry.id) {
                 tracing::info!(by = entry.field("by"), id = entry.id, "an operator has this worker drain");
             }
             return;
@@ -221,7 +221,7 @@ impl Follower {
                 detail,
                 "action carried out"
             );
-            if let Err(error) = controls.outcome(&entry.id, &own.name, ended.as_str(), &detail).await {
+            if let Err(error) = controls.outcome(&entry.id, &own.name.current(), ended.as_str(), &detail).await {
                 tracing::warn!(%error, id = entry.id, "outcome of an action could not be written down");
             }
         });

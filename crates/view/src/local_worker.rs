@@ -11,6 +11,7 @@ use balance_sync_fleet::{
     ConnectionBudget,
     backends::{GetDatabaseView, GetUsages, TenantManager},
     clock::wall_clock,
+    lifecycle::name::WorkerName,
     status::{
         FleetStatus, NOTES, Rates, Recent, STEP_SECONDS, TenantState, TenantStatus, Totals, Window,
         lag_quantile,
@@ -31,7 +32,7 @@ const NOTES_UNWATCHED: usize = 10;
 /// This worker, as a source of records.
 pub struct LocalWorker {
     /// Its name.
-    pub name: String,
+    pub name: WorkerName,
     /// Its version.
     pub version: String,
     /// When it was started, in seconds since 1970.
@@ -54,7 +55,7 @@ pub struct LocalWorker {
 /// What [`LocalWorker`] is made of.
 pub struct LocalWorkerParts {
     /// Its name.
-    pub name: String,
+    pub name: WorkerName,
     /// Its version.
     pub version: String,
     /// Workers per tenant; `None` = all.
@@ -193,7 +194,8 @@ impl LocalWorker {
             })
             .collect();
         WorkerRecord {
-            name: self.name.clone(),
+            name: self.name.current().to_string(),
+            configured_name: self.name.configured_if_taken().map(str::to_owned),
             version: self.version.clone(),
             started_at: self.started_at,
             seen_at: wall_clock(),

@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use balance_sync_fleet::{
     PreparedWorker, Worker,
-    lifecycle::{DrainReport, WorkerHandles},
+    lifecycle::{DrainReport, WorkerHandles, name::WorkerName},
     tasks::TaskName,
 };
-use balance_sync_schedule::{Controls, Snapshots};
+use balance_sync_schedule::{Controls, Names, Snapshots};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -30,7 +30,7 @@ const TASKS_END_WITHIN: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// Its name, unlike all others'.
-    pub name: String,
+    pub name: WorkerName,
     /// The workers that know of each other: those with the same tenants.
     pub group: String,
     /// Its version.
@@ -76,6 +76,7 @@ impl Operations {
         }));
         let (link, key_form, tasks) = (&handles.link, handles.key_form, &handles.fleet.tasks);
         let snapshots = Snapshots::new(link.clone(), &group);
+        let names = Names::new(link.clone(), &group);
         let controls = Controls::new(link.clone());
         let drain_request = DrainRequest::default();
         let stop = CancellationToken::new();
@@ -100,7 +101,9 @@ impl Operations {
         let publish_stop = CancellationToken::new();
         let publishing = tasks.keep(TaskName::Publisher, None, publisher::TICK, publish_stop.clone(), {
             let (local, snapshots, stop) = (Arc::clone(&local), snapshots.clone(), publish_stop.clone());
-            move |progress| Publisher::new(Arc::clone(&local), snapshots.clone()).run(stop.clone(), progress)
+            move |progress| {
+                Publisher::new(Arc::clone(&local), snapshots.clone(), names.clone()).run(stop.clone(), progress)
+            }
         });
         let inspector = Inspector::of_worker(&handles);
         Self {
@@ -155,7 +158,8 @@ impl Operations {
         if let Some(action) = self.drain_request.action() {
             let outcome = if report.killed.is_empty() { ActionOutcome::Done } else { ActionOutcome::Failed };
             let detail = drain_summary(&report);
-            let logging = operator.outcome(&action, &self.local.name, outcome, &detail);
+            let name = self.local.name.current();
+            let logging = operator.outcome(&action, &name, outcome, &detail);
             match tokio::time::timeout(LOG_WITHIN, logging).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {

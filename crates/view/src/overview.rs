@@ -379,6 +379,14 @@ impl FleetView {
         if !paused.is_empty() {
             reasons.push(format!("{} paused by hand: {}.", are(&paused), names(&paused)));
         }
+        for worker in &self.workers {
+            if let Some(configured) = &worker.configured_name {
+                reasons.push(format!(
+                    "Worker {} is configured as {configured}, which was another worker's name when it looked: give each its own worker.name.",
+                    worker.name
+                ));
+            }
+        }
         if !quarantined.is_empty() {
             quarantined.sort_by_key(|row| std::cmp::Reverse(row.quarantined));
             let entries: u64 = quarantined.iter().map(|row| row.quarantined).sum();
@@ -451,6 +459,7 @@ mod tests {
     fn view(tasks: Vec<TaskRecord>) -> FleetView {
         let record = WorkerRecord {
             name: "w1".to_owned(),
+            configured_name: None,
             version: "1".to_owned(),
             started_at: 0.0,
             seen_at: 100.0,

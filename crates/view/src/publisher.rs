@@ -13,7 +13,7 @@ use std::{
 
 use balance_sync_fleet::{status::FleetStatus, tasks::Progress};
 use balance_sync_schedule::{
-    ScheduleError, Snapshots,
+    Names, ScheduleError, Snapshots,
     snapshots::{PUBLISH_PAGE, Publication},
 };
 use balance_sync_tenants::Tenant;
@@ -51,6 +51,9 @@ struct Known {
 pub struct Publisher {
     own: Arc<LocalWorker>,
     snapshots: Snapshots,
+    names: Names,
+    /// The name under which it publishes.
+    name: Arc<str>,
     incarnation: String,
     seq: u64,
     known: HashMap<Tenant, Known>,
@@ -62,10 +65,12 @@ pub struct Publisher {
 impl Publisher {
     /// Prepares it; nothing is published yet.
     #[must_use]
-    pub fn new(own: Arc<LocalWorker>, snapshots: Snapshots) -> Self {
+    pub fn new(own: Arc<LocalWorker>, snapshots: Snapshots, names: Names) -> Self {
         Self {
+            name: own.name.current(),
             own,
             snapshots,
+            names,
             incarnation: String::new(),
             seq: 0,
             known: HashMap::new(),
@@ -78,7 +83,11 @@ impl Publisher {
     /// Runs until it is stopped; then takes away what it has published.
     pub async fn run(mut self, stop: CancellationToken, progress: Progress) {
         stop.run_until_cancelled(self.keep_publishing(&progress)).await;
-        match tokio::time::timeout(FAREWELL, self.snapshots.leave(&self.own.name)).await {
+        let farewell = async {
+            self.snapshots.leave(&self.name).await?;
+            self.own.name.release(&self.names).await
+        };
+        match tokio::time::timeout(FAREWELL, farewell).await {
             Ok(Ok(())) => tracing::debug!("worker's records taken away"),
             Ok(Err(error)) => tracing::debug!(%error, "worker's records not taken away, they run out"),
             Err(_) => tracing::debug!("worker's records not taken away in time, they run out"),
@@ -96,6 +105,8 @@ impl Publisher {
             timer.tick().await;
             self.own.tick(last.elapsed());
             last = Instant::now();
+            // That Redis doesn't answer is reported with the next publication.
+            let _ = self.own.name.renew(&self.names).await;
             if tick.is_multiple_of(PUBLISH_EVERY) {
                 self.own.look_at_pools().await;
                 let answer = self.publish().await;
@@ -129,6 +140,12 @@ impl Publisher {
 
     async fn publish(&mut self) -> Result<(), ScheduleError> {
         self.publications += 1;
+        let name = self.own.name.current();
+        if name != self.name {
+            // What stands under the former name is another worker's.
+            self.name = name;
+            self.seq = 0;
+        }
         // Nothing is published, Redis has lost it, or the last call's fate is unknown: begin anew.
         if self.seq == 0 || !self.publish_changes().await? {
             self.begin_anew();
@@ -207,7 +224,7 @@ impl Publisher {
                 tenants: slice(records, page),
                 details: slice(details, page),
             };
-            let published = self.snapshots.publish(&self.own.name, LIFE, &publication).await?;
+            let published = self.snapshots.publish(&self.name, LIFE, &publication).await?;
             if !published.accepted {
                 return Ok(false);
             }
@@ -221,7 +238,7 @@ impl Publisher {
     async fn all_workers(&self) -> Vec<WorkerRecord> {
         let mut workers = vec![self.own.worker_record()];
         let live = self.snapshots.publishers().await.unwrap_or_default().live;
-        for name in live.iter().filter(|name| **name != self.own.name) {
+        for name in live.iter().filter(|name| **name != *self.name) {
             // One that has run out, or is of another version, is left out of this point.
             if let Ok(Some(record)) = self.snapshots.worker(name).await
                 && let Ok(record) = serde_json::from_str(&record)

@@ -336,9 +336,9 @@ impl FleetReader {
     pub async fn detail(&self, id: &str) -> Option<TenantDetail> {
         let view = self.view().await;
         let (row, counts) = view.find(id)?;
-        let own_name = self.own.as_ref().map(|own| own.name.as_str());
+        let own_name = self.own.as_ref().map(|own| own.name.current());
         let others: Vec<&str> =
-            row.owners.iter().map(String::as_str).filter(|name| Some(*name) != own_name).collect();
+            row.owners.iter().map(String::as_str).filter(|name| Some(*name) != own_name.as_deref()).collect();
         let mut details: Vec<(String, DetailRecord)> = Vec::new();
         let published = self.bounded(self.snapshots.watch(&others, id, INTEREST)).await;
         for (name, detail) in others.iter().zip(published.unwrap_or_default()) {
@@ -350,7 +350,7 @@ impl FleetReader {
         if let Some(own) = &self.own
             && let Some(status) = own.fleet.find_by_label(id)
         {
-            details.push((own.name.clone(), own.detail_record(&status, true).await));
+            details.push((own.name.current().to_string(), own.detail_record(&status, true).await));
         }
         Some(TenantDetail::new(row.clone(), counts, details, &self.options))
     }
@@ -388,7 +388,7 @@ impl FleetReader {
 
     /// Brings what is known of other workers up to date; returns what else was read.
     async fn read_others(&self, known: &mut BTreeMap<String, Known>) -> Result<Read, ScheduleError> {
-        let own = self.own.as_ref().map(|own| own.name.as_str());
+        let own = self.own.as_ref().map(|own| own.name.current());
         let writes_refused = self.snapshots.write_refusal().await?;
         let publishers = self.snapshots.publishers().await?;
         let live = |name: &str| publishers.live.contains(name);
@@ -396,7 +396,7 @@ impl FleetReader {
         let silent = publishers.silent.iter().filter(|_| writes_refused.is_some());
         let names: BTreeSet<&String> = publishers.live.iter().chain(silent).collect();
         known.retain(|name, _| names.contains(name));
-        for name in names.into_iter().filter(|name| Some(name.as_str()) != own) {
+        for name in names.into_iter().filter(|name| Some(name.as_str()) != own.as_deref()) {
             let mut more = true;
             while more {
                 let since = known.get(name).map(|known| known.position.clone()).unwrap_or_default();
@@ -457,7 +457,8 @@ impl FleetReader {
                 .collect()
         });
         let mut owners: BTreeMap<&str, Vec<(&str, &TenantRecord)>> = BTreeMap::new();
-        let own_name = self.own.as_ref().map_or("", |own| own.name.as_str());
+        let own_name = self.own.as_ref().map(|own| own.name.current());
+        let own_name = own_name.as_deref().unwrap_or_default();
         for (tenant, record) in &own_records {
             owners.entry(tenant).or_default().push((own_name, record));
         }

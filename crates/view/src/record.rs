@@ -153,6 +153,9 @@ pub struct DetailRecord {
 pub struct WorkerRecord {
     /// Its name.
     pub name: String,
+    /// Its configured name, if another worker had that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configured_name: Option<String>,
     /// Its version.
     pub version: String,
     /// Seconds since 1970.

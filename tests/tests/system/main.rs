@@ -20,6 +20,7 @@ mod isolation;
 mod lifecycle;
 mod lock_mode;
 mod locks;
+mod names;
 mod openapi;
 mod outage;
 mod pooler;

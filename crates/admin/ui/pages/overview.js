@@ -320,6 +320,7 @@ function workerTable(tickers) {
     const service = worker.tenant_service?.state ?? "ok";
     const ills = [];
     if (worker.draining) ills.push("draining");
+    if (worker.configured_name) ills.push(`configured as ${visible(worker.configured_name)}, which is taken`);
     if (worker.redis && worker.redis !== "ok") ills.push(`Redis ${words(worker.redis)}`);
     if (!["ok", "static"].includes(service)) ills.push(`tenant service: ${words(service)}`);
     for (const task of worker.background_tasks ?? []) {

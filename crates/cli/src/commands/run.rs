@@ -29,8 +29,11 @@ const EXIT_LEFT_BEHIND: u8 = 1;
 /// When the configuration is wrong or the admin address can't be listened on. Redis, Postgres and tenant service need not
 /// answer: the worker waits for them.
 pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
-    let config = super::load_config(file)?;
+    let mut config = super::load_config(file)?;
     let traces = telemetry::init(&config)?;
+    let endpoints = Endpoints::new(&config)?;
+    let name = wiring::claim_name(&config, &endpoints).await;
+    config.worker.name = name.current().to_string();
     panics::log_all(&config.worker.name);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -45,9 +48,8 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     let started = Instant::now();
     // Before anything is started: until then the signal would end the process.
     let mut hangups = signal(SignalKind::hangup()).context("listening to signals")?;
-    let endpoints = Endpoints::new(&config)?;
-    let worker = PreparedWorker::new(wiring::worker_settings(&config, &endpoints)?)?;
-    let operations = Operations::start(&worker, wiring::operations_settings(&config));
+    let worker = PreparedWorker::new(wiring::worker_settings(&config, &endpoints, &name)?)?;
+    let operations = Operations::start(&worker, wiring::operations_settings(&config, name));
     let worker = worker.start();
     let admin = start_admin(&config, worker.handles(), &operations, started)?;
     let close_grace = config.collector.drain_deadline;

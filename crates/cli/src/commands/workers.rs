@@ -87,7 +87,10 @@ pub(super) fn table(rows: &[WorkerRow], now: f64, screen: Screen) -> String {
             _ => WARN,
         };
         table.row([
-            (row.name.clone(), PLAIN),
+            match &row.configured_name {
+                None => (row.name.clone(), PLAIN),
+                Some(configured) => (format!("{} (configured: {configured})", row.name), WARN),
+            },
             (state.to_owned(), style),
             (span(row.uptime_seconds), PLAIN),
             (ago(&row.seen_at, now), PLAIN),

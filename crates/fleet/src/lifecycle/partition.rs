@@ -21,7 +21,7 @@ use balance_sync_tenants::{KeyForm, Tenant};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{status::FleetStatus, tasks::Progress};
+use crate::{lifecycle::name::WorkerName, status::FleetStatus, tasks::Progress};
 
 /// Balances due for longer than this look abandoned. Twice the longest time in which an idle owner looks at its schedule
 /// (`collector.idle_backoff_max`, at most 1 min), and little of the hour that the ledger gives a value.
@@ -36,7 +36,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub struct PartitionSettings {
     /// This worker's name, unlike all others'.
-    pub name: String,
+    pub name: WorkerName,
     /// The workers among which tenants are shared out: those with the same tenants. Others are never counted.
     pub group: String,
     /// Workers that look after each tenant.
@@ -85,9 +85,9 @@ impl Partition {
         Self { workers: Workers::new(link.clone(), &settings.group), settings, link, share, unowned, fleet }
     }
 
-    fn options(&self) -> Options {
+    fn options(&self, name: &str) -> Options {
         Options {
-            name: self.settings.name.clone(),
+            name: name.to_owned(),
             replicas: self.settings.replicas,
             lease: self.settings.lease,
             overdue: self.settings.overdue,
@@ -100,20 +100,29 @@ impl Partition {
         if stop.run_until_cancelled(progress.waiting(listed.cancelled())).await.is_none() {
             return;
         }
-        stop.run_until_cancelled(self.keep_registered(&progress)).await;
-        match tokio::time::timeout(FAREWELL, self.workers.deregister(&self.settings.name)).await {
+        let name = loop {
+            let name = self.settings.name.current();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break name,
+                // The former one is another worker's.
+                () = self.settings.name.changed_from(&name) => {}
+                () = self.keep_registered(&name, &progress) => {}
+            }
+        };
+        match tokio::time::timeout(FAREWELL, self.workers.deregister(&name)).await {
             Ok(Ok(_)) => tracing::debug!("worker taken off the list"),
             Ok(Err(error)) => tracing::debug!(%error, "worker not taken off the list, its lease lapses"),
             Err(_) => tracing::debug!("worker not taken off the list in time, its lease lapses"),
         }
     }
 
-    async fn keep_registered(&self, progress: &Progress) {
-        let mut registration = Registration::new(self.options(), now());
+    async fn keep_registered(&self, name: &str, progress: &Progress) {
+        let mut registration = Registration::new(self.options(name), now());
         let mut jitter = Jitter::new(rand::random());
         loop {
             match registration.next(now()) {
-                Next::Register => self.register(&mut registration, &mut jitter).await,
+                Next::Register => self.register(name, &mut registration, &mut jitter).await,
                 Next::Watch { adopted } => {
                     let overdue = self.overdue(adopted).await;
                     for tenant in registration.watched(now(), overdue) {
@@ -133,8 +142,8 @@ impl Partition {
         }
     }
 
-    async fn register(&self, registration: &mut Registration<Tenant>, jitter: &mut Jitter) {
-        match self.workers.register(&self.settings.name, self.settings.lease).await {
+    async fn register(&self, name: &str, registration: &mut Registration<Tenant>, jitter: &mut Jitter) {
+        match self.workers.register(name, self.settings.lease).await {
             Ok(registered) => {
                 let lease = if registered.held { Lease::Held } else { Lease::Lapsed };
                 for report in registration.registered(now(), lease, registered.live) {

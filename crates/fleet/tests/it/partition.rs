@@ -156,7 +156,7 @@ impl Worker {
         .sharing(listed.clone())
         .start();
         let settings = PartitionSettings {
-            name: name.to_owned(),
+            name: name.into(),
             group: GROUP.to_owned(),
             replicas,
             lease,

@@ -15,6 +15,8 @@ use crate::record::{ServerRecord, TaskRecord, WorkerRecord};
 pub struct WorkerRow {
     /// Its name.
     pub name: String,
+    /// Its configured name, where another worker had that.
+    pub configured_name: Option<String>,
     /// Its version.
     pub version: String,
     /// When it was started.
@@ -119,6 +121,7 @@ impl WorkerRow {
     pub fn new(record: &WorkerRecord, is_self: bool) -> Self {
         Self {
             name: record.name.clone(),
+            configured_name: record.configured_name.clone(),
             version: record.version.clone(),
             started_at: at(record.started_at),
             seen_at: at(record.seen_at),

@@ -146,7 +146,7 @@ fn settings(sandbox: &Sandbox, faults: Faults) -> WorkerSettings {
         threads: 1,
         events: Some(EventSettings { channel: "tenant-events:test:".to_owned(), endpoint }),
         partition: Some(PartitionSettings {
-            name: "a".to_owned(),
+            name: "a".into(),
             group: "test".to_owned(),
             replicas: 2,
             lease: Duration::from_secs(3),

@@ -33,7 +33,7 @@ pub(crate) async fn check(file: Option<&Path>, args: CheckArgs) -> anyhow::Resul
     let config = super::load_config(file)?;
     // What is only noticed when the parts are put together belongs to the check as well.
     let endpoints = wiring::Endpoints::new(&config)?;
-    wiring::worker_settings(&config, &endpoints)?;
+    wiring::worker_settings(&config, &endpoints, &config.worker.name.as_str().into())?;
     if !args.connect {
         print!("{}", config::print(&config));
         for note in &config.notes {
