@@ -102,7 +102,8 @@ impl Operations {
         let publishing = tasks.keep(TaskName::Publisher, None, publisher::TICK, publish_stop.clone(), {
             let (local, snapshots, stop) = (Arc::clone(&local), snapshots.clone(), publish_stop.clone());
             move |progress| {
-                Publisher::new(Arc::clone(&local), snapshots.clone(), names.clone()).run(stop.clone(), progress)
+                Publisher::new(Arc::clone(&local), snapshots.clone(), names.clone())
+                    .run(stop.clone(), progress)
             }
         });
         let inspector = Inspector::of_worker(&handles);
