@@ -221,7 +221,8 @@ impl Follower {
                 detail,
                 "action carried out"
             );
-            if let Err(error) = controls.outcome(&entry.id, &own.name.current(), ended.as_str(), &detail).await
+            if let Err(error) =
+                controls.outcome(&entry.id, &own.name.current(), ended.as_str(), &detail).await
             {
                 tracing::warn!(%error, id = entry.id, "outcome of an action could not be written down");
             }

@@ -4,7 +4,7 @@
 //! share of one is the share of both, and draining one drains both. So a name is held with a lease in Redis, by an
 //! incarnation that is new for each process. A name held by another process that renews its lease is left to it, and a suffix is
 //! appended to this worker's. A holder that doesn't renew has crashed, most likely before a restart: its name is waited for.
-//! Reasons and bounds: `docs/decisions/0021-names-of-workers.md`.
+//! Reasons and bounds: `docs/decisions/0022-names-of-workers.md`.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

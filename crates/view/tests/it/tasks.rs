@@ -64,11 +64,7 @@ impl Bench {
         let operations = Operations::start(
             &worker,
             OperationsSettings {
-                identity: Identity {
-                    name: "a".to_owned(),
-                    group: "test".to_owned(),
-                    version: "1".to_owned(),
-                },
+                identity: Identity { name: "a".into(), group: "test".to_owned(), version: "1".to_owned() },
                 sample_interval: Duration::from_millis(500),
             },
         );
