@@ -64,6 +64,8 @@ pub const FAMILIES: &[Expected] = &[
     is("balance_sync_collector_restarts_total", "counter", "", &[]),
     is("balance_sync_collector_stops_total", "counter", "", &[]),
     is("balance_sync_standby_joins_total", "counter", "", &[]),
+    is("balance_sync_failover_checks_total", "counter", "", &[]),
+    is("balance_sync_failover_behind_total", "counter", "", &[]),
     is("balance_sync_collector_reaped_total", "counter", "", &[]),
     is("balance_sync_collector_panics_total", "counter", "", &[]),
     is("balance_sync_background_task_running", "gauge", "", TASK),
