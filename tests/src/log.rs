@@ -100,7 +100,7 @@ impl Log {
             let of_tenant = TENANT_MODULES
                 .iter()
                 .any(|module| line.target == *module || line.target.starts_with(&format!("{module}::")));
-            if of_tenant && line.tenant_id.is_none() && line.target != SERVER_MODULE {
+            if of_tenant && line.tenant_id.is_none() && !line.target.starts_with(SERVER_MODULE) {
                 faults.push(format!("a tenant's line without tenant_id: {raw}"));
             }
         }

@@ -97,6 +97,11 @@ reasons! {
         means: "Its Postgres is a standby or was just demoted.",
         help: "Point the tenant service at the primary, then re-read credentials.",
     }
+    PostgresReplaced = "postgres_replaced" {
+        pace: Short, action: None,
+        means: "Another Postgres server answers than before: a failover, a restart, a restore. Its rows are compared with Redis.",
+        help: "Wait: what it lacks is scheduled again. The log then has the numbers.",
+    }
     PostgresContention = "postgres_contention" {
         pace: Short, action: Some(Flush),
         means: "Deadlocks that repeated tries did not solve.",

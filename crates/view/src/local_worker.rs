@@ -130,6 +130,7 @@ impl LocalWorker {
             detail: info.detail,
             partial: info.partial,
             since: (info.since * 1e3).round() / 1e3,
+            unsampled: known(status.losses.load(Relaxed)).is_none(),
             scheduled: status.scheduled.load(Relaxed),
             due: status.due.load(Relaxed),
             leased: status.leased.load(Relaxed),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use balance_sync_fleet::{
-    status::{ReportedReason, TenantState, lag_quantile},
+    status::{Reason, ReportedReason, TenantState, lag_quantile},
     tasks::TaskState,
 };
 use balance_sync_schedule::ScheduleError;
@@ -32,7 +32,7 @@ pub enum Verdict {
     Behind,
     /// Some tenant can't be written, or nobody serves it.
     Degraded,
-    /// Nothing is known.
+    /// It can't be told.
     Unknown,
 }
 
@@ -283,7 +283,8 @@ impl FleetView {
         }
 
         let mut degraded: BTreeMap<(&str, bool), Vec<&TenantRow>> = BTreeMap::new();
-        let (mut unserved, mut behind, mut paused, mut short) = (vec![], vec![], vec![], vec![]);
+        let (mut unserved, mut unsampled) = (vec![], vec![]);
+        let (mut behind, mut paused, mut short) = (vec![], vec![], vec![]);
         let (mut quarantined, mut lost, mut expired) = (vec![], vec![], vec![]);
         for row in &self.tenants {
             match row.state {
@@ -291,6 +292,7 @@ impl FleetView {
                     let reason = row.reason.as_ref().map_or("unknown", ReportedReason::as_str);
                     degraded.entry((reason, row.partial)).or_default().push(row);
                 }
+                StateView::Is(_) if !row.sampled => unsampled.push(row),
                 StateView::Is(_) => {}
                 StateView::Unserved => unserved.push(row),
             }
@@ -317,19 +319,29 @@ impl FleetView {
         degraded.sort_by_key(|(_, rows)| std::cmp::Reverse(rows.len()));
         for ((reason, partial), rows) in degraded {
             let since = rows.iter().filter_map(|row| row.since.as_deref()).min().unwrap_or("unknown");
-            worse(
-                Verdict::Degraded,
+            let (whose, names) = (tenants(&rows), names(&rows));
+            let said = if reason == Reason::PostgresReplaced.as_str() {
                 format!(
-                    "{}{} can't be written ({reason}), since {since}: {}.",
-                    if partial { "Some balances of " } else { "" },
-                    tenants(&rows),
-                    names(&rows)
-                ),
-            );
+                    "Rows of {whose} may lack what was written before ({reason}), since {since}: {names}."
+                )
+            } else if partial {
+                format!("Some balances of {whose} can't be written ({reason}), since {since}: {names}.")
+            } else {
+                format!("{whose} can't be written ({reason}), since {since}: {names}.")
+            };
+            worse(Verdict::Degraded, said);
         }
         if !unserved.is_empty() && !self.workers.is_empty() && self.writes_refused.is_none() {
             let text = format!("{} served by no live worker: {}.", are(&unserved), names(&unserved));
             worse(Verdict::Degraded, text);
+        }
+        if !unsampled.is_empty() {
+            let text = format!(
+                "The schedules of {} have not been sampled yet, so nobody can tell what waits or is lost there: {}.",
+                tenants(&unsampled),
+                names(&unsampled)
+            );
+            worse(Verdict::Unknown, text);
         }
         if !lost.is_empty() {
             lost.sort_by_key(|row| std::cmp::Reverse(row.losses));
@@ -519,7 +531,8 @@ mod tests {
     #[test]
     fn a_fleet_with_an_open_loss_is_not_healthy() {
         let mut fleet = view(Vec::new());
-        let mut row = TenantRow { state: TenantState::Idle.into(), ..TenantRow::unserved("acme", None) };
+        let mut row =
+            TenantRow { state: TenantState::Idle.into(), sampled: true, ..TenantRow::unserved("acme", None) };
         row.quarantined = 3;
         fleet.tenants = vec![row];
         assert_eq!(fleet.judge().0, Verdict::Healthy, "what is in quarantine keeps its value");
@@ -528,5 +541,9 @@ mod tests {
         assert_eq!(verdict, Verdict::Degraded);
         assert!(reasons[0].starts_with("2 balances have lost mutations"), "{reasons:?}");
         assert_eq!(fleet.overview().losses, 2);
+        fleet.tenants[0] = TenantRow { losses: 0, sampled: false, ..fleet.tenants[0].clone() };
+        let (verdict, reasons) = fleet.judge();
+        assert_eq!(verdict, Verdict::Unknown, "it is not known whether there are any");
+        assert!(reasons[0].contains("have not been sampled yet"), "{reasons:?}");
     }
 }

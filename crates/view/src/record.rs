@@ -27,6 +27,9 @@ pub struct TenantRecord {
     pub partial: bool,
     /// Since when, in seconds since 1970.
     pub since: f64,
+    /// Its schedules have not been sampled yet, or could not be: what waits and what is lost is not known.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unsampled: bool,
     /// Members in the schedule.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub scheduled: u64,

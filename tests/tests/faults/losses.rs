@@ -1,8 +1,8 @@
 //! G9: what is deleted is not lost, and what is lost is not forgotten.
 
-use std::time::Instant;
+use std::{sync::Mutex, time::Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, put_raw, write_operations};
 use balance_sync_sandbox::{Sandbox, SandboxTenant, balance_table, eventually};
 use balance_sync_tests::ledger::{comes_in_step, is_settled, losses_key, quarantine_key, row, scores};
@@ -168,6 +168,21 @@ async fn a_loss_is_told_by_the_trail_and_listed_until_somebody_drops_it() -> Res
     assert!(shown["detail"].as_str().is_some_and(|detail| detail.contains("may have forked")), "{shown}");
     assert_eq!(shown["loss"]["version"], 3);
     assert!(shown["loss"]["later_at"].is_string());
+
+    // A worker that has just started does not show the fleet as healthy before it knows of the loss.
+    assert_eq!(worker.stop().await?.code, Some(0));
+    let mut worker = brisk(&sandbox, "w").set("supervisor.sample_interval", "3s").start_unready().await?;
+    let verdicts = Mutex::new(Vec::new());
+    eventually(SOON, "the loss in the verdict", || async {
+        let overview: Value = serde_json::from_str(&worker.get("/api/v1/overview").await?.1)?;
+        let shown = overview["verdict"].as_str().unwrap_or_default().to_owned();
+        verdicts.lock().map_err(|error| anyhow!("{error}"))?.push(shown);
+        ensure!(overview["reasons"].to_string().contains("1 balances have lost mutations"), "{overview}");
+        Ok(())
+    })
+    .await?;
+    let verdicts = verdicts.into_inner()?;
+    assert!(!verdicts.contains(&"healthy".to_owned()), "{verdicts:?}");
 
     assert_eq!(quarantine(&sandbox, &["drop", &lost]).await?.0, Some(0));
     assert_eq!(quarantine(&sandbox, &["list"]).await?.0, Some(0));

@@ -183,6 +183,17 @@ async fn what_a_failover_lost_is_written_again() -> Result<()> {
     for tenant in &tenants {
         assert_eq!(rows_from(&sandbox, tenant, version).await?, 200, "{}", tenant.id);
     }
+    for tenant in &tenants {
+        let shown = worker.get(&format!("/api/v1/tenants/{}", tenant.id)).await?.1;
+        ensure!(shown.contains("postgres_replaced"), "{shown}");
+    }
+    // Healthy again, once all of it is compared.
+    eventually(SOON, "the verdict healthy", || async {
+        let overview: serde_json::Value = serde_json::from_str(&worker.get("/api/v1/overview").await?.1)?;
+        ensure!(overview["verdict"] == "healthy", "{}", overview["reasons"]);
+        Ok(())
+    })
+    .await?;
     let metrics = worker.metrics().await?;
     assert_eq!(expired(&metrics), 0.0);
     // The balance that was mutated after the failover may have been written before it was compared.

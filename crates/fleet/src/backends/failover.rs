@@ -9,7 +9,7 @@
 //! ([`Origins`]), so that it is also noticed by a worker that starts after the failover, and not forgotten by one that ends in the
 //! middle.
 //!
-//! The cost: one read of Redis per tenant when its first connection is opened, one connection per server and [`ASK_EVERY`], and
+//! The cost: one read of Redis per tenant when its first connection is opened, one connection per server and [`ASK_EVERY`] (behind a pooler, to one of its databases in turn), and
 //! nothing per balance while the server stays. A comparison walks over the keys of Redis once for all tenants concerned, in pages
 //! with pauses between them.
 
@@ -21,12 +21,14 @@ use std::{
 
 use actix::Addr;
 use balance_sync_domain::{BalanceRef, BalanceValue, KeySpace};
+use balance_sync_engine::reason::Reason;
 use balance_sync_schedule::{
     BalanceKeys, Link, Origins, ScheduleError, ScheduleOptions, Schedules, Written, read_values,
 };
 use balance_sync_store::{Origin, Row};
 use balance_sync_tenants::{KeyForm, Tenant};
 use balance_sync_trace::Span;
+use futures::StreamExt as _;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -38,8 +40,10 @@ use crate::{
     tasks::{Progress, jittered},
 };
 
-/// How often the task shows that it lives.
-pub(crate) const INTERVAL: Duration = Duration::from_secs(5);
+/// Longest time between two signs of life: a statement that the server doesn't answer is given up before.
+pub(crate) const INTERVAL: Duration = Duration::from_secs(30);
+/// How often it is looked whether there is something to do.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Balances compared in one call to Redis and one to Postgres.
 const PAGE: usize = 500;
 /// Pause after each page of keys, and after each page of balances: at most some 100,000 keys and 10,000 balances per second.
@@ -48,8 +52,14 @@ const PAUSE: Duration = Duration::from_millis(20);
 const COMPARE_PAUSE: Duration = Duration::from_millis(50);
 /// How often an address is asked which server answers there. A check of a failover of tenants that are not written waits so long.
 const ASK_EVERY: Duration = Duration::from_secs(10);
+/// Servers that are asked at the same time: one that gives no answer keeps no other waiting.
+const ASKED_AT_ONCE: usize = 16;
 /// How often it is read from Redis at which addresses tenants were written.
 const READ_EVERY: Duration = Duration::from_secs(60);
+/// Between the first report and the comparison: the tenants of a server reconnect one after the other.
+const GATHER: Duration = Duration::from_millis(500);
+/// How long it is shown that a tenant is yet to be compared, if the comparison doesn't end that.
+const LONGEST: Duration = Duration::from_secs(3600);
 /// Pause before what failed is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
@@ -60,27 +70,38 @@ pub(crate) struct Reports(Arc<Board>);
 
 #[derive(Debug, Default)]
 struct Board {
-    servers: Mutex<BTreeMap<Tenant, Written>>,
+    reports: Mutex<BTreeMap<Tenant, Report>>,
     wake: Notify,
 }
 
+/// Where a tenant's connections lead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Report {
+    server: Written,
+    /// They led to another server before, as this worker has seen itself.
+    changed: bool,
+}
+
 impl Reports {
-    /// A tenant's connections lead to this server from now on.
-    pub(crate) fn report(&self, tenant: &Tenant, origin: &Origin, address: String) {
+    /// A tenant's connections lead to this server from now on. `changed` = to another one than before.
+    pub(crate) fn report(&self, tenant: &Tenant, origin: &Origin, address: String, changed: bool) {
         let server = Written { origin: origin.as_str().to_owned(), address };
-        lock(&self.0.servers).insert(tenant.clone(), server);
+        let mut reports = lock(&self.0.reports);
+        let changed = changed || reports.get(tenant).is_some_and(|report| report.changed);
+        reports.insert(tenant.clone(), Report { server, changed });
+        drop(reports);
         self.0.wake.notify_one();
     }
 
-    fn open(&self) -> BTreeMap<Tenant, Written> {
-        lock(&self.0.servers).clone()
+    fn open(&self) -> BTreeMap<Tenant, Report> {
+        lock(&self.0.reports).clone()
     }
 
     /// A report has been dealt with. A newer one of the same tenant stays.
     fn close(&self, tenant: &Tenant, server: &Written) {
-        let mut servers = lock(&self.0.servers);
-        if servers.get(tenant) == Some(server) {
-            servers.remove(tenant);
+        let mut reports = lock(&self.0.reports);
+        if reports.get(tenant).is_some_and(|report| report.server == *server) {
+            reports.remove(tenant);
         }
     }
 }
@@ -95,12 +116,51 @@ pub(crate) struct FailoverCheck {
     pub(crate) schedule: Arc<ScheduleOptions>,
 }
 
-/// Where tenants were written.
+/// Where tenants were written, by address. Tenants share the few texts there are.
 #[derive(Default)]
 struct Addresses {
-    servers: Vec<(String, Written)>,
+    tenants: BTreeMap<Arc<str>, Vec<(String, Arc<str>)>>,
     read: Option<Instant>,
     asked: Option<Instant>,
+    /// Rounds so far: of the addresses of one server another one is asked in each.
+    round: usize,
+}
+
+impl Addresses {
+    fn take(&mut self, all: Vec<(String, Written)>) {
+        let mut texts: BTreeSet<Arc<str>> = BTreeSet::new();
+        let mut shared = |text: String| match texts.get(text.as_str()) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let text: Arc<str> = text.into();
+                texts.insert(Arc::clone(&text));
+                text
+            }
+        };
+        self.tenants.clear();
+        for (label, Written { origin, address }) in all {
+            self.tenants.entry(shared(address)).or_default().push((label, shared(origin)));
+        }
+        self.read = Some(Instant::now());
+    }
+
+    /// The addresses on each server. Where connections are direct there is one; behind a pooler each database has its own.
+    fn by_server(&self) -> BTreeMap<&str, Vec<&Arc<str>>> {
+        let mut servers: BTreeMap<&str, Vec<&Arc<str>>> = BTreeMap::new();
+        for address in self.tenants.keys() {
+            servers.entry(server_of(address)).or_default().push(address);
+        }
+        servers
+    }
+}
+
+/// `host:port` of an address.
+fn server_of(address: &str) -> &str {
+    // A socket's folder has slashes too.
+    match address.rsplit_once('/') {
+        Some((server, _)) if server.contains(':') => server,
+        _ => address,
+    }
 }
 
 /// Why a tenant could not be compared.
@@ -110,6 +170,17 @@ enum Failure {
     Redis(#[from] ScheduleError),
     #[error(transparent)]
     Postgres(#[from] SinkError),
+    #[error("{0} gave no answer for another tenant")]
+    Silent(String),
+}
+
+impl Failure {
+    /// Whether the server's other tenants would most likely meet it too.
+    fn is_of_server(&self) -> bool {
+        use balance_sync_store::ErrorClass::{Connection, Dns, Timeout, TooManyConnections};
+        let Self::Postgres(SinkError::Store(error)) = self else { return false };
+        matches!(error.class(), Connection | Dns | Timeout | TooManyConnections)
+    }
 }
 
 /// What a comparison found.
@@ -120,8 +191,8 @@ struct Found {
     behind: u64,
     /// Of these, those that were not scheduled.
     rescheduled: u64,
-    /// They have no row.
-    missing: u64,
+    /// They have no row, or a deleted one.
+    without_row: u64,
 }
 
 /// A tenant under comparison.
@@ -138,25 +209,29 @@ impl FailoverCheck {
     /// Compares tenants whose server has changed, until it is stopped.
     pub(crate) async fn run(self, reports: Reports, stop: CancellationToken, progress: Progress) {
         let mut announced = BTreeSet::new();
-        let mut pause = INTERVAL;
+        let mut pause = LOOK_EVERY;
         let mut written = Addresses::default();
         loop {
             progress.beat();
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.ask(&reports, &mut written) => {}
+                () = self.ask(&reports, &mut written, &progress) => {}
             }
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = reports.0.wake.notified() => {}
                 () = tokio::time::sleep(jittered(pause)) => {}
             }
-            let open = reports.open();
-            if open.is_empty() {
+            if reports.open().is_empty() {
                 continue;
             }
             let checking = async {
-                let pending = self.sort_out(&reports, open, &mut announced).await?;
+                let pending = self.sort_out(&reports, reports.open(), &mut announced).await?;
+                if pending.is_empty() {
+                    return Ok(());
+                }
+                tokio::time::sleep(GATHER).await;
+                let pending = self.sort_out(&reports, reports.open(), &mut announced).await?;
                 self.compare(&reports, pending, &progress).await
             };
             let result = tokio::select! {
@@ -166,54 +241,83 @@ impl FailoverCheck {
             if let Err(error) = &result {
                 tracing::warn!(%error, "the check after a change of postgres servers is put off");
             }
+            // What was stored is asked about from now on.
+            written.read = None;
             let open = reports.open();
             announced.retain(|tenant| open.contains_key(tenant));
-            pause = if open.is_empty() { INTERVAL } else { RETRY_AFTER };
+            pause = if open.is_empty() { LOOK_EVERY } else { RETRY_AFTER };
         }
     }
 
-    /// Asks the addresses that this worker's tenants were written at which server answers there, if it is time.
-    async fn ask(&self, reports: &Reports, known: &mut Addresses) {
+    /// Asks which server answers at the addresses that this worker's tenants were written at, if it is time: of each server one
+    /// address, and all of them if that one has changed.
+    async fn ask(&self, reports: &Reports, known: &mut Addresses, progress: &Progress) {
         if known.asked.is_some_and(|asked| asked.elapsed() < ASK_EVERY) {
             return;
         }
         known.asked = Some(Instant::now());
         if known.read.is_none_or(|read| read.elapsed() >= READ_EVERY) {
             match Origins::new(self.link.clone()).all().await {
-                Ok(all) => (known.servers, known.read) = (all, Some(Instant::now())),
+                Ok(all) => known.take(all),
                 Err(error) => {
                     tracing::debug!(%error, "former postgres servers not known");
                     return;
                 }
             }
         }
-        // The tenants at each address that this worker writes.
-        let mut addresses: BTreeMap<&str, Vec<(Tenant, &str)>> = BTreeMap::new();
-        for (label, Written { origin, address }) in &known.servers {
-            let Some(status) = self.fleet.find_by_label(label) else { continue };
-            if matches!(status.collector_state().state, TenantState::Idle | TenantState::Syncing) {
-                let tenants = addresses.entry(address.as_str()).or_default();
-                tenants.push((status.tenant().clone(), origin.as_str()));
-            }
-        }
-        for (address, tenants) in addresses {
-            let asked = async {
-                let pool = self.pool(&tenants[0].0).await?;
-                Ok::<_, SinkError>((pool.database.find_origin().await?, pool.database.address()))
-            };
-            // An error is the collectors' to report.
-            let Ok((Some(origin), found_at)) = asked.instrument(span(&tenants[0].0)).await else { continue };
-            // Its settings may have changed.
-            if found_at != address {
-                continue;
-            }
-            for (tenant, former) in tenants {
-                if former != origin.as_str() {
-                    reports.report(&tenant, &origin, found_at.clone());
-                    known.read = None;
+        let (round, known_now) = (known.round, &*known);
+        let asking = futures::stream::iter(known.by_server()).map(|(_, addresses)| async move {
+            let first = round % addresses.len();
+            let mut changed = false;
+            for at in (first..addresses.len()).chain(0..first) {
+                let Some(found) = self.ask_one(reports, known_now, addresses[at]).await else { continue };
+                progress.beat();
+                changed |= found;
+                if !found {
+                    break;
                 }
             }
+            changed
+        });
+        let changed =
+            asking.buffer_unordered(ASKED_AT_ONCE).fold(false, async |any, changed| any | changed).await;
+        known.round = known.round.wrapping_add(1);
+        if changed {
+            known.read = None;
         }
+    }
+
+    /// Asks one address, and reports the tenants that were written to another server there, or at another address; whether there
+    /// are any. `None` = this worker writes no tenant there.
+    async fn ask_one(&self, reports: &Reports, known: &Addresses, address: &Arc<str>) -> Option<bool> {
+        // Those that this worker writes.
+        let written = known.tenants.get(address).into_iter().flatten().filter_map(|(label, origin)| {
+            let status = self.fleet.find_by_label(label)?;
+            let state = status.collector_state().state;
+            let writes = matches!(state, TenantState::Idle | TenantState::Syncing);
+            writes.then(|| (status.tenant().clone(), origin))
+        });
+        let mut tenants: Vec<(Tenant, &Arc<str>)> = written.collect();
+        let (first, _) = tenants.first()?;
+        let asked = async {
+            let pool = self.pool(first).await?;
+            Ok::<_, SinkError>((pool.database.find_origin().await?, pool.database.address()))
+        };
+        // An error is the collectors' to report.
+        let Ok((Some(origin), found_at)) = asked.instrument(span(first)).await else { return Some(false) };
+        let mut changed = false;
+        if found_at != **address {
+            // Its settings have changed, or only now it is known that nothing stands between. That says nothing of the others.
+            tenants.truncate(1);
+            changed = true;
+        }
+        for (tenant, former) in tenants {
+            if changed || **former != *origin.as_str() {
+                reports.report(&tenant, &origin, found_at.clone(), false);
+                changed = true;
+            }
+        }
+        Some(changed)
     }
 
     async fn pool(&self, tenant: &Tenant) -> Result<TenantPool, SinkError> {
@@ -225,39 +329,40 @@ impl FailoverCheck {
     async fn sort_out(
         &self,
         reports: &Reports,
-        open: BTreeMap<Tenant, Written>,
+        open: BTreeMap<Tenant, Report>,
         announced: &mut BTreeSet<Tenant>,
     ) -> Result<Vec<(Tenant, Written)>, ScheduleError> {
         let origins = Origins::new(self.link.clone());
         let labels: Vec<&str> = open.keys().map(Tenant::label).collect();
         let stored = origins.get(&labels).await?;
-        // The same server at another address is stored without a comparison too.
-        let same = |stored: &Option<Written>, server: &Written| {
-            stored.as_ref().is_none_or(|stored| stored.origin == server.origin && stored != server)
-        };
-        let known: Vec<(&str, &Written)> = open
-            .iter()
-            .zip(&stored)
-            .filter(|((_, server), stored)| same(stored, server))
-            .map(|((tenant, server), _)| (tenant.label(), server))
-            .collect();
-        origins.set(&known).await?;
-        let mut changed = Vec::new();
-        for ((tenant, server), stored) in open.into_iter().zip(stored) {
+        let (mut changed, mut known) = (Vec::new(), Vec::new());
+        for ((tenant, Report { server, changed: seen }), stored) in open.into_iter().zip(stored) {
+            let is_other = seen || stored.as_ref().is_some_and(|stored| stored.origin != server.origin);
             // Another worker serves the others now, and notices by itself.
-            let is_served = self.fleet.find(&tenant).is_some();
-            match stored {
-                Some(stored) if is_served && stored.origin != server.origin => {
+            match self.fleet.find(&tenant) {
+                Some(status) if is_other => {
+                    let former = stored.map_or_else(|| "another server".to_owned(), |stored| stored.origin);
+                    // Until its rows are compared, it is not known what they lack.
+                    let detail = format!("{former} answered before, and now {}", server.origin);
+                    status.notice(Reason::PostgresReplaced, detail, LONGEST);
                     if announced.insert(tenant.clone()) {
                         tracing::warn!(
-                            tenant_id = %tenant, former = stored.origin, now = server.origin,
+                            tenant_id = %tenant, former, now = server.origin,
                             "the tenant's postgres server has changed: its rows are compared with redis"
                         );
                     }
                     changed.push((tenant, server));
                 }
+                // The same server at another address is stored as well.
+                _ if !is_other && stored.as_ref() != Some(&server) => known.push((tenant, server)),
                 _ => reports.close(&tenant, &server),
             }
+        }
+        let first: Vec<(&str, &Written)> =
+            known.iter().map(|(tenant, server)| (tenant.label(), server)).collect();
+        origins.set(&first).await?;
+        for (tenant, server) in &known {
+            reports.close(tenant, server);
         }
         Ok(changed)
     }
@@ -287,13 +392,15 @@ impl FailoverCheck {
             .enumerate()
             .flat_map(|(n, subject)| subject.schedules.iter().map(move |one| (n, one.space().clone())))
             .unzip();
+        // Servers that gave no answer: their other tenants are not tried in this pass.
+        let mut silent = BTreeSet::new();
         let mut keys = BalanceKeys::new(self.link.clone(), spaces);
         while let Some(page) = keys.next().await? {
             for (space, key) in page {
                 let subject = &mut subjects[owners[space]];
                 subject.keys.push(key);
                 if subject.keys.len() == PAGE {
-                    self.compare_page(subject).await;
+                    self.compare_page(subject, &mut silent).await;
                     progress.beat();
                 }
             }
@@ -301,7 +408,7 @@ impl FailoverCheck {
             tokio::time::sleep(PAUSE).await;
         }
         for subject in &mut subjects {
-            self.compare_page(subject).await;
+            self.compare_page(subject, &mut silent).await;
             progress.beat();
         }
         let mut done = Vec::new();
@@ -319,17 +426,20 @@ impl FailoverCheck {
         Origins::new(self.link.clone()).set(&done).await?;
         for Subject { tenant, server, .. } in subjects.iter().filter(|subject| subject.found.is_ok()) {
             reports.close(tenant, server);
+            if let Some(status) = self.fleet.find(tenant) {
+                status.end_notice(Reason::PostgresReplaced);
+            }
         }
         Ok(())
     }
 
     fn report(&self, tenant: &Tenant, found: Found) {
-        let Found { compared, behind, rescheduled, missing } = found;
+        let Found { compared, behind, rescheduled, without_row } = found;
         self.fleet.failover_checks.fetch_add(1, Relaxed);
         self.fleet.failover_behind.fetch_add(behind, Relaxed);
-        if behind + missing > 0 {
+        if behind + without_row > 0 {
             tracing::warn!(
-                tenant_id = %tenant, compared, behind, rescheduled, missing,
+                tenant_id = %tenant, compared, behind, rescheduled, without_row,
                 "the new postgres server lacked what the former one had: scheduled again"
             );
         } else {
@@ -338,10 +448,15 @@ impl FailoverCheck {
     }
 
     /// Compares the keys that were found, and schedules again what is behind.
-    async fn compare_page(&self, subject: &mut Subject) {
+    async fn compare_page(&self, subject: &mut Subject, silent: &mut BTreeSet<String>) {
         let keys = std::mem::take(&mut subject.keys);
         let Ok(found) = &mut subject.found else { return };
         if keys.is_empty() {
+            return;
+        }
+        let server = server_of(&subject.server.address);
+        if silent.contains(server) {
+            subject.found = Err(Failure::Silent(server.to_owned()));
             return;
         }
         let looking = self.look(&subject.tenant, &subject.schedules, &keys);
@@ -350,9 +465,14 @@ impl FailoverCheck {
                 found.compared += page.compared;
                 found.behind += page.behind;
                 found.rescheduled += page.rescheduled;
-                found.missing += page.missing;
+                found.without_row += page.without_row;
             }
-            Err(error) => subject.found = Err(error),
+            Err(error) => {
+                if error.is_of_server() {
+                    silent.insert(server.to_owned());
+                }
+                subject.found = Err(error);
+            }
         }
         tokio::time::sleep(COMPARE_PAUSE).await;
     }
@@ -389,7 +509,7 @@ impl FailoverCheck {
         for ((key, _, value), stored) in balances.iter().zip(stored) {
             found.compared += 1;
             match stored {
-                None => found.missing += 1,
+                None => found.without_row += 1,
                 Some(version) if version < value.version => behind.push(key),
                 Some(_) => {}
             }
@@ -407,4 +527,35 @@ fn span(tenant: &Tenant) -> tracing::Span {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Each change is one call on the map.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_one_server() {
+        for (address, server) in [
+            ("db.internal:5432", "db.internal:5432"),
+            ("pooler:6432/ledger_a", "pooler:6432"),
+            ("fd00::7:5432/ledger", "fd00::7:5432"),
+            ("/run/postgresql:5432", "/run/postgresql:5432"),
+            ("/run/postgresql:5432/ledger", "/run/postgresql:5432"),
+        ] {
+            assert_eq!(server_of(address), server);
+        }
+        let written = |label: &str, address: &str| {
+            (label.to_owned(), Written { origin: "1".to_owned(), address: address.to_owned() })
+        };
+        let mut known = Addresses::default();
+        known.take(vec![
+            written("a", "p:1/a"),
+            written("b", "p:1/b"),
+            written("c", "d:2"),
+            written("e", "d:2"),
+        ]);
+        let servers: Vec<(&str, usize)> =
+            known.by_server().into_iter().map(|(server, addresses)| (server, addresses.len())).collect();
+        assert_eq!(servers, [("d:2", 1), ("p:1", 2)]);
+    }
 }

@@ -35,7 +35,8 @@ impl PostgresSink {
             return;
         }
         if let Some(origin) = &now {
-            self.failover.report(&self.tenant, origin, pool.database.address());
+            let changed = self.reported.borrow().is_some();
+            self.failover.report(&self.tenant, origin, pool.database.address(), changed);
         }
         self.reported.replace(now);
     }
@@ -103,7 +104,11 @@ impl Sink for PostgresSink {
         rows: &[Row<'_>],
     ) -> Result<Vec<RowResult>, SinkError> {
         match permit.session.update_isolating(&permit.pool.table, rows).await {
-            Ok(results) => Ok(results),
+            Ok(results) => {
+                // A connection from the pool may have been dead, and the one in its place leads elsewhere.
+                self.note_origin(&permit.pool);
+                Ok(results)
+            }
             Err(error) => {
                 let newer = self.newer(&permit.pool, error.into()).await?;
                 // The old permit goes first: the new one may need it.

@@ -214,6 +214,12 @@ impl TenantStatus {
         true
     }
 
+    /// Ends a notice before its time.
+    pub fn end_notice(&self, reason: Reason) {
+        let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        notices.retain(|notice| notice.reason != reason);
+    }
+
     /// Enters a state without a reason; gives whether it is another one than before.
     pub fn enter(&self, state: TenantState) -> bool {
         let mut info = self.lock();

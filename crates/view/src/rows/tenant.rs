@@ -34,6 +34,8 @@ pub struct TenantRow {
     pub since: Option<String>,
     /// Who halted it.
     pub paused: Option<PausedBy>,
+    /// Whether its schedules have been sampled: without that, what waits and what is lost is not known.
+    pub sampled: bool,
     /// Members in the schedule.
     pub scheduled: u64,
     /// Those whose time has come.
@@ -91,6 +93,7 @@ impl TenantRow {
             partial: false,
             since: None,
             paused,
+            sampled: false,
             scheduled: 0,
             due: 0,
             leased: 0,
@@ -146,6 +149,7 @@ impl TenantRow {
             partial: main.partial,
             since: Some(at(main.since)),
             paused,
+            sampled: owners.iter().any(|(_, record)| !record.unsampled),
             scheduled: most(|r| r.scheduled.max(r.due + r.leased)),
             due: most(|r| r.due),
             leased: most(|r| r.leased),
