@@ -10,7 +10,7 @@ const CONDITIONS = new Map(STATES.map(({ name, condition }) => [name, condition]
 
 /** The names of all states, the worst first. */
 export const STATE_NAMES = STATES.map(({ name }) => name);
-/** All words that a tenant may be shown under, the worst first: its states, and `behind` before those that nobody has to mend. */
+/** All words that a tenant may be shown under, the worst first: its states, and `behind` before those that need no action. */
 export const WORDS = [...STATE_NAMES];
 WORDS.splice(STATES.filter(({ condition }) => condition === "failing").length, 0, "behind");
 

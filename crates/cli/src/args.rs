@@ -50,7 +50,7 @@ fn with_hint(mut error: clap::Error) -> clap::Error {
 pub(crate) enum Command {
     /// Run a worker until SIGTERM or SIGINT, then drain.
     Run,
-    /// Validate the configuration and print the values in force with their origins, secrets hidden.
+    /// Validate the configuration and print the values in force with their origins, secrets hidden; with --connect, try it all.
     #[command(after_help = CHECK_EXIT_CODES)]
     Check(CheckArgs),
     /// Is any tenant behind, since when, and why? The whole fleet at a glance.

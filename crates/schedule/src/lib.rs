@@ -53,6 +53,7 @@ pub use losses::{Loss, REASON_LOST};
 pub use names::{NameClaim, Names};
 pub use origins::{Origins, Written};
 pub use quarantine::{QuarantineEntry, Quarantined};
+pub use rights::MissingRights;
 pub use sample::{PageEnd, Sample, SampleRequest, sample};
 pub use schedule::{
     Backlog, ClaimMode, PostponeReport, ProtectPage, QuarantineReport, RecentFrom, RecentPage, ReleaseReport,

@@ -120,12 +120,33 @@ fn pattern(key: &str) -> String {
     key.to_owned()
 }
 
+/// What the user of a link may not do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MissingRights {
+    /// Commands that workers use, as `ACL SETUSER` takes them without the `+`.
+    pub commands: Vec<String>,
+    /// Keys, of those that were asked about.
+    pub keys: Vec<String>,
+}
+
+impl MissingRights {
+    /// Tries every command that scripts and calls of a worker use, and these keys. Nothing is changed.
+    ///
+    /// # Errors
+    /// As Redis answers, for instance when the user may not run scripts.
+    pub async fn find(link: &Link, keys: &[String]) -> Result<Self, ScheduleError> {
+        let mut cmd = scripts::CHECK_RIGHTS.call(0);
+        cmd.arg(PROBE_KEY).arg(keys);
+        let answer = scripts::CHECK_RIGHTS.attempt(link, &cmd).await?;
+        let (commands, keys): (Vec<String>, Vec<String>) = redis::from_redis_value(answer)
+            .map_err(|error| ScheduleError::unexpected("check rights", error.to_string()))?;
+        Ok(Self { commands: commands.iter().map(|command| command.to_lowercase()).collect(), keys })
+    }
+}
+
 async fn missing(link: &Link, keys: &[String]) -> Option<String> {
-    let mut cmd = scripts::CHECK_RIGHTS.call(0);
-    cmd.arg(PROBE_KEY).arg(keys);
-    let answer = scripts::CHECK_RIGHTS.attempt(link, &cmd).await.ok()?;
-    let (commands, keys): (Vec<String>, Vec<String>) = redis::from_redis_value(answer).ok()?;
-    let commands = commands.iter().map(|command| format!("+{}", command.to_lowercase()));
+    let MissingRights { commands, keys } = MissingRights::find(link, keys).await.ok()?;
+    let commands = commands.iter().map(|command| format!("+{command}"));
     let mut list: Vec<String> =
         commands.chain(keys.iter().map(|key| format!("~{}", pattern(key).escape_debug()))).collect();
     list.dedup();

@@ -20,6 +20,8 @@ pub struct Facts {
     pub tls: bool,
     /// Whether row security hides rows from the role.
     pub row_security: bool,
+    /// Whether the role sees any row; `None` where it lacks a right for that.
+    pub has_rows: Option<bool>,
     /// Rights on the balance table without which nothing is written, such as `UPDATE (version)`.
     pub missing: Vec<String>,
     /// Rights without which less is checked, shown or found out.
@@ -41,7 +43,11 @@ impl Database {
     /// # Errors
     /// What keeps it from being asked, by class: no connection, no such table, a column that is missing.
     pub async fn facts(&self, table: &Table) -> Result<Facts, StoreError> {
-        let mut facts = self.session().await?.run(&Ask { table }).await?;
+        let mut session = self.session().await?;
+        let mut facts = session.run(&Ask { table }).await?;
+        if facts.missing.is_empty() && !facts.row_security {
+            facts.has_rows = Some(session.run(&AnyRow { table }).await?);
+        }
         facts.mode = self.mode();
         Ok(facts)
     }
@@ -86,9 +92,28 @@ impl Operation for Ask<'_> {
             is_replica: row.try_get(1)?,
             tls: row.try_get(2)?,
             row_security: row.try_get(3)?,
+            has_rows: None,
             missing: of("w"),
             lacking,
             mode: None,
         })
+    }
+}
+
+struct AnyRow<'s> {
+    table: &'s Table,
+}
+
+impl Operation for AnyRow<'_> {
+    type Output = bool;
+
+    fn write(&self, sql: &mut Sql<'_>) -> Result<(), Unwritable> {
+        sql.push("SELECT EXISTS (SELECT b.id FROM ");
+        sql.balances(self.table)?.push(" AS b) WHERE ").guard();
+        Ok(())
+    }
+
+    fn read(&self, answer: Answer) -> Result<bool, sqlx::Error> {
+        answer.rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
     }
 }

@@ -23,11 +23,13 @@ pub struct StoredRow {
     pub overdraft_used: String,
     /// Whether all three amounts are equal, as numbers, to those it was asked for with.
     pub same_amounts: bool,
+    /// Whether it is deleted: nothing is written to it any more.
+    pub deleted: bool,
 }
 
 impl Database {
-    /// The stored rows of these balances, in their order; `None` where there is none under that organization and ledger, or
-    /// it is deleted. The comparison of amounts is made by Postgres, so that `1.50` and `1.5` are equal at any length.
+    /// The stored rows of these balances, in their order; `None` where there is none under that organization and ledger.
+    /// The comparison of amounts is made by Postgres, so that `1.50` and `1.5` are equal at any length.
     ///
     /// # Errors
     /// By class, as for [`Database::update`].
@@ -105,7 +107,8 @@ impl Operation for Compare<'_> {
                     coalesce(b.available::pg_catalog.text, 'NULL'), coalesce(b.on_hold::pg_catalog.text, 'NULL'), \
                     coalesce(b.overdraft_used::pg_catalog.text, 'NULL'), \
                     (b.available, b.on_hold, b.overdraft_used) IS NOT DISTINCT FROM \
-                    (v.available, v.on_hold, v.overdraft_used) \
+                    (v.available, v.on_hold, v.overdraft_used), \
+                    b.deleted_at IS NOT NULL \
              FROM unnest(",
         );
         identities(sql, self.rows);
@@ -114,7 +117,7 @@ impl Operation for Compare<'_> {
         sql.push(
             ") WITH ORDINALITY AS v(id, organization_id, ledger_id, available, on_hold, overdraft_used, n) JOIN ",
         );
-        sql.balances(self.table)?.push(" AS b ON ").push(SAME_ROW).push(" AND ").push(NOT_DELETED);
+        sql.balances(self.table)?.push(" AS b ON ").push(SAME_ROW);
         sql.push(" WHERE ").guard();
         Ok(())
     }
@@ -128,6 +131,7 @@ impl Operation for Compare<'_> {
                 on_hold: row.try_get(3)?,
                 overdraft_used: row.try_get(4)?,
                 same_amounts: row.try_get(5)?,
+                deleted: row.try_get(6)?,
             };
             place(&mut stored, row.try_get(0)?, value);
         }

@@ -9,13 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
 use balance_sync_domain::{BalanceRef, BalanceValue, KeySpace};
 use balance_sync_fleet::backends::ManagerOptions;
 use balance_sync_schedule::{BalanceKeys, Link, ScheduleOptions, Schedules, read_values};
 use balance_sync_store::{ConnectionBudget, Database, Row, Table};
 use balance_sync_tenants::{Tenant, TenantDirectory};
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use serde::Serialize;
 
 use crate::{
@@ -27,6 +26,8 @@ use crate::{
 
 /// Something differs.
 const EXIT_DIFFERENT: u8 = 1;
+/// Some tenant could not be compared.
+const EXIT_UNKNOWN: u8 = 2;
 /// Balances compared in one go.
 const PAGE: usize = 500;
 /// Tenants compared at the same time.
@@ -47,6 +48,8 @@ pub(crate) struct TenantResult {
     pub behind: u64,
     /// Postgres has no such row.
     pub missing: u64,
+    /// The row is deleted: the ledger has closed the balance, and what Redis still holds of it is of no use.
+    pub deleted: u64,
     /// Postgres has a newer version: Redis lost something.
     pub ahead: u64,
     /// Same version, other amounts.
@@ -72,6 +75,15 @@ impl TenantResult {
     }
 }
 
+/// A tenant that could not be compared.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Failed {
+    /// Its id.
+    pub tenant: String,
+    /// Why.
+    pub error: String,
+}
+
 /// The whole result.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Verification {
@@ -83,6 +95,8 @@ pub(crate) struct Verification {
     distant: Vec<Tenant>,
     /// By tenant, in id order.
     pub tenants: Vec<TenantResult>,
+    /// Tenants that could not be compared.
+    pub failed: Vec<Failed>,
     /// Some of the balances that differ, with what differs.
     pub differences: Vec<String>,
     /// Members scheduled again, or made due.
@@ -92,7 +106,7 @@ pub(crate) struct Verification {
 impl Verification {
     /// Whether all tenants are equal.
     pub fn is_equal(&self) -> bool {
-        self.tenants.iter().all(TenantResult::is_equal)
+        self.failed.is_empty() && self.tenants.iter().all(TenantResult::is_equal)
     }
 
     /// Sum of one number over all tenants.
@@ -131,7 +145,13 @@ pub(crate) async fn verify(file: Option<&Path>, args: VerifyArgs) -> anyhow::Res
             println!("repair: {would} balances would be scheduled again; --apply does it");
         }
     }
-    Ok(if result.is_equal() { EXIT_OK } else { EXIT_DIFFERENT })
+    Ok(if !result.failed.is_empty() {
+        EXIT_UNKNOWN
+    } else if result.is_equal() {
+        EXIT_OK
+    } else {
+        EXIT_DIFFERENT
+    })
 }
 
 fn print_table(result: &Verification) {
@@ -165,6 +185,9 @@ fn print_table(result: &Verification) {
     }
     for difference in &result.differences {
         println!("{difference}");
+    }
+    for Failed { tenant, error } in &result.failed {
+        println!("tenant {tenant} could not be compared: {error}");
     }
     let distant = result.total(|row| row.distant);
     if distant > 0 {
@@ -222,24 +245,30 @@ impl Verifier {
     /// Compares the tenants of these ids, or all active ones.
     ///
     /// # Errors
-    /// When something can't be asked.
+    /// When tenants or Redis can't be asked.
     pub async fn compare(&self, only: &[String], show: usize) -> anyhow::Result<Verification> {
         let tenants = super::chosen_tenants(self.directory.as_ref(), only).await?;
         let mut members = self.members(&tenants).await?;
-        let mut results: Vec<Compared> = futures::stream::iter(tenants.iter().map(|tenant| {
-            let members = members.remove(tenant).unwrap_or_default();
-            async move {
-                self.compare_tenant(tenant, &members, show)
-                    .await
-                    .with_context(|| format!("tenant {tenant} could not be compared"))
-            }
-        }))
-        .buffer_unordered(AT_ONCE)
-        .try_collect()
-        .await?;
-        results.sort_by(|a, b| a.tenant.cmp(&b.tenant));
+        let mut results: Vec<(&Tenant, anyhow::Result<Compared>)> =
+            futures::stream::iter(tenants.iter().map(|tenant| {
+                let members = members.remove(tenant).unwrap_or_default();
+                async move { (tenant, self.compare_tenant(tenant, &members, show).await) }
+            }))
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await;
+        results.sort_by_key(|(tenant, _)| *tenant);
         let mut verification = Verification::default();
-        for compared in results {
+        for (tenant, compared) in results {
+            // One that can't be asked leaves the others their result.
+            let compared = match compared {
+                Ok(compared) => compared,
+                Err(error) => {
+                    let (tenant, error) = (tenant.label().to_owned(), format!("{error:#}"));
+                    verification.failed.push(Failed { tenant, error });
+                    continue;
+                }
+            };
             if compared.result.distant > 0 {
                 verification.distant.push(compared.tenant.clone());
             }
@@ -382,6 +411,7 @@ impl Verifier {
         for ((member, _, value), stored) in balances.iter().zip(stored) {
             let version = value.version;
             match stored {
+                Some(row) if row.deleted => result.deleted += 1,
                 None => {
                     result.missing += 1;
                     behind.push(member.to_vec());

@@ -48,7 +48,7 @@ pub(crate) async fn check(file: Option<&Path>, args: CheckArgs) -> anyhow::Resul
     let by = tokio::time::Instant::now() + seconds(args.timeout);
     let link = Link::to(endpoints.redis.clone(), std::sync::Arc::default());
     let tenants = list(&config, &args.tenant, &mut findings).await;
-    let redis_answers = redis::look(&link, &config, tenants.first(), &mut findings).await;
+    let redis_answers = redis::look(&link, &config, &tenants, &mut findings).await;
     if redis_answers {
         events(&endpoints, &config, &mut findings).await;
         if tokio::time::timeout_at(by, schedules(&link, &tenants, config.tenants.key_form, &mut findings))

@@ -142,6 +142,10 @@ fn judge(facts: &Facts) -> Found {
             help,
         ));
     }
+    if facts.has_rows == Some(false) {
+        let help = "nothing, if the tenant is new; otherwise its settings: is this its database?";
+        found.push(finding("no_rows", Level::Warn, "the table balance is empty", help));
+    }
     if !missing.is_empty() {
         let said = format!("the role lacks {}", missing.join(", "));
         found.push(finding("grants", Level::Fail, said, "deploy/postgres/grants.sql"));

@@ -1,33 +1,31 @@
 //! Redis: does it answer, may its user do what workers do, and will it keep what it is given?
 //!
-//! Nothing is changed: each command is tried in a form without effect (on a key or member that doesn't exist, with `XX`, with
-//! an empty range), which Redis refuses all the same when the user may not run it.
+//! Nothing is changed: what is tried has no effect, and is refused all the same when the user may not do it. Commands and keys are
+//! tried by the script that also names missing rights to a running worker, so both know the same list.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use balance_sync_domain::KeySpace;
-use balance_sync_schedule::{ErrorClass, Link, ScheduleError};
+use balance_sync_schedule::{ErrorClass, Link, MissingRights, ScheduleError};
 use balance_sync_tenants::Tenant;
 use redis::{Cmd, Value};
 
-use super::{STEP, findings::Findings};
+use super::{
+    STEP,
+    findings::{Findings, Level},
+};
 use crate::config::Config;
 
 const AREA: &str = "redis";
 /// What no key or member is called.
-const NOBODY: &str = "balance-sync-check";
+const ABSENT: &str = "balance-sync-check";
 /// The oldest version that is tested.
 const OLDEST: (u64, u64) = (6, 2);
 /// Clocks may differ by so much.
 const CLOCK: Duration = Duration::from_secs(1);
 
 /// Looks at it; whether it answers.
-pub(super) async fn look(
-    link: &Link,
-    config: &Config,
-    tenant: Option<&Tenant>,
-    findings: &mut Findings,
-) -> bool {
+pub(super) async fn look(link: &Link, config: &Config, tenants: &[Tenant], findings: &mut Findings) -> bool {
     let info = match info(link).await {
         Ok(info) => info,
         Err(error) => {
@@ -36,24 +34,15 @@ pub(super) async fn look(
         }
     };
     server(&info, findings);
-    let space = tenant.map_or_else(
-        || Tenant::Single.key_space(config.tenants.key_form),
-        |tenant| tenant.key_space(config.tenants.key_form),
-    );
-    rights(link, &space, findings).await;
+    rights(link, config, tenants, findings).await;
     clock(link, findings).await;
     true
 }
 
 async fn info(link: &Link) -> Result<String, ScheduleError> {
-    let within = |_| ScheduleError {
-        operation: "info",
-        class: ErrorClass::Unavailable,
-        message: format!("no answer within {STEP:?}"),
-    };
     let mut cmd = redis::cmd("INFO");
     cmd.arg("everything");
-    match tokio::time::timeout(STEP, link.send("info", &cmd)).await.map_err(within)?? {
+    match within(link.send("info", &cmd)).await? {
         Value::BulkString(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Value::VerbatimString { text, .. } => Ok(text),
         Value::SimpleString(text) => Ok(text),
@@ -110,129 +99,96 @@ fn server(info: &str, findings: &mut Findings) {
     }
 }
 
-/// Every command that workers send or their scripts call, in a form without effect.
-fn trials(space: &KeySpace) -> Vec<(&'static str, Cmd)> {
-    let (schedule, quarantine) = (space.schedule().to_owned(), space.quarantine());
-    let balance = format!("{}{NOBODY}", space.balance_prefix());
-    let lock = format!("{}{NOBODY}", space.lock_prefix());
-    let own = format!("{{transactions}}:balance-sync:{NOBODY}");
-    let of = |words: &str, key: &str, rest: &str| {
-        let mut cmd = Cmd::new();
-        cmd.arg(words).arg(key);
-        for word in rest.split_whitespace() {
-            cmd.arg(word);
-        }
-        cmd
-    };
-    let without_key = |words: &[&str]| {
-        let mut cmd = Cmd::new();
-        for word in words {
-            cmd.arg(*word);
-        }
-        cmd
-    };
-    let mut all: Vec<(&'static str, Cmd)> = vec![
-        ("EVALSHA", without_key(&["EVALSHA", "0000000000000000000000000000000000000000", "0"])),
-        // Not Lua: it is refused for that, and nothing is loaded.
-        ("SCRIPT LOAD", without_key(&["SCRIPT", "LOAD", "("])),
-        ("SCAN", without_key(&["SCAN", "0", "COUNT", "1"])),
+/// Keys of this many tenants are tried in one call.
+const TENANTS_PER_CALL: usize = 50;
+
+/// Whether the user may run what workers run, on the keys of every tenant, and whether Redis takes writes.
+async fn rights(link: &Link, config: &Config, tenants: &[Tenant], findings: &mut Findings) {
+    const HELP: &str = "the rights of deploy/redis/users.acl";
+    let mut refused = false;
+    // What scripts can't try. Not Lua: it is refused for that, and nothing is loaded.
+    let calls: [&[&str]; 3] = [
+        &["EVALSHA", "0000000000000000000000000000000000000000", "0"],
+        &["SCRIPT", "LOAD", "("],
+        &["SCAN", "0", "COUNT", "1"],
     ];
-    for (command, rest) in [
-        ("GET", ""),
-        ("MGET", ""),
-        ("EXISTS", ""),
-        ("TYPE", ""),
-        ("PTTL", ""),
-        ("PEXPIRE", "1"),
-        ("PEXPIREAT", "1"),
-        ("DEL", ""),
-        ("UNLINK", ""),
-        ("SET", "x XX"),
-    ] {
-        all.push((command, of(command, &balance, rest)));
+    for call in calls {
+        let mut cmd = Cmd::new();
+        cmd.arg(call);
+        if let Err(error) = within(link.send("check", &cmd)).await
+            && error.class == ErrorClass::Permission
+        {
+            refused = true;
+            findings.fail(AREA, format!("{}: {}", call[0], error.message), HELP);
+        }
     }
-    for (command, rest) in [("SET", "x XX"), ("GET", ""), ("DEL", "")] {
-        all.push((command, of(command, &lock, rest)));
+    let spaces = |tenant: &Tenant| tenant.key_spaces(config.tenants.key_form);
+    let single = [Tenant::Single];
+    let all = if tenants.is_empty() { &single[..] } else { tenants };
+    let mut commands: Vec<String> = Vec::new();
+    for page in all.chunks(TENANTS_PER_CALL) {
+        let keys: Vec<String> = page.iter().flat_map(spaces).flat_map(|space| keys_of(&space)).collect();
+        let missing = match within(MissingRights::find(link, &keys)).await {
+            Ok(missing) => missing,
+            Err(error) => {
+                findings.fail(AREA, format!("rights can't be tried: {error}"), HELP);
+                return;
+            }
+        };
+        refused |= !missing.commands.is_empty() || !missing.keys.is_empty();
+        commands = missing.commands;
+        for tenant in page {
+            let own: Vec<String> = spaces(tenant).iter().flat_map(keys_of).collect();
+            for key in missing.keys.iter().filter(|key| own.contains(key)) {
+                let said = format!("no right to {}", key.replace(ABSENT, "…").escape_debug());
+                findings.of_tenant(tenant.label(), AREA, "keys", (Level::Fail, said, HELP.to_owned()));
+            }
+        }
     }
-    for (command, rest) in [
-        ("ZADD", "XX 1 balance-sync-check"),
-        ("ZREM", NOBODY),
-        ("ZSCORE", NOBODY),
-        ("ZMSCORE", NOBODY),
-        ("ZCARD", ""),
-        ("ZCOUNT", "1 0"),
-        ("ZRANGE", "1 0"),
-        ("ZRANGEBYSCORE", "1 0"),
-        ("ZSCAN", "0 COUNT 1"),
-    ] {
-        all.push((command, of(command, &schedule, rest)));
+    if !commands.is_empty() {
+        let list: Vec<String> = commands.iter().map(|command| format!("+{command}")).collect();
+        findings.fail(AREA, format!("no right to {}", list.join(" ")), HELP);
     }
-    for (command, rest) in [
-        ("HGET", NOBODY),
-        ("HMGET", NOBODY),
-        ("HEXISTS", NOBODY),
-        ("HLEN", ""),
-        ("HSCAN", "0 COUNT 1"),
-        ("HDEL", NOBODY),
-        // A field without a value: refused for the user's sake first, and for its form then.
-        ("HSET", "a b c"),
-    ] {
-        all.push((command, of(command, &quarantine, rest)));
+    if !refused {
+        findings.ok(AREA, format!("every command and the keys of {} tenants may be used", all.len()));
     }
-    for (command, rest) in [
-        ("HSET", "a b c"),
-        ("HGETALL", ""),
-        ("ZADD", "XX 1 a"),
-        ("XADD", "NOMKSTREAM * a b"),
-        ("XRANGE", "- + COUNT 1"),
-        ("XREVRANGE", "+ - COUNT 1"),
-        ("PEXPIRE", "1"),
-    ] {
-        all.push((command, of(command, &own, rest)));
+    // Nothing is removed, and refused all the same where nothing may be written.
+    let mut write = redis::cmd("ZREM");
+    write.arg(all[0].key_space(config.tenants.key_form).schedule()).arg(ABSENT);
+    if let Err(error) = within(link.send("check", &write)).await
+        && error.class != ErrorClass::Permission
+    {
+        findings.fail(AREA, format!("writes are refused: {error}"), "what the answer names");
     }
-    all
 }
 
-async fn rights(link: &Link, space: &KeySpace, findings: &mut Findings) {
-    let trials = trials(space);
-    let (count, mut refused, mut writes) = (trials.len(), 0, None);
-    for (command, cmd) in trials {
-        let answer = tokio::time::timeout(STEP, link.send("check", &cmd)).await;
-        let Ok(Err(error)) = answer else { continue };
-        match error.class {
-            ErrorClass::Permission => {
-                refused += 1;
-                findings.fail(
-                    AREA,
-                    format!("{command}: {}", error.message),
-                    "the rights of deploy/redis/users.acl",
-                );
-            }
-            ErrorClass::WrongType => {
-                findings.fail(
-                    AREA,
-                    format!("{command}: {}", error.message),
-                    "see what the key holds, and move it away",
-                );
-            }
-            // A form without effect may be refused for its form, and a script that nobody has loaded is not there.
-            ErrorClass::Unexpected => {}
-            _ => writes = Some(error),
-        }
-    }
-    match writes {
-        Some(error) => findings.fail(AREA, format!("writes are refused: {error}"), "what the answer names"),
-        None if refused == 0 => findings.ok(AREA, format!("all {count} commands may be run")),
-        None => {}
-    }
+/// One key of each kind that a tenant has.
+fn keys_of(space: &KeySpace) -> [String; 5] {
+    [
+        space.schedule().to_owned(),
+        space.quarantine(),
+        space.losses(),
+        format!("{}{ABSENT}", space.balance_prefix()),
+        format!("{}{ABSENT}", space.lock_prefix()),
+    ]
+}
+
+/// An answer, within the time that one step may take.
+async fn within<T>(asking: impl Future<Output = Result<T, ScheduleError>>) -> Result<T, ScheduleError> {
+    tokio::time::timeout(STEP, asking).await.unwrap_or_else(|_| {
+        let message = format!("no answer within {STEP:?}");
+        Err(ScheduleError { operation: "check", class: ErrorClass::Unavailable, message })
+    })
 }
 
 async fn clock(link: &Link, findings: &mut Findings) {
     let before = now();
-    let Ok(Ok(Value::Array(parts))) =
-        tokio::time::timeout(STEP, link.send("time", &redis::cmd("TIME"))).await
-    else {
-        return;
+    let parts = match within(link.send("time", &redis::cmd("TIME"))).await {
+        Ok(Value::Array(parts)) => parts,
+        Ok(_) => return,
+        Err(error) => {
+            return findings.fail(AREA, error.to_string(), "the right to run TIME: every claim needs it");
+        }
     };
     let after = now();
     let part = |at: usize| match parts.get(at) {

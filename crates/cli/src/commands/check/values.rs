@@ -65,12 +65,13 @@ async fn releases(
     if !said.is_empty() {
         findings.ok(AREA, format!("{read} read: {}", said.join(", ")));
     }
+    let total = read + refused.values().sum::<u64>();
     for (kind, n) in refused {
-        findings.warn(
-            AREA,
-            format!("{n} of {} can't be read: {kind}", read + n),
-            "value_unknown_format needs a newer balance-sync; for the others see docs/operations.md",
-        );
+        let help = match kind.as_str() {
+            "value_unknown_format" => "a newer balance-sync; until then they stay scheduled",
+            _ => "its row in docs/operations.md, Quarantine",
+        };
+        findings.warn(AREA, format!("{n} of {total} can't be read: {kind}"), help);
     }
     Ok(())
 }
