@@ -43,6 +43,9 @@ struct Round {
     shortest: Option<Vec<u8>>,
 }
 
+/// How often it is looked, between two passes, whether there are more tenants than before.
+const NEW_TENANTS_EVERY: Duration = Duration::from_millis(250);
+
 /// Samples until it is told to stop.
 pub async fn run(
     link: Link,
@@ -99,7 +102,11 @@ impl Sampler {
             // Measured from the beginning, but never without a rest.
             let rest = (self.interval / 4).max(self.interval.saturating_sub(begun.elapsed()));
             self.progress.beat();
-            tokio::time::sleep(rest).await;
+            // The verdict is unknown until a new tenant has been looked at.
+            let (end, known) = (Instant::now() + rest, tenants.len());
+            while Instant::now() < end && self.fleet.count() <= known {
+                tokio::time::sleep(NEW_TENANTS_EVERY.min(end - Instant::now())).await;
+            }
         }
     }
 

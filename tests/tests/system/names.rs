@@ -57,9 +57,13 @@ async fn two_workers_with_one_name_are_two_and_drain_ends_one() -> Result<()> {
     first.reaches("balance_sync_workers", &[], 2.0).await?;
     // The fleet is well, and says how it is all the same.
     let config = sandbox.config_path().to_str().context("a path of text")?;
-    let status = run(&["status", "--config", config], &[]).await?;
-    assert_eq!(status.code, Some(0), "{status:?}");
-    assert!(status.stdout.contains("w-2 is configured as w"), "{status:?}");
+    // Once the tenants that have moved are sampled by their new worker.
+    eventually(SOON, "a healthy fleet", || async {
+        let status = run(&["status", "--config", config], &[]).await?;
+        ensure!(status.code == Some(0) && status.stdout.contains("w-2 is configured as w"), "{status:?}");
+        Ok(())
+    })
+    .await?;
     producer.mutate_each(DEFAULT_TTL).await?;
     comes_in_step(&sandbox, &producer).await?;
 

@@ -230,6 +230,12 @@ impl FleetStatus {
         self.tenants.remove(tenant);
     }
 
+    /// How many tenants there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.tenants.len()
+    }
+
     /// Shows each tenant, in no order.
     pub fn each(&self, mut look: impl FnMut(&TenantStatus)) {
         // Not held while looking: starting a tenant must not wait for this.
