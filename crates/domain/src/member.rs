@@ -41,8 +41,8 @@ pub enum MemberError {
         /// How many bytes are valid.
         valid_up_to: usize,
     },
-    /// It stands under a tenant's prefix, but not this tenant's.
-    #[error("member {member} is under another tenant's prefix: allowed is {allowed}")]
+    /// It stands under a tenant's prefix, but not this schedule's: another tenant's, or this tenant's id written otherwise.
+    #[error("member {member} is under another prefix than this schedule's members: allowed is {allowed}")]
     Foreign {
         /// The start of the member, escaped.
         member: String,

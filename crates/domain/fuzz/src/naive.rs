@@ -52,6 +52,9 @@ pub fn members(text: &str) -> Option<Vec<(String, String)>> {
 }
 
 fn read_members(members: &[(String, String)]) -> Reading {
+    if members.iter().filter(|(name, _)| name == "SchemaVersion").count() > 1 {
+        return Err("value_duplicate_name");
+    }
     if members.iter().any(|(name, raw)| name == "SchemaVersion" && raw != "2") {
         return Err("value_unknown_format");
     }

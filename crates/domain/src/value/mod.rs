@@ -72,9 +72,9 @@ impl BalanceValue {
     /// Reads a value in any of the three shapes.
     ///
     /// # Errors
-    /// In this order: when it is not a JSON object, when its `SchemaVersion` is unknown, when a name stands twice at
-    /// the top level (also an unknown name, also if one of the two is written with escapes), and when one of the
-    /// fields is missing, `null`, or doesn't hold what it should.
+    /// In this order: when it is not a JSON object, when `SchemaVersion` stands twice, when it is unknown, when another name stands
+    /// twice at the top level (also an unknown name, also if one of the two is written with escapes), and when one of
+    /// the fields is missing, `null`, or doesn't hold what it should.
     pub fn decode(json: &[u8]) -> Result<Self, ValueError> {
         let fields = Fields::read(json)?;
         let has_id = !fields.id.upper.is_empty();

@@ -7,6 +7,9 @@ use super::error::ValueError;
 use super::json::{self, Expected, RawString};
 use crate::excerpt::{excerpt, excerpt_bytes};
 
+/// The name that tells the format.
+const FORMAT: &str = "SchemaVersion";
+
 /// The only number that `SchemaVersion` may hold, as it must stand there.
 const KNOWN_FORMAT: &[u8] = b"2";
 
@@ -41,8 +44,10 @@ impl<'a> Fields<'a> {
         let mut fields = Self::default();
         let mut others = Others::default();
         let mut twice = None;
+        let mut format_twice = false;
         json::for_each_member(json, |name, value| {
             if fields.take(name, value, &mut others)? {
+                format_twice |= name.text().is_some_and(|name| name == FORMAT);
                 twice.get_or_insert(name);
             }
             Ok(())
@@ -51,6 +56,10 @@ impl<'a> Fields<'a> {
             value: excerpt_bytes(json),
             detail: broken.to_string(),
         })?;
+        // Which of the two counts is unknown to every release: nothing to wait for.
+        if format_twice {
+            return Err(ValueError::DuplicateName { name: excerpt(FORMAT) });
+        }
         if !matches!(fields.schema_version, b"" | KNOWN_FORMAT) {
             return Err(ValueError::UnknownFormat { value: excerpt_bytes(fields.schema_version) });
         }
@@ -102,11 +111,10 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Fills a slot and returns whether it was filled before. The first value stays, unless it is the known format's
-/// number: of several `SchemaVersion` an unknown one counts.
+/// Fills a slot and returns whether it was filled before. The first value stays.
 fn fill<'a>(slot: &mut &'a [u8], value: &'a [u8]) -> bool {
     let twice = !slot.is_empty();
-    if matches!(*slot, b"" | KNOWN_FORMAT) {
+    if !twice {
         *slot = value;
     }
     twice
@@ -232,11 +240,15 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_format_comes_before_equal_names() {
+    fn an_unknown_format_comes_before_other_names_that_stand_twice() {
         let reason = |json: &str| Fields::read(json.as_bytes()).err().map(|error| error.reason());
         assert_eq!(reason(r#"{"a":1,"a":1,"SchemaVersion":3}"#), Some("value_unknown_format"));
-        assert_eq!(reason(r#"{"SchemaVersion":2,"SchemaVersion":3}"#), Some("value_unknown_format"));
-        assert_eq!(reason(r#"{"SchemaVersion":3,"SchemaVersion":2}"#), Some("value_unknown_format"));
+        assert_eq!(
+            reason(r#"{"a":1,"a":1,"SchemaVersion":3,"SchemaVersion":3}"#),
+            Some("value_duplicate_name")
+        );
+        assert_eq!(reason(r#"{"SchemaVersion":2,"SchemaVersion":3}"#), Some("value_duplicate_name"));
+        assert_eq!(reason(r#"{"SchemaVersion":3,"Schema\u0056ersion":2}"#), Some("value_duplicate_name"));
         assert_eq!(reason(r#"{"SchemaVersion":2,"SchemaVersion":2}"#), Some("value_duplicate_name"));
         assert_eq!(reason(r#"{"a":1,"a":1,"SchemaVersion":3"#), Some("value_not_a_json_object"));
         assert_eq!(reason(r#"{"SchemaVersion":2}"#), None);
