@@ -183,7 +183,8 @@ export async function actOnQuarantine(what, request, number, subject) {
   try {
     const done = await post(["quarantine", what], { ...request, note: answer.note });
     const absent = done.absent > 0 ? `, ${count(done.absent)} were no longer there` : "";
-    message.update("good", `${drop ? "Dropped" : "Scheduled again"}: ${plural(done.done, "entry", "entries")}${absent}`);
+    const listed = done.listed > 0 ? `, ${count(done.listed)} stay listed as lost until dropped` : "";
+    message.update("good", `${drop ? "Dropped" : "Scheduled again"}: ${plural(done.done, "entry", "entries")}${listed}${absent}`);
     return true;
   } catch (problem) {
     message.update("bad", `${drop ? "Drop" : "Retry"}: ${visible(problem.message)}`);

@@ -52,7 +52,7 @@ pub use link::Link;
 pub use losses::{Loss, REASON_LOST};
 pub use names::{NameClaim, Names};
 pub use origins::{Origins, Written};
-pub use quarantine::{QuarantineEntry, Quarantined};
+pub use quarantine::{QuarantineEntry, Quarantined, Retried};
 pub use rights::MissingRights;
 pub use sample::{PageEnd, Sample, SampleRequest, sample};
 pub use schedule::{

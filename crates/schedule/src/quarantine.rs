@@ -52,6 +52,23 @@ pub struct Quarantined {
     pub entry: QuarantineEntry,
 }
 
+/// What a retry came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Retried {
+    /// Entries found, and scheduled unless they were scheduled already.
+    pub done: u64,
+    /// Of these, losses that stay listed whatever the retry finds, because they are confirmed or a later mutation followed: only
+    /// a drop removes them.
+    pub listed: u64,
+}
+
+impl std::ops::AddAssign for Retried {
+    fn add_assign(&mut self, other: Self) {
+        self.done += other.done;
+        self.listed += other.listed;
+    }
+}
+
 impl Schedule {
     /// Number of members in quarantine without losses (see [`Schedule::losses_len`]).
     ///
@@ -144,11 +161,11 @@ impl Schedule {
     }
 
     /// Schedules quarantined members as due now. Their entries are removed when a write settles them. If a value has expired,
-    /// the entry's copy is written, unless a newer mutation schedules the member before. Returns the number of entries found.
+    /// the entry's copy is written, unless a newer mutation schedules the member before.
     ///
     /// # Errors
     /// As Redis answers.
-    pub async fn quarantine_retry(&self, members: &[&[u8]]) -> Result<u64, ScheduleError> {
+    pub async fn quarantine_retry(&self, members: &[&[u8]]) -> Result<Retried, ScheduleError> {
         self.retry_or_drop("retry", members).await
     }
 
@@ -158,11 +175,11 @@ impl Schedule {
     /// # Errors
     /// As Redis answers.
     pub async fn quarantine_drop(&self, members: &[&[u8]]) -> Result<u64, ScheduleError> {
-        self.retry_or_drop("drop", members).await
+        Ok(self.retry_or_drop("drop", members).await?.done)
     }
 
-    async fn retry_or_drop(&self, action: &str, members: &[&[u8]]) -> Result<u64, ScheduleError> {
-        let mut done = 0;
+    async fn retry_or_drop(&self, action: &str, members: &[&[u8]]) -> Result<Retried, ScheduleError> {
+        let mut report = Retried::default();
         for page in members.chunks(500) {
             let mut cmd = scripts::RETRY.call(3);
             cmd.arg(self.space().schedule())
@@ -173,9 +190,10 @@ impl Schedule {
                 cmd.arg(member);
             }
             let value = scripts::RETRY.run(self.link(), &cmd).await?;
-            done += ints("retry quarantined", &value, 2)?[0];
+            let counts = ints("retry quarantined", &value, 3)?;
+            report += Retried { done: counts[0], listed: counts[2] };
         }
-        Ok(done)
+        Ok(report)
     }
 }
 

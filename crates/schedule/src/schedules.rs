@@ -20,7 +20,7 @@ use crate::{
     inspect::Inspected,
     link::Link,
     losses::Loss,
-    quarantine::{QuarantineEntry, Quarantined},
+    quarantine::{QuarantineEntry, Quarantined, Retried},
     schedule::{
         Backlog, PostponeReport, QuarantineReport, ReleaseReport, Schedule, ScheduleOptions, SettleReport,
     },
@@ -501,8 +501,8 @@ impl Schedules {
     ///
     /// # Errors
     /// As Redis answers.
-    pub async fn quarantine_retry(&self, members: &[&[u8]]) -> Result<u64, ScheduleError> {
-        let mut done = 0;
+    pub async fn quarantine_retry(&self, members: &[&[u8]]) -> Result<Retried, ScheduleError> {
+        let mut done = Retried::default();
         for schedule in &self.all {
             done += schedule.quarantine_retry(members).await?;
         }

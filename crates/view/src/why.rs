@@ -247,6 +247,10 @@ pub struct QuarantineView {
     pub truncated: bool,
     /// Whether there is a kept value.
     pub has_value: bool,
+    /// Of a loss: whether the ledger's trail proves it. Absent if nothing is known to be lost.
+    pub loss_confirmed: Option<bool>,
+    /// Of a loss: when a later mutation was written, since which the balance may have forked.
+    pub later_at: Option<String>,
 }
 
 impl Why {
@@ -459,6 +463,11 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
                 count: entry.count,
                 truncated: entry.truncated,
                 has_value: entry.value.is_some(),
+                loss_confirmed: entry.loss.as_ref().map(|loss| loss.confirmed),
+                later_at: entry
+                    .loss
+                    .and_then(|loss| loss.later_at)
+                    .map(|text| at(text.parse().unwrap_or_default())),
             }),
             last_error: last_error.clone(),
             verdict: Verdict::Unknown,

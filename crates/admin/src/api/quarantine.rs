@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use actix_web::{HttpRequest, HttpResponse, web};
-use balance_sync_schedule::{Loss, quarantine::QuarantineEntry};
+use balance_sync_schedule::{Loss, Retried, quarantine::QuarantineEntry};
 use balance_sync_tenants::Tenant;
 use balance_sync_view::{
     actions::{Action, ActionOutcome},
@@ -102,6 +102,7 @@ struct Changed {
     action_id: String,
     done: u64,
     absent: u64,
+    listed: u64,
 }
 
 fn shown(tenant: &Tenant, member: &[u8], entry: &QuarantineEntry, has_value: bool, who: Who) -> Entry {
@@ -239,7 +240,7 @@ async fn change(
     let action_id = state.operator.own(what, of, who.name, note).await.map_err(Problem::from)?;
     let ended = carry_out(state, &tenants, chosen.members, reason, what).await;
     let (outcome, detail) = match &ended {
-        Ok((done, absent)) => (ActionOutcome::Done, told(what, *done, *absent, reason)),
+        Ok((done, absent)) => (ActionOutcome::Done, summary(what, *done, *absent, reason)),
         Err(problem) => (ActionOutcome::Failed, problem.to_string()),
     };
     tracing::info!(
@@ -254,14 +255,16 @@ async fn change(
         tracing::warn!(%error, id = action_id, "outcome of an action could not be written down");
     }
     let (done, absent) = ended?;
-    Ok(HttpResponse::Ok().json(Changed { action_id, done, absent }))
+    Ok(HttpResponse::Ok().json(Changed { action_id, done: done.done, absent, listed: done.listed }))
 }
 
-fn told(what: Action, done: u64, absent: u64, reason: Option<&str>) -> String {
+fn summary(what: Action, Retried { done, listed }: Retried, absent: u64, reason: Option<&str>) -> String {
     let word = if what == Action::QuarantineRetry { "scheduled again" } else { "forgotten" };
     let with = reason.map(|reason| format!(" with reason {reason}")).unwrap_or_default();
+    let stay =
+        if listed > 0 { format!(", {listed} stay listed as lost until dropped") } else { String::new() };
     let missing = if absent > 0 { format!(", {absent} were not in quarantine") } else { String::new() };
-    format!("{done} balances{with} {word}{missing}")
+    format!("{done} balances{with} {word}{stay}{missing}")
 }
 
 /// Gives how many were done, and how many were not there.
@@ -271,7 +274,7 @@ async fn carry_out(
     members: Option<Vec<String>>,
     reason: Option<&str>,
     what: Action,
-) -> Result<(u64, u64), Problem> {
+) -> Result<(Retried, u64), Problem> {
     let mut by_tenant: BTreeMap<&Tenant, Vec<Vec<u8>>> = BTreeMap::new();
     let named = members.is_some();
     match (members, tenants) {
@@ -289,17 +292,17 @@ async fn carry_out(
             }
         }
     }
-    let (mut done, mut wanted) = (0, 0);
+    let (mut done, mut wanted) = (Retried::default(), 0);
     for (tenant, members) in by_tenant {
         let schedule = state.inspector.schedules(tenant);
         let members: Vec<&[u8]> = members.iter().map(Vec::as_slice).collect();
         wanted += members.len() as u64;
         done += match what {
             Action::QuarantineRetry => schedule.quarantine_retry(&members).await,
-            _ => schedule.quarantine_drop(&members).await,
+            _ => schedule.quarantine_drop(&members).await.map(|done| Retried { done, listed: 0 }),
         }
         .map_err(Problem::from)?;
     }
     // In bulk, one that went meanwhile was settled by somebody else.
-    Ok((done, if named { wanted.saturating_sub(done) } else { 0 }))
+    Ok((done, if named { wanted.saturating_sub(done.done) } else { 0 }))
 }

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::bail;
-use balance_sync_schedule::{Link, Loss, Quarantined, Schedule, ScheduleError};
+use balance_sync_schedule::{Link, Loss, Quarantined, Retried, Schedule, ScheduleError};
 use balance_sync_tenants::Tenant;
 use balance_sync_view::actions::{Action, ActionOutcome};
 use serde_json::{Value, json};
@@ -164,29 +164,40 @@ async fn apply(file: Option<&Path>, change: &QuarantineChange, what: Action) -> 
     let done = carry_out(&chosen, what).await;
     if let Some(action) = action {
         let (ended, detail) = match &done {
-            Ok(done) => (ActionOutcome::Done, format!("{done} done, {absent} not in quarantine")),
+            Ok(report) => (ActionOutcome::Done, summary(*report, absent)),
             Err(error) => (ActionOutcome::Failed, error.to_string()),
         };
         if let Err(error) = operator.outcome(&action, &actions::who(), ended, &detail).await {
             eprintln!("balance-sync: what became of it could not be written down: {error}");
         }
     }
-    let (done, command) = (done?, if what == Action::QuarantineRetry { "retry" } else { "drop" });
+    let (report, command) = (done?, if what == Action::QuarantineRetry { "retry" } else { "drop" });
     if change.filter.json {
-        println!("{}", json!({"command": command, "done": done, "absent": absent}));
+        println!(
+            "{}",
+            json!({"command": command, "done": report.done, "listed": report.listed, "absent": absent})
+        );
     } else {
-        println!("quarantine {command}: {done} done, {absent} not in quarantine");
+        println!("quarantine {command}: {}", summary(report, absent));
     }
     Ok(if absent == 0 { EXIT_OK } else { EXIT_SOME })
 }
 
-async fn carry_out(chosen: &[&Found], what: Action) -> Result<u64, ScheduleError> {
-    let mut done = 0;
+fn summary(report: Retried, absent: usize) -> String {
+    let listed = match report.listed {
+        0 => String::new(),
+        listed => format!(" ({listed} of them stay listed as lost until they are dropped)"),
+    };
+    format!("{} done{listed}, {absent} not in quarantine", report.done)
+}
+
+async fn carry_out(chosen: &[&Found], what: Action) -> Result<Retried, ScheduleError> {
+    let mut done = Retried::default();
     for found in chosen {
         let member = [found.quarantined.member.as_slice()];
         done += match what {
             Action::QuarantineRetry => found.schedule.quarantine_retry(&member).await?,
-            _ => found.schedule.quarantine_drop(&member).await?,
+            _ => Retried { done: found.schedule.quarantine_drop(&member).await?, listed: 0 },
         };
     }
     Ok(done)

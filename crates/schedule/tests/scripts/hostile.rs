@@ -104,7 +104,7 @@ async fn a_kept_copy_replaces_a_value_of_another_type_until_the_next_mutation() 
     let member = tenant.quarantined("a", "version 1").await;
     tell!(tenant, "DEL", &member);
     tell!(tenant, "RPUSH", &member, "element");
-    assert_eq!(schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap(), 1);
+    assert_eq!(schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap().done, 1);
     let claim = schedule.claim(10).await.unwrap();
     let [claimed] = claim.entries.as_slice() else { panic!("{claim:?}") };
     assert_eq!((claimed.value.as_deref(), &claimed.unreadable), (Some(&b"version 1"[..]), &None));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use balance_sync_schedule::{Claimed, Loss, REASON_LOST, Schedule};
+use balance_sync_schedule::{Claimed, Loss, REASON_LOST, Retried, Schedule};
 
 use crate::{Tenant, all, ask, names, number, refusal, tell};
 
@@ -65,7 +65,10 @@ async fn a_loss_stays_listed_until_it_is_dropped_whatever_is_written_later() {
     assert_eq!(schedule.inspect(member.as_bytes()).await.unwrap().quarantine.unwrap().loss, entry.loss);
 
     // Nor does a retry clear it, though nothing else is found: it was certain.
-    assert_eq!(schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap(), 1);
+    assert_eq!(
+        schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap(),
+        Retried { done: 1, listed: 1 }
+    );
     tell!(tenant, "DEL", &member);
     let again = claimed(&schedule).await;
     assert_eq!(schedule.dismiss(&all(&again)).await.unwrap().removed, 1);
@@ -87,7 +90,10 @@ async fn an_unconfirmed_loss_is_removed_when_a_retry_finds_nothing_lost() {
     schedule.dismiss(&all(&later)).await.unwrap();
     assert_eq!(schedule.losses_len().await.unwrap(), 1);
 
-    schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap();
+    assert_eq!(
+        schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap(),
+        Retried { done: 1, listed: 0 }
+    );
     let asked = claimed(&schedule).await;
     assert_eq!(names(&asked), [member.as_str()]);
     assert_eq!(schedule.dismiss(&all(&asked)).await.unwrap().removed, 1);
@@ -100,7 +106,10 @@ async fn an_unconfirmed_loss_is_removed_when_a_retry_finds_nothing_lost() {
     tenant.mutate("b", "later").await;
     let later = claimed(&schedule).await;
     schedule.settle(&all(&later)).await.unwrap();
-    schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap();
+    assert_eq!(
+        schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap(),
+        Retried { done: 1, listed: 1 }
+    );
     let asked = claimed(&schedule).await;
     schedule.dismiss(&all(&asked)).await.unwrap();
     assert_eq!(schedule.losses_len().await.unwrap(), 1);
@@ -262,7 +271,7 @@ async fn many_losses_are_limited_and_listed_once_each() {
             .eq(members[..1_200].iter().map(String::as_bytes))
     );
     let again: Vec<&[u8]> = members.iter().map(String::as_bytes).collect();
-    assert_eq!(schedule.quarantine_retry(&again).await.unwrap(), 1_200);
+    assert_eq!(schedule.quarantine_retry(&again).await.unwrap().done, 1_200);
     assert_eq!(
         schedule.dismiss(&all(&schedule.claim(2_000).await.unwrap().entries)).await.unwrap().removed,
         1_200

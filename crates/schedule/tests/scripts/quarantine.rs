@@ -116,7 +116,7 @@ async fn retry_schedules_and_the_entry_stays_until_a_write_settles_it() {
     let other = tenant.quarantined("b", "value").await;
     let schedule = tenant.lease_mode();
     assert!(schedule.claim(10).await.unwrap().entries.is_empty());
-    assert_eq!(schedule.quarantine_retry(&[member.as_bytes(), b"no such member"]).await.unwrap(), 1);
+    assert_eq!(schedule.quarantine_retry(&[member.as_bytes(), b"no such member"]).await.unwrap().done, 1);
     assert_eq!(tenant.score("no such member").await, None);
     let claim = schedule.claim(10).await.unwrap();
     assert_eq!(names(&claim.entries), [member.as_str()]);
@@ -124,7 +124,7 @@ async fn retry_schedules_and_the_entry_stays_until_a_write_settles_it() {
     assert!(schedule.quarantine_get(member.as_bytes()).await.unwrap().is_some());
     // While it is being worked, another retry changes nothing.
     let lease = tenant.score(&member).await;
-    assert_eq!(schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap(), 1);
+    assert_eq!(schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap().done, 1);
     assert_eq!(tenant.score(&member).await, lease);
     assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 1);
     assert!(schedule.quarantine_get(member.as_bytes()).await.unwrap().is_none());
@@ -295,7 +295,7 @@ async fn entries_of_another_format_block_nothing() {
     assert_eq!(listed.len(), aliens.len());
     assert!(listed.iter().all(|listed| listed.entry.reason == "unreadable_entry"));
     let members: Vec<&[u8]> = listed.iter().map(|listed| listed.member.as_slice()).collect();
-    assert_eq!(schedule.quarantine_retry(&members).await.unwrap(), aliens.len() as u64);
+    assert_eq!(schedule.quarantine_retry(&members).await.unwrap().done, aliens.len() as u64);
     let claim = schedule.claim(10).await.unwrap();
     assert_eq!(claim.entries.len(), aliens.len());
     assert!(claim.entries.iter().all(|claimed| claimed.value.is_none()));
@@ -332,7 +332,7 @@ async fn many_entries_are_listed_once_each() {
     let listed = schedule.quarantine_list().await.unwrap();
     assert!(listed.iter().map(|listed| listed.member.as_slice()).eq(members.iter().map(String::as_bytes)));
     let members: Vec<&[u8]> = members.iter().map(String::as_bytes).collect();
-    assert_eq!(schedule.quarantine_retry(&members).await.unwrap(), 1_300);
+    assert_eq!(schedule.quarantine_retry(&members).await.unwrap().done, 1_300);
     assert_eq!(schedule.backlog().await.unwrap().due, 1_300);
     assert_eq!(schedule.quarantine_drop(&members).await.unwrap(), 1_300);
     assert!(schedule.quarantine_list().await.unwrap().is_empty());

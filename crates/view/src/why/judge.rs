@@ -1,6 +1,6 @@
 //! The judgement on a balance, a pure function of the facts: what became of it, and in one sentence what happens next.
 
-use super::{BalanceReport, RowState, Scheduled, Verdict};
+use super::{BalanceReport, QuarantineView, RowState, Scheduled, Verdict};
 use crate::rows::StateView;
 use balance_sync_fleet::status::{Pace, ReportedReason, TenantState};
 
@@ -92,13 +92,33 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
     }
 }
 
+/// What an operator does about an entry. A retry removes a loss only if nothing proves it and nothing was written later.
+fn remedy(entry: &QuarantineView) -> String {
+    match (entry.loss_confirmed, &entry.later_at) {
+        (None, _) => {
+            "mend the cause and retry it, or drop it. A newer mutation schedules it again.".to_owned()
+        }
+        (Some(_), Some(later)) => format!(
+            "a mutation of {later} was computed without what is lost, so the balance may have forked: compare it with the ledger's operations, mend the row, then drop the entry. A retry changes nothing."
+        ),
+        (Some(true), None) => {
+            "the ledger's trail has a mutation that the row lacks: mend the row from the ledger's operations, then drop the entry. A retry changes nothing, and a newer mutation is computed without what is lost.".to_owned()
+        }
+        (Some(false), None) => {
+            "what was lost is not known: give the missing grant that the detail names and retry it, or compare the row with the ledger's operations and drop the entry.".to_owned()
+        }
+    }
+}
+
 fn unscheduled(report: &BalanceReport) -> (Verdict, String) {
     if let Some(entry) = &report.quarantine {
         return (
             Verdict::Quarantined,
             format!(
-                "Nothing happens by itself: it is in quarantine ({}) since {}; mend the cause and retry it, or drop it. A newer mutation schedules it again.",
-                entry.reason, entry.first_at
+                "Nothing happens by itself: it is in quarantine ({}) since {}; {}",
+                entry.reason,
+                entry.first_at,
+                remedy(entry)
             ),
         );
     }
@@ -222,6 +242,8 @@ mod tests {
             count: 1,
             truncated: false,
             has_value: true,
+            loss_confirmed: None,
+            later_at: None,
         }
     }
 
@@ -316,6 +338,19 @@ mod tests {
         tells(with(|r| r.postgres.version = Some(3)), Verdict::Ahead, "Postgres is newer");
         tells(with(|r| r.redis.present = false), Verdict::InSync, "the row is what counts");
         tells(with(|r| r.quarantine = Some(entry())), Verdict::Quarantined, "in quarantine (missing_row)");
+        let lost = |confirmed, later: Option<f64>| {
+            move |r: &mut BalanceReport| {
+                unscheduled(r);
+                let reason = "value_lost".to_owned();
+                let later_at = later.map(at);
+                r.quarantine =
+                    Some(QuarantineView { reason, loss_confirmed: Some(confirmed), later_at, ..entry() });
+            }
+        };
+        tells(lost(true, None), Verdict::Quarantined, "then drop the entry. A retry changes nothing");
+        tells(lost(true, Some(NOW)), Verdict::Quarantined, "may have forked");
+        tells(lost(false, Some(NOW)), Verdict::Quarantined, "A retry changes nothing");
+        tells(lost(false, None), Verdict::Quarantined, "the detail names and retry it");
         tells(with(|r| r.postgres.state = RowState::Deleted), Verdict::InSync, "its row is deleted");
         tells(with(|r| r.postgres.state = RowState::Unreachable), Verdict::Unknown, "can't be asked");
         tells(
