@@ -10,7 +10,7 @@
 --          kept: a member whose TTL is read if it is still scheduled ('' = none)
 --
 -- Result   one group per three keys: { scheduled, quarantined, lost } when nothing is scheduled, otherwise
---          { scheduled, quarantined, lost, due, oldest, cursor, ttl, member }
+--          { scheduled, quarantined, lost, due, oldest, cursor, ttl, member, ahead }
 --          scheduled    members in the schedule; -1 = the key can't be read
 --          quarantined  entries in quarantine; -1 = the key can't be read
 --          lost         lost balances; -1 = the key can't be read
@@ -19,6 +19,7 @@
 --          cursor       for the next page; '0' = this was the last page, '' = this page was not read
 --          ttl          smallest remaining TTL that was read, in milliseconds; -1 = none has one
 --          member       the member it belongs to
+--          ahead        how far ahead the last member is scheduled, in milliseconds; 0 = it is due
 --
 -- Atomic: all of one moment. Read-only. An empty schedule costs three commands.
 
@@ -53,6 +54,8 @@ for n = 1, #KEYS / 3 do
     local first = redis.call('ZRANGE', schedule, 0, math.max(0, math.min(head, budget) - 1), 'WITHSCORES')
     local oldest = math.max(0, time.now - math.max(0, tonumber(first[2])))
     local due = redis.call('ZCOUNT', schedule, '-inf', time.text)
+    local furthest = tonumber(redis.call('ZRANGE', schedule, -1, -1, 'WITHSCORES')[2])
+    local ahead = math.max(0, math.min(furthest - time.now, 1e9))
     if head > 0 and budget > 0 then
       for i = 1, #first, 2 do read_ttl(first[i]) end
     end
@@ -64,7 +67,7 @@ for n = 1, #KEYS / 3 do
     else
       cursor = ''
     end
-    result[n] = { scheduled, quarantined, lost, due, math.floor(oldest * 1000), cursor, ttl, shortest }
+    result[n] = { scheduled, quarantined, lost, due, math.floor(oldest * 1000), cursor, ttl, shortest, math.floor(ahead * 1000) }
   end
 end
 return result

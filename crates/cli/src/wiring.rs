@@ -243,6 +243,7 @@ pub(crate) fn operations_settings(config: &Config, name: WorkerName) -> Operatio
     OperationsSettings {
         identity: Identity { name, group: group(config), version: env!("CARGO_PKG_VERSION").to_owned() },
         sample_interval: config.supervisor.sample_interval,
+        reach: schedule_options(config).reach(),
     }
 }
 

@@ -70,6 +70,8 @@ pub struct Sample {
     pub leased: u64,
     /// For how long the oldest due member has been due.
     pub oldest_due_age: Duration,
+    /// How far ahead the last member is scheduled.
+    pub ahead: Duration,
     /// Entries in the tenant's quarantine without losses; `None` = the key is of another type.
     pub quarantined: Option<u64>,
     /// Lost balances; `None` = the key is of another type.
@@ -140,10 +142,11 @@ fn read(part: &Value) -> Result<Sample, ScheduleError> {
     sample.scheduled = count(scheduled);
     sample.quarantined = count(quarantined);
     sample.lost = count(lost);
-    if let [due, oldest, cursor, ttl, member] = rest {
+    if let [due, oldest, cursor, ttl, member, ahead] = rest {
         sample.due = int(OPERATION, due)?;
         sample.leased = sample.scheduled.unwrap_or_default().saturating_sub(sample.due);
         sample.oldest_due_age = Duration::from_millis(int(OPERATION, oldest)?);
+        sample.ahead = Duration::from_millis(int(OPERATION, ahead)?);
         sample.page = match bulk(OPERATION, cursor)? {
             b"" => PageEnd::NotRead,
             b"0" => PageEnd::Last,

@@ -135,6 +135,7 @@ impl LocalWorker {
             due: status.due.load(Relaxed),
             leased: status.leased.load(Relaxed),
             oldest_due_age_ms: status.oldest_due_age_ms.load(Relaxed),
+            ahead_ms: status.ahead_ms.load(Relaxed),
             shortest_life_ms: known(status.shortest_life_ms.load(Relaxed)),
             quarantine_entries: known(status.quarantine_entries.load(Relaxed)).unwrap_or_default(),
             losses: known(status.losses.load(Relaxed)).unwrap_or_default(),

@@ -44,6 +44,8 @@ pub struct OperationsSettings {
     pub identity: Identity,
     /// How often what waits in the schedules is sampled.
     pub sample_interval: Duration,
+    /// The furthest that workers schedule a member ahead.
+    pub reach: Duration,
 }
 
 /// The operators' side of a worker.
@@ -65,7 +67,8 @@ impl Operations {
     #[must_use]
     pub fn start(worker: &PreparedWorker, settings: OperationsSettings) -> Self {
         let handles = worker.handles().clone();
-        let OperationsSettings { identity: Identity { name, group, version }, sample_interval } = settings;
+        let OperationsSettings { identity: Identity { name, group, version }, sample_interval, reach } =
+            settings;
         let local = Arc::new(LocalWorker::new(LocalWorkerParts {
             name,
             version,
@@ -93,6 +96,7 @@ impl Operations {
                     Arc::clone(&fleet),
                     key_form,
                     sample_interval,
+                    reach,
                     stop.clone(),
                     progress,
                 )

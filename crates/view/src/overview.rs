@@ -285,6 +285,7 @@ impl FleetView {
         let mut degraded: BTreeMap<(&str, bool), Vec<&TenantRow>> = BTreeMap::new();
         let (mut unserved, mut unsampled) = (vec![], vec![]);
         let (mut behind, mut paused, mut short) = (vec![], vec![], vec![]);
+        let mut ahead = vec![];
         let (mut quarantined, mut lost, mut expired) = (vec![], vec![], vec![]);
         for row in &self.tenants {
             match row.state {
@@ -298,6 +299,9 @@ impl FleetView {
             }
             if row.is_behind(self.objective_seconds) {
                 behind.push(row);
+            }
+            if row.ahead_seconds.is_some() {
+                ahead.push(row);
             }
             if row.paused.is_some() {
                 paused.push(row);
@@ -362,6 +366,18 @@ impl FleetView {
                     "{} behind: {due} balances are due, the oldest for {oldest:.1} s (objective {objective} s): {}.",
                     are(&behind),
                     names(&behind)
+                ),
+            );
+        }
+        if !ahead.is_empty() {
+            let furthest = ahead.iter().filter_map(|row| row.ahead_seconds).fold(0.0, f64::max);
+            worse(
+                Verdict::Behind,
+                format!(
+                    "Redis's clock has jumped back: balances of {} are scheduled up to {furthest:.0} s ahead and wait until it \
+                     has caught up, unless verify --repair --apply makes them due: {}.",
+                    tenants(&ahead),
+                    names(&ahead)
                 ),
             );
         }
@@ -437,7 +453,7 @@ fn severity(row: &TenantRow, objective: f64) -> u8 {
     match row.state {
         StateView::Is(TenantState::Degraded) => 4,
         StateView::Unserved => 3,
-        _ if row.is_behind(objective) => 2,
+        _ if row.is_behind(objective) || row.ahead_seconds.is_some() => 2,
         _ if row.losses > 0 => 2,
         _ if row.paused.is_some() || row.quarantined > 0 => 1,
         _ => 0,

@@ -42,6 +42,9 @@ pub struct TenantRecord {
     /// How long the oldest due one has been due.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub oldest_due_age_ms: u64,
+    /// How far ahead a member is scheduled, where that is further than any lease or delay reaches.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub ahead_ms: u64,
     /// Smallest remaining life of a scheduled value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shortest_life_ms: Option<u64>,

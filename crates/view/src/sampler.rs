@@ -46,16 +46,17 @@ struct Round {
 /// How often it is looked, between two passes, whether there are more tenants than before.
 const NEW_TENANTS_EVERY: Duration = Duration::from_millis(250);
 
-/// Samples until it is told to stop.
+/// Samples until it is told to stop. `reach` is the furthest that workers schedule a member ahead.
 pub async fn run(
     link: Link,
     fleet: Arc<FleetStatus>,
     key_form: KeyForm,
     interval: Duration,
+    reach: Duration,
     stop: CancellationToken,
     progress: Progress,
 ) {
-    let sampler = Sampler { fleet, key_form, interval, rounds: HashMap::new(), spare: 0, progress };
+    let sampler = Sampler { fleet, key_form, interval, reach, rounds: HashMap::new(), spare: 0, progress };
     let sampling = sampler.run(async move |looks: &[SampleRequest<'_>]| sample_with(&link, looks).await);
     // A look holds nothing that is lost when it is dropped.
     let _ = stop.run_until_cancelled(sampling).await;
@@ -65,6 +66,7 @@ struct Sampler {
     fleet: Arc<FleetStatus>,
     key_form: KeyForm,
     interval: Duration,
+    reach: Duration,
     /// Of the schedules that were not empty at the last look, by tenant and position among its key spaces.
     rounds: HashMap<(Tenant, usize), Round>,
     /// Lives that may still be looked at in this pass, beside the first look at each schedule.
@@ -177,7 +179,7 @@ impl Sampler {
                     }
                 }
             }
-            note(status, &found);
+            note(status, &found, self.reach);
         }
         Ok(())
     }
@@ -203,7 +205,7 @@ impl Sampler {
 }
 
 /// Takes over what was found in a tenant's schedules.
-fn note(status: &TenantStatus, samples: &[Sample]) {
+fn note(status: &TenantStatus, samples: &[Sample], reach: Duration) {
     if samples.is_empty() || samples.iter().any(|sample| sample.scheduled.is_none()) {
         // The collector's state says what is wrong with the key.
         forget(status);
@@ -215,6 +217,8 @@ fn note(status: &TenantStatus, samples: &[Sample]) {
     status.leased.store(sum(|sample| sample.leased), Relaxed);
     let oldest = samples.iter().map(|sample| sample.oldest_due_age).max().unwrap_or_default();
     status.oldest_due_age_ms.store(millis(oldest), Relaxed);
+    let ahead = samples.iter().map(|sample| sample.ahead).filter(|ahead| *ahead > reach).max();
+    status.ahead_ms.store(millis(ahead.unwrap_or_default()), Relaxed);
     // To people both are one list.
     let lost: Option<u64> = samples.iter().map(|sample| sample.lost).sum();
     let quarantined: Option<u64> = samples.iter().map(|sample| sample.quarantined).sum();
@@ -362,6 +366,7 @@ mod tests {
             let _ = fleet.tenant(&tenant(n));
         }
         let sampler = Sampler {
+            reach: Duration::from_secs(600),
             fleet: Arc::clone(&fleet),
             key_form: KeyForm::AsListed,
             interval: INTERVAL,

@@ -85,6 +85,9 @@ pub struct TenantStatus {
     /// Smallest remaining life of a scheduled value, in milliseconds, as far as lives have been looked at
     /// (`balance_sync_view::sampler`); `u64::MAX` = nothing is scheduled, no value has an end, or not known.
     pub shortest_life_ms: AtomicU64,
+    /// How far ahead of Redis's clock a member is scheduled, in milliseconds, where that is further than any lease or delay
+    /// reaches; 0 = none is.
+    pub ahead_ms: AtomicU64,
     /// Members whose time had come when the schedule was last sampled.
     pub due: AtomicU64,
     /// Members that a worker held, or that were put off, when the schedule was last sampled.
@@ -149,6 +152,7 @@ impl TenantStatus {
             scheduled: AtomicU64::new(0),
             foreign_locked: AtomicU64::new(0),
             shortest_life_ms: AtomicU64::new(u64::MAX),
+            ahead_ms: AtomicU64::new(0),
             due: AtomicU64::new(0),
             leased: AtomicU64::new(0),
             oldest_due_age_ms: AtomicU64::new(0),

@@ -176,7 +176,7 @@ async fn what_a_clock_that_jumped_back_left_ahead_is_made_due_and_a_kept_copy_st
     // Due, and held as long as anything can be.
     let (newer, score) = tenant.mutate("newer", "value").await;
     let (held, _) = tenant.mutate("held", "value").await;
-    let longest = number(&score) + ScheduleOptions::default().reach().as_secs_f64() - 1.0;
+    let longest = number(&score) + ScheduleOptions::default().quarantine_put_off.as_secs_f64();
     let longest = format!("{longest:.6}5");
     tenant.schedule(&held, &longest).await;
 

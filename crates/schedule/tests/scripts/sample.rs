@@ -45,6 +45,7 @@ async fn a_sample_counts_due_leased_and_quarantined_members() {
     assert_eq!((found.scheduled, found.due, found.leased, found.quarantined), (Some(3), 2, 1, Some(1)));
     assert!((3_590..3_700).contains(&found.oldest_due_age.as_secs()), "{:?}", found.oldest_due_age);
     assert_eq!(found.page, PageEnd::Last);
+    assert!((20..=30).contains(&found.ahead.as_secs()), "the lease: {:?}", found.ahead);
     // A held one counts as well.
     tell!(tenant, "PEXPIRE", &held, 40_000);
     let found = sample_one(&tenant, SampleRequest::first_page(&tenant.space)).await;
@@ -83,6 +84,7 @@ async fn extreme_scores_do_no_harm() {
     let found = sample_one(&tenant, SampleRequest::first_page(&tenant.space)).await;
     assert_eq!((found.scheduled, found.due, found.leased), (Some(4), 2, 2));
     assert!(found.oldest_due_age > Duration::from_secs(1_700_000_000), "since 1970 at the most");
+    assert_eq!(found.ahead, Duration::from_secs(1_000_000_000), "and as far ahead as that");
 }
 
 #[tokio::test]

@@ -44,6 +44,9 @@ pub struct TenantRow {
     pub leased: u64,
     /// How long the oldest due one has been due.
     pub oldest_due_age_seconds: f64,
+    /// How far ahead a balance is scheduled, where that is further than any lease or delay reaches: Redis's clock has jumped
+    /// back.
+    pub ahead_seconds: Option<f64>,
     /// Smallest remaining life of a scheduled value in Redis.
     pub shortest_life_seconds: Option<f64>,
     /// Median lag over the last seconds.
@@ -98,6 +101,7 @@ impl TenantRow {
             due: 0,
             leased: 0,
             oldest_due_age_seconds: 0.0,
+            ahead_seconds: None,
             shortest_life_seconds: None,
             lag_p50_seconds: None,
             lag_p99_seconds: None,
@@ -154,6 +158,9 @@ impl TenantRow {
             due: most(|r| r.due),
             leased: most(|r| r.leased),
             oldest_due_age_seconds: most(|r| r.oldest_due_age_ms) as f64 / 1e3,
+            ahead_seconds: Some(most(|r| r.ahead_ms))
+                .filter(|ahead| *ahead > 0)
+                .map(|ahead| ahead as f64 / 1e3),
             shortest_life_seconds: owners
                 .iter()
                 .filter_map(|(_, r)| r.shortest_life_ms)

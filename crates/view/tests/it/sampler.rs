@@ -46,6 +46,7 @@ impl Lab {
             Arc::clone(&self.fleet),
             form,
             interval,
+            Duration::from_secs(610),
             self.stop.clone(),
             Progress::unobserved(TaskName::Sampler),
         ));

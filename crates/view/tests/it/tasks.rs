@@ -66,6 +66,7 @@ impl Bench {
             OperationsSettings {
                 identity: Identity { name: "a".into(), group: "test".to_owned(), version: "1".to_owned() },
                 sample_interval: Duration::from_millis(500),
+                reach: ScheduleOptions::default().reach(),
             },
         );
         let worker = worker.start();
