@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use rand::Rng;
 use sqlx::Row as _;
+use uuid::Uuid;
 
 use crate::classify::{ErrorClass, StoreError};
 use crate::database::Database;
@@ -332,10 +333,16 @@ pub(crate) async fn run<O: Operation>(session: &mut Session, operation: &O) -> R
 }
 
 /// The rows' identities as arrays: ids, organizations, ledgers.
-pub(crate) fn identities(sql: &mut Sql<'_>, rows: &[&Row<'_>]) {
+pub(crate) fn identities<'s, 't>(sql: &'s mut Sql<'t>, rows: &[&Row<'_>]) -> &'s mut Sql<'t> {
     sql.uuids(rows.iter().map(|r| r.id)).push(", ");
     sql.uuids(rows.iter().map(|r| r.organization)).push(", ");
-    sql.uuids(rows.iter().map(|r| r.ledger));
+    sql.uuids(rows.iter().map(|r| r.ledger))
+}
+
+/// The organization and ledger of all rows, if they share one.
+fn same_ledger(rows: &[&Row<'_>]) -> Option<(Uuid, Uuid)> {
+    let first = rows.first().map(|row| (row.organization, row.ledger))?;
+    rows.iter().all(|row| (row.organization, row.ledger) == first).then_some(first)
 }
 
 /// The rows' amounts as arrays: available, on hold, overdraft used.
@@ -363,15 +370,34 @@ impl Operation for Update<'_> {
             " AS b SET available = v.available, on_hold = v.on_hold, overdraft_used = v.overdraft_used, \
              version = v.version, updated_at = pg_catalog.now() FROM unnest(",
         );
-        identities(sql, self.rows);
+        // Most batches are of one ledger: naming it once instead of with every row saves a tenth of Postgres's work.
+        let one_ledger = same_ledger(self.rows);
+        match one_ledger {
+            Some(_) => sql.uuids(self.rows.iter().map(|r| r.id)),
+            None => identities(sql, self.rows),
+        };
         sql.push(", ");
         amounts(sql, self.rows)?;
         sql.push(", ").bigints(self.rows.iter().map(|r| r.version));
-        sql.push(
-            ") AS v(id, organization_id, ledger_id, available, on_hold, overdraft_used, version) WHERE ",
-        );
+        sql.push(match one_ledger {
+            Some(_) => ") AS v(id, available, on_hold, overdraft_used, version) WHERE ",
+            None => {
+                ") AS v(id, organization_id, ledger_id, available, on_hold, overdraft_used, version) WHERE "
+            }
+        });
+        match one_ledger {
+            // In a `CASE` over a column of `v`, or the planner would see conditions on `b` alone, and take the whole table for
+            // the better start if it believes that they leave few rows.
+            Some((organization, ledger)) => sql
+                .push("b.id = v.id AND CASE WHEN v.id IS NULL THEN false ELSE b.organization_id = ")
+                .uuid(organization)
+                .push(" AND b.ledger_id = ")
+                .uuid(ledger)
+                .push(" END"),
+            None => sql.push(SAME_ROW),
+        };
         // `coalesce`: a row without a version has never been synced.
-        sql.push(SAME_ROW).push(" AND ").push(NOT_DELETED);
+        sql.push(" AND ").push(NOT_DELETED);
         sql.push(" AND coalesce(b.version, -1) < v.version AND ").guard();
         sql.push(" RETURNING v.id, (b.version = v.version");
         if self.amounts {

@@ -46,6 +46,17 @@ async fn each_row_has_its_outcome() {
     }
     assert_eq!(tenant.value("SELECT count(*) FROM balance WHERE updated_at > 'epoch'").await, "2");
 
+    // All of one ledger, which is not that of the rows.
+    for foreign in [
+        Row { organization: LEDGER, ..row(5, 9) },
+        Row { ledger: ORGANIZATION, ..row(5, 9) },
+        Row { organization: LEDGER, ledger: ORGANIZATION, ..row(5, 9) },
+    ] {
+        let same = Row { id: row(1, 9).id, ..foreign };
+        assert_eq!(database.update(&table, &[same, foreign]).await.unwrap(), [Missing, Missing]);
+    }
+    assert_eq!((tenant.stored(1).await, tenant.stored(5).await), ("1 v5".to_owned(), "1 v5".to_owned()));
+
     // The same once more changes nothing: G2.
     let again = [Stale, Missing, Stale, Stale, Deleted, Missing, Missing, Stale];
     assert_eq!(database.update(&table, &rows).await.unwrap(), again);
