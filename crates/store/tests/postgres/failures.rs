@@ -214,13 +214,14 @@ async fn a_deadlock_is_tried_again() {
     let tenant = Tenant::new("deadlock").await;
     tenant.seed(2).await;
     let mut other = tenant.server.connect(&tenant.name).await.unwrap();
-    // Whoever looks for the deadlock first is its victim: we shall be, before we give up waiting for the lock.
-    tenant.sql("ALTER ROLE deadlock SET deadlock_timeout = '20ms'").await;
+    // The first session that looks for a deadlock is its victim. Ours looks once, this long after it began to wait: by then the
+    // other must wait for it, also on a busy machine. It must not give up waiting before.
+    tenant.sql("ALTER ROLE deadlock SET deadlock_timeout = '2s'").await;
     sqlx::raw_sql("SET deadlock_timeout = '1min'; BEGIN; UPDATE balance SET alias = 'b' WHERE alias = '@a2'")
         .execute(&mut other)
         .await
         .unwrap();
-    let database = tenant.database();
+    let database = open(DatabaseSpec { lock_wait: Duration::from_secs(60), ..tenant.spec() });
     let ours =
         tokio::spawn(async move { database.update(&Table::unqualified(), &[row(1, 2), row(2, 2)]).await });
     let waiting =
