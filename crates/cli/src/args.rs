@@ -69,6 +69,9 @@ pub(crate) enum Command {
     Actions(ActionsArgs),
     /// Compare Redis with Postgres. Exit code 0: equal, 1: different, 2: could not be told.
     Verify(VerifyArgs),
+    /// Compare Redis, the rows and the ledger's trail of operations, balance by balance, while the ledger works. Writes nothing.
+    #[command(after_help = AUDIT_EXIT_CODES)]
+    Audit(AuditArgs),
     /// See and settle what could not be synced: each entry keeps its reason and its value.
     #[command(subcommand)]
     Quarantine(QuarantineCommand),
@@ -314,6 +317,52 @@ pub(crate) struct VerifyArgs {
     pub show: usize,
 }
 
+/// How `audit` ends.
+const AUDIT_EXIT_CODES: &str = "Reads Redis and each tenant's Postgres, page by page; nothing is written, anywhere. What moves is looked at \
+    three times before it is reported.\n\n\
+    Exit codes:\n  \
+    0  nothing found\n  \
+    1  something is wrong with some balances\n  \
+    2  not all could be told: a tenant could not be read, the trail could not be read, or it was interrupted";
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct AuditArgs {
+    /// Tenants by id, separated by commas; all active ones if not given.
+    #[arg(long, value_delimiter = ',', value_name = "ID")]
+    pub tenant: Vec<String>,
+    /// Only balances whose row was written, or whose newest operation was created, since then: a time (2026-11-26T08:00:00Z) or
+    /// a duration back from now (2h).
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Only this share of the balances, such as 0.05 or 5%; always the same ones.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub sample: Option<f64>,
+    /// Compare Redis and the rows only.
+    #[arg(long)]
+    pub without_trail: bool,
+    /// What has been scheduled for no longer than so many seconds is being written, and in time.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0, value_parser = patience)]
+    pub in_flight: f64,
+    /// Rows that are asked of Postgres per second, over all tenants.
+    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub postgres_rate: u32,
+    /// Values that are asked of Redis per second.
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub redis_rate: u32,
+    /// Go on from where this file says, and keep it up to date; it is made if it isn't there, and removed at the end.
+    #[arg(long, value_name = "FILE")]
+    pub resume: Option<PathBuf>,
+    /// Print at most so many findings; all of them with --json.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub show: u64,
+    /// Leave amounts out, for a screen that others see.
+    #[arg(long)]
+    pub hide_amounts: bool,
+    /// Print one line of JSON for each finding, and one for the summary.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// What can be done with quarantined balances.
 #[derive(Debug, Subcommand)]
 pub(crate) enum QuarantineCommand {
@@ -386,6 +435,18 @@ fn patience(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if (0.0..=3600.0).contains(&number) => Ok(number),
         _ => Err("must be a number of seconds from 0 to 3600".to_owned()),
+    }
+}
+
+/// A share as a number up to 1, or in per cent.
+fn share(text: &str) -> Result<f64, String> {
+    let number = match text.strip_suffix('%') {
+        Some(percent) => percent.trim().parse::<f64>().map(|percent| percent / 100.0),
+        None => text.parse::<f64>(),
+    };
+    match number {
+        Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
+        _ => Err("must be a number above 0 and up to 1, or above 0% and up to 100%".to_owned()),
     }
 }
 

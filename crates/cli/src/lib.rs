@@ -1,7 +1,8 @@
 //! The program `balance-sync`: commands, configuration, logs, and the wiring of a worker.
 //!
 //! Reading order: `args` (what can be asked) · `config` (what is configured) · `wiring` (configuration to worker) ·
-//! `telemetry` (log and traces) · `terminal` (how answers look) · `commands` (what is done).
+//! `telemetry` (log and traces) · `terminal` (how answers look) · `audit` (balances by three witnesses) · `commands` (what is
+//! done).
 //!
 //! A library only for the second program, `balance-sync-lab` in `crates/lab`: it starts in the same way ([`run`]) and
 //! reads the same configuration ([`Deployment`]). Everything else is private.
@@ -9,6 +10,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a command line speaks on standard output
 
 mod args;
+mod audit;
 mod commands;
 mod config;
 mod deployment;
@@ -41,6 +43,7 @@ async fn dispatch(args: Args) -> anyhow::Result<u8> {
         Command::Workers(options) => commands::workers::workers(file, options).await,
         Command::Actions(options) => commands::actions::actions(file, options).await,
         Command::Verify(options) => commands::verify::verify(file, options).await,
+        Command::Audit(options) => commands::audit::audit(file, options).await,
         Command::Quarantine(command) => commands::quarantine::quarantine(file, command).await,
         Command::Completions { shell } => commands::completions::completions(shell),
     }

@@ -7,8 +7,10 @@
 //! this worker's) · [`plan`] (which collectors run). One tenant: [`collector`] (its claims and flushes) · [`standby`]
 //! (whether its first owner claims) · [`trail`] (its values that are gone) · [`controls`] (what operators' actions do to it) ·
 //! [`state`] and [`reason`] (what is shown of it). When something fails: [`failure`]
-//! (what follows) · [`backoff`] (delays) · [`breaker`] (a service that fails again and again).
+//! (what follows) · [`backoff`] (delays) · [`breaker`] (a service that fails again and again). A balance: [`audit`]
+//! (what three witnesses say of it).
 
+pub mod audit;
 pub mod backoff;
 pub mod breaker;
 pub mod collector;

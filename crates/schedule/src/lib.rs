@@ -11,7 +11,7 @@
 //! key forms) · [`quarantine`] (entries) · [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) ·
 //! [`workers`] (live workers) · [`names`] (which process holds a name) · [`snapshots`] (published state) · [`controls`]
 //! (operators' actions) · [`heads`] (unclaimed members, for standby) · `rights` (naming those that are missing) · [`inspect`]
-//! (one balance) · [`balances`] (all of them) · [`origins`] (Postgres servers) · [`subscription`] (messages) · [`error`].
+//! (one balance) · [`balances`] (all of them) · [`witnesses`] (what an audit reads) · [`origins`] (Postgres servers) · [`subscription`] (messages) · [`error`].
 
 mod access;
 pub mod balances;
@@ -39,6 +39,7 @@ mod siblings;
 pub mod snapshots;
 pub mod stats;
 pub mod subscription;
+pub mod witnesses;
 pub mod workers;
 
 pub use balances::{BalanceKeys, read_values};
@@ -64,4 +65,5 @@ pub use settings::{Authority, LinkSettings, Secret, SentinelSettings};
 pub use snapshots::Snapshots;
 pub use stats::LinkStats;
 pub use subscription::Subscription;
+pub use witnesses::{Members, Score, recover_records, server_time};
 pub use workers::{Registered, Workers};

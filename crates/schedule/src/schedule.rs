@@ -727,7 +727,7 @@ pub(crate) fn seconds(operation: &'static str, value: &Value) -> Result<f64, Sch
     text(operation, value)?.parse().map_err(|_| ScheduleError::unexpected(operation, "a time was expected"))
 }
 
-fn seconds_of_time(operation: &'static str, value: &Value) -> Result<f64, ScheduleError> {
+pub(crate) fn seconds_of_time(operation: &'static str, value: &Value) -> Result<f64, ScheduleError> {
     let parts = array(operation, value, 2)?;
     Ok(seconds(operation, &parts[0])? + seconds(operation, &parts[1])? / 1e6)
 }

@@ -127,6 +127,12 @@ impl StoreError {
         self.sqlstate.as_deref()
     }
 
+    /// Whether a statement was ended because it took too long.
+    #[must_use]
+    pub fn is_statement_timeout(&self) -> bool {
+        self.sqlstate.as_deref() == Some("57014")
+    }
+
     /// What Postgres or the system said.
     #[must_use]
     pub fn message(&self) -> &str {

@@ -7,6 +7,7 @@
 //!
 //! Nothing here creates or alters anything: the schema belongs to the ledger.
 
+mod audit;
 mod budget;
 mod classify;
 mod connect;
@@ -30,6 +31,7 @@ mod trail;
 mod update;
 mod verify;
 
+pub use audit::{AuditAccess, AuditPage, AuditRow, NewestOperation};
 pub use budget::{Chore, ConnectionBudget, ServerUsage};
 pub use classify::{ErrorClass, StoreError, class_of_sqlstate};
 pub use database::{Database, PoolUsage};
@@ -41,6 +43,6 @@ pub use origin::Origin;
 pub use row::{Outcome, Row, RowResult};
 pub use session::Session;
 pub use spec::{DatabaseSpec, InvalidTlsMode, PoolKey, TlsMode};
-pub use trail::{Fate, LOOK_LIMIT, LastKnown, Named};
+pub use trail::{Fate, LOOK_LIMIT, LastKnown, NO_ROW, Named};
 pub use update::CHUNK_ROWS;
 pub use verify::StoredRow;

@@ -265,6 +265,12 @@ impl<'t> Sql<'t> {
         self
     }
 
+    /// A whole number.
+    pub(crate) fn number(&mut self, number: i64) -> &mut Self {
+        let _ = write!(self.text, "{number}");
+        self
+    }
+
     /// An array of UUIDs.
     pub(crate) fn uuids(&mut self, ids: impl Iterator<Item = Uuid>) -> &mut Self {
         self.array(ids, |sql, id| sql.push_uuid(id));

@@ -33,7 +33,7 @@ use crate::update::{CHUNK_ROWS, place};
 pub const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
 /// Longest wait for a lock: that of a migration says nothing about the balances, so it is a failure to be repeated.
-const LOCK_LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const LOCK_LIMIT: Duration = Duration::from_secs(2);
 
 /// Characters of a message that are kept, and of an amount: they are to be shown, not to be written.
 const SHOWN: usize = 400;
@@ -45,11 +45,11 @@ const COMPANION: &str = "overdraft";
 const FIRST_VERSION: i64 = 1;
 
 /// What is read of `balance` beyond what writing needs, and what writing needs.
-const OF_BALANCE: &[&str] =
+pub(crate) const OF_BALANCE: &[&str] =
     &["id", "organization_id", "ledger_id", "version", "deleted_at", "alias", "key", "account_id"];
 
 /// What is read of `operation`. Older ledgers lack others, which are read where they are there.
-const OF_OPERATION: &[&str] = &[
+pub(crate) const OF_OPERATION: &[&str] = &[
     "id",
     "organization_id",
     "ledger_id",
@@ -61,6 +61,9 @@ const OF_OPERATION: &[&str] = &[
     "created_at",
     "deleted_at",
 ];
+
+/// Why nothing is known of a balance that has no row.
+pub const NO_ROW: &str = "no row has this alias and key, deleted or not";
 
 /// A balance by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,7 +200,7 @@ impl Session {
                 fates[n] = Some(match &deleted {
                     Err(why) => unknown(None, why),
                     Ok(deleted) if deleted.contains(&identity(name)) => Fate::Deleted,
-                    Ok(_) => unknown(None, "no row has this alias and key, deleted or not"),
+                    Ok(_) => unknown(None, NO_ROW),
                 });
             }
         }
@@ -273,16 +276,20 @@ fn shown(text: &str) -> String {
 }
 
 /// The columns of a table, and whether the role may read them.
-#[derive(Debug, Default)]
-struct Readable(HashMap<String, bool>);
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Readable(HashMap<String, bool>);
 
 impl Readable {
-    fn has(&self, column: &str) -> bool {
+    pub(crate) fn has(&self, column: &str) -> bool {
         self.0.get(column).copied().unwrap_or(false)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// What is missing for reading these columns, in words.
-    fn lacks(&self, columns: &[&str], table: &str) -> Option<String> {
+    pub(crate) fn lacks(&self, columns: &[&str], table: &str) -> Option<String> {
         if self.0.is_empty() {
             return Some(format!("there is no table {table}"));
         }
@@ -308,8 +315,8 @@ trait Query: Operation {
 }
 
 /// The columns of both tables.
-struct Columns<'s> {
-    table: &'s Table,
+pub(crate) struct Columns<'s> {
+    pub(crate) table: &'s Table,
 }
 
 impl Operation for Columns<'_> {
@@ -456,6 +463,65 @@ struct Last {
     in_doubt: bool,
 }
 
+/// Operations by time among which the newest version is looked for.
+pub(crate) const WINDOW: &str = "500";
+
+/// What is read of `o`, the result of [`newest_operation`]: version, amounts, and whether they are in doubt. What is no plain
+/// number counts as in doubt, and is never cast.
+pub(crate) const STATE: &str = "o.version, o.available, o.on_hold, pg_catalog.left(o.after, 400), \
+    CASE WHEN coalesce(o.before, '0') ~ '^[0-9]{1,200}([.][0-9]{1,200})?$' \
+          AND coalesce(o.after, '0') ~ '^[0-9]{1,200}([.][0-9]{1,200})?$' \
+         THEN coalesce(o.before, '0')::pg_catalog.numeric > coalesce(o.after, '0')::pg_catalog.numeric \
+         ELSE true END";
+
+/// Writes the subquery for the newest operation of a balance `v`, which has `organization_id`, `ledger_id`, `account_id` and
+/// `balance_id`.
+pub(crate) fn newest_operation(
+    sql: &mut Sql<'_>,
+    table: &Table,
+    columns: &Readable,
+    window: &'static str,
+) -> Result<(), Unwritable> {
+    sql.push(
+        "( SELECT o.balance_version_after::pg_catalog.int8 AS version, \
+                pg_catalog.left(o.available_balance_after::pg_catalog.text, 400) AS available, \
+                pg_catalog.left(o.on_hold_balance_after::pg_catalog.text, 400) AS on_hold, o.created_at, ",
+    );
+    sql.push(if columns.has("snapshot") {
+        "CASE WHEN pg_catalog.jsonb_typeof(o.snapshot) = 'object' THEN o.snapshot->>'overdraftUsedBefore' END \
+            AS before, \
+         CASE WHEN pg_catalog.jsonb_typeof(o.snapshot) = 'object' \
+            THEN coalesce(o.snapshot->>'overdraftUsedAfter', '0') END AS after"
+    } else {
+        "NULL::pg_catalog.text AS before, NULL::pg_catalog.text AS after"
+    });
+    // By name: the role may be allowed these columns only.
+    sql.push(
+        " FROM (SELECT r.id, r.created_at, r.balance_version_after, r.available_balance_after, \
+            r.on_hold_balance_after",
+    );
+    for (column, name) in [("snapshot", ", r.snapshot"), ("balance_affected", ", r.balance_affected")] {
+        if columns.has(column) {
+            sql.push(name);
+        }
+    }
+    sql.push(" FROM ").table(table, "operation")?.push(
+        " AS r WHERE r.organization_id = v.organization_id AND r.ledger_id = v.ledger_id \
+            AND r.account_id = v.account_id AND r.balance_id = v.balance_id AND r.deleted_at IS NULL ORDER BY ",
+    );
+    sql.push(if columns.has("recorded_at") {
+        "coalesce(r.recorded_at, r.created_at)"
+    } else {
+        "r.created_at"
+    });
+    sql.push(" DESC LIMIT ").push(window).push(") AS o WHERE o.balance_version_after IS NOT NULL");
+    if columns.has("balance_affected") {
+        sql.push(" AND coalesce(o.balance_affected, true)");
+    }
+    sql.push(" ORDER BY o.balance_version_after DESC, o.created_at DESC, o.id DESC LIMIT 1)");
+    Ok(())
+}
+
 /// The newest operations of these rows. The order of the inner query is that of the ledger's index, which is another one
 /// where `recorded_at` is there.
 struct Newest<'s> {
@@ -473,58 +539,16 @@ impl Operation for Newest<'_> {
     type Output = Vec<Option<Last>>;
 
     fn write(&self, sql: &mut Sql<'_>) -> Result<(), Unwritable> {
-        // What is no plain number counts as in doubt, and is never cast.
-        sql.limit(self.limit, LOCK_LIMIT).push(
-            "SELECT v.n, o.version, o.available, o.on_hold, pg_catalog.left(o.after, 400), \
-                CASE WHEN coalesce(o.before, '0') ~ '^[0-9]{1,200}([.][0-9]{1,200})?$' \
-                      AND coalesce(o.after, '0') ~ '^[0-9]{1,200}([.][0-9]{1,200})?$' \
-                     THEN coalesce(o.before, '0')::pg_catalog.numeric > coalesce(o.after, '0')::pg_catalog.numeric \
-                     ELSE true END \
-             FROM unnest(",
-        );
+        sql.limit(self.limit, LOCK_LIMIT).push("SELECT v.n, ").push(STATE).push(" FROM unnest(");
         sql.uuids(self.rows.iter().map(|row| row.organization)).push(", ");
         sql.uuids(self.rows.iter().map(|row| row.ledger)).push(", ");
         // A row without an account has no operation that could be found.
         sql.uuids(self.rows.iter().map(|row| row.account.unwrap_or_default())).push(", ");
         sql.uuids(self.rows.iter().map(|row| row.id)).push(
-            ") WITH ORDINALITY AS v(organization_id, ledger_id, account_id, balance_id, n) CROSS JOIN LATERAL ( \
-                SELECT o.balance_version_after::pg_catalog.int8 AS version, \
-                       pg_catalog.left(o.available_balance_after::pg_catalog.text, 400) AS available, \
-                       pg_catalog.left(o.on_hold_balance_after::pg_catalog.text, 400) AS on_hold, ",
+            ") WITH ORDINALITY AS v(organization_id, ledger_id, account_id, balance_id, n) CROSS JOIN LATERAL ",
         );
-        sql.push(if self.columns.has("snapshot") {
-            "CASE WHEN pg_catalog.jsonb_typeof(o.snapshot) = 'object' THEN o.snapshot->>'overdraftUsedBefore' END \
-                AS before, \
-             CASE WHEN pg_catalog.jsonb_typeof(o.snapshot) = 'object' \
-                THEN coalesce(o.snapshot->>'overdraftUsedAfter', '0') END AS after"
-        } else {
-            "NULL::pg_catalog.text AS before, NULL::pg_catalog.text AS after"
-        });
-        // By name: the role may be allowed these columns only.
-        sql.push(
-            " FROM (SELECT r.id, r.created_at, r.balance_version_after, r.available_balance_after, \
-                r.on_hold_balance_after",
-        );
-        for (column, name) in [("snapshot", ", r.snapshot"), ("balance_affected", ", r.balance_affected")] {
-            if self.columns.has(column) {
-                sql.push(name);
-            }
-        }
-        sql.push(" FROM ").table(self.table, "operation")?.push(
-            " AS r WHERE r.organization_id = v.organization_id AND r.ledger_id = v.ledger_id \
-                AND r.account_id = v.account_id AND r.balance_id = v.balance_id AND r.deleted_at IS NULL ORDER BY ",
-        );
-        sql.push(if self.columns.has("recorded_at") {
-            "coalesce(r.recorded_at, r.created_at)"
-        } else {
-            "r.created_at"
-        });
-        sql.push(" DESC LIMIT 500) AS o WHERE o.balance_version_after IS NOT NULL");
-        if self.columns.has("balance_affected") {
-            sql.push(" AND coalesce(o.balance_affected, true)");
-        }
-        sql.push(" ORDER BY o.balance_version_after DESC, o.created_at DESC, o.id DESC LIMIT 1) AS o WHERE ")
-            .guard();
+        newest_operation(sql, self.table, self.columns, WINDOW)?;
+        sql.push(" AS o WHERE ").guard();
         Ok(())
     }
 

@@ -8,6 +8,7 @@
 
 mod access;
 mod api;
+mod audit;
 mod commands;
 mod controls;
 mod environment;

@@ -1,0 +1,354 @@
+//! The audit of balances by three witnesses: Redis, the rows, and the ledger's trail. Read-only, on a ledger that works.
+//!
+//! Reading order: `finding` (what is reported) · `pace` (how fast the servers are asked) · `look` (one look at some balances, in
+//! the order that makes it reliable) · `tenant` (all balances of a tenant, in three passes) · this file (all tenants).
+//!
+//! 1. *Rows*: page by page in the order of their ids, each page with the newest operations of its balances, then their values.
+//! 2. *Members*: those of the schedule whose value is gone; the rows of most have been seen, but a member may have none.
+//! 3. *Values*: the keys of Redis page by page; of interest are those that no row leads to.
+//!
+//! Each pass only suspects. What is suspected is looked at twice more, some hundred milliseconds apart, and reported if both looks
+//! find the same. Memory stays flat: pages, at most [`tenant::MAX_SUSPECTS`] suspects per tenant, and at most [`MAX_KEYS`] keys.
+
+mod finding;
+mod look;
+mod pace;
+mod tenant;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, bail};
+use balance_sync_domain::KeySpace;
+use balance_sync_engine::audit::Class;
+use balance_sync_fleet::backends::ManagerOptions;
+use balance_sync_schedule::{BalanceKeys, Link, ScheduleOptions, server_time};
+use balance_sync_store::ConnectionBudget;
+use balance_sync_tenants::{KeyForm, Tenant, TenantDirectory};
+use futures::StreamExt as _;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{config::Config, wiring};
+
+pub(crate) use finding::Finding;
+pub(crate) use pace::Pace;
+pub(crate) use tenant::Audited;
+
+/// Tenants that are audited at the same time.
+const AT_ONCE: usize = 4;
+/// Most keys that wait for their turn in the pass over values.
+const MAX_KEYS: usize = 50_000;
+/// Keys of one tenant that are looked at together.
+const KEYS: usize = 1000;
+/// Clocks that differ by more are an error: no age could be trusted.
+const MAX_SKEW: f64 = 24.0 * 3600.0;
+
+/// What is audited, and how fast.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    /// Read the trail.
+    pub trail: bool,
+    /// What has been scheduled for no longer is in time.
+    pub in_flight: f64,
+    /// Between two looks at what is suspected.
+    pub recheck: Duration,
+    /// Only rows that were written, or have an operation, since then; in seconds since 1970.
+    pub since: Option<f64>,
+    /// The share of balances, above 0 and at most 1.
+    pub sample: Option<f64>,
+    /// Rows per second.
+    pub postgres_rate: u32,
+    /// Keys per second.
+    pub redis_rate: u32,
+}
+
+/// How far an audit has come, to be continued later.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Cursor {
+    /// The last row that has been looked at, by tenant.
+    pub rows_after: BTreeMap<String, Uuid>,
+    /// Tenants whose rows and members have all been looked at.
+    pub done: Vec<String>,
+    /// What was counted.
+    pub counted: Counted,
+}
+
+/// Numbers of balances.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Counted {
+    /// Rows looked at.
+    pub rows: u64,
+    /// Values looked at in the pass over Redis.
+    pub values: u64,
+    /// Balances by what was found of them.
+    pub classes: BTreeMap<Class, u64>,
+    /// Findings.
+    pub findings: u64,
+}
+
+/// A tenant, and something that is said of it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Remark {
+    /// Its id.
+    pub tenant: String,
+    /// What.
+    pub text: String,
+}
+
+/// How an audit ended.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Summary {
+    /// Tenants looked at.
+    pub tenants: usize,
+    /// What was counted.
+    #[serde(flatten)]
+    pub counted: Counted,
+    /// 3, or 2 where the trail was not read, of any tenant.
+    pub witnesses: u8,
+    /// What limits the result.
+    pub notices: Vec<Remark>,
+    /// Tenants that could not be audited, and why.
+    pub failed: Vec<Remark>,
+    /// Whether all was looked at that was to be.
+    pub complete: bool,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Audits; holds what it needs for that.
+pub(crate) struct Auditor {
+    directory: Arc<dyn TenantDirectory>,
+    link: Link,
+    schedule: Arc<ScheduleOptions>,
+    manager: ManagerOptions,
+    budget: ConnectionBudget,
+    key_form: KeyForm,
+    options: Options,
+    postgres: Pace,
+    redis: Pace,
+    stop: Cell<bool>,
+    started: Instant,
+    state: RefCell<State>,
+    bar: ProgressBar,
+}
+
+#[derive(Default)]
+struct State {
+    cursor: Cursor,
+    notices: Vec<Remark>,
+    failed: Vec<Remark>,
+    blind: bool,
+}
+
+impl Auditor {
+    /// An auditor for the configured Redis and tenants; `name` is how Postgres knows it.
+    ///
+    /// # Errors
+    /// When the configuration can't be used.
+    pub(crate) fn new(config: &Config, name: &str, options: Options, cursor: Cursor) -> anyhow::Result<Self> {
+        Ok(Self {
+            directory: wiring::directory(config)?,
+            link: Link::new(&config.redis.link)?,
+            schedule: Arc::new(wiring::schedule_options(config)),
+            manager: ManagerOptions {
+                application_name: format!("balance-sync {name}"),
+                ..wiring::manager_options(config)
+            },
+            budget: ConnectionBudget::new(config.postgres.connections_per_server),
+            key_form: config.tenants.key_form,
+            postgres: Pace::new(options.postgres_rate),
+            redis: Pace::new(options.redis_rate),
+            options,
+            stop: Cell::new(false),
+            started: Instant::now(),
+            state: RefCell::new(State { cursor, ..State::default() }),
+            bar: progress_bar(),
+        })
+    }
+
+    /// Has it end at the next page.
+    pub(crate) fn stop(&self) {
+        self.stop.set(true);
+    }
+
+    /// How far it has come.
+    pub(crate) fn cursor(&self) -> Cursor {
+        self.state.borrow().cursor.clone()
+    }
+
+    /// Audits the tenants of these ids, or all active ones, and hands out each finding as it is confirmed.
+    ///
+    /// # Errors
+    /// When tenants or Redis can't be asked at all, or their clocks are impossible. A tenant that can't be audited is in the summary
+    /// instead.
+    pub(crate) async fn run(&self, only: &[String], report: &dyn Fn(Finding)) -> anyhow::Result<Summary> {
+        let tenants = crate::commands::chosen_tenants(self.directory.as_ref(), only).await?;
+        let redis_now = self.check_clock().await?;
+        let done = &self.state.borrow().cursor.done.clone();
+        let mut audited: Vec<Audited<'_>> = Vec::new();
+        let mut rows = futures::stream::iter(&tenants)
+            .map(|tenant| async move {
+                let result = Audited::open(self, tenant, redis_now).await;
+                let result = match result {
+                    Ok(audited) if done.iter().any(|id| id == tenant.label()) => Ok(audited),
+                    Ok(audited) => audited.rows_and_members(report).await.map(|()| audited),
+                    Err(error) => Err(error),
+                };
+                (tenant, result)
+            })
+            .buffer_unordered(AT_ONCE);
+        while let Some((tenant, result)) = rows.next().await {
+            match result {
+                Ok(tenant) => audited.push(tenant),
+                Err(error) => self.failed(tenant, &error),
+            }
+        }
+        drop(rows);
+        if !self.stop.get() {
+            self.values(&audited, report).await?;
+        }
+        let few = audited.len();
+        for tenant in audited {
+            tenant.close().await;
+        }
+        self.bar.finish_and_clear();
+        let state = self.state.borrow();
+        Ok(Summary {
+            tenants: few,
+            counted: state.cursor.counted.clone(),
+            witnesses: if state.blind { 2 } else { 3 },
+            notices: state.notices.clone(),
+            failed: state.failed.clone(),
+            complete: !self.stop.get() && state.failed.is_empty(),
+            seconds: self.started.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Redis's clock.
+    async fn check_clock(&self) -> anyhow::Result<f64> {
+        let redis = server_time(&self.link).await.context("Redis can't be asked")?;
+        let here = here()?;
+        if let Some(since) = self.options.since
+            && since > here
+        {
+            bail!("--since is {:.0} s in the future by this host's clock", since - here);
+        }
+        if (redis - here).abs() > MAX_SKEW {
+            bail!(
+                "impossible clock: Redis says {redis:.0}, this host {here:.0} (seconds since 1970), which is {:.1} days apart: no \
+                 age could be told",
+                (redis - here).abs() / 86_400.0
+            );
+        }
+        Ok(redis)
+    }
+
+    /// The third pass: values that no row leads to.
+    async fn values(&self, audited: &[Audited<'_>], report: &dyn Fn(Finding)) -> anyhow::Result<()> {
+        let (owners, spaces): (Vec<usize>, Vec<KeySpace>) = audited
+            .iter()
+            .enumerate()
+            .flat_map(|(n, tenant)| tenant.spaces().into_iter().map(move |space| (n, space)))
+            .unzip();
+        if spaces.is_empty() {
+            return Ok(());
+        }
+        let mut waiting: Vec<Vec<Vec<u8>>> = vec![Vec::new(); audited.len()];
+        let mut keys = BalanceKeys::new(self.link.clone(), spaces);
+        let mut failed = vec![false; audited.len()];
+        let mut total = 0;
+        loop {
+            let page = keys.next().await?;
+            let ended = page.is_none();
+            for (space, key) in page.into_iter().flatten() {
+                let owner = owners[space];
+                if self.is_sampled(&key) && !failed[owner] {
+                    waiting[owner].push(key);
+                    total += 1;
+                }
+            }
+            loop {
+                let fullest = (0..waiting.len()).max_by_key(|n| waiting[*n].len()).unwrap_or_default();
+                let full = waiting[fullest].len();
+                if full == 0 || !(ended || full >= KEYS || total > MAX_KEYS) {
+                    break;
+                }
+                let mut keys = std::mem::take(&mut waiting[fullest]);
+                total -= keys.len();
+                // A key may come twice.
+                keys.sort_unstable();
+                keys.dedup();
+                if let Err(error) = audited[fullest].values(&keys, report).await {
+                    failed[fullest] = true;
+                    self.failed(audited[fullest].tenant(), &error);
+                }
+            }
+            if ended || self.stop.get() {
+                break;
+            }
+        }
+        for (tenant, _) in audited.iter().zip(failed).filter(|(_, failed)| !failed) {
+            if let Err(error) = tenant.confirm_all(report).await {
+                self.failed(tenant.tenant(), &error);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_sampled(&self, key: &[u8]) -> bool {
+        let Some(share) = self.options.sample else { return true };
+        // FNV-1a: the same keys every time.
+        let hash = key.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        ((hash >> 20) & 0xFFFF) < u64::from(sample_of(share))
+    }
+
+    fn failed(&self, tenant: &Tenant, error: &anyhow::Error) {
+        let remark = Remark { tenant: tenant.label().to_owned(), text: format!("{error:#}") };
+        self.state.borrow_mut().failed.push(remark);
+    }
+
+    fn notice(&self, tenant: &Tenant, text: String) {
+        let remark = Remark { tenant: tenant.label().to_owned(), text };
+        let mut state = self.state.borrow_mut();
+        if !state.notices.contains(&remark) {
+            state.notices.push(remark);
+        }
+    }
+
+    fn count(&self, class: Class) {
+        *self.state.borrow_mut().cursor.counted.classes.entry(class).or_default() += 1;
+    }
+}
+
+/// A share in parts of 65,536, at least one.
+fn sample_of(share: f64) -> u16 {
+    (share * 65_536.0).clamp(1.0, 65_535.0) as u16
+}
+
+/// This host's clock, in seconds since 1970.
+fn here() -> anyhow::Result<f64> {
+    Ok(SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .context("this host's clock is before 1970")?
+        .as_secs_f64())
+}
+
+/// Shown on a terminal only.
+fn progress_bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    let style = "{bar:30} {pos} of about {len} balances, {per_sec:.0}, {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    bar
+}

@@ -1,0 +1,532 @@
+//! All balances of one tenant, in three passes.
+
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use balance_sync_domain::KeySpace;
+use balance_sync_engine::audit::{
+    Amounts, COMPANION, Class, Judgement, Known, Scheduled, Trail, Value, Witnesses, judge,
+};
+use balance_sync_schedule::{ErrorClass as RedisError, Members, Schedules, recover_records};
+use balance_sync_store::{AuditAccess, AuditPage, AuditRow, Database, Table};
+use balance_sync_tenants::Tenant;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::{
+    Auditor, Finding, MAX_SKEW, here,
+    look::{Subject, newest_value, row_and_trail},
+    sample_of,
+};
+
+/// Most balances that wait for another look. While there are as many, no further page is read.
+pub(super) const MAX_SUSPECTS: usize = 5000;
+/// Balances that are looked at again together.
+const LOOK: usize = 250;
+/// Most looks at one balance that moves all the time. It is in flight then.
+const MAX_LOOKS: u8 = 6;
+/// Rows of a page …
+const PAGE: u16 = 1000;
+/// … which is halved down to this while Postgres takes too long over it.
+const SMALLEST_PAGE: u16 = 60;
+/// Most balances of which recover records are kept.
+const MAX_RECORDS: usize = 100_000;
+/// How long a tenant's connections may take to end.
+const CLOSE: Duration = Duration::from_secs(1);
+
+/// A balance that is to be looked at again.
+struct Suspect {
+    subject: Subject,
+    /// What the last look has found, from the second one on.
+    judgement: Option<Judgement>,
+    looks: u8,
+    at: Instant,
+}
+
+/// A tenant that is audited.
+pub(crate) struct Audited<'a> {
+    pub(super) auditor: &'a Auditor,
+    tenant: &'a Tenant,
+    pub(super) schedules: Schedules,
+    pub(super) database: Database,
+    pub(super) table: Table,
+    access: RefCell<AuditAccess>,
+    opened: Instant,
+    records: RefCell<HashMap<Uuid, Known>>,
+    suspects: RefCell<VecDeque<Suspect>>,
+    /// Unreadable values that have been reported with their rows: the pass over values meets them again.
+    reported: RefCell<HashSet<Vec<u8>>>,
+}
+
+impl<'a> Audited<'a> {
+    /// Finds out what can be read of it.
+    pub(super) async fn open(
+        auditor: &'a Auditor,
+        tenant: &'a Tenant,
+        redis_now: f64,
+    ) -> anyhow::Result<Self> {
+        let settings = auditor.directory.database(tenant).await?;
+        auditor.manager.allows(&settings)?;
+        let table = match &settings.schema {
+            Some(schema) => Table::in_schema(schema)?,
+            None => Table::unqualified(),
+        };
+        let database = Database::open(auditor.manager.spec(&settings), auditor.budget.clone())?;
+        let mut access = database.audit_access(&table).await?;
+        let here = here()?;
+        if (access.now - here).abs() > MAX_SKEW {
+            bail!(
+                "impossible clock: Postgres says {:.0}, this host {here:.0} and Redis {redis_now:.0} (seconds since 1970): no age \
+                 could be told",
+                access.now
+            );
+        }
+        if !auditor.options.trail {
+            access = access.blind("it is not to be read");
+        }
+        let schedules = Schedules::new(&auditor.link, tenant.key_spaces(auditor.key_form), &auditor.schedule);
+        let audited = Self {
+            auditor,
+            tenant,
+            schedules,
+            database,
+            table,
+            access: RefCell::new(access),
+            opened: Instant::now(),
+            records: RefCell::default(),
+            suspects: RefCell::default(),
+            reported: RefCell::default(),
+        };
+        if auditor.options.trail {
+            if let Some(why) = audited.access().without_trail() {
+                audited.blind(why);
+            }
+            audited.read_records().await?;
+        } else {
+            auditor.state.borrow_mut().blind = true;
+        }
+        auditor.bar.inc_length(audited.access().estimate.unwrap_or_default());
+        Ok(audited)
+    }
+
+    pub(super) fn tenant(&self) -> &'a Tenant {
+        self.tenant
+    }
+
+    pub(super) fn access(&self) -> std::cell::Ref<'_, AuditAccess> {
+        self.access.borrow()
+    }
+
+    /// The names of its keys in Redis.
+    pub(super) fn spaces(&self) -> Vec<KeySpace> {
+        self.tenant.key_spaces(self.auditor.key_form)
+    }
+
+    /// Postgres's clock.
+    pub(super) fn now(&self) -> f64 {
+        self.access.borrow().now + self.opened.elapsed().as_secs_f64()
+    }
+
+    /// Ends its connections.
+    pub(crate) async fn close(self) {
+        self.database.close(CLOSE).await;
+    }
+
+    pub(super) fn record_of(&self, id: Uuid) -> Option<Known> {
+        self.records.borrow().get(&id).cloned()
+    }
+
+    fn blind(&self, why: &str) {
+        self.auditor.state.borrow_mut().blind = true;
+        self.auditor
+            .notice(self.tenant, format!("the trail is not read, so two witnesses are compared: {why}"));
+    }
+
+    /// The first two passes.
+    pub(super) async fn rows_and_members(&self, report: &dyn Fn(Finding)) -> anyhow::Result<()> {
+        self.rows(report).await?;
+        if self.auditor.stop.get() {
+            return Ok(());
+        }
+        for schedule in self.schedules.iter() {
+            let mut members = Members::of(schedule);
+            while let Some(page) = members.next().await? {
+                self.members(page).await?;
+                self.confirm(report, false).await?;
+                if self.auditor.stop.get() {
+                    return Ok(());
+                }
+            }
+        }
+        self.confirm(report, true).await?;
+        let mut state = self.auditor.state.borrow_mut();
+        state.cursor.rows_after.remove(self.tenant.label());
+        state.cursor.done.push(self.tenant.label().to_owned());
+        Ok(())
+    }
+
+    async fn rows(&self, report: &dyn Fn(Finding)) -> anyhow::Result<()> {
+        let label = self.tenant.label();
+        let mut page = AuditPage {
+            after: self.auditor.state.borrow().cursor.rows_after.get(label).copied(),
+            rows: PAGE,
+            sample: self.auditor.options.sample.filter(|share| *share < 1.0).map(sample_of),
+        };
+        let mut rows = self.page(&mut page).await?;
+        let mut last_seen = page.after;
+        while let Some(last) = rows.last().map(|row| row.id) {
+            let ended = rows.len() < usize::from(page.rows);
+            let mut following = AuditPage { after: Some(last), ..page };
+            // The next page is read while this one is looked at.
+            let next = async { if ended { Ok(Vec::new()) } else { self.page(&mut following).await } };
+            let (next, looked) = futures::join!(next, self.look_at(rows));
+            looked?;
+            last_seen = Some(last);
+            self.confirm(report, false).await?;
+            // What waits for another look would be forgotten if an audit went on from here.
+            if self.suspects.borrow().is_empty() {
+                self.auditor.state.borrow_mut().cursor.rows_after.insert(label.to_owned(), last);
+            }
+            if self.auditor.stop.get() {
+                break;
+            }
+            rows = next?;
+            page = following;
+        }
+        self.confirm(report, true).await?;
+        if let Some(last) = last_seen {
+            self.auditor.state.borrow_mut().cursor.rows_after.insert(label.to_owned(), last);
+        }
+        Ok(())
+    }
+
+    async fn page(&self, page: &mut AuditPage) -> anyhow::Result<Vec<AuditRow>> {
+        loop {
+            self.auditor.postgres.take(usize::from(page.rows)).await;
+            let access = self.access().clone();
+            match self.database.audit_page(&self.table, &access, *page).await {
+                Ok(rows) => return Ok(rows),
+                Err(error) if error.is_statement_timeout() && page.rows > SMALLEST_PAGE => page.rows /= 2,
+                Err(error) if error.is_statement_timeout() && access.without_trail().is_none() => {
+                    self.see_nothing_more("its newest operations take too long to find: is there an index?");
+                    page.rows = PAGE;
+                }
+                // Such as row security, which the grants don't show.
+                Err(error)
+                    if access.without_trail().is_none()
+                        && matches!(error.class().as_str(), "permission" | "row_security")
+                        && error.message().contains("operation") =>
+                {
+                    self.see_nothing_more(error.message());
+                }
+                Err(error) => return Err(error).context("reading rows"),
+            }
+        }
+    }
+
+    fn see_nothing_more(&self, why: &str) {
+        let blind = self.access().blind(why);
+        *self.access.borrow_mut() = blind;
+        self.blind(why);
+    }
+
+    pub(super) async fn rows_of(&self, ids: &[Uuid]) -> anyhow::Result<Vec<Option<AuditRow>>> {
+        self.auditor.postgres.take(ids.len()).await;
+        let access = self.access().clone();
+        match self.database.audit_rows(&self.table, &access, ids).await {
+            Err(error) if error.is_statement_timeout() && access.without_trail().is_none() => {
+                self.see_nothing_more("its newest operations take too long to find: is there an index?");
+                let access = self.access().clone();
+                Ok(self.database.audit_rows(&self.table, &access, ids).await?)
+            }
+            rows => rows.context("reading rows"),
+        }
+    }
+
+    /// The keys under which Redis may hold the balance of a row.
+    fn members_of(&self, row: &AuditRow) -> Vec<Vec<u8>> {
+        let Some((organization, ledger)) = row.ledger else { return Vec::new() };
+        let member =
+            |space: &KeySpace| space.balance(organization, ledger, &row.alias, &row.key).into_bytes();
+        self.schedules.iter().map(|schedule| member(schedule.space())).collect()
+    }
+
+    /// A first look at a page of rows.
+    async fn look_at(&self, rows: Vec<AuditRow>) -> anyhow::Result<()> {
+        let (looked_at, since) = (rows.len() as u64, self.auditor.options.since);
+        let is_recent = |row: &AuditRow| {
+            since.is_none_or(|since| {
+                let operation = row.operation.as_ref().map(|operation| operation.created_at);
+                row.updated_at.into_iter().chain(operation).any(|at| at >= since)
+            })
+        };
+        let rows: Vec<AuditRow> = rows.into_iter().filter(is_recent).collect();
+        let names: Vec<Vec<Vec<u8>>> = rows.iter().map(|row| self.members_of(row)).collect();
+        let keys: Vec<Vec<u8>> = names.iter().flatten().cloned().collect();
+        let values = self.values_of(&keys).await?;
+        let (mut at, now) = (0, self.now());
+        let with_trail = self.access().without_trail().is_none();
+        for (row, members) in rows.into_iter().zip(names) {
+            let own = at..at + members.len();
+            at = own.end;
+            let read = newest_value(&self.schedules, &members, &values[own]);
+            let value =
+                if read.id().is_some_and(|id| id != row.id) { Value::Absent } else { read.into_value() };
+            let (id, companion) = (row.id, row.key == COMPANION);
+            let (row, trail) = row_and_trail(row, with_trail, now);
+            let record = self.record_of(id);
+            let scheduled = Scheduled::No;
+            let judgement = judge(
+                &Witnesses { companion, value, row: Some(row), trail, record, scheduled },
+                self.auditor.options.in_flight,
+            );
+            if judgement.is_finding() && !members.is_empty() {
+                self.suspect(Subject { members, id: Some(id) });
+            } else {
+                self.auditor.count(judgement.class);
+            }
+        }
+        self.auditor.state.borrow_mut().cursor.counted.rows += looked_at;
+        self.auditor.bar.inc(looked_at);
+        Ok(())
+    }
+
+    /// A first look at members of a schedule: those without a value.
+    async fn members(&self, members: Vec<Vec<u8>>) -> anyhow::Result<()> {
+        let values = self.values_of(&members).await?;
+        let absent = members.into_iter().zip(values).filter(|(_, value)| value.is_none());
+        for (member, _) in absent {
+            self.suspect(Subject { members: vec![member], id: None });
+        }
+        Ok(())
+    }
+
+    /// A first look at values: those that no row leads to.
+    pub(super) async fn values(&self, keys: &[Vec<u8>], report: &dyn Fn(Finding)) -> anyhow::Result<()> {
+        let values = self.values_of(keys).await?;
+        let mut present = Vec::with_capacity(keys.len());
+        for (key, value) in keys.iter().zip(&values).filter(|(_, value)| value.is_some()) {
+            let read = newest_value(&self.schedules, std::slice::from_ref(key), std::slice::from_ref(value));
+            match (read.id(), read.into_value()) {
+                (Some(id), Value::Present(_)) => present.push((key, id)),
+                (_, Value::Unreadable(_)) if !self.reported.borrow().contains(key) => {
+                    self.suspect(Subject { members: vec![key.clone()], id: None });
+                }
+                _ => {}
+            }
+        }
+        let ids: Vec<Uuid> = present.iter().map(|(_, id)| *id).collect();
+        self.auditor.postgres.take(ids.len()).await;
+        let blind = self.access().blind("not needed");
+        let rows = self.database.audit_rows(&self.table, &blind, &ids).await.context("reading rows")?;
+        for ((key, _), row) in present.into_iter().zip(rows) {
+            let leads_here = row.as_ref().is_some_and(|row| self.members_of(row).contains(key));
+            if !leads_here {
+                self.suspect(Subject { members: vec![key.clone()], id: None });
+            }
+        }
+        self.auditor.state.borrow_mut().cursor.counted.values += keys.len() as u64;
+        self.confirm(report, false).await
+    }
+
+    fn suspect(&self, subject: Subject) {
+        let suspect = Suspect { subject, judgement: None, looks: 1, at: Instant::now() };
+        self.suspects.borrow_mut().push_back(suspect);
+    }
+
+    /// Looks again at all that waits for it.
+    pub(super) async fn confirm_all(&self, report: &dyn Fn(Finding)) -> anyhow::Result<()> {
+        self.confirm(report, true).await
+    }
+
+    /// Looks again at what has waited long enough; with `all`, or while too many wait, at all that waits.
+    async fn confirm(&self, report: &dyn Fn(Finding), all: bool) -> anyhow::Result<()> {
+        let recheck = self.auditor.options.recheck;
+        loop {
+            let (waiting, oldest) = {
+                let suspects = self.suspects.borrow();
+                (suspects.len(), suspects.front().map(|suspect| suspect.at))
+            };
+            let Some(oldest) = oldest else { return Ok(()) };
+            let left = recheck.saturating_sub(oldest.elapsed());
+            if !left.is_zero() {
+                if !all && waiting < MAX_SUSPECTS {
+                    return Ok(());
+                }
+                tokio::time::sleep(left).await;
+            }
+            let ripe: Vec<Suspect> = {
+                let mut suspects = self.suspects.borrow_mut();
+                let ripe =
+                    suspects.iter().take(LOOK).take_while(|suspect| suspect.at.elapsed() >= recheck).count();
+                suspects.drain(..ripe).collect()
+            };
+            self.look_again(ripe, report).await?;
+        }
+    }
+
+    async fn look_again(&self, suspects: Vec<Suspect>, report: &dyn Fn(Finding)) -> anyhow::Result<()> {
+        let subjects: Vec<&Subject> = suspects.iter().map(|suspect| &suspect.subject).collect();
+        let mut seen = self.look(&subjects).await?;
+        let in_flight = self.auditor.options.in_flight;
+        if seen.iter().any(|seen| is_told_by_record(&seen.witnesses)) {
+            // Records go once the ledger has written their operations.
+            self.read_records().await?;
+            for seen in &mut seen {
+                seen.witnesses.record = seen.id.and_then(|id| self.record_of(id));
+            }
+        }
+        for (mut suspect, seen) in suspects.into_iter().zip(seen) {
+            let judgement = judge(&seen.witnesses, in_flight);
+            let confirmed = suspect.judgement.is_some_and(|before| before.is_still(&judgement));
+            suspect.looks += 1;
+            // One of the pass over members or values has been counted with its row, unless it has none.
+            let counts = suspect.subject.id.is_some();
+            if !judgement.is_finding() {
+                if counts {
+                    self.auditor.count(judgement.class);
+                }
+            } else if confirmed {
+                let listed = self.schedules.is_listed(&seen.member).await?;
+                if counts || seen.witnesses.row.is_none() {
+                    self.auditor.count(judgement.class);
+                }
+                if counts && matches!(seen.witnesses.value, Value::Unreadable(_)) {
+                    self.reported.borrow_mut().insert(seen.member.clone());
+                }
+                self.auditor.state.borrow_mut().cursor.counted.findings += 1;
+                report(Finding {
+                    tenant: self.tenant.label().to_owned(),
+                    member: seen.member,
+                    id: seen.id,
+                    ledger: seen.ledger,
+                    judgement,
+                    witnesses: seen.witnesses,
+                    listed,
+                });
+            } else if suspect.looks < MAX_LOOKS {
+                suspect.judgement = Some(judgement);
+                suspect.at = Instant::now();
+                self.suspects.borrow_mut().push_back(suspect);
+            } else if counts {
+                self.auditor.count(Class::InFlight);
+            }
+        }
+        Ok(())
+    }
+
+    /// The balances in the ledger's recover records.
+    async fn read_records(&self) -> anyhow::Result<()> {
+        let mut found: HashMap<Uuid, Known> = HashMap::new();
+        for schedule in self.schedules.iter() {
+            let (records, more) = match recover_records(schedule, MAX_RECORDS).await {
+                Ok(read) => read,
+                Err(error) if error.class == RedisError::Permission => {
+                    let text = "the ledger's recover records are not read: the user of Redis lacks the right to read the keys \
+                                *engine:{transactions}:recover";
+                    self.auditor.notice(self.tenant, text.to_owned());
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            if more {
+                let text = format!("of the ledger's recover records only {MAX_RECORDS} are read");
+                self.auditor.notice(self.tenant, text);
+            }
+            for balance in records.values().flat_map(|record| balances_in(record)) {
+                let newest = found.entry(balance.0).or_insert_with(|| balance.1.clone());
+                if balance.1.version > newest.version {
+                    *newest = balance.1;
+                }
+            }
+        }
+        *self.records.borrow_mut() = found;
+        Ok(())
+    }
+}
+
+/// Whether the judgement hangs on a recover record.
+fn is_told_by_record(witnesses: &Witnesses) -> bool {
+    let Some(record) = &witnesses.record else { return false };
+    let operation = match &witnesses.trail {
+        Trail::Newest(operation) => operation.known.version,
+        Trail::Unread | Trail::Nothing => -1,
+    };
+    let row = witnesses.row.as_ref().map_or(-1, |row| row.known.version);
+    record.version > operation || record.version > row
+}
+
+/// The complete balances in a recover record. What is none is left out: these records are the ledger's own, and a witness only
+/// where they can be read.
+fn balances_in(record: &[u8]) -> Vec<(Uuid, Known)> {
+    #[derive(Deserialize)]
+    struct Outer {
+        record: Record,
+    }
+    #[derive(Deserialize)]
+    struct Record {
+        result: Applied,
+    }
+    #[derive(Deserialize)]
+    struct Applied {
+        r#final: Vec<serde_json::Value>,
+    }
+    let Ok(outer) = serde_json::from_slice::<Outer>(record) else { return Vec::new() };
+    outer.record.result.r#final.iter().filter_map(balance_in).collect()
+}
+
+fn balance_in(balance: &serde_json::Value) -> Option<(Uuid, Known)> {
+    let text = |name: &str| match balance.get(name)? {
+        serde_json::Value::String(text) => Some(text.clone()),
+        // Others have been through a float.
+        serde_json::Value::Number(number) if number.is_i64() => Some(number.to_string()),
+        _ => None,
+    };
+    let amount = |name: &str| text(name).filter(|text| balance_sync_domain::Amount::parse(text).is_ok());
+    let known = Known {
+        version: text("version")?.parse().ok()?,
+        amounts: Amounts {
+            available: amount("available")?,
+            on_hold: amount("onHold")?,
+            overdraft_used: Some(amount("overdraftUsed")?),
+        },
+    };
+    Some((text("id")?.parse().ok()?, known))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complete_balances_are_read_from_a_recover_record() {
+        let id = Uuid::from_u128(7);
+        let record = |balance: &str| {
+            balances_in(format!(r#"{{"record":{{"result":{{"final":[{balance}]}}}},"x":1}}"#).as_bytes())
+        };
+        let read = record(&format!(
+            r#"{{"id":"{id}","available":"1.50","onHold":"0","overdraftUsed":"2","version":"6","alias":"@a"}}"#
+        ));
+        assert_eq!(read.len(), 1);
+        assert_eq!((read[0].0, read[0].1.version), (id, 6));
+        assert_eq!(read[0].1.amounts.overdraft_used.as_deref(), Some("2"));
+        // A number is as good, and what is incomplete is no witness.
+        assert_eq!(
+            record(&format!(r#"{{"id":"{id}","available":1,"onHold":0,"overdraftUsed":0,"version":6}}"#))
+                .len(),
+            1
+        );
+        for bad in [
+            format!(r#"{{"id":"{id}","available":"1","onHold":"0","version":"6"}}"#),
+            format!(r#"{{"id":"{id}","available":"x","onHold":"0","overdraftUsed":"0","version":"6"}}"#),
+            r#"{"available":"1","onHold":"0","overdraftUsed":"0","version":"6"}"#.to_owned(),
+        ] {
+            assert_eq!(record(&bad), Vec::new(), "{bad}");
+        }
+        assert_eq!(balances_in(b"no JSON"), Vec::new());
+    }
+}

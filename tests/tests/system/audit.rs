@@ -1,0 +1,439 @@
+//! `audit`: what is planted is found, on a ledger that works, and nothing else; and nothing is written.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use balance_sync_sandbox::ledger::{
+    DEFAULT_TTL, LoadOptions, LoadTenant, Producer, Progress, SeededBalance, put_raw, write_operations,
+};
+use balance_sync_sandbox::{Sandbox, SandboxTenant, balance_table, operation_table};
+use balance_sync_tests::ledger::{all_settled, comes_in_step, hold_row};
+use balance_sync_tests::{Finished, Worker, run};
+use futures::StreamExt as _;
+use redis::AsyncCommands;
+use redis::aio::MultiplexedConnection;
+use serde_json::Value;
+use sqlx::{PgPool, Postgres, Transaction};
+use tokio_util::sync::CancellationToken;
+
+/// The version that every balance has when faults are planted.
+const VERSION: i64 = 2;
+/// Longer than a worker needs for any balance here.
+const IN_FLIGHT: &str = "5";
+/// What an audit may send to Redis.
+const READS: &[&str] = &[
+    "auth", "hello", "client", "select", "ping", "time", "scan", "mget", "zmscore", "zscan", "hscan",
+    "hexists", "acl", "info", "command",
+];
+
+/// The lines of an audit: its findings by member, and the summary.
+struct Found {
+    code: Option<i32>,
+    findings: BTreeMap<String, Value>,
+    summary: Value,
+}
+
+async fn audit(sandbox: &Sandbox, args: &[&str]) -> Result<Found> {
+    let config = sandbox.config_path().to_str().context("a path of text")?;
+    let all = [&["audit", "--config", config, "--json", "--in-flight", IN_FLIGHT], args].concat();
+    let done = run(&all, &[]).await?;
+    found(&done).with_context(|| format!("{done:?}"))
+}
+
+fn found(done: &Finished) -> Result<Found> {
+    let mut lines = done.stdout.lines().map(serde_json::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
+    let summary = lines.pop().context("a summary")?["summary"].take();
+    ensure!(summary.is_object(), "no summary at the end");
+    let mut findings = BTreeMap::new();
+    for line in lines {
+        let member = line["member"].as_str().context("a member")?.to_owned();
+        ensure!(findings.insert(member.clone(), line).is_none(), "{member} was reported twice");
+    }
+    Ok(Found { code: done.code, findings, summary })
+}
+
+/// Class by member.
+type Planted = BTreeMap<String, &'static str>;
+
+/// Exactly what was planted is found.
+fn is_exactly(found: &Found, planted: &Planted) -> Result<()> {
+    for (member, class) in planted {
+        let line = found.findings.get(member).with_context(|| format!("{class} {member} is not found"))?;
+        ensure!(line["class"] == *class, "{class} is found as {line}");
+    }
+    for (member, line) in &found.findings {
+        ensure!(planted.contains_key(member), "nothing was planted there: {line}");
+    }
+    Ok(())
+}
+
+/// A value of this version with the amounts of another one.
+fn with_amounts_of(balance: &SeededBalance, amounts: i64, version: i64) -> String {
+    balance.json(amounts).replace(&format!("\"Version\":{amounts}"), &format!("\"Version\":{version}"))
+}
+
+/// A version with other amounts than [`VERSION`], and some money.
+fn another(balance: &SeededBalance) -> i64 {
+    let other = |version: &i64| {
+        let amounts = balance.amounts(*version);
+        amounts.available != "0" && amounts.available != balance.amounts(VERSION).available
+    };
+    (7..99).find(other).unwrap_or(7)
+}
+
+/// Plants faults in one tenant; takes balances from the front, and leaves some beside them that only look like faults.
+struct Planting<'a> {
+    sandbox: &'a Sandbox,
+    tenant: &'a SandboxTenant,
+    redis: MultiplexedConnection,
+    pool: PgPool,
+    /// Locks of rows.
+    held: Vec<Transaction<'static, Postgres>>,
+    next: usize,
+    planted: Planted,
+}
+
+impl<'a> Planting<'a> {
+    async fn begin(sandbox: &'a Sandbox, tenant: &'a SandboxTenant) -> Result<Self> {
+        let redis = sandbox.redis().connect().await?;
+        let pool = sandbox.pool(tenant);
+        Ok(Self { sandbox, tenant, redis, pool, held: Vec::new(), next: 0, planted: Planted::new() })
+    }
+
+    fn take(&mut self) -> (&'a SeededBalance, String) {
+        let balance = &self.tenant.balances[self.next];
+        self.next += 1;
+        (balance, self.tenant.keys.member(balance))
+    }
+
+    async fn sql(&self, sql: &str, balance: &SeededBalance) -> Result<()> {
+        let schema = self.tenant.schema.as_deref();
+        let sql = sql
+            .replace("{balance}", &balance_table(schema))
+            .replace("{operation}", &operation_table(schema))
+            .replace("{id}", &balance.id.to_string());
+        self.sandbox.postgres().execute(&self.tenant.database, &sql).await
+    }
+
+    async fn operation(&self, balance: &SeededBalance, version: i64) -> Result<()> {
+        write_operations(&self.pool, self.tenant.schema.as_deref(), &[(balance, version)]).await
+    }
+
+    /// Newer in Redis, and somebody has locked the row.
+    async fn behind_scheduled(&mut self) -> Result<()> {
+        let number = self.next;
+        let (balance, member) = self.take();
+        self.held.push(hold_row(&self.pool, self.tenant, number).await?);
+        let (schedule, value) = (self.tenant.keys.schedule(), balance.json(VERSION + 1));
+        put_raw(&mut self.redis, &schedule, member.as_bytes(), value.as_bytes(), Some(DEFAULT_TTL)).await?;
+        self.operation(balance, VERSION + 1).await?;
+        self.sql(
+            "UPDATE {operation} SET created_at = now() - interval '1 hour', recorded_at = now() - interval '1 hour'
+             WHERE balance_id = '{id}'",
+            balance,
+        )
+        .await?;
+        self.planted.insert(member, "behind_scheduled");
+        Ok(())
+    }
+
+    async fn behind_unscheduled(&mut self) -> Result<()> {
+        let (balance, member) = self.take();
+        self.redis.set_ex::<_, _, ()>(&member, balance.json(VERSION + 1), 3600).await?;
+        self.planted.insert(member, "behind_unscheduled");
+        Ok(())
+    }
+
+    async fn lost(&mut self) -> Result<()> {
+        let (balance, member) = self.take();
+        self.redis.del::<_, ()>(&member).await?;
+        self.operation(balance, VERSION + 2).await?;
+        self.planted.insert(member, "lost_from_redis");
+        Ok(())
+    }
+
+    /// Redis has started again from the row.
+    async fn lost_tail(&mut self) -> Result<()> {
+        let (balance, member) = self.take();
+        self.operation(balance, VERSION + 2).await?;
+        self.planted.insert(member, "lost_from_redis");
+        Ok(())
+    }
+
+    async fn forked(&mut self) -> Result<()> {
+        let (balance, member) = self.take();
+        let value = with_amounts_of(balance, another(balance), VERSION);
+        self.redis.set_ex::<_, _, ()>(&member, value, 3600).await?;
+        self.planted.insert(member, "forked");
+        Ok(())
+    }
+
+    async fn forked_by_the_trail(&mut self) -> Result<()> {
+        let (balance, member) = self.take();
+        self.operation(balance, another(balance)).await?;
+        self.sql(
+            "UPDATE {operation} SET balance_version_after = 2, snapshot = '{}' WHERE balance_id = '{id}'",
+            balance,
+        )
+        .await?;
+        self.planted.insert(member, "forked");
+        Ok(())
+    }
+
+    async fn row_ahead(&mut self) -> Result<()> {
+        let (balance, member) = self.take();
+        self.sql("UPDATE {balance} SET version = 9 WHERE id = '{id}'", balance).await?;
+        self.planted.insert(member, "row_ahead");
+        Ok(())
+    }
+
+    async fn missing_row(&mut self) -> Result<()> {
+        let (balance, member) = self.take();
+        self.sql("DELETE FROM {balance} WHERE id = '{id}'", balance).await?;
+        self.planted.insert(member, "missing_row");
+        Ok(())
+    }
+
+    async fn deleted(&mut self) -> Result<()> {
+        let (balance, member) = self.take();
+        self.sql(
+            "UPDATE {balance} SET deleted_at = now(), available = 0, on_hold = 0, overdraft_used = 0 WHERE id = '{id}'",
+            balance,
+        )
+        .await?;
+        self.redis.set_ex::<_, _, ()>(&member, balance.json(another(balance)), 3600).await?;
+        self.planted.insert(member, "deleted");
+        Ok(())
+    }
+
+    async fn orphaned(&mut self, kind: usize) -> Result<()> {
+        let prefix = self.tenant.keys.prefix();
+        let member = match kind % 3 {
+            0 => self.take().1,
+            1 => format!("{prefix}balance:{{transactions}}:no-uuids:@x#{kind}"),
+            _ => {
+                let SeededBalance { organization, ledger, .. } = &self.tenant.balances[0];
+                format!("{prefix}balance:{{transactions}}:{organization}:{ledger}:@nobody-{kind}#default")
+            }
+        };
+        self.redis.set_ex::<_, _, ()>(&member, "{\"ID\":", 3600).await?;
+        self.planted.insert(member, "orphaned");
+        Ok(())
+    }
+
+    /// What only looks like a fault: both traps of the trail, closed accounts, annotations, what was written before Redis forgot it.
+    async fn decoys(&mut self) -> Result<()> {
+        let (in_doubt, _) = self.take();
+        self.operation(in_doubt, another(in_doubt)).await?;
+        self.sql(
+            "UPDATE {operation} SET balance_version_after = 2,
+                snapshot = '{\"overdraftUsedBefore\": \"5\", \"overdraftUsedAfter\": \"1\"}' WHERE balance_id = '{id}'",
+            in_doubt,
+        )
+        .await?;
+        let (companion, member) = self.take();
+        self.redis.del::<_, ()>(&member).await?;
+        self.operation(companion, VERSION).await?;
+        self.sql(
+            "UPDATE {balance} SET key = 'overdraft' WHERE id = '{id}';
+             UPDATE {operation} SET snapshot = '{\"overdraftUsedBefore\": \"1\", \"overdraftUsedAfter\": \"900\"}'
+             WHERE balance_id = '{id}'",
+            companion,
+        )
+        .await?;
+        let (closed, _) = self.take();
+        self.sql(
+            "UPDATE {balance} SET deleted_at = now(), available = 0, on_hold = 0, overdraft_used = 0 WHERE id = '{id}'",
+            closed,
+        )
+        .await?;
+        let (annotated, _) = self.take();
+        self.operation(annotated, VERSION + 5).await?;
+        self.sql("UPDATE {operation} SET balance_affected = false WHERE balance_id = '{id}'", annotated)
+            .await?;
+        let (expired, member) = self.take();
+        self.redis.del::<_, ()>(&member).await?;
+        self.operation(expired, VERSION).await
+    }
+}
+
+struct Fifty {
+    planted: Planted,
+    /// How many balances of each tenant were used for it.
+    taken: Vec<usize>,
+    held: Vec<Transaction<'static, Postgres>>,
+}
+
+/// Fifty, over two tenants, one of which has two key forms.
+async fn plant_fifty(sandbox: &Sandbox, tenants: &[SandboxTenant]) -> Result<Fifty> {
+    let mut fifty = Fifty { planted: Planted::new(), taken: Vec::new(), held: Vec::new() };
+    for (number, tenant) in tenants.iter().enumerate() {
+        let mut planting = Planting::begin(sandbox, tenant).await?;
+        for n in 0..3 {
+            planting.behind_scheduled().await?;
+            planting.behind_unscheduled().await?;
+            planting.lost().await?;
+            planting.forked().await?;
+            planting.row_ahead().await?;
+            planting.missing_row().await?;
+            planting.deleted().await?;
+            planting.orphaned(n).await?;
+        }
+        match number {
+            0 => planting.lost_tail().await?,
+            _ => planting.forked_by_the_trail().await?,
+        }
+        planting.decoys().await?;
+        fifty.taken.push(planting.next);
+        fifty.planted.append(&mut planting.planted);
+        fifty.held.append(&mut planting.held);
+    }
+    Ok(fifty)
+}
+
+/// The balances that faults were not planted in, with the versions they have.
+fn untouched(tenants: &[SandboxTenant], taken: &[usize]) -> Vec<LoadTenant> {
+    let load = |(tenant, taken): (&SandboxTenant, &usize)| {
+        let balances = tenant.balances[*taken..].to_vec();
+        LoadTenant { versions: vec![VERSION; balances.len()], ..LoadTenant::seeded(&tenant.id, balances) }
+    };
+    tenants.iter().zip(taken).map(load).collect()
+}
+
+/// Writes operations as the ledger does, a moment after Redis: of some balances each time, the version that stands there.
+async fn write_trail(
+    sandbox: &Sandbox,
+    tenants: &[SandboxTenant],
+    taken: &[usize],
+    stop: &CancellationToken,
+) -> Result<u64> {
+    let mut redis = sandbox.redis().connect().await?;
+    let pools: Vec<_> = tenants.iter().map(|tenant| sandbox.pool(tenant)).collect();
+    let (mut written, mut round) = (0, 0_usize);
+    while !stop.is_cancelled() {
+        for ((tenant, taken), pool) in tenants.iter().zip(taken).zip(&pools) {
+            let open = &tenant.balances[*taken..];
+            let some: Vec<&SeededBalance> =
+                (0..40).map(|n| &open[(round * 40 + n) * 7 % open.len()]).collect();
+            let keys: Vec<String> = some.iter().map(|balance| tenant.keys.member(balance)).collect();
+            let values: Vec<Option<String>> = redis.mget(&keys).await?;
+            let version = |value: &Option<String>| -> Option<i64> {
+                serde_json::from_str::<Value>(value.as_deref()?).ok()?["Version"].as_i64()
+            };
+            let operations: Vec<_> = some
+                .iter()
+                .zip(&values)
+                .filter_map(|(balance, value)| version(value).map(|version| (*balance, version)))
+                .collect();
+            write_operations(pool, tenant.schema.as_deref(), &operations).await?;
+            written += operations.len() as u64;
+        }
+        round += 1;
+    }
+    for pool in pools {
+        pool.close().await;
+    }
+    Ok(written)
+}
+
+/// Rows written so far in the databases of these tenants.
+async fn writes(sandbox: &Sandbox, tenants: &[SandboxTenant]) -> Result<Vec<(String, i64, i64, i64)>> {
+    let mut all = Vec::new();
+    for tenant in tenants {
+        let pool = sandbox.pool(tenant);
+        let counted = sqlx::query_as(
+            "SELECT schemaname || '.' || relname, n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables ORDER BY 1",
+        )
+        .fetch_all(&pool)
+        .await;
+        pool.close().await;
+        all.append(&mut counted?);
+    }
+    Ok(all)
+}
+
+async fn fifty_among(balances: usize, rate: f64) -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(2, balances / 2).await?;
+    let tenants = sandbox.tenants();
+    let mut worker = Worker::of(&sandbox).start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+
+    let Fifty { planted, taken, held } = plant_fifty(&sandbox, &tenants).await?;
+    assert_eq!(planted.len(), 50);
+    assert_eq!(planted.values().collect::<BTreeSet<_>>().len(), 8, "each class that is a fault");
+
+    let mut load = Producer::new(&sandbox.redis().url(), untouched(&tenants, &taken));
+    let (progress, stop) = (Progress::new(tenants.len()), CancellationToken::new());
+    let options = LoadOptions { rate, ..LoadOptions::default() };
+    let auditing = async {
+        // A whole audit that runs while the load does.
+        while progress.mutations() < 1000 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let first = audit(&sandbox, &[]).await;
+        let second = audit(&sandbox, &["--tenant", &tenants[1].id, "--hide-amounts"]).await;
+        stop.cancel();
+        anyhow::Ok((first?, second?))
+    };
+    let (report, operations, audited) = futures::join!(
+        load.run(&options, &progress, &stop),
+        write_trail(&sandbox, &tenants, &taken, &stop),
+        auditing
+    );
+    let (report, operations, (first, second)) = (report?, operations?, audited?);
+    is_exactly(&first, &planted)?;
+    assert_eq!((first.code, &first.summary["complete"]), (Some(1), &true.into()), "{}", first.summary);
+    assert_eq!((&first.summary["findings"], &first.summary["witnesses"]), (&50.into(), &3.into()));
+    for finding in first.findings.values() {
+        assert!(finding["advice"].as_str().is_some_and(|advice| advice.ends_with('.')), "{finding}");
+    }
+    let mut of_second = planted.clone();
+    of_second.retain(|member, _| member.starts_with(tenants[1].keys.prefix()));
+    is_exactly(&second, &of_second)?;
+    let shown = second.findings.values().map(ToString::to_string).collect::<String>();
+    assert!(!shown.contains("available"), "amounts are hidden");
+    eprintln!(
+        "50 faults among {balances} balances, {} mutations and {operations} operations meanwhile: 50 found, 0 false, in {} s",
+        report.mutations, first.summary["seconds"]
+    );
+    assert_eq!(worker.stop().await?.code, Some(0));
+
+    // Nobody else is there now: what is written would be the audit's.
+    let before = writes(&sandbox, &tenants).await?;
+    let monitor = redis::Client::open(sandbox.redis().url())?.get_async_monitor().await?;
+    let mut seen = monitor.into_on_message::<String>();
+    let third = audit(&sandbox, &[]).await?;
+    is_exactly(&third, &planted)?;
+    let mut redis = sandbox.redis().connect().await?;
+    redis.set::<_, _, ()>("the end of the audit", 1).await?;
+    let mut commands = BTreeSet::new();
+    while let Some(line) = seen.next().await {
+        if line.contains("the end of the audit") {
+            break;
+        }
+        let command = line.split('"').nth(1).unwrap_or_default().to_lowercase();
+        commands.insert(command);
+    }
+    let unknown: Vec<&String> =
+        commands.iter().filter(|command| !READS.contains(&command.as_str())).collect();
+    assert!(unknown.is_empty() && commands.contains("mget"), "{commands:?}");
+    assert_eq!(writes(&sandbox, &tenants).await?, before, "rows were written");
+    drop(held);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_faults_are_found_under_load_and_nothing_else() -> Result<()> {
+    fifty_among(4_000, 1_000.0).await
+}
+
+/// The same at the size of a common ledger; `--ignored`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes"]
+async fn fifty_faults_are_found_among_a_hundred_thousand() -> Result<()> {
+    fifty_among(100_000, 2_000.0).await
+}
