@@ -7,10 +7,15 @@ use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::ledger::{
     DEFAULT_TTL, LoadOptions, LoadTenant, Producer, Progress, SeededBalance, put_raw, write_operations,
 };
-use balance_sync_sandbox::{Sandbox, SandboxTenant, balance_table, operation_table};
+use balance_sync_sandbox::{
+    Sandbox, SandboxOptions, SandboxTenant, balance_table, eventually, operation_table,
+};
+use balance_sync_tests::command::prepare;
 use balance_sync_tests::ledger::{all_settled, comes_in_step, hold_row};
-use balance_sync_tests::{Finished, Worker, run};
+use balance_sync_tests::{Finished, SOON, Worker, run};
 use futures::StreamExt as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
@@ -353,6 +358,7 @@ async fn writes(sandbox: &Sandbox, tenants: &[SandboxTenant]) -> Result<Vec<(Str
     Ok(all)
 }
 
+#[allow(clippy::print_stderr)] // a figure for the documents
 async fn fifty_among(balances: usize, rate: f64) -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(2, balances / 2).await?;
     let tenants = sandbox.tenants();
@@ -436,4 +442,175 @@ async fn fifty_faults_are_found_under_load_and_nothing_else() -> Result<()> {
 #[ignore = "takes minutes"]
 async fn fifty_faults_are_found_among_a_hundred_thousand() -> Result<()> {
     fifty_among(100_000, 2_000.0).await
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_named_and_nothing_else_is_judged_by_it() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 30).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let mut planting = Planting::begin(&sandbox, &tenant).await?;
+    // Nobody works here: scheduled, and nothing else is known of it.
+    let SeededBalance { organization, ledger, .. } = &tenant.balances[0];
+    let prefix = tenant.keys.prefix();
+    let nobody = format!("{prefix}balance:{{transactions}}:{organization}:{ledger}:@nobody#default");
+    let strange = format!("{prefix}balance:{{transactions}}:not a balance");
+    let unproven = tenant.keys.member(&tenant.balances[20]);
+    for member in [&nobody, &strange, &unproven] {
+        planting.redis.zadd::<_, _, _, ()>(tenant.keys.schedule(), member, 1_700_000_000).await?;
+    }
+    planting.sql("UPDATE {balance} SET version = 4 WHERE id = '{id}'", &tenant.balances[20]).await?;
+    planting.behind_unscheduled().await?;
+    planting.lost().await?;
+    let mut planted = planting.planted.clone();
+    for (member, class) in [(&nobody, "orphaned"), (&strange, "orphaned"), (&unproven, "lost_from_redis")] {
+        planted.insert(member.clone(), class);
+    }
+    let all = audit(&sandbox, &[]).await?;
+    is_exactly(&all, &planted)?;
+    assert_eq!((all.code, &all.summary["witnesses"]), (Some(1), &3.into()));
+
+    // Without the trail two witnesses are left, which prove no loss.
+    let admin = |sql: &'static str| sandbox.postgres().execute(&tenant.database, sql);
+    planted.retain(|_, class| *class != "lost_from_redis");
+    planted.insert(unproven, "lost_from_redis");
+    admin("REVOKE SELECT ON operation FROM balance_sync_tenants").await?;
+    let two = audit(&sandbox, &[]).await?;
+    is_exactly(&two, &planted)?;
+    assert_eq!((two.code, &two.summary["witnesses"]), (Some(2), &2.into()));
+    assert!(
+        two.summary["notices"].to_string().contains("the grant SELECT on operation is missing"),
+        "{}",
+        two.summary
+    );
+    let meant = audit(&sandbox, &["--without-trail"]).await?;
+    is_exactly(&meant, &planted)?;
+    assert_eq!((meant.code, &meant.summary["notices"]), (Some(1), &Value::Array(Vec::new())));
+    admin("DROP TABLE operation").await?;
+    let two = audit(&sandbox, &[]).await?;
+    is_exactly(&two, &planted)?;
+    assert!(two.summary["notices"].to_string().contains("there is no table operation"), "{}", two.summary);
+
+    admin("REVOKE SELECT (alias) ON balance FROM balance_sync_tenants").await?;
+    let none = audit(&sandbox, &[]).await?;
+    assert_eq!((none.code, none.findings.len(), &none.summary["complete"]), (Some(2), 0, &false.into()));
+    let failed = none.summary["failed"].to_string();
+    assert!(failed.contains("the grant SELECT (alias) on balance is missing"), "{failed}");
+
+    let config = sandbox.config_path().to_str().context("a path of text")?;
+    for (args, words) in [
+        (["--tenant", "nobody"], "tenant nobody is not among the active ones"),
+        (["--since", "2126-01-01T00:00:00Z"], "--since is"),
+        (["--sample", "0"], "must be a number above 0"),
+    ] {
+        let done = run(&[&["audit", "--config", config][..], &args].concat(), &[]).await?;
+        assert!(done.code == Some(2) && done.stderr.contains(words), "{done:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_impossible_clock_is_refused() -> Result<()> {
+    let mut options = balance_sync_tests::options(1, 10);
+    options.redis.settable_clock = true;
+    let sandbox = Sandbox::start(options).await?;
+    let config = sandbox.config_path().to_str().context("a path of text")?;
+    sandbox.redis().shift_clock(-3 * 86_400_000)?;
+    let done = run(&["audit", "--config", config], &[]).await?;
+    assert_eq!((done.code, done.stdout.as_str()), (Some(2), ""), "{done:?}");
+    assert!(
+        done.stderr.contains("impossible clock: Redis says") && done.stderr.contains("3.0 days"),
+        "{done:?}"
+    );
+    Ok(())
+}
+
+/// The ledger's recover records are complete, and newer than its operations for a while.
+#[tokio::test]
+async fn a_recover_record_is_a_witness() -> Result<()> {
+    let options = SandboxOptions { least_privilege: false, ..balance_sync_tests::options(1, 10) };
+    let sandbox = Sandbox::start(options).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let (recorded, written) = (&tenant.balances[2], &tenant.balances[4]);
+    let record = |balance: &SeededBalance, version: i64| {
+        let amounts = balance.amounts(version);
+        serde_json::json!({ "record": { "result": { "appliedAtUnixMicro": 1, "final": [{
+            "id": balance.id, "available": amounts.available, "onHold": amounts.on_hold,
+            "overdraftUsed": amounts.overdraft_used, "version": version.to_string(),
+        }] } } })
+        .to_string()
+    };
+    let mut redis = sandbox.redis().connect().await?;
+    let key = format!("{}engine:{{transactions}}:recover", tenant.keys.prefix());
+    redis.hset::<_, _, _, ()>(&key, "t1", record(recorded, 3)).await?;
+    redis.hset::<_, _, _, ()>(&key, "t2", record(written, 1)).await?;
+    redis.hset::<_, _, _, ()>(&key, "t3", "no JSON").await?;
+    let found = audit(&sandbox, &[]).await?;
+    let planted = Planted::from([(tenant.keys.member(recorded), "lost_from_redis")]);
+    is_exactly(&found, &planted)?;
+    let finding = &found.findings[&tenant.keys.member(recorded)];
+    assert_eq!((&finding["version"], &finding["record"]["version"]), (&3.into(), &3.into()), "{finding}");
+    assert_eq!(finding["record"]["available"], recorded.amounts(3).available.as_str());
+    assert_eq!(found.summary["notices"], Value::Array(Vec::new()), "all could be read");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_interrupted_audit_goes_on_where_it_was() -> Result<()> {
+    const BALANCES: usize = 12_000;
+    let sandbox = balance_sync_tests::sandbox(1, BALANCES).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let mut planting = Planting::begin(&sandbox, &tenant).await?;
+    for _ in 0..20 {
+        planting.lost().await?;
+    }
+    let folder = tempfile::tempdir()?;
+    let cursor = folder.path().join("cursor.json");
+    let resume = cursor.to_str().context("a path of text")?;
+    let config = sandbox.config_path().to_str().context("a path of text")?;
+    let args = ["audit", "--config", config, "--json", "--resume", resume, "--postgres-rate", "1000"];
+    let child = prepare(&args, &BTreeMap::new())?.spawn()?;
+    eventually(SOON, "a cursor", || {
+        let text = std::fs::read_to_string(&cursor).unwrap_or_default();
+        std::future::ready(text.contains(&format!("\"{}\":", tenant.id)))
+    })
+    .await?;
+    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
+    let ended = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
+    let first = found(&Finished {
+        code: ended.status.code(),
+        stdout: String::from_utf8(ended.stdout)?,
+        stderr: String::from_utf8(ended.stderr)?,
+    })?;
+    assert_eq!((first.code, &first.summary["complete"]), (Some(2), &false.into()), "{}", first.summary);
+    let rows = first.summary["rows"].as_u64().context("rows")?;
+    assert!(rows > 0 && rows < BALANCES as u64, "{}", first.summary);
+
+    let rest = audit(&sandbox, &["--resume", resume]).await?;
+    assert_eq!((rest.code, &rest.summary["rows"]), (Some(1), &BALANCES.into()), "{}", rest.summary);
+    assert_eq!(rest.summary["findings"], 20, "those of both");
+    let mut both = first.findings;
+    for (member, line) in rest.findings {
+        assert!(both.insert(member.clone(), line).is_none(), "{member} was reported by both");
+    }
+    let both = Found { findings: both, ..rest };
+    is_exactly(&both, &planting.planted)?;
+    assert!(!cursor.exists(), "nothing is left to be gone on with");
+
+    // A part is the same part every time.
+    let part = audit(&sandbox, &["--sample", "10%"]).await?;
+    let rows = part.summary["rows"].as_u64().context("rows")?;
+    assert!((1_000..1_400).contains(&rows), "{}", part.summary);
+    assert_eq!(audit(&sandbox, &["--sample", "0.1"]).await?.summary["rows"], rows);
+    let recent = audit(&sandbox, &["--since", "1h"]).await?;
+    assert_eq!(recent.summary["classes"]["lost_from_redis"], 20);
+    let sql = "UPDATE {balance} SET updated_at = now() - interval '2 hours'; UPDATE {operation} SET created_at = now() - interval '2 hours'";
+    planting.sql(sql, &tenant.balances[0]).await?;
+    let recent = audit(&sandbox, &["--since", "1h"]).await?;
+    assert_eq!(
+        (recent.code, &recent.summary["classes"]),
+        (Some(0), &serde_json::json!({})),
+        "{}",
+        recent.summary
+    );
+    Ok(())
 }

@@ -74,7 +74,7 @@ pub(super) fn newest_value(
                 at,
                 id: Some(value.id),
                 key: Some(effective_key(&name, &value).to_owned()),
-                value: Value::Present(known(value)),
+                value: Value::Present(known(&value)),
             },
             (_, Err(ValueError::DeletionMarker { .. })) => continue,
             (Err(why), _) => ReadValue { at, value: Value::Unreadable(why.to_string()), id: None, key: None },
@@ -92,7 +92,7 @@ pub(super) fn newest_value(
     newest
 }
 
-fn known(value: BalanceValue) -> Known {
+fn known(value: &BalanceValue) -> Known {
     Known {
         version: value.version,
         amounts: Amounts {
