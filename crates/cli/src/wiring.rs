@@ -122,7 +122,8 @@ pub(crate) fn reader(config: &Config) -> anyhow::Result<FleetReader> {
     Ok(FleetReader::for_command(
         directory(config)?,
         Snapshots::new(link.clone(), &group(config)),
-        Controls::new(link),
+        link,
+        config.tenants.key_form,
         config.admin.freshness_objective,
         Arc::new(collector_options(config)),
     ))

@@ -20,6 +20,7 @@ pub mod reader;
 mod record;
 pub mod rows;
 pub mod sampler;
+mod unserved;
 pub mod why;
 
 pub use follower::DrainRequest;

@@ -129,7 +129,8 @@ impl Operations {
         FleetReader::of_worker(
             Arc::clone(&self.local),
             self.snapshots.clone(),
-            self.controls.clone(),
+            self.handles.link.clone(),
+            self.handles.key_form,
             objective,
             Arc::clone(&self.handles.collector),
         )

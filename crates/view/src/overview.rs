@@ -121,6 +121,8 @@ pub struct BacklogView {
     pub leased: u64,
     /// How long the oldest due one has been due.
     pub oldest_due_age_seconds: f64,
+    /// Tenants of which it is not known what waits: they are not in these numbers.
+    pub unknown_tenants: usize,
 }
 
 /// The last seconds.
@@ -185,7 +187,8 @@ impl FleetView {
         let objective = self.objective_seconds;
         let mut by_state: BTreeMap<TenantState, usize> =
             TenantState::ALL.into_iter().map(|state| (state, 0)).collect();
-        let mut backlog = BacklogView { scheduled: 0, due: 0, leased: 0, oldest_due_age_seconds: 0.0 };
+        let mut backlog =
+            BacklogView { scheduled: 0, due: 0, leased: 0, oldest_due_age_seconds: 0.0, unknown_tenants: 0 };
         let (mut unserved, mut quarantined, mut losses, mut expired) = (0, 0, 0, 0);
         let mut shortest: Option<f64> = None;
         for row in &self.tenants {
@@ -193,6 +196,7 @@ impl FleetView {
                 StateView::Is(state) => *by_state.entry(state).or_default() += 1,
                 StateView::Unserved => unserved += 1,
             }
+            backlog.unknown_tenants += usize::from(!row.sampled);
             backlog.scheduled += row.scheduled;
             backlog.due += row.due;
             backlog.leased += row.leased;
@@ -293,9 +297,11 @@ impl FleetView {
                     let reason = row.reason.as_ref().map_or("unknown", ReportedReason::as_str);
                     degraded.entry((reason, row.partial)).or_default().push(row);
                 }
-                StateView::Is(_) if !row.sampled => unsampled.push(row),
                 StateView::Is(_) => {}
                 StateView::Unserved => unserved.push(row),
+            }
+            if !row.sampled && row.state != StateView::Is(TenantState::Degraded) {
+                unsampled.push(row);
             }
             if row.is_behind(self.objective_seconds) {
                 behind.push(row);
@@ -341,7 +347,7 @@ impl FleetView {
         }
         if !unsampled.is_empty() {
             let text = format!(
-                "The schedules of {} have not been sampled yet, so nobody can tell what waits or is lost there: {}.",
+                "The schedules of {} have not been read yet, or can't be, so it is unknown what waits or is lost there: {}.",
                 tenants(&unsampled),
                 names(&unsampled)
             );
@@ -560,6 +566,6 @@ mod tests {
         fleet.tenants[0] = TenantRow { losses: 0, sampled: false, ..fleet.tenants[0].clone() };
         let (verdict, reasons) = fleet.judge();
         assert_eq!(verdict, Verdict::Unknown, "it is not known whether there are any");
-        assert!(reasons[0].contains("have not been sampled yet"), "{reasons:?}");
+        assert!(reasons[0].contains("have not been read yet"), "{reasons:?}");
     }
 }

@@ -16,8 +16,8 @@ use balance_sync_fleet::{
     pipeline::CollectorOptions,
     status::{Rates, TenantState},
 };
-use balance_sync_schedule::{Controls, ScheduleError, Snapshots, snapshots::Position};
-use balance_sync_tenants::{Tenant, TenantDirectory};
+use balance_sync_schedule::{Controls, Link, ScheduleError, Snapshots, snapshots::Position};
+use balance_sync_tenants::{KeyForm, Tenant, TenantDirectory};
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
     local_worker::LocalWorker,
     record::{Counts, DetailRecord, FleetPoint, TenantRecord, WorkerRecord},
     rows::{PausedBy, StateView, TenantDetail, TenantRow, WorkerRow, at},
+    unserved::{self, Waiting},
 };
 
 /// Who asks within this time is given the same answer.
@@ -257,6 +258,9 @@ pub struct FleetReader {
     own: Option<Arc<LocalWorker>>,
     snapshots: Snapshots,
     controls: Controls,
+    /// To read the schedules of tenants that no live worker serves.
+    link: Link,
+    key_form: KeyForm,
     objective: Duration,
     options: Arc<CollectorOptions>,
     state: Mutex<State>,
@@ -268,12 +272,13 @@ impl FleetReader {
     pub fn of_worker(
         own: Arc<LocalWorker>,
         snapshots: Snapshots,
-        controls: Controls,
+        link: Link,
+        key_form: KeyForm,
         objective: Duration,
         options: Arc<CollectorOptions>,
     ) -> Self {
         let source = Source::LocalWorker(Arc::clone(&own));
-        Self::new(Some(own), source, snapshots, controls, objective, options)
+        Self::new(Some(own), source, snapshots, link, key_form, objective, options)
     }
 
     /// For a command, without a worker in its process. `directory` says which tenants there are.
@@ -281,24 +286,27 @@ impl FleetReader {
     pub fn for_command(
         directory: Arc<dyn TenantDirectory>,
         snapshots: Snapshots,
-        controls: Controls,
+        link: Link,
+        key_form: KeyForm,
         objective: Duration,
         options: Arc<CollectorOptions>,
     ) -> Self {
         let source = Source::Directory { directory, listed: None };
-        Self::new(None, source, snapshots, controls, objective, options)
+        Self::new(None, source, snapshots, link, key_form, objective, options)
     }
 
     fn new(
         own: Option<Arc<LocalWorker>>,
         source: Source,
         snapshots: Snapshots,
-        controls: Controls,
+        link: Link,
+        key_form: KeyForm,
         objective: Duration,
         options: Arc<CollectorOptions>,
     ) -> Self {
+        let controls = Controls::new(link.clone());
         let state = Mutex::new(State { source, known: BTreeMap::new(), last: None });
-        Self { own, snapshots, controls, objective, options, state }
+        Self { own, snapshots, controls, link, key_form, objective, options, state }
     }
 
     /// The fleet now, or as it was a moment ago. Never fails: what can't be asked is said in the answer.
@@ -370,7 +378,31 @@ impl FleetReader {
             }
             Source::Directory { directory, listed } => list(directory, listed).await,
         };
-        self.put_together(&state.known, redis_error, read, listed.as_deref())
+        let waiting = match redis_error {
+            None => self.read_unserved(&state.known, listed.as_deref().unwrap_or_default()).await,
+            Some(_) => HashMap::new(),
+        };
+        self.put_together(&state.known, redis_error, read, listed.as_deref(), &waiting)
+    }
+
+    /// What waits in the schedules of the tenants that no worker reports on. Empty if it can't be read: it is unknown then.
+    async fn read_unserved(
+        &self,
+        known: &BTreeMap<String, Known>,
+        listed: &[Tenant],
+    ) -> HashMap<String, Waiting> {
+        let served = |tenant: &Tenant| {
+            self.serves(tenant) || known.values().any(|other| other.tenants.contains_key(tenant.label()))
+        };
+        let unserved: Vec<&Tenant> = listed.iter().filter(|tenant| !served(tenant)).collect();
+        if unserved.is_empty() {
+            return HashMap::new();
+        }
+        let read = self.bounded(unserved::read(&self.link, self.key_form, &unserved)).await;
+        read.unwrap_or_else(|error| {
+            tracing::debug!(%error, "the schedules of tenants without a worker can't be read");
+            HashMap::new()
+        })
     }
 
     async fn bounded<T>(
@@ -447,6 +479,7 @@ impl FleetReader {
         redis_error: Option<String>,
         read: Read,
         listed: Option<&[Tenant]>,
+        waiting: &HashMap<String, Waiting>,
     ) -> FleetView {
         let Read { paused, writes_refused } = read;
         let own_records: Vec<(String, TenantRecord)> = self.own.as_ref().map_or_else(Vec::new, |own| {
@@ -496,6 +529,9 @@ impl FleetReader {
                 }
                 None => {
                     let mut row = TenantRow::unserved(id, paused);
+                    if let Some(waiting) = waiting.get(id) {
+                        waiting.fill(&mut row);
+                    }
                     if let Some(error) = &writes_refused {
                         row.detail = Some(format!("no worker can report, as Redis refuses writes: {error}"));
                     }

@@ -212,6 +212,15 @@ async fn a_tenant_that_cannot_be_written_and_a_fleet_of_which_nothing_is_known()
     assert_eq!(overview["tenants"]["unserved"], 2, "{overview}");
     let listed = ask(&sandbox, &["tenants"]).await?;
     assert!(listed.code == Some(2) && listed.stdout.contains("No live worker"), "{listed:?}");
+    // What waits is read all the same.
+    let written = producer.mutate_each(DEFAULT_TTL).await?;
+    let (_, overview) = ask_json(&sandbox, &["status"]).await?;
+    assert_eq!(overview["backlog"]["due"], written, "{overview}");
+    assert_eq!(overview["backlog"]["unknown_tenants"], 0, "{overview}");
+    let (_, page) = ask_json(&sandbox, &["tenants"]).await?;
+    let due =
+        |row: &Value| row["sampled"] == true && row["due"].as_u64() > Some(0) && row["state"] == "unserved";
+    assert!(page["tenants"].as_array().is_some_and(|rows| rows.len() == 2 && rows.iter().all(due)), "{page}");
 
     // No Redis.
     sandbox.redis().kill()?;

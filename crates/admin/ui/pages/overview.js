@@ -112,7 +112,9 @@ function verdictCard() {
       const ids = new Set(overview.worst.map((row) => row.id));
       list(overview.reasons.map((reason, place) => ({ reason, place, ids })));
       const oldest = overview.backlog.oldest_due_age_seconds;
-      const waiting = overview.backlog.due > 0 ? `The oldest due balance waits ${span(oldest)}` : "No balance is due";
+      const unknown = overview.backlog.unknown_tenants;
+      const none_due = unknown > 0 ? "No balance is known to be due" : "No balance is due";
+      const waiting = overview.backlog.due > 0 ? `The oldest due balance waits ${span(oldest)}` : none_due;
       setText(foot, `${waiting}; the objective is ${span(objective())}. ${plural(overview.tenants.total, "tenant")} on ${plural(overview.workers.live, "live worker")}.`);
     },
   };
@@ -156,7 +158,8 @@ function tileRow() {
       const limit = objective();
       rows.set(rate(rates.rows_per_second), rates.failures_per_second > 0 ? `${rate(rates.failures_per_second)} failures/s` : "no failures", rates.failures_per_second > 0 ? "warn" : null);
       lag.set(span(lags.p99_seconds), `p50 ${span(lags.p50_seconds)}`, (lags.p99_seconds ?? 0) > limit ? "warn" : null);
-      due.set(count(backlog.due), `${count(backlog.leased)} leased of ${count(backlog.scheduled)}`);
+      const unknown = backlog.unknown_tenants;
+      due.set(count(backlog.due), unknown > 0 ? `unknown of ${plural(unknown, "tenant")}` : `${count(backlog.leased)} leased of ${count(backlog.scheduled)}`, unknown > 0 ? "warn" : null);
       oldest.set(span(backlog.due > 0 ? backlog.oldest_due_age_seconds : 0), `objective ${span(limit)}`, backlog.oldest_due_age_seconds > limit ? "warn" : null);
       quarantined.set(count(overview.quarantined), overview.expired_total > 0 ? `${count(overview.expired_total)} expired unread` : "none expired unread", overview.quarantined > 0 ? "warn" : null);
       life.set(overview.shortest_life_seconds === null ? "–" : span(overview.shortest_life_seconds), overview.shortest_life_seconds === null ? "nothing waits" : "until expiry", overview.shortest_life_seconds !== null && overview.shortest_life_seconds < 300 ? "warn" : null);
@@ -201,7 +204,7 @@ function worstTable(tickers) {
           return (row) => since.update(sinceOf(row));
         },
       },
-      numberColumn("Due", (row) => count(row.due)),
+      numberColumn("Due", (row) => (row.sampled ? count(row.due) : "?")),
       numberColumn("Oldest", (row) => (row.due > 0 ? span(row.oldest_due_age_seconds) : "–")),
       numberColumn("Lag p99", (row) => span(row.lag_p99_seconds)),
       {

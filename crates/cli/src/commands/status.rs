@@ -130,11 +130,15 @@ fn figures(text: &mut String, overview: &Overview) {
     row(
         "backlog",
         format_args!(
-            "{} due, the oldest for {}; {} held, {} scheduled in all",
+            "{} due, the oldest for {}; {} held, {} scheduled in all{}",
             count(backlog.due),
             span(backlog.oldest_due_age_seconds),
             count(backlog.leased),
-            count(backlog.scheduled)
+            count(backlog.scheduled),
+            match backlog.unknown_tenants {
+                0 => String::new(),
+                tenants => format!("; unknown of {} tenants", count(tenants as u64)),
+            }
         ),
     );
     row(

@@ -201,14 +201,19 @@ pub(super) fn table(rows: &[&TenantRow], view: &FleetView, screen: Screen) -> St
             (row.id.clone(), PLAIN),
             (state, style),
             (row.since.as_deref().map_or_else(|| "-".to_owned(), |since| ago(since, view.at)), PLAIN),
-            (count(row.due), late),
-            (span(row.oldest_due_age_seconds), late),
+            (if_sampled(row, count(row.due)), late),
+            (if_sampled(row, span(row.oldest_due_age_seconds)), late),
             (optional(row.lag_p99_seconds, span), PLAIN),
             (rate(row.rows_per_second), PLAIN),
-            (count(row.quarantined), if row.quarantined > 0 { WARN } else { PLAIN }),
+            (if_sampled(row, count(row.quarantined)), if row.quarantined > 0 { WARN } else { PLAIN }),
         ]);
     }
     table.render(screen)
+}
+
+/// What was read from the tenant's schedule, if it was.
+fn if_sampled(row: &TenantRow, text: String) -> String {
+    if row.sampled { text } else { "?".to_owned() }
 }
 
 /// The workers that serve it, those that only stand by last.
@@ -247,14 +252,17 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
     say("next", detail.next.clone());
     say(
         "backlog",
-        format!(
-            "{} due, the oldest for {}; {} held, {} scheduled in all; shortest life {}",
-            count(row.due),
-            span(row.oldest_due_age_seconds),
-            count(row.leased),
-            count(row.scheduled),
-            optional(row.shortest_life_seconds, span)
-        ),
+        match row.sampled {
+            true => format!(
+                "{} due, the oldest for {}; {} held, {} scheduled in all; shortest life {}",
+                count(row.due),
+                span(row.oldest_due_age_seconds),
+                count(row.leased),
+                count(row.scheduled),
+                optional(row.shortest_life_seconds, span)
+            ),
+            false => "unknown: the schedule has not been read yet, or can't be".to_owned(),
+        },
     );
     say(
         "written",
@@ -270,7 +278,7 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
         "aside",
         format!(
             "{} in quarantine, {} expired, {} failed flushes",
-            count(row.quarantined),
+            if_sampled(row, count(row.quarantined)),
             count(row.expired_total),
             count(row.batch_failures_total)
         ),
