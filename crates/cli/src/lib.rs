@@ -9,6 +9,11 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a command line speaks on standard output
 
+/// As the standard library's, except that a reader who has seen enough and went away (`… | head`) is no error.
+macro_rules! println {
+    ($($text:tt)*) => { crate::terminal::print_line(format_args!($($text)*)) };
+}
+
 mod args;
 mod audit;
 mod commands;
@@ -26,6 +31,7 @@ use args::{Args, Command};
 
 pub use deployment::Deployment;
 pub use program::{EXIT_OK, interrupted, run};
+pub use terminal::print_line;
 
 /// The program `balance-sync`.
 pub fn main() -> ExitCode {

@@ -9,7 +9,7 @@ use crate::environment;
 /// Everything is as it should be.
 pub const EXIT_OK: u8 = 0;
 /// What was asked could not be found out or done.
-const EXIT_FAILED: u8 = 2;
+pub(crate) const EXIT_FAILED: u8 = 2;
 
 /// Parses the command line and runs the command on an actix system. An error goes to standard error, with exit code 2.
 pub fn run<A: CommandFactory, F>(parse: impl FnOnce() -> A, dispatch: impl FnOnce(A) -> F) -> ExitCode
@@ -33,15 +33,17 @@ where
     }
 }
 
-/// Waits for SIGINT or SIGTERM and names it.
+/// Waits for SIGINT, SIGTERM or SIGQUIT and names it.
 ///
 /// # Errors
 /// When signals can't be listened to.
 pub async fn interrupted() -> std::io::Result<&'static str> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut quit = signal(SignalKind::quit())?;
     Ok(tokio::select! {
         _ = int.recv() => "SIGINT",
         _ = term.recv() => "SIGTERM",
+        _ = quit.recv() => "SIGQUIT",
     })
 }

@@ -5,6 +5,11 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a command line speaks on standard output
 
+/// As the standard library's, except that a reader who has seen enough and went away (`… | head`) is no error.
+macro_rules! println {
+    ($($text:tt)*) => { balance_sync_cli::print_line(format_args!($($text)*)) };
+}
+
 mod args;
 mod demo;
 mod load;

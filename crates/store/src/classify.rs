@@ -5,6 +5,7 @@
 //! whole rows).
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 pub use balance_sync_engine::failure::PostgresClass as ErrorClass;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
@@ -85,12 +86,44 @@ pub struct StoreError {
     in_function: bool,
 }
 
+/// Most bytes of a message that are kept. Postgres, a pooler or a trigger may send megabytes, for each row anew, and what is
+/// kept goes to logs, Redis and screens.
+const MESSAGE_BYTES: usize = 1024;
+
+/// A message on one line, without characters that a terminal obeys, and cut to [`MESSAGE_BYTES`].
+fn bounded(message: Cow<'static, str>) -> Cow<'static, str> {
+    let harmless = |c: char| !c.is_control() && !is_bidi_control(c);
+    if message.len() <= MESSAGE_BYTES && message.chars().all(harmless) {
+        return message;
+    }
+    let end =
+        (0..=MESSAGE_BYTES.min(message.len())).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
+    let mut kept = String::with_capacity(end + 40);
+    for c in message[..end].chars() {
+        match c {
+            '\n' | '\t' | '\r' => kept.push(' '),
+            c if harmless(c) => kept.push(c),
+            c => kept.extend(c.escape_unicode()),
+        }
+    }
+    if end < message.len() {
+        // Writing into a String can't fail.
+        let _ = write!(kept, "… ({} bytes in all)", message.len());
+    }
+    kept.into()
+}
+
+/// Characters that change the direction in which a terminal or a page shows what follows.
+fn is_bidi_control(c: char) -> bool {
+    matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 impl StoreError {
     pub(crate) fn new(class: ErrorClass, message: impl Into<Cow<'static, str>>) -> StoreError {
         StoreError {
             class,
             sqlstate: None,
-            message: message.into(),
+            message: bounded(message.into()),
             session_survives: false,
             in_function: false,
         }
@@ -163,7 +196,7 @@ impl StoreError {
 
     /// The same with more words.
     pub(crate) fn with_words(self, more: &str) -> StoreError {
-        StoreError { message: format!("{}: {more}", self.message).into(), ..self }
+        StoreError { message: bounded(format!("{}: {more}", self.message).into()), ..self }
     }
 
     /// The same, found to concern every row of the table.
@@ -172,7 +205,7 @@ impl StoreError {
         StoreError {
             class,
             sqlstate: None,
-            message: message.into(),
+            message: bounded(message.into()),
             session_survives: true,
             in_function: false,
         }
@@ -270,7 +303,7 @@ fn from_postgres(error: &PgDatabaseError) -> StoreError {
     StoreError {
         class,
         sqlstate: Some(error.code().to_owned()),
-        message: error.message().to_owned().into(),
+        message: bounded(error.message().to_owned().into()),
         session_survives: (keep && !fatal) || origin == Origin::Raised,
         in_function: match origin {
             Origin::Server => false,
@@ -318,6 +351,22 @@ impl Origin {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn foreign_words_are_cut_and_obeyed_by_no_terminal() {
+        let long = StoreError::new(ErrorClass::Internal, "é".repeat(5_000_000));
+        assert!(
+            long.message().len() < MESSAGE_BYTES + 40 && long.message().ends_with("(10000000 bytes in all)")
+        );
+        let more = long.with_words(&"x".repeat(5_000));
+        assert!(more.message().len() < MESSAGE_BYTES + 40, "{more}");
+        let wild = StoreError::new(ErrorClass::Internal, "a\n\u{1b}[2Jb\u{202e}c\u{9b}d")
+            .of_every_row("\u{7}".repeat(9));
+        assert!(wild.message().starts_with("\\u{7}\\u{7}"), "{wild}");
+        let wild = StoreError::new(ErrorClass::Internal, "a\n\u{1b}[2Jb\u{202e}c\u{9b}d é");
+        assert_eq!(wild.message(), "a \\u{1b}[2Jb\\u{202e}c\\u{9b}d é");
+        assert_eq!(StoreError::new(ErrorClass::Internal, "as it is").message(), "as it is");
+    }
 
     #[test]
     fn each_row_of_the_failure_table() {

@@ -8,6 +8,7 @@ use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadOptions, Progress, put_raw};
 use balance_sync_sandbox::{Fault, Sandbox, SandboxOptions, eventually};
 use balance_sync_tests::ledger::{all_settled, claimed, comes_in_step, in_step, scores};
 use balance_sync_tests::{SOON, Worker, options};
+use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
 
 #[tokio::test]
@@ -26,7 +27,9 @@ async fn what_is_gathered_is_written_before_the_end() -> Result<()> {
         anyhow::Ok(())
     })
     .await?;
-    let ended = worker.stop().await?;
+    // As SIGTERM does.
+    worker.signal(Signal::SIGQUIT)?;
+    let ended = worker.wait().await?;
     assert_eq!(ended.code, Some(0));
     in_step(&sandbox, &producer).await?;
     all_settled(&sandbox).await?;

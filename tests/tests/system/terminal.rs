@@ -1,5 +1,6 @@
 //! The commands for people: what they show and how they end, with the fleet in every condition.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
@@ -221,6 +222,16 @@ async fn a_tenant_that_cannot_be_written_and_a_fleet_of_which_nothing_is_known()
     let due =
         |row: &Value| row["sampled"] == true && row["due"].as_u64() > Some(0) && row["state"] == "unserved";
     assert!(page["tenants"].as_array().is_some_and(|rows| rows.len() == 2 && rows.iter().all(due)), "{page}");
+
+    // A reader that goes away before the first line ends no command with a panic.
+    for args in [&["quarantine", "list"][..], &["verify"], &["tenants"], &["status", "--json"]] {
+        let config = sandbox.config_path().to_str().context("a path of text")?;
+        let mut child = prepare(&[args, &["--config", config]].concat(), &BTreeMap::new())?.spawn()?;
+        drop(child.stdout.take());
+        let ended = child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.code().is_some_and(|code| code <= 2) && said.is_empty(), "{args:?}: {said}");
+    }
 
     // No Redis.
     sandbox.redis().kill()?;

@@ -88,6 +88,18 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
     }
 }
 
+/// Writes a line to standard output as it is. A reader that has seen enough and went away is no error: what a command does must
+/// not depend on who reads along. Any other failure is reported once, and ends the program.
+pub fn print_line(line: std::fmt::Arguments<'_>) {
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("balance-sync: can't write to standard output: {error}");
+            std::process::exit(i32::from(crate::program::EXIT_FAILED));
+        }
+        _ => {}
+    }
+}
+
 /// The style of a verdict.
 pub(crate) fn verdict_style(verdict: Verdict) -> Style {
     match verdict {
