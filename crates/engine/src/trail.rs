@@ -1,13 +1,14 @@
 //! When the ledger's trail of operations counts as complete for a balance whose value is gone.
 //!
 //! The ledger writes an operation after its mutation, and later still when Postgres was away. So a row that is as new as the
-//! newest operation proves nothing at first. It does when it is found twice, the grace apart: the mutation is older than the
-//! first look, and no failure has kept the ledger from writing in between.
+//! newest operation proves nothing at first. It does when it has been found so again and again for as long as the grace: the
+//! mutation is older than the first look, and no failure has kept the ledger from writing in between. A worker notices a
+//! failure only when it asks, so it asks a few times within the grace; an outage that falls between two looks is short.
 //!
 //! The age of a mutation by its score would not do. It is not known once a claim has lapsed, and after a long outage an old
 //! mutation may still wait for its operation.
 //!
-//! A member is put off between the two looks. The score under which it is has no other origin, so it shows at the second look
+//! A member is put off between two looks. The score under which it is has no other origin, so it shows at the next look
 //! that nothing has happened to the member since. What one worker has put off, another looks at anew.
 
 use std::{
@@ -17,16 +18,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Looks at a member within the grace, after the first.
+const LOOKS: u32 = 4;
 /// Most members that are remembered. Others are put off until there is room.
 const REMEMBERED: usize = 10_000;
 /// Members are forgotten when they have not been looked at again within so many times the grace.
 const FORGOTTEN_AFTER: u32 = 8;
 
-/// The first look at a member.
+/// What is known of a member.
 #[derive(Debug, Clone, Copy)]
-struct Look {
-    /// When Postgres was asked.
-    at: Instant,
+struct Looks {
+    /// When Postgres was asked first, of the looks that count.
+    first: Instant,
+    /// When it was asked last.
+    last: Instant,
     /// The score under which the member was put off then.
     due: f64,
 }
@@ -35,7 +40,7 @@ struct Look {
 #[derive(Debug)]
 pub struct TrailWatch<K> {
     grace: Duration,
-    looks: HashMap<K, Look>,
+    looks: HashMap<K, Looks>,
     failed_at: Option<Instant>,
 }
 
@@ -46,10 +51,16 @@ impl<K: Hash + Eq> TrailWatch<K> {
         Self { grace, looks: HashMap::new(), failed_at: None }
     }
 
-    /// For how long a member is put off for its second look.
+    /// How long the trail must have been as it is.
     #[must_use]
     pub fn grace(&self) -> Duration {
         self.grace
+    }
+
+    /// For how long a member is put off for its next look.
+    #[must_use]
+    pub fn delay(&self) -> Duration {
+        self.grace / LOOKS
     }
 
     /// The tenant can't be synced: its Postgres may be away for the ledger as well.
@@ -63,23 +74,21 @@ impl<K: Hash + Eq> TrailWatch<K> {
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        // Redis measured the delay: its clock may run faster by a little.
+        // Redis measured the delays: its clock may run faster by a little.
         let enough = self.grace - self.grace / 16;
-        let calm = |since: Instant| self.failed_at.is_none_or(|failed| failed < since);
-        self.grace.is_zero()
-            || self.looks.get(member).is_some_and(|look| {
-                look.due == former && asked.saturating_duration_since(look.at) >= enough && calm(look.at)
-            })
+        let first = self.unchanged_since(member, former);
+        self.grace.is_zero() || first.is_some_and(|first| asked.saturating_duration_since(first) >= enough)
     }
 
-    /// A member was put off and is due at this score. Postgres was asked at `asked`.
-    pub fn put_off(&mut self, member: K, due: f64, asked: Instant) {
+    /// A member claimed with this former score was put off and is due at this one. Postgres was asked at `asked`.
+    pub fn put_off(&mut self, member: K, former: f64, due: f64, asked: Instant) {
         if self.looks.len() >= REMEMBERED {
             let oldest = FORGOTTEN_AFTER * self.grace;
-            self.looks.retain(|_, look| asked.saturating_duration_since(look.at) < oldest);
+            self.looks.retain(|_, looks| asked.saturating_duration_since(looks.last) < oldest);
         }
         if self.looks.len() < REMEMBERED || self.looks.contains_key(&member) {
-            self.looks.insert(member, Look { at: asked, due });
+            let first = self.unchanged_since(&member, former).unwrap_or(asked);
+            self.looks.insert(member, Looks { first, last: asked, due });
         }
     }
 
@@ -90,6 +99,16 @@ impl<K: Hash + Eq> TrailWatch<K> {
         Q: Hash + Eq + ?Sized,
     {
         self.looks.remove(member);
+    }
+
+    /// The first of the looks since which nothing has happened to a member, and nothing failed.
+    fn unchanged_since<Q>(&self, member: &Q, former: f64) -> Option<Instant>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let looks = self.looks.get(member).filter(|looks| looks.due == former)?;
+        self.failed_at.is_none_or(|failed| failed < looks.last).then_some(looks.first)
     }
 }
 
@@ -104,31 +123,47 @@ mod tests {
     }
 
     #[test]
-    fn a_member_is_looked_at_twice() {
+    fn a_member_is_looked_at_until_the_grace_is_over() {
         let (mut trail, begun) = (TrailWatch::new(GRACE), Instant::now());
         assert!(!trail.is_complete(&1, 5.5, begun));
-        trail.put_off(1, 65.5, begun);
-        assert!(trail.is_complete(&1, 65.5, begun + GRACE));
-        assert!(!trail.is_complete(&1, 65.5, begun + secs(50)), "Redis's clock has jumped");
+        trail.put_off(1, 5.5, 15.5, begun);
+        for look in 1..4 {
+            let asked = begun + look * trail.delay();
+            let due = 0.5 + 15.0 * f64::from(look);
+            assert!(!trail.is_complete(&1, due, asked), "look {look}");
+            trail.put_off(1, due, due + 15.0, asked);
+        }
+        assert!(trail.is_complete(&1, 60.5, begun + GRACE));
+        assert!(!trail.is_complete(&1, 60.5, begun + secs(50)), "Redis's clock has jumped");
         assert!(
             !trail.is_complete(&1, 70.0, begun + GRACE),
             "mutated again, or claimed by somebody meanwhile"
         );
-        assert!(!trail.is_complete(&2, 65.5, begun + GRACE));
+        assert!(!trail.is_complete(&2, 60.5, begun + GRACE));
         trail.forget(&1);
-        assert!(!trail.is_complete(&1, 65.5, begun + GRACE));
+        assert!(!trail.is_complete(&1, 60.5, begun + GRACE));
     }
 
     #[test]
-    fn a_failure_between_the_looks_makes_the_first_one_worthless() {
+    fn a_mutation_between_two_looks_makes_the_former_ones_worthless() {
+        let (mut trail, begun) = (TrailWatch::new(GRACE), Instant::now());
+        trail.put_off(1, 5.5, 15.5, begun);
+        trail.put_off(1, 12.25, 30.5, begun + secs(15));
+        assert!(!trail.is_complete(&1, 30.5, begun + GRACE));
+        assert!(trail.is_complete(&1, 30.5, begun + secs(75)));
+    }
+
+    #[test]
+    fn a_failure_between_two_looks_makes_the_former_ones_worthless() {
         let (mut trail, begun) = (TrailWatch::new(GRACE), Instant::now());
         trail.failed(begun);
-        trail.put_off(1, 65.5, begun + secs(1));
-        assert!(trail.is_complete(&1, 65.5, begun + secs(61)));
+        trail.put_off(1, 5.5, 15.5, begun + secs(1));
+        assert!(trail.is_complete(&1, 15.5, begun + secs(61)));
         trail.failed(begun + secs(30));
-        assert!(!trail.is_complete(&1, 65.5, begun + secs(61)));
-        trail.put_off(1, 125.5, begun + secs(61));
-        assert!(trail.is_complete(&1, 125.5, begun + secs(121)));
+        assert!(!trail.is_complete(&1, 15.5, begun + secs(61)));
+        trail.put_off(1, 15.5, 76.5, begun + secs(61));
+        assert!(!trail.is_complete(&1, 76.5, begun + secs(76)), "counted from the look after the failure");
+        assert!(trail.is_complete(&1, 76.5, begun + secs(121)));
     }
 
     #[test]
@@ -141,15 +176,15 @@ mod tests {
     fn it_remembers_so_many_and_has_room_again_for_those_that_come_later() {
         let (mut trail, begun) = (TrailWatch::new(GRACE), Instant::now());
         for member in 0..=REMEMBERED {
-            trail.put_off(member, 65.5, begun);
+            trail.put_off(member, 5.5, 65.5, begun);
         }
         assert!(trail.is_complete(&0, 65.5, begun + GRACE));
         assert!(!trail.is_complete(&REMEMBERED, 65.5, begun + GRACE), "there was no room");
         trail.forget(&0);
-        trail.put_off(REMEMBERED, 125.5, begun + GRACE);
+        trail.put_off(REMEMBERED, 65.5, 125.5, begun + GRACE);
         assert!(trail.is_complete(&REMEMBERED, 125.5, begun + 2 * GRACE));
         let later = begun + 8 * GRACE;
-        trail.put_off(0, 545.5, later);
+        trail.put_off(0, 5.5, 545.5, later);
         assert!(trail.is_complete(&0, 545.5, later + GRACE));
         assert_eq!(trail.looks.len(), 2, "those that were not looked at again are forgotten");
     }

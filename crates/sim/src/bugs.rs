@@ -64,6 +64,12 @@ bugs! {
     StopDropsHeld,
     /// A standby never takes over.
     StandbyNeverTakesOver,
+    /// An answer of the tenant service that fails counts as an empty list.
+    ErrorIsEmptyList,
+    /// A list from which most tenants are missing is believed at once.
+    ShortListBelieved,
+    /// Workers whose registration has lapsed keep their share.
+    DeadWorkersStay,
     /// An idle collector never wakes.
     IdleForever,
     /// Of a value in both spellings the amounts of lowerCamel are read.
@@ -92,8 +98,10 @@ bugs! {
     NoTrailGrace,
     /// A row as new as the trail counts where the mutation is old enough, or of unknown age.
     AgeIsEnough,
-    /// A row as new as the trail counts at the second look, also after a failure in between.
+    /// A row as new as the trail counts when the grace is over, also after a failure in between.
     OutageForgotten,
+    /// The trail is looked at only once more, at the end of the grace.
+    OneLookAtTheEnd,
     /// What the trail shows to be lost is removed and not listed.
     LossNotListed,
     /// Losses are recorded without comparing the score with the lease.
@@ -102,6 +110,8 @@ bugs! {
     LossCleared,
     /// A later write of a lost balance is not marked.
     LaterNotMarked,
+    /// One locked row holds up its whole batch.
+    RowLockHoldsBatch,
     /// Mode `lock`: locks of others are ignored.
     LockIgnored,
     /// Mode `lock`: locks are deleted without looking whose they are.

@@ -140,6 +140,7 @@ impl World {
             }
         };
         let mut unseen = 0;
+        self.registry.clear();
         for (tenant, (redis, truths)) in self.tenants.iter_mut().zip(kept) {
             tenant.redis = redis;
             for (balance, then) in truths.into_iter().enumerate() {
@@ -148,8 +149,8 @@ impl World {
                 if truth.is_owed(row) && truth.newest > then.newest {
                     unseen += 1;
                 }
-                let (highest, deleted) = (truth.highest, truth.deleted);
-                *truth = Truth { highest, deleted, listed: entry.loss.is_some(), ..then };
+                let (highest, deleted, locked_until) = (truth.highest, truth.deleted, truth.locked_until);
+                *truth = Truth { highest, deleted, locked_until, listed: entry.loss.is_some(), ..then };
                 truth.written(row);
                 truth.changed_at = now;
                 if deleted {

@@ -5,16 +5,15 @@
 //! a newer mutation stays), G7 (and of no other tenant), G9 (what Redis lost is listed, and stays listed). Every second:
 //! nothing waits longer than recovery takes (G5, G6, G8), and no value expires before it is written (G1).
 
-use balance_sync_engine::collector::Role;
-
 use crate::{
     calamities::DECIDES,
+    faults::NOTICED,
     plan::SECOND,
     postgres::Row,
     producers::TENANTS,
     redis::{Owner, is_lease},
     values::{MIXED, Shape},
-    world::{Violation, Worker, World},
+    world::{Violation, World},
 };
 
 /// Longest time that anything takes once nothing excuses it: a standby takes over after 10 s at most, a degraded collector
@@ -24,6 +23,8 @@ const BOUND: u64 = 20 * SECOND;
 /// Longest time that a write takes while nothing is wrong with the tenant itself and with what all tenants share, whatever is
 /// wrong with others: an idle collector looks at its schedule each second, one that had failed tries again after 2 s.
 const ALONE: u64 = 5 * SECOND;
+/// Values may expire for this long after a time in which no worker knew of the tenant: the longest life that one is given.
+const UNSERVED: u64 = 240 * SECOND;
 /// Mode `lock`: longest time that the ledger's own worker may keep a balance locked unwritten while ours are well: two of its
 /// locks, and what is left of one at the beginning.
 const LOCKED_OUT: u64 = 250 * SECOND;
@@ -137,7 +138,8 @@ impl World {
                     found =
                         Some(("G4", format!("balance {balance} has the score of an older mutation again")));
                 }
-                _ if truth.listed && entry.loss.is_none() => {
+                // One that was never certain may go when its balance has been deleted.
+                _ if truth.listed && entry.loss.is_none() && !truth.deleted => {
                     found = Some(("G9", format!("the loss of balance {balance} is no longer listed")));
                 }
                 _ => {}
@@ -157,18 +159,27 @@ impl World {
         // What stands behind locked members is found when they have been looked at, a few with each claim.
         let pages = self.plan.lock && self.plan.scan_limit < self.plan.balances;
         let alone = if pages { BOUND } else { ALONE };
+        let doubt = self.disturbed_until.max(self.unknown_until) + NOTICED;
         for at in 0..self.tenants.len() {
+            let (has_worker, has_first) = self.served(at);
+            if !has_worker && doubt > now {
+                self.excuse(Some(at), now);
+                self.tenants[at].unserved_until = now;
+            }
+            let tenant = &mut self.tenants[at];
+            let unserved = tenant.present && !has_worker && doubt <= now && tenant.excused_until < now;
+            tenant.unserved_for = if unserved { tenant.unserved_for + SECOND } else { 0 };
+            if tenant.unserved_for > ALONE {
+                self.violate("G8", at, "no worker serves the tenant".to_owned());
+            }
             let tenant = &mut self.tenants[at];
             let served = tenant.present && !tenant.paused;
             let excused = tenant.excused_until;
-            let claims = |(at, worker): (usize, &Worker)| {
-                worker.up && !worker.stopping && tenant.roles[at] == Role::First
-            };
-            if !self.workers.iter().enumerate().any(claims) {
+            if !has_first {
                 // A standby may take a while to take over, and does so from time to time.
                 tenant.calm_from = now + 15 * SECOND;
             }
-            let mut found = None;
+            let (mut found, mut expired) = (None, Vec::new());
             for (balance, truth) in tenant.truth.iter_mut().enumerate() {
                 let entry = &tenant.redis.entries[balance];
                 let row = tenant.postgres.version(balance);
@@ -186,7 +197,9 @@ impl World {
                 let late = |from: u64, bound: u64| served && from.max(since) + bound < now;
                 let value = entry.value.filter(|value| value.expires > clock);
                 let unwritten = truth.is_owed(row) && !truth.shape.is_poison() && truth.gone.is_none();
-                if unwritten && value.is_none() {
+                if unwritten && value.is_none() && tenant.unserved_until + UNSERVED > now {
+                    expired.push(balance);
+                } else if unwritten && value.is_none() {
                     found =
                         Some(("G1", format!("the value of balance {balance} expired before it was written")));
                 } else if truth.locked_for > LOCKED_OUT {
@@ -220,6 +233,9 @@ impl World {
                         found = Some(("G6/G8", what));
                     }
                 }
+            }
+            for balance in expired {
+                self.value_lost(at, balance, "expires, as nobody knew of the tenant");
             }
             if let Some((guarantee, what)) = found {
                 self.violate(guarantee, at, what);

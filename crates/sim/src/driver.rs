@@ -5,6 +5,8 @@ use std::time::Duration;
 use balance_sync_engine::{
     collector::{Claimed, Collector, Command, Event, FlightId, Locked, Task, Upkeep, UpkeepEnd},
     failure::Side,
+    plan::Exit,
+    standby::{LastHead, Seen, Standby, Watch},
     trail::TrailWatch,
 };
 use rand::Rng;
@@ -21,12 +23,6 @@ use crate::{
 
 /// How long a worker waits for Redis.
 pub(crate) const REDIS_TIMEOUT: u64 = 2 * SECOND;
-/// A standby looks this often …
-const LOOK_EVERY: u64 = SECOND / 2;
-/// … and takes over when so many looks found the same head …
-const SAME_HEAD: u32 = 3;
-/// … or so many found something due, and nothing claimed since the look before.
-const UNCLAIMED: u32 = 21;
 
 /// Who asked.
 #[derive(Debug, Clone, Copy)]
@@ -59,8 +55,6 @@ pub(crate) struct Actor {
     /// What [`Command::AbandonFlights`] releases.
     abandoned: usize,
     wake: Option<u64>,
-    /// The last look of a standby: head, looks with this head, looks without a claim.
-    watched: (Option<(f64, usize)>, u32, u32),
     /// Mode `lock`: where the next claim goes on.
     pub(crate) resume: usize,
     /// Planted: the first version read of each balance, and the last one written.
@@ -85,7 +79,6 @@ impl World {
             flights: Vec::new(),
             abandoned: 0,
             wake: None,
-            watched: (None, 0, 0),
             resume: 0,
             cache: vec![None; self.plan.balances],
             remembered: vec![0; self.plan.balances],
@@ -113,6 +106,7 @@ impl World {
         if actor.machine.ended().is_some() {
             self.workers[worker].actors[tenant] = None;
             self.note(Some(tenant), || format!("worker {worker}: its collector has ended"));
+            self.collector_over(worker, tenant, Exit::Stopped);
             self.collector_ended(worker);
             return;
         }
@@ -158,10 +152,9 @@ impl World {
             }
             Command::Watch => {
                 if self.bug != Some(Bug::StandbyNeverTakesOver) {
-                    if let Some(actor) = self.actor(worker, tenant) {
-                        actor.watched = (None, 0, 0);
-                    }
-                    self.later(at, Slot::Watch, LOOK_EVERY);
+                    let (task, now) = (self.task(at, Slot::Watch).task, self.instant());
+                    self.workers[worker].watch(now).add((tenant, task), now);
+                    self.plan_watch(worker);
                 }
             }
             Command::RequestPermit { deadline, .. } => {
@@ -258,10 +251,7 @@ impl World {
             }
             (Slot::Claim, Err(cause)) => Event::ClaimFailed(failure(Side::Queue, cause)),
             (Slot::Idle, _) => Event::IdleOver,
-            (Slot::Watch, _) => match self.watch(worker, tenant) {
-                true => Event::Unattended,
-                false => return self.later((worker, tenant), Slot::Watch, LOOK_EVERY),
-            },
+            (Slot::Watch, _) => Event::Unattended,
             (Slot::Permit, Ok(_)) => Event::PermitGranted,
             (Slot::Permit, Err(cause)) => Event::PermitFailed(failure(Side::Sink, cause)),
             (Slot::Probe, Ok(_)) => Event::Probed(Ok(())),
@@ -281,22 +271,47 @@ impl World {
         self.handle(worker, tenant, event);
     }
 
-    /// One look of a standby: whether nobody seems to claim.
-    fn watch(&mut self, worker: usize, tenant: usize) -> bool {
+    /// Wakes the watch of a worker in time.
+    fn plan_watch(&mut self, worker: usize) {
+        let incarnation = self.workers[worker].incarnation;
+        let Some(at) = self.workers[worker].watch.as_ref().and_then(Watch::wake_at) else { return };
+        let at = self.nanos(at);
+        if self.workers[worker].watch_at.is_none_or(|planned| planned > at || planned < self.now) {
+            self.workers[worker].watch_at = Some(at);
+            self.push(at, What::Watch { worker, incarnation });
+        }
+    }
+
+    /// The standbys of a worker look at the schedules of their tenants.
+    pub(crate) fn look_for_standbys(&mut self, worker: usize) {
+        let (now, clock) = (self.instant(), self.clock());
         let cut = self.redis_down_until.max(self.workers[worker].cut_until) > self.now;
-        let clock = self.clock();
-        let due = if cut { Vec::new() } else { self.tenants[tenant].redis.due(clock) };
-        let Some(actor) = self.actor(worker, tenant) else { return false };
-        let Some(&head) = due.first() else {
-            actor.watched = (None, 0, 0);
-            return false;
+        self.workers[worker].watch_at = None;
+        let Some(mut watch) = self.workers[worker].watch.take() else { return };
+        let waits = |world: &Self, (tenant, task): (usize, u64)| {
+            let actor = world.workers[worker].actors.get(tenant).and_then(Option::as_ref);
+            actor.is_some_and(|actor| actor.tasks.iter().any(|(waiting, _)| *waiting == task))
         };
-        let (last, same, unclaimed) = actor.watched;
-        let waits = last.is_none_or(|(_, balance)| due.iter().any(|(_, other)| *other == balance));
-        let same = if last == Some(head) { same + 1 } else { 1 };
-        let unclaimed = if waits { unclaimed + 1 } else { 1 };
-        actor.watched = (Some(head), same, unclaimed);
-        same >= SAME_HEAD || unclaimed >= UNCLAIMED
+        let page = watch.page(now, |&who| !waits(self, who));
+        let mut woken = Vec::new();
+        if cut {
+            watch.failed(page);
+        } else {
+            let look = |standby: &Standby<(usize, u64), (u64, usize)>| {
+                let due = self.tenants[standby.who.0].redis.due(clock);
+                let last = standby.head().is_some_and(|(_, last)| due.iter().any(|(_, other)| other == last));
+                let last = if last { LastHead::Waits } else { LastHead::Claimed };
+                due.first().map(|&(score, balance)| Seen { head: (score.to_bits(), balance), last })
+            };
+            let seen = page.iter().map(look).collect();
+            woken = watch.looked(page, seen);
+        }
+        self.workers[worker].watch = Some(watch);
+        let incarnation = self.workers[worker].incarnation;
+        for (tenant, task) in woken {
+            self.answer(To { worker, incarnation, tenant, task }, Ok(Reply::Done(0)));
+        }
+        self.plan_watch(worker);
     }
 
     /// Whether the collector is on its way out.

@@ -5,11 +5,16 @@ use balance_sync_engine::collector::{Event, Role};
 use crate::{
     plan::{Fault, SECOND},
     redis::Held,
-    world::{CLAIM_TTL, LATE, What, World},
+    world::{CLAIM_TTL, LATE, Tenant, What, World},
 };
 
 /// A stopped worker drains within 8 s, and releases what is left within 2 s.
 const DRAINS: u64 = 12 * SECOND;
+
+/// A change of the list of tenants is noticed within this.
+pub(crate) const NOTICED: u64 = 15 * SECOND;
+/// A list without tenants is not believed for this long.
+const DOUBTED: u64 = 15 * SECOND;
 
 impl World {
     pub(crate) fn fault(&mut self, at: usize, fault: Fault) {
@@ -42,6 +47,8 @@ impl World {
                     return;
                 }
                 at.stopping = true;
+                self.deregister(worker);
+                let at = &mut self.workers[worker];
                 at.restarts_at = until(down);
                 // No excuse for lateness: what it holds is written or released at once.
                 self.disturbed_until = self.disturbed_until.max(until(down));
@@ -81,9 +88,13 @@ impl World {
                 self.excuse(Some(tenant), until(lasts));
             }
             Fault::RowLocked { tenant, balance, lasts } => {
-                let locked = &mut self.tenants[tenant].postgres.locked_until[balance];
-                *locked = (*locked).max(until(lasts));
-                self.excuse(Some(tenant), until(lasts));
+                // The other balances have no excuse.
+                let tenant = &mut self.tenants[tenant];
+                for locked in
+                    [&mut tenant.postgres.locked_until[balance], &mut tenant.truth[balance].locked_until]
+                {
+                    *locked = (*locked).max(until(lasts));
+                }
             }
             Fault::Pause { tenant, lasts } => {
                 if !self.tenants[tenant].paused {
@@ -96,21 +107,45 @@ impl World {
             Fault::Remove { tenant, lasts } => {
                 if self.tenants[tenant].present {
                     self.tenants[tenant].present = false;
-                    self.excuse(Some(tenant), until(lasts) + DRAINS);
-                    self.disturbed_until = self.disturbed_until.max(until(lasts) + DRAINS);
-                    for worker in 0..self.workers.len() {
-                        self.handle(worker, tenant, Event::Leave);
+                    let noticed = if self.plan.supervised { NOTICED } else { 0 };
+                    self.excuse(Some(tenant), until(lasts) + DRAINS + noticed);
+                    self.disturbed_until = self.disturbed_until.max(until(lasts) + DRAINS + noticed);
+                    if !self.plan.supervised {
+                        for worker in 0..self.workers.len() {
+                            self.handle(worker, tenant, Event::Leave);
+                        }
                     }
                     self.push(until(lasts), What::Return { tenant });
                 }
             }
             Fault::Roles { tenant, first } => {
+                if self.plan.supervised {
+                    self.lapse(first);
+                }
                 for (worker, role) in self.tenants[tenant].roles.iter_mut().enumerate() {
                     *role = if first >> worker & 1 == 1 { Role::First } else { Role::Standby };
                 }
                 self.apply_controls(tenant);
                 self.tenants[tenant].calm_from = now + 15 * SECOND;
                 self.disturbed_until = self.disturbed_until.max(now + 15 * SECOND);
+            }
+            Fault::ServiceIll { lasts } => {
+                self.service_ill_until = self.service_ill_until.max(until(lasts));
+                self.service_fails();
+                // What was missing from its last list isn't known either.
+                if self.service_empty_from > 0 && self.service_empty_until + NOTICED > now {
+                    self.unknown_until = self.unknown_until.max(self.service_ill_until);
+                }
+            }
+            Fault::ServiceEmpty { lasts } => {
+                if self.service_empty_until + NOTICED < now {
+                    self.service_empty_from = now;
+                }
+                self.service_empty_until = self.service_empty_until.max(until(lasts));
+                self.service_fails();
+                if self.service_empty_until - self.service_empty_from > DOUBTED {
+                    self.disturb(self.service_empty_until + DRAINS + NOTICED);
+                }
             }
             Fault::Burst { tenant } => {
                 if self.tenants[tenant].present {
@@ -144,7 +179,13 @@ impl World {
             Fault::RetryLosses { tenant } => {
                 let clock = self.clock();
                 if self.redis_lost_until <= now {
-                    self.tenants[tenant].redis.retry_losses(clock);
+                    let Tenant { redis, truth, .. } = &mut self.tenants[tenant];
+                    redis.retry_losses(clock);
+                    for (truth, entry) in truth.iter_mut().zip(&redis.entries) {
+                        if entry.loss.is_some() {
+                            truth.changed_at = now;
+                        }
+                    }
                 }
             }
             Fault::PostgresFailover { tenant, down, .. } => {
@@ -195,6 +236,10 @@ impl World {
     /// A removed tenant comes back. A collector that is still leaving ends first.
     pub(crate) fn return_tenant(&mut self, tenant: usize) {
         self.tenants[tenant].present = true;
+        self.tenants[tenant].returned_at = self.now;
+        if self.plan.supervised {
+            return self.service_fails();
+        }
         let mut leaving = false;
         for worker in 0..self.workers.len() {
             let at = &self.workers[worker];

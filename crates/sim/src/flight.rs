@@ -22,6 +22,8 @@ use crate::{
 
 /// The least that is left of a flush's deadline for asking what became of values.
 const ASKS_FOR: u64 = SECOND;
+/// How long a balance is put off whose row is locked.
+const ROW_LOCKED: u64 = 2 * SECOND;
 
 /// In the order in which they come. Those with nothing to do are passed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub(crate) enum Step {
     Release,
     Quarantine,
     PutOff,
+    /// Put off for a moment what has a locked row.
+    WaitForRows,
     /// Ask what became of values that are gone …
     Ask,
     /// … and remove the members of which nothing is to be written, …
@@ -60,6 +64,8 @@ pub(crate) struct Flight {
     put_off: Vec<(Held, bool)>,
     gone: Vec<Held>,
     waiting: Vec<Held>,
+    /// Their rows are locked.
+    locked: Vec<Held>,
     /// When Postgres was asked what became of values that are gone.
     asked: Instant,
     lost: Vec<(Held, Option<u64>)>,
@@ -71,7 +77,7 @@ impl Flight {
     pub(crate) fn members(self) -> Vec<Held> {
         let put_off = self.put_off.into_iter().map(|(held, _)| held);
         let lost = self.lost.into_iter().map(|(held, _)| held);
-        [self.good, self.refused, self.gone, self.waiting]
+        [self.good, self.refused, self.gone, self.waiting, self.locked]
             .concat()
             .into_iter()
             .chain(put_off)
@@ -86,15 +92,18 @@ impl Flight {
             Step::Write => Step::Settle,
             Step::Settle | Step::WriteAfterSettle | Step::Release => Step::Quarantine,
             Step::Quarantine => Step::PutOff,
-            Step::PutOff if self.end.failure.is_some() => Step::ReleaseGone,
-            Step::PutOff => Step::Ask,
+            Step::PutOff => Step::WaitForRows,
+            Step::WaitForRows if self.end.failure.is_some() => Step::ReleaseGone,
+            Step::WaitForRows => Step::Ask,
             Step::Ask => Step::Dismiss,
             Step::Dismiss => Step::WaitForTrail,
             Step::WaitForTrail => Step::Record,
             Step::Record | Step::ReleaseGone | Step::End => Step::End,
         };
         let empty = match next {
+            Step::Settle => self.good.is_empty(),
             Step::Quarantine => self.refused.is_empty(),
+            Step::WaitForRows => self.locked.is_empty(),
             Step::PutOff => self.put_off.is_empty(),
             Step::Ask | Step::Dismiss | Step::ReleaseGone => self.gone.is_empty(),
             Step::WaitForTrail => self.waiting.is_empty(),
@@ -153,6 +162,7 @@ impl World {
             put_off: Vec::new(),
             gone: Vec::new(),
             waiting: Vec::new(),
+            locked: Vec::new(),
             asked: self.instant(),
             lost: Vec::new(),
             end: FlightEnd::default(),
@@ -211,8 +221,12 @@ impl World {
     /// Sends the request of a flight's step.
     fn send_flight(&mut self, at: (usize, usize), id: FlightId) {
         let (now, instant) = (self.now, self.instant());
-        let (put_off, grace) = (nanos(self.options.put_off), nanos(self.options.trail_grace));
+        let (put_off, bug) = (nanos(self.options.put_off), self.bug);
         let Some(actor) = self.actor(at.0, at.1) else { return };
+        let next_look = match bug {
+            Some(Bug::OneLookAtTheEnd) => nanos(actor.trail.grace()),
+            _ => nanos(actor.trail.delay()),
+        };
         let Some(flight) = actor.flights.iter_mut().find(|flight| flight.id == id) else { return };
         let write_within = flight.deadline.saturating_sub(now);
         let (request, timeout) = match flight.step {
@@ -222,6 +236,10 @@ impl World {
             Step::Release => (Request::Release(flight.good.clone()), REDIS_TIMEOUT),
             Step::Quarantine => (Request::Quarantine(flight.refused.clone()), REDIS_TIMEOUT),
             Step::PutOff => (Request::Postpone(flight.put_off.clone(), put_off), REDIS_TIMEOUT),
+            Step::WaitForRows => {
+                let locked = flight.locked.iter().map(|held| (*held, false)).collect();
+                (Request::Postpone(locked, ROW_LOCKED), REDIS_TIMEOUT)
+            }
             Step::Ask => {
                 flight.asked = instant;
                 let balances = flight.gone.iter().map(|held| held.balance).collect();
@@ -230,7 +248,7 @@ impl World {
             Step::Dismiss => (Request::Settle(flight.gone.clone(), false), REDIS_TIMEOUT),
             Step::WaitForTrail => {
                 let waiting = flight.waiting.iter().map(|held| (*held, false)).collect();
-                (Request::Postpone(waiting, grace), REDIS_TIMEOUT)
+                (Request::Postpone(waiting, next_look), REDIS_TIMEOUT)
             }
             Step::Record => (Request::Lose(flight.lost.clone()), REDIS_TIMEOUT),
             Step::ReleaseGone => (Request::Release(flight.gone.clone()), REDIS_TIMEOUT),
@@ -252,7 +270,7 @@ impl World {
         let flight = &mut actor.flights[index];
         // A connection breaks with its server.
         let answer = match answer {
-            Ok(Reply::Written(then)) if then != timeline => Err(Cause::Refused),
+            Ok(Reply::Written(then, _)) if then != timeline => Err(Cause::Refused),
             answer => answer,
         };
         let (done, due) = match answer {
@@ -265,14 +283,16 @@ impl World {
         let end = &mut flight.end;
         let next = match (flight.step, answer) {
             (Step::Connect, Ok(_)) => Step::Write,
-            (Step::Write, Ok(_)) => {
+            (Step::Write, Ok(reply)) => {
                 end.answered = true;
+                let locked = if let Reply::Written(_, locked) = reply { locked } else { Vec::new() };
+                flight.locked = flight.good.extract_if(.., |held| locked.contains(&held.balance)).collect();
                 end.written = flight.good.len();
-                for row in &flight.rows {
+                for row in flight.rows.iter().filter(|row| !locked.contains(&row.balance)) {
                     let remembered = &mut actor.remembered[row.balance];
                     *remembered = row.state.version.max(*remembered);
                 }
-                Step::Settle
+                flight.after(Step::Write)
             }
             (Step::Write, Err(Cause::Timeout)) if bug == Some(Bug::TimeoutCountsAsWritten) => Step::Settle,
             (Step::Connect | Step::Write, Err(cause)) => {
@@ -307,16 +327,17 @@ impl World {
                 end.failure = Some(failure(Side::Sink, cause));
                 Step::ReleaseGone
             }
-            (step @ (Step::Release | Step::ReleaseGone | Step::WaitForTrail), _) => {
+            (step @ (Step::Release | Step::ReleaseGone | Step::WaitForTrail | Step::WaitForRows), _) => {
                 if let (Step::WaitForTrail, Some(due)) = (step, due) {
                     for held in &flight.waiting {
-                        actor.trail.put_off(held.balance, due, flight.asked);
+                        actor.trail.put_off(held.balance, held.former, due, flight.asked);
                     }
                 }
                 end.released += done;
                 let held = match step {
                     Step::Release => flight.good.len(),
                     Step::WaitForTrail => flight.waiting.len(),
+                    Step::WaitForRows => flight.locked.len(),
                     _ => flight.gone.len(),
                 };
                 end.orphaned += if failed { held } else { 0 };

@@ -96,7 +96,8 @@ impl World {
             Stage::Write => {
                 let rows: Vec<Row> = tenant.pod.held.iter().filter_map(|held| read(held, old)).collect();
                 next = Stage::Remove;
-                if tenant.postgres.executes_at(self.now, &rows) == Some(self.now) {
+                let locked = tenant.postgres.unlocked_at(&rows) > self.now;
+                if !locked && tenant.postgres.executes_at(self.now, !rows.is_empty()) == Some(self.now) {
                     tenant.pod.written = true;
                     self.note(Some(at), || {
                         format!("postgres: the ledger's worker writes {} rows", rows.len())

@@ -11,6 +11,7 @@ mod calamities;
 mod checks;
 mod driver;
 mod faults;
+mod fleet;
 mod flight;
 mod ledger;
 pub mod plan;

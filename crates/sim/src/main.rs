@@ -139,12 +139,13 @@ fn find_bugs(first: u64) -> bool {
 fn show(plan: &Plan, bug: Option<Bug>) {
     let (small, outcome) = search::shrink(plan, bug);
     println!(
-        "{} workers, {} tenants, {} balances, batch {}, ledger's worker: {}, mode: {}",
+        "{} workers, {} tenants, {} balances, batch {}, ledger's worker: {}, {}, mode: {}",
         small.workers,
         small.tenants,
         small.balances,
         small.batch,
         small.ledger,
+        if small.supervised { "tenants from the service" } else { "tenants as given" },
         if small.lock { "lock" } else { "lease" }
     );
     for (at, fault) in &small.faults {

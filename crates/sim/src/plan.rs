@@ -35,6 +35,8 @@ pub struct Plan {
     pub old_pod: bool,
     /// There are several of it, so that what is due is locked at once.
     pub pods: bool,
+    /// Workers find out by themselves which tenants there are and which are theirs.
+    pub supervised: bool,
     /// Our workers claim in mode `lock`.
     pub lock: bool,
     /// Members that a claim in mode `lock` looks at.
@@ -81,6 +83,10 @@ pub enum Fault {
     Remove { tenant: usize, lasts: u64 },
     /// The workers get these roles for a tenant: a set bit is `First`.
     Roles { tenant: usize, first: u8 },
+    /// The tenant service fails.
+    ServiceIll { lasts: u64 },
+    /// The tenant service lists nobody.
+    ServiceEmpty { lasts: u64 },
     /// All balances of a tenant change at once.
     Burst { tenant: usize },
     /// A worker stands still until a lease of it ends, and the balance changes in the microsecond of that end.
@@ -116,11 +122,11 @@ pub enum Fault {
 }
 
 /// Kinds of faults that lose nothing which a server has acknowledged.
-const HARMLESS: usize = 17;
+const HARMLESS: usize = 19;
 
 impl Fault {
     /// Names for counters, in the order of [`Fault::kind`].
-    pub const KINDS: [&str; 29] = [
+    pub const KINDS: [&str; 31] = [
         "crash",
         "stop",
         "freeze",
@@ -138,6 +144,8 @@ impl Fault {
         "ledger crash",
         "flush request",
         "postgres read-only",
+        "service ill",
+        "service empty",
         "evicted value",
         "evicted schedule",
         "short life",
@@ -173,18 +181,20 @@ impl Fault {
             Self::LedgerCrash { .. } => 14,
             Self::FlushRequest { .. } => 15,
             Self::PostgresReadOnly { .. } => 16,
-            Self::Evict { .. } => 17,
-            Self::EvictSchedule { .. } => 18,
-            Self::ShortLife { .. } => 19,
-            Self::Marker { .. } => 20,
-            Self::Delete { .. } => 21,
-            Self::RedisCrash { .. } => 22,
-            Self::RedisEmpty { .. } => 23,
-            Self::RedisFailover { .. } => 24,
-            Self::ClockJump { .. } => 25,
-            Self::TrailLags { .. } => 26,
-            Self::RetryLosses { .. } => 27,
-            Self::PostgresFailover { .. } => 28,
+            Self::ServiceIll { .. } => 17,
+            Self::ServiceEmpty { .. } => 18,
+            Self::Evict { .. } => 19,
+            Self::EvictSchedule { .. } => 20,
+            Self::ShortLife { .. } => 21,
+            Self::Marker { .. } => 22,
+            Self::Delete { .. } => 23,
+            Self::RedisCrash { .. } => 24,
+            Self::RedisEmpty { .. } => 25,
+            Self::RedisFailover { .. } => 26,
+            Self::ClockJump { .. } => 27,
+            Self::TrailLags { .. } => 28,
+            Self::RetryLosses { .. } => 29,
+            Self::PostgresFailover { .. } => 30,
         }
     }
 }
@@ -206,6 +216,8 @@ impl Fault {
             | Self::RedisCut { worker, .. }
             | Self::Flaky { worker, .. } => worker < workers,
             Self::RedisDown { .. }
+            | Self::ServiceIll { .. }
+            | Self::ServiceEmpty { .. }
             | Self::RedisCrash { .. }
             | Self::RedisEmpty { .. }
             | Self::RedisFailover { .. }
@@ -254,6 +266,7 @@ impl Plan {
             ledger: rng.random_bool(0.4),
             old_pod: rng.random_bool(0.3),
             pods: rng.random_bool(0.3),
+            supervised: rng.random_bool(0.5),
             lock: rng.random_bool(0.3),
             scan_limit: [2, 5000][rng.random_range(0..2)],
             releases: rng.random_range(0..Releases::ALL.len()),
@@ -284,6 +297,7 @@ impl Plan {
             ledger: rng.random_bool(0.5),
             old_pod: false,
             pods: false,
+            supervised: true,
             lock: rng.random_bool(0.2),
             scan_limit: 5000,
             releases: 0,
@@ -338,7 +352,7 @@ fn together(rng: &mut SmallRng, at: u64, fault: Fault, faults: &mut Vec<(u64, Fa
     match fault {
         // The value goes before anybody has read it, and Postgres before the operation has come.
         Fault::Evict { tenant, .. } => {
-            let outage = (at + secs(5, 55), Fault::PostgresDown { tenant, lasts: secs(5, 60) });
+            let outage = (at + secs(1, 15), Fault::PostgresDown { tenant, lasts: secs(20, 90) });
             let lag = (at - 1, Fault::TrailLags { tenant, lasts: secs(1, 60) });
             faults.extend([lag, (at - 1, Fault::Burst { tenant }), outage]);
         }
@@ -387,27 +401,29 @@ fn fault(rng: &mut SmallRng, plan: &Plan, loses: bool) -> Fault {
         14 => Fault::LedgerCrash { tenant },
         15 => Fault::FlushRequest { tenant },
         16 => Fault::PostgresReadOnly { tenant, lasts: lasts(10, outage) },
-        17 => Fault::Evict { tenant, balance },
-        18 => Fault::EvictSchedule { tenant },
+        17 => Fault::ServiceIll { lasts: lasts(1_000, outage) },
+        18 => Fault::ServiceEmpty { lasts: if back { lasts(1_000, 15_000) } else { lasts(1_000, 60_000) } },
+        19 => Fault::Evict { tenant, balance },
+        20 => Fault::EvictSchedule { tenant },
         // As long as nobody can be blamed, or longer than it takes to notice them.
-        19 => {
+        21 => {
             let life = if back { lasts(100, 5_000) } else { lasts(50_000, 75_000) };
             Fault::ShortLife { tenant, lasts: lasts(1_000, 60_000), life }
         }
-        20 => Fault::Marker { tenant, balance, life: lasts(1_000, 30_000) },
-        21 => Fault::Delete { tenant, balance },
-        22 => Fault::RedisCrash { lag: lasts(1, 2_000), down: lasts(10, 10_000) },
-        23 => Fault::RedisEmpty { down: lasts(10, 10_000) },
-        24 => {
+        22 => Fault::Marker { tenant, balance, life: lasts(1_000, 30_000) },
+        23 => Fault::Delete { tenant, balance },
+        24 => Fault::RedisCrash { lag: lasts(1, 2_000), down: lasts(10, 10_000) },
+        25 => Fault::RedisEmpty { down: lasts(10, 10_000) },
+        26 => {
             let skew = lasts(0, 2_000) as i64;
             Fault::RedisFailover { lag: lasts(1, 20_000), skew: if back { -skew } else { skew } }
         }
-        25 => {
+        27 => {
             let by = lasts(1, 30_000) as i64;
             Fault::ClockJump { by: if back { -by } else { by } }
         }
-        26 => Fault::TrailLags { tenant, lasts: lasts(1_000, 60_000) },
-        27 => Fault::RetryLosses { tenant },
+        28 => Fault::TrailLags { tenant, lasts: lasts(1_000, 60_000) },
+        29 => Fault::RetryLosses { tenant },
         _ => Fault::PostgresFailover { tenant, lag: lasts(1, 5_000), down: lasts(10, 10_000) },
     }
 }

@@ -71,13 +71,15 @@ impl Postgres {
         self.tables.rows[balance].version
     }
 
-    /// When a statement that arrives now is executed; `None` = it is refused.
-    pub(crate) fn executes_at(&self, now: u64, rows: &[Row]) -> Option<u64> {
-        if self.down_until > now || !rows.is_empty() && self.read_only_until > now {
-            return None;
-        }
-        let locked = rows.iter().map(|row| self.locked_until[row.balance]).max().unwrap_or(0);
-        Some(now.max(self.hangs_until).max(locked))
+    /// When a statement that arrives now is executed, if it meets no locked row; `None` = it is refused.
+    pub(crate) fn executes_at(&self, now: u64, writes: bool) -> Option<u64> {
+        let refused = self.down_until > now || writes && self.read_only_until > now;
+        (!refused).then_some(now.max(self.hangs_until))
+    }
+
+    /// When the last of these rows is unlocked; `now` or before = none is locked.
+    pub(crate) fn unlocked_at(&self, rows: &[Row]) -> u64 {
+        rows.iter().map(|row| self.locked_until[row.balance]).max().unwrap_or(0)
     }
 
     /// The guarded update: a row changes only when it is there and the new version is higher.

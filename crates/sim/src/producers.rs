@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// How long a value lives, in microseconds: far less than ledgers give, so that outages outlast it.
-const VALUE_TTL: u64 = 150 * SECOND / 1000;
+const VALUE_TTL: u64 = 120 * SECOND / 1000;
 /// Marks of different tenants differ by this modulus.
 pub(crate) const TENANTS: u64 = 64;
 
@@ -135,7 +135,7 @@ impl World {
 
     /// The operation of a mutation reaches the trail.
     pub(crate) fn operation(&mut self, at: usize, balance: usize, version: u64) {
-        let lag = self.tenants[at].producer.random_range(0..30 * SECOND);
+        let lag = self.tenants[at].producer.random_range(0..15 * SECOND);
         let postgres = &mut self.tenants[at].postgres;
         let away = postgres.down_until.max(postgres.hangs_until).max(postgres.read_only_until);
         if away > self.now {

@@ -10,6 +10,7 @@ use crate::{
     bugs::Bug,
     driver::{Slot, To},
     flight::Flight,
+    plan::SECOND,
     postgres::{Fate, Row},
     redis::{self, ClaimAnswer, Held, Owner, Rules},
     world::{LATE, What, World},
@@ -24,7 +25,12 @@ pub(crate) struct Call {
     expires: u64,
     /// Its answer gets lost.
     unanswered: bool,
+    /// It has waited for locked rows.
+    waited: bool,
 }
+
+/// A write waits so long for locked rows. After that the others are written.
+const LOCK_WAIT: u64 = SECOND / 2;
 
 #[derive(Debug, Clone)]
 pub(crate) enum Request {
@@ -66,8 +72,8 @@ pub(crate) enum Reply {
     PutOff(usize, f64),
     /// The server's time, in seconds.
     Time(f64),
-    /// Rows are written, on this timeline.
-    Written(u32),
+    /// Rows are written, on this timeline; but for these, which are locked.
+    Written(u32, Vec<usize>),
     Fates(Vec<Fate>),
 }
 
@@ -100,7 +106,7 @@ fn named(members: &[Held]) -> String {
 }
 
 impl World {
-    fn task(&mut self, (worker, tenant): (usize, usize), slot: Slot) -> To {
+    pub(crate) fn task(&mut self, (worker, tenant): (usize, usize), slot: Slot) -> To {
         self.next_task += 1;
         let task = self.next_task;
         if let Some(actor) = self.actor(worker, tenant) {
@@ -130,7 +136,7 @@ impl World {
 
     pub(crate) fn call(&mut self, at: (usize, usize), slot: Slot, request: Request, timeout: u64) {
         let to = self.task(at, slot);
-        let mut call = Call { to, request, expires: self.now + timeout, unanswered: false };
+        let mut call = Call { to, request, expires: self.now + timeout, unanswered: false, waited: false };
         let mut arrives = self.now + self.travel();
         if self.workers[at.0].flaky_until > self.now {
             match self.rng.random_range(0..12) {
@@ -154,13 +160,26 @@ impl World {
         self.push(arrives, What::Arrive(call));
     }
 
-    pub(crate) fn arrive(&mut self, call: Call) {
-        let Call { to, ref request, expires, unanswered } = call;
+    pub(crate) fn arrive(&mut self, mut call: Call) {
+        let Call { to, ref request, expires, unanswered, waited } = call;
         // The pool may have a connection of which nobody knows yet that it is of no use.
         let pooled = matches!(request, Request::Connect) && self.rng.random();
         if request.is_for_postgres() && !pooled {
             let rows: &[Row] = if let Request::Write(rows) = request { rows } else { &[] };
-            match self.tenants[to.tenant].postgres.executes_at(self.now, rows) {
+            let postgres = &self.tenants[to.tenant].postgres;
+            let unlocked = postgres.unlocked_at(rows);
+            let executes = match postgres.executes_at(self.now, !rows.is_empty()) {
+                // Row locks are met when it is executed.
+                Some(at) if at == self.now && self.bug == Some(Bug::RowLockHoldsBatch) => {
+                    Some(at.max(unlocked))
+                }
+                Some(at) if at == self.now && unlocked > self.now && !waited => {
+                    call.waited = true;
+                    Some(unlocked.min(at + LOCK_WAIT))
+                }
+                at => at,
+            };
+            match executes {
                 None => {
                     let back = self.now + self.travel();
                     let down = self.tenants[to.tenant].postgres.down_until > self.now;
@@ -306,18 +325,23 @@ impl World {
                 if self.bug == Some(Bug::WrongDatabase) && self.rng.random_ratio(1, 50) {
                     to_tenant = (at + 1) % self.plan.tenants;
                 }
-                self.write_rows(to_tenant, rows);
+                let locked_until = &self.tenants[at].postgres.locked_until;
+                let (locked, free): (Vec<Row>, Vec<Row>) =
+                    rows.iter().partition(|row| locked_until[row.balance] > self.now);
+                let locked: Vec<usize> = locked.iter().map(|row| row.balance).collect();
+                self.write_rows(to_tenant, &free);
                 self.note(Some(at), || {
                     let rows: Vec<String> =
-                        rows.iter().map(|row| format!(" {}@{}", row.balance, row.state.version)).collect();
-                    format!("postgres: worker {worker} writes{}", rows.concat())
+                        free.iter().map(|row| format!(" {}@{}", row.balance, row.state.version)).collect();
+                    let but = if locked.is_empty() { String::new() } else { format!(", locked: {locked:?}") };
+                    format!("postgres: worker {worker} writes{}{but}", rows.concat())
                 });
                 let first = self.task_flight(to).and_then(|flight| flight.good.first().copied());
                 if let (Some(after), Some(held)) = (self.tenants[at].armed, first) {
                     self.tenants[at].armed = None;
                     self.change_at_lease_end(worker, at, held, after);
                 }
-                Reply::Written(self.tenants[at].postgres.timeline)
+                Reply::Written(self.tenants[at].postgres.timeline, locked)
             }
             Request::Fates(balances) => {
                 let (postgres, granted) = (&self.tenants[at].postgres, self.plan.granted);

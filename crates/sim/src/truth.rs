@@ -66,7 +66,7 @@ pub(crate) struct Truth {
     pub(crate) listed: bool,
     /// The ledger has deleted it.
     pub(crate) deleted: bool,
-    /// Mode `lock`: somebody else had locked it until then.
+    /// Somebody else has its row locked until then, or (mode `lock`) had the balance locked.
     pub(crate) locked_until: u64,
     /// Mode `lock`: for how long the ledger's own worker has had it locked unwritten while ours were well.
     pub(crate) locked_for: u64,

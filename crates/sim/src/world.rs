@@ -7,13 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balance_sync_engine::collector::{Controls, Options, Role, Service};
+use balance_sync_engine::{
+    collector::{Controls, Options, Role, Service},
+    standby::Watch,
+};
 use rand::{SeedableRng, rngs::SmallRng};
 
 use crate::{
     bugs::Bug,
     calamities::Snapshot,
     driver::{Actor, To},
+    fleet::{Registry, Supervisor},
     ledger::{Pod, Stage},
     plan::{Fault, Plan, SECOND},
     postgres::Postgres,
@@ -100,6 +104,24 @@ pub(crate) enum What {
         incarnation: u32,
         tenant: usize,
     },
+    /// The standbys of a worker look at their schedules.
+    Watch {
+        worker: usize,
+        incarnation: u32,
+    },
+    /// A worker asks for the list of tenants.
+    Poll {
+        worker: usize,
+        incarnation: u32,
+    },
+    Register {
+        worker: usize,
+        incarnation: u32,
+    },
+    Reconcile {
+        worker: usize,
+        incarnation: u32,
+    },
     Start {
         worker: usize,
     },
@@ -160,6 +182,12 @@ pub(crate) struct Tenant {
     pub(crate) pod: Pod,
     /// Lateness counts from this moment on.
     pub(crate) excused_until: u64,
+    /// When it was back after it had been removed.
+    pub(crate) returned_at: u64,
+    /// No worker knew of it, with an excuse, until then.
+    pub(crate) unserved_until: u64,
+    /// For how long no worker has served it, without an excuse.
+    pub(crate) unserved_for: u64,
     /// Some worker that comes first has had the time to begin from then on.
     pub(crate) calm_from: u64,
     /// The next write is followed by a change at the end of its lease, and this long after it the worker goes on.
@@ -176,6 +204,18 @@ pub(crate) struct Worker {
     pub(crate) cut_until: u64,
     pub(crate) flaky_until: u64,
     pub(crate) actors: Vec<Option<Actor>>,
+    /// What it knows of tenants and workers; `None` = its tenants and roles are given.
+    pub(crate) supervisor: Option<Supervisor>,
+    /// Its standbys, each with a tenant and the task that waits.
+    pub(crate) watch: Option<Watch<(usize, u64), (u64, usize)>>,
+    pub(crate) watch_at: Option<u64>,
+}
+
+impl Worker {
+    /// The watch of its standbys.
+    pub(crate) fn watch(&mut self, now: Instant) -> &mut Watch<(usize, u64), (u64, usize)> {
+        self.watch.get_or_insert_with(|| Watch::new(Options::default().idle_backoff_max, now))
+    }
 }
 
 /// A whole fleet with its surroundings.
@@ -197,6 +237,14 @@ pub struct World {
     pub(crate) redis_lost_until: u64,
     /// Some worker may not have reached Redis, or stood still, until then.
     pub(crate) disturbed_until: u64,
+    /// The tenant service fails until then …
+    pub(crate) service_ill_until: u64,
+    /// … or lists nobody, since then.
+    pub(crate) service_empty_from: u64,
+    pub(crate) service_empty_until: u64,
+    /// Some worker may not know of a tenant until then: it started, or the tenant came back, while the service failed.
+    pub(crate) unknown_until: u64,
+    pub(crate) registry: Registry,
     /// How far Redis's clock is off, in microseconds.
     pub(crate) skew: i64,
     pub(crate) snapshots: Vec<(usize, Snapshot)>,
@@ -263,6 +311,9 @@ impl World {
                 .collect(),
             pod: Pod::default(),
             excused_until: 0,
+            returned_at: 0,
+            unserved_until: 0,
+            unserved_for: 0,
             calm_from: 0,
             armed: None,
         });
@@ -279,6 +330,11 @@ impl World {
             redis_down_until: 0,
             redis_lost_until: 0,
             disturbed_until: 0,
+            service_ill_until: 0,
+            service_empty_from: 0,
+            service_empty_until: 0,
+            unknown_until: 0,
+            registry: Registry::new(),
             skew: 0,
             snapshots: Vec::new(),
             tenants: tenants.collect(),
@@ -336,6 +392,26 @@ impl World {
                     self.wake(worker, tenant);
                 }
             }
+            What::Watch { worker, incarnation }
+            | What::Poll { worker, incarnation }
+            | What::Register { worker, incarnation }
+            | What::Reconcile { worker, incarnation } => {
+                let at = &self.workers[worker];
+                if !at.up || at.incarnation != incarnation {
+                    return;
+                }
+                if at.frozen_until > self.now {
+                    return self.push(at.frozen_until, what);
+                }
+                match what {
+                    What::Watch { .. } => self.look_for_standbys(worker),
+                    // What is left is to stop.
+                    _ if at.stopping => {}
+                    What::Poll { .. } => self.poll(worker),
+                    What::Register { .. } => self.register(worker),
+                    _ => self.reconcile(worker),
+                }
+            }
             What::Start { worker } => self.start(worker),
             What::Return { tenant } => self.return_tenant(tenant),
             What::Resume { tenant } => {
@@ -362,7 +438,11 @@ impl World {
         worker.stopping = false;
         worker.incarnation += 1;
         worker.actors = (0..self.plan.tenants).map(|_| None).collect();
+        (worker.watch, worker.watch_at) = (None, None);
         self.note(None, || format!("worker {at} starts"));
+        if self.plan.supervised {
+            return self.supervise(at);
+        }
         for tenant in 0..self.plan.tenants {
             if self.tenants[tenant].present {
                 self.start_collector(at, tenant);
@@ -372,9 +452,8 @@ impl World {
 
     /// What is decided about a collector.
     pub(crate) fn controls(&self, worker: usize, tenant: usize) -> Controls {
-        let tenant = &self.tenants[tenant];
-        let service = if tenant.paused { Service::Paused } else { Service::Active };
-        Controls { service, role: tenant.roles[worker] }
+        let service = if self.tenants[tenant].paused { Service::Paused } else { Service::Active };
+        Controls { service, role: self.role(worker, tenant) }
     }
 
     /// Workers, or Redis, are not there until then.

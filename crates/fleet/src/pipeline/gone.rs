@@ -79,11 +79,13 @@ pub(crate) async fn decide<Q: Queue, S: Sink>(
     end.answered = true;
 
     let (mut obsolete, mut waiting, mut lost) = (Vec::new(), Vec::new(), Vec::new());
+    let former = |member: &Claimed| member.former.parse().unwrap_or(f64::NAN);
     let (mut deleted, mut stale) = (0, 0);
     for (gone, fate) in gone.iter().zip(fates) {
-        let (name, former) = (&gone.member.member, gone.member.former.parse().unwrap_or(f64::NAN));
+        let name = &gone.member.member;
         let mut trail = limits.trail.borrow_mut();
-        let early = matches!(fate, Fate::Stale { .. }) && !trail.is_complete(name.as_slice(), former, asked);
+        let early = matches!(fate, Fate::Stale { .. })
+            && !trail.is_complete(name.as_slice(), former(gone.member), asked);
         if !early {
             trail.forget(name.as_slice());
         }
@@ -107,11 +109,12 @@ pub(crate) async fn decide<Q: Queue, S: Sink>(
         status.deleted.fetch_add(deleted as u64, Relaxed);
         status.stale.fetch_add(stale as u64, Relaxed);
     }
-    let delay = limits.trail.borrow().grace();
+    let delay = limits.trail.borrow().delay();
     let reports = put_off(queue, &waiting, delay, end, status).await;
     for member in waiting {
         if let Some((_, report)) = reports.iter().find(|(schedule, _)| *schedule == member.schedule) {
-            limits.trail.borrow_mut().put_off(member.member.clone(), report.due, asked);
+            let name = member.member.clone();
+            limits.trail.borrow_mut().put_off(name, former(member), report.due, asked);
         }
     }
     record(queue, &lost, end, status).await;
