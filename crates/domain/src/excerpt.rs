@@ -31,6 +31,29 @@ pub(crate) fn excerpt_bytes(value: &[u8]) -> String {
     shown
 }
 
+/// `text` without its numbers: each word that has a digit is replaced by "…". For foreign text that may quote amounts, where
+/// somebody reads it who may not see them.
+#[must_use]
+pub fn without_numbers(text: &str) -> String {
+    let is_of_word =
+        |c: char| c.is_alphanumeric() || matches!(c, '.' | ',' | '+' | '-' | '_' | '\'' | '\u{2212}');
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let in_word = is_of_word(first);
+        let (run, after) = rest.split_at(rest.find(|c| is_of_word(c) != in_word).unwrap_or(rest.len()));
+        if in_word && run.contains(char::is_numeric) {
+            shown.push('…');
+            // What ends a clause is no part of a number.
+            shown.push_str(&run[run.trim_end_matches(['.', ',']).len()..]);
+        } else {
+            shown.push_str(run);
+        }
+        rest = after;
+    }
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +69,20 @@ mod tests {
         let shown = excerpt(&"é".repeat(1000));
         assert!(shown.ends_with("(2000 bytes in all)"), "{shown}");
         assert!(shown.chars().count() < MAX_CHARS + 40);
+    }
+
+    #[test]
+    fn no_number_is_left_of_a_text() {
+        for (text, shown) in [
+            ("", ""),
+            ("the books are closed", "the books are closed"),
+            ("available=77.50, on_hold -3 of acc-1: no.", "available=…, on_hold … of …: no."),
+            ("1,234'567.89 or 1_000 or 1e+21 or 0x4d2", "… or … or … or …"),
+            ("\u{2212}7 \u{663}\u{664} Ⅷ", "… … …"),
+            ("(12) \"3\";4,5.", "(…) \"…\";…."),
+        ] {
+            assert_eq!(without_numbers(text), shown);
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod value;
 
 pub use aggregate::{Aggregation, Candidate, aggregate};
 pub use amount::{Amount, AmountError, MAX_FRACTION_DIGITS, MAX_INTEGER_DIGITS};
+pub use excerpt::without_numbers;
 pub use keys::KeySpace;
 pub use member::{BalanceRef, DEFAULT_KEY, MemberError};
 pub use tenant::{InvalidTenantId, MAX_TENANT_ID_LEN, TenantId};

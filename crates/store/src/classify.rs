@@ -3,10 +3,15 @@
 //! The one table from SQLSTATE to class is [`SQLSTATES`]; the reaction to each class is the caller's. Messages are what
 //! Postgres or the system said, never a connection string, and never the detail of a Postgres error (which repeats
 //! whole rows).
+//!
+//! Errors are logged, traced and shown to readers, who may not see amounts. What a trigger raises can hold some, and so can
+//! what Postgres says of a value. So the message of such an error has no numbers; [`StoreError::in_full`] has them, and goes
+//! nowhere but into quarantine.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
+use balance_sync_domain::without_numbers;
 pub use balance_sync_engine::failure::PostgresClass as ErrorClass;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
@@ -80,6 +85,8 @@ pub struct StoreError {
     class: ErrorClass,
     sqlstate: Option<String>,
     message: Cow<'static, str>,
+    /// What was said, where `message` leaves numbers out.
+    in_full: Option<Quoting>,
     /// Whether the session is still usable: Postgres answered, and only the statement failed.
     session_survives: bool,
     /// Whether a function of the database raised or met it, so that another row may not meet it.
@@ -118,15 +125,34 @@ fn is_bidi_control(c: char) -> bool {
     matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// Words that may quote amounts.
+#[derive(Clone, PartialEq, Eq)]
+struct Quoting(Box<str>);
+
+impl fmt::Debug for Quoting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
 impl StoreError {
     pub(crate) fn new(class: ErrorClass, message: impl Into<Cow<'static, str>>) -> StoreError {
         StoreError {
             class,
             sqlstate: None,
             message: bounded(message.into()),
+            in_full: None,
             session_survives: false,
             in_function: false,
         }
+    }
+
+    /// An error whose words may quote amounts.
+    pub(crate) fn quoting(class: ErrorClass, words: &str) -> StoreError {
+        let words = bounded(words.to_owned().into());
+        let message = without_numbers(&words);
+        let in_full = (message != words).then(|| Quoting(words.into()));
+        StoreError { in_full, ..StoreError::new(class, message) }
     }
 
     /// An error of this class, for whoever stands in for a database.
@@ -166,10 +192,15 @@ impl StoreError {
         self.sqlstate.as_deref() == Some("57014")
     }
 
-    /// What Postgres or the system said.
+    /// What Postgres or the system said, without amounts.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// What Postgres or the system said. May quote amounts: neither to be logged nor to be shown to readers.
+    pub(crate) fn in_full(&self) -> &str {
+        self.in_full.as_ref().map_or(&self.message, |words| &words.0)
     }
 
     /// Whether the same write may succeed later by itself.
@@ -206,6 +237,7 @@ impl StoreError {
             class,
             sqlstate: None,
             message: bounded(message.into()),
+            in_full: None,
             session_survives: true,
             in_function: false,
         }
@@ -221,7 +253,7 @@ impl From<sqlx::Error> for StoreError {
         match &error {
             sqlx::Error::Database(database) => match database.try_downcast_ref::<PgDatabaseError>() {
                 Some(postgres) => from_postgres(postgres),
-                None => StoreError::new(ErrorClass::Internal, database.message().to_owned()),
+                None => StoreError::quoting(ErrorClass::Internal, database.message()),
             },
             sqlx::Error::Io(io) if io.kind() == std::io::ErrorKind::TimedOut => {
                 StoreError::new(ErrorClass::Timeout, io.to_string())
@@ -300,10 +332,15 @@ fn from_postgres(error: &PgDatabaseError) -> StoreError {
         class,
         ErrorClass::Connection | ErrorClass::ReadOnly | ErrorClass::PoolerUnsafe | ErrorClass::Internal
     ) && error.code() != "08P01";
+    // The server's own words name tables, roles and settings; those about a value repeat it, and a function may say anything.
+    let is_about_values = matches!(class, ErrorClass::Refused | ErrorClass::Internal);
+    let words = if !fatal && (origin != Origin::Server || is_about_values) {
+        StoreError::quoting(class, error.message())
+    } else {
+        StoreError::new(class, error.message().to_owned())
+    };
     StoreError {
-        class,
         sqlstate: Some(error.code().to_owned()),
-        message: bounded(error.message().to_owned().into()),
         session_survives: (keep && !fatal) || origin == Origin::Raised,
         in_function: match origin {
             Origin::Server => false,
@@ -319,6 +356,7 @@ fn from_postgres(error: &PgDatabaseError) -> StoreError {
                     | ErrorClass::Internal
             ),
         },
+        ..words
     }
 }
 

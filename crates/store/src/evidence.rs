@@ -145,7 +145,7 @@ async fn probe(session: &mut Session, operation: &Probe<'_>) -> Result<Probed, S
     };
     // What a trigger raises is its refusal, whatever it says.
     if !error.in_function()
-        && let Some((_, found)) = error.message().split_once(PROBE_MARK)
+        && let Some((_, found)) = error.in_full().split_once(PROBE_MARK)
     {
         let counts: Vec<u64> =
             found.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect();

@@ -57,7 +57,7 @@ pub enum RowResult {
     Refused {
         /// The SQLSTATE; empty when Postgres gave no error and still left the row as it was.
         sqlstate: String,
-        /// What Postgres said, without the rest of the row.
+        /// What Postgres said, without the rest of the row. May quote amounts.
         message: String,
     },
 }

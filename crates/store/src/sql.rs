@@ -341,9 +341,9 @@ fn is_numeric(text: &str) -> bool {
 
 fn not_a_number(text: &str) -> StoreError {
     let start: String = text.chars().take(EXCERPT).collect();
-    StoreError::new(
+    StoreError::quoting(
         ErrorClass::Refused,
-        format!(
+        &format!(
             "{start:?} is not a decimal number: it may have digits, a sign, a point and an exponent, and nothing else"
         ),
     )

@@ -70,7 +70,7 @@ impl Database {
         }
         let outcome = |result| match result {
             RowResult::Ok(outcome) => Ok(outcome),
-            RowResult::Refused { message, .. } => Err(StoreError::new(ErrorClass::Refused, message)),
+            RowResult::Refused { message, .. } => Err(StoreError::quoting(ErrorClass::Refused, &message)),
             RowResult::UnknownLedger { message } => Err(StoreError::new(ErrorClass::NoVisibleRows, message)),
             RowResult::Locked { message } => Err(StoreError::new(ErrorClass::Timeout, message)),
         };
@@ -150,7 +150,7 @@ impl Session {
                 Err(error) if part.len() == 1 => {
                     sent[part[0]] = Some(RowResult::Refused {
                         sqlstate: error.sqlstate().unwrap_or_default().to_owned(),
-                        message: error.message().to_owned(),
+                        message: error.in_full().to_owned(),
                     });
                 }
                 Err(_) => {

@@ -6,7 +6,7 @@
 mod judge;
 
 use balance_sync_domain::{BalanceRef, BalanceValue, Uuid, effective_key};
-use balance_sync_fleet::status::ReportedReason;
+use balance_sync_fleet::{pipeline::may_quote, status::ReportedReason};
 use balance_sync_schedule::{Schedule, ScheduleError, Schedules, inspect::is_lease};
 use balance_sync_store::{FoundRow, Sought};
 use serde::Serialize;
@@ -279,17 +279,6 @@ impl Why {
     }
 }
 
-/// Whether the words that go with a reason of quarantine may quote the value: those of values that can't be read, and of
-/// Postgres.
-#[must_use]
-pub fn may_quote(reason: &str) -> bool {
-    match reason {
-        "value_expired" | "value_lost" | "value_unreadable" | "value_field_missing" => false,
-        "refused_by_postgres" | "unreadable_entry" => true,
-        _ => reason.starts_with("value_"),
-    }
-}
-
 // -- asking ------------------------------------------------------------------------------------------------------------
 
 /// The members under which Redis knows anything about the balance of a row. A tenant whose id is a UUID has two that may be;
@@ -553,20 +542,5 @@ fn tenant_state(row: Option<&TenantRow>) -> TenantStateView {
             since: None,
             paused: None,
         },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_that_say_what_a_key_holds_quote_no_value() {
-        assert!(["value_not_a_json_object", "refused_by_postgres"].into_iter().all(may_quote));
-        assert!(
-            !["value_expired", "value_lost", "value_unreadable", "value_field_missing", "missing_row"]
-                .into_iter()
-                .any(may_quote)
-        );
     }
 }

@@ -1,8 +1,8 @@
 //! Who may look, who may act, and what nobody is shown.
 
 use anyhow::{Context, Result, ensure};
-use balance_sync_sandbox::eventually;
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, put_raw};
+use balance_sync_sandbox::{balance_table, eventually};
 use balance_sync_tests::{SOON, Worker, run};
 use serde_json::json;
 
@@ -221,6 +221,94 @@ async fn a_reader_sees_no_amounts_and_nobody_a_secret() -> Result<()> {
     )
     .await?;
     assert_eq!((answer.status, &answer.body["done"]), (200, &0.into()), "{}", answer.text);
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// A trigger may put amounts into what it raises, of one row or of every one.
+#[tokio::test]
+async fn a_reader_sees_no_amounts_in_what_a_trigger_raises() -> Result<()> {
+    const AMOUNT: &str = "77123456789.5";
+    let sandbox = balance_sync_tests::sandbox(2, 20).await?;
+    let [one, every] = [0, 1].map(|at| sandbox.tenants()[at].clone());
+    for (tenant, condition) in [(&one, format!("NEW.available = {AMOUNT}")), (&every, "true".to_owned())] {
+        let sql = format!(
+            "UPDATE {table} SET available = {AMOUNT} WHERE {all}; \
+             CREATE FUNCTION \"{schema}\".judge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+               RAISE WARNING 'about % and %', OLD.available, NEW.available; \
+               IF {condition} THEN RAISE EXCEPTION 'limit of % exceeded by %', OLD.available, NEW.available; END IF; \
+               RETURN NEW; END $$; \
+             CREATE TRIGGER judge BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION \"{schema}\".judge()",
+            table = balance_table(tenant.schema.as_deref()),
+            schema = tenant.schema.as_deref().unwrap_or("public"),
+            all = tenant.id == every.id,
+        );
+        sandbox.postgres().execute(&tenant.database, &sql).await?;
+    }
+    let mut worker = with_tokens(&sandbox).await?;
+    // Neither in the log.
+    worker.hide("77123456789");
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    let balance = &one.balances[0];
+    let member = one.keys.member(balance);
+    let value = balance.json(9).replace(&balance.amounts(9).available, AMOUNT);
+    let mut redis = sandbox.redis().connect().await?;
+    put_raw(&mut redis, &one.keys.schedule(), member.as_bytes(), value.as_bytes(), Some(DEFAULT_TTL)).await?;
+
+    let (read, operator) = (format!("Bearer {READ}"), format!("Bearer {OPERATOR}"));
+    let as_reader = [("authorization", read.as_str())];
+    let encode =
+        |member: &str| -> String { url::form_urlencoded::byte_serialize(member.as_bytes()).collect() };
+    let entry = format!("/api/v1/quarantine/entry?tenant={}&member={}", one.id, encode(&member));
+    eventually(SOON, "a balance in quarantine and a tenant that takes none", || async {
+        let answer = ask(&worker, "GET", &entry, &[("authorization", &operator)], None).await?;
+        ensure!(
+            answer.body["detail"]
+                .as_str()
+                .is_some_and(|words| words.contains(&format!("exceeded by {AMOUNT}"))),
+            "{}",
+            answer.text
+        );
+        let path = format!("/api/v1/tenants/{}", every.id);
+        let answer = ask(&worker, "GET", &path, &as_reader, None).await?;
+        ensure!(answer.body["reason"] == "postgres_refuses_every_row", "{}", answer.text);
+        ensure!(
+            answer.body["detail"].as_str().is_some_and(|words| words.contains("limit of … exceeded by …")),
+            "{}",
+            answer.text
+        );
+        Ok(())
+    })
+    .await?;
+    let of_every = every.keys.member(&every.balances[0]);
+    for path in [
+        entry.as_str(),
+        "/api/v1/quarantine",
+        "/api/v1/overview",
+        "/api/v1/tenants",
+        &format!("/api/v1/tenants/{}", one.id),
+        &format!("/api/v1/tenants/{}", every.id),
+        &format!("/api/v1/why?member={}", encode(&member)),
+        &format!("/api/v1/why?member={}", encode(&of_every)),
+        "/api/v1/workers",
+        "/api/v1/actions",
+        "/metrics",
+    ] {
+        let answer = ask(&worker, "GET", path, &as_reader, None).await?;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text);
+        assert!(!answer.text.contains("77123456789"), "{path} shows an amount: {}", answer.text);
+    }
+    let config = sandbox.config_path().to_str().context("no path")?.to_owned();
+    for command in [
+        vec!["why", &member, "--hide-amounts"],
+        vec!["why", &of_every, "--hide-amounts"],
+        vec!["status"],
+        vec!["tenants", "show", &every.id],
+    ] {
+        let done = run(&[command.as_slice(), &["--config", &config]].concat(), &[]).await?;
+        assert!(!format!("{done:?}").contains("77123456789"), "{command:?}: {done:?}");
+    }
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, HashSet};
 
 use actix_web::{HttpRequest, HttpResponse, web};
+use balance_sync_fleet::pipeline::may_quote;
 use balance_sync_schedule::{Loss, Retried, quarantine::QuarantineEntry};
 use balance_sync_tenants::Tenant;
 use balance_sync_view::{
     actions::{Action, ActionOutcome},
     inspector::Quarantined,
     rows::at,
-    why::may_quote,
 };
 use serde::{Deserialize, Serialize};
 

@@ -1,5 +1,6 @@
 //! What is reported of one balance.
 
+use balance_sync_domain::without_numbers;
 use balance_sync_engine::audit::{Judgement, Known, Scheduled, Trail, Value, Witnesses};
 use serde_json::{Value as Json, json};
 use uuid::Uuid;
@@ -32,9 +33,10 @@ impl Finding {
         shown(&String::from_utf8_lossy(&self.member))
     }
 
-    /// What stands in the way of reading it.
-    fn detail(&self) -> Option<String> {
+    /// What stands in the way of reading it; without numbers if amounts are to be hidden, as it may quote some.
+    fn detail(&self, hide_amounts: bool) -> Option<String> {
         match &self.witnesses.value {
+            Value::Unreadable(why) if hide_amounts => Some(shown(&without_numbers(why))),
             Value::Unreadable(why) => Some(shown(why)),
             Value::Absent | Value::Present(_) => None,
         }
@@ -73,7 +75,7 @@ impl Finding {
         json!({
             "tenant": self.tenant, "member": String::from_utf8_lossy(&self.member), "id": self.id,
             "class": self.judgement.class, "version": self.judgement.version,
-            "advice": self.judgement.advice.sentence(), "detail": self.detail(), "listed": self.listed,
+            "advice": self.judgement.advice.sentence(), "detail": self.detail(hide_amounts), "listed": self.listed,
             "scheduled": scheduled, "due_since_seconds": due,
             "redis": if let Value::Present(value) = value { known(value) } else { Json::Null },
             "row": row, "operation": operation,
@@ -100,7 +102,7 @@ impl Finding {
         let Witnesses { value, row, trail, record, .. } = &self.witnesses;
         let mut seen = vec![match value {
             Value::Absent => "redis: nothing".to_owned(),
-            Value::Unreadable(_) => format!("redis: {}", self.detail().unwrap_or_default()),
+            Value::Unreadable(_) => format!("redis: {}", self.detail(hide_amounts).unwrap_or_default()),
             Value::Present(value) => format!("redis: {}", known(value)),
         }];
         seen.push(match row {

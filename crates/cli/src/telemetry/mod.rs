@@ -38,11 +38,16 @@ pub(crate) fn init(config: &Config) -> anyhow::Result<Option<Traces>> {
 }
 
 /// The filter for a level. The HTTP server speaks at INFO of each of its steps at start and end: only its warnings are
-/// shown, unless it is named.
+/// shown, unless it is named. What triggers of a database raise as notices and warnings, which can hold amounts, isn't shown
+/// either, unless it is named.
 fn filter(level: &str) -> Result<EnvFilter, ParseError> {
     let quieter = level.trim().parse::<LevelFilter>().is_ok_and(|level| level < LevelFilter::WARN);
     // Of two directives for one target the later counts.
-    EnvFilter::try_new(if quieter { level.to_owned() } else { format!("actix_server=warn,{level}") })
+    EnvFilter::try_new(if quieter {
+        level.to_owned()
+    } else {
+        format!("actix_server=warn,sqlx::postgres::notice=off,{level}")
+    })
 }
 
 fn start_log(log: &Log) -> anyhow::Result<()> {
@@ -77,6 +82,7 @@ mod tests {
         assert!(shown("debug,balance_sync_fleet=trace").contains("actix_server=warn"));
         assert!(shown("info,actix_server=debug").contains("actix_server=debug"));
         assert!(!shown("info,actix_server=debug").contains("actix_server=warn"));
+        assert!(shown("debug").contains("sqlx::postgres::notice=off"));
         for level in ["error", "off"] {
             assert_eq!(shown(level), level, "never more than what was asked for");
         }

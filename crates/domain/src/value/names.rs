@@ -61,7 +61,13 @@ impl<'a> Fields<'a> {
             return Err(ValueError::DuplicateName { name: excerpt(FORMAT) });
         }
         if !matches!(fields.schema_version, b"" | KNOWN_FORMAT) {
-            return Err(ValueError::UnknownFormat { value: excerpt_bytes(fields.schema_version) });
+            // Readers are shown it, and what is in it may be anything.
+            let value = match fields.schema_version {
+                [b'{', ..] => "an object".to_owned(),
+                [b'[', ..] => "an array".to_owned(),
+                scalar => excerpt_bytes(scalar),
+            };
+            return Err(ValueError::UnknownFormat { value });
         }
         match twice {
             None => Ok(fields),
@@ -252,6 +258,9 @@ mod tests {
         assert_eq!(reason(r#"{"SchemaVersion":2,"SchemaVersion":2}"#), Some("value_duplicate_name"));
         assert_eq!(reason(r#"{"a":1,"a":1,"SchemaVersion":3"#), Some("value_not_a_json_object"));
         assert_eq!(reason(r#"{"SchemaVersion":2}"#), None);
+        let nested =
+            Fields::read(br#"{"SchemaVersion": {"Available":77}}"#).err().map(|error| error.to_string());
+        assert!(nested.is_some_and(|words| words.starts_with("field SchemaVersion is an object:")));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balance_sync_domain::{BalanceRef, BalanceValue, Candidate, aggregate, effective_key};
+use balance_sync_domain::{BalanceRef, BalanceValue, Candidate, aggregate, effective_key, without_numbers};
 use balance_sync_engine::trail::TrailWatch;
 use balance_sync_schedule::{Claimed, ErrorClass, Refusal, ScheduleError};
 use balance_sync_store::{Outcome, Row, RowResult};
@@ -32,6 +32,17 @@ pub const REASON_MISSING: &str = "missing_row";
 const LOCKED_DELAY: Duration = Duration::from_secs(2);
 /// Reason of members that Postgres refuses.
 pub const REASON_REFUSED: &str = "refused_by_postgres";
+
+/// Whether the words that go with a reason of quarantine may quote the value: those of values that can't be read, and of
+/// Postgres.
+#[must_use]
+pub fn may_quote(reason: &str) -> bool {
+    match reason {
+        "value_expired" | "value_lost" | "value_unreadable" | "value_field_missing" => false,
+        "refused_by_postgres" | "unreadable_entry" => true,
+        _ => reason.starts_with("value_"),
+    }
+}
 
 /// How a flush ended.
 #[derive(Debug, Default)]
@@ -425,10 +436,13 @@ async fn isolate<Q: Queue>(
                 );
             }
             for (member, refusal) in refused {
+                // The entry has the words in full.
+                let quotes = may_quote(refusal.reason);
+                let detail = if quotes { &without_numbers(&refusal.detail) } else { &refusal.detail };
                 tracing::warn!(
                     member = %shown(&member.member),
                     reason = refusal.reason,
-                    detail = %refusal.detail,
+                    detail,
                     "balance can't be synced, quarantined"
                 );
             }
@@ -569,6 +583,16 @@ pub async fn release<Q: Queue>(queue: &Q, held: &[&Claimed], status: &TenantStat
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_that_say_what_a_key_holds_quote_no_value() {
+        assert!(["value_not_a_json_object", "refused_by_postgres"].into_iter().all(may_quote));
+        assert!(
+            !["value_expired", "value_lost", "value_unreadable", "value_field_missing", "missing_row"]
+                .into_iter()
+                .any(may_quote)
+        );
+    }
 
     #[test]
     fn a_log_line_shows_a_member_whole_unless_it_is_longer_than_any_real_one() {

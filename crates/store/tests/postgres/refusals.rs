@@ -148,6 +148,55 @@ async fn what_a_trigger_raises_of_one_row_is_that_rows_fault_whatever_its_code()
     }
 }
 
+/// Errors are logged and shown to readers, who may not see amounts; a refused row goes to quarantine with all words.
+#[tokio::test]
+async fn what_is_said_of_a_value_has_no_amounts_but_in_the_result_of_a_refused_row() {
+    let tenant = Tenant::new("says_amounts").await;
+    tenant.seed(20).await;
+    tenant
+        .sql(
+            "UPDATE balance SET available = 771234567.5; ALTER TABLE balance ADD CONSTRAINT low CHECK (on_hold < 5); \
+             CREATE FUNCTION say() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+               IF NEW.alias = '@a5' OR TG_ARGV[1] = 'all' THEN \
+                 IF TG_ARGV[0] = 'cast' THEN PERFORM ('x' || OLD.available)::int; END IF; \
+                 IF TG_ARGV[0] = 'statement' THEN EXECUTE 'SELECT ' || quote_ident(OLD.available::text); END IF; \
+                 RAISE EXCEPTION 'from % to %', OLD.available, NEW.available USING ERRCODE = TG_ARGV[0]; \
+               END IF; RETURN NEW; END $$",
+        )
+        .await;
+    let database = tenant.database();
+    for code in ["P0001", "42501", "40001", "57014", "25006", "08006", "XX000", "cast", "statement"] {
+        let trigger = |which: &str| {
+            format!(
+                "DROP TRIGGER IF EXISTS t ON balance; CREATE TRIGGER t BEFORE UPDATE ON balance \
+                 FOR EACH ROW EXECUTE FUNCTION say('{code}', '{which}')"
+            )
+        };
+        tenant.sql(&trigger("one")).await;
+        let results = database.update_isolating(&Table::unqualified(), &rows(1..=10)).await.unwrap();
+        assert!(
+            matches!(&results[4], RowResult::Refused { message, .. } if message.contains("771234567.5")),
+            "{code}: {:?}",
+            results[4]
+        );
+        tenant.sql(&trigger("all")).await;
+        let error = database.update_isolating(&Table::unqualified(), &rows(11..=15)).await.expect_err(code);
+        assert!(error.message().contains("refuses every update"), "{code}: {error}");
+        assert!(!format!("{error} {error:?}").contains("771234567"), "{code}: {error:?}");
+        tenant
+            .sql("DROP TRIGGER t ON balance; UPDATE balance SET version = 1, available = 771234567.5")
+            .await;
+    }
+    // Postgres itself quotes what it can't read.
+    let odd = Row { available: "771234567e", ..row(1, 9) };
+    let error = database.update(&Table::unqualified(), &[odd]).await.unwrap_err();
+    assert!(!format!("{error} {error:?}").contains("771234567"), "{error:?}");
+    // Names of what refused stay.
+    let held = Row { on_hold: "7", ..row(1, 9) };
+    let error = database.update(&Table::unqualified(), &[held]).await.unwrap_err();
+    assert!(error.message().contains("check constraint \"low\""), "{error}");
+}
+
 #[tokio::test]
 async fn what_a_trigger_or_a_column_changes_is_not_taken_for_written() {
     let tenant = Tenant::new("altered").await;
