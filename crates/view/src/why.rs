@@ -195,6 +195,9 @@ pub struct PostgresView {
     pub updated_at: Option<String>,
     /// Why the database can't be asked.
     pub detail: Option<String>,
+    /// Alias and key of the row, if they are not those of the member: the value in Redis carries another balance's ID, by which
+    /// it is written.
+    pub other_balance: Option<String>,
     /// The amount.
     pub available: Option<String>,
     /// The amount.
@@ -402,6 +405,8 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
             }),
             (None, _) => None,
         };
+        // The row that is written is the one whose id the value carries.
+        let found = found.filter(|row| !matches!(&value, Some(Ok(value)) if value.id != row.id));
         let postgres = match (&opened, found, sought) {
             (_, Some(row), _) => Ok(Some(row)),
             (Err(detail), None, _) => Err(detail.clone()),
@@ -417,6 +422,12 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
             (Some(balance), Some(Ok(value))) => Some(effective_key(balance, value).to_owned()),
             (Some(balance), _) => Some(balance.key.to_owned()),
             (None, _) => None,
+        };
+        let other_balance = match (&postgres, &balance, &key) {
+            (Ok(Some(row)), Some(balance), Some(key)) if row.alias != balance.alias || row.key != *key => {
+                Some(format!("{}#{}", row.alias, row.key))
+            }
+            _ => None,
         };
         let mut report = BalanceReport {
             tenant: tenant.label().to_owned(),
@@ -438,7 +449,7 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
                 on_hold: amount(&value, |value| value.on_hold.as_str()),
                 overdraft_used: amount(&value, |value| value.overdraft_used.as_str()),
             },
-            postgres: postgres_view(postgres),
+            postgres: PostgresView { other_balance, ..postgres_view(postgres) },
             lock: inspected.lock.as_ref().map(|lock| LockView {
                 foreign: !workers.iter().any(|name| lock.split(':').next() == Some(name)),
                 ttl_seconds: inspected.lock_ttl.map(|ttl| ttl.as_secs_f64()),
@@ -505,6 +516,7 @@ fn postgres_view(row: Result<Option<FoundRow>, String>) -> PostgresView {
         version: None,
         updated_at: None,
         detail: None,
+        other_balance: None,
         available: None,
         on_hold: None,
         overdraft_used: None,
@@ -517,6 +529,7 @@ fn postgres_view(row: Result<Option<FoundRow>, String>) -> PostgresView {
             version: Some(row.version),
             updated_at: row.updated_at.and_then(|seconds| seconds.parse().ok()).map(at),
             detail: None,
+            other_balance: None,
             available: Some(row.available),
             on_hold: Some(row.on_hold),
             overdraft_used: Some(row.overdraft_used),

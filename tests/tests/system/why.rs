@@ -1,9 +1,9 @@
 //! `why`: whatever keeps a balance from Postgres is told with what happens next.
 
 use anyhow::{Context, Result, ensure};
-use balance_sync_sandbox::ledger::{DEFAULT_TTL, put_raw};
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, SEED_VERSION, put_raw};
 use balance_sync_sandbox::{SandboxTenant, eventually};
-use balance_sync_tests::ledger::comes_in_step;
+use balance_sync_tests::ledger::{all_settled, comes_in_step, row};
 use balance_sync_tests::{SOON, Worker};
 use serde_json::{Value, json};
 
@@ -178,6 +178,42 @@ async fn every_reason_is_told_with_what_happens_next() -> Result<()> {
         );
     }
 
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// The ID in the value says which row is written, whatever the member is called.
+#[tokio::test]
+async fn a_value_with_the_id_of_another_balance_is_written_to_that_row_and_says_so() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 3).await?;
+    let tenant = sandbox.tenants()[0].clone();
+    let [named, meant] = [0, 1].map(|at| tenant.balances[at].clone());
+    let value = named.json(9).replace(&named.id.to_string(), &meant.id.to_string());
+    let member = tenant.keys.member(&named);
+    let mut redis = sandbox.redis().connect().await?;
+    put_raw(&mut redis, &tenant.keys.schedule(), member.as_bytes(), value.as_bytes(), Some(DEFAULT_TTL))
+        .await?;
+    let mut worker = sharing(&sandbox, "one").start().await?;
+    all_settled(&sandbox).await?;
+    assert_eq!(row(&sandbox, &tenant, 1).await?.version, 9);
+    assert_eq!(row(&sandbox, &tenant, 0).await?.version, SEED_VERSION);
+
+    let other = format!("{}#{}", meant.alias, meant.key);
+    let answer = tells(&worker, &tenant, 0, "in_sync", "the row is that of").await?;
+    assert_eq!(answer["postgres"]["other_balance"], other.as_str(), "{answer}");
+    // Also for whoever asks by the alias, which has a row of its own.
+    let alias: String = url::form_urlencoded::byte_serialize(named.alias.as_bytes()).collect();
+    let found =
+        json(&worker, &format!("/api/v1/why?tenant={}&alias={alias}&key={}", tenant.id, named.key)).await?;
+    assert_eq!(found["matches"][0]["postgres"]["other_balance"], other.as_str(), "{found}");
+    assert_eq!(found["matches"][0]["postgres"]["version"], 9, "{found}");
+    // The balance itself, and one that nothing is wrong with.
+    for at in [1, 2] {
+        assert_eq!(why(&worker, &tenant, at).await?["postgres"]["other_balance"], Value::Null);
+    }
+    let config = sandbox.config_path().to_str().context("no path")?.to_owned();
+    let done = balance_sync_tests::run(&["why", &member, "--config", &config], &[]).await?;
+    assert!(done.stdout.contains(&format!("the row of {other:?}")), "{done:?}");
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

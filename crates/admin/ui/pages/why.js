@@ -137,6 +137,7 @@ function compare(/** @type {Api.BalanceReport} */ { redis, postgres }, /** @type
   /** @type {[string, any, any][]} */
   const extra = [["Remaining life", span(redis.ttl_seconds), ""], ["Written", "", postgres.updated_at ? timeOfDay(postgres.updated_at) : "–"]];
   if (redis.unreadable) extra.push(["Value", `can't be read: ${visible(redis.unreadable)}`, ""]);
+  if (postgres.other_balance) extra.push(["Row of", "", visible(postgres.other_balance)]);
   if (postgres.detail) extra.push(["Detail", "", visible(postgres.detail)]);
   const line = (/** @type {[string, any, any]} */ [name, left, right], /** @type {boolean} */ compared) => {
     const differs = compared && redis.present && postgres.state === "present" && left !== right;

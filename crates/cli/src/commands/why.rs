@@ -165,7 +165,8 @@ fn postgres(shown: &PostgresView) -> String {
             let version = shown.version.map_or_else(|| "?".to_owned(), |version| version.to_string());
             let written = shown.updated_at.as_deref().map(|at| format!(", written {at}")).unwrap_or_default();
             let amounts = amounts([&shown.available, &shown.on_hold, &shown.overdraft_used]);
-            format!("{deleted}version {version}{written}{amounts}")
+            let other = shown.other_balance.as_deref().map(|other| format!("the row of {other:?}, "));
+            format!("{}{deleted}version {version}{written}{amounts}", other.unwrap_or_default())
         }
     }
 }

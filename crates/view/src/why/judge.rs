@@ -7,6 +7,15 @@ use balance_sync_fleet::status::{Pace, ReportedReason, TenantState};
 /// The verdict, and what happens next. `lease` = how long a claim holds, in seconds.
 #[must_use]
 pub fn verdict(report: &BalanceReport, now: f64, objective: f64, lease: f64) -> (Verdict, String) {
+    let (verdict, mut next) = of_its_row(report, now, objective, lease);
+    if let Some(other) = report.postgres.other_balance.as_ref().filter(|_| report.redis.present) {
+        next.truncate(next.trim_end_matches('.').len());
+        next.push_str(&format!("; the row is that of {other:?}, whose ID the value in Redis carries."));
+    }
+    (verdict, next)
+}
+
+fn of_its_row(report: &BalanceReport, now: f64, objective: f64, lease: f64) -> (Verdict, String) {
     let scheduled = report.schedule.state != Scheduled::NotScheduled;
     if !scheduled {
         return unscheduled(report);
@@ -200,6 +209,7 @@ mod tests {
                 version: Some(1),
                 updated_at: None,
                 detail: None,
+                other_balance: None,
                 available: Some("0".to_owned()),
                 on_hold: Some("0".to_owned()),
                 overdraft_used: Some("0".to_owned()),
@@ -362,6 +372,9 @@ mod tests {
             "neither Redis nor Postgres",
         );
         tells(with(|r| r.redis.version = None), Verdict::Unknown, "can't be read");
+        let other = |r: &mut BalanceReport| r.postgres.other_balance = Some("@b#default".to_owned());
+        tells(with(other), Verdict::UnscheduledAndBehind, "; the row is that of \"@b#default\"");
+        tells(other, Verdict::OnItsWay, "written next; the row is that of");
     }
 
     #[test]
