@@ -614,3 +614,42 @@ async fn an_interrupted_audit_goes_on_where_it_was() -> Result<()> {
     );
     Ok(())
 }
+
+/// Redis is always a moment ahead there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verify_passes_on_a_ledger_that_works() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(2, 400).await?;
+    let config = sandbox.config_path().to_str().context("a path of text")?;
+    let mut worker = Worker::of(&sandbox).start().await?;
+    let mut producer = sandbox.producer();
+    let (progress, stop) = (Progress::new(2), CancellationToken::new());
+    let options = LoadOptions { rate: 1_500.0, hot_key_share: 0.5, ..LoadOptions::default() };
+    let verifying = async {
+        eventually(SOON, "load", || std::future::ready(progress.mutations() > 2_000)).await?;
+        let mut all = Vec::new();
+        for _ in 0..5 {
+            all.push(run(&["verify", "--config", config, "--json"], &[]).await?);
+        }
+        anyhow::Ok(all)
+    };
+    let (report, verified) = futures::join!(producer.run(&options, &progress, &stop), async {
+        let verified = verifying.await;
+        stop.cancel();
+        verified
+    });
+    assert!(report?.mutations > 2_000);
+    for done in verified? {
+        assert_eq!(done.code, Some(0), "{done:?}");
+        let result: Value = serde_json::from_str(&done.stdout)?;
+        let row = &result["tenants"][0];
+        assert_eq!(row["equal"], row["balances"], "{done:?}");
+    }
+    assert_eq!(worker.stop().await?.code, Some(0));
+
+    // Nobody writes any more: now they are behind.
+    producer.mutate_each(DEFAULT_TTL).await?;
+    let done = run(&["verify", "--config", config, "--json"], &[]).await?;
+    let result: Value = serde_json::from_str(&done.stdout)?;
+    assert_eq!((done.code, &result["tenants"][0]["behind"]), (Some(1), &400.into()), "{done:?}");
+    Ok(())
+}

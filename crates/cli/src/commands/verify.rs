@@ -1,6 +1,8 @@
-//! `verify`: Redis against Postgres, balance by balance.
+//! `verify`: Redis against Postgres, balance by balance. `audit` has a third witness, and begins with the rows.
 //!
-//! Redis holds a balance for an hour after its last mutation; what it holds is compared, what it no longer holds can't be.
+//! Redis holds a balance for some time after its last mutation; what it holds is compared, what it no longer holds can't be. On a
+//! ledger that works, Redis is always a moment ahead. So a balance whose row differs is looked at again until the row has
+//! reached the version that Redis held at the first look, however far Redis has gone on since.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +14,7 @@ use std::{
 use balance_sync_domain::{BalanceRef, BalanceValue, KeySpace};
 use balance_sync_fleet::backends::ManagerOptions;
 use balance_sync_schedule::{BalanceKeys, Link, ScheduleOptions, Schedules, read_values};
-use balance_sync_store::{ConnectionBudget, Database, Row, Table};
+use balance_sync_store::{ConnectionBudget, Database, Row, StoredRow, Table};
 use balance_sync_tenants::{Tenant, TenantDirectory};
 use futures::StreamExt;
 use serde::Serialize;
@@ -32,8 +34,12 @@ const EXIT_UNKNOWN: u8 = 2;
 const PAGE: usize = 500;
 /// Tenants compared at the same time.
 const AT_ONCE: usize = 8;
-/// Between two comparisons with `--wait`.
-const AGAIN_AFTER: Duration = Duration::from_millis(200);
+/// Between two looks at what differs.
+const AGAIN_AFTER: Duration = Duration::from_millis(250);
+/// Without `--wait`: looks in a row by which no row has caught up, after which the rest counts as different …
+const IDLE_LOOKS: u32 = 3;
+/// … and how long looks go on at most.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// One tenant's result. Numbers of balances.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -122,15 +128,8 @@ impl Verification {
 pub(crate) async fn verify(file: Option<&Path>, args: VerifyArgs) -> anyhow::Result<u8> {
     let config = super::load_config(file)?;
     let verifier = Verifier::new(&config)?;
-    let deadline = args.wait.map(|wait| Instant::now() + seconds(wait));
-    let result = loop {
-        let result = verifier.compare(&args.tenant, args.show).await?;
-        if result.is_equal() || deadline.is_none_or(|deadline| Instant::now() >= deadline) {
-            break result;
-        }
-        tokio::time::sleep(AGAIN_AFTER).await;
-    };
-    let mut result = result;
+    let wait = args.wait.map(seconds);
+    let mut result = verifier.compare(&args.tenant, args.show, wait).await?;
     if args.apply {
         result.repaired = verifier.repair(&result).await?;
     }
@@ -205,6 +204,87 @@ fn print_table(result: &Verification) {
     );
 }
 
+/// The two sides of a tenant.
+struct Side<'a> {
+    schedules: &'a Schedules,
+    database: &'a Database,
+    table: &'a Table,
+}
+
+/// How a row differs from its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Difference {
+    /// There is no row.
+    Missing,
+    /// It has this version.
+    Behind(i64),
+    /// It has version `row`, and Redis version `redis`.
+    Ahead { row: i64, redis: i64 },
+    /// Other amounts at the same version.
+    Other,
+}
+
+impl Difference {
+    fn words(self, reached: i64) -> String {
+        match self {
+            Self::Missing => format!("missing in Postgres, version {reached} in Redis"),
+            Self::Behind(row) => format!("behind: version {row} in Postgres, {reached} in Redis"),
+            Self::Ahead { row, redis } => format!("ahead: version {row} in Postgres, {redis} in Redis"),
+            Self::Other => format!("other amounts at the same version {reached}"),
+        }
+    }
+}
+
+/// A balance that is not settled yet.
+#[derive(Debug)]
+struct Open {
+    member: Vec<u8>,
+    /// The version that its row must have reached: what Redis held at the first look. Negative before that.
+    reached: i64,
+    /// How it differed at the last look.
+    found: Difference,
+}
+
+impl Open {
+    fn new(member: Vec<u8>) -> Self {
+        Self { member, reached: -1, found: Difference::Missing }
+    }
+
+    /// How the row differs from what it must have reached; `version` is what Redis holds now, read before the row.
+    fn compare(&mut self, version: i64, row: Option<&StoredRow>) -> Option<Difference> {
+        if self.reached < 0 {
+            self.reached = version;
+        }
+        let Some(row) = row else { return Some(Difference::Missing) };
+        if row.version < self.reached {
+            return Some(Difference::Behind(row.version));
+        }
+        // What was written between the reading of value and row is in Redis by now.
+        if let Difference::Ahead { row: ahead, .. } = self.found
+            && version >= ahead
+        {
+            return None;
+        }
+        match row.version.cmp(&version) {
+            std::cmp::Ordering::Greater => Some(Difference::Ahead { row: row.version, redis: version }),
+            std::cmp::Ordering::Equal if !row.same_amounts => Some(Difference::Other),
+            std::cmp::Ordering::Equal | std::cmp::Ordering::Less => None,
+        }
+    }
+}
+
+fn row_of<'a>(balance: &BalanceRef<'_>, value: &'a BalanceValue) -> Row<'a> {
+    Row {
+        id: value.id,
+        organization: balance.organization,
+        ledger: balance.ledger,
+        available: value.available.as_str(),
+        on_hold: value.on_hold.as_str(),
+        overdraft_used: value.overdraft_used.as_str(),
+        version: value.version,
+    }
+}
+
 /// One tenant, compared.
 struct Compared {
     tenant: Tenant,
@@ -242,17 +322,23 @@ impl Verifier {
         })
     }
 
-    /// Compares the tenants of these ids, or all active ones.
+    /// Compares the tenants of these ids, or all active ones. What differs is looked at again for a moment, or for as long as `wait`.
     ///
     /// # Errors
     /// When tenants or Redis can't be asked.
-    pub async fn compare(&self, only: &[String], show: usize) -> anyhow::Result<Verification> {
+    pub async fn compare(
+        &self,
+        only: &[String],
+        show: usize,
+        wait: Option<Duration>,
+    ) -> anyhow::Result<Verification> {
         let tenants = super::chosen_tenants(self.directory.as_ref(), only).await?;
         let mut members = self.members(&tenants).await?;
+        let deadline = wait.map(|wait| Instant::now() + wait);
         let mut results: Vec<(&Tenant, anyhow::Result<Compared>)> =
             futures::stream::iter(tenants.iter().map(|tenant| {
                 let members = members.remove(tenant).unwrap_or_default();
-                async move { (tenant, self.compare_tenant(tenant, &members, show).await) }
+                async move { (tenant, self.compare_tenant(tenant, &members, show, deadline).await) }
             }))
             .buffer_unordered(AT_ONCE)
             .collect()
@@ -324,6 +410,7 @@ impl Verifier {
         tenant: &Tenant,
         members: &[Vec<u8>],
         show: usize,
+        deadline: Option<Instant>,
     ) -> anyhow::Result<Compared> {
         let schedules = self.schedules(tenant);
         let mut result = TenantResult { tenant: tenant.label().to_owned(), ..TenantResult::default() };
@@ -337,12 +424,30 @@ impl Verifier {
                 None => Table::unqualified(),
             };
             let database = Database::open(self.manager.spec(&settings), self.budget.clone())?;
+            let side = Side { schedules: &schedules, database: &database, table: &table };
+            let mut open = Vec::new();
             for page in members.chunks(PAGE) {
-                let behind = self
-                    .compare_page(&schedules, page, &database, &table, &mut result, &mut differences)
-                    .await?;
-                unscheduled.extend(schedules.not_scheduled(&behind).await?);
+                let fresh = page.iter().map(|member| Open::new(member.clone())).collect();
+                open.append(&mut self.look(&side, fresh, &mut result, &mut differences).await?);
                 differences.truncate(show);
+            }
+            let open = self.settle(&side, open, &mut result, &mut differences, deadline).await?;
+            let mut behind = Vec::new();
+            for Open { member, reached, found, .. } in open {
+                differences.push(format!("{}: {}", String::from_utf8_lossy(&member), found.words(reached)));
+                match found {
+                    Difference::Missing => result.missing += 1,
+                    Difference::Behind(_) => result.behind += 1,
+                    Difference::Ahead { .. } => result.ahead += 1,
+                    Difference::Other => result.different += 1,
+                }
+                if matches!(found, Difference::Missing | Difference::Behind(_)) {
+                    behind.push((member, reached));
+                }
+            }
+            differences.truncate(show);
+            for page in behind.chunks(PAGE) {
+                unscheduled.append(&mut self.unscheduled(&side, page).await?);
             }
             database.close(Duration::from_secs(1)).await;
         }
@@ -361,86 +466,122 @@ impl Verifier {
         Ok(Compared { tenant: tenant.clone(), result, differences, unscheduled: free })
     }
 
-    async fn compare_page(
+    /// Looks again at what differs: until the deadline, or else while rows catch up.
+    async fn settle(
         &self,
-        schedules: &Schedules,
-        members: &[Vec<u8>],
-        database: &Database,
-        table: &Table,
+        side: &Side<'_>,
+        mut open: Vec<Open>,
         result: &mut TenantResult,
         differences: &mut Vec<String>,
-    ) -> anyhow::Result<Vec<Vec<u8>>> {
-        let values = read_values(&self.link, members).await?;
-        let mut note = |member: &[u8], what: String| {
-            differences.push(format!("{}: {what}", String::from_utf8_lossy(member)));
-        };
-        let mut balances: Vec<(&[u8], BalanceRef<'_>, BalanceValue)> = Vec::with_capacity(members.len());
-        for (member, value) in members.iter().zip(&values) {
-            // Expired since the scan: nothing is left to compare.
-            let Some(value) = value else { continue };
-            result.balances += 1;
+        deadline: Option<Instant>,
+    ) -> anyhow::Result<Vec<Open>> {
+        let patience = Instant::now() + PATIENCE;
+        let mut idle = 0;
+        while !open.is_empty() {
+            let over = match deadline {
+                Some(deadline) => Instant::now() >= deadline,
+                None => idle >= IDLE_LOOKS || Instant::now() >= patience,
+            };
+            if over {
+                break;
+            }
+            tokio::time::sleep(AGAIN_AFTER).await;
+            let before = open.len();
+            let mut left = Vec::with_capacity(before);
+            while !open.is_empty() {
+                let page = open.split_off(open.len().saturating_sub(PAGE));
+                left.append(&mut self.look(side, page, result, differences).await?);
+            }
+            open = left;
+            idle = if open.len() < before { 0 } else { idle + 1 };
+        }
+        Ok(open)
+    }
+
+    /// Looks once at these balances, the values first, counts those that are settled, and gives the others back.
+    async fn look(
+        &self,
+        side: &Side<'_>,
+        page: Vec<Open>,
+        result: &mut TenantResult,
+        differences: &mut Vec<String>,
+    ) -> anyhow::Result<Vec<Open>> {
+        let members: Vec<&[u8]> = page.iter().map(|open| open.member.as_slice()).collect();
+        let values = read_values(&self.link, &members).await?;
+        let mut found: Vec<(usize, BalanceRef<'_>, BalanceValue)> = Vec::with_capacity(page.len());
+        let mut left = vec![false; page.len()];
+        for (n, (open, value)) in page.iter().zip(&values).enumerate() {
+            let Some(value) = value else {
+                // Gone since the scan: nothing is left to compare; or since the first look, and what it saw may be lost.
+                left[n] = open.reached >= 0;
+                continue;
+            };
+            if open.reached < 0 {
+                result.balances += 1;
+            }
             match (
-                BalanceRef::parse(schedules.of_member(member).space(), member),
+                BalanceRef::parse(side.schedules.of_member(&open.member).space(), &open.member),
                 BalanceValue::decode(value),
             ) {
-                (Ok(balance), Ok(value)) => balances.push((member, balance, value)),
-                (Err(error), _) => {
+                (Ok(balance), Ok(value)) => found.push((n, balance, value)),
+                (balance, value) => {
+                    let error = balance.err().map(|error| error.to_string());
+                    let error = error.or_else(|| value.err().map(|error| error.to_string()));
                     result.unreadable += 1;
-                    note(member, error.to_string());
-                }
-                (_, Err(error)) => {
-                    result.unreadable += 1;
-                    note(member, error.to_string());
+                    differences.push(format!(
+                        "{}: {}",
+                        String::from_utf8_lossy(&open.member),
+                        error.unwrap_or_default()
+                    ));
                 }
             }
         }
-        let rows: Vec<Row<'_>> = balances
-            .iter()
-            .map(|(_, balance, value)| Row {
-                id: value.id,
-                organization: balance.organization,
-                ledger: balance.ledger,
-                available: value.available.as_str(),
-                on_hold: value.on_hold.as_str(),
-                overdraft_used: value.overdraft_used.as_str(),
-                version: value.version,
-            })
-            .collect();
-        let stored = database.fetch(table, &rows).await?;
-        let mut behind = Vec::new();
-        for ((member, _, value), stored) in balances.iter().zip(stored) {
-            let version = value.version;
-            match stored {
-                Some(row) if row.deleted => result.deleted += 1,
-                None => {
-                    result.missing += 1;
-                    behind.push(member.to_vec());
-                    note(member, format!("missing in Postgres, version {version} in Redis"));
+        let rows: Vec<Row<'_>> = found.iter().map(|(_, balance, value)| row_of(balance, value)).collect();
+        let stored = side.database.fetch(side.table, &rows).await?;
+        let mut seen: Vec<Option<(i64, Option<StoredRow>)>> = vec![None; page.len()];
+        for ((n, _, value), stored) in found.iter().zip(stored) {
+            seen[*n] = Some((value.version, stored));
+        }
+        drop(found);
+        let mut open = Vec::new();
+        for ((mut balance, seen), gone) in page.into_iter().zip(seen).zip(left) {
+            let Some((version, stored)) = seen else {
+                if gone {
+                    open.push(balance);
                 }
-                Some(row) if row.version < version => {
-                    result.behind += 1;
-                    behind.push(member.to_vec());
-                    note(member, format!("behind: version {} in Postgres, {version} in Redis", row.version));
+                continue;
+            };
+            if stored.as_ref().is_some_and(|row| row.deleted) {
+                result.deleted += 1;
+                continue;
+            }
+            match balance.compare(version, stored.as_ref()) {
+                None => result.equal += 1,
+                Some(Difference::Ahead { row, .. })
+                    if self.has_newer_twin(side.schedules, &balance.member, row).await? =>
+                {
+                    result.equal += 1;
                 }
-                Some(row) if row.version > version => {
-                    if self.has_newer_twin(schedules, member, row.version).await? {
-                        result.equal += 1;
-                    } else {
-                        result.ahead += 1;
-                        note(
-                            member,
-                            format!("ahead: version {} in Postgres, {version} in Redis", row.version),
-                        );
-                    }
+                Some(difference) => {
+                    balance.found = difference;
+                    open.push(balance);
                 }
-                Some(row) if !row.same_amounts => {
-                    result.different += 1;
-                    note(member, format!("other amounts at the same version {version}"));
-                }
-                Some(_) => result.equal += 1,
             }
         }
-        Ok(behind)
+        Ok(open)
+    }
+
+    /// Those that are in no schedule and have not got their rows since.
+    async fn unscheduled(&self, side: &Side<'_>, behind: &[(Vec<u8>, i64)]) -> anyhow::Result<Vec<Vec<u8>>> {
+        let members: Vec<Vec<u8>> = behind.iter().map(|(member, _)| member.clone()).collect();
+        let free: BTreeSet<Vec<u8>> = side.schedules.not_scheduled(&members).await?.into_iter().collect();
+        let again = behind.iter().filter(|(member, _)| free.contains(member));
+        let again = again.map(|(member, reached)| Open { reached: *reached, ..Open::new(member.clone()) });
+        // A worker writes the row before it takes the member out of the schedule.
+        let (mut ignored, mut words) = (TenantResult::default(), Vec::new());
+        let left = self.look(side, again.collect(), &mut ignored, &mut words).await?;
+        let is_behind = |open: &Open| matches!(open.found, Difference::Missing | Difference::Behind(_));
+        Ok(left.into_iter().filter(is_behind).map(|open| open.member).collect())
     }
 
     fn schedules(&self, tenant: &Tenant) -> Schedules {
@@ -466,5 +607,49 @@ impl Verifier {
             }
         }
         Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(version: i64, same_amounts: bool) -> StoredRow {
+        let amount = || "0".to_owned();
+        StoredRow {
+            version,
+            available: amount(),
+            on_hold: amount(),
+            overdraft_used: amount(),
+            same_amounts,
+            deleted: false,
+        }
+    }
+
+    /// Looks at a balance again and again; `None` at the end if it is settled.
+    fn looks(looks: &[(i64, Option<StoredRow>)]) -> Option<Difference> {
+        let mut open = Open::new(Vec::new());
+        for (version, row) in looks {
+            open.found = open.compare(*version, row.as_ref())?;
+        }
+        Some(open.found)
+    }
+
+    #[test]
+    fn a_row_must_reach_what_redis_held_at_the_first_look() {
+        use Difference::{Ahead, Behind, Missing, Other};
+        assert_eq!(looks(&[(5, Some(row(5, true)))]), None);
+        assert_eq!(looks(&[(5, Some(row(4, false)))]), Some(Behind(4)));
+        assert_eq!(looks(&[(5, None)]), Some(Missing));
+        // Redis has gone on, and the row after it.
+        assert_eq!(looks(&[(5, Some(row(4, false))), (9, Some(row(5, false)))]), None);
+        assert_eq!(looks(&[(5, Some(row(4, false))), (9, Some(row(4, false)))]), Some(Behind(4)));
+        assert_eq!(looks(&[(5, Some(row(5, false)))]), Some(Other));
+        assert_eq!(looks(&[(5, Some(row(5, false))), (5, Some(row(5, false)))]), Some(Other));
+        // Written between the reading of value and row; or Redis has gone back.
+        let ahead = (5, Some(row(6, false)));
+        assert_eq!(looks(std::slice::from_ref(&ahead)), Some(Ahead { row: 6, redis: 5 }));
+        assert_eq!(looks(&[ahead.clone(), (7, Some(row(8, false)))]), None);
+        assert_eq!(looks(&[ahead.clone(), ahead]), Some(Ahead { row: 6, redis: 5 }));
     }
 }
