@@ -67,6 +67,7 @@ export const ACTION_NAMES = {
   drain: "Drain worker",
   quarantine_retry: "Retry from quarantine",
   quarantine_drop: "Drop from quarantine",
+  recover: "Recover lost balances",
 };
 
 /** Asks, does, and follows an action on a tenant. */

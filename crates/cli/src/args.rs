@@ -72,6 +72,9 @@ pub(crate) enum Command {
     /// Compare Redis, the rows and the ledger's trail of operations, balance by balance, while the ledger works. Writes nothing.
     #[command(after_help = AUDIT_EXIT_CODES)]
     Audit(AuditArgs),
+    /// Show which rows lack what Redis has lost and the ledger's trail has; with --apply, write it.
+    #[command(after_help = RECOVER_EXIT_CODES)]
+    Recover(RecoverArgs),
     /// See and settle what could not be synced: each entry keeps its reason and its value.
     #[command(subcommand)]
     Quarantine(QuarantineCommand),
@@ -359,6 +362,42 @@ pub(crate) struct AuditArgs {
     #[arg(long)]
     pub hide_amounts: bool,
     /// Print one line of JSON for each finding, and one for the summary.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How `recover` ends.
+const RECOVER_EXIT_CODES: &str = "Without --apply nothing is written. With it rows are written by the workers' own guarded statement, never over \
+    a row as new; what is in doubt is listed and left alone.\n\n\
+    Exit codes:\n  \
+    0  nothing is lost, or with --apply: all of it was restored\n  \
+    1  something is lost; with --apply: some of it was not restored\n  \
+    2  not all could be told: a tenant or the trail could not be read, or it was interrupted";
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RecoverArgs {
+    /// Tenants by id, separated by commas; all active ones if not given.
+    #[arg(long, value_delimiter = ',', value_name = "ID")]
+    pub tenant: Vec<String>,
+    /// Write the rows. It is written down in Redis first, with your name and --note.
+    #[arg(long, requires = "note")]
+    pub apply: bool,
+    /// Why, for the log of actions; needed for --apply.
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+    /// Rows that are asked of Postgres per second, over all tenants.
+    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub postgres_rate: u32,
+    /// Values that are asked of Redis per second.
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub redis_rate: u32,
+    /// Print at most so many balances; all of them with --json.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub show: u64,
+    /// Leave amounts out, for a screen that others see.
+    #[arg(long)]
+    pub hide_amounts: bool,
+    /// Print one line of JSON for each balance, and one for the summary.
     #[arg(long)]
     pub json: bool,
 }

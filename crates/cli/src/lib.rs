@@ -50,6 +50,7 @@ async fn dispatch(args: Args) -> anyhow::Result<u8> {
         Command::Actions(options) => commands::actions::actions(file, options).await,
         Command::Verify(options) => commands::verify::verify(file, options).await,
         Command::Audit(options) => commands::audit::audit(file, options).await,
+        Command::Recover(options) => commands::recover::recover(file, options).await,
         Command::Quarantine(command) => commands::quarantine::quarantine(file, command).await,
         Command::Completions { shell } => commands::completions::completions(shell),
     }

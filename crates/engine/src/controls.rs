@@ -26,6 +26,8 @@ names! {
         QuarantineRetry = "quarantine_retry",
         /// Remove quarantined balances from the list.
         QuarantineDrop = "quarantine_drop",
+        /// Write to rows what Redis has lost and the ledger's trail has.
+        Recover = "recover",
     }
 }
 
@@ -142,7 +144,7 @@ impl Execution {
             }
             Action::Flush => (Phase::Requested, Next::Flush),
             Action::RefreshCredentials => (Phase::Refetching, Next::Refetch),
-            Action::Drain | Action::QuarantineRetry | Action::QuarantineDrop => {
+            Action::Drain | Action::QuarantineRetry | Action::QuarantineDrop | Action::Recover => {
                 return Err(End::new(ActionOutcome::Refused, "not an action on a collector"));
             }
         };

@@ -25,6 +25,7 @@ mod names;
 mod openapi;
 mod outage;
 mod pooler;
+mod recover;
 mod rights;
 mod rotation;
 mod service;

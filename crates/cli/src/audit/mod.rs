@@ -1,7 +1,8 @@
 //! The audit of balances by three witnesses: Redis, the rows, and the ledger's trail. Read-only, on a ledger that works.
 //!
 //! Reading order: `finding` (what is reported) · `pace` (how fast the servers are asked) · `look` (one look at some balances, in
-//! the order that makes it reliable) · `tenant` (all balances of a tenant, in three passes) · this file (all tenants).
+//! the order that makes it reliable) · `tenant` (all balances of a tenant, in three passes) · `restore` (writing what is lost, for
+//! `recover` alone) · this file (all tenants).
 //!
 //! 1. *Rows*: page by page in the order of their ids, each page with the newest operations of its balances, then their values.
 //! 2. *Members*: those of the schedule whose value is gone; the rows of most have been seen, but a member may have none.
@@ -13,6 +14,7 @@
 mod finding;
 mod look;
 mod pace;
+mod restore;
 mod tenant;
 
 use std::{
@@ -38,6 +40,7 @@ use crate::{config::Config, wiring};
 
 pub(crate) use finding::Finding;
 pub(crate) use pace::Pace;
+pub(crate) use restore::{RestoreOutcome, Restoring};
 pub(crate) use tenant::Audited;
 
 /// Tenants that are audited at the same time.
@@ -179,6 +182,11 @@ impl Auditor {
         self.stop.set(true);
     }
 
+    /// Whether it has been told to end.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.get()
+    }
+
     /// How far it has come.
     pub(crate) fn cursor(&self) -> Cursor {
         self.state.borrow().cursor.clone()
@@ -190,11 +198,35 @@ impl Auditor {
     /// When tenants or Redis can't be asked at all, or their clocks are impossible. A tenant that can't be audited is in the summary
     /// instead.
     pub(crate) async fn run(&self, only: &[String], report: &dyn Fn(Finding)) -> anyhow::Result<Summary> {
-        let tenants = crate::commands::chosen_tenants(self.directory.as_ref(), only).await?;
+        let tenants = self.tenants(only).await?;
+        let audited = self.rows_and_members(&tenants, report).await?;
+        if !self.stop.get() {
+            self.values(&audited, report).await?;
+        }
+        Ok(self.end(audited).await)
+    }
+
+    /// The tenants of these ids, or all active ones.
+    ///
+    /// # Errors
+    /// When they can't be asked, or one is not among them.
+    pub(crate) async fn tenants(&self, only: &[String]) -> anyhow::Result<Vec<Tenant>> {
+        crate::commands::chosen_tenants(self.directory.as_ref(), only).await
+    }
+
+    /// The first two passes over these tenants; gives those that could be audited.
+    ///
+    /// # Errors
+    /// As [`Auditor::run`].
+    pub(crate) async fn rows_and_members<'a>(
+        &'a self,
+        tenants: &'a [Tenant],
+        report: &dyn Fn(Finding),
+    ) -> anyhow::Result<Vec<Audited<'a>>> {
         let redis_now = self.check_clock().await?;
         let done = &self.state.borrow().cursor.done.clone();
         let mut audited: Vec<Audited<'_>> = Vec::new();
-        let mut rows = futures::stream::iter(&tenants)
+        let mut rows = futures::stream::iter(tenants)
             .map(|tenant| async move {
                 let result = Audited::open(self, tenant, redis_now).await;
                 let result = match result {
@@ -212,24 +244,26 @@ impl Auditor {
             }
         }
         drop(rows);
-        if !self.stop.get() {
-            self.values(&audited, report).await?;
-        }
-        let few = audited.len();
+        Ok(audited)
+    }
+
+    /// Ends all connections, and says how it ended.
+    pub(crate) async fn end(&self, audited: Vec<Audited<'_>>) -> Summary {
+        let tenants = audited.len();
         for tenant in audited {
             tenant.close().await;
         }
         self.bar.finish_and_clear();
         let state = self.state.borrow();
-        Ok(Summary {
-            tenants: few,
+        Summary {
+            tenants,
             counted: state.cursor.counted.clone(),
             witnesses: if state.blind { 2 } else { 3 },
             notices: state.notices.clone(),
             failed: state.failed.clone(),
             complete: !self.stop.get() && state.failed.is_empty(),
             seconds: self.started.elapsed().as_secs_f64(),
-        })
+        }
     }
 
     /// Redis's clock.

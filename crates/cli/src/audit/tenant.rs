@@ -26,7 +26,7 @@ use super::{
 /// Most balances that wait for another look. While there are as many, no further page is read.
 pub(super) const MAX_SUSPECTS: usize = 5000;
 /// Balances that are looked at again together.
-const LOOK: usize = 250;
+const LOOK: usize = 500;
 /// Most looks at one balance that moves all the time. It is in flight then.
 const MAX_LOOKS: u8 = 6;
 /// Rows of a page …
@@ -113,7 +113,7 @@ impl<'a> Audited<'a> {
         Ok(audited)
     }
 
-    pub(super) fn tenant(&self) -> &'a Tenant {
+    pub(crate) fn tenant(&self) -> &'a Tenant {
         self.tenant
     }
 
@@ -380,8 +380,17 @@ impl<'a> Audited<'a> {
                 seen.witnesses.record = seen.id.and_then(|id| self.record_of(id));
             }
         }
-        for (mut suspect, seen) in suspects.into_iter().zip(seen) {
-            let judgement = judge(&seen.witnesses, in_flight);
+        let judgements: Vec<Judgement> = seen.iter().map(|seen| judge(&seen.witnesses, in_flight)).collect();
+        // All at once: there may be many.
+        let listed =
+            suspects.iter().zip(&seen).zip(&judgements).map(|((suspect, seen), judgement)| async move {
+                let confirmed = suspect.judgement.is_some_and(|before| before.is_still(judgement));
+                if confirmed { self.schedules.is_listed(&seen.member).await } else { Ok(false) }
+            });
+        let listed = futures::future::try_join_all(listed).await?;
+        for (((mut suspect, seen), judgement), listed) in
+            suspects.into_iter().zip(seen).zip(judgements).zip(listed)
+        {
             let confirmed = suspect.judgement.is_some_and(|before| before.is_still(&judgement));
             suspect.looks += 1;
             // One of the pass over members or values has been counted with its row, unless it has none.
@@ -391,7 +400,6 @@ impl<'a> Audited<'a> {
                     self.auditor.count(judgement.class);
                 }
             } else if confirmed {
-                let listed = self.schedules.is_listed(&seen.member).await?;
                 if counts || seen.witnesses.row.is_none() {
                     self.auditor.count(judgement.class);
                 }

@@ -5,6 +5,7 @@ pub(crate) mod audit;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod quarantine;
+pub(crate) mod recover;
 pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod tenants;

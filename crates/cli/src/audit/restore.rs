@@ -1,0 +1,185 @@
+//! Writing to rows what Redis has lost and the trail has.
+//!
+//! A balance is looked at once more right before it is written: Redis must still hold nothing of it, the trail the same state beyond
+//! doubt, and the row less. The statement is the workers' own, guarded by the version, so a row that has become as new meanwhile
+//! stays as it is. The ledger may load a balance from its old row at the very moment it is written; that is looked for afterwards.
+
+use balance_sync_domain::{BalanceRef, BalanceValue};
+use balance_sync_engine::audit::Known;
+use balance_sync_engine::names;
+use balance_sync_schedule::REASON_LOST;
+use balance_sync_store::{Outcome, Row, RowResult};
+use uuid::Uuid;
+
+use super::{
+    Finding,
+    finding::shown,
+    look::{Seen, Subject},
+    tenant::Audited,
+};
+
+/// Balances that are written by one statement.
+const BATCH: usize = 500;
+
+names! {
+    /// What became of a balance that was to be restored.
+    pub(crate) enum RestoreOutcome {
+        /// Its row has the newest state.
+        Restored = "restored",
+        /// Its row was as new already.
+        AsNew = "as_new",
+        /// It is no longer as the plan has it.
+        Moved = "moved",
+        /// The ledger has begun to go on from the old row.
+        GoneOn = "gone_on",
+        /// Its row is deleted, or gone.
+        NoRow = "no_row",
+        /// Somebody has locked the row.
+        Locked = "locked",
+        /// Postgres refuses it.
+        Refused = "refused",
+    }
+}
+
+impl RestoreOutcome {
+    /// Whether the row has all that was lost.
+    pub(crate) const fn is_good(self) -> bool {
+        matches!(self, Self::Restored | Self::AsNew)
+    }
+}
+
+/// What became of a balance, and why.
+pub(crate) struct Restoring<'f> {
+    pub finding: &'f Finding,
+    pub outcome: RestoreOutcome,
+    pub detail: String,
+}
+
+/// A balance that is written.
+struct Writing<'f> {
+    finding: &'f Finding,
+    id: Uuid,
+    ledger: (Uuid, Uuid),
+    known: Known,
+    overdraft_used: String,
+}
+
+impl Audited<'_> {
+    /// Writes what is lost of these balances of this tenant, and hands out what became of each.
+    ///
+    /// # Errors
+    /// When Redis or Postgres can't be asked or written; what was handed out before is done.
+    pub(crate) async fn restore(
+        &self,
+        findings: &[&Finding],
+        done: &mut dyn FnMut(Restoring<'_>),
+    ) -> anyhow::Result<()> {
+        for batch in findings.chunks(BATCH) {
+            let subjects: Vec<Subject> = batch
+                .iter()
+                .map(|finding| Subject { members: self.forms_of(&finding.member), id: finding.id })
+                .collect();
+            let seen = self.look(&subjects.iter().collect::<Vec<_>>()).await?;
+            let mut writing = Vec::with_capacity(batch.len());
+            for (finding, seen) in batch.iter().zip(seen) {
+                match Writing::of(finding, &seen) {
+                    Some(balance) => writing.push(balance),
+                    None => done(Restoring {
+                        finding,
+                        outcome: RestoreOutcome::Moved,
+                        detail: "it is no longer as it was when it was found".to_owned(),
+                    }),
+                }
+            }
+            self.write(&writing, done).await?;
+        }
+        Ok(())
+    }
+
+    async fn write(
+        &self,
+        writing: &[Writing<'_>],
+        done: &mut dyn FnMut(Restoring<'_>),
+    ) -> anyhow::Result<()> {
+        let rows: Vec<Row<'_>> = writing
+            .iter()
+            .map(|balance| Row {
+                id: balance.id,
+                organization: balance.ledger.0,
+                ledger: balance.ledger.1,
+                available: &balance.known.amounts.available,
+                on_hold: &balance.known.amounts.on_hold,
+                overdraft_used: &balance.overdraft_used,
+                version: balance.known.version,
+            })
+            .collect();
+        let results = self.database.update_isolating(&self.table, &rows).await?;
+        let members: Vec<Vec<u8>> = writing.iter().map(|balance| balance.finding.member.clone()).collect();
+        let values = self.values_of(&members).await?;
+        for ((balance, result), value) in writing.iter().zip(results).zip(values) {
+            let (mut outcome, mut detail) = match result {
+                RowResult::Ok(Outcome::Updated) => (RestoreOutcome::Restored, String::new()),
+                RowResult::Ok(Outcome::Stale) => (RestoreOutcome::AsNew, String::new()),
+                RowResult::Ok(Outcome::Deleted | Outcome::Missing) => (RestoreOutcome::NoRow, String::new()),
+                RowResult::UnknownLedger { message } => (RestoreOutcome::NoRow, shown(&message)),
+                RowResult::Locked { message } => (RestoreOutcome::Locked, shown(&message)),
+                RowResult::Refused { message, .. } => (RestoreOutcome::Refused, shown(&message)),
+            };
+            let loaded = value.and_then(|value| BalanceValue::decode(&value).ok());
+            if let Some(loaded) = loaded.filter(|loaded| loaded.version < balance.known.version) {
+                outcome = RestoreOutcome::GoneOn;
+                detail = format!(
+                    "the ledger has loaded version {} meanwhile: stop postings to it, and correct it by a transaction of the ledger",
+                    loaded.version
+                );
+            }
+            if outcome.is_good() && balance.finding.listed {
+                self.drop_loss(&balance.finding.member, balance.known.version).await?;
+            }
+            done(Restoring { finding: balance.finding, outcome, detail });
+        }
+        Ok(())
+    }
+
+    /// Takes a loss from the list that is none any more.
+    async fn drop_loss(&self, member: &[u8], restored: i64) -> anyhow::Result<()> {
+        let entry = self.schedules.quarantine_get(member).await?;
+        let is_made_good = entry.is_some_and(|entry| {
+            entry.reason == REASON_LOST
+                && entry.loss.is_some_and(|loss| {
+                    loss.later_at.is_none() && loss.version.is_none_or(|version| version <= restored)
+                })
+        });
+        if is_made_good {
+            self.schedules.quarantine_drop(&[member]).await?;
+        }
+        Ok(())
+    }
+
+    /// The key of a balance in each form of the tenant's id, the given one first.
+    fn forms_of(&self, member: &[u8]) -> Vec<Vec<u8>> {
+        let mut forms = vec![member.to_vec()];
+        if let Ok(name) = BalanceRef::parse(self.schedules.of_member(member).space(), member) {
+            let others = self.schedules.iter().map(|schedule| {
+                schedule.space().balance(name.organization, name.ledger, name.alias, name.key).into_bytes()
+            });
+            forms.extend(others.filter(|form| form != member));
+        }
+        forms
+    }
+}
+
+impl<'f> Writing<'f> {
+    /// What is to be written, if it is still what was found.
+    fn of(finding: &'f Finding, seen: &Seen) -> Option<Self> {
+        let known = seen.witnesses.recoverable()?.clone();
+        (finding.witnesses.recoverable() == Some(&known)).then_some(())?;
+        Some(Self {
+            finding,
+            id: seen.id?,
+            ledger: seen.ledger?,
+            overdraft_used: known.amounts.overdraft_used.clone()?,
+            known,
+        })
+    }
+}

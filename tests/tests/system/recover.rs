@@ -1,0 +1,213 @@
+//! `recover`: what Redis has lost and the trail has is restored exactly, and the rest is listed.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, SEED_VERSION, SeededBalance, write_operations};
+use balance_sync_sandbox::{Sandbox, SandboxTenant, balance_table, eventually};
+use balance_sync_tests::ledger::{losses_key, row, rows, scores};
+use balance_sync_tests::{Finished, SOON, Worker, run};
+use redis::AsyncCommands;
+use serde_json::Value;
+
+/// The version that Redis held when it was killed.
+const LOST: i64 = 3;
+
+/// The balances that a recovery would write, those it leaves, and its summary.
+struct Recovery {
+    code: Option<i32>,
+    planned: BTreeSet<String>,
+    left: BTreeSet<String>,
+    summary: Value,
+}
+
+async fn recover(sandbox: &Sandbox, args: &[&str]) -> Result<Recovery> {
+    let config = sandbox.config_path().to_str().context("a path of text")?;
+    let done = run(&[&["recover", "--config", config, "--json"], args].concat(), &[]).await?;
+    read(&done).with_context(|| format!("{done:?}"))
+}
+
+fn read(done: &Finished) -> Result<Recovery> {
+    let mut recovery =
+        Recovery { code: done.code, planned: BTreeSet::new(), left: BTreeSet::new(), summary: Value::Null };
+    for line in done.stdout.lines() {
+        let mut line: Value = serde_json::from_str(line)?;
+        let member = |finding: &Value| finding["member"].as_str().unwrap_or_default().to_owned();
+        if line["plan"].is_object() {
+            recovery.planned.insert(member(&line["plan"]["finding"]));
+        } else if line["left"].is_object() {
+            ensure!(line["left"]["advice"].as_str().is_some_and(|advice| !advice.is_empty()), "{line}");
+            recovery.left.insert(member(&line["left"]));
+        } else if line["summary"].is_object() {
+            recovery.summary = line["summary"].take();
+        }
+    }
+    ensure!(recovery.summary.is_object(), "no summary");
+    Ok(recovery)
+}
+
+async fn operations(
+    sandbox: &Sandbox,
+    tenant: &SandboxTenant,
+    operations: &[(&SeededBalance, i64)],
+) -> Result<()> {
+    let pool = sandbox.pool(tenant);
+    let written = write_operations(&pool, tenant.schema.as_deref(), operations).await;
+    pool.close().await;
+    written
+}
+
+/// Whether the last operation repaid an overdraft.
+fn in_doubt(balance: &SeededBalance) -> bool {
+    let overdraft = |version| balance.amounts(version).overdraft_used.parse::<f64>().unwrap_or_default();
+    overdraft(LOST - 1) > overdraft(LOST)
+}
+
+#[expect(clippy::print_stderr, reason = "a figure for the documents")]
+async fn killed_with(balances: usize) -> Result<()> {
+    /// Of each tenant so many have no operation in Postgres.
+    const WITHOUT: usize = 10;
+    let sandbox = balance_sync_tests::sandbox(2, balances / 2).await?;
+    let tenants = sandbox.tenants();
+    // Nobody works, so all is dirty.
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    producer.mutate_each(DEFAULT_TTL).await?;
+    let (mut exact, mut doubtful) = (BTreeSet::new(), BTreeSet::new());
+    for tenant in &tenants {
+        let known = &tenant.balances[WITHOUT..];
+        for page in known.chunks(20_000) {
+            let both =
+                page.iter().flat_map(|balance| [(balance, LOST - 1), (balance, LOST)]).collect::<Vec<_>>();
+            operations(&sandbox, tenant, &both).await?;
+        }
+        for balance in known {
+            let of = if in_doubt(balance) { &mut doubtful } else { &mut exact };
+            of.insert(tenant.keys.member(balance));
+        }
+    }
+    assert!(!doubtful.is_empty() && exact.len() > doubtful.len());
+    sandbox.redis().kill()?;
+    sandbox.redis().start_again().await?;
+    let nothing_written = async || -> Result<()> {
+        for tenant in &tenants {
+            let rows = rows(&sandbox, tenant).await?;
+            ensure!(rows.values().all(|row| row.version == SEED_VERSION), "rows were written");
+        }
+        Ok(())
+    };
+
+    let plan = recover(&sandbox, &[]).await?;
+    assert_eq!((plan.code, &plan.planned, &plan.left), (Some(1), &exact, &doubtful), "{}", plan.summary);
+    assert_eq!(plan.summary["applied"], false);
+    nothing_written().await?;
+    let config = sandbox.config_path().to_str().context("a path of text")?;
+    for without in [&["--apply"][..], &["--apply", "--note", " "]] {
+        let refused = run(&[&["recover", "--config", config], without].concat(), &[]).await?;
+        assert!(refused.code == Some(2) && refused.stderr.contains("--note"), "{refused:?}");
+    }
+    nothing_written().await?;
+
+    // One has become newer meanwhile, by whatever means.
+    let newer = tenants[0].balances[WITHOUT..].iter().find(|balance| !in_doubt(balance)).context("one")?;
+    let sql = format!(
+        "UPDATE {} SET version = 9 WHERE id = '{}'",
+        balance_table(tenants[0].schema.as_deref()),
+        newer.id
+    );
+    sandbox.postgres().execute(&tenants[0].database, &sql).await?;
+    exact.remove(&tenants[0].keys.member(newer));
+    let before = rows(&sandbox, &tenants[0]).await?.remove(&newer.id);
+    let begun = Instant::now();
+    let applied = recover(&sandbox, &["--apply", "--note", "redis was killed"]).await?;
+    let took = begun.elapsed();
+    assert_eq!((applied.code, &applied.left), (Some(1), &doubtful), "{}", applied.summary);
+    assert_eq!(applied.summary["outcomes"], serde_json::json!({ "restored": exact.len() }));
+    for tenant in &tenants {
+        let found = rows(&sandbox, tenant).await?;
+        for balance in tenant.balances.iter() {
+            let row = found.get(&balance.id).context("a row")?;
+            if balance.id == newer.id {
+                assert_eq!(Some(row), before.as_ref(), "never over a newer row");
+                continue;
+            }
+            let version = if exact.contains(&tenant.keys.member(balance)) { LOST } else { SEED_VERSION };
+            assert_eq!(
+                (row.version, &row.amounts),
+                (version, &balance.amounts(version)),
+                "{}",
+                balance.alias
+            );
+        }
+    }
+    let log = run(&["actions", "--config", config, "--json"], &[]).await?;
+    let log: Value = serde_json::from_str(&log.stdout)?;
+    let written: Vec<&Value> = log["actions"].as_array().context("actions")?.iter().collect();
+    assert_eq!(written.len(), 2, "one for each tenant: {log}");
+    for action in written {
+        assert_eq!((&action["what"], &action["note"]), (&"recover".into(), &"redis was killed".into()));
+        assert!(action["by"].as_str().is_some_and(|by| by.starts_with("cli:")), "{action}");
+        let outcome = &action["outcomes"][0];
+        assert_eq!(outcome["outcome"], "done", "{action}");
+        assert!(outcome["detail"].as_str().is_some_and(|detail| detail.ends_with("restored")), "{action}");
+    }
+    let again = recover(&sandbox, &[]).await?;
+    assert_eq!((again.code, again.planned.len(), &again.left), (Some(1), 0, &doubtful));
+    eprintln!(
+        "{balances} dirty balances when Redis was killed: {} restored exactly in {took:.1?}, {} in doubt and listed",
+        exact.len(),
+        doubtful.len()
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_redis_had_is_restored_from_the_trail_and_the_rest_is_listed() -> Result<()> {
+    killed_with(2_000).await
+}
+
+/// The same at the size of a common ledger; `--ignored`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes"]
+async fn a_hundred_thousand_dirty_balances_are_restored() -> Result<()> {
+    killed_with(100_000).await
+}
+
+#[tokio::test]
+async fn a_listed_loss_leaves_the_list_when_it_is_restored() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 10).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let mut worker = Worker::of(&sandbox).set("quarantine.trail_grace", "3s").start().await?;
+    let lost: Vec<usize> = (0..10).filter(|n| !in_doubt(&tenant.balances[*n])).take(2).collect();
+    let mut redis = sandbox.redis().connect().await?;
+    for number in &lost {
+        let balance = &tenant.balances[*number];
+        operations(&sandbox, &tenant, &[(balance, LOST)]).await?;
+        redis.zadd::<_, _, _, ()>(tenant.keys.schedule(), tenant.keys.member(balance), 1_700_000_000).await?;
+    }
+    eventually(SOON, "both in the list", || async {
+        let listed: i64 = sandbox.redis().connect().await?.hlen(losses_key(&tenant)).await?;
+        ensure!(listed == 2, "{listed}");
+        Ok(())
+    })
+    .await?;
+    // The ledger goes on with one of them, from the row: that is left to people.
+    let gone_on = &tenant.balances[lost[1]];
+    redis.set_ex::<_, _, ()>(tenant.keys.member(gone_on), gone_on.json(SEED_VERSION), 3600).await?;
+    let applied = recover(&sandbox, &["--apply", "--note", "evicted"]).await?;
+    assert_eq!(
+        (applied.code, applied.planned.len(), applied.left.len()),
+        (Some(1), 1, 1),
+        "{}",
+        applied.summary
+    );
+    let restored = row(&sandbox, &tenant, lost[0]).await?;
+    assert_eq!((restored.version, restored.amounts), (LOST, tenant.balances[lost[0]].amounts(LOST)));
+    assert_eq!(row(&sandbox, &tenant, lost[1]).await?.version, SEED_VERSION);
+    let listed: Vec<String> = redis.hkeys(losses_key(&tenant)).await?;
+    assert_eq!(listed, [tenant.keys.member(gone_on)]);
+    assert!(scores(&sandbox, &tenant.keys.schedule()).await?.is_empty());
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
