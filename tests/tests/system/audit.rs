@@ -653,3 +653,48 @@ async fn verify_passes_on_a_ledger_that_works() -> Result<()> {
     assert_eq!((done.code, &result["tenants"][0]["behind"]), (Some(1), &400.into()), "{done:?}");
     Ok(())
 }
+
+/// How long an audit of one tenant takes, and the most memory it had; `--ignored`, with `BALANCE_SYNC_BIN` as built for release and
+/// the number of balances in `AUDIT_BALANCES`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures"]
+#[allow(clippy::print_stderr)] // a figure for the documents
+async fn a_million_balances_of_one_tenant() -> Result<()> {
+    const PER_CALL: usize = 20_000;
+    let balances = std::env::var("AUDIT_BALANCES").map_or(Ok(1_000_000), |text| text.parse())?;
+    let sandbox = balance_sync_tests::sandbox(1, balances).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let (pool, mut redis) = (sandbox.pool(&tenant), sandbox.redis().connect().await?);
+    for page in tenant.balances.chunks(PER_CALL) {
+        let versions: Vec<_> = page.iter().map(|balance| (balance, 1)).collect();
+        write_operations(&pool, tenant.schema.as_deref(), &versions).await?;
+        for page in page.chunks(1000) {
+            let values: Vec<_> =
+                page.iter().map(|balance| (tenant.keys.member(balance), balance.json(1))).collect();
+            redis.mset::<_, _, ()>(&values).await?;
+        }
+    }
+    pool.close().await;
+    sandbox.postgres().execute(&tenant.database, "VACUUM ANALYZE").await?;
+    let config = sandbox.config_path().to_str().context("a path of text")?;
+    let child = prepare(&["audit", "--config", config, "--json"], &BTreeMap::new())?.spawn()?;
+    let status = format!("/proc/{}/status", child.id());
+    let ended = tokio::task::spawn_blocking(move || child.wait_with_output());
+    let mut most = String::new();
+    while !ended.is_finished() {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        if let Some(line) = text.lines().find(|line| line.starts_with("VmHWM")) {
+            line.clone_into(&mut most);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let ended = ended.await??;
+    let found = found(&Finished {
+        code: ended.status.code(),
+        stdout: String::from_utf8(ended.stdout)?,
+        stderr: String::from_utf8(ended.stderr)?,
+    })?;
+    assert_eq!(found.summary["classes"]["in_sync"], balances, "{}", found.summary);
+    eprintln!("{balances} balances of one tenant: {} s, {most}", found.summary["seconds"]);
+    Ok(())
+}
