@@ -132,5 +132,5 @@ async fn is_ill_on_demand() {
     assert!(timeout(Duration::from_millis(100), stream.read(&mut [0; 1])).await.is_err());
     let start = Instant::now();
     drop(service);
-    assert!(start.elapsed() < Duration::from_secs(5), "the end took {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(30), "the end took {:?}", start.elapsed());
 }
