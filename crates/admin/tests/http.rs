@@ -213,6 +213,11 @@ fn busy_fleet() -> Arc<FleetStatus> {
         &fleet.joins,
         &fleet.failover_checks,
         &fleet.failover_behind,
+        &fleet.vanished_open,
+        &fleet.vanished_rescheduled,
+        &fleet.vanished_lost,
+        &fleet.redis_evicted_keys,
+        &fleet.vanished[1],
     ]
     .iter()
     .enumerate()
@@ -322,6 +327,11 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_standby_joins_total", "counter", &[], 218.0),
         ("balance_sync_failover_checks_total", "counter", &[], 219.0),
         ("balance_sync_failover_behind_total", "counter", &[], 220.0),
+        ("balance_sync_vanished_open", "gauge", &[], 221.0),
+        ("balance_sync_vanished_rescheduled_total", "counter", &[], 222.0),
+        ("balance_sync_vanished_lost_total", "counter", &[], 223.0),
+        ("balance_sync_redis_evicted_keys_total", "counter", &[], 224.0),
+        ("balance_sync_vanished_total", "counter", &[("reason", "redis_schedule_vanished")], 225.0),
         ("balance_sync_collector_reaped_total", "counter", &[], 204.0),
         ("balance_sync_collector_panics_total", "counter", &[], 205.0),
         ("balance_sync_tenant_list_failures_total", "counter", &[], 206.0),

@@ -53,6 +53,15 @@ export const TENANT_ACTIONS = {
     doing: "Re-reading credentials of",
     done: "asked for afresh",
   },
+  acknowledge: {
+    label: "Acknowledge",
+    picture: "check",
+    title: (id) => `Acknowledge what Redis has lost of ${id}?`,
+    text: "It is closed, and the fleet may be healthy again. Balances that are listed as lost stay listed.",
+    facts: ["What was not accounted for is not looked for any more."],
+    doing: "Acknowledging the losses of",
+    done: "acknowledged",
+  },
 };
 
 /**
@@ -64,6 +73,7 @@ export const ACTION_NAMES = {
   resume: "Resume",
   flush: "Flush now",
   refresh_credentials: "Re-read credentials",
+  acknowledge: "Acknowledge a loss",
   drain: "Drain worker",
   quarantine_retry: "Retry from quarantine",
   quarantine_drop: "Drop from quarantine",

@@ -158,6 +158,9 @@ pub(crate) enum TenantsCommand {
     /// Claim and write at once, whatever its collector waits for.
     #[command(after_help = ACTION_EXIT_CODES)]
     Flush(TenantActionArgs),
+    /// Close what is open because Redis has lost data of it: whoever does has dealt with what is left.
+    #[command(after_help = ACTION_EXIT_CODES)]
+    Acknowledge(TenantActionArgs),
     /// Fetch its database settings from the tenant service afresh.
     #[command(after_help = ACTION_EXIT_CODES)]
     Refresh(TenantActionArgs),

@@ -20,6 +20,8 @@ names! {
         Flush = "flush",
         /// Fetch its settings from the directory afresh.
         RefreshCredentials = "refresh_credentials",
+        /// Close what is open because Redis has lost data of it.
+        Acknowledge = "acknowledge",
         /// End a worker, as SIGTERM does.
         Drain = "drain",
         /// Schedule quarantined balances again.
@@ -35,7 +37,10 @@ impl Action {
     /// Whether it is carried out by a tenant's collectors.
     #[must_use]
     pub const fn is_of_tenant(self) -> bool {
-        matches!(self, Self::Pause | Self::Resume | Self::Flush | Self::RefreshCredentials)
+        matches!(
+            self,
+            Self::Pause | Self::Resume | Self::Flush | Self::RefreshCredentials | Self::Acknowledge
+        )
     }
 
     /// Whether it changes which tenants are paused.
@@ -92,6 +97,8 @@ pub enum Next {
     Flush,
     /// Fetch the tenant's settings afresh, then call [`Execution::refetched`].
     Refetch,
+    /// Close the tenant's open conditions, then call [`Execution::acknowledged`].
+    Acknowledge,
     /// Call [`Execution::observe`] at this time.
     Observe(Instant),
     /// The action has ended.
@@ -119,6 +126,8 @@ enum Phase {
     Flushing { until: Instant },
     /// The settings are being fetched.
     Refetching,
+    /// The conditions are being closed.
+    Acknowledging,
 }
 
 /// One action on one tenant's collector.
@@ -144,6 +153,7 @@ impl Execution {
             }
             Action::Flush => (Phase::Requested, Next::Flush),
             Action::RefreshCredentials => (Phase::Refetching, Next::Refetch),
+            Action::Acknowledge => (Phase::Acknowledging, Next::Acknowledge),
             Action::Drain | Action::QuarantineRetry | Action::QuarantineDrop | Action::Recover => {
                 return Err(End::new(ActionOutcome::Refused, "not an action on a collector"));
             }
@@ -181,8 +191,8 @@ impl Execution {
             Phase::Requested => Next::Observe(now + OBSERVE_EVERY),
             Phase::Flushing { until } if now < until => Next::Observe(until),
             Phase::Flushing { .. } => self.flushed(seen).into(),
-            // Only the answer to the fetch goes on from here.
-            Phase::Refetching => Next::Observe(now + OBSERVE_EVERY),
+            // Only the answer goes on from here.
+            Phase::Refetching | Phase::Acknowledging => Next::Observe(now + OBSERVE_EVERY),
         }
     }
 
@@ -195,6 +205,15 @@ impl Execution {
             }
             None if failed > 0 => End::new(ActionOutcome::Failed, format!("{failed} flushes failed")),
             None => End::new(ActionOutcome::Done, format!("claimed at once; {written} rows written since")),
+        }
+    }
+
+    /// The conditions were closed; what was open, in words.
+    #[must_use]
+    pub fn acknowledged(self, open: Option<String>) -> End {
+        match open {
+            Some(open) => End::new(ActionOutcome::Done, format!("closed: {open}")),
+            None => End::new(ActionOutcome::Refused, "nothing is open that could be acknowledged"),
         }
     }
 

@@ -5,7 +5,8 @@
 //!
 //! Which tenants: [`membership`] (which list of tenants is believed) · [`registration`] and [`partition`] (which of them are
 //! this worker's) · [`plan`] (which collectors run). One tenant: [`collector`] (its claims and flushes) · [`standby`]
-//! (whether its first owner claims) · [`trail`] (its values that are gone) · [`controls`] (what operators' actions do to it) ·
+//! (whether its first owner claims) · [`trail`] (its values that are gone) · [`vanish`] (what Redis has
+//! lost) · [`controls`] (what operators' actions do to it) ·
 //! [`state`] and [`reason`] (what is shown of it). When something fails: [`failure`]
 //! (what follows) · [`backoff`] (delays) · [`breaker`] (a service that fails again and again). A balance: [`audit`]
 //! (what three witnesses say of it).
@@ -25,3 +26,4 @@ pub mod registration;
 pub mod standby;
 pub mod state;
 pub mod trail;
+pub mod vanish;

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
-    controls::Action::{self, Flush, RefreshCredentials},
+    controls::Action::{self, Acknowledge, Flush, RefreshCredentials},
     names,
 };
 use Pace::{Long, Short};
@@ -221,6 +221,21 @@ reasons! {
         pace: Long, action: None,
         means: "Redis refuses user or password.",
         help: "Check redis.url and redis.password of the workers.",
+    }
+    RedisDataReplaced = "redis_data_replaced" {
+        pace: Short, action: Some(Acknowledge),
+        means: "Redis came back empty, with an older state or as another server: it may lack mutations that it had acknowledged.",
+        help: "What is left is compared with rows and operations: what is behind is scheduled again, what is lost is listed. Acknowledge it when you have dealt with the rest.",
+    }
+    RedisScheduleVanished = "redis_schedule_vanished" {
+        pace: Short, action: Some(Acknowledge),
+        means: "Members have left the schedule and nobody has written them: its key was evicted or deleted.",
+        help: "What is left is compared with rows and operations: what is behind is scheduled again, what is lost is listed. Acknowledge it when you have dealt with the rest.",
+    }
+    RedisEvicted = "redis_evicted" {
+        pace: Short, action: Some(Acknowledge),
+        means: "Redis throws keys away by itself, and balances that wait may be among them.",
+        help: "Set maxmemory-policy to noeviction and give Redis memory. Values, rows and operations are compared when it has stopped.",
     }
     RedisWrongType = "redis_wrong_type" {
         pace: Long, action: None,

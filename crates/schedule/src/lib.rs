@@ -11,7 +11,8 @@
 //! key forms) · [`quarantine`] (entries) · [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) ·
 //! [`workers`] (live workers) · [`names`] (which process holds a name) · [`snapshots`] (published state) · [`controls`]
 //! (operators' actions) · [`heads`] (unclaimed members, for standby) · `rights` (naming those that are missing) · [`inspect`]
-//! (one balance) · [`balances`] (all of them) · [`witnesses`] (what an audit reads) · [`origins`] (Postgres servers) · [`subscription`] (messages) · [`error`].
+//! (one balance) · [`balances`] (all of them) · [`witnesses`] (what an audit reads) · [`origins`] (Postgres servers) ·
+//! [`vanished`] (lost data) · [`subscription`] (messages) · [`error`].
 
 mod access;
 pub mod balances;
@@ -39,6 +40,7 @@ mod siblings;
 pub mod snapshots;
 pub mod stats;
 pub mod subscription;
+pub mod vanished;
 pub mod witnesses;
 pub mod workers;
 
@@ -65,5 +67,6 @@ pub use settings::{Authority, LinkSettings, Secret, SentinelSettings};
 pub use snapshots::Snapshots;
 pub use stats::LinkStats;
 pub use subscription::Subscription;
+pub use vanished::{Counted, ServerState, Vanished};
 pub use witnesses::{Members, Score, recover_records, server_time};
 pub use workers::{Registered, Workers};

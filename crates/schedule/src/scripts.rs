@@ -92,6 +92,7 @@ script!(ADOPT, "adopt legacy", "adopt_legacy_schedule.lua");
 script!(RESCHEDULE, "reschedule", "reschedule_distant_members.lua");
 script!(PROBE, "probe", "probe_schedules.lua");
 script!(HEADS, "read heads", "read_heads.lua");
+script!(COUNT, "count schedules", "count_schedules.lua");
 script!(SAMPLE, "sample", "sample_schedules.lua");
 script!(REGISTER, "register worker", "register_worker.lua");
 script!(CLAIM_NAME, "claim name", "claim_name.lua");

@@ -138,7 +138,7 @@ impl Session {
             return Ok(Vec::new());
         }
         let (balance, operations) = self.run(&Columns { table }).await?;
-        if balance.0.is_empty() {
+        if balance.is_empty() {
             return Err(StoreError::new(ErrorClass::NotProvisioned, format!("there is no table {table}")));
         }
         if let Some(why) = balance.lacks(OF_BALANCE, "balance") {
@@ -271,7 +271,7 @@ fn identity(name: &Named<'_>) -> (Uuid, Uuid, String, String) {
     (name.organization, name.ledger, name.alias.to_owned(), name.key.to_owned())
 }
 
-fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     text.chars().take(SHOWN).collect()
 }
 

@@ -261,6 +261,10 @@ async fn carry_out(what: Action, own: &LocalWorker, status: &TenantStatus) -> En
                 }
                 return end;
             }
+            Next::Acknowledge => {
+                let open = status.acknowledge().map(|open| format!("{}: {}", open.reason, open.detail));
+                return execution.acknowledged(open);
+            }
             Next::Observe(at) => {
                 tokio::time::sleep_until(Instant::from_std(at)).await;
                 execution.observe(now(), observed(status))

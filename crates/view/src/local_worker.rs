@@ -139,6 +139,7 @@ impl LocalWorker {
             shortest_life_ms: known(status.shortest_life_ms.load(Relaxed)),
             quarantine_entries: known(status.quarantine_entries.load(Relaxed)).unwrap_or_default(),
             losses: known(status.losses.load(Relaxed)).unwrap_or_default(),
+            vanished: status.vanished().map(Into::into),
             rates: status.recent(Recent::rates).unwrap_or_default(),
             counts: Counts {
                 updated: status.updated.load(Relaxed),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use balance_sync_engine::vanish::REASONS;
 use balance_sync_fleet::{
     status::{Reason, ReportedReason, TenantState, lag_quantile},
     tasks::TaskState,
@@ -12,7 +13,7 @@ use serde::Serialize;
 use crate::{
     reader::FleetView,
     record::FleetPoint,
-    rows::{StateView, TaskView, TenantRow, at},
+    rows::{StateView, TaskView, TenantRow, VanishedView, at},
 };
 
 /// Tenants shown as the worst.
@@ -289,10 +290,13 @@ impl FleetView {
         let mut degraded: BTreeMap<(&str, bool), Vec<&TenantRow>> = BTreeMap::new();
         let (mut unserved, mut unsampled) = (vec![], vec![]);
         let (mut behind, mut paused, mut short) = (vec![], vec![], vec![]);
-        let mut ahead = vec![];
+        let (mut ahead, mut vanished) = (vec![], vec![]);
         let (mut quarantined, mut lost, mut expired) = (vec![], vec![], vec![]);
         for row in &self.tenants {
+            vanished.extend(row.vanished.as_ref().map(|open| (open, row)));
             match row.state {
+                // Reported by itself, whatever the tenant's state is.
+                StateView::Is(TenantState::Degraded) if row.vanished.is_some() && lost_data(row) => {}
                 StateView::Is(TenantState::Degraded) => {
                     let reason = row.reason.as_ref().map_or("unknown", ReportedReason::as_str);
                     degraded.entry((reason, row.partial)).or_default().push(row);
@@ -341,6 +345,14 @@ impl FleetView {
             };
             worse(Verdict::Degraded, said);
         }
+        for reason in REASONS {
+            let of_reason = vanished.iter().filter(|(open, _)| open.reason.known() == Some(reason));
+            let (open, rows): (Vec<&VanishedView>, Vec<&TenantRow>) =
+                of_reason.map(|(open, row)| (*open, *row)).unzip();
+            if let Some(text) = lost_by_redis(reason, &open, &rows) {
+                worse(Verdict::Degraded, text);
+            }
+        }
         if !unserved.is_empty() && !self.workers.is_empty() && self.writes_refused.is_none() {
             let text = format!("{} served by no live worker: {}.", are(&unserved), names(&unserved));
             worse(Verdict::Degraded, text);
@@ -380,8 +392,8 @@ impl FleetView {
             worse(
                 Verdict::Behind,
                 format!(
-                    "Redis's clock has jumped back: balances of {} are scheduled up to {furthest:.0} s ahead and wait until it \
-                     has caught up, unless verify --repair --apply makes them due: {}.",
+                    "Redis's clock has jumped back: balances of {} are scheduled up to {furthest:.0} s ahead, further than any lease \
+                     reaches, until they are made due: {}.",
                     tenants(&ahead),
                     names(&ahead)
                 ),
@@ -454,11 +466,39 @@ impl FleetView {
     }
 }
 
+/// Whether the reason that is shown of a tenant is that Redis has lost data of it.
+fn lost_data(row: &TenantRow) -> bool {
+    let known = row.reason.as_ref().and_then(ReportedReason::known);
+    known.is_some_and(|reason| REASONS.contains(&reason))
+}
+
+/// What Redis has lost, in one sentence; `None` without any.
+fn lost_by_redis(reason: Reason, open: &[&VanishedView], rows: &[&TenantRow]) -> Option<String> {
+    let first = open.iter().min_by(|a, b| a.since.cmp(&b.since))?;
+    let sum = |of: fn(&VanishedView) -> u64| open.iter().map(|one| of(one)).sum::<u64>();
+    let (extent, rescheduled, lost) =
+        (sum(|one| one.extent), sum(|one| one.rescheduled), sum(|one| one.lost));
+    let ahead = match sum(|one| one.rows_ahead) {
+        0 => String::new(),
+        rows => format!(", {rows} rows are newer than what Redis holds"),
+    };
+    Some(format!(
+        "Redis has lost data of {} ({reason}), since {}: {}. {}: {extent} members are missing, {rescheduled} balances are \
+         scheduled again and {lost} listed as lost{ahead}; {}.",
+        tenants(rows),
+        first.since,
+        names(rows),
+        first.detail,
+        first.phase.trim_end_matches('.')
+    ))
+}
+
 /// How much a tenant is in trouble; more is worse.
 fn severity(row: &TenantRow, objective: f64) -> u8 {
     match row.state {
         StateView::Is(TenantState::Degraded) => 4,
         StateView::Unserved => 3,
+        _ if row.vanished.is_some() => 4,
         _ if row.is_behind(objective) || row.ahead_seconds.is_some() => 2,
         _ if row.losses > 0 => 2,
         _ if row.paused.is_some() || row.quarantined > 0 => 1,

@@ -4,7 +4,7 @@
 
 use balance_sync_fleet::{
     backends::DatabaseView,
-    status::{ErrorNote, FlushNote, Point, Rates, ReportedReason, TenantState},
+    status::{ErrorNote, FlushNote, Point, Rates, ReportedReason, TenantState, Vanished},
     tasks::{TaskReport, TaskState},
 };
 use balance_sync_store::PoolUsage;
@@ -54,6 +54,9 @@ pub struct TenantRecord {
     /// Lost balances among them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub losses: u64,
+    /// What is open because Redis has lost data of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vanished: Option<VanishedRecord>,
     /// The last seconds.
     #[serde(flatten)]
     pub rates: Rates,
@@ -63,6 +66,45 @@ pub struct TenantRecord {
     /// Its connections, if any are open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,
+}
+
+/// An open condition: Redis has lost data of a tenant.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VanishedRecord {
+    /// Which.
+    pub reason: ReportedReason,
+    /// Members that are missing for certain.
+    pub extent: u64,
+    /// Since when, in seconds since 1970.
+    pub since: f64,
+    /// What was noticed, in words.
+    pub detail: String,
+    /// What is done about it, or why it stays open, in words.
+    pub phase: String,
+    /// Balances that were scheduled again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rescheduled: u64,
+    /// Balances that were listed as lost.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lost: u64,
+    /// Rows that are newer than what Redis holds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rows_ahead: u64,
+}
+
+impl From<Vanished> for VanishedRecord {
+    fn from(open: Vanished) -> Self {
+        Self {
+            reason: open.reason.into(),
+            extent: open.extent,
+            since: (open.since * 1e3).round() / 1e3,
+            detail: open.detail,
+            phase: open.phase,
+            rescheduled: open.found.rescheduled,
+            lost: open.found.lost,
+            rows_ahead: open.found.rows_ahead,
+        }
+    }
 }
 
 /// Counters of a tenant.

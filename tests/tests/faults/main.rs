@@ -15,6 +15,7 @@ mod recovery;
 mod redis;
 mod repair;
 mod states;
+mod vanish;
 
 use std::time::Duration;
 

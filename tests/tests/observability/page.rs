@@ -59,6 +59,7 @@ pub const FAMILIES: &[Expected] = &[
     is("balance_sync_workers", "gauge", "", &[]),
     is("balance_sync_foreign_locked_members", "gauge", "members", &[]),
     is("balance_sync_threads_still", "gauge", "", &[]),
+    is("balance_sync_vanished_open", "gauge", "", &[]),
     is("balance_sync_collectors_awaited", "gauge", "", &[]),
     is("balance_sync_collector_starts_total", "counter", "", &[]),
     is("balance_sync_collector_restarts_total", "counter", "", &[]),
@@ -66,8 +67,12 @@ pub const FAMILIES: &[Expected] = &[
     is("balance_sync_standby_joins_total", "counter", "", &[]),
     is("balance_sync_failover_checks_total", "counter", "", &[]),
     is("balance_sync_failover_behind_total", "counter", "", &[]),
+    is("balance_sync_vanished_rescheduled_total", "counter", "", &[]),
+    is("balance_sync_vanished_lost_total", "counter", "", &[]),
+    is("balance_sync_redis_evicted_keys_total", "counter", "", &[]),
     is("balance_sync_collector_reaped_total", "counter", "", &[]),
     is("balance_sync_collector_panics_total", "counter", "", &[]),
+    is("balance_sync_vanished_total", "counter", "", &["reason"]),
     is("balance_sync_background_task_running", "gauge", "", TASK),
     is("balance_sync_background_task_restarts_total", "counter", "", TASK),
     is("balance_sync_background_task_progress_timestamp_seconds", "gauge", "seconds", TASK),
@@ -337,6 +342,7 @@ async fn a_real_prometheus_answers(prometheus: &Prometheus, tenants: &[SandboxTe
     for quiet in [
         "BalanceSyncNoWorker",
         "BalanceSyncRedisMayEvict",
+        "BalanceSyncRedisLostData",
         "BalanceSyncReconcileStuck",
         "BalanceSyncNearExpiry",
     ] {

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use balance_sync_engine::vanish::REASONS;
 use balance_sync_fleet::{
     status::{FleetStatus, Phase, Stage, TenantState},
     tasks::TaskName,
@@ -118,6 +119,11 @@ pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) 
             status.still_threads.load(Relaxed),
         ),
         (
+            "balance_sync_vanished_open",
+            "Tenants of this worker of which it is open what Redis has lost.",
+            status.vanished_open.load(Relaxed),
+        ),
+        (
             "balance_sync_collectors_awaited",
             "Collectors that were told to stop and had not ended at the last reconcile pass.",
             status.awaited.load(Relaxed),
@@ -150,6 +156,21 @@ pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) 
             &status.failover_behind,
         ),
         (
+            "balance_sync_vanished_rescheduled_total",
+            "Balances scheduled again because Redis had lost their members, or had them further ahead than any lease reaches.",
+            &status.vanished_rescheduled,
+        ),
+        (
+            "balance_sync_vanished_lost_total",
+            "Balances listed as lost because Redis had lost their values.",
+            &status.vanished_lost,
+        ),
+        (
+            "balance_sync_redis_evicted_keys_total",
+            "Keys that Redis has evicted while this worker looked.",
+            &status.redis_evicted_keys,
+        ),
+        (
             "balance_sync_collector_reaped_total",
             "Collectors that ended by themselves or had to be broken off, panics among them.",
             &status.reaped,
@@ -159,7 +180,14 @@ pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) 
     for (name, help, value) in counters {
         page.write(Family::counter(name, help).with(&[], value.load(Relaxed) as f64))?;
     }
-    Ok(())
+    let mut vanished = Family::counter(
+        "balance_sync_vanished_total",
+        "Conditions opened for tenants because Redis had lost data, by the reason they have in the tenant's state.",
+    );
+    for (reason, count) in REASONS.iter().zip(&status.vanished) {
+        vanished.sample(&[("reason", reason.as_str())], count.load(Relaxed) as f64);
+    }
+    page.write(vanished)
 }
 
 /// Its background tasks. Those of which each thread has one are told of together.

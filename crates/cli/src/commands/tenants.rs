@@ -54,6 +54,7 @@ pub(crate) async fn tenants(file: Option<&Path>, args: TenantsArgs) -> anyhow::R
         Some(TenantsCommand::Pause(args)) => actions::on_tenant(file, Action::Pause, &args).await,
         Some(TenantsCommand::Resume(args)) => actions::on_tenant(file, Action::Resume, &args).await,
         Some(TenantsCommand::Flush(args)) => actions::on_tenant(file, Action::Flush, &args).await,
+        Some(TenantsCommand::Acknowledge(args)) => actions::on_tenant(file, Action::Acknowledge, &args).await,
         Some(TenantsCommand::Refresh(args)) => {
             actions::on_tenant(file, Action::RefreshCredentials, &args).await
         }
@@ -244,6 +245,25 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
         let advice = reason.advice();
         say("means", advice.means.to_owned());
         say("to do", advice.help.to_owned());
+    }
+    if let Some(open) = &row.vanished {
+        let rows_ahead = match open.rows_ahead {
+            0 => String::new(),
+            rows => format!(", {} rows newer than what Redis holds", count(rows)),
+        };
+        say(
+            "lost by redis",
+            format!(
+                "{} since {}: {}; {} members missing, {} scheduled again, {} listed as lost{rows_ahead}; {}",
+                open.reason,
+                open.since,
+                open.detail,
+                count(open.extent),
+                count(open.rescheduled),
+                count(open.lost),
+                open.phase
+            ),
+        );
     }
     if let Some(paused) = &row.paused {
         let note = paused.note.as_deref().map(|note| format!(": {note}")).unwrap_or_default();

@@ -19,21 +19,16 @@ use std::{
     time::Duration,
 };
 
-use actix::Addr;
-use balance_sync_domain::{BalanceRef, BalanceValue, KeySpace};
 use balance_sync_engine::reason::Reason;
-use balance_sync_schedule::{
-    BalanceKeys, Link, Origins, ScheduleError, ScheduleOptions, Schedules, Written, read_values,
-};
-use balance_sync_store::{Origin, Row};
-use balance_sync_tenants::{KeyForm, Tenant};
-use balance_sync_trace::Span;
+use balance_sync_schedule::{Origins, ScheduleError, Written};
+use balance_sync_store::Origin;
+use balance_sync_tenants::Tenant;
 use futures::StreamExt as _;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::tenant_manager::{GetPool, TenantManager, TenantPool};
+use super::comparison::{Compared, Comparison, span};
 use crate::{
     pipeline::SinkError,
     status::{FleetStatus, TenantState},
@@ -44,12 +39,6 @@ use crate::{
 pub(crate) const INTERVAL: Duration = Duration::from_secs(30);
 /// How often it is looked whether there is something to do.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Balances compared in one call to Redis and one to Postgres.
-const PAGE: usize = 500;
-/// Pause after each page of keys, and after each page of balances: at most some 100,000 keys and 10,000 balances per second.
-const PAUSE: Duration = Duration::from_millis(20);
-/// Pause after a page of balances.
-const COMPARE_PAUSE: Duration = Duration::from_millis(50);
 /// How often an address is asked which server answers there. A check of a failover of tenants that are not written waits so long.
 const ASK_EVERY: Duration = Duration::from_secs(10);
 /// Servers that are asked at the same time: one that gives no answer keeps no other waiting.
@@ -106,14 +95,11 @@ impl Reports {
     }
 }
 
-/// What a comparison needs.
+/// The check, with what it needs.
 #[derive(Clone)]
 pub(crate) struct FailoverCheck {
-    pub(crate) link: Link,
-    pub(crate) manager: Addr<TenantManager>,
+    pub(crate) comparison: Comparison,
     pub(crate) fleet: Arc<FleetStatus>,
-    pub(crate) key_form: KeyForm,
-    pub(crate) schedule: Arc<ScheduleOptions>,
 }
 
 /// Where tenants were written, by address. Tenants share the few texts there are.
@@ -161,48 +147,6 @@ fn server_of(address: &str) -> &str {
         Some((server, _)) if server.contains(':') => server,
         _ => address,
     }
-}
-
-/// Why a tenant could not be compared.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Redis(#[from] ScheduleError),
-    #[error(transparent)]
-    Postgres(#[from] SinkError),
-    #[error("{0} gave no answer for another tenant")]
-    Silent(String),
-}
-
-impl Failure {
-    /// Whether the server's other tenants would most likely meet it too.
-    fn is_of_server(&self) -> bool {
-        use balance_sync_store::ErrorClass::{Connection, Dns, Timeout, TooManyConnections};
-        let Self::Postgres(SinkError::Store(error)) = self else { return false };
-        matches!(error.class(), Connection | Dns | Timeout | TooManyConnections)
-    }
-}
-
-/// What a comparison found.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Found {
-    compared: u64,
-    /// Their rows are behind.
-    behind: u64,
-    /// Of these, those that were not scheduled.
-    rescheduled: u64,
-    /// They have no row, or a deleted one.
-    without_row: u64,
-}
-
-/// A tenant under comparison.
-struct Subject {
-    tenant: Tenant,
-    server: Written,
-    schedules: Schedules,
-    /// Keys found and not compared yet.
-    keys: Vec<Vec<u8>>,
-    found: Result<Found, Failure>,
 }
 
 impl FailoverCheck {
@@ -257,7 +201,7 @@ impl FailoverCheck {
         }
         known.asked = Some(Instant::now());
         if known.read.is_none_or(|read| read.elapsed() >= READ_EVERY) {
-            match Origins::new(self.link.clone()).all().await {
+            match Origins::new(self.comparison.link.clone()).all().await {
                 Ok(all) => known.take(all),
                 Err(error) => {
                     tracing::debug!(%error, "former postgres servers not known");
@@ -300,7 +244,7 @@ impl FailoverCheck {
         let mut tenants: Vec<(Tenant, &Arc<str>)> = written.collect();
         let (first, _) = tenants.first()?;
         let asked = async {
-            let pool = self.pool(first).await?;
+            let pool = self.comparison.pool(first).await?;
             Ok::<_, SinkError>((pool.database.find_origin().await?, pool.database.address()))
         };
         // An error is the collectors' to report.
@@ -320,11 +264,6 @@ impl FailoverCheck {
         Some(changed)
     }
 
-    async fn pool(&self, tenant: &Tenant) -> Result<TenantPool, SinkError> {
-        let ask = GetPool { tenant: tenant.clone(), last: false, span: Span::root("failover check") };
-        self.manager.send(ask).await.unwrap_or(Err(SinkError::ManagerGone))
-    }
-
     /// Which of these tenants were written to another server before. Servers that are seen for the first time are stored.
     async fn sort_out(
         &self,
@@ -332,7 +271,7 @@ impl FailoverCheck {
         open: BTreeMap<Tenant, Report>,
         announced: &mut BTreeSet<Tenant>,
     ) -> Result<Vec<(Tenant, Written)>, ScheduleError> {
-        let origins = Origins::new(self.link.clone());
+        let origins = Origins::new(self.comparison.link.clone());
         let labels: Vec<&str> = open.keys().map(Tenant::label).collect();
         let stored = origins.get(&labels).await?;
         let (mut changed, mut known) = (Vec::new(), Vec::new());
@@ -377,54 +316,27 @@ impl FailoverCheck {
         if pending.is_empty() {
             return Ok(());
         }
-        let mut subjects: Vec<Subject> = pending
-            .into_iter()
-            .map(|(tenant, server)| Subject {
-                schedules: Schedules::new(&self.link, tenant.key_spaces(self.key_form), &self.schedule),
-                keys: Vec::new(),
-                found: Ok(Found::default()),
-                tenant,
-                server,
-            })
-            .collect();
-        let (owners, spaces): (Vec<usize>, Vec<KeySpace>) = subjects
+        let tenants = pending
             .iter()
-            .enumerate()
-            .flat_map(|(n, subject)| subject.schedules.iter().map(move |one| (n, one.space().clone())))
-            .unzip();
-        // Servers that gave no answer: their other tenants are not tried in this pass.
-        let mut silent = BTreeSet::new();
-        let mut keys = BalanceKeys::new(self.link.clone(), spaces);
-        while let Some(page) = keys.next().await? {
-            for (space, key) in page {
-                let subject = &mut subjects[owners[space]];
-                subject.keys.push(key);
-                if subject.keys.len() == PAGE {
-                    self.compare_page(subject, &mut silent).await;
-                    progress.beat();
-                }
-            }
-            progress.beat();
-            tokio::time::sleep(PAUSE).await;
-        }
-        for subject in &mut subjects {
-            self.compare_page(subject, &mut silent).await;
-            progress.beat();
-        }
+            .map(|(tenant, server)| (tenant.clone(), server_of(&server.address).to_owned()))
+            .collect();
+        let found = self.comparison.walk(tenants, progress).await?;
         let mut done = Vec::new();
-        for Subject { tenant, server, found, .. } in &subjects {
+        for ((tenant, server), found) in pending.iter().zip(found) {
             match found {
                 Ok(found) => {
-                    done.push((tenant.label(), server));
-                    self.report(tenant, *found);
+                    done.push((tenant, server));
+                    self.report(tenant, found);
                 }
                 Err(error) => {
                     tracing::warn!(tenant_id = %tenant, %error, "rows could not be compared after a change of the postgres server");
                 }
             }
         }
-        Origins::new(self.link.clone()).set(&done).await?;
-        for Subject { tenant, server, .. } in subjects.iter().filter(|subject| subject.found.is_ok()) {
+        let stored: Vec<(&str, &Written)> =
+            done.iter().map(|(tenant, server)| (tenant.label(), *server)).collect();
+        Origins::new(self.comparison.link.clone()).set(&stored).await?;
+        for (tenant, server) in done {
             reports.close(tenant, server);
             if let Some(status) = self.fleet.find(tenant) {
                 status.end_notice(Reason::PostgresReplaced);
@@ -433,8 +345,8 @@ impl FailoverCheck {
         Ok(())
     }
 
-    fn report(&self, tenant: &Tenant, found: Found) {
-        let Found { compared, behind, rescheduled, without_row } = found;
+    fn report(&self, tenant: &Tenant, found: Compared) {
+        let Compared { compared, behind, rescheduled, without_row, .. } = found;
         self.fleet.failover_checks.fetch_add(1, Relaxed);
         self.fleet.failover_behind.fetch_add(behind, Relaxed);
         if behind + without_row > 0 {
@@ -446,82 +358,6 @@ impl FailoverCheck {
             tracing::info!(tenant_id = %tenant, compared, "the new postgres server lacks nothing that redis holds");
         }
     }
-
-    /// Compares the keys that were found, and schedules again what is behind.
-    async fn compare_page(&self, subject: &mut Subject, silent: &mut BTreeSet<String>) {
-        let keys = std::mem::take(&mut subject.keys);
-        let Ok(found) = &mut subject.found else { return };
-        if keys.is_empty() {
-            return;
-        }
-        let server = server_of(&subject.server.address);
-        if silent.contains(server) {
-            subject.found = Err(Failure::Silent(server.to_owned()));
-            return;
-        }
-        let looking = self.look(&subject.tenant, &subject.schedules, &keys);
-        match looking.instrument(span(&subject.tenant)).await {
-            Ok(page) => {
-                found.compared += page.compared;
-                found.behind += page.behind;
-                found.rescheduled += page.rescheduled;
-                found.without_row += page.without_row;
-            }
-            Err(error) => {
-                if error.is_of_server() {
-                    silent.insert(server.to_owned());
-                }
-                subject.found = Err(error);
-            }
-        }
-        tokio::time::sleep(COMPARE_PAUSE).await;
-    }
-
-    async fn look(&self, tenant: &Tenant, schedules: &Schedules, keys: &[Vec<u8>]) -> Result<Found, Failure> {
-        // The values first: a row that is written meanwhile is not taken for one that is behind.
-        let values = read_values(&self.link, keys).await?;
-        let mut found = Found::default();
-        let balances: Vec<(&[u8], BalanceRef<'_>, BalanceValue)> = keys
-            .iter()
-            .zip(&values)
-            .filter_map(|(key, value)| {
-                // What can't be read is the collector's to report.
-                let balance = BalanceRef::parse(schedules.of_member(key).space(), key).ok()?;
-                let value = BalanceValue::decode(value.as_ref()?).ok()?;
-                Some((key.as_slice(), balance, value))
-            })
-            .collect();
-        let rows: Vec<Row<'_>> = balances
-            .iter()
-            .map(|(_, balance, value)| Row {
-                id: value.id,
-                organization: balance.organization,
-                ledger: balance.ledger,
-                available: value.available.as_str(),
-                on_hold: value.on_hold.as_str(),
-                overdraft_used: value.overdraft_used.as_str(),
-                version: value.version,
-            })
-            .collect();
-        let pool = self.pool(tenant).await?;
-        let stored = pool.database.versions(&pool.table, &rows).await.map_err(SinkError::from)?;
-        let mut behind: Vec<&[u8]> = Vec::new();
-        for ((key, _, value), stored) in balances.iter().zip(stored) {
-            found.compared += 1;
-            match stored {
-                None => found.without_row += 1,
-                Some(version) if version < value.version => behind.push(key),
-                Some(_) => {}
-            }
-        }
-        found.behind = behind.len() as u64;
-        found.rescheduled = schedules.schedule_again(&behind).await?;
-        Ok(found)
-    }
-}
-
-fn span(tenant: &Tenant) -> tracing::Span {
-    tracing::info_span!("tenant", tenant_id = %tenant)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -2,8 +2,9 @@
 //!
 //! `redis_queue` and `postgres_sink` (the ports) · `prober` and `standby` (schedules watched for many idle or waiting
 //! collectors at once) · `tenant_manager` and `lookup_rate` (each tenant's
-//! database) · `failover` (rows that a new server lacks) · `observed_directory` (calls to the directory, counted).
+//! database) · `comparison` (values against rows) · `failover` (rows that a new server lacks) · `vanish` (data that Redis lost) · `observed_directory` (calls to the directory, counted).
 
+pub(crate) mod comparison;
 pub(crate) mod failover;
 mod lookup_rate;
 mod observed_directory;
@@ -12,6 +13,7 @@ mod prober;
 mod redis_queue;
 mod standby;
 mod tenant_manager;
+pub(crate) mod vanish;
 
 pub use observed_directory::ObservedDirectory;
 pub use postgres_sink::PostgresSink;

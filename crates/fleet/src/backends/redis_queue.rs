@@ -1,6 +1,9 @@
 //! A tenant's queue: its schedules in Redis, and the probes that watch them while it is idle or stands by.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use balance_sync_domain::KeySpace;
 use balance_sync_schedule::{
@@ -9,7 +12,10 @@ use balance_sync_schedule::{
 };
 
 use super::{prober::Prober, standby::StandbyWatch};
-use crate::pipeline::{Queue, Survey, Sweep};
+use crate::{
+    pipeline::{Queue, Survey, Sweep},
+    status::TenantStatus,
+};
 
 /// Members adopted from a legacy schedule in one call.
 const ADOPT_PAGE: usize = 500;
@@ -25,14 +31,34 @@ pub struct RedisQueue {
     prober: Prober,
     standby: StandbyWatch,
     keys: Arc<[Arc<str>]>,
+    /// Counts what is removed from the schedules.
+    status: Arc<TenantStatus>,
 }
 
 impl RedisQueue {
     /// The queue of one tenant.
     #[must_use]
-    pub fn new(schedules: Schedules, other: Option<KeySpace>, prober: Prober, standby: StandbyWatch) -> Self {
+    pub fn new(
+        schedules: Schedules,
+        other: Option<KeySpace>,
+        prober: Prober,
+        standby: StandbyWatch,
+        status: Arc<TenantStatus>,
+    ) -> Self {
         let keys = schedules.iter().map(|schedule| schedule.space().shared_schedule()).collect();
-        Self { schedules, other, prober, standby, keys }
+        Self { schedules, other, prober, standby, keys, status }
+    }
+
+    /// Counts the members that a call has removed; all of them where its answer did not arrive.
+    fn counted<T>(
+        &self,
+        result: Result<T, ScheduleError>,
+        removed: impl Fn(&T) -> u64,
+        all: usize,
+    ) -> Result<T, ScheduleError> {
+        let removed = result.as_ref().map_or(all as u64, removed);
+        self.status.removed.fetch_add(removed, Relaxed);
+        result
     }
 }
 
@@ -50,7 +76,8 @@ impl Queue for RedisQueue {
     }
 
     async fn settle(&self, written: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
-        self.schedules.settle(written).await
+        let result = self.schedules.settle(written).await;
+        self.counted(result, |report| report.removed, written.len())
     }
 
     async fn release(&self, held: &[&Claimed]) -> Result<ReleaseReport, ScheduleError> {
@@ -62,11 +89,13 @@ impl Queue for RedisQueue {
     }
 
     async fn quarantine(&self, refused: &[(&Claimed, Refusal)]) -> Result<QuarantineReport, ScheduleError> {
-        self.schedules.quarantine(refused).await
+        let result = self.schedules.quarantine(refused).await;
+        self.counted(result, |report| report.quarantined, refused.len())
     }
 
     async fn dismiss(&self, obsolete: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
-        self.schedules.dismiss(obsolete).await
+        let result = self.schedules.dismiss(obsolete).await;
+        self.counted(result, |report| report.removed, obsolete.len())
     }
 
     async fn put_off(
@@ -78,7 +107,8 @@ impl Queue for RedisQueue {
     }
 
     async fn record_losses(&self, lost: &[(&Claimed, Loss)]) -> Result<QuarantineReport, ScheduleError> {
-        self.schedules.record_losses(lost).await
+        let result = self.schedules.record_losses(lost).await;
+        self.counted(result, |report| report.quarantined, lost.len())
     }
 
     async fn sweep(&self) -> Result<Sweep, ScheduleError> {

@@ -87,13 +87,20 @@ impl Spawner for CollectorSpawner {
         let tenant = incarnation.tenant.clone();
         let schedules = Schedules::new(&thread.link, tenant.key_spaces(self.key_form), &self.schedule);
         let other = other_key_space(&tenant, self.key_form);
-        let queue = RedisQueue::new(schedules, other, thread.prober.clone(), thread.standby.clone());
+        let status = self.fleet.tenant(&tenant);
+        let queue = RedisQueue::new(
+            schedules,
+            other,
+            thread.prober.clone(),
+            thread.standby.clone(),
+            Arc::clone(&status),
+        );
         let collector = Collector {
             queue,
-            sink: PostgresSink::new(self.manager.clone(), tenant.clone(), self.failover.clone()),
+            sink: PostgresSink::new(self.manager.clone(), tenant, self.failover.clone()),
             options: Arc::clone(&self.collector),
             fleet: Arc::clone(&self.fleet),
-            status: self.fleet.tenant(&tenant),
+            status,
         };
         CollectorActor::start_in_arbiter(&thread.arbiter, move |_| {
             CollectorActor::new(incarnation, collector)

@@ -21,7 +21,9 @@ use super::{
 use crate::{
     backends::{
         CloseAll, ManagerOptions, ObservedDirectory, TenantManager,
+        comparison::Comparison,
         failover::{self, FailoverCheck, Reports},
+        vanish::{self, Vanish},
     },
     pipeline::CollectorOptions,
     status::{FleetStatus, InForce},
@@ -261,16 +263,25 @@ impl PreparedWorker {
             let (link, fleet, stop) = (link.clone(), Arc::clone(fleet), beside.clone());
             move |progress| eviction_watch::watch(link.clone(), Arc::clone(&fleet), stop.clone(), progress)
         }));
+        let comparison = Comparison {
+            link: link.clone(),
+            manager: manager.clone(),
+            key_form: handles.key_form,
+            schedule: Arc::clone(&handles.schedule),
+        };
         running.push(tasks.keep(TaskName::FailoverCheck, None, failover::INTERVAL, beside.clone(), {
-            let check = FailoverCheck {
-                link: link.clone(),
-                manager: manager.clone(),
-                fleet: Arc::clone(fleet),
-                key_form: handles.key_form,
-                schedule: Arc::clone(&handles.schedule),
-            };
+            let check = FailoverCheck { comparison: comparison.clone(), fleet: Arc::clone(fleet) };
             let stop = beside.clone();
             move |progress| check.clone().run(failover.clone(), stop.clone(), progress)
+        }));
+        let vanish = Vanish::new(comparison, Arc::clone(fleet), handles.collector.trail_grace);
+        running.push(tasks.keep(TaskName::VanishWatch, None, vanish::INTERVAL, beside.clone(), {
+            let (vanish, stop) = (vanish.clone(), beside.clone());
+            move |progress| vanish.clone().watch(stop.clone(), progress)
+        }));
+        running.push(tasks.keep(TaskName::VanishRepair, None, vanish::INTERVAL, beside.clone(), {
+            let stop = beside.clone();
+            move |progress| vanish.clone().repair(stop.clone(), progress)
         }));
         Worker {
             handles,

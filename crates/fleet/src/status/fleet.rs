@@ -172,6 +172,16 @@ pub struct FleetStatus {
     pub failover_checks: AtomicU64,
     /// Balances found behind on the new servers, and scheduled again.
     pub failover_behind: AtomicU64,
+    /// Conditions opened because Redis has lost data, in the order of [`balance_sync_engine::vanish::REASONS`].
+    pub vanished: [AtomicU64; 3],
+    /// Tenants of which such a condition is open.
+    pub vanished_open: AtomicU64,
+    /// Balances found behind because Redis had lost their members, and scheduled again.
+    pub vanished_rescheduled: AtomicU64,
+    /// Balances listed as lost because Redis had lost them.
+    pub vanished_lost: AtomicU64,
+    /// Keys that Redis has evicted while this worker looked.
+    pub redis_evicted_keys: AtomicU64,
     /// Whether Redis may throw keys away by itself (1) or not (0); not known = `None`.
     pub redis_may_evict: Known,
     /// What the worker was started with.

@@ -7,6 +7,7 @@ mod histogram;
 mod recent;
 mod requests;
 mod tenant;
+mod vanished;
 
 pub use balance_sync_engine::{
     collector::Trigger,
@@ -22,3 +23,4 @@ pub use recent::{
 };
 pub use requests::{PausedTenants, Requests};
 pub use tenant::{StateInfo, TenantStatus};
+pub use vanished::Vanished;

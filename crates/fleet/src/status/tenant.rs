@@ -17,6 +17,7 @@ use super::{
     histogram::Histogram,
     recent::{FlushNote, Recent, Totals},
     requests::Requests,
+    vanished::Vanished,
 };
 use crate::clock::wall_clock;
 
@@ -52,6 +53,9 @@ pub struct TenantStatus {
     state: Mutex<StateInfo>,
     /// One per reason at most.
     notices: Mutex<Vec<Notice>>,
+    vanished: Mutex<Option<Box<Vanished>>>,
+    /// An operator has acknowledged what is open.
+    acknowledged: AtomicBool,
     /// Rows written.
     pub updated: AtomicU64,
     /// Balances whose row was as new or newer.
@@ -72,6 +76,9 @@ pub struct TenantStatus {
     pub kept: AtomicU64,
     /// Members given back unwritten.
     pub released: AtomicU64,
+    /// Members that this worker has removed from the schedules, for whatever reason; those of calls without an answer among
+    /// them.
+    pub removed: AtomicU64,
     /// Flushes that failed.
     pub batch_failures: AtomicU64,
     /// Settle calls that failed after the commit.
@@ -136,6 +143,8 @@ impl TenantStatus {
                 since: wall_clock(),
             }),
             notices: Mutex::default(),
+            vanished: Mutex::default(),
+            acknowledged: AtomicBool::new(false),
             updated: AtomicU64::new(0),
             stale: AtomicU64::new(0),
             deleted: AtomicU64::new(0),
@@ -146,6 +155,7 @@ impl TenantStatus {
             expired: AtomicU64::new(0),
             kept: AtomicU64::new(0),
             released: AtomicU64::new(0),
+            removed: AtomicU64::new(0),
             batch_failures: AtomicU64::new(0),
             cleanup_failures: AtomicU64::new(0),
             skips: AtomicU64::new(0),
@@ -179,12 +189,21 @@ impl TenantStatus {
     }
 
     /// The state now. A tenant whose collector works is `degraded` all the same while a problem of some of its balances is
-    /// noticed.
+    /// noticed, and while it is open what Redis has lost.
     #[must_use]
     pub fn state(&self) -> StateInfo {
         let info = self.collector_state();
         if !info.state.is_working() {
             return info;
+        }
+        if let Some(vanished) = self.vanished() {
+            return StateInfo {
+                state: TenantState::Degraded,
+                reason: Some(vanished.reason),
+                detail: Some(format!("{}; {}", vanished.detail, vanished.phase)),
+                partial: true,
+                since: vanished.since,
+            };
         }
         let now = Instant::now();
         let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
@@ -222,6 +241,32 @@ impl TenantStatus {
     pub fn end_notice(&self, reason: Reason) {
         let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
         notices.retain(|notice| notice.reason != reason);
+    }
+
+    /// What is open because Redis has lost data.
+    #[must_use]
+    pub fn vanished(&self) -> Option<Vanished> {
+        self.vanished.lock().unwrap_or_else(PoisonError::into_inner).as_deref().cloned()
+    }
+
+    /// Shows what is open; `None` = nothing.
+    pub fn show_vanished(&self, open: Option<Vanished>) {
+        if open.is_none() {
+            self.acknowledged.store(false, Relaxed);
+        }
+        *self.vanished.lock().unwrap_or_else(PoisonError::into_inner) = open.map(Box::new);
+    }
+
+    /// Has what is open closed; returns what that is.
+    pub fn acknowledge(&self) -> Option<Vanished> {
+        let open = self.vanished()?;
+        self.acknowledged.store(true, Relaxed);
+        Some(open)
+    }
+
+    /// Whether an operator has acknowledged what is open.
+    pub(crate) fn is_acknowledged(&self) -> bool {
+        self.acknowledged.load(Relaxed)
     }
 
     /// Enters a state without a reason; gives whether it is another one than before.

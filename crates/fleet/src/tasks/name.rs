@@ -29,6 +29,10 @@ pub enum TaskName {
     RedisWatch,
     /// Compares rows after a failover of Postgres ([`crate::backends`]).
     FailoverCheck,
+    /// Looks whether Redis has lost data ([`crate::backends`]).
+    VanishWatch,
+    /// Compares and lists what Redis has lost ([`crate::backends`]).
+    VanishRepair,
     /// Closes idle connections to Postgres (`balance_sync_store::budget`).
     ConnectionSweeper,
     /// One poll of the tenant list.
@@ -51,7 +55,7 @@ pub enum TaskName {
 
 impl TaskName {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::ActionsFollower,
         Self::Partition,
         Self::ThreadWatch,
@@ -64,6 +68,8 @@ impl TaskName {
         Self::EvictionWatch,
         Self::RedisWatch,
         Self::FailoverCheck,
+        Self::VanishWatch,
+        Self::VanishRepair,
         Self::ConnectionSweeper,
         Self::TenantPoll,
         Self::SettingsLookup,
@@ -91,6 +97,8 @@ impl TaskName {
             Self::EvictionWatch => "eviction_watch",
             Self::RedisWatch => "redis_watch",
             Self::FailoverCheck => "failover_check",
+            Self::VanishWatch => "vanish_watch",
+            Self::VanishRepair => "vanish_repair",
             Self::ConnectionSweeper => "connection_sweeper",
             Self::TenantPoll => "tenant_poll",
             Self::SettingsLookup => "settings_lookup",

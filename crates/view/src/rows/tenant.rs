@@ -4,7 +4,7 @@ use balance_sync_fleet::status::{Rates, ReportedReason, TenantState, lag_quantil
 use serde::Serialize;
 
 use super::{StateView, at};
-use crate::record::{Counts, Pool, TenantRecord};
+use crate::record::{Counts, Pool, TenantRecord, VanishedRecord};
 
 /// Who halted a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -15,6 +15,42 @@ pub struct PausedBy {
     pub at: String,
     /// Why, if that was said.
     pub note: Option<String>,
+}
+
+/// An open condition: Redis has lost data of a tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VanishedView {
+    /// Which.
+    pub reason: ReportedReason,
+    /// Members that are missing for certain.
+    pub extent: u64,
+    /// Since when.
+    pub since: String,
+    /// What was noticed, in words.
+    pub detail: String,
+    /// What is done about it, or why it stays open, in words.
+    pub phase: String,
+    /// Balances that were scheduled again.
+    pub rescheduled: u64,
+    /// Balances that were listed as lost.
+    pub lost: u64,
+    /// Rows that are newer than what Redis holds.
+    pub rows_ahead: u64,
+}
+
+impl From<&VanishedRecord> for VanishedView {
+    fn from(record: &VanishedRecord) -> Self {
+        Self {
+            reason: record.reason.clone(),
+            extent: record.extent,
+            since: at(record.since),
+            detail: record.detail.clone(),
+            phase: record.phase.clone(),
+            rescheduled: record.rescheduled,
+            lost: record.lost,
+            rows_ahead: record.rows_ahead,
+        }
+    }
 }
 
 /// A tenant at a glance.
@@ -61,6 +97,8 @@ pub struct TenantRow {
     pub quarantined: u64,
     /// Lost balances among them.
     pub losses: u64,
+    /// What is open because Redis has lost data of it.
+    pub vanished: Option<VanishedView>,
     /// Values that had expired before anybody looked.
     pub expired_total: u64,
     /// Flushes that failed.
@@ -109,6 +147,7 @@ impl TenantRow {
             updated_total: 0,
             quarantined: 0,
             losses: 0,
+            vanished: None,
             expired_total: 0,
             batch_failures_total: 0,
             pool: None,
@@ -172,6 +211,11 @@ impl TenantRow {
             updated_total: merged.counts.updated,
             quarantined: most(|r| r.quarantine_entries),
             losses: most(|r| r.losses),
+            vanished: owners
+                .iter()
+                .filter_map(|(_, r)| r.vanished.as_ref())
+                .max_by(|a, b| a.extent.cmp(&b.extent).then(b.since.total_cmp(&a.since)))
+                .map(VanishedView::from),
             expired_total: merged.counts.expired,
             batch_failures_total: merged.counts.failures,
             pool,

@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(3600);
 
 /// The tasks that a worker keeps, but for the sweeper of connections, which comes and goes with them.
-const KEPT: [TaskName; 12] = [
+const KEPT: [TaskName; 14] = [
     TaskName::ActionsFollower,
     TaskName::Partition,
     TaskName::ThreadWatch,
@@ -44,6 +44,8 @@ const KEPT: [TaskName; 12] = [
     TaskName::TenantEvents,
     TaskName::EvictionWatch,
     TaskName::FailoverCheck,
+    TaskName::VanishWatch,
+    TaskName::VanishRepair,
     TaskName::RedisWatch,
 ];
 

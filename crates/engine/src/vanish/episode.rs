@@ -1,0 +1,310 @@
+//! One tenant's open condition.
+//!
+//! It is compared twice: the values that Redis still has with the rows at once, and the rows with the ledger's operations when
+//! these must have arrived. The ledger writes an operation after its mutation, so the second comparison waits for a grace in
+//! which nothing has failed and nothing more has vanished.
+
+use std::time::{Duration, Instant};
+
+use crate::reason::Reason;
+
+/// What comparisons found so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Values that were newer than their rows and not scheduled: scheduled again.
+    pub rescheduled: u64,
+    /// Values that were newer than their rows and scheduled already.
+    pub scheduled: u64,
+    /// Balances listed as lost.
+    pub lost: u64,
+    /// Rows that are newer than the value that Redis holds.
+    pub rows_ahead: u64,
+}
+
+impl Found {
+    /// Adds what another comparison found. Rows ahead are counted by each anew.
+    #[must_use]
+    pub fn and(self, more: Self) -> Self {
+        Self {
+            rescheduled: self.rescheduled + more.rescheduled,
+            scheduled: self.scheduled.max(more.scheduled),
+            lost: self.lost + more.lost,
+            rows_ahead: more.rows_ahead,
+        }
+    }
+}
+
+/// What is done about it at present.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// Values and rows are being compared, or are yet to be.
+    Values,
+    /// The ledger's operations may still be on their way.
+    Waiting,
+    /// Rows and operations are being compared, or are yet to be.
+    Operations,
+    /// All is done that can be done; why it stays open.
+    Held(String),
+}
+
+impl Phase {
+    /// In words.
+    #[must_use]
+    pub fn describe(&self) -> &str {
+        match self {
+            Self::Values => "values and rows are being compared",
+            Self::Waiting => "waiting for the ledger's operations",
+            Self::Operations => "rows and operations are being compared",
+            Self::Held(why) => why,
+        }
+    }
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing at present.
+    Wait,
+    /// Compare values and rows.
+    Values,
+    /// Compare rows and operations.
+    Operations,
+}
+
+/// One tenant's open condition.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Episode {
+    /// Which.
+    pub reason: Reason,
+    /// Members that are missing for certain.
+    pub extent: u64,
+    /// Since when, by the wall clock, in seconds since 1970. For people, and to bound which operations are read.
+    pub since: f64,
+    /// In words.
+    pub detail: String,
+    /// Whether data are missing for certain, and not only perhaps.
+    pub is_loss: bool,
+    found: Found,
+    phase: Phase,
+    not_before: Instant,
+    grace: Duration,
+    /// More has vanished since the values were compared.
+    again: bool,
+}
+
+impl Episode {
+    /// One that was noticed now. `grace`: how long after a mutation, or an outage, its operation may still be on its way.
+    #[must_use]
+    pub fn new(
+        reason: Reason,
+        extent: u64,
+        is_loss: bool,
+        since: f64,
+        detail: String,
+        now: Instant,
+        grace: Duration,
+    ) -> Self {
+        Self {
+            reason,
+            extent,
+            since,
+            detail,
+            is_loss,
+            found: Found::default(),
+            phase: Phase::Values,
+            not_before: now,
+            grace,
+            again: false,
+        }
+    }
+
+    /// One that another worker has begun with: what it had found.
+    #[must_use]
+    pub fn resumed(mut self, found: Found) -> Self {
+        self.found = found;
+        self
+    }
+
+    /// What the comparisons found.
+    #[must_use]
+    pub const fn found(&self) -> Found {
+        self.found
+    }
+
+    /// What is done about it at present.
+    #[must_use]
+    pub const fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// More has vanished while it is open.
+    pub fn merge(&mut self, more: Self, now: Instant) {
+        self.extent += more.extent;
+        // Keys that Redis throws away are what most often lies behind the others; these say more.
+        if self.reason == Reason::RedisEvicted || more.reason == Reason::RedisDataReplaced {
+            (self.reason, self.detail) = (more.reason, more.detail);
+        }
+        self.is_loss |= more.is_loss;
+        if more.reason == Reason::RedisEvicted && more.extent == 0 && self.phase == Phase::Waiting {
+            // As long as Redis goes on, the values are not compared over and over.
+            self.not_before = now + self.grace;
+            self.again = true;
+        } else {
+            (self.phase, self.not_before) = (Phase::Values, now);
+        }
+    }
+
+    /// What is to be done now.
+    pub fn next(&mut self, now: Instant) -> Next {
+        if now < self.not_before {
+            return Next::Wait;
+        }
+        if self.phase == Phase::Waiting {
+            self.phase = if std::mem::take(&mut self.again) { Phase::Values } else { Phase::Operations };
+        }
+        match self.phase {
+            Phase::Values => Next::Values,
+            Phase::Operations => Next::Operations,
+            Phase::Waiting | Phase::Held(_) => Next::Wait,
+        }
+    }
+
+    /// The tenant's Postgres is away: for the ledger as well, perhaps, so its operations come later.
+    pub fn failed(&mut self, now: Instant, pause: Duration) {
+        match self.phase {
+            Phase::Values => self.not_before = now + pause,
+            Phase::Waiting | Phase::Operations => {
+                (self.phase, self.not_before) = (Phase::Waiting, now + self.grace);
+            }
+            Phase::Held(_) => {}
+        }
+    }
+
+    /// Values and rows are compared.
+    pub fn compared_values(&mut self, now: Instant, found: Found) {
+        self.found = self.found.and(found);
+        if self.phase == Phase::Values {
+            (self.phase, self.not_before) = (Phase::Waiting, now + self.grace);
+        }
+    }
+
+    /// Rows and operations are compared: so many losses were listed, and `written` rows were written since the condition was
+    /// noticed. `unreadable` = why operations can't be read. Returns whether it is over.
+    pub fn compared_operations(&mut self, lost: u64, written: u64, unreadable: Option<String>) -> bool {
+        self.found.lost += lost;
+        if self.phase != Phase::Operations {
+            return false;
+        }
+        let Found { rescheduled, scheduled, lost, rows_ahead } = self.found;
+        let explained = (rescheduled + scheduled).max(written) + lost;
+        let why = if rows_ahead > 0 {
+            format!(
+                "{rows_ahead} rows are newer than what Redis holds: the ledger counts on from older values"
+            )
+        } else if explained < self.extent {
+            format!(
+                "of {} members that vanished, {} are not accounted for",
+                self.extent,
+                self.extent - explained
+            )
+        } else {
+            match unreadable {
+                Some(why) if self.is_loss => format!("whether mutations are lost can't be told: {why}"),
+                _ => return true,
+            }
+        };
+        self.phase = Phase::Held(why);
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(60);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn episode(reason: Reason, extent: u64, now: Instant) -> Episode {
+        Episode::new(reason, extent, true, 0.0, "gone".to_owned(), now, GRACE)
+    }
+
+    fn rescheduled(rescheduled: u64) -> Found {
+        Found { rescheduled, ..Found::default() }
+    }
+
+    #[test]
+    fn it_is_over_when_all_that_vanished_is_written_or_listed() {
+        let now = Instant::now();
+        let mut open = episode(Reason::RedisScheduleVanished, 2_000, now);
+        assert_eq!(open.next(now), Next::Values);
+        open.compared_values(now, rescheduled(9));
+        assert_eq!(open.next(now + GRACE - SECOND), Next::Wait);
+        assert_eq!(open.next(now + GRACE), Next::Operations);
+        assert!(open.compared_operations(1_991, 9, None));
+    }
+
+    #[test]
+    fn what_is_not_accounted_for_keeps_it_open() {
+        let now = Instant::now();
+        let mut open = episode(Reason::RedisScheduleVanished, 2_000, now);
+        open.compared_values(now, rescheduled(9));
+        assert_eq!(open.next(now + GRACE), Next::Operations);
+        assert!(!open.compared_operations(0, 9, None));
+        assert_eq!(open.phase().describe(), "of 2000 members that vanished, 1991 are not accounted for");
+        assert_eq!(open.next(now + 10 * GRACE), Next::Wait);
+        // Until more vanishes.
+        open.merge(episode(Reason::RedisScheduleVanished, 1, now), now);
+        assert_eq!((open.next(now), open.extent), (Next::Values, 2_001));
+    }
+
+    #[test]
+    fn rows_ahead_and_operations_that_can_not_be_read_keep_it_open() {
+        let now = Instant::now();
+        let mut open = episode(Reason::RedisDataReplaced, 0, now);
+        open.compared_values(now, Found { rows_ahead: 729, ..Found::default() });
+        open.next(now + GRACE);
+        assert!(!open.compared_operations(0, 0, None));
+        assert!(open.phase().describe().starts_with("729 rows"), "{:?}", open.phase());
+        for (is_loss, over) in [(true, false), (false, true)] {
+            let mut open = Episode { is_loss, ..episode(Reason::RedisDataReplaced, 0, now) };
+            open.compared_values(now, Found::default());
+            open.next(now + GRACE);
+            assert_eq!(open.compared_operations(0, 0, Some("no grant".to_owned())), over);
+        }
+    }
+
+    #[test]
+    fn an_outage_lets_operations_come_later() {
+        let now = Instant::now();
+        let mut open = episode(Reason::RedisScheduleVanished, 1, now);
+        open.failed(now, SECOND);
+        assert_eq!(open.next(now), Next::Wait);
+        assert_eq!(open.next(now + SECOND), Next::Values);
+        open.compared_values(now, rescheduled(1));
+        open.failed(now + 50 * SECOND, SECOND);
+        assert_eq!(open.next(now + GRACE), Next::Wait);
+        assert_eq!(open.next(now + 50 * SECOND + GRACE), Next::Operations);
+    }
+
+    #[test]
+    fn a_redis_that_goes_on_evicting_is_compared_once_it_has_stopped() {
+        let now = Instant::now();
+        let mut open = episode(Reason::RedisEvicted, 0, now);
+        open.compared_values(now, Found::default());
+        for n in 1..100 {
+            open.merge(episode(Reason::RedisEvicted, 0, now), now + n * SECOND);
+            assert_eq!(open.next(now + n * SECOND), Next::Wait);
+        }
+        let calm = now + 99 * SECOND + GRACE;
+        assert_eq!(open.next(calm), Next::Values, "what was evicted meanwhile");
+        open.compared_values(calm, Found::default());
+        assert_eq!(open.next(calm + GRACE), Next::Operations);
+        assert!(open.compared_operations(0, 0, None));
+        // A schedule that vanishes is worked at once.
+        let mut open = episode(Reason::RedisEvicted, 0, now);
+        open.compared_values(now, Found::default());
+        open.merge(episode(Reason::RedisScheduleVanished, 5, now), now);
+        assert_eq!((open.next(now), open.reason), (Next::Values, Reason::RedisScheduleVanished));
+    }
+}

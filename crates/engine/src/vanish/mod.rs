@@ -1,0 +1,23 @@
+//! Data that vanishes from Redis: what shows it, and what follows.
+//!
+//! - [`ServerWatch`]: Redis holds another data set than before, or throws keys away. For all tenants at once.
+//! - [`ScheduleWatch`]: members left a tenant's schedule and this worker has not removed them. Other workers remove members too,
+//!   the ledger's own among them, so [`judge`] decides by what the rows have.
+//! - [`Episode`]: one tenant's open condition, from the moment it is noticed until its balances are compared and nothing is
+//!   left unexplained, or an operator acknowledges it.
+//!
+//! The driver reads servers and schedules, compares values, rows and operations, and keeps what is open in Redis.
+
+mod episode;
+mod schedule;
+mod server;
+
+use crate::reason::Reason;
+
+/// The reasons of conditions.
+pub const REASONS: [Reason; 3] =
+    [Reason::RedisDataReplaced, Reason::RedisScheduleVanished, Reason::RedisEvicted];
+
+pub use episode::{Episode, Found, Next, Phase};
+pub use schedule::{ScheduleWatch, Trace, Verdict, judge};
+pub use server::{Change, How, ServerLook, ServerWatch};

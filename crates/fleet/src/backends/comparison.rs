@@ -1,0 +1,247 @@
+//! Comparing what Redis holds of tenants with their rows, and scheduling again what is behind.
+//!
+//! One walk over the keys of Redis for all tenants concerned, in pages with pauses between them.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use actix::Addr;
+use balance_sync_domain::{BalanceRef, BalanceValue, KeySpace};
+use balance_sync_schedule::{BalanceKeys, Link, ScheduleError, ScheduleOptions, Schedules, read_values};
+use balance_sync_store::Row;
+use balance_sync_tenants::{KeyForm, Tenant};
+use balance_sync_trace::Span;
+use tracing::Instrument as _;
+
+use super::tenant_manager::{GetPool, TenantManager, TenantPool};
+use crate::{pipeline::SinkError, tasks::Progress};
+
+/// Balances compared in one call to Redis and one to Postgres.
+const PAGE: usize = 500;
+/// Pause after each page of keys: at most some 100,000 keys per second.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Pause after a page of balances: at most some 10,000 balances per second.
+pub(in crate::backends) const COMPARE_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a comparison needs.
+#[derive(Clone)]
+pub(crate) struct Comparison {
+    pub(crate) link: Link,
+    pub(crate) manager: Addr<TenantManager>,
+    pub(crate) key_form: KeyForm,
+    pub(crate) schedule: Arc<ScheduleOptions>,
+}
+
+/// Why a tenant could not be compared.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::backends) enum Failure {
+    #[error(transparent)]
+    Redis(#[from] ScheduleError),
+    #[error(transparent)]
+    Postgres(#[from] SinkError),
+    #[error("{0} gave no answer for another tenant")]
+    Silent(String),
+}
+
+impl Failure {
+    /// Whether the server's other tenants would most likely meet it too.
+    fn is_of_server(&self) -> bool {
+        use balance_sync_store::ErrorClass::{Connection, Dns, Timeout, TooManyConnections};
+        let Self::Postgres(SinkError::Store(error)) = self else { return false };
+        matches!(error.class(), Connection | Dns | Timeout | TooManyConnections)
+    }
+}
+
+/// What a comparison found.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(in crate::backends) struct Compared {
+    pub(in crate::backends) compared: u64,
+    /// Their rows are behind.
+    pub(in crate::backends) behind: u64,
+    /// Of these, those that were not scheduled.
+    pub(in crate::backends) rescheduled: u64,
+    /// They have no row, or a deleted one.
+    pub(in crate::backends) without_row: u64,
+    /// Their rows are newer than any value of them in Redis.
+    pub(in crate::backends) rows_ahead: u64,
+}
+
+/// A tenant under comparison.
+struct Subject {
+    tenant: Tenant,
+    /// Where its rows are, for tenants that share a server.
+    server: String,
+    schedules: Schedules,
+    /// Keys found and not compared yet.
+    keys: Vec<Vec<u8>>,
+    found: Result<Compared, Failure>,
+}
+
+impl Comparison {
+    /// Compares these tenants, each with the server of its rows; one result for each, in order.
+    ///
+    /// # Errors
+    /// When the keys of Redis can't be read.
+    pub(in crate::backends) async fn walk(
+        &self,
+        tenants: Vec<(Tenant, String)>,
+        progress: &Progress,
+    ) -> Result<Vec<Result<Compared, Failure>>, ScheduleError> {
+        let mut subjects: Vec<Subject> = tenants
+            .into_iter()
+            .map(|(tenant, server)| Subject {
+                schedules: self.schedules(&tenant),
+                keys: Vec::new(),
+                found: Ok(Compared::default()),
+                tenant,
+                server,
+            })
+            .collect();
+        let (owners, spaces): (Vec<usize>, Vec<KeySpace>) = subjects
+            .iter()
+            .enumerate()
+            .flat_map(|(n, subject)| subject.schedules.iter().map(move |one| (n, one.space().clone())))
+            .unzip();
+        // Servers that gave no answer: their other tenants are not tried in this pass.
+        let mut silent = BTreeSet::new();
+        let mut keys = BalanceKeys::new(self.link.clone(), spaces);
+        while let Some(page) = keys.next().await? {
+            for (space, key) in page {
+                let subject = &mut subjects[owners[space]];
+                subject.keys.push(key);
+                if subject.keys.len() == PAGE {
+                    self.compare_page(subject, &mut silent).await;
+                    progress.beat();
+                }
+            }
+            progress.beat();
+            tokio::time::sleep(PAUSE).await;
+        }
+        for subject in &mut subjects {
+            self.compare_page(subject, &mut silent).await;
+            progress.beat();
+        }
+        Ok(subjects.into_iter().map(|subject| subject.found).collect())
+    }
+
+    /// Compares the keys that were found, and schedules again what is behind.
+    async fn compare_page(&self, subject: &mut Subject, silent: &mut BTreeSet<String>) {
+        let keys = std::mem::take(&mut subject.keys);
+        let Ok(found) = &mut subject.found else { return };
+        if keys.is_empty() {
+            return;
+        }
+        if silent.contains(&subject.server) {
+            subject.found = Err(Failure::Silent(subject.server.clone()));
+            return;
+        }
+        let looking = self.look(&subject.tenant, &subject.schedules, &keys);
+        match looking.instrument(span(&subject.tenant)).await {
+            Ok(page) => {
+                found.compared += page.compared;
+                found.behind += page.behind;
+                found.rescheduled += page.rescheduled;
+                found.without_row += page.without_row;
+                found.rows_ahead += page.rows_ahead;
+            }
+            Err(error) => {
+                if error.is_of_server() {
+                    silent.insert(subject.server.clone());
+                }
+                subject.found = Err(error);
+            }
+        }
+        tokio::time::sleep(COMPARE_PAUSE).await;
+    }
+
+    async fn look(
+        &self,
+        tenant: &Tenant,
+        schedules: &Schedules,
+        keys: &[Vec<u8>],
+    ) -> Result<Compared, Failure> {
+        // The values first: a row that is written meanwhile is not taken for one that is behind.
+        let values = read_values(&self.link, keys).await?;
+        let mut found = Compared::default();
+        let balances: Vec<(&[u8], BalanceRef<'_>, BalanceValue)> = keys
+            .iter()
+            .zip(&values)
+            .filter_map(|(key, value)| {
+                // What can't be read is the collector's to report.
+                let balance = BalanceRef::parse(schedules.of_member(key).space(), key).ok()?;
+                let value = BalanceValue::decode(value.as_ref()?).ok()?;
+                Some((key.as_slice(), balance, value))
+            })
+            .collect();
+        let rows: Vec<Row<'_>> = balances.iter().map(|(_, balance, value)| row(balance, value)).collect();
+        let pool = self.pool(tenant).await?;
+        let stored = pool.database.versions(&pool.table, &rows).await.map_err(SinkError::from)?;
+        let mut behind: Vec<&[u8]> = Vec::new();
+        let mut ahead: Vec<(&[u8], i64)> = Vec::new();
+        for ((key, _, value), stored) in balances.iter().zip(stored) {
+            found.compared += 1;
+            match stored {
+                None => found.without_row += 1,
+                Some(version) if version < value.version => behind.push(key),
+                Some(version) if version > value.version => ahead.push((key, version)),
+                Some(_) => {}
+            }
+        }
+        found.behind = behind.len() as u64;
+        found.rescheduled = schedules.schedule_again(&behind).await?;
+        found.rows_ahead = self.still_ahead(schedules, &ahead).await?;
+        Ok(found)
+    }
+
+    /// How many of these rows are newer than the values of their balances, in whichever form of their keys, now that the rows
+    /// have been read.
+    async fn still_ahead(&self, schedules: &Schedules, ahead: &[(&[u8], i64)]) -> Result<u64, Failure> {
+        let mut newest = vec![i64::MIN; ahead.len()];
+        for one in schedules.iter() {
+            let keys: Vec<Vec<u8>> = ahead
+                .iter()
+                .map(|(key, _)| {
+                    let own = schedules.of_member(key).space().balance_prefix();
+                    let name = key.strip_prefix(own.as_bytes()).unwrap_or(key);
+                    [one.space().balance_prefix().as_bytes(), name].concat()
+                })
+                .collect();
+            for (newest, value) in newest.iter_mut().zip(read_values(&self.link, &keys).await?) {
+                let version =
+                    value.and_then(|value| BalanceValue::decode(&value).ok()).map(|value| value.version);
+                *newest = version.unwrap_or(i64::MIN).max(*newest);
+            }
+        }
+        // What has no value any more is not held by Redis at all.
+        let ahead = ahead.iter().zip(newest).filter(|((_, row), newest)| *newest > i64::MIN && row > newest);
+        Ok(ahead.count() as u64)
+    }
+
+    /// The schedules of a tenant.
+    pub(in crate::backends) fn schedules(&self, tenant: &Tenant) -> Schedules {
+        Schedules::new(&self.link, tenant.key_spaces(self.key_form), &self.schedule)
+    }
+
+    /// A tenant's database.
+    pub(in crate::backends) async fn pool(&self, tenant: &Tenant) -> Result<TenantPool, SinkError> {
+        let ask = GetPool { tenant: tenant.clone(), last: false, span: Span::root("comparison") };
+        self.manager.send(ask).await.unwrap_or(Err(SinkError::ManagerGone))
+    }
+}
+
+/// The row of a balance, as it is asked for.
+pub(in crate::backends) fn row<'a>(balance: &BalanceRef<'_>, value: &'a BalanceValue) -> Row<'a> {
+    Row {
+        id: value.id,
+        organization: balance.organization,
+        ledger: balance.ledger,
+        available: value.available.as_str(),
+        on_hold: value.on_hold.as_str(),
+        overdraft_used: value.overdraft_used.as_str(),
+        version: value.version,
+    }
+}
+
+/// The span of a tenant.
+pub(in crate::backends) fn span(tenant: &Tenant) -> tracing::Span {
+    tracing::info_span!("tenant", tenant_id = %tenant)
+}

@@ -1,0 +1,308 @@
+//! Notices when Redis has lost data, and works off what follows. What is decided stands in [`balance_sync_engine::vanish`].
+//!
+//! Two tasks share a [`Board`] of open conditions. The *watch* (here, and `verify`) looks at the server and counts the schedules
+//! of this worker's tenants. The *repair* (`repair`) compares the tenants of open conditions, which may take minutes.
+//!
+//! What is open is stored in Redis, for the worker that serves the tenant next, and stored again when Redis has lost that too. An
+//! entry that is gone while Redis has lost nothing has been closed by another worker.
+//!
+//! The cost while nothing is lost: five short commands per [`LOOK_EVERY`], and one call per 250 schedules and [`COUNT_EVERY`].
+
+mod board;
+mod repair;
+mod verify;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use balance_sync_domain::{BalanceRef, BalanceValue};
+use balance_sync_engine::{
+    reason::Reason,
+    vanish::{Change, ScheduleWatch, ServerLook, ServerWatch},
+};
+use balance_sync_schedule::{ScheduleError, Vanished as Store};
+use balance_sync_tenants::Tenant;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::board::Board;
+use super::comparison::Comparison;
+use crate::{
+    status::{FleetStatus, TenantState, TenantStatus},
+    tasks::{Progress, jittered},
+};
+
+/// Longest time between two signs of life: a statement that the server doesn't answer is given up before.
+pub(crate) const INTERVAL: Duration = Duration::from_secs(30);
+/// How often the server is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often schedules are counted.
+const COUNT_EVERY: Duration = Duration::from_secs(4);
+/// After a schedule has shrunk: until all that this worker has removed is counted, and between two looks at rows.
+const CONFIRM_AFTER: Duration = Duration::from_secs(1);
+/// How long the mark keeps naming a former process, so that workers that start meanwhile notice as well.
+const NAME_PROCESS_AFTER: Duration = Duration::from_secs(60);
+/// What both tasks share.
+#[derive(Clone)]
+pub(crate) struct Vanish {
+    comparison: Comparison,
+    fleet: Arc<FleetStatus>,
+    board: Board,
+    /// How long after a mutation, or after an outage, its operation may still be on its way.
+    grace: Duration,
+    /// Names this process in Redis.
+    mark: Arc<str>,
+}
+
+/// A member that is remembered, with the value that it had.
+#[derive(Clone)]
+struct Witness {
+    member: Vec<u8>,
+    value: BalanceValue,
+}
+
+/// What is remembered of a tenant.
+#[derive(Default)]
+struct Watched {
+    schedule: ScheduleWatch<Witness>,
+    /// For how long the oldest member had been due.
+    oldest: Duration,
+    /// It has shrunk, and the rows could not be read yet.
+    suspected: Option<f64>,
+}
+
+/// A tenant whose schedules were counted.
+struct Count {
+    status: Arc<TenantStatus>,
+    members: u64,
+    /// Removed by this worker when the call began.
+    removed: u64,
+    witnesses: Vec<Witness>,
+}
+
+/// What the watch remembers between two looks.
+#[derive(Default)]
+struct Memory {
+    server: ServerWatch,
+    /// The server has been looked at before.
+    looked: bool,
+    counted: Option<Instant>,
+    tenants: BTreeMap<Tenant, Watched>,
+    /// Conditions that this worker has closed, by the time since when they were open.
+    closed: BTreeMap<Tenant, f64>,
+    /// When the mark is to name the process that answers.
+    name_process: Option<Instant>,
+}
+
+impl Vanish {
+    pub(crate) fn new(comparison: Comparison, fleet: Arc<FleetStatus>, grace: Duration) -> Self {
+        let mark = new_mark().into();
+        Self { comparison, fleet, board: Board::default(), grace, mark }
+    }
+
+    /// Looks until it is stopped.
+    pub(crate) async fn watch(self, stop: CancellationToken, progress: Progress) {
+        let store = Store::new(self.comparison.link.clone(), &self.mark);
+        let mut memory = Memory::default();
+        let watching = async {
+            loop {
+                // Before, it is not known whose tenants are to be looked at.
+                if self.fleet.reconciled.load(Relaxed)
+                    && let Err(error) = self.look(&store, &mut memory, &progress).await
+                {
+                    tracing::debug!(%error, "whether redis has lost data is not known");
+                }
+                progress.beat();
+                tokio::time::sleep(jittered(LOOK_EVERY)).await;
+            }
+        };
+        stop.run_until_cancelled(watching).await;
+    }
+
+    async fn look(
+        &self,
+        store: &Store,
+        memory: &mut Memory,
+        progress: &Progress,
+    ) -> Result<(), ScheduleError> {
+        let begun = Instant::now();
+        let mut number = memory.server.next_number();
+        let state = store.look(number).await?;
+        if !memory.looked {
+            memory.looked = true;
+            memory.server = ServerWatch::of_process(state.marked_run_id.clone());
+            number = memory.server.next_number();
+        }
+        let is_marked = state.data_set.is_some();
+        let names_process = state.run_id.is_some() && state.marked_run_id == state.run_id;
+        let run_id = state.run_id.clone();
+        let look = ServerLook {
+            former: state.former,
+            data_set: state.data_set,
+            run_id: state.run_id,
+            evicted: state.evicted,
+        };
+        let change = memory.server.looked(begun.into_std(), number, look);
+        match &change {
+            Some(Change::Replaced { how, lacks }) => {
+                let (what, lacks) = (how.describe(), lacks.map(|lacks| lacks.as_secs_f64()));
+                if how.is_loss() {
+                    tracing::error!(
+                        lacks_seconds = lacks,
+                        "{what}: what is left is compared with rows and operations"
+                    );
+                } else {
+                    tracing::warn!("{what}: what it holds is compared with rows and operations");
+                }
+            }
+            Some(Change::Evicted(keys)) => {
+                self.fleet.redis_evicted_keys.fetch_add(*keys, Relaxed);
+            }
+            None => {}
+        }
+        let now = Instant::now();
+        if change.is_some() || memory.counted.is_none_or(|counted| now - counted >= COUNT_EVERY) {
+            memory.counted = Some(now);
+            self.count(store, memory, change.as_ref(), progress).await?;
+        }
+        self.keep(store, memory, change.is_some()).await?;
+        // Last of all: a worker that ends before leaves it to the next.
+        if names_process || run_id.is_none() {
+            memory.name_process = None;
+        } else {
+            memory.name_process.get_or_insert(if is_marked { now + NAME_PROCESS_AFTER } else { now });
+        }
+        let name_now = memory.name_process.is_some_and(|at| at <= now);
+        if !is_marked || name_now {
+            let id = memory.server.data_set().map_or_else(new_mark, str::to_owned);
+            store.mark(&id, run_id.as_deref().filter(|_| name_now)).await?;
+        }
+        Ok(())
+    }
+
+    /// This worker's tenants, as far as it works on them.
+    fn served(&self) -> Vec<Arc<TenantStatus>> {
+        let works = |status: &Arc<TenantStatus>| is_served(status);
+        self.fleet.tenants().into_iter().filter(works).collect()
+    }
+
+    /// Counts the schedules, and opens conditions.
+    async fn count(
+        &self,
+        store: &Store,
+        memory: &mut Memory,
+        change: Option<&Change>,
+        progress: &Progress,
+    ) -> Result<(), ScheduleError> {
+        let mut served = self.served();
+        if served.is_empty() {
+            memory.tenants.clear();
+            return Ok(());
+        }
+        // Removed before the call: what is removed meanwhile counts for both looks, so that it is never missing.
+        let removed: Vec<u64> = served.iter().map(|status| status.removed.load(Relaxed)).collect();
+        let counts = self.counts(store, &mut served, removed).await?;
+        let present: BTreeSet<Tenant> = counts.iter().map(|count| count.status.tenant().clone()).collect();
+        memory.tenants.retain(|tenant, _| present.contains(tenant));
+        let mut shrunk = Vec::new();
+        for count in counts {
+            let watched = memory.tenants.entry(count.status.tenant().clone()).or_default();
+            let shortfall = watched.schedule.shortfall(count.members, count.status.removed.load(Relaxed));
+            if let Some(change) = change {
+                // What a Redis with other data lacks needs no proof; evicted keys may be of no tenant.
+                let is_replaced = matches!(change, Change::Replaced { .. });
+                let (reason, is_loss, detail) = describe(change);
+                let extent = if is_replaced { shortfall } else { 0 };
+                self.open(&count.status, reason, extent, is_loss, detail, watched.oldest);
+                if is_replaced {
+                    watched.remember(count);
+                    continue;
+                }
+            }
+            if shortfall > 0 {
+                shrunk.push(count);
+            } else {
+                watched.remember(count);
+            }
+        }
+        if shrunk.is_empty() {
+            return Ok(());
+        }
+        tokio::time::sleep(CONFIRM_AFTER).await;
+        for count in shrunk {
+            let Some(watched) = memory.tenants.get_mut(count.status.tenant()) else { continue };
+            let shortfall = watched.schedule.shortfall(count.members, count.status.removed.load(Relaxed));
+            if shortfall == 0 {
+                watched.remember(count);
+                continue;
+            }
+            self.verify(watched, count, shortfall).await;
+            progress.beat();
+        }
+        Ok(())
+    }
+
+    async fn counts(
+        &self,
+        store: &Store,
+        served: &mut Vec<Arc<TenantStatus>>,
+        removed: Vec<u64>,
+    ) -> Result<Vec<Count>, ScheduleError> {
+        let spaces: Vec<_> =
+            served.iter().map(|status| status.tenant().key_spaces(self.comparison.key_form)).collect();
+        let flat: Vec<_> = spaces.iter().flatten().collect();
+        let mut found = store.count(&flat).await?.into_iter();
+        let mut counts = Vec::with_capacity(served.len());
+        for ((status, spaces), removed) in served.drain(..).zip(&spaces).zip(removed) {
+            let mut count = Some(Count { status, members: 0, removed, witnesses: Vec::new() });
+            for space in spaces {
+                let Some(one) = found.next() else { break };
+                // The collector says what is wrong with the key.
+                let (Some(members), Some(mut sum)) = (one.members, count.take()) else { continue };
+                sum.members += members;
+                sum.witnesses.extend(one.some.into_iter().filter_map(|(member, value)| {
+                    BalanceRef::parse(space, &member).ok()?;
+                    let value = BalanceValue::of_member(&member, &value).ok()?;
+                    Some(Witness { member, value })
+                }));
+                count = Some(sum);
+            }
+            counts.extend(count);
+        }
+        Ok(counts)
+    }
+}
+
+impl Watched {
+    fn remember(&mut self, count: Count) {
+        self.oldest = Duration::from_millis(count.status.oldest_due_age_ms.load(Relaxed));
+        self.schedule.remember(count.members, count.removed, count.witnesses);
+    }
+}
+
+/// Whether this worker works on the tenant, as far as it can be worked on.
+fn is_served(status: &TenantStatus) -> bool {
+    use TenantState::{Degraded, Idle, Paused, Syncing};
+    !status.standby.load(Relaxed)
+        && matches!(status.collector_state().state, Idle | Syncing | Degraded | Paused)
+}
+
+fn describe(change: &Change) -> (Reason, bool, String) {
+    match change {
+        Change::Replaced { how, lacks } => {
+            let lacks = lacks.map_or_else(String::new, |lacks| {
+                format!(": those of {:.0} s at least", lacks.as_secs_f64().max(1.0))
+            });
+            (Reason::RedisDataReplaced, how.is_loss(), format!("{}{lacks}", how.describe()))
+        }
+        Change::Evicted(keys) => (Reason::RedisEvicted, true, format!("Redis has evicted {keys} keys")),
+    }
+}
+
+/// For a process or a data set.
+fn new_mark() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}

@@ -1,0 +1,151 @@
+//! Whether somebody has written what is gone from a schedule.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use balance_sync_domain::BalanceRef;
+use balance_sync_engine::{
+    reason::Reason,
+    vanish::{Found, Trace, Verdict, judge},
+};
+use balance_sync_schedule::{ScheduleError, Schedules};
+use balance_sync_tenants::Tenant;
+use tracing::Instrument as _;
+
+use super::{CONFIRM_AFTER, Count, Vanish, Watched, Witness, board::cut};
+use crate::{
+    backends::comparison::{Failure, row, span},
+    clock::wall_clock,
+    pipeline::SinkError,
+    status::Vanished,
+};
+
+impl Vanish {
+    /// A schedule has shrunk by more than this worker has removed: finds out whether somebody has written what is gone.
+    pub(super) async fn verify(&self, watched: &mut Watched, count: Count, shortfall: u64) {
+        let status = Arc::clone(&count.status);
+        let tenant = status.tenant();
+        let schedules = self.comparison.schedules(tenant);
+        let looking = self.is_forgotten(tenant, &schedules, watched.schedule.witnesses());
+        match looking.instrument(span(tenant)).await {
+            Ok(Verdict::Written) => {
+                if watched.suspected.take().is_some() && !self.board.lock().contains_key(tenant) {
+                    status.show_vanished(None);
+                }
+                watched.remember(count);
+            }
+            Ok(Verdict::Vanished) => {
+                let detail = format!("{shortfall} members have left the schedule unwritten");
+                self.open(&status, Reason::RedisScheduleVanished, shortfall, true, detail, watched.oldest);
+                watched.suspected = None;
+                watched.remember(count);
+            }
+            // Redis has lost data anyway.
+            Err(_) if self.board.lock().contains_key(tenant) => {
+                let detail = format!("{shortfall} members have left the schedule");
+                self.open(&status, Reason::RedisScheduleVanished, shortfall, true, detail, watched.oldest);
+                watched.remember(count);
+            }
+            // What is remembered stays: the rows are read as soon as they can be.
+            Err(error) => {
+                let since = *watched.suspected.get_or_insert_with(wall_clock);
+                status.show_vanished(Some(Vanished {
+                    reason: Reason::RedisScheduleVanished,
+                    extent: shortfall,
+                    since,
+                    detail: format!("{shortfall} members have left the schedule, perhaps unwritten"),
+                    phase: cut(&format!("rows can't be read to find out: {error}")),
+                    found: Found::default(),
+                }));
+            }
+        }
+    }
+
+    /// Whether one of these members is neither scheduled nor written nor listed; looked at twice.
+    async fn is_forgotten(
+        &self,
+        tenant: &Tenant,
+        schedules: &Schedules,
+        witnesses: &[Witness],
+    ) -> Result<Verdict, Failure> {
+        let mut suspects: Vec<&Witness> = witnesses.iter().collect();
+        for round in 0..2 {
+            if round > 0 {
+                // Another worker may have written it a moment after its row was read.
+                tokio::time::sleep(CONFIRM_AFTER).await;
+            }
+            let traces = self.traces(tenant, schedules, &suspects).await?;
+            if judge(&traces) == Verdict::Written {
+                return Ok(Verdict::Written);
+            }
+            let forgotten = suspects.into_iter().zip(traces).filter(|(_, trace)| *trace == Trace::Forgotten);
+            suspects = forgotten.map(|(witness, _)| witness).collect();
+        }
+        Ok(Verdict::Vanished)
+    }
+
+    async fn traces(
+        &self,
+        tenant: &Tenant,
+        schedules: &Schedules,
+        witnesses: &[&Witness],
+    ) -> Result<Vec<Trace>, Failure> {
+        let mut traces = vec![Trace::Scheduled; witnesses.len()];
+        let gone = self.unscheduled(schedules, witnesses).await?;
+        if gone.is_empty() {
+            return Ok(traces);
+        }
+        let pool = self.comparison.pool(tenant).await?;
+        let rows: Vec<_> = gone
+            .iter()
+            .filter_map(|&n| {
+                let Witness { member, value } = witnesses[n];
+                let balance = BalanceRef::parse(schedules.of_member(member).space(), member).ok()?;
+                Some((n, row(&balance, value)))
+            })
+            .collect();
+        let asked: Vec<_> = rows.iter().map(|(_, row)| *row).collect();
+        let versions = pool.database.versions(&pool.table, &asked).await.map_err(SinkError::from)?;
+        let mut open = Vec::new();
+        for ((n, row), version) in rows.iter().zip(versions) {
+            // Without a row, or with a deleted one, nothing can be behind.
+            if version.is_none_or(|version| version >= row.version) {
+                traces[*n] = Trace::Written;
+            } else {
+                open.push(*n);
+            }
+        }
+        for &n in &open {
+            let member = witnesses[n].member.as_slice();
+            let listed = schedules.of_member(member).listed(&[member]).await?;
+            traces[n] = if listed.contains(&true) { Trace::Listed } else { Trace::Forgotten };
+        }
+        // Scheduled again meanwhile.
+        let suspects: Vec<&Witness> = open.iter().map(|&n| witnesses[n]).collect();
+        let gone = self.unscheduled(schedules, &suspects).await?;
+        for (at, &n) in open.iter().enumerate() {
+            if !gone.contains(&at) {
+                traces[n] = Trace::Scheduled;
+            }
+        }
+        Ok(traces)
+    }
+
+    /// The positions of those that are not scheduled.
+    async fn unscheduled(
+        &self,
+        schedules: &Schedules,
+        witnesses: &[&Witness],
+    ) -> Result<Vec<usize>, ScheduleError> {
+        let mut gone: BTreeSet<Vec<u8>> = BTreeSet::new();
+        for schedule in schedules.iter() {
+            let prefix = schedule.space().balance_prefix();
+            let own: Vec<Vec<u8>> = witnesses
+                .iter()
+                .filter(|witness| witness.member.starts_with(prefix.as_bytes()))
+                .map(|witness| witness.member.clone())
+                .collect();
+            gone.extend(schedule.not_scheduled(&own).await?);
+        }
+        Ok((0..witnesses.len()).filter(|&n| gone.contains(&witnesses[n].member)).collect())
+    }
+}

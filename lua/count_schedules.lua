@@ -1,0 +1,39 @@
+-- Count: members of many schedules, and some of them with their values, so that it shows when a schedule vanishes.
+--
+-- KEYS[…]  schedules
+-- ARGV[1]  most members returned per schedule: half of them with the oldest scores, half with the newest
+-- ARGV[2]  longest value in bytes that is returned
+-- ARGV[3…] for each schedule the tenant prefix: only values whose key begins with it are read ('' = single-tenant)
+--
+-- Result   { { members, member, value, … } | -1, … }: one per schedule; -1 = the key is of another type
+--
+-- Atomic: all of one moment. Read-only. An empty schedule costs one command.
+
+local most, longest = tonumber(ARGV[1]), tonumber(ARGV[2])
+local result = {}
+for n = 1, #KEYS do
+  local members = redis.pcall('ZCARD', KEYS[n])
+  if err_of(members) then
+    result[n] = -1
+  else
+    local found = { members }
+    if members > 0 and most > 0 then
+      local seen = {}
+      local half = math.ceil(most / 2)
+      local some = redis.call('ZRANGE', KEYS[n], 0, half - 1)
+      for _, member in ipairs(redis.call('ZRANGE', KEYS[n], -half, -1)) do some[#some + 1] = member end
+      for _, member in ipairs(some) do
+        if not seen[member] and is_own(member, ARGV[n + 2]) then
+          seen[member] = true
+          local value = redis.pcall('GET', member)
+          if type(value) == 'string' and #value <= longest then
+            found[#found + 1] = member
+            found[#found + 1] = value
+          end
+        end
+      end
+    end
+    result[n] = found
+  end
+end
+return result
