@@ -55,7 +55,7 @@ export const TENANT_ACTIONS = {
   },
   acknowledge: {
     label: "Acknowledge",
-    picture: "check",
+    picture: "ok",
     title: (id) => `Acknowledge what Redis has lost of ${id}?`,
     text: "It is closed, and the fleet may be healthy again. Balances that are listed as lost stay listed.",
     facts: ["What was not accounted for is not looked for any more."],
