@@ -80,6 +80,8 @@ pub enum Advice {
     FindOwner,
     /// It can't be read.
     MendValue,
+    /// It stands in the quarantine, or among the losses.
+    SetAside,
 }
 
 impl Advice {
@@ -137,6 +139,10 @@ impl Advice {
             }
             Self::FindOwner => {
                 "Neither a row nor a readable value belongs to it: find out who wrote it; `balance-sync why MEMBER` shows the rest."
+            }
+            Self::SetAside => {
+                "It is set aside already: `balance-sync quarantine show MEMBER` says why, and `quarantine retry` tries it again once \
+                 that is mended."
             }
             Self::MendValue => {
                 "The value can't be read: compare it with the row, and have the ledger write it anew before it expires."
@@ -278,6 +284,20 @@ impl Judgement {
     #[must_use]
     pub const fn is_finding(&self) -> bool {
         !matches!(self.advice, Advice::None)
+    }
+
+    /// What to do, if it may stand in the list of quarantined and lost balances already. No repair touches what is quarantined, but
+    /// a loss is mended in the same way.
+    #[must_use]
+    pub const fn advice(&self, listed: bool) -> Advice {
+        match self.class {
+            Class::BehindScheduled | Class::BehindUnscheduled | Class::MissingRow | Class::Orphaned
+                if listed =>
+            {
+                Advice::SetAside
+            }
+            _ => self.advice,
+        }
     }
 
     /// Whether a later look has found the same: what moves is being written.
@@ -655,6 +675,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_set_aside_is_not_scheduled_again_by_a_repair() {
+        let behind = judge(&witnesses(value(6), Some(5), trail(5), Scheduled::No), IN_FLIGHT);
+        assert_eq!((behind.advice(false), behind.advice(true)), (Advice::ScheduleAgain, Advice::SetAside));
+        let lost = judge(&witnesses(Value::Absent, Some(5), trail(6), Scheduled::No), IN_FLIGHT);
+        assert_eq!(lost.advice(true), Advice::Recover);
+    }
+
+    #[test]
     fn each_advice_is_one_sentence() {
         for advice in [
             Advice::AskWhy,
@@ -672,6 +700,7 @@ mod tests {
             Advice::SettleClosed,
             Advice::FindOwner,
             Advice::MendValue,
+            Advice::SetAside,
         ] {
             let text = advice.sentence();
             assert!(text.ends_with('.') && !text.contains(". "), "{text}");

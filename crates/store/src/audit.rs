@@ -142,9 +142,10 @@ impl Database {
         access: &AuditAccess,
         page: AuditPage,
     ) -> Result<Vec<AuditRow>, StoreError> {
-        let rows = Rows { table, access, which: Which::Page(page), window: PAGE_WINDOW };
-        let mut rows: Vec<AuditRow> =
-            self.session().await?.run(&rows).await?.into_iter().map(|(_, row)| row).collect();
+        let mut session = self.session().await?;
+        let limit = LIMIT.min(session.statement_timeout());
+        let rows = Rows { limit, table, access, which: Which::Page(page), window: PAGE_WINDOW };
+        let mut rows: Vec<AuditRow> = session.run(&rows).await?.into_iter().map(|(_, row)| row).collect();
         rows.sort_unstable_by_key(|row| row.id);
         Ok(rows)
     }
@@ -161,8 +162,10 @@ impl Database {
     ) -> Result<Vec<Option<AuditRow>>, StoreError> {
         let mut found = vec![None; ids.len()];
         if !ids.is_empty() {
-            let rows = Rows { table, access, which: Which::Ids(ids), window: WINDOW };
-            for (n, row) in self.session().await?.run(&rows).await? {
+            let mut session = self.session().await?;
+            let limit = LIMIT.min(session.statement_timeout());
+            let rows = Rows { limit, table, access, which: Which::Ids(ids), window: WINDOW };
+            for (n, row) in session.run(&rows).await? {
                 place(&mut found, n, row);
             }
         }
@@ -201,6 +204,7 @@ enum Which<'s> {
 
 /// Rows, each with its newest operation.
 struct Rows<'s> {
+    limit: Duration,
     table: &'s Table,
     access: &'s AuditAccess,
     which: Which<'s>,
@@ -215,7 +219,7 @@ impl Operation for Rows<'_> {
     type Output = Vec<(i64, AuditRow)>;
 
     fn write(&self, sql: &mut Sql<'_>) -> Result<(), Unwritable> {
-        sql.limit(LIMIT, LOCK_LIMIT).push(
+        sql.limit(self.limit, LOCK_LIMIT).push(
             "SELECT v.n, v.balance_id, v.organization_id, v.ledger_id, coalesce(v.alias, ''), \
                 coalesce(v.key, 'default'), coalesce(v.version, -1)::pg_catalog.int8, \
                 coalesce(v.available::pg_catalog.text, 'NULL'), coalesce(v.on_hold::pg_catalog.text, 'NULL'), \

@@ -75,7 +75,7 @@ impl Finding {
         json!({
             "tenant": self.tenant, "member": String::from_utf8_lossy(&self.member), "id": self.id,
             "class": self.judgement.class, "version": self.judgement.version,
-            "advice": self.judgement.advice.sentence(), "detail": self.detail(hide_amounts), "listed": self.listed,
+            "advice": self.judgement.advice(self.listed).sentence(), "detail": self.detail(hide_amounts), "listed": self.listed,
             "scheduled": scheduled, "due_since_seconds": due,
             "redis": if let Value::Present(value) = value { known(value) } else { Json::Null },
             "row": row, "operation": operation,
@@ -125,7 +125,7 @@ impl Finding {
             shown(&self.tenant),
             self.name(),
             seen.join("; "),
-            self.judgement.advice.sentence()
+            self.judgement.advice(self.listed).sentence()
         )
     }
 }

@@ -65,7 +65,15 @@ pub(crate) async fn audit(file: Option<&Path>, args: AuditArgs) -> anyhow::Resul
     let mut is_interrupted = false;
     let summary = loop {
         tokio::select! {
-            summary = &mut running => break summary?,
+            summary = &mut running => match summary {
+                Ok(summary) => break summary,
+                Err(error) => {
+                    if let Some(file) = &args.resume {
+                        write_cursor(file, &auditor.cursor())?;
+                    }
+                    return Err(error);
+                }
+            },
             signal = &mut interrupt, if !is_interrupted => {
                 is_interrupted = true;
                 signal?;
