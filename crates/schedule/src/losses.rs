@@ -19,7 +19,10 @@ use crate::{
 /// Reason of members whose last mutations are lost.
 pub const REASON_LOST: &str = "value_lost";
 
-/// What is known about a lost mutation.
+/// Reason of members whose row and value in Redis have different histories.
+pub const REASON_FORKED: &str = "forked";
+
+/// What is known about a lost mutation, or about a fork: then the amounts are those in Redis.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Loss {
@@ -44,6 +47,18 @@ pub struct Loss {
     pub overdraft_used: Option<String>,
     /// The amounts may differ from the true state.
     pub in_doubt: bool,
+    /// Nothing is gone, but the row is ahead of Redis, or has other amounts at the same version.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub forked: bool,
+    /// `available` of the row, where it differs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub row_available: Option<String>,
+    /// `on_hold` of the row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub row_on_hold: Option<String>,
+    /// `overdraft_used` of the row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub row_overdraft_used: Option<String>,
     /// Redis time in seconds at which a later mutation of the balance was written. It was computed from a row without the lost
     /// mutation, so the balance may have forked.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -151,7 +166,7 @@ pub(crate) fn read_loss(raw: &[u8]) -> QuarantineEntry {
         let mut loss: Loss = serde_json::from_str(&recorded.loss)?;
         loss.later_at = recorded.later_at;
         Ok::<_, serde_json::Error>(QuarantineEntry {
-            reason: REASON_LOST.to_owned(),
+            reason: if loss.forked { REASON_FORKED } else { REASON_LOST }.to_owned(),
             detail: describe(&loss),
             value: None,
             truncated: false,
@@ -167,6 +182,9 @@ pub(crate) fn read_loss(raw: &[u8]) -> QuarantineEntry {
 /// The description of a loss, with the mark of a later mutation.
 fn describe(loss: &Loss) -> String {
     match &loss.later_at {
+        Some(_) if loss.forked => {
+            format!("{}; a later mutation of this balance has been written since", loss.detail)
+        }
         Some(_) => format!(
             "{}; a later mutation of this balance has been written since, so the balance may have forked",
             loss.detail
@@ -188,5 +206,8 @@ mod tests {
         let entry = read_loss(raw);
         assert_eq!((entry.reason.as_str(), entry.count), (REASON_LOST, 3));
         assert_eq!(entry.loss.and_then(|loss| loss.version), Some(9_007_199_254_740_993));
+        let raw =
+            br#"{"loss":"{\"confirmed\":true,\"forked\":true}","first_at":"1","last_at":"2","count":3}"#;
+        assert_eq!(read_loss(raw).reason, REASON_FORKED);
     }
 }

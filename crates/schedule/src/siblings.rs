@@ -9,6 +9,7 @@ use balance_sync_domain::{BalanceValue, KeySpace};
 use redis::{Cmd, Value};
 
 use crate::{
+    balances::read_values,
     claimed::Claimed,
     error::{ErrorClass, ScheduleError},
     losses::read_loss,
@@ -46,6 +47,32 @@ impl Schedules {
                 }
             }
         }
+    }
+
+    /// What Redis holds of these members now, under every form of the tenant's id: for each the values that are there.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn current_values(&self, members: &[&Claimed]) -> Result<Vec<Vec<Vec<u8>>>, ScheduleError> {
+        let mut found = vec![Vec::new(); members.len()];
+        for (page, found) in members.chunks(PAGE).zip(found.chunks_mut(PAGE)) {
+            for schedule in self.iter() {
+                let keys: Vec<(usize, Vec<u8>)> = page
+                    .iter()
+                    .enumerate()
+                    .filter_map(|(at, claimed)| {
+                        let own = self.iter().nth(claimed.schedule)?;
+                        Some((at, renamed(&claimed.member, own.space(), schedule.space())?))
+                    })
+                    .collect();
+                let names: Vec<&[u8]> = keys.iter().map(|(_, key)| key.as_slice()).collect();
+                let values = read_values(schedule.link(), &names).await?;
+                for ((at, _), value) in keys.iter().zip(values) {
+                    found[*at].extend(value);
+                }
+            }
+        }
+        Ok(found)
     }
 
     fn others(&self, at: usize) -> impl Iterator<Item = &Schedule> {

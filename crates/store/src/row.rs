@@ -42,6 +42,9 @@ pub enum Outcome {
 pub enum RowResult {
     /// Postgres took it.
     Ok(Outcome),
+    /// The row is newer than what was sent, or has other amounts at the same version, and was left alone. Harmless if another
+    /// worker has written a later mutation meanwhile, a fork of the balance otherwise: what Redis holds now tells which.
+    Differs,
     /// There is no such row, the table knows no other of its organization and ledger, and nothing shows that the table is the
     /// tenant's. Perhaps the database is a wrong one: to be tried again later, not to be taken for missing.
     UnknownLedger {

@@ -70,6 +70,7 @@ impl Database {
         }
         let outcome = |result| match result {
             RowResult::Ok(outcome) => Ok(outcome),
+            RowResult::Differs => Ok(Outcome::Stale),
             RowResult::Refused { message, .. } => Err(StoreError::quoting(ErrorClass::Refused, &message)),
             RowResult::UnknownLedger { message } => Err(StoreError::new(ErrorClass::NoVisibleRows, message)),
             RowResult::Locked { message } => Err(StoreError::new(ErrorClass::Timeout, message)),
@@ -224,12 +225,13 @@ pub(crate) async fn write(
             pending.iter().for_each(|&i| results[i] = Some(RowResult::Ok(Outcome::Updated)));
             break;
         }
-        let stored = run(session, &Versions { table, rows: &sending }).await?;
+        let amounts = !table.amounts_are_hidden();
+        let stored = run(session, &Versions { table, rows: &sending, amounts }).await?;
         let outcomes = tell_apart(&sending, &stored, updated);
         let mut unchanged = Vec::new();
         for (&i, outcome) in pending.iter().zip(outcomes) {
             match outcome {
-                Some(outcome) => results[i] = Some(RowResult::Ok(outcome)),
+                Some(result) => results[i] = Some(result),
                 // It came between our two statements (created, restored) and deserves another try.
                 None if attempt < UNCHANGED_RETRIES => unchanged.push(i),
                 // Or a trigger or a policy suppresses the update. To call it missing would be wrong, to report a
@@ -250,7 +252,10 @@ pub(crate) async fn write(
         }
     }
     let results: Vec<RowResult> = results.into_iter().flatten().collect();
-    let there = |result: &RowResult| matches!(result, RowResult::Ok(outcome) if *outcome != Outcome::Missing);
+    let there = |result: &RowResult| {
+        matches!(result, RowResult::Differs)
+            || matches!(result, RowResult::Ok(outcome) if *outcome != Outcome::Missing)
+    };
     if let Some(at) = results.iter().position(there) {
         table.note_written(rows[at].organization, rows[at].ledger);
     }
@@ -285,30 +290,38 @@ async fn update(session: &mut Session, table: &Table, rows: &[&Row<'_>]) -> Resu
 /// A row after the update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stored {
-    /// With this version; −1 if it has none.
-    Version(i64),
+    /// With this version, −1 if it has none, and whether its amounts are those that were sent, as far as the role may read them.
+    Version(i64, bool),
     /// It is deleted.
     Deleted,
 }
 
 /// What became of each row, from what is stored after the update and the number of rows it changed. `None`: the row is
 /// there with a lower version, though the update should have changed it.
-fn tell_apart(rows: &[&Row<'_>], stored: &[Option<Stored>], updated: u64) -> Vec<Option<Outcome>> {
+fn tell_apart(rows: &[&Row<'_>], stored: &[Option<Stored>], updated: u64) -> Vec<Option<RowResult>> {
     let mut remaining = updated;
     let mut outcomes = vec![None; rows.len()];
     // First the rows that have exactly our version, then those that somebody has since overtaken.
     for overtaken in [false, true] {
         for (i, row) in rows.iter().enumerate() {
             match stored[i] {
-                None => outcomes[i] = Some(Outcome::Missing),
-                Some(Stored::Deleted) => outcomes[i] = Some(Outcome::Deleted),
-                Some(Stored::Version(version))
+                None => outcomes[i] = Some(RowResult::Ok(Outcome::Missing)),
+                Some(Stored::Deleted) => outcomes[i] = Some(RowResult::Ok(Outcome::Deleted)),
+                // What we have written has our amounts.
+                Some(Stored::Version(version, false)) if version == row.version => {
+                    outcomes[i] = Some(RowResult::Differs);
+                }
+                Some(Stored::Version(version, _))
                     if version >= row.version && (version > row.version) == overtaken =>
                 {
-                    outcomes[i] = Some(if remaining > 0 { Outcome::Updated } else { Outcome::Stale });
+                    outcomes[i] = Some(match remaining {
+                        0 if overtaken => RowResult::Differs,
+                        0 => RowResult::Ok(Outcome::Stale),
+                        _ => RowResult::Ok(Outcome::Updated),
+                    });
                     remaining = remaining.saturating_sub(1);
                 }
-                Some(Stored::Version(_)) => {}
+                Some(Stored::Version(..)) => {}
             }
         }
     }
@@ -419,25 +432,39 @@ impl Operation for Update<'_> {
 struct Versions<'s> {
     table: &'s Table,
     rows: &'s [&'s Row<'s>],
+    /// Compare the amounts too, which the role must be allowed to read.
+    amounts: bool,
 }
 
 impl Operation for Versions<'_> {
     type Output = Vec<Option<Stored>>;
 
     fn write(&self, sql: &mut Sql<'_>) -> Result<(), Unwritable> {
-        sql.push(
-            "SELECT v.n, coalesce(b.version, -1)::pg_catalog.int8, b.deleted_at IS NOT NULL FROM unnest(",
-        );
-        identities(sql, self.rows);
-        sql.push(") WITH ORDINALITY AS v(id, organization_id, ledger_id, n) JOIN ").balances(self.table)?;
-        sql.push(" AS b ON ").push(SAME_ROW).push(" WHERE ").guard();
+        sql.push("SELECT v.n, coalesce(b.version, -1)::pg_catalog.int8, b.deleted_at IS NOT NULL, ");
+        if self.amounts {
+            sql.push(
+                "(b.available, b.on_hold, b.overdraft_used) IS NOT DISTINCT FROM \
+                 (v.available, v.on_hold, v.overdraft_used) FROM unnest(",
+            );
+            identities(sql, self.rows).push(", ");
+            amounts(sql, self.rows)?;
+            sql.push(") WITH ORDINALITY AS v(id, organization_id, ledger_id, available, on_hold, overdraft_used, n) JOIN ");
+        } else {
+            sql.push("true FROM unnest(");
+            identities(sql, self.rows);
+            sql.push(") WITH ORDINALITY AS v(id, organization_id, ledger_id, n) JOIN ");
+        }
+        sql.balances(self.table)?.push(" AS b ON ").push(SAME_ROW).push(" WHERE ").guard();
         Ok(())
     }
 
     fn read(&self, answer: Answer) -> Result<Self::Output, sqlx::Error> {
         let mut stored = vec![None; self.rows.len()];
         for row in answer.rows {
-            let value = if row.try_get(2)? { Stored::Deleted } else { Stored::Version(row.try_get(1)?) };
+            let value = match row.try_get(2)? {
+                true => Stored::Deleted,
+                false => Stored::Version(row.try_get(1)?, row.try_get(3)?),
+            };
             place(&mut stored, row.try_get(0)?, value);
         }
         Ok(stored)
@@ -458,7 +485,17 @@ mod tests {
     use super::*;
 
     /// Versions sent and stored; −2 stands for a deleted row.
-    fn outcomes(versions: &[(i64, Option<i64>)], updated: u64) -> Vec<Option<Outcome>> {
+    fn outcomes(versions: &[(i64, Option<i64>)], updated: u64) -> Vec<Option<RowResult>> {
+        let stored: Vec<_> =
+            versions.iter().map(|&(_, stored)| stored.map(|version| (version, true))).collect();
+        outcomes_of(versions, &stored, updated)
+    }
+
+    fn outcomes_of(
+        versions: &[(i64, Option<i64>)],
+        stored: &[Option<(i64, bool)>],
+        updated: u64,
+    ) -> Vec<Option<RowResult>> {
         let rows: Vec<Row<'_>> = versions
             .iter()
             .map(|&(version, _)| Row {
@@ -471,29 +508,38 @@ mod tests {
                 version,
             })
             .collect();
-        let read = |version| if version == -2 { Stored::Deleted } else { Stored::Version(version) };
-        let stored: Vec<_> = versions.iter().map(|&(_, stored)| stored.map(read)).collect();
+        let read = |(version, same)| match version {
+            -2 => Stored::Deleted,
+            version => Stored::Version(version, same),
+        };
+        let stored: Vec<_> = stored.iter().map(|stored| stored.map(read)).collect();
         tell_apart(&rows.iter().collect::<Vec<_>>(), &stored, updated)
     }
 
     #[test]
     fn what_the_stored_versions_tell() {
-        use Outcome::{Deleted, Missing, Stale, Updated};
+        let [deleted, missing, stale, updated] =
+            [Outcome::Deleted, Outcome::Missing, Outcome::Stale, Outcome::Updated].map(RowResult::Ok);
         assert_eq!(
             outcomes(&[(5, Some(5)), (5, Some(9)), (5, None)], 1),
-            [Some(Updated), Some(Stale), Some(Missing)]
+            [Some(updated.clone()), Some(RowResult::Differs), Some(missing.clone())]
         );
         assert_eq!(
             outcomes(&[(5, Some(-2)), (5, Some(5)), (0, Some(-1))], 1),
-            [Some(Deleted), Some(Updated), None]
+            [Some(deleted.clone()), Some(updated.clone()), None]
         );
         // Written by us and overtaken before we asked: still two updates.
         assert_eq!(
             outcomes(&[(5, Some(6)), (5, Some(5)), (5, None)], 2),
-            [Some(Updated), Some(Updated), Some(Missing)]
+            [Some(updated.clone()), Some(updated.clone()), Some(missing.clone())]
         );
         // The same version came from another worker: one of the two was ours, Postgres has both.
-        assert_eq!(outcomes(&[(5, Some(5)), (5, Some(5))], 1), [Some(Updated), Some(Stale)]);
-        assert_eq!(outcomes(&[(5, Some(4)), (5, Some(5))], 1), [None, Some(Updated)]);
+        assert_eq!(outcomes(&[(5, Some(5)), (5, Some(5))], 1), [Some(updated.clone()), Some(stale.clone())]);
+        assert_eq!(outcomes(&[(5, Some(4)), (5, Some(5))], 1), [None, Some(updated.clone())]);
+        // Other amounts at our version can't be ours, whatever was updated.
+        let both = [(5, Some(5)), (5, Some(5))];
+        let stored = [Some((5, false)), Some((5, true))];
+        assert_eq!(outcomes_of(&both, &stored, 1), [Some(RowResult::Differs), Some(updated.clone())]);
+        assert_eq!(outcomes_of(&both, &stored, 0), [Some(RowResult::Differs), Some(stale.clone())]);
     }
 }

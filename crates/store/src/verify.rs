@@ -6,7 +6,7 @@ use crate::classify::StoreError;
 use crate::database::Database;
 use crate::identifier::Table;
 use crate::row::Row;
-use crate::session::{Answer, Operation};
+use crate::session::{Answer, Operation, Session};
 use crate::sql::{Sql, Unwritable};
 use crate::update::{CHUNK_ROWS, NOT_DELETED, SAME_ROW, amounts, identities, place};
 
@@ -25,6 +25,8 @@ pub struct StoredRow {
     pub same_amounts: bool,
     /// Whether it is deleted: nothing is written to it any more.
     pub deleted: bool,
+    /// Whether the role may read the amounts. Otherwise they are empty, and count as equal.
+    pub readable: bool,
 }
 
 impl Database {
@@ -44,6 +46,44 @@ impl Database {
             stored.append(&mut session.run(&Compare { table, rows: chunk }).await?);
         }
         Ok(stored)
+    }
+}
+
+impl Session {
+    /// As [`Database::fetch`], on this connection. Also where the role may not read amounts.
+    ///
+    /// # Errors
+    /// By class, as for [`Database::update`].
+    pub async fn fetch(
+        &mut self,
+        table: &Table,
+        rows: &[Row<'_>],
+    ) -> Result<Vec<Option<StoredRow>>, StoreError> {
+        let mut stored = Vec::with_capacity(rows.len());
+        let rows: Vec<&Row<'_>> = rows.iter().collect();
+        for chunk in rows.chunks(CHUNK_ROWS) {
+            if table.amounts_are_hidden() {
+                let versions = self.run(&Versions { table, rows: chunk }).await?;
+                stored.extend(versions.into_iter().map(|version| version.map(StoredRow::of_version)));
+            } else {
+                stored.append(&mut self.run(&Compare { table, rows: chunk }).await?);
+            }
+        }
+        Ok(stored)
+    }
+}
+
+impl StoredRow {
+    fn of_version(version: i64) -> Self {
+        Self {
+            version,
+            available: String::new(),
+            on_hold: String::new(),
+            overdraft_used: String::new(),
+            same_amounts: true,
+            deleted: false,
+            readable: false,
+        }
     }
 }
 
@@ -132,6 +172,7 @@ impl Operation for Compare<'_> {
                 overdraft_used: row.try_get(4)?,
                 same_amounts: row.try_get(5)?,
                 deleted: row.try_get(6)?,
+                readable: true,
             };
             place(&mut stored, row.try_get(0)?, value);
         }

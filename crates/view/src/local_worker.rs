@@ -145,6 +145,7 @@ impl LocalWorker {
                 updated: status.updated.load(Relaxed),
                 stale: status.stale.load(Relaxed),
                 deleted: status.deleted.load(Relaxed),
+                forked: status.forked.load(Relaxed),
                 quarantined: status.quarantined.load(Relaxed),
                 expired: status.expired.load(Relaxed),
                 kept: status.kept.load(Relaxed),

@@ -369,7 +369,7 @@ impl FleetView {
             lost.sort_by_key(|row| std::cmp::Reverse(row.losses));
             let losses: u64 = lost.iter().map(|row| row.losses).sum();
             let text = format!(
-                "{losses} balances have lost mutations, or may have, until somebody drops their entries: {}.",
+                "{losses} balances have lost mutations or forked, or may have, until their entries are dropped: {}.",
                 names(&lost)
             );
             worse(Verdict::Degraded, text);
@@ -601,7 +601,7 @@ mod tests {
         fleet.tenants[0].losses = 2;
         let (verdict, reasons) = fleet.judge();
         assert_eq!(verdict, Verdict::Degraded);
-        assert!(reasons[0].starts_with("2 balances have lost mutations"), "{reasons:?}");
+        assert!(reasons[0].starts_with("2 balances have lost mutations or forked"), "{reasons:?}");
         assert_eq!(fleet.overview().losses, 2);
         fleet.tenants[0] = TenantRow { losses: 0, sampled: false, ..fleet.tenants[0].clone() };
         let (verdict, reasons) = fleet.judge();

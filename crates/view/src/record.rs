@@ -120,6 +120,9 @@ pub struct Counts {
     /// Balances whose row is deleted.
     #[serde(skip_serializing_if = "is_zero")]
     pub deleted: u64,
+    /// Balances that have forked.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub forked: u64,
     /// Members put in quarantine.
     #[serde(skip_serializing_if = "is_zero")]
     pub quarantined: u64,
@@ -149,6 +152,7 @@ impl Counts {
         self.updated += other.updated;
         self.stale += other.stale;
         self.deleted += other.deleted;
+        self.forked += other.forked;
         self.quarantined += other.quarantined;
         self.expired += other.expired;
         self.kept += other.kept;

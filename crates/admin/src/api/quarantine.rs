@@ -45,6 +45,10 @@ struct Lost {
     on_hold: Option<String>,
     overdraft_used: Option<String>,
     in_doubt: bool,
+    forked: bool,
+    row_available: Option<String>,
+    row_on_hold: Option<String>,
+    row_overdraft_used: Option<String>,
     later_at: Option<String>,
 }
 
@@ -59,6 +63,10 @@ impl Lost {
             on_hold: amount(&loss.on_hold),
             overdraft_used: amount(&loss.overdraft_used),
             in_doubt: loss.in_doubt,
+            forked: loss.forked,
+            row_available: amount(&loss.row_available),
+            row_on_hold: amount(&loss.row_on_hold),
+            row_overdraft_used: amount(&loss.row_overdraft_used),
             later_at: loss.later_at.as_ref().map(|time| at(time.parse().unwrap_or_default())),
         }
     }

@@ -36,6 +36,7 @@ pub(super) enum Counter {
     Updated,
     Stale,
     Deleted,
+    Forked,
     UnknownFormat,
     UnknownLedger,
     DeletionMarker,
@@ -51,10 +52,11 @@ pub(super) enum Counter {
 }
 
 impl Counter {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Updated,
         Self::Stale,
         Self::Deleted,
+        Self::Forked,
         Self::UnknownFormat,
         Self::UnknownLedger,
         Self::DeletionMarker,
@@ -74,6 +76,7 @@ impl Counter {
             Self::Updated => &status.updated,
             Self::Stale => &status.stale,
             Self::Deleted => &status.deleted,
+            Self::Forked => &status.forked,
             Self::UnknownFormat => &status.unknown_format,
             Self::UnknownLedger => &status.unknown_ledger,
             Self::DeletionMarker => &status.deletion_markers,

@@ -12,10 +12,11 @@ use super::{
 const TENANT: &str = "tenant_id";
 
 /// What the members of a batch came to, with the label value of each.
-const OUTCOMES: [(&str, Counter); 10] = [
+const OUTCOMES: [(&str, Counter); 11] = [
     ("updated", Counter::Updated),
     ("stale", Counter::Stale),
     ("deleted", Counter::Deleted),
+    ("forked", Counter::Forked),
     ("unknown_format", Counter::UnknownFormat),
     ("unknown_ledger", Counter::UnknownLedger),
     ("deletion_marker", Counter::DeletionMarker),
@@ -66,7 +67,7 @@ pub(super) fn work(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
     let mut outcomes = Family::counter(
         "balance_sync_balances_total",
         "Balances by what they came to: updated (row written), stale (row as new or newer), deleted (row \
-         deleted by the ledger), unknown_format (put off: the value is in the format of a later release), unknown_ledger (put off: \
+         deleted by the ledger), forked (row ahead of Redis, or other amounts at the same version), unknown_format (put off: the value is in the format of a later release), unknown_ledger (put off: \
          the database knows no row of its ledger), deletion_marker (put \
          off: a marker stands in its place), quarantined, expired (value gone before it was read), released (given back unwritten), kept (written, still scheduled because a \
          newer mutation came).",

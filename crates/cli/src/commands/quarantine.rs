@@ -95,6 +95,9 @@ impl Found {
 fn print_loss(loss: &Loss) {
     let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "not known".to_owned());
     let number = |value: Option<i64>| value.map_or_else(|| "not known".to_owned(), |n| n.to_string());
+    if loss.forked {
+        return print_fork(loss);
+    }
     println!("loss       {}", if loss.confirmed { "confirmed" } else { "unconfirmed" });
     println!("  version  {}, the row had {}", number(loss.version), number(loss.row_version));
     if loss.version.is_some() {
@@ -105,6 +108,23 @@ fn print_loss(loss: &Loss) {
     }
     if let Some(at) = &loss.later_at {
         println!("  a later mutation was written at {at} (Redis time): the balance may have forked");
+    }
+}
+
+fn print_fork(loss: &Loss) {
+    let number = |value: Option<i64>| value.map_or_else(|| "not known".to_owned(), |n| n.to_string());
+    println!("fork       in Redis, and in the row");
+    println!("  version  {}, {}", number(loss.version), number(loss.row_version));
+    for (name, redis, row) in [
+        ("available", &loss.available, &loss.row_available),
+        ("on hold  ", &loss.on_hold, &loss.row_on_hold),
+        ("overdraft", &loss.overdraft_used, &loss.row_overdraft_used),
+    ] {
+        let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "not known".to_owned());
+        println!("  {name} {}, {}", text(redis), text(row));
+    }
+    if let Some(at) = &loss.later_at {
+        println!("  a later mutation was written at {at} (Redis time)");
     }
 }
 

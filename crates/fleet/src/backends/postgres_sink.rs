@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use actix::Addr;
-use balance_sync_store::{ErrorClass, Fate, Named, Origin, Row, RowResult, Session};
+use balance_sync_store::{ErrorClass, Fate, Named, Origin, Row, RowResult, Session, StoredRow};
 use balance_sync_tenants::Tenant;
 use balance_sync_trace as trace;
 
@@ -117,6 +117,11 @@ impl Sink for PostgresSink {
                 Ok(permit.session.update_isolating(&permit.pool.table, rows).await?)
             }
         }
+    }
+
+    async fn rows(&self, rows: &[Row<'_>]) -> Result<Vec<Option<StoredRow>>, SinkError> {
+        let mut permit = self.permit(false).await?;
+        Ok(permit.session.fetch(&permit.pool.table, rows).await?)
     }
 
     async fn fates(&self, gone: &[Named<'_>], last: bool) -> Result<Vec<Fate>, SinkError> {

@@ -106,6 +106,10 @@ impl Queue for RedisQueue {
         self.schedules.put_off(waiting, delay).await
     }
 
+    async fn current_values(&self, members: &[&Claimed]) -> Result<Vec<Vec<Vec<u8>>>, ScheduleError> {
+        self.schedules.current_values(members).await
+    }
+
     async fn record_losses(&self, lost: &[(&Claimed, Loss)]) -> Result<QuarantineReport, ScheduleError> {
         let result = self.schedules.record_losses(lost).await;
         self.counted(result, |report| report.quarantined, lost.len())

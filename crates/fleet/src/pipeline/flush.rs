@@ -15,6 +15,7 @@ use balance_sync_trace as trace;
 
 use super::{
     failure::{SinkError, reaction, redis_reaction},
+    forks::{self, Differing},
     gone::{self, Gone, Limits},
     ports::{Queue, Sink},
 };
@@ -55,6 +56,8 @@ pub struct FlushEnd {
     pub stale: usize,
     /// Members whose row is deleted: nothing is left to write.
     pub deleted: usize,
+    /// Members whose row and value in Redis have different histories.
+    pub forked: usize,
     /// Members put off because their value is in a format of a later release.
     pub unknown_format: usize,
     /// Members put off because the database may be another tenant's.
@@ -221,6 +224,7 @@ pub async fn flush<Q: Queue, S: Sink>(
     let mut written: Vec<&Claimed> = Vec::with_capacity(decoded.len());
     let mut obsolete: Vec<&Claimed> = Vec::new();
     let mut locked: Vec<(&Claimed, String)> = Vec::new();
+    let mut differing: Vec<Differing<'_>> = Vec::new();
     match results {
         Ok(results) => {
             end.answered = !results.is_empty();
@@ -236,7 +240,11 @@ pub async fn flush<Q: Queue, S: Sink>(
                         end.updated += 1;
                         written.push(member);
                     }
-                    Some(RowResult::Ok(Outcome::Updated | Outcome::Stale)) => {
+                    Some(RowResult::Differs) if own => {
+                        let (balance, value) = (&entry.balance, &entry.value);
+                        differing.push(Differing { member, balance, value });
+                    }
+                    Some(RowResult::Ok(Outcome::Updated | Outcome::Stale) | RowResult::Differs) => {
                         end.stale += 1;
                         written.push(member);
                     }
@@ -271,6 +279,11 @@ pub async fn flush<Q: Queue, S: Sink>(
                     }
                 }
             }
+            // Rarely any, and no flush should hold the room for it.
+            let limit = deadline.saturating_sub(begun.elapsed());
+            let stale = Box::pin(forks::decide(queue, sink, &differing, limit, &mut end, status)).await;
+            end.stale += stale.len();
+            written.extend(stale);
             settle(queue, written, &obsolete, &mut end, status).await;
         }
         Err(failure) => {
@@ -302,6 +315,7 @@ pub async fn flush<Q: Queue, S: Sink>(
         updated = end.updated,
         stale = end.stale,
         deleted = end.deleted,
+        forked = end.forked,
         quarantined = end.quarantined,
         released = end.released,
         took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),

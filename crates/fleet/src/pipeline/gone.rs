@@ -163,7 +163,7 @@ fn confirmed(known: LastKnown) -> Loss {
         on_hold,
         overdraft_used,
         in_doubt,
-        later_at: None,
+        ..Loss::default()
     }
 }
 
@@ -236,7 +236,12 @@ pub(crate) async fn put_off<Q: Queue>(
     }
 }
 
-async fn record<Q: Queue>(queue: &Q, lost: &[(&Claimed, Loss)], end: &mut FlushEnd, status: &TenantStatus) {
+pub(crate) async fn record<Q: Queue>(
+    queue: &Q,
+    lost: &[(&Claimed, Loss)],
+    end: &mut FlushEnd,
+    status: &TenantStatus,
+) {
     if lost.is_empty() {
         return;
     }
@@ -247,7 +252,9 @@ async fn record<Q: Queue>(queue: &Q, lost: &[(&Claimed, Loss)], end: &mut FlushE
             end.settled = true;
             end.quarantined += usize::try_from(report.quarantined).unwrap_or(usize::MAX);
             status.quarantined.fetch_add(report.quarantined, Relaxed);
-            status.expired.fetch_add(report.quarantined, Relaxed);
+            let forked = lost.iter().all(|(_, loss)| loss.forked);
+            let counter = if forked { &status.forked } else { &status.expired };
+            counter.fetch_add(report.quarantined, Relaxed);
             if report.full > 0 {
                 status.quarantine_full.fetch_add(report.full, Relaxed);
                 tracing::error!(
@@ -262,7 +269,12 @@ async fn record<Q: Queue>(queue: &Q, lost: &[(&Claimed, Loss)], end: &mut FlushE
                     version = loss.version,
                     row_version = loss.row_version,
                     detail = loss.detail,
-                    "value expired in redis before it was written, its last mutation is lost unless the ledger still has it"
+                    "{}",
+                    if loss.forked {
+                        "row and value in redis have different histories, the balance has forked"
+                    } else {
+                        "value expired in redis before it was written, its last mutation is lost unless the ledger still has it"
+                    }
                 );
             }
         }

@@ -8,6 +8,7 @@ mod collector;
 mod collector_actor;
 mod failure;
 mod flush;
+mod forks;
 mod gone;
 mod ports;
 

@@ -10,7 +10,7 @@ use balance_sync_schedule::{
     Claim, Claimed, Loss, PostponeReport, QuarantineReport, Refusal, ReleaseReport, ScheduleError,
     SettleReport,
 };
-use balance_sync_store::{Fate, Named, Row, RowResult};
+use balance_sync_store::{Fate, Named, Row, RowResult, StoredRow};
 
 use super::failure::SinkError;
 
@@ -61,7 +61,12 @@ pub trait Queue {
         waiting: &[&Claimed],
         delay: Duration,
     ) -> impl Future<Output = Result<Vec<(usize, PostponeReport)>, ScheduleError>>;
-    /// Records members whose mutations are lost.
+    /// What Redis holds of these members now, under every form of the tenant's id.
+    fn current_values(
+        &self,
+        members: &[&Claimed],
+    ) -> impl Future<Output = Result<Vec<Vec<Vec<u8>>>, ScheduleError>>;
+    /// Records members whose mutations are lost, or whose balances have forked.
     fn record_losses(
         &self,
         lost: &[(&Claimed, Loss)],
@@ -96,6 +101,8 @@ pub trait Sink {
         permit: Self::Permit,
         rows: &[Row<'_>],
     ) -> impl Future<Output = Result<Vec<RowResult>, SinkError>>;
+    /// The rows of these balances as they stand, in order.
+    fn rows(&self, rows: &[Row<'_>]) -> impl Future<Output = Result<Vec<Option<StoredRow>>, SinkError>>;
     /// What became of balances whose values are gone, in order. `last` as for [`Sink::permit`].
     fn fates(&self, gone: &[Named<'_>], last: bool) -> impl Future<Output = Result<Vec<Fate>, SinkError>>;
     /// Asks for a sign of life.

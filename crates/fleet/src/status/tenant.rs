@@ -62,6 +62,8 @@ pub struct TenantStatus {
     pub stale: AtomicU64,
     /// Balances whose row is deleted.
     pub deleted: AtomicU64,
+    /// Balances whose row and value in Redis have different histories, each time that it was found.
+    pub forked: AtomicU64,
     /// Members put off because their value is in a format of a later release, each time that they were.
     pub unknown_format: AtomicU64,
     /// Members put off because their database may be another tenant's.
@@ -148,6 +150,7 @@ impl TenantStatus {
             updated: AtomicU64::new(0),
             stale: AtomicU64::new(0),
             deleted: AtomicU64::new(0),
+            forked: AtomicU64::new(0),
             unknown_format: AtomicU64::new(0),
             unknown_ledger: AtomicU64::new(0),
             deletion_markers: AtomicU64::new(0),

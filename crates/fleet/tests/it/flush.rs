@@ -126,6 +126,50 @@ async fn poison_of_every_kind_is_isolated_and_the_others_are_written_in_the_same
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_newer_row_is_a_fork_unless_redis_is_as_new_by_now() {
+    let bench = Bench::new();
+    let (redis, space) = (&bench.queue.0, bench.space().clone());
+    redis.mutate(0..6, 3);
+    for n in 0..5 {
+        bench.sink.0.verdicts.borrow_mut().insert(n, RowResult::Differs);
+        bench.sink.0.rows.borrow_mut().insert(n, 4);
+    }
+    let claimed = bench.claim().await;
+    // Another worker has written what came meanwhile: also where that is newer still, or known under the other form alone.
+    let now = |n: u128, values: Vec<Vec<u8>>| redis.current.borrow_mut().insert(member(&space, n), values);
+    now(0, vec![value(0, 5)]);
+    now(1, vec![value(1, 6)]);
+    now(2, vec![value(2, 3), value(2, 5)]);
+    // The value is gone, as that of a retried entry may be.
+    now(3, vec![]);
+
+    let end = bench.flush(&claimed).await;
+    assert_eq!((end.updated, end.stale, end.forked, end.quarantined, end.orphaned), (1, 4, 1, 1, 0));
+    assert_eq!(bench.settled(), [0, 1, 2, 3, 5].map(|n| member(&space, n)));
+    let lost = redis.lost.borrow();
+    let (forked, loss) = &lost[0];
+    assert_eq!((lost.len(), forked), (1, &member(&space, 4)));
+    assert!(loss.forked && loss.confirmed, "{loss:?}");
+    assert_eq!((loss.version, loss.row_version), (Some(3), Some(4)));
+    assert!(loss.row_available.is_some() && loss.available == loss.row_available);
+    assert_eq!((bench.status.forked.load(Relaxed), bench.status.expired.load(Relaxed)), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_redis_cant_tell_a_fork_from_a_late_write_the_member_is_given_back() {
+    let bench = Bench::new();
+    let redis = &bench.queue.0;
+    redis.mutate(0..2, 3);
+    bench.sink.0.verdicts.borrow_mut().insert(0, RowResult::Differs);
+    bench.sink.0.rows.borrow_mut().insert(0, 4);
+    let claimed = bench.claim().await;
+    redis.faults.borrow_mut().insert("current", Fault::Error(ErrorClass::Unavailable));
+    let end = bench.flush(&claimed).await;
+    assert_eq!((end.updated, end.stale, end.forked, end.released), (1, 0, 0, 1));
+    assert_eq!((redis.due(), redis.leased(), redis.lost.borrow().len()), (1, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_tenants_member_never_reaches_the_sink_even_with_a_value() {
     let bench = Bench::new();
     let other = tenant("other").key_space(KeyForm::AsListed);

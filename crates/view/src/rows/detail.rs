@@ -93,6 +93,8 @@ pub struct Outcomes {
     pub stale: u64,
     /// The row is deleted.
     pub deleted: u64,
+    /// Row and value in Redis have different histories.
+    pub forked: u64,
     /// Put in quarantine.
     pub quarantined: u64,
     /// The value had expired.
@@ -109,6 +111,7 @@ impl From<&Counts> for Outcomes {
             updated: counts.updated,
             stale: counts.stale,
             deleted: counts.deleted,
+            forked: counts.forked,
             quarantined: counts.quarantined,
             expired: counts.expired,
             released: counts.released,

@@ -3,6 +3,7 @@
 use super::{BalanceReport, QuarantineView, RowState, Scheduled, Verdict};
 use crate::rows::StateView;
 use balance_sync_fleet::status::{Pace, ReportedReason, TenantState};
+use balance_sync_schedule::REASON_FORKED;
 
 /// The verdict, and what happens next. `lease` = how long a claim holds, in seconds.
 #[must_use]
@@ -94,8 +95,11 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
         _ if report.postgres.state == RowState::Missing => {
             "It is claimed next, and goes to quarantine: there is no row for it.".to_owned()
         }
-        _ if newer(report) == Some(std::cmp::Ordering::Less) || newer(report) == Some(std::cmp::Ordering::Equal) => {
-            "It is claimed next and taken off the schedule: Postgres has this version or a newer one.".to_owned()
+        _ if newer(report) == Some(std::cmp::Ordering::Less) => {
+            "It is claimed next, and listed as forked: Postgres has a newer version than Redis.".to_owned()
+        }
+        _ if newer(report) == Some(std::cmp::Ordering::Equal) => {
+            "It is claimed next and taken off the schedule if the amounts are equal, or listed as forked: Postgres has this version.".to_owned()
         }
         _ => "It is due, and claimed and written next.".to_owned(),
     }
@@ -103,6 +107,9 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
 
 /// What an operator does about an entry. A retry removes a loss only if nothing proves it and nothing was written later.
 fn remedy(entry: &QuarantineView) -> String {
+    if entry.reason == REASON_FORKED {
+        return "Redis and the row have different histories: compare both with the ledger's operations, mend the wrong one, then drop the entry. A retry changes nothing, and a newer mutation goes on from what Redis has.".to_owned();
+    }
     match (entry.loss_confirmed, &entry.later_at) {
         (None, _) => {
             "mend the cause and retry it, or drop it. A newer mutation schedules it again.".to_owned()
@@ -146,7 +153,7 @@ fn unscheduled(report: &BalanceReport) -> (Verdict, String) {
         ),
         (true, RowState::Present, Some(std::cmp::Ordering::Less)) => (
             Verdict::Ahead,
-            "Nothing is to be done: Postgres is newer than what Redis has.".to_owned(),
+            "Postgres is newer than what Redis has: at its next mutation the balance is listed as forked. Compare both with the ledger's operations (`balance-sync audit`).".to_owned(),
         ),
         (false, RowState::Present, _) => (
             Verdict::InSync,
@@ -330,7 +337,8 @@ mod tests {
             OnItsWay,
             "off the schedule: its row is deleted",
         );
-        tells(|report| report.postgres.version = Some(2), OnItsWay, "this version or a newer one");
+        tells(|report| report.postgres.version = Some(2), OnItsWay, "Postgres has this version");
+        tells(|report| report.postgres.version = Some(3), OnItsWay, "listed as forked");
         // A newer mutation has scheduled it: the entry is history.
         tells(|report| report.quarantine = Some(entry()), OnItsWay, "claimed and written next");
     }
@@ -360,6 +368,11 @@ mod tests {
         tells(lost(true, None), Verdict::Quarantined, "then drop the entry. A retry changes nothing");
         tells(lost(true, Some(NOW)), Verdict::Quarantined, "may have forked");
         tells(lost(false, Some(NOW)), Verdict::Quarantined, "A retry changes nothing");
+        let forked = |r: &mut BalanceReport| {
+            lost(true, None)(r);
+            r.quarantine.as_mut().into_iter().for_each(|entry| entry.reason = REASON_FORKED.to_owned());
+        };
+        tells(forked, Verdict::Quarantined, "have different histories");
         tells(lost(false, None), Verdict::Quarantined, "the detail names and retry it");
         tells(with(|r| r.postgres.state = RowState::Deleted), Verdict::InSync, "its row is deleted");
         tells(with(|r| r.postgres.state = RowState::Unreachable), Verdict::Unknown, "can't be asked");

@@ -52,6 +52,7 @@ pub(super) fn tell(span: &Span, space: &KeySpace, trigger: Trigger, end: &FlushE
     span.count("updated", end.updated);
     span.count("stale", end.stale);
     span.count("deleted", end.deleted);
+    span.count("forked", end.forked);
     span.count("quarantined", end.quarantined);
     span.count("released", end.released);
     span.count("orphaned", end.orphaned);

@@ -25,7 +25,7 @@ use balance_sync_schedule::{
     Claim, Claimed, ErrorClass, Loss, PostponeReport, QuarantineReport, Refusal, Refused, ReleaseReport,
     ScheduleError, SettleReport,
 };
-use balance_sync_store::{Fate, Named, Outcome, Row, RowResult};
+use balance_sync_store::{Fate, Named, Outcome, Row, RowResult, StoredRow};
 use balance_sync_tenants::{KeyForm, Tenant};
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -116,6 +116,8 @@ pub struct Redis {
     /// For the time being, and for how long.
     pub put_off: RefCell<Vec<(Vec<u8>, Duration)>>,
     pub lost: RefCell<Vec<(Vec<u8>, Loss)>>,
+    /// What Redis holds of a member by now, where that is no longer what was claimed.
+    pub current: RefCell<HashMap<Vec<u8>, Vec<Vec<u8>>>>,
     /// The words of each refusal, in the order in which they came.
     pub details: RefCell<Vec<String>>,
     pub idles: RefCell<Vec<Duration>>,
@@ -148,6 +150,7 @@ impl Redis {
             dismissed: RefCell::default(),
             put_off: RefCell::default(),
             lost: RefCell::default(),
+            current: RefCell::default(),
             details: RefCell::default(),
             idles: RefCell::default(),
             sweeps: RefCell::default(),
@@ -363,6 +366,15 @@ impl Queue for FakeQueue {
         Ok(vec![(0, report)])
     }
 
+    async fn current_values(&self, members: &[&Claimed]) -> Result<Vec<Vec<Vec<u8>>>, ScheduleError> {
+        self.0.refuse("current")?;
+        let current = self.0.current.borrow();
+        let of = |claimed: &&Claimed| {
+            current.get(&claimed.member).cloned().unwrap_or_else(|| claimed.value.iter().cloned().collect())
+        };
+        Ok(members.iter().map(of).collect())
+    }
+
     async fn record_losses(&self, lost: &[(&Claimed, Loss)]) -> Result<QuarantineReport, ScheduleError> {
         self.0.refuse("lose")?;
         let mut report = QuarantineReport::default();
@@ -555,6 +567,22 @@ impl Sink for FakeSink {
             Mood::Silent => std::future::pending().await,
             Mood::Panics => panic!("injected panic"),
         }
+    }
+
+    async fn rows(&self, rows: &[Row<'_>]) -> Result<Vec<Option<StoredRow>>, SinkError> {
+        let stored = self.0.rows.borrow();
+        let row = |row: &Row<'_>| {
+            stored.get(&(row.id.as_u128() - IDS)).map(|version| StoredRow {
+                version: *version,
+                available: row.available.to_owned(),
+                on_hold: row.on_hold.to_owned(),
+                overdraft_used: row.overdraft_used.to_owned(),
+                same_amounts: true,
+                deleted: false,
+                readable: true,
+            })
+        };
+        Ok(rows.iter().map(row).collect())
     }
 
     async fn fates(&self, gone: &[Named<'_>], last: bool) -> Result<Vec<Fate>, SinkError> {
