@@ -8,6 +8,7 @@
 mod clock;
 mod cluster;
 mod drain;
+mod forks;
 mod losses;
 mod poison;
 mod postgres;

@@ -119,7 +119,7 @@ impl Audited<'_> {
         for ((balance, result), value) in writing.iter().zip(results).zip(values) {
             let (mut outcome, mut detail) = match result {
                 RowResult::Ok(Outcome::Updated) => (RestoreOutcome::Restored, String::new()),
-                RowResult::Ok(Outcome::Stale) => (RestoreOutcome::AsNew, String::new()),
+                RowResult::Ok(Outcome::Stale) | RowResult::Differs => (RestoreOutcome::AsNew, String::new()),
                 RowResult::Ok(Outcome::Deleted | Outcome::Missing) => (RestoreOutcome::NoRow, String::new()),
                 RowResult::UnknownLedger { message } => (RestoreOutcome::NoRow, shown(&message)),
                 RowResult::Locked { message } => (RestoreOutcome::Locked, shown(&message)),

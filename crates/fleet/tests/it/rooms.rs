@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 /// In the order of their use.
 const FLEET: [&str; 6] = ["lifecycle", "backends", "pipeline", "status", "tasks", "clock"];
 /// In the order of their use.
-const VIEW: [&str; 12] = [
+const VIEW: [&str; 13] = [
     "operations",
     "why",
     "overview",
@@ -13,6 +13,7 @@ const VIEW: [&str; 12] = [
     "publisher",
     "sampler",
     "reader",
+    "unserved",
     "inspector",
     "local_worker",
     "actions",

@@ -15,6 +15,7 @@ fn refused(rows: &[Row<'_>], results: &[RowResult]) -> Vec<(u128, String)> {
                 None
             }
             RowResult::Refused { sqlstate, .. } => Some((row.id.as_u128(), sqlstate.clone())),
+            RowResult::Differs => panic!("{row:?} differs"),
             RowResult::UnknownLedger { message } | RowResult::Locked { message } => {
                 panic!("{row:?}: {message}")
             }

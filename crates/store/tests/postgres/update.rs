@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use balance_sync_domain::BalanceValue;
 use balance_sync_sandbox::{balance_table_sql, eventually};
-use balance_sync_store::{Outcome, Row, Table};
+use balance_sync_store::{Outcome, Row, RowResult, Table};
 use rand::seq::SliceRandom;
 
 use crate::support::{LEDGER, ORGANIZATION, PATIENCE, Tenant, row};
@@ -64,6 +64,15 @@ async fn each_row_has_its_outcome() {
     assert_eq!(database.update(&table, &[row(3, 7)]).await.unwrap(), [Stale]);
     assert_eq!(tenant.stored(3).await, format!("10 v{}", i64::MAX));
     assert_eq!(database.update(&table, &[]).await.unwrap(), []);
+    // What isn't a late write of the same is told apart: a newer row, and other amounts at the same version.
+    let rows =
+        [row(1, 4), Row { available: "11", ..row(6, 1) }, Row { available: "10.0", ..row(6, 1) }, row(2, 6)];
+    let differs = RowResult::Differs;
+    for (row, expected) in
+        rows.iter().zip([&differs, &differs, &RowResult::Ok(Stale), &RowResult::Ok(Updated)])
+    {
+        assert_eq!(database.update_isolating(&table, &[*row]).await.unwrap(), [expected.clone()], "{row:?}");
+    }
     // One connection has done all of it, and only the columns of the sync have changed.
     assert_eq!(database.usage().open, 1);
     assert_eq!(
