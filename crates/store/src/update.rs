@@ -526,12 +526,12 @@ mod tests {
         );
         assert_eq!(
             outcomes(&[(5, Some(-2)), (5, Some(5)), (0, Some(-1))], 1),
-            [Some(deleted.clone()), Some(updated.clone()), None]
+            [Some(deleted), Some(updated.clone()), None]
         );
         // Written by us and overtaken before we asked: still two updates.
         assert_eq!(
             outcomes(&[(5, Some(6)), (5, Some(5)), (5, None)], 2),
-            [Some(updated.clone()), Some(updated.clone()), Some(missing.clone())]
+            [Some(updated.clone()), Some(updated.clone()), Some(missing)]
         );
         // The same version came from another worker: one of the two was ours, Postgres has both.
         assert_eq!(outcomes(&[(5, Some(5)), (5, Some(5))], 1), [Some(updated.clone()), Some(stale.clone())]);
@@ -539,7 +539,7 @@ mod tests {
         // Other amounts at our version can't be ours, whatever was updated.
         let both = [(5, Some(5)), (5, Some(5))];
         let stored = [Some((5, false)), Some((5, true))];
-        assert_eq!(outcomes_of(&both, &stored, 1), [Some(RowResult::Differs), Some(updated.clone())]);
-        assert_eq!(outcomes_of(&both, &stored, 0), [Some(RowResult::Differs), Some(stale.clone())]);
+        assert_eq!(outcomes_of(&both, &stored, 1), [Some(RowResult::Differs), Some(updated)]);
+        assert_eq!(outcomes_of(&both, &stored, 0), [Some(RowResult::Differs), Some(stale)]);
     }
 }

@@ -308,6 +308,6 @@ fn loss(known: LastKnown, value: i64) -> Loss {
         on_hold,
         overdraft_used,
         in_doubt,
-        later_at: None,
+        ..Loss::default()
     }
 }
