@@ -623,6 +623,7 @@ mod tests {
             overdraft_used: amount(),
             same_amounts,
             deleted: false,
+            readable: true,
         }
     }
 
