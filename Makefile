@@ -10,7 +10,7 @@ DIFFERENTIAL_INPUTS ?= 10000000
 BROWSER_OR_NONE = { command -v chromedriver && { command -v chromium || command -v chromium-browser || command -v google-chrome \
 	|| command -v google-chrome-stable; }; } >/dev/null 2>&1 || export BALANCE_SYNC_BROWSER=none
 
-.PHONY: help setup build demo test screenshots chaos sim bench fuzz differential coverage lint ui-check fmt clean
+.PHONY: help setup build demo test matrix screenshots chaos sim bench fuzz differential coverage lint ui-check fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ test: ## Run all tests: unit, property, real servers, whole system, alert rules
 	@sh tests/setup.sh pgbouncer promtool chromium chromedriver
 	$(CARGO) build --locked --package balance-sync-cli --package balance-sync-lab
 	@$(BROWSER_OR_NONE); $(CARGO) test --locked --workspace
+
+matrix: ## Run the tests on several versions of Redis, Postgres and PgBouncer (MATRIX_ONLY="redis-6.2 valkey")
+	@sh tests/setup.sh pgbouncer
+	@CARGO="$(CARGO)" sh tests/matrix.sh
 
 screenshots: ## Take the pictures of the dashboard in docs/img anew, from a real fleet
 	@sh tests/setup.sh chromium chromedriver

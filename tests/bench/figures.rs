@@ -149,6 +149,7 @@ fn versions() -> Value {
         let output = Command::new(program).arg(argument).output().ok()?;
         Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
+    let redis = balance_sync_sandbox::find::redis_server().ok();
     let postgres = balance_sync_sandbox::find::postgres_programs().ok();
     let model = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
         let line = text.lines().find(|line| line.starts_with("model name"))?;
@@ -156,7 +157,7 @@ fn versions() -> Value {
     });
     json!({
         "balance_sync": env!("CARGO_PKG_VERSION"),
-        "redis": said("redis-server", "--version"),
+        "redis": redis.and_then(|program| said(&program.display().to_string(), "--version")),
         "postgres": postgres.and_then(|programs| said(&programs.postgres.display().to_string(), "--version")),
         "kernel": std::fs::read_to_string("/proc/sys/kernel/osrelease").ok().map(|text| text.trim().to_owned()),
         "cpu": model,

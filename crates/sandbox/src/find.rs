@@ -1,12 +1,24 @@
 //! Where the server programs are.
 //!
-//! Redis is taken from `PATH`. Debian and Ubuntu keep the PostgreSQL programs out of `PATH`, one
+//! Environment variables come first: they select other versions than those installed. What a variable names must be
+//! there; nothing else takes its place, so that no test runs on another version than the one asked for.
+//!
+//! Without them Redis is taken from `PATH`. Debian and Ubuntu keep the PostgreSQL programs out of `PATH`, one
 //! folder per major version, so the newest of those is the fallback.
 
 use std::env;
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+
+/// Path of the `redis-server` to use, or of a program that runs it in its own process.
+pub const REDIS_SERVER: &str = "BALANCE_SYNC_TEST_REDIS_SERVER";
+/// Folder with the `initdb` and `postgres` to use.
+pub const POSTGRES_BIN: &str = "BALANCE_SYNC_TEST_POSTGRES_BIN";
+/// Path of the `pgbouncer` to use, or of a program that runs it in its own process.
+pub const PGBOUNCER: &str = "BALANCE_SYNC_TEST_PGBOUNCER";
 
 /// Where Debian and Ubuntu packages put each PostgreSQL major version.
 const DEBIAN_POSTGRES: &str = "/usr/lib/postgresql";
@@ -26,22 +38,29 @@ pub struct PostgresPrograms {
     pub postgres: PathBuf,
 }
 
-/// Path of `redis-server`.
+/// Path of `redis-server`: from [`REDIS_SERVER`], else from `PATH`.
 ///
 /// # Errors
-/// When it is not in `PATH`; the text says what to install.
+/// When it is not there; the text says what to install or which variable is wrong.
 pub fn redis_server() -> Result<PathBuf> {
+    if let Some(path) = named_program(REDIS_SERVER, env::var_os(REDIS_SERVER))? {
+        return Ok(path);
+    }
     match in_path("redis-server") {
         Some(path) => Ok(path),
         None => bail!("redis-server was not found in PATH; install it: {INSTALL}"),
     }
 }
 
-/// Paths of the PostgreSQL programs: from `PATH`, else the newest version under `/usr/lib/postgresql`.
+/// Paths of the PostgreSQL programs: from [`POSTGRES_BIN`], else from `PATH`, else the newest version under
+/// `/usr/lib/postgresql`.
 ///
 /// # Errors
-/// When neither place has both `initdb` and `postgres`; the text says what to install.
+/// When the place has not both `initdb` and `postgres`; the text says what to install or which variable is wrong.
 pub fn postgres_programs() -> Result<PostgresPrograms> {
+    if let Some(programs) = named_postgres(env::var_os(POSTGRES_BIN))? {
+        return Ok(programs);
+    }
     let from_path = in_path("postgres").and_then(|path| {
         // Links in PATH are resolved: `initdb` and `postgres` must come from the same version.
         let real = path.canonicalize().ok()?;
@@ -55,16 +74,48 @@ pub fn postgres_programs() -> Result<PostgresPrograms> {
     }
 }
 
-/// Path of `pgbouncer`: from `PATH`, else where Debian and Ubuntu put it, which only root has in `PATH`.
+/// Path of `pgbouncer`: from [`PGBOUNCER`], else from `PATH`, else where Debian and Ubuntu put it, which only root has in
+/// `PATH`.
 ///
 /// # Errors
-/// When neither has it; the text says what to install.
+/// When it is not there; the text says what to install or which variable is wrong.
 pub fn pgbouncer() -> Result<PathBuf> {
+    if let Some(path) = named_program(PGBOUNCER, env::var_os(PGBOUNCER))? {
+        return Ok(path);
+    }
     match in_path("pgbouncer").or_else(|| Some(PathBuf::from(DEBIAN_PGBOUNCER)).filter(|path| path.is_file()))
     {
         Some(path) => Ok(path),
         None => bail!("pgbouncer was not found in PATH; install it: apt-get install pgbouncer"),
     }
+}
+
+/// The program that a variable names; `None` when the variable is not set or empty.
+fn named_program(variable: &str, value: Option<OsString>) -> Result<Option<PathBuf>> {
+    let Some(path) = named(variable, value)? else { return Ok(None) };
+    let what = format!("{variable}={}", path.display());
+    let about = std::fs::metadata(&path).with_context(|| format!("{what}: the program can't be read"))?;
+    ensure!(about.is_file(), "{what} is not a file; it must be the path of the program");
+    ensure!(about.permissions().mode() & 0o111 != 0, "{what} is not executable");
+    Ok(Some(path))
+}
+
+fn named_postgres(value: Option<OsString>) -> Result<Option<PostgresPrograms>> {
+    let Some(folder) = named(POSTGRES_BIN, value)? else { return Ok(None) };
+    match programs_in(&folder) {
+        Some(programs) => Ok(Some(programs)),
+        None => bail!(
+            "{POSTGRES_BIN}={} must be a folder with the programs initdb and postgres",
+            folder.display()
+        ),
+    }
+}
+
+fn named(variable: &str, value: Option<OsString>) -> Result<Option<PathBuf>> {
+    let Some(path) = value.filter(|value| !value.is_empty()).map(PathBuf::from) else { return Ok(None) };
+    // Servers start in folders of their own.
+    ensure!(path.is_absolute(), "{variable}={} must be an absolute path", path.display());
+    Ok(Some(path))
 }
 
 fn in_path(program: &str) -> Option<PathBuf> {
@@ -108,5 +159,34 @@ mod tests {
         let found = newest_under(root.path()).unwrap();
         assert_eq!(found.postgres, root.path().join("15/bin/postgres"));
         assert!(newest_under(&root.path().join("none")).is_none());
+    }
+    #[test]
+    fn what_a_variable_names_must_be_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| Some(folder.path().join(name).into_os_string());
+        let refused = |value: Option<OsString>| named_program(REDIS_SERVER, value).unwrap_err().to_string();
+
+        assert_eq!(named_program(REDIS_SERVER, None).unwrap(), None);
+        assert_eq!(named_program(REDIS_SERVER, Some(OsString::new())).unwrap(), None);
+        for (value, problem) in [
+            (at("none"), "can't be read"),
+            (at("."), "not a file"),
+            (Some("bin/redis-server".into()), "must be an absolute path"),
+        ] {
+            let error = refused(value);
+            assert!(error.starts_with("BALANCE_SYNC_TEST_REDIS_SERVER=") && error.contains(problem), "{error}");
+        }
+
+        let program = folder.path().join("redis-server");
+        std::fs::write(&program, "").unwrap();
+        assert!(refused(at("redis-server")).ends_with("redis-server is not executable"));
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(named_program(REDIS_SERVER, at("redis-server")).unwrap(), Some(program));
+
+        std::fs::write(folder.path().join("postgres"), "").unwrap();
+        let error = named_postgres(at(".")).unwrap_err().to_string();
+        assert!(error.contains("must be a folder with the programs initdb and postgres"), "{error}");
+        std::fs::write(folder.path().join("initdb"), "").unwrap();
+        assert!(named_postgres(at(".")).unwrap().is_some());
     }
 }
