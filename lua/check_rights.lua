@@ -28,8 +28,7 @@ local WRITING = { { 'PEXPIRE', 'x' }, { 'ZADD', 'x', 'x' }, { 'HSET', 'x', 'x', 
 local function denied(...)
   local err = err_of(redis.pcall(...))
   if not err then return false, false end
-  local is_right = string.find(err, 'NOPERM', 1, true) or string.find(err, 'The user executing the script', 1, true)
-  if not is_right then return false, false end
+  if not is_denial(err) then return false, false end
   local is_command = string.find(err, ' run ', 1, true) ~= nil
   return is_command, not is_command
 end

@@ -45,14 +45,9 @@ local function contains(text, words)
   return string.find(text, words, 1, true) ~= nil
 end
 
--- Whether a refusal may concern one key and not the next.
-local function is_per_key(err)
-  return contains(err, 'NOPERM') or contains(err, 'The user executing the script')
-end
-
 -- Whether the user has no right to the key, as opposed to the command.
 local function is_denied_key(err)
-  return is_per_key(err) and contains(err, 'access')
+  return is_denial(err) and contains(err, 'access')
 end
 
 -- Why there is no value at a key. Returns a description when the key is of another type; nil and the refusal when Redis
@@ -200,7 +195,8 @@ while first <= #members do
       if not value and why then value = { ok = why } end
     end
     if err then
-      if not is_per_key(err) then return refuse(err) end
+      -- Only a denial may concern one key and not the next.
+      if not is_denial(err) then return refuse(err) end
       refusal, postponed = refusal or err, postponed + 1
       scores[#scores + 1] = later
     else

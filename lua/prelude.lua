@@ -11,6 +11,15 @@ local function err_of(answer)
   return type(answer) == 'table' and answer.err or nil
 end
 
+-- Whether a refusal says that the user lacks a right: to a command, or to a key.
+--   Redis 6.2       -NOPERM … can't run this command …          …access at least one of the keys…
+--   Redis 7.0       The user executing the script can't run …   …can't access at least one of the keys…
+--   from Redis 7.2  ACL failure in script: … no permissions to run the 'get' command   No permissions to access a key
+local function is_denial(err)
+  local function says(words) return string.find(err, words, 1, true) ~= nil end
+  return says('NOPERM') or says('The user executing the script') or says('ACL failure in script')
+end
+
 -- The JSON object or array in this text; nil if there is none.
 local function decode(text)
   local ok, object = pcall(cjson.decode, text)

@@ -174,7 +174,10 @@ mod tests {
             (Some("bin/redis-server".into()), "must be an absolute path"),
         ] {
             let error = refused(value);
-            assert!(error.starts_with("BALANCE_SYNC_TEST_REDIS_SERVER=") && error.contains(problem), "{error}");
+            assert!(
+                error.starts_with("BALANCE_SYNC_TEST_REDIS_SERVER=") && error.contains(problem),
+                "{error}"
+            );
         }
 
         let program = folder.path().join("redis-server");

@@ -7,7 +7,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rand::Rng;
 
 /// Lowest port taken: well above the ports of well-known services.
@@ -16,6 +16,8 @@ const LOWEST: u16 = 15_000;
 const HIGHEST: u16 = 32_000;
 /// How many ports are tried before the system is asked for any port.
 const ATTEMPTS: usize = 200;
+/// How far above a cluster node's port its bus is.
+const BUS_DISTANCE: u16 = 10_000;
 
 /// A TCP port on 127.0.0.1 that was free a moment ago. Another process may take it before it is
 /// used, so callers retry.
@@ -33,6 +35,19 @@ pub fn free_port() -> Result<u16> {
     }
     let any = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free TCP port on 127.0.0.1")?;
     Ok(any.local_addr()?.port())
+}
+
+/// A port whose cluster bus port, 10,000 above it, is free as well and below the system's own range.
+pub(crate) fn free_port_with_bus() -> Result<u16> {
+    let highest = ephemeral_start().unwrap_or(HIGHEST);
+    for _ in 0..ATTEMPTS {
+        let port = free_port()?;
+        let bus = port.saturating_add(BUS_DISTANCE);
+        if bus < highest && TcpListener::bind((Ipv4Addr::LOCALHOST, bus)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no free TCP port on 127.0.0.1 for a node of a cluster and its bus")
 }
 
 /// The loopback address with this port.

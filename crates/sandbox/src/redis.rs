@@ -50,6 +50,8 @@ pub struct RedisOptions {
     pub settable_clock: bool,
     /// Run as a sentinel: `extra` says of what. Sentinels rewrite their configuration.
     pub sentinel: bool,
+    /// Run as a node of a cluster, without slots. Its bus has the port 10,000 above its own, as before Redis 7 it must.
+    pub cluster: bool,
     /// Further lines of `redis.conf`, e.g. `maxmemory-policy allkeys-lru`; they win over the rest.
     pub extra: Vec<String>,
 }
@@ -94,7 +96,7 @@ impl RedisServer {
             server.guard.write_private(USERS_FILE, &users(options.password.as_ref(), password)?)?;
         }
         for _ in 0..PORT_ATTEMPTS {
-            server.port = ports::free_port()?;
+            server.port = if options.cluster { ports::free_port_with_bus()? } else { ports::free_port()? };
             server.guard.write_private("redis.conf", &server.config(&options))?;
             if server.launch(&program).await? {
                 return Ok(server);
@@ -162,6 +164,22 @@ impl RedisServer {
     /// The process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.guard.pid()
+    }
+
+    /// The version of the protocol's reference that it implements, e.g. (7, 2): Redis's own, and for Valkey the one that it
+    /// reports as compatible.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn version(&self) -> Result<(u32, u32)> {
+        let info: redis::InfoDict =
+            redis::cmd("INFO").arg("server").query_async(&mut self.connect().await?).await?;
+        let text: String = info.get("redis_version").context("no redis_version")?;
+        let mut parts = text.split('.').map(str::parse);
+        match (parts.next(), parts.next()) {
+            (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+            _ => bail!("redis_version is {text}"),
+        }
     }
 
     /// The folder of the server, gone when it is dropped.
@@ -245,6 +263,9 @@ impl RedisServer {
                 "appendfsync everysec".to_owned(),
                 "maxmemory-policy noeviction".to_owned(),
             ]);
+        }
+        if options.cluster {
+            lines.push("cluster-enabled yes".to_owned());
         }
         if let Some(bytes) = options.maxmemory_bytes {
             lines.push(format!("maxmemory {bytes}"));

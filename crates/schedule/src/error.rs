@@ -40,7 +40,9 @@ impl ScheduleError {
     /// Whether the user has no right to one of the call's keys, as opposed to the command.
     pub(crate) fn is_denied_key(&self) -> bool {
         // "No permissions to access a key"; before Redis 7 "… to access one of the keys used as arguments".
-        self.class == ErrorClass::Permission && self.refusal().contains("key")
+        let refusal = self.refusal();
+        // Names of users and commands may hold any word.
+        self.class == ErrorClass::Permission && refusal.contains("key") && !refusal.contains(" run ")
     }
 
     /// The same error, which names these rights as missing.
@@ -101,17 +103,25 @@ fn class_of(code: Option<&str>, detail: &str) -> Option<ErrorClass> {
         return Some(class);
     }
     // The error of a command within a script has the code ERR. Before Redis 7 the command's own code is inside the text:
-    // "Error running script (…): @user_script:1: -OOM command not allowed …".
+    // "Error running script (…): @user_script:1: WRONGTYPE Operation …", or "… @user_script: 1: -OOM command not allowed …".
     let words = [
         // To clients without a password Redis refuses long commands before parsing them.
         ("unauthenticated", ErrorClass::Credentials),
         ("The user executing the script", ErrorClass::Permission),
+        // From Redis 7.2 on.
+        ("ACL failure in script", ErrorClass::Permission),
         ("non local key", ErrorClass::Cluster),
+        ("slot not served", ErrorClass::Cluster),
+        ("while the cluster is down", ErrorClass::Cluster),
         ("do not hash to the same slot", ErrorClass::Cluster),
         ("undeclared key", ErrorClass::UndeclaredKeys),
     ];
     words.iter().find(|(words, _)| detail.contains(words)).map(|(_, class)| *class).or_else(|| {
-        detail.split_whitespace().filter_map(|word| word.strip_prefix('-')).find_map(class_of_code)
+        // A script that passes such an error on makes the place its code.
+        let text = format!("{} {detail}", code.unwrap_or_default());
+        let (_, place) = text.rsplit_once("user_script:")?;
+        let (_, text) = place.split_once(": ")?;
+        class_of_code(text.split_whitespace().next()?.trim_start_matches('-'))
     })
 }
 
@@ -164,7 +174,24 @@ mod tests {
                 "ERR Error running script (call to f_1): @user_script:9: @user_script: 9: -MISCONF Redis is configured",
                 ErrorClass::Misconf,
             ),
+            (
+                "ERR Error running script (call to f_1): @user_script:248: WRONGTYPE Operation against a key",
+                ErrorClass::WrongType,
+            ),
+            ("@user_script: 275: -OOM command not allowed", ErrorClass::OutOfMemory),
+            // From Redis 7.2 on, and Valkey.
+            ("ERR ACL failure in script: No permissions to access a key", ErrorClass::Permission),
+            (
+                "ERR ACL failure in script: User a has no permissions to run the 'zadd' command script: 61, on @user_script:3.",
+                ErrorClass::Permission,
+            ),
+            ("ERR Script attempted to access a slot not served script: 61", ErrorClass::Cluster),
+            (
+                "ERR Script attempted to execute a write command while the cluster is down and readonly",
+                ErrorClass::Cluster,
+            ),
             ("ERR something else", ErrorClass::Unexpected),
+            ("ERR a -READONLY word of a key", ErrorClass::Unexpected),
             ("WRONGTYPE Operation against a key", ErrorClass::WrongType),
         ] {
             assert_eq!(ScheduleError::refused("test", text).class, class, "{text}");

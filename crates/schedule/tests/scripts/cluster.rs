@@ -12,22 +12,11 @@ use crate::{SOON, Tenant, all, common::space_of};
 /// That of `{transactions}`.
 const SLOT: u16 = 12_305;
 
-/// A node with the port of its bus.
-async fn node() -> (RedisServer, u16) {
-    let started = eventually(SOON, "a node", || async {
-        // Another process may take the port of the bus before the node does.
-        let bus = free_port().map_err(|error| error.to_string())?;
-        let extra = [
-            "cluster-enabled yes".to_owned(),
-            format!("cluster-port {bus}"),
-            "cluster-node-timeout 1500".to_owned(),
-            "cluster-migration-barrier 0".to_owned(),
-            "repl-diskless-sync-delay 0".to_owned(),
-        ];
-        let options = RedisOptions { extra: extra.to_vec(), ..RedisOptions::default() };
-        RedisServer::start(options).await.map(|server| (server, bus)).map_err(|error| error.to_string())
-    });
-    started.await.unwrap()
+async fn node() -> RedisServer {
+    let extra = ["cluster-node-timeout 1500", "cluster-migration-barrier 0", "repl-diskless-sync-delay 0"]
+        .map(str::to_owned);
+    let options = RedisOptions { cluster: true, extra: extra.to_vec(), ..RedisOptions::default() };
+    RedisServer::start(options).await.unwrap()
 }
 
 async fn order<T: redis::FromRedisValue>(server: &RedisServer, command: &str) -> T {
@@ -56,34 +45,33 @@ struct Cluster {
 impl Cluster {
     async fn start() -> Self {
         let nodes = [node().await, node().await, node().await, node().await];
-        let ranges = ["10923 16383", "0 5460", "5461 10922"];
-        for ((server, _), range) in nodes.iter().zip(ranges) {
-            order::<()>(server, &format!("CLUSTER ADDSLOTSRANGE {range}")).await;
+        for (server, range) in nodes.iter().zip([10_923..16_384, 0..5_461, 5_461..10_923]) {
+            let slots: String = range.map(|slot: u16| format!(" {slot}")).collect();
+            order::<()>(server, &format!("CLUSTER ADDSLOTS{slots}")).await;
         }
-        for (n, (server, _)) in nodes.iter().enumerate() {
+        for (n, server) in nodes.iter().enumerate() {
             order::<()>(server, &format!("CLUSTER SET-CONFIG-EPOCH {}", n + 1)).await;
         }
-        for (server, bus) in &nodes[1..] {
-            let meet = format!("CLUSTER MEET 127.0.0.1 {} {bus}", server.port());
-            order::<()>(&nodes[0].0, &meet).await;
+        for server in &nodes[1..] {
+            order::<()>(&nodes[0], &format!("CLUSTER MEET 127.0.0.1 {}", server.port())).await;
         }
-        for (server, _) in &nodes {
+        for server in &nodes {
             answers(server, "CLUSTER INFO", "cluster_state:ok").await;
             answers(server, "CLUSTER INFO", "cluster_known_nodes:4").await;
         }
         let mut ids = Vec::new();
-        for (server, _) in &nodes {
+        for server in &nodes {
             ids.push(order::<String>(server, "CLUSTER MYID").await);
         }
-        let replica = &nodes[3].0;
+        let replica = &nodes[3];
         order::<()>(replica, &format!("CLUSTER REPLICATE {}", ids[0])).await;
         answers(replica, "INFO replication", "master_link_status:up").await;
-        for (server, _) in &nodes[..3] {
+        for server in &nodes[..3] {
             answers(server, "CLUSTER NODES", " slave ").await;
         }
-        let [a, b, c, (replica, _)] = nodes;
+        let [a, b, c, replica] = nodes;
         let [id_a, id_b, id_c, _] = ids.try_into().unwrap();
-        Self { masters: [a.0, b.0, c.0], replica, ids: [id_a, id_b, id_c] }
+        Self { masters: [a, b, c], replica, ids: [id_a, id_b, id_c] }
     }
 }
 

@@ -314,12 +314,17 @@ async fn whatever_a_server_answers_a_link_opens_one_connection_per_second_at_mos
     let nobody = free_port().unwrap();
     // A claim that finds nothing writes nothing, and is not refused.
     tenant.mutate("a", "{}").await;
+    let counts_replicas = server.version().await.unwrap() >= (7, 0);
     for (what, user, begin, end) in [
         ("no replicas", "", Some(["min-replicas-to-write", "1"]), Some(["min-replicas-to-write", "0"])),
         ("narrow rights", "narrow:pw", None, None),
         ("a wrong password", "narrow:wr0ng-one", None, None),
         ("a replica", "", None, None),
     ] {
+        // Redis 6.2 does not apply it to commands in scripts.
+        if what == "no replicas" && !counts_replicas {
+            continue;
+        }
         let settings = LinkSettings::for_url(&url(user).replace("//@", "//"));
         if let Some(setting) = begin {
             tell!(tenant, "CONFIG", "SET", setting[0], setting[1]);
