@@ -15,9 +15,10 @@ dir=${MATRIX_DIR:-target/matrix}
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
 logs=$dir/logs
-table=$dir/table
 mkdir -p "$logs"
-: >"$table"
+table=$(mktemp)
+trap 'rm -f "$table"' EXIT
+trap 'exit 130' INT TERM
 CARGO=${CARGO:-cargo}
 filter=${MATRIX_FILTER:-}
 known="redis-6.2 redis-7.0 redis-8.0 redis-8.2 valkey postgres-18 pgbouncer dragonfly"

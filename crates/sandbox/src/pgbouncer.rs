@@ -64,6 +64,21 @@ impl PgBouncerOptions {
     }
 }
 
+/// Whether the installed PgBouncer knows `max_prepared_statements`, with which it renames prepared statements: from 1.21 on.
+///
+/// # Errors
+/// When PgBouncer is not installed, or its answer to `--version` holds no version.
+pub fn can_rename_statements() -> Result<bool> {
+    let output = std::process::Command::new(find::pgbouncer()?).arg("--version").output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text.lines().next().and_then(|line| line.strip_prefix("PgBouncer "));
+    let mut parts = version.unwrap_or_default().split('.').map(|part| part.trim().parse::<u32>());
+    match (parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor) >= (1, 21)),
+        _ => bail!("pgbouncer --version prints {text:?}"),
+    }
+}
+
 /// A running private PgBouncer on 127.0.0.1. Ends and leaves nothing behind when dropped.
 pub struct PgBouncer {
     guard: Guarded,

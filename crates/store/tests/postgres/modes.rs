@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{PASSWORD, PATIENCE, Tenant, open, row, server, spec};
+use crate::support::{PASSWORD, PATIENCE, Tenant, open, renaming, row, server, spec};
 
 async fn pooler(user: &str, options: &PgBouncerOptions) -> PgBouncer {
     PgBouncer::start(server().await.port(), &[(user, &SecretString::from(PASSWORD))], options).await.unwrap()
@@ -42,15 +42,17 @@ async fn the_mode_is_found_out_with_the_first_connection() {
         ("transaction, sessions in turns", in_turns(options(PoolMode::Transaction, 2)), TransactionPooler),
         ("statement", options(PoolMode::Statement, 5), TransactionPooler),
     ] {
-        let pooler = pooler("modes", &options).await;
-        // Two databases of a worker: what is found out about the server by the first is not asked again.
-        let budget = ConnectionBudget::new(20);
-        for _ in 0..2 {
-            let database = Database::open(spec(pooler.port(), "modes"), budget.clone()).unwrap();
-            version += 1;
-            assert_eq!(write(&database, version).await, [Outcome::Updated], "{what}");
-            assert_eq!(database.mode(), Some(mode), "{what}");
-            database.close(PATIENCE).await;
+        for options in renaming(&options) {
+            let pooler = pooler("modes", &options).await;
+            // Two databases of a worker: what is found out about the server by the first is not asked again.
+            let budget = ConnectionBudget::new(20);
+            for _ in 0..2 {
+                let database = Database::open(spec(pooler.port(), "modes"), budget.clone()).unwrap();
+                version += 1;
+                assert_eq!(write(&database, version).await, [Outcome::Updated], "{what}");
+                assert_eq!(database.mode(), Some(mode), "{what}");
+                database.close(PATIENCE).await;
+            }
         }
     }
 }

@@ -12,7 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::support::{LEDGER, ORGANIZATION, PASSWORD, PATIENCE, Tenant, id, open, row, server, spec};
+use crate::support::{
+    LEDGER, ORGANIZATION, PASSWORD, PATIENCE, Tenant, id, open, renaming, row, server, spec,
+};
 
 /// Tenants that are copies of each other: the same ids, organization and ledger.
 const TENANTS: u32 = 6;
@@ -81,8 +83,14 @@ async fn work(database: Database, table: Table, tenant: u32, worker: usize) -> R
 
 /// Several workers write several tenants through few sessions.
 async fn no_foreign_write(name: &str, options: PgBouncerOptions) {
+    for (n, options) in renaming(&options).iter().enumerate() {
+        no_foreign_write_through(&format!("{name}_{n}"), options).await;
+    }
+}
+
+async fn no_foreign_write_through(name: &str, options: &PgBouncerOptions) {
     let tenant = clones(name).await;
-    let pooler = pooler(&[name], &options).await;
+    let pooler = pooler(&[name], options).await;
     let mut work_done = Vec::new();
     for worker in 0..WORKERS {
         // A budget of its own for each: a worker.
@@ -330,7 +338,9 @@ async fn tampering(to: u16, what: &str, by: &str) -> (u16, watch::Sender<bool>) 
 async fn named_statements_collide_in_transaction_mode() {
     let tenant = Tenant::new("collide").await;
     tenant.seed(1).await;
-    let pooler = pooler(&["collide"], &PgBouncerOptions::new(PoolMode::Transaction, 1)).await;
+    // Where it can rename them, it is told not to; that is the first of the two.
+    let options = renaming(&PgBouncerOptions::new(PoolMode::Transaction, 1)).remove(0);
+    let pooler = pooler(&["collide"], &options).await;
     let (mut a, mut b) =
         (client(&spec(pooler.port(), "collide")).await, client(&spec(pooler.port(), "collide")).await);
     sqlx::query("SELECT version FROM balance").fetch_all(&mut a).await.unwrap();

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use balance_sync_sandbox::pgbouncer::can_rename_statements;
 use balance_sync_sandbox::postgres::quote_name;
-use balance_sync_sandbox::{PostgresOptions, PostgresServer};
+use balance_sync_sandbox::{PgBouncerOptions, PostgresOptions, PostgresServer};
 use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, Row, TlsMode};
 use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Row as _};
@@ -125,5 +126,14 @@ pub fn row(number: u32, version: i64) -> Row<'static> {
         on_hold: "0",
         overdraft_used: "0",
         version,
+    }
+}
+
+/// These options; where the pooler can rename prepared statements, once without and once with it.
+pub(crate) fn renaming(options: &PgBouncerOptions) -> Vec<PgBouncerOptions> {
+    if can_rename_statements().unwrap() {
+        ["0", "100"].map(|most| options.clone().with("max_prepared_statements", most)).to_vec()
+    } else {
+        vec![options.clone()]
     }
 }
