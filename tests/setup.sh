@@ -45,7 +45,7 @@ give_up() {
 }
 
 if ! command -v apt-get >/dev/null 2>&1; then
-  give_up "Install redis-server (7 or later) and PostgreSQL's server programs (14 or later), for all tests and checks PgBouncer, Prometheus, Chromium with its driver and npm as well, and try again."
+  give_up "Install redis-server (7.0 or later, built with TLS) and PostgreSQL's server programs (15 or later), for all tests and checks PgBouncer, Prometheus, Chromium with its driver and npm as well, and try again."
 fi
 if [ "$(id -u)" = 0 ]; then
   as_root=""
