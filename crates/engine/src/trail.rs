@@ -3,7 +3,8 @@
 //! The ledger writes an operation after its mutation, and later still when Postgres was away. So a row that is as new as the
 //! newest operation proves nothing at first. It does when it has been found so again and again for as long as the grace: the
 //! mutation is older than the first look, and no failure has kept the ledger from writing in between. A worker notices a
-//! failure only when it asks, so it asks a few times within the grace; an outage that falls between two looks is short.
+//! failure only when it asks, so it asks a few times within the grace; an outage that falls between two looks is short. A restart
+//! between two looks shows by the start of the server. One that refuses writes is a failure, although it answers.
 //!
 //! The age of a mutation by its score would not do. It is not known once a claim has lapsed, and after a long outage an old
 //! mutation may still wait for its operation.
@@ -42,13 +43,15 @@ pub struct TrailWatch<K> {
     grace: Duration,
     looks: HashMap<K, Looks>,
     failed_at: Option<Instant>,
+    /// When the server was started that answered last, by its own account.
+    server: Option<String>,
 }
 
 impl<K: Hash + Eq> TrailWatch<K> {
     /// `grace`: how long after a mutation, or after an outage, its operation may still be on its way. Zero = no wait.
     #[must_use]
     pub fn new(grace: Duration) -> Self {
-        Self { grace, looks: HashMap::new(), failed_at: None }
+        Self { grace, looks: HashMap::new(), failed_at: None, server: None }
     }
 
     /// How long the trail must have been as it is.
@@ -65,7 +68,17 @@ impl<K: Hash + Eq> TrailWatch<K> {
 
     /// The tenant can't be synced: its Postgres may be away for the ledger as well.
     pub fn failed(&mut self, now: Instant) {
-        self.failed_at = Some(now);
+        self.failed_at = self.failed_at.max(Some(now));
+    }
+
+    /// A server answered that was started then. If it is not the one of the last look, the ledger could not write in between.
+    pub fn answered(&mut self, started: &str, asked: Instant) {
+        if self.server.as_deref() == Some(started) {
+            return;
+        }
+        if self.server.replace(started.to_owned()).is_some() {
+            self.failed(asked);
+        }
     }
 
     /// Whether a row as new as the trail settles this member, claimed with this former score. Postgres was asked at `asked`.
@@ -164,6 +177,20 @@ mod tests {
         trail.put_off(1, 15.5, 76.5, begun + secs(61));
         assert!(!trail.is_complete(&1, 76.5, begun + secs(76)), "counted from the look after the failure");
         assert!(trail.is_complete(&1, 76.5, begun + secs(121)));
+    }
+
+    #[test]
+    fn a_restart_between_two_looks_makes_the_former_ones_worthless() {
+        let (mut trail, begun) = (TrailWatch::new(GRACE), Instant::now());
+        trail.answered("noon", begun);
+        trail.put_off(1, 5.5, 15.5, begun);
+        trail.answered("noon", begun + GRACE);
+        assert!(trail.is_complete(&1, 15.5, begun + GRACE));
+        trail.answered("one", begun + GRACE);
+        assert!(!trail.is_complete(&1, 15.5, begun + GRACE));
+        trail.put_off(1, 15.5, 75.5, begun + secs(61));
+        trail.answered("one", begun + secs(122));
+        assert!(trail.is_complete(&1, 75.5, begun + secs(122)));
     }
 
     #[test]

@@ -102,6 +102,8 @@ bugs! {
     OutageForgotten,
     /// The trail is looked at only once more, at the end of the grace.
     OneLookAtTheEnd,
+    /// A row as new as the trail counts also on a server that refuses writes.
+    ReadOnlyTrusted,
     /// What the trail shows to be lost is removed and not listed.
     LossNotListed,
     /// Losses are recorded without comparing the score with the lease.

@@ -75,6 +75,10 @@ impl World {
             Fault::PostgresDown { tenant, lasts } => {
                 let postgres = &mut self.tenants[tenant].postgres;
                 postgres.down_until = postgres.down_until.max(until(lasts));
+                // It was restarted, or the network to it was cut.
+                if (lasts / (SECOND / 1000)).is_multiple_of(2) {
+                    postgres.started = now;
+                }
                 self.excuse(Some(tenant), until(lasts));
             }
             Fault::PostgresHangs { tenant, lasts } => {
@@ -191,6 +195,7 @@ impl World {
             Fault::PostgresFailover { tenant, down, .. } => {
                 let postgres = &mut self.tenants[tenant].postgres;
                 postgres.down_until = postgres.down_until.max(until(down));
+                postgres.started = now;
                 self.postgres_loses(at, tenant);
                 self.excuse(Some(tenant), until(down));
             }

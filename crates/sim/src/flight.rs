@@ -317,8 +317,19 @@ impl World {
                 end.failure = answer.err().map(|cause| failure(Side::Sink, cause));
                 flight.after(Step::WriteAfterSettle)
             }
-            (Step::Ask, Ok(Reply::Fates(fates))) => {
+            (Step::Ask, Ok(Reply::Fates(fates, _, true)))
+                if fates.contains(&Fate::Stale) && bug != Some(Bug::ReadOnlyTrusted) =>
+            {
+                end.failure = Some(failure(Side::Sink, Cause::ReadOnly));
+                Step::ReleaseGone
+            }
+            (Step::Ask, Ok(Reply::Fates(fates, started, _))) => {
                 end.answered = true;
+                // The start of the server would show half of the outages that these bugs overlook.
+                let overlooks = matches!(bug, Some(Bug::OutageForgotten | Bug::OneLookAtTheEnd));
+                if fates.contains(&Fate::Stale) && !overlooks {
+                    actor.trail.answered(&started.to_string(), flight.asked);
+                }
                 flight.sort(&fates, &mut actor.trail, bug);
                 flight.after(Step::Ask)
             }

@@ -25,6 +25,8 @@ pub(crate) struct Postgres {
     pub(crate) tables: Tables,
     /// How often a standby was promoted.
     pub(crate) timeline: u32,
+    /// When it was started.
+    pub(crate) started: u64,
     /// It refuses connections until then.
     pub(crate) down_until: u64,
     /// It takes statements, and executes them only then.
@@ -59,6 +61,7 @@ impl Postgres {
                 trail: vec![0; rows],
             },
             timeline: 0,
+            started: 0,
             down_until: 0,
             hangs_until: 0,
             read_only_until: 0,

@@ -74,7 +74,8 @@ pub(crate) enum Reply {
     Time(f64),
     /// Rows are written, on this timeline; but for these, which are locked.
     Written(u32, Vec<usize>),
-    Fates(Vec<Fate>),
+    /// What became of balances, when the server was started, and whether it refuses writes.
+    Fates(Vec<Fate>, u64, bool),
 }
 
 /// Why there is no answer.
@@ -345,10 +346,11 @@ impl World {
             }
             Request::Fates(balances) => {
                 let (postgres, granted) = (&self.tenants[at].postgres, self.plan.granted);
+                let (started, read_only) = (postgres.started, postgres.read_only_until > self.now);
                 let fates: Vec<Fate> =
                     balances.iter().map(|&balance| postgres.fate(balance, granted)).collect();
                 self.note(Some(at), || format!("postgres: of balances {balances:?}: {fates:?}"));
-                Reply::Fates(fates)
+                Reply::Fates(fates, started, read_only)
             }
             _ => Reply::Done(0),
         }

@@ -31,6 +31,7 @@ mod sql;
 mod trail;
 mod update;
 mod verify;
+mod writable;
 
 pub use audit::{AuditAccess, AuditPage, AuditRow, NewestOperation};
 pub use budget::{Chore, ConnectionBudget, ServerUsage};
@@ -48,3 +49,4 @@ pub use spec::{DatabaseSpec, InvalidTlsMode, PoolKey, TlsMode};
 pub use trail::{Fate, LOOK_LIMIT, LastKnown, NO_ROW, Named};
 pub use update::CHUNK_ROWS;
 pub use verify::StoredRow;
+pub use writable::Fates;

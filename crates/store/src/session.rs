@@ -166,16 +166,7 @@ impl Session {
                 return Err(error);
             }
             drop(open);
-            if matches!(
-                error.class(),
-                ErrorClass::Connection
-                    | ErrorClass::Timeout
-                    | ErrorClass::ReadOnly
-                    | ErrorClass::PoolerUnsafe
-            ) {
-                // What befell this connection has most likely befallen those that lie idle beside it.
-                self.database.drop_idle();
-            }
+            let error = self.give_up(error);
             let retry = self.unproven && !fresh && error.class() == ErrorClass::Connection;
             self.unproven = false;
             if !retry {
@@ -184,6 +175,19 @@ impl Session {
             tracing::debug!(server = %self.database.server_key(), error = %error, "pooled connection was dead, connecting anew");
             fresh = true;
         }
+    }
+
+    /// Closes the connection because of this error.
+    pub(crate) fn give_up(&mut self, error: StoreError) -> StoreError {
+        self.open = None;
+        if matches!(
+            error.class(),
+            ErrorClass::Connection | ErrorClass::Timeout | ErrorClass::ReadOnly | ErrorClass::PoolerUnsafe
+        ) {
+            // What befell this connection has most likely befallen those that lie idle beside it.
+            self.database.drop_idle();
+        }
+        error
     }
 
     async fn connection(&mut self, fresh: bool) -> Result<Open, StoreError> {

@@ -1,6 +1,9 @@
 //! G9: what is deleted is not lost, and what is lost is not forgotten.
 
-use std::{sync::Mutex, time::Instant};
+use std::{
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, put_raw, write_operations};
@@ -216,6 +219,40 @@ async fn an_operation_that_comes_late_is_waited_for() -> Result<()> {
         let loss = &shown["loss"];
         assert_eq!((&loss["version"], &loss["confirmed"]), (&2.into(), &true.into()), "{score}");
     }
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// A standby answers all questions, and the operation of what is lost waits in the ledger until it is promoted.
+#[tokio::test]
+async fn on_a_standby_nothing_is_decided_by_an_equal_version() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 4).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let grace = Duration::from_secs(2);
+    let mut worker = brisk(&sandbox, "w").set("quarantine.trail_grace", "2s").start().await?;
+    operations(&sandbox, &tenant, &[(0, 1), (1, 1)]).await?;
+    let postgres = sandbox.postgres();
+    postgres.stop_gracefully().await?;
+    std::fs::write(postgres.folder().join("data/standby.signal"), "")?;
+    postgres.start_again().await?;
+    let lost = vanished(&sandbox, &tenant, 0).await?;
+    vanished(&sandbox, &tenant, 1).await?;
+    let labels = [("tenant_id", tenant.id.as_str()), ("reason", "postgres_read_only")];
+    worker.reaches("balance_sync_tenant_degraded", &labels, 1.0).await?;
+    let begun = Instant::now();
+    eventually(SOON, "tries for longer than the grace", || async {
+        assert_eq!(outcome(&worker, "stale").await?, 0.0, "nobody could write the operation");
+        ensure!(begun.elapsed() > 2 * grace);
+        Ok(())
+    })
+    .await?;
+
+    postgres.execute("postgres", "SELECT pg_promote(true, 60)").await?;
+    operations(&sandbox, &tenant, &[(0, 2)]).await?;
+    let shown = listed(&sandbox, &tenant, &lost).await?;
+    assert_eq!((&shown["loss"]["version"], &shown["loss"]["confirmed"]), (&2.into(), &true.into()));
+    worker.reaches("balance_sync_balances_total", &[("outcome", "stale")], 1.0).await?;
+    nothing_scheduled(&sandbox, &tenant).await?;
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use actix::Addr;
-use balance_sync_store::{ErrorClass, Fate, Named, Origin, Row, RowResult, Session, StoredRow};
+use balance_sync_store::{ErrorClass, Fates, Named, Origin, Row, RowResult, Session, StoredRow};
 use balance_sync_tenants::Tenant;
 use balance_sync_trace as trace;
 
@@ -124,9 +124,9 @@ impl Sink for PostgresSink {
         Ok(permit.session.fetch(&permit.pool.table, rows).await?)
     }
 
-    async fn fates(&self, gone: &[Named<'_>], last: bool) -> Result<Vec<Fate>, SinkError> {
+    async fn fates(&self, gone: &[Named<'_>], last: bool) -> Result<Fates, SinkError> {
         let mut permit = self.permit(last).await?;
-        Ok(permit.session.fates(&permit.pool.table, gone).await?)
+        Ok(permit.session.fates_if_writable(&permit.pool.table, gone).await?)
     }
 
     async fn ping(&self) -> Result<(), SinkError> {

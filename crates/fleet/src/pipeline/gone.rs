@@ -9,7 +9,7 @@ use std::{cell::RefCell, sync::atomic::Ordering::Relaxed, time::Duration};
 use balance_sync_domain::BalanceRef;
 use balance_sync_engine::trail::TrailWatch;
 use balance_sync_schedule::{Claimed, ErrorClass, Loss, PostponeReport};
-use balance_sync_store::{Fate, LastKnown, Named};
+use balance_sync_store::{Fate, Fates, LastKnown, Named};
 use balance_sync_trace as trace;
 use tokio::time::Instant;
 
@@ -69,7 +69,7 @@ pub(crate) async fn decide<Q: Queue, S: Sink>(
             }
         },
     };
-    let Some(fates) = fates else {
+    let Some(Fates { fates, started }) = fates else {
         match release(queue, &held, status).await {
             Some(released) => end.released += released,
             None => end.orphaned += held.len(),
@@ -77,6 +77,9 @@ pub(crate) async fn decide<Q: Queue, S: Sink>(
         return;
     };
     end.answered = true;
+    if let Some(started) = started {
+        limits.trail.borrow_mut().answered(&started, asked);
+    }
 
     let (mut obsolete, mut waiting, mut lost) = (Vec::new(), Vec::new(), Vec::new());
     let former = |member: &Claimed| member.former.parse().unwrap_or(f64::NAN);
@@ -120,7 +123,7 @@ pub(crate) async fn decide<Q: Queue, S: Sink>(
     record(queue, &lost, end, status).await;
 }
 
-async fn ask<S: Sink>(sink: &S, gone: &[Gone<'_>], limits: Limits<'_>) -> Result<Vec<Fate>, SinkError> {
+async fn ask<S: Sink>(sink: &S, gone: &[Gone<'_>], limits: Limits<'_>) -> Result<Fates, SinkError> {
     let names: Vec<Named<'_>> = gone
         .iter()
         .map(|Gone { balance, .. }| Named {

@@ -10,7 +10,7 @@ use balance_sync_schedule::{
     Claim, Claimed, Loss, PostponeReport, QuarantineReport, Refusal, ReleaseReport, ScheduleError,
     SettleReport,
 };
-use balance_sync_store::{Fate, Named, Row, RowResult, StoredRow};
+use balance_sync_store::{Fates, Named, Row, RowResult, StoredRow};
 
 use super::failure::SinkError;
 
@@ -103,8 +103,9 @@ pub trait Sink {
     ) -> impl Future<Output = Result<Vec<RowResult>, SinkError>>;
     /// The rows of these balances as they stand, in order.
     fn rows(&self, rows: &[Row<'_>]) -> impl Future<Output = Result<Vec<Option<StoredRow>>, SinkError>>;
-    /// What became of balances whose values are gone, in order. `last` as for [`Sink::permit`].
-    fn fates(&self, gone: &[Named<'_>], last: bool) -> impl Future<Output = Result<Vec<Fate>, SinkError>>;
+    /// What became of balances whose values are gone; fails where that depends on a trail to which nobody can write. `last` as for
+    /// [`Sink::permit`].
+    fn fates(&self, gone: &[Named<'_>], last: bool) -> impl Future<Output = Result<Fates, SinkError>>;
     /// Asks for a sign of life.
     fn ping(&self) -> impl Future<Output = Result<(), SinkError>>;
     /// The tenant's configuration may be out of date.

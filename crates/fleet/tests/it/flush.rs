@@ -299,7 +299,9 @@ async fn members_without_a_value_are_settled_put_off_or_recorded_by_what_postgre
 
 #[tokio::test(start_paused = true)]
 async fn a_row_as_new_as_the_trail_counts_when_nothing_has_changed_for_the_grace() {
-    for (failed, lapsed, settled) in [(false, false, 1), (true, false, 0), (false, true, 0)] {
+    for (failed, restarted, lapsed, settled) in
+        [(false, false, false, 1), (true, false, false, 0), (false, true, false, 0), (false, false, true, 0)]
+    {
         let bench = Bench::new();
         let redis = &bench.queue.0;
         let member = gone(&bench, 10, 900.0, Some(Fate::Stale { row_version: 5 }));
@@ -311,12 +313,19 @@ async fn a_row_as_new_as_the_trail_counts_when_nothing_has_changed_for_the_grace
             if failed && look == 2 {
                 bench.trail.borrow_mut().failed(tokio::time::Instant::now().into_std());
             }
+            if restarted && look == 2 {
+                bench.sink.0.started.replace("one".to_owned());
+            }
             tokio::time::sleep(secs(5)).await;
             let former = if lapsed && look == 3 { due + 1.0 } else { due };
             redis.schedule_at(member.clone(), None, &former.to_string());
         }
         let end = bench.flush(&bench.claim().await).await;
-        assert_eq!((end.stale, end.released), (settled, 1 - settled), "failed: {failed}, lapsed: {lapsed}");
+        assert_eq!(
+            (end.stale, end.released),
+            (settled, 1 - settled),
+            "failed: {failed}, restarted: {restarted}, lapsed: {lapsed}"
+        );
     }
 }
 

@@ -57,6 +57,15 @@ fn a_seed_that_shows_a_planted_bug_plays_well_without_it() {
     }
 }
 
+/// The seed in which a loss was settled as stale: Postgres refused writes and answered queries, and its tenant wrote nothing.
+#[test]
+fn a_trail_to_which_nobody_can_write_proves_nothing() {
+    let plan = Plan::of(7_001_615);
+    assert_eq!(World::run(&plan, None, false).violation, None);
+    let violation = World::run(&plan, Some(Bug::ReadOnlyTrusted), false).violation;
+    assert_eq!(violation.map(|violation| violation.guarantee), Some("G9"));
+}
+
 #[test]
 fn a_seed_plays_the_same_run_each_time() {
     for bug in [None, Some(Bug::SettleOnFailure)] {

@@ -300,3 +300,48 @@ async fn operations_are_the_latest_by_the_time_they_were_recorded() {
     let Fate::Lost(lost) = fate(&tenant, named("@a1")).await else { panic!("not lost") };
     assert_eq!(lost.version, 600, "its account's clock says that it is the oldest");
 }
+
+#[tokio::test]
+async fn a_trail_to_which_nobody_can_write_proves_nothing() {
+    let tenant = Tenant::new("fates_read_only").await;
+    tenant.seed(2).await;
+    operation(&tenant, 1, 1, "").await;
+    operation(&tenant, 2, 2, "").await;
+    let (table, stale, lost) = (Table::unqualified(), [named("@a1")], [named("@a2"), named("@none")]);
+    let database = tenant.database();
+    let ask = async |sought: &[Named<'_>]| {
+        database.connect().await.unwrap().fates_if_writable(&table, sought).await
+    };
+    let known = ask(&stale).await.unwrap();
+    assert_eq!(known.fates, [Fate::Stale { row_version: 1 }]);
+    let started = known.started.unwrap();
+    assert_eq!(started, tenant.value("pg_postmaster_start_time()").await);
+    assert_eq!(database.usage().open, 1);
+
+    // It counts from the next session on; the one that is open may still write.
+    let default = "default_transaction_read_only";
+    tenant.sql(&format!("ALTER DATABASE fates_read_only SET {default} = on")).await;
+    let admin = async |sql: String| tenant.server.execute("postgres", &sql).await.unwrap();
+    for _ in ["an old session", "a new session"] {
+        let error = ask(&stale).await.unwrap_err();
+        assert_eq!((error.class(), database.usage().open), (ErrorClass::ReadOnly, 0), "{error}");
+    }
+    // A newer operation proves a loss wherever it is seen.
+    let known = ask(&lost).await.unwrap();
+    assert!(matches!(known.fates[..], [Fate::Lost(_), Fate::Unknown { .. }]), "{known:?}");
+    assert_eq!(known.started, None);
+    let asked = database.fates(&table, &stale).await.unwrap();
+    assert_eq!(asked, [Fate::Stale { row_version: 1 }], "for whoever only shows it");
+
+    // What the role is set to takes precedence.
+    admin(format!("ALTER ROLE fates_read_only SET {default} = off")).await;
+    let error = ask(&stale).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::ReadOnly, "the session is older than the setting: {error}");
+    assert_eq!(ask(&stale).await.unwrap().started, Some(started.clone()));
+    admin(format!("ALTER ROLE fates_read_only IN DATABASE fates_read_only SET {default} = true")).await;
+    assert_eq!(ask(&stale).await.unwrap_err().class(), ErrorClass::ReadOnly);
+    admin(format!("ALTER ROLE fates_read_only IN DATABASE fates_read_only RESET {default}")).await;
+    admin(format!("ALTER ROLE fates_read_only RESET {default}")).await;
+    admin(format!("ALTER DATABASE fates_read_only RESET {default}")).await;
+    assert_eq!(ask(&stale).await.unwrap().started, Some(started));
+}

@@ -71,7 +71,11 @@ async fn each_row_has_its_outcome() {
     for (row, expected) in
         rows.iter().zip([&differs, &differs, &RowResult::Ok(Stale), &RowResult::Ok(Updated)])
     {
-        assert_eq!(database.update_isolating(&table, std::slice::from_ref(row)).await.unwrap(), [expected.clone()], "{row:?}");
+        assert_eq!(
+            database.update_isolating(&table, std::slice::from_ref(row)).await.unwrap(),
+            [expected.clone()],
+            "{row:?}"
+        );
     }
     // One connection has done all of it, and only the columns of the sync have changed.
     assert_eq!(database.usage().open, 1);

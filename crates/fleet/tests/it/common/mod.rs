@@ -25,7 +25,7 @@ use balance_sync_schedule::{
     Claim, Claimed, ErrorClass, Loss, PostponeReport, QuarantineReport, Refusal, Refused, ReleaseReport,
     ScheduleError, SettleReport,
 };
-use balance_sync_store::{Fate, Named, Outcome, Row, RowResult, StoredRow};
+use balance_sync_store::{Fate, Fates, Named, Outcome, Row, RowResult, StoredRow};
 use balance_sync_tenants::{KeyForm, Tenant};
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -459,6 +459,8 @@ pub struct Postgres {
     pub verdicts: RefCell<HashMap<u128, RowResult>>,
     /// What became of balances without a value, by alias; of the others it can't be told.
     pub fates: RefCell<HashMap<String, Fate>>,
+    /// When the server was started.
+    pub started: RefCell<String>,
     /// How often that was asked.
     pub looked_up: Cell<usize>,
     pub updates: RefCell<Vec<Update>>,
@@ -482,6 +484,7 @@ impl Postgres {
             rows: RefCell::default(),
             verdicts: RefCell::default(),
             fates: RefCell::default(),
+            started: RefCell::new("noon".to_owned()),
             looked_up: Cell::default(),
             updates: RefCell::default(),
             pings: RefCell::default(),
@@ -585,7 +588,7 @@ impl Sink for FakeSink {
         Ok(rows.iter().map(row).collect())
     }
 
-    async fn fates(&self, gone: &[Named<'_>], last: bool) -> Result<Vec<Fate>, SinkError> {
+    async fn fates(&self, gone: &[Named<'_>], last: bool) -> Result<Fates, SinkError> {
         let postgres = &self.0;
         postgres.looked_up.set(postgres.looked_up.get() + 1);
         let mood = postgres.mood.borrow().clone();
@@ -598,7 +601,8 @@ impl Sink for FakeSink {
         }
         let unknown = || Fate::Unknown { row_version: None, why: "nobody knows".to_owned() };
         let fates = postgres.fates.borrow();
-        Ok(gone.iter().map(|name| fates.get(name.alias).cloned().unwrap_or_else(unknown)).collect())
+        let fates = gone.iter().map(|name| fates.get(name.alias).cloned().unwrap_or_else(unknown)).collect();
+        Ok(Fates { fates, started: Some(postgres.started.borrow().clone()) })
     }
 
     async fn ping(&self) -> Result<(), SinkError> {
