@@ -25,6 +25,7 @@ mod sample;
 mod sentinel;
 mod snapshots;
 mod tls;
+mod vanished;
 
 use std::{sync::Arc, time::Duration};
 

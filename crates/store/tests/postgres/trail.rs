@@ -345,3 +345,39 @@ async fn a_trail_to_which_nobody_can_write_proves_nothing() {
     admin(format!("ALTER DATABASE fates_read_only RESET {default}")).await;
     assert_eq!(ask(&stale).await.unwrap().started, Some(started));
 }
+
+#[tokio::test]
+async fn balances_behind_the_trail_are_found_page_by_page() {
+    const SINCE: f64 = 1_700_000_000.0;
+    let tenant = Tenant::new("behind").await;
+    tenant.seed(1_200).await;
+    tenant
+        .sql("UPDATE balance SET version = 5; UPDATE balance SET deleted_at = now() WHERE alias = '@a9'")
+        .await;
+    for (number, version, more) in [
+        (1, 5, ""),
+        (2, 6, ""),
+        // Older than what is asked for; without effect; of a deleted row.
+        (3, 6, "created_at = '2020-01-01', recorded_at = NULL"),
+        (4, 6, "balance_affected = false"),
+        (9, 6, ""),
+        (1_100, 9, ""),
+    ] {
+        operation(&tenant, number, version, more).await;
+    }
+    let (mut found, mut after, mut pages) = (Vec::new(), None, 0);
+    loop {
+        let page =
+            tenant.database().behind_trail(&Table::unqualified(), after, SINCE).await.unwrap().unwrap();
+        found.extend(page.behind.into_iter().map(|balance| balance.alias));
+        pages += 1;
+        after = page.last;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!((found, pages), (vec!["@a2".to_owned(), "@a1100".to_owned()], 3));
+    tenant.sql("DROP TABLE operation").await;
+    let why = tenant.database().behind_trail(&Table::unqualified(), None, SINCE).await.unwrap().unwrap_err();
+    assert!(why.contains("operation"), "{why}");
+}
