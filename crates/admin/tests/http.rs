@@ -178,6 +178,7 @@ fn busy_fleet() -> Arc<FleetStatus> {
         &acme.quarantine_entries,
         &acme.deleted,
         &acme.losses,
+        &acme.forked,
     ]
     .iter()
     .enumerate()
@@ -291,6 +292,7 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_balances_total", "counter", &[("tenant_id", "acme"), ("outcome", "updated")], 101.0),
         ("balance_sync_balances_total", "counter", &[("tenant_id", "acme"), ("outcome", "stale")], 102.0),
         ("balance_sync_balances_total", "counter", &[("tenant_id", "acme"), ("outcome", "deleted")], 120.0),
+        ("balance_sync_balances_total", "counter", &[("tenant_id", "acme"), ("outcome", "forked")], 122.0),
         (
             "balance_sync_balances_total",
             "counter",

@@ -144,6 +144,7 @@ export function quarantinePage({ query, navigate }) {
       ["First", timeOfDay(entry.first_at)],
       ["Last", timeOfDay(entry.last_at)],
       ["Times", count(entry.count)],
+      ...(entry.loss ? sidesOf(entry.loss) : []),
       ["Value", value],
     ];
     const dialog = showDialog(
@@ -183,6 +184,24 @@ export function quarantinePage({ query, navigate }) {
       for (const end of ends) end();
     },
   };
+}
+
+/**
+ * What is known of a lost balance, or of both sides of a forked one.
+ * @param {NonNullable<Api.QuarantineEntry["loss"]>} loss
+ */
+function sidesOf(loss) {
+  const side = (version, available, onHold, overdraft) => {
+    const amounts = [["available", available], ["on hold", onHold], ["overdraft used", overdraft]]
+      .filter(([, amount]) => amount !== null)
+      .map(([name, amount]) => `, ${name} ${amount}`);
+    return h("span.breaks", visible(`version ${version ?? "not known"}${amounts.join("")}`));
+  };
+  return [
+    [loss.forked ? "In Redis" : "Lost", side(loss.version, loss.available, loss.on_hold, loss.overdraft_used)],
+    ["In the row", side(loss.row_version, loss.row_available, loss.row_on_hold, loss.row_overdraft_used)],
+    ...(loss.later_at === null ? [] : [["Later mutation", timeOfDay(loss.later_at)]]),
+  ];
 }
 
 function valueOf(/** @type {Api.QuarantineOne} */ entry) {

@@ -293,6 +293,7 @@ function outcomesOf() {
       rows([
         ["Rows updated", count(outcomes.updated)],
         ["Already as new or newer", count(outcomes.stale)],
+        ["Forked: row contradicts Redis", count(outcomes.forked)],
         ["Closed: row deleted", count(outcomes.deleted)],
         ["Set aside", count(outcomes.quarantined)],
         ["Expired before anybody looked", count(outcomes.expired)],
