@@ -75,7 +75,7 @@ async fn one_locked_row_holds_up_nobody_else() {
     assert_eq!(tenant.stored(77).await, "10 v5");
 }
 
-/// Locked rows beside refused and missing ones: each has its own result, and a newer row is stale, not locked.
+/// Locked rows beside refused and missing ones: each has its own result, and a newer row differs, and is not locked.
 #[tokio::test]
 async fn a_locked_row_is_told_from_others_that_cant_be_written() {
     let tenant = Tenant::new("mixed_locks").await;
@@ -91,7 +91,7 @@ async fn a_locked_row_is_told_from_others_that_cant_be_written() {
     assert_eq!((&results[0], &results[3], &results[5]), (&updated, &updated, &updated));
     assert!(matches!(&results[1], RowResult::Locked { message } if message.contains(&pid.to_string())));
     assert!(matches!(&results[2], RowResult::Refused { .. }), "{:?}", results[2]);
-    assert_eq!(results[4], RowResult::Ok(Outcome::Stale));
+    assert_eq!(results[4], RowResult::Differs);
     assert_eq!(results[6], RowResult::Ok(Outcome::Missing));
     release(blocker).await;
 }
