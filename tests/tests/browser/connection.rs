@@ -52,7 +52,12 @@ async fn a_lost_worker_is_told_and_its_return_is_noticed() -> Result<()> {
 async fn an_unreachable_redis_is_told() -> Result<()> {
     let mut browser = browser!();
     let sandbox = balance_sync_tests::sandbox(2, 10).await?;
-    let worker = worker(&sandbox, "first").start().await?;
+    // It comes back empty.
+    let worker = worker(&sandbox, "first")
+        .expect_error("Redis has lost all")
+        .expect_error("redis has lost data")
+        .start()
+        .await?;
     browser.open(&worker.url("/")).await?;
     browser.shows("#verdict", "All tenants are on time").await?;
     sandbox.redis().kill()?;
