@@ -9,6 +9,7 @@ use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadOptions, Producer, Progress,
 use balance_sync_sandbox::{Fault, Isolation, Proxy, Sandbox, SandboxOptions, SandboxTenant, eventually};
 use balance_sync_tests::ledger::{all_settled, claimed, comes_in_step, scores};
 use balance_sync_tests::{SOON, Worker, options};
+use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
 
 use crate::report;
@@ -132,17 +133,23 @@ async fn what_could_not_be_given_back_is_told() -> Result<()> {
     let (redis, postgres) = (redis.expect("it was asked for"), postgres.expect("it was asked for"));
     postgres.set(Fault::BlackHole).await;
     let mut direct = sandbox.redis().connect().await?;
+    let gathered = ("balance_sync_stage_duration_seconds_count", [("stage", "gather")]);
+    let before = worker.metric(gathered.0, &gathered.1).await?;
+    // Frozen meanwhile, so that one claim takes them all: of a second one the answer might be cut off below.
+    worker.signal(Signal::SIGSTOP)?;
     for balance in tenant.balances.iter() {
         let (member, value) = (tenant.keys.member(balance), balance.json(3));
         put_raw(&mut direct, &tenant.keys.schedule(), member.as_bytes(), value.as_bytes(), Some(DEFAULT_TTL))
             .await?;
     }
+    worker.signal(Signal::SIGCONT)?;
     eventually(SOON, "claimed balances", || async {
         let held = claimed(&sandbox, &tenant).await?;
         ensure!(held == 30, "{held}");
         Ok(())
     })
     .await?;
+    worker.reaches(gathered.0, &gathered.1, before + 1.0).await?;
     redis.set(Fault::BlackHole).await;
     let ended = worker.stop().await?;
     assert_eq!(ended.code, Some(1), "something was left behind");
