@@ -22,13 +22,13 @@ macro_rules! names {
 
         impl $Enum {
             /// All of them, in order.
-            pub const ALL: [Self; [$($name),+].len()] = [$(Self::$Variant),+];
+            $visibility const ALL: [Self; [$($name),+].len()] = [$(Self::$Variant),+];
             /// Their names, in the same order.
-            pub const NAMES: [&'static str; Self::ALL.len()] = [$($name),+];
+            $visibility const NAMES: [&'static str; Self::ALL.len()] = [$($name),+];
 
             /// The name in logs, metrics, records and answers.
             #[must_use]
-            pub const fn as_str(self) -> &'static str {
+            $visibility const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$Variant => $name,)+
                 }
@@ -36,7 +36,7 @@ macro_rules! names {
 
             /// The one of this name.
             #[must_use]
-            pub fn parse(name: &str) -> Option<Self> {
+            $visibility fn parse(name: &str) -> Option<Self> {
                 match name {
                     $($name => Some(Self::$Variant),)+
                     _ => None,

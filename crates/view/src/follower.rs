@@ -55,7 +55,7 @@ impl DrainRequest {
 
 /// In one sentence, for the log of actions.
 #[must_use]
-pub fn drain_summary(report: &DrainReport) -> String {
+pub(crate) fn drain_summary(report: &DrainReport) -> String {
     let orphaned: usize = report.orphaned.values().sum();
     format!(
         "drained: {} collectors stopped, {} balances written, {} given back, {orphaned} left until their claims lapse, {} collectors broken off",
@@ -67,7 +67,7 @@ pub fn drain_summary(report: &DrainReport) -> String {
 }
 
 /// Follows the log of actions for one worker.
-pub struct Follower {
+pub(crate) struct Follower {
     own: Arc<LocalWorker>,
     controls: Controls,
     key_form: KeyForm,
@@ -85,7 +85,12 @@ pub(crate) const INTERVAL: Duration = LOOK_EVERY;
 impl Follower {
     /// Prepares it. Nothing may be claimed from now on until it has read who is halted.
     #[must_use]
-    pub fn new(own: Arc<LocalWorker>, controls: Controls, key_form: KeyForm, drain: DrainRequest) -> Self {
+    pub(crate) fn new(
+        own: Arc<LocalWorker>,
+        controls: Controls,
+        key_form: KeyForm,
+        drain: DrainRequest,
+    ) -> Self {
         own.fleet.paused.expect(key_form);
         Self { own, controls, key_form, drain, seen: Arc::default(), watch: PauseWatch::new(now()) }
     }
@@ -103,7 +108,7 @@ impl Follower {
     }
 
     /// Runs until it is stopped.
-    pub async fn run(mut self, stop: CancellationToken, progress: Progress) {
+    pub(crate) async fn run(mut self, stop: CancellationToken, progress: Progress) {
         let following = async {
             loop {
                 match self.look().await {

@@ -32,7 +32,7 @@ const FIRST_WITHIN: Duration = Duration::from_secs(2);
 /// Time between two looks at whether it does.
 const FIRST_LOOK: Duration = Duration::from_millis(50);
 /// What was published lasts this long: three publications may fail before others think that the worker is gone.
-pub const LIFE: Duration = Duration::from_secs(8);
+pub(crate) const LIFE: Duration = Duration::from_secs(8);
 /// The detail of a tenant at which nobody looks is published at most this often, in publications.
 const DETAIL_EVERY: u64 = 5;
 /// Longest time for the farewell; when Redis doesn't answer, what was published runs out.
@@ -48,7 +48,7 @@ struct Known {
 }
 
 /// Publishes what this worker knows.
-pub struct Publisher {
+pub(crate) struct Publisher {
     own: Arc<LocalWorker>,
     snapshots: Snapshots,
     names: Names,
@@ -65,7 +65,7 @@ pub struct Publisher {
 impl Publisher {
     /// Prepares it; nothing is published yet.
     #[must_use]
-    pub fn new(own: Arc<LocalWorker>, snapshots: Snapshots, names: Names) -> Self {
+    pub(crate) fn new(own: Arc<LocalWorker>, snapshots: Snapshots, names: Names) -> Self {
         Self {
             name: own.name.current(),
             own,
@@ -81,7 +81,7 @@ impl Publisher {
     }
 
     /// Runs until it is stopped; then takes away what it has published.
-    pub async fn run(mut self, stop: CancellationToken, progress: Progress) {
+    pub(crate) async fn run(mut self, stop: CancellationToken, progress: Progress) {
         stop.run_until_cancelled(self.keep_publishing(&progress)).await;
         let farewell = async {
             self.snapshots.leave(&self.name).await?;

@@ -16,13 +16,13 @@ use rand::rngs::SmallRng;
 use crate::quiet::Concerns;
 
 /// The claim TTL of the workers; the relations of the configuration leave it no shorter with these deadlines.
-pub const CLAIM_TTL: &str = "4s";
+pub(crate) const CLAIM_TTL: &str = "4s";
 /// Connections that a worker may have open.
-pub const BUDGET: i64 = 6;
+pub(crate) const BUDGET: i64 = 6;
 
 /// What can be done to the system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub(crate) enum Kind {
     KillWorker,
     FreezeWorker,
     StopWorker,
@@ -82,7 +82,7 @@ impl Kind {
 }
 
 /// The system under faults.
-pub struct World {
+pub(crate) struct World {
     sandbox: Arc<Sandbox>,
     rng: SmallRng,
     workers: Vec<Worker>,
@@ -94,19 +94,19 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(sandbox: Arc<Sandbox>, rng: SmallRng, concerns: Concerns) -> Self {
+    pub(crate) fn new(sandbox: Arc<Sandbox>, rng: SmallRng, concerns: Concerns) -> Self {
         Self { sandbox, rng, workers: Vec::new(), concerns, faults: BTreeMap::new(), poisoned: Vec::new() }
     }
 
     /// Counts of the faults, as text.
-    pub fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         self.faults.iter().fold(String::new(), |mut text, (kind, count)| {
             let _ = write!(text, "{}{kind:?} {count}", if text.is_empty() { "" } else { ", " });
             text
         })
     }
 
-    pub async fn start_worker(&mut self) -> Result<()> {
+    pub(crate) async fn start_worker(&mut self) -> Result<()> {
         let worker = Worker::of(&self.sandbox)
             .set("log.level", "info")
             .set("claim.ttl", CLAIM_TTL)
@@ -135,7 +135,7 @@ impl World {
     }
 
     /// Injects the next fault and heals it.
-    pub async fn fault(&mut self) -> Result<()> {
+    pub(crate) async fn fault(&mut self) -> Result<()> {
         let kind = KINDS[self.rng.random_range(0..KINDS.len())];
         let length = Duration::from_millis(self.rng.random_range(100..1500));
         *self.faults.entry(kind).or_default() += 1;
@@ -302,7 +302,7 @@ impl World {
     }
 
     /// Makes sure that no fault is left.
-    pub async fn heal(&mut self) -> Result<()> {
+    pub(crate) async fn heal(&mut self) -> Result<()> {
         if let Some(proxy) = self.sandbox.redis_proxy() {
             proxy.set(Fault::Pass).await;
         }
@@ -314,7 +314,7 @@ impl World {
     }
 
     /// Ends all workers, each of which must drain cleanly.
-    pub async fn stop_workers(&mut self) -> Result<()> {
+    pub(crate) async fn stop_workers(&mut self) -> Result<()> {
         for mut worker in self.workers.drain(..) {
             let ended = worker.stop().await?;
             anyhow::ensure!(

@@ -38,7 +38,7 @@ return seen
 
 /// Records updates, and gives each tenant decoys: the rows of its neighbour. A worker that used one tenant's database for
 /// another would change them.
-pub async fn prepare(sandbox: &Sandbox) -> Result<()> {
+pub(crate) async fn prepare(sandbox: &Sandbox) -> Result<()> {
     for (tenant, neighbour) in neighbours(sandbox) {
         let pool = sandbox.pool(&tenant);
         seed_balances(&pool, tenant.schema.as_deref(), &neighbour.id, DECOYS).await?;
@@ -56,7 +56,7 @@ fn neighbours(sandbox: &Sandbox) -> Vec<(SandboxTenant, SandboxTenant)> {
 
 /// What the watch saw.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Looks at both sides of a tenant.
     pub samples: u64,
     /// Most connections of one worker.
@@ -64,13 +64,13 @@ pub struct Seen {
 }
 
 /// Looks at both sides all the time.
-pub struct Watch {
+pub(crate) struct Watch {
     task: JoinHandle<Result<Seen>>,
     cancel: CancellationToken,
 }
 
 impl Watch {
-    pub fn start(sandbox: Arc<Sandbox>) -> Self {
+    pub(crate) fn start(sandbox: Arc<Sandbox>) -> Self {
         let cancel = CancellationToken::new();
         Self { task: tokio::spawn(watch(sandbox, cancel.clone())), cancel }
     }
@@ -79,7 +79,7 @@ impl Watch {
     ///
     /// # Errors
     /// What did not hold.
-    pub async fn stop(self) -> Result<Seen> {
+    pub(crate) async fn stop(self) -> Result<Seen> {
         self.cancel.cancel();
         self.task.await?
     }
@@ -156,7 +156,7 @@ async fn connections(sandbox: &Sandbox) -> Result<Vec<(String, i64)>> {
 }
 
 /// What must hold when all is quiet.
-pub async fn check(sandbox: &Sandbox, world: &World) -> Result<()> {
+pub(crate) async fn check(sandbox: &Sandbox, world: &World) -> Result<()> {
     eventually(Duration::from_secs(30), "empty schedules", || async {
         for tenant in sandbox.tenants() {
             let left = scores(sandbox, &tenant.keys.schedule()).await?;

@@ -36,14 +36,14 @@ type Spell = (Instant, Option<Instant>);
 
 /// When faults that concern the quiet tenant began and ended.
 #[derive(Debug, Clone, Default)]
-pub struct Concerns(Arc<Mutex<Vec<Spell>>>);
+pub(crate) struct Concerns(Arc<Mutex<Vec<Spell>>>);
 
 impl Concerns {
-    pub fn begin(&self) {
+    pub(crate) fn begin(&self) {
         self.lock().push((Instant::now(), None));
     }
 
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         if let Some((_, end)) = self.lock().last_mut() {
             *end = Some(Instant::now());
         }
@@ -63,7 +63,7 @@ impl Concerns {
 
 /// How long its mutations took.
 #[derive(Debug, Default)]
-pub struct Served {
+pub(crate) struct Served {
     pub undisturbed: u64,
     pub undisturbed_worst: Duration,
     pub disturbed: u64,
@@ -72,14 +72,14 @@ pub struct Served {
 }
 
 /// The tenant, and who mutates it.
-pub struct Quiet {
+pub(crate) struct Quiet {
     task: JoinHandle<Result<Served>>,
     cancel: CancellationToken,
     _postgres: PostgresServer,
 }
 
 impl Quiet {
-    pub async fn start(sandbox: Arc<Sandbox>, concerns: Concerns) -> Result<Self> {
+    pub(crate) async fn start(sandbox: Arc<Sandbox>, concerns: Concerns) -> Result<Self> {
         let postgres = PostgresServer::start(PostgresOptions::default()).await?;
         let password = Uuid::new_v4().simple().to_string().into();
         let (database, role) = (format!("ledger_{ID}"), format!("role_{ID}"));
@@ -107,7 +107,7 @@ impl Quiet {
     }
 
     /// The key of its schedule.
-    pub fn schedule() -> String {
+    pub(crate) fn schedule() -> String {
         TenantKeys::tenant(ID).schedule()
     }
 
@@ -115,7 +115,7 @@ impl Quiet {
     ///
     /// # Errors
     /// When one was late.
-    pub async fn stop(self) -> Result<Served> {
+    pub(crate) async fn stop(self) -> Result<Served> {
         self.cancel.cancel();
         self.task.await?
     }

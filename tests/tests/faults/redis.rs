@@ -32,13 +32,13 @@ async fn ask(sandbox: &Sandbox, command: &[&str]) -> Result<()> {
 }
 
 /// Waits until all tenants are degraded for this reason.
-pub async fn degraded(worker: &Worker, reason: &str, tenants: usize) -> Result<Duration> {
+pub(crate) async fn degraded(worker: &Worker, reason: &str, tenants: usize) -> Result<Duration> {
     let begun = Instant::now();
     worker.reaches("balance_sync_tenant_degraded", &[("reason", reason)], tenants as f64).await?;
     Ok(begun.elapsed())
 }
 
-pub async fn nobody_degraded(worker: &Worker) -> Result<()> {
+pub(crate) async fn nobody_degraded(worker: &Worker) -> Result<()> {
     eventually(SOON, "no degraded tenant", || async {
         let count = worker.metric("balance_sync_tenant_degraded", &[]).await?;
         ensure!(count == 0.0, "there are {count}");

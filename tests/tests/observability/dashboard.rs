@@ -33,7 +33,7 @@ fn filled(expression: &str) -> String {
 }
 
 /// Every expression of the dashboard, with where it stands.
-pub fn expressions() -> Result<Vec<(String, String)>> {
+pub(crate) fn expressions() -> Result<Vec<(String, String)>> {
     let dashboard = dashboard()?;
     let mut found = Vec::new();
     for panel in panels(&dashboard)? {

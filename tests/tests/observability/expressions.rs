@@ -28,7 +28,7 @@ struct Chosen {
 
 /// All that an expression names.
 #[derive(Debug, Default)]
-pub struct Named {
+pub(crate) struct Named {
     /// Series with what is chosen of them.
     series: Vec<(String, Vec<Chosen>)>,
     /// Labels by which it groups or joins.
@@ -36,7 +36,7 @@ pub struct Named {
 }
 
 impl Named {
-    pub fn of(expression: &str) -> Result<Self> {
+    pub(crate) fn of(expression: &str) -> Result<Self> {
         let mut named = Self::default();
         let mut rest = expression;
         while let Some(first) = rest.chars().next() {
@@ -70,12 +70,12 @@ impl Named {
     }
 
     /// The names of what it selects.
-    pub fn metrics(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn metrics(&self) -> impl Iterator<Item = &str> {
         self.series.iter().map(|(name, _)| name.as_str())
     }
 
     /// Whether it can be answered from this page and from what the rules record.
-    pub fn is_known(&self, page: &Metrics, recorded: &BTreeSet<String>) -> Result<()> {
+    pub(crate) fn is_known(&self, page: &Metrics, recorded: &BTreeSet<String>) -> Result<()> {
         let mut labels: BTreeSet<&str> = OF_ALL.into();
         for (name, chosen) in &self.series {
             if OF_PROMETHEUS.contains(&name.as_str()) {

@@ -20,7 +20,7 @@ const DOCUMENT: &str = "docs/metrics.md";
 const REWRITE: &str = "BALANCE_SYNC_REWRITE_DOCS";
 
 /// A metric as it must be.
-pub struct Expected {
+pub(crate) struct Expected {
     pub name: &'static str,
     kind: &'static str,
     /// The end of its name; empty where the name itself says what is counted.
@@ -42,7 +42,7 @@ const SERVER: &[&str] = &["server"];
 const TASK: &[&str] = &["task"];
 
 /// All metrics of a worker, in the order of its page.
-pub const FAMILIES: &[Expected] = &[
+pub(crate) const FAMILIES: &[Expected] = &[
     is("balance_sync_build_info", "gauge", "info", &["version"]),
     is("balance_sync_ready", "gauge", "", &[]),
     is("balance_sync_config_info", "gauge", "info", &["claim_mode", "key_form"]),

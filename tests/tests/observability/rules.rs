@@ -14,7 +14,7 @@ const TESTS: &str = "tests/tests/observability/rules";
 
 /// One rule.
 #[derive(Debug)]
-pub struct Rule {
+pub(crate) struct Rule {
     /// The alert's name, or that of the recorded series.
     pub name: String,
     pub is_alert: bool,
@@ -33,7 +33,7 @@ fn strings(value: &Yaml) -> BTreeMap<String, String> {
 }
 
 /// All rules, in order.
-pub fn rules() -> Result<Vec<Rule>> {
+pub(crate) fn rules() -> Result<Vec<Rule>> {
     let document = yaml(&text(RULES)?)?;
     let groups = document["groups"].as_vec().context("groups")?;
     let rules = groups.iter().flat_map(|group| group["rules"].as_vec().into_iter().flatten());
@@ -52,12 +52,12 @@ pub fn rules() -> Result<Vec<Rule>> {
 }
 
 /// The names of the alerts.
-pub fn alerts() -> Result<BTreeSet<String>> {
+pub(crate) fn alerts() -> Result<BTreeSet<String>> {
     Ok(rules()?.into_iter().filter(|rule| rule.is_alert).map(|rule| rule.name).collect())
 }
 
 /// The names of the recorded series.
-pub fn recorded() -> Result<BTreeSet<String>> {
+pub(crate) fn recorded() -> Result<BTreeSet<String>> {
     Ok(rules()?.into_iter().filter(|rule| !rule.is_alert).map(|rule| rule.name).collect())
 }
 

@@ -46,7 +46,7 @@ pub(crate) enum Role {
 impl Role {
     /// The name in answers.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Reader => "reader",

@@ -12,14 +12,14 @@ struct Family {
 
 /// A text that was found valid.
 #[derive(Debug, Default)]
-pub struct Exposition {
+pub(crate) struct Exposition {
     families: BTreeMap<String, Family>,
     samples: Vec<(String, LabelSet, f64)>,
     index: HashMap<(String, LabelSet), f64>,
 }
 
 impl Exposition {
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut page = Self::default();
         let mut current: Option<String> = None;
         let mut pending_help: Option<(String, String)> = None;
@@ -108,29 +108,29 @@ impl Exposition {
     }
 
     /// The value of the sample with exactly these labels.
-    pub fn get(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+    pub(crate) fn get(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         self.index.get(&(name.to_owned(), labels)).copied()
     }
 
-    pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+    pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.get(name, labels).unwrap_or_else(|| panic!("no sample {name} {labels:?}"))
     }
 
-    pub fn families(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn families(&self) -> impl Iterator<Item = &str> {
         self.families.keys().map(String::as_str)
     }
 
-    pub fn kind(&self, family: &str) -> Option<&str> {
+    pub(crate) fn kind(&self, family: &str) -> Option<&str> {
         self.families.get(family).map(|family| family.kind.as_str())
     }
 
-    pub fn help(&self, family: &str) -> Option<&str> {
+    pub(crate) fn help(&self, family: &str) -> Option<&str> {
         self.families.get(family)?.help.as_deref()
     }
 
     /// The values of a label in a family, in order of appearance, each once.
-    pub fn label_values(&self, family: &str, label: &str) -> Vec<String> {
+    pub(crate) fn label_values(&self, family: &str, label: &str) -> Vec<String> {
         let mut seen = BTreeSet::new();
         self.samples
             .iter()
@@ -142,7 +142,7 @@ impl Exposition {
     }
 
     /// Number of samples with that label.
-    pub fn with_label(&self, name: &str, label: &str, value: &str) -> usize {
+    pub(crate) fn with_label(&self, name: &str, label: &str, value: &str) -> usize {
         let has = |labels: &LabelSet| labels.get(label).is_some_and(|is| is == value);
         self.samples.iter().filter(|(of, labels, _)| of == name && has(labels)).count()
     }

@@ -76,7 +76,7 @@ pub(crate) struct TenantResult {
 
 impl TenantResult {
     /// Whether everything that can be compared is the same on both sides.
-    pub fn is_equal(&self) -> bool {
+    pub(crate) fn is_equal(&self) -> bool {
         self.behind + self.missing + self.ahead + self.different + self.unreadable == 0
     }
 }
@@ -111,12 +111,12 @@ pub(crate) struct Verification {
 
 impl Verification {
     /// Whether all tenants are equal.
-    pub fn is_equal(&self) -> bool {
+    pub(crate) fn is_equal(&self) -> bool {
         self.failed.is_empty() && self.tenants.iter().all(TenantResult::is_equal)
     }
 
     /// Sum of one number over all tenants.
-    pub fn total(&self, number: fn(&TenantResult) -> u64) -> u64 {
+    pub(crate) fn total(&self, number: fn(&TenantResult) -> u64) -> u64 {
         self.tenants.iter().map(number).sum()
     }
 }
@@ -308,7 +308,7 @@ impl Verifier {
     ///
     /// # Errors
     /// When the configuration can't be used.
-    pub fn new(config: &Config) -> anyhow::Result<Self> {
+    pub(crate) fn new(config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
             directory: wiring::directory(config)?,
             link: Link::new(&config.redis.link)?,
@@ -326,7 +326,7 @@ impl Verifier {
     ///
     /// # Errors
     /// When tenants or Redis can't be asked.
-    pub async fn compare(
+    pub(crate) async fn compare(
         &self,
         only: &[String],
         show: usize,
@@ -374,7 +374,7 @@ impl Verifier {
     ///
     /// # Errors
     /// When Redis can't be written.
-    pub async fn repair(&self, found: &Verification) -> anyhow::Result<u64> {
+    pub(crate) async fn repair(&self, found: &Verification) -> anyhow::Result<u64> {
         let mut by_tenant: BTreeMap<&Tenant, Vec<&[u8]>> = BTreeMap::new();
         for (tenant, member) in &found.unscheduled {
             by_tenant.entry(tenant).or_default().push(member);

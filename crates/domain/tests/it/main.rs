@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // what was compared must be seen
 
 /// The checks of the fuzz targets, with the naive reading of values.
+// There it is a crate of its own.
+#[allow(unreachable_pub)]
 #[path = "../../fuzz/src/lib.rs"]
 mod checks;
 

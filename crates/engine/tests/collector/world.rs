@@ -16,15 +16,15 @@ use balance_sync_engine::{
     state::TenantState,
 };
 
-pub fn ms(millis: u64) -> Duration {
+pub(crate) fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-pub fn secs(seconds: u64) -> Duration {
+pub(crate) fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-pub fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options {
         batch_size: 10,
         pipeline_depth: 3,
@@ -39,12 +39,12 @@ pub fn options() -> Options {
     }
 }
 
-pub fn failure(side: Side, pace: Pace, ping: bool) -> Failure {
+pub(crate) fn failure(side: Side, pace: Pace, ping: bool) -> Failure {
     Failure { side, reaction: reaction(pace, ping, false), detail: "injected".to_owned() }
 }
 
 /// One of this pace, whatever its reason.
-pub fn reaction(pace: Pace, ping: bool, skip: bool) -> Reaction {
+pub(crate) fn reaction(pace: Pace, ping: bool, skip: bool) -> Reaction {
     Reaction {
         reason: match pace {
             Pace::Short => Reason::PostgresConnection,
@@ -57,25 +57,25 @@ pub fn reaction(pace: Pace, ping: bool, skip: bool) -> Reaction {
 }
 
 /// Postgres is away, which a ping shows.
-pub fn away() -> Failure {
+pub(crate) fn away() -> Failure {
     failure(Side::Sink, Pace::Short, true)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wait {
+pub(crate) enum Wait {
     Idle,
     Watch,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Permit {
+pub(crate) enum Permit {
     None,
     Requested,
     Held,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Flush(Trigger),
     Release,
 }
@@ -90,7 +90,7 @@ struct Held {
     writes: bool,
 }
 
-pub struct World {
+pub(crate) struct World {
     pub begun: Instant,
     pub now: Instant,
     pub options: Arc<Options>,
@@ -128,7 +128,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(options: Options) -> Self {
+    pub(crate) fn new(options: Options) -> Self {
         let now = Instant::now();
         let options = Arc::new(options);
         Self {
@@ -163,7 +163,7 @@ impl World {
     }
 
     /// One that has claimed for the first time, and whose survey is done.
-    pub fn started(options: Options) -> Self {
+    pub(crate) fn started(options: Options) -> Self {
         let mut world = Self::new(options);
         world.control(Service::Active, Role::First);
         assert_eq!(
@@ -175,15 +175,15 @@ impl World {
     }
 
     /// Members that claims have brought so far.
-    pub fn members(&self) -> usize {
+    pub(crate) fn members(&self) -> usize {
         self.next_member as usize
     }
 
-    pub fn at(&self) -> Duration {
+    pub(crate) fn at(&self) -> Duration {
         self.now - self.begun
     }
 
-    pub fn control(&mut self, service: Service, role: Role) {
+    pub(crate) fn control(&mut self, service: Service, role: Role) {
         if self.controls.service == Service::Paused && service != Service::Paused {
             self.end_backoff();
         }
@@ -191,7 +191,7 @@ impl World {
         self.handle(Event::ControlsChanged(self.controls));
     }
 
-    pub fn request_flush(&mut self) {
+    pub(crate) fn request_flush(&mut self) {
         if self.controls.service != Service::Paused {
             self.end_backoff();
             self.taken_over_until = Some(self.now + secs(60));
@@ -205,19 +205,19 @@ impl World {
         }
     }
 
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.stopping = true;
         self.handle(Event::Stop);
     }
 
-    pub fn leave(&mut self) {
+    pub(crate) fn leave(&mut self) {
         // A database that must no longer be served is used all the same.
         self.degraded = self.degraded.filter(|held| !held.skip || !self.machine.is_running());
         self.handle(Event::Leave);
     }
 
     /// The claim under way brings so many members, as far as they fit, of this many in the schedule.
-    pub fn answer_claim(&mut self, found: usize, more: u64) {
+    pub(crate) fn answer_claim(&mut self, found: usize, more: u64) {
         let limit = self.claim.take().expect("a claim is under way");
         let found = found.min(limit);
         let members: Vec<u32> = (0..found).map(|_| self.new_member()).collect();
@@ -227,7 +227,7 @@ impl World {
     }
 
     /// The claim under way brings nothing: one member is due, and locked by somebody else for so long.
-    pub fn answer_locked(&mut self, unlock_in: Option<Duration>) {
+    pub(crate) fn answer_locked(&mut self, unlock_in: Option<Duration>) {
         self.claim.take().expect("a claim is under way");
         let locked = Some(Locked { unlock_in });
         self.handle(Event::Claimed(Claimed { members: Vec::new(), scheduled: 1, head_age: None, locked }));
@@ -238,19 +238,19 @@ impl World {
         self.next_member
     }
 
-    pub fn fail_claim(&mut self, failure: Failure) {
+    pub(crate) fn fail_claim(&mut self, failure: Failure) {
         self.claim.take().expect("a claim is under way");
         self.failing = failure.side;
         self.handle(Event::ClaimFailed(failure));
     }
 
-    pub fn grant(&mut self) {
+    pub(crate) fn grant(&mut self) {
         assert_eq!(self.permit, Permit::Requested);
         self.permit = Permit::Held;
         self.handle(Event::PermitGranted);
     }
 
-    pub fn refuse_permit(&mut self, failure: Failure) {
+    pub(crate) fn refuse_permit(&mut self, failure: Failure) {
         assert_eq!(self.permit, Permit::Requested);
         self.permit = Permit::None;
         self.failing = failure.side;
@@ -258,12 +258,12 @@ impl World {
     }
 
     /// The oldest flight ends well.
-    pub fn land(&mut self) {
+    pub(crate) fn land(&mut self) {
         let id = *self.flights.keys().next().expect("a flight");
         self.end_flight(id, None);
     }
 
-    pub fn end_flight(&mut self, id: FlightId, failure: Option<Failure>) {
+    pub(crate) fn end_flight(&mut self, id: FlightId, failure: Option<Failure>) {
         let (kind, batch) = self.flights.remove(&id).expect("the flight");
         let mut end = FlightEnd::default();
         match (kind, &failure) {
@@ -282,7 +282,7 @@ impl World {
         self.handle(Event::FlightEnded(id, end));
     }
 
-    pub fn answer_probe(&mut self, answer: Result<(), Failure>) {
+    pub(crate) fn answer_probe(&mut self, answer: Result<(), Failure>) {
         assert!(std::mem::take(&mut self.probe), "a probe is under way");
         if answer.is_ok()
             && let Some(held) = &mut self.degraded
@@ -293,7 +293,7 @@ impl World {
         self.handle(Event::Probed(answer));
     }
 
-    pub fn end_upkeep(&mut self, end: UpkeepEnd) {
+    pub(crate) fn end_upkeep(&mut self, end: UpkeepEnd) {
         let ran = self.upkeep.take().expect("upkeep is under way");
         self.handle(Event::UpkeepEnded(end));
         if end == UpkeepEnd::Failed {
@@ -302,21 +302,21 @@ impl World {
         }
     }
 
-    pub fn end_wait(&mut self) {
+    pub(crate) fn end_wait(&mut self) {
         match self.wait.take().expect("a wait is under way") {
             Wait::Idle => self.handle(Event::IdleOver),
             Wait::Watch => self.handle(Event::Unattended),
         }
     }
 
-    pub fn release_abandoned(&mut self) {
+    pub(crate) fn release_abandoned(&mut self) {
         let members = self.abandoned.take().expect("flights were abandoned");
         self.unwritten += members.len();
         self.handle(Event::Abandoned { released: members.len(), orphaned: 0 });
     }
 
     /// Lets time pass, and wakes the machine when it wants to be woken.
-    pub fn pass(&mut self, time: Duration) {
+    pub(crate) fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         while let Some(wake) = self.machine.wake_at().filter(|wake| *wake <= end) {
             self.now = wake;
@@ -326,7 +326,7 @@ impl World {
         self.now = end;
     }
 
-    pub fn handle(&mut self, event: Event<u32>) {
+    pub(crate) fn handle(&mut self, event: Event<u32>) {
         let is_tick = matches!(event, Event::Tick);
         let commands = self.machine.handle(self.now, event);
         // A wake-up may change something inside only, but not over and over.

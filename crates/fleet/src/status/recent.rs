@@ -21,7 +21,7 @@ pub const NOTES: usize = 50;
 /// Those kept of a tenant that has been quiet for [`QUIET_AFTER`].
 const NOTES_QUIET: usize = 5;
 /// Rates are those over this many seconds.
-pub const WINDOW_SECONDS: usize = 10;
+pub(super) const WINDOW_SECONDS: usize = 10;
 /// Seconds from one point of a history to the next.
 pub const STEP_SECONDS: u64 = 5;
 /// Points of a tenant's history: ten minutes.

@@ -26,12 +26,12 @@ pub(super) struct Screen {
 }
 
 impl Screen {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { terminal: std::io::stderr().is_terminal(), open: Cell::new(false) }
     }
 
     /// Something that has happened.
-    pub fn note(&self, text: &str) {
+    pub(super) fn note(&self, text: &str) {
         self.wipe();
         eprintln!("demo: {text}");
     }
@@ -82,7 +82,7 @@ pub(super) struct Board<'a> {
 }
 
 impl<'a> Board<'a> {
-    pub fn new(screen: &'a Screen, workers: &'a [Worker]) -> Self {
+    pub(super) fn new(screen: &'a Screen, workers: &'a [Worker]) -> Self {
         Self {
             screen,
             workers,
@@ -95,12 +95,12 @@ impl<'a> Board<'a> {
     }
 
     /// Something that has happened, with the time.
-    pub fn note(&self, text: &str) {
+    pub(super) fn note(&self, text: &str) {
         self.screen.note(&format!("{:>5.1} s  {text}", self.began.elapsed().as_secs_f64()));
     }
 
     /// What is said at the end of the line from now on.
-    pub fn set_phase(&self, text: String) {
+    pub(super) fn set_phase(&self, text: String) {
         self.phase.replace(text);
     }
 
@@ -108,7 +108,10 @@ impl<'a> Board<'a> {
     ///
     /// # Errors
     /// When a worker has ended by itself.
-    pub async fn watch(&self, mutations: impl Fn() -> u64) -> anyhow::Result<std::convert::Infallible> {
+    pub(super) async fn watch(
+        &self,
+        mutations: impl Fn() -> u64,
+    ) -> anyhow::Result<std::convert::Infallible> {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         ticks.tick().await;
@@ -125,7 +128,7 @@ impl<'a> Board<'a> {
     }
 
     /// Reads the counters of the workers on duty. A worker that does not answer in time keeps its last ones.
-    pub async fn scrape(&self) {
+    pub(super) async fn scrape(&self) {
         let _in_order = self.scraping.lock().await;
         self.scrape_now().await;
     }
@@ -134,7 +137,7 @@ impl<'a> Board<'a> {
     ///
     /// # Errors
     /// When it can't be killed.
-    pub async fn kill(&self, worker: &Worker) -> anyhow::Result<()> {
+    pub(super) async fn kill(&self, worker: &Worker) -> anyhow::Result<()> {
         let _in_order = self.scraping.lock().await;
         self.scrape_now().await;
         worker.kill().await
@@ -154,12 +157,12 @@ impl<'a> Board<'a> {
     }
 
     /// Whether a worker on duty knew this tenant when last asked.
-    pub fn is_served(&self, tenant: &str) -> bool {
+    pub(super) fn is_served(&self, tenant: &str) -> bool {
         self.on_duty().any(|at| self.tallies.borrow()[at].serves(tenant))
     }
 
     /// What all workers have counted, of one tenant or of all.
-    pub fn counted(&self, tenant: Option<&str>) -> Counted {
+    pub(super) fn counted(&self, tenant: Option<&str>) -> Counted {
         let mut total = Counted::default();
         self.tallies.borrow().iter().for_each(|tally| tally.add_to(&mut total, tenant));
         total

@@ -26,17 +26,17 @@ pub(super) struct Timeline {
 }
 
 impl Timeline {
-    pub fn begin(length: Duration) -> Self {
+    pub(super) fn begin(length: Duration) -> Self {
         Self { began: Instant::now(), length }
     }
 
     /// The moment when this part of it is over.
-    pub async fn reached(&self, part: f64) {
+    pub(super) async fn reached(&self, part: f64) {
         tokio::time::sleep_until(self.began + self.length.mul_f64(part)).await;
     }
 
     /// What is left of it.
-    pub fn left(&self) -> Duration {
+    pub(super) fn left(&self) -> Duration {
         self.length.saturating_sub(self.began.elapsed())
     }
 }
@@ -65,7 +65,7 @@ pub(super) struct Cast {
 
 impl Cast {
     /// The first tenant leaves, the others stay; the newcomer has the next number.
-    pub fn new(ids: &[String], args: &DemoArgs) -> Self {
+    pub(super) fn new(ids: &[String], args: &DemoArgs) -> Self {
         let (leaver, stayers) = ids.split_at(ids.len().min(1));
         // The newcomer has no load in the first part, the leaver none in the last.
         let shares = stayers.len() as f64 + (1.0 - ADD_AT) + REMOVE_AT;
@@ -79,7 +79,7 @@ impl Cast {
     }
 
     /// How a group's producer writes, for so long.
-    pub fn options(&self, group: &Group, duration: Duration, seed: u64) -> LoadOptions {
+    pub(super) fn options(&self, group: &Group, duration: Duration, seed: u64) -> LoadOptions {
         LoadOptions {
             rate: self.rate_per_tenant * group.ids.len() as f64,
             duration: Some(duration),
@@ -94,17 +94,17 @@ impl Cast {
     }
 
     /// Mutations so far.
-    pub fn mutations(&self) -> u64 {
+    pub(super) fn mutations(&self) -> u64 {
         self.groups().iter().map(|group| group.progress.mutations()).sum()
     }
 
     /// Mutations that failed or of which nothing is known.
-    pub fn errors(&self) -> u64 {
+    pub(super) fn errors(&self) -> u64 {
         self.groups().iter().map(|group| group.progress.errors()).sum()
     }
 
     /// Mutations of one tenant.
-    pub fn mutations_of(&self, id: &str) -> u64 {
+    pub(super) fn mutations_of(&self, id: &str) -> u64 {
         let tenants =
             self.groups().into_iter().flat_map(|group| group.ids.iter().zip(&group.progress.tenants));
         tenants

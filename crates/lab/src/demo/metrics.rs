@@ -12,7 +12,7 @@ const LAG: &str = "balance_sync_lag_seconds_bucket";
 pub(super) struct Lag(Vec<(f64, u64)>);
 
 impl Lag {
-    pub fn add(&mut self, other: &Self) {
+    pub(super) fn add(&mut self, other: &Self) {
         for (at, (bound, count)) in other.0.iter().enumerate() {
             match self.0.get_mut(at) {
                 Some((_, sum)) => *sum += count,
@@ -22,7 +22,7 @@ impl Lag {
     }
 
     /// What has been added since `before`.
-    pub fn since(&self, before: &Self) -> Self {
+    pub(super) fn since(&self, before: &Self) -> Self {
         let counts = self.0.iter().enumerate();
         Self(
             counts
@@ -35,7 +35,7 @@ impl Lag {
 
     /// The quantile in seconds, interpolated within its bucket as Prometheus does; infinite beyond the last bound, `None`
     /// without any row.
-    pub fn quantile(&self, quantile: f64) -> Option<f64> {
+    pub(super) fn quantile(&self, quantile: f64) -> Option<f64> {
         let count = self.0.last().map(|(_, count)| *count).filter(|count| *count > 0)?;
         let rank = quantile * count as f64;
         let (mut lower, mut below) = (0.0, 0);
@@ -66,7 +66,7 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    pub fn add(&mut self, other: &Self) {
+    pub(super) fn add(&mut self, other: &Self) {
         self.rows += other.rows;
         self.lag.add(&other.lag);
     }
@@ -111,7 +111,7 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub fn update(&mut self, scrape: Scrape) {
+    pub(super) fn update(&mut self, scrape: Scrape) {
         for (tenant, last) in &self.now {
             let goes_on = scrape
                 .get(tenant)
@@ -124,17 +124,17 @@ impl Tally {
     }
 
     /// Whether the worker knew this tenant at the last scrape.
-    pub fn serves(&self, tenant: &str) -> bool {
+    pub(super) fn serves(&self, tenant: &str) -> bool {
         self.now.contains_key(tenant)
     }
 
     /// The tenants the worker knew at the last scrape.
-    pub fn tenants(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn tenants(&self) -> impl Iterator<Item = &str> {
         self.now.keys().map(String::as_str)
     }
 
     /// Adds what this worker counted for one tenant, or for all.
-    pub fn add_to(&self, total: &mut Counted, tenant: Option<&str>) {
+    pub(super) fn add_to(&self, total: &mut Counted, tenant: Option<&str>) {
         for counts in [&self.before, &self.now] {
             let wanted = counts.iter().filter(|(id, _)| tenant.is_none_or(|tenant| tenant == id.as_str()));
             wanted.for_each(|(_, counted)| total.add(counted));

@@ -63,13 +63,13 @@ pub(super) struct Report {
 
 impl Report {
     /// Whether every balance is where it must be and nothing else went wrong.
-    pub fn is_good(&self) -> bool {
+    pub(super) fn is_good(&self) -> bool {
         self.problems.is_empty()
             && self.tenants.iter().all(|tenant| tenant.behind + tenant.missing + tenant.different == 0)
     }
 
     /// Sum of one number over all tenants.
-    pub fn total(&self, number: fn(&TenantReport) -> u64) -> u64 {
+    pub(super) fn total(&self, number: fn(&TenantReport) -> u64) -> u64 {
         self.tenants.iter().map(number).sum()
     }
 
@@ -77,7 +77,7 @@ impl Report {
     ///
     /// # Errors
     /// When it can't be written, which would be a mistake in its definition.
-    pub fn json(&self) -> serde_json::Result<String> {
+    pub(super) fn json(&self) -> serde_json::Result<String> {
         #[derive(Serialize)]
         struct Whole<'a> {
             ok: bool,
@@ -103,7 +103,7 @@ impl Report {
     }
 
     /// The table, what must be said about it, and the last line.
-    pub fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let width = self.tenants.iter().map(|tenant| tenant.tenant.len()).max().unwrap_or_default().max(6);
         let mut text = String::new();
         let mut row = |tenant: &str, figures: [String; 5], remark: &str| {

@@ -34,7 +34,7 @@ impl Worker {
     ///
     /// # Errors
     /// When it can't be started or is not ready within a minute; with the end of its log.
-    pub async fn start(product: &Path, name: &str, config: &Path) -> anyhow::Result<Self> {
+    pub(super) async fn start(product: &Path, name: &str, config: &Path) -> anyhow::Result<Self> {
         let client =
             reqwest::Client::builder().no_proxy().timeout(ANSWER_WITHIN).build().context("HTTP client")?;
         let arguments = ["run".to_owned(), "--config".to_owned(), config.display().to_string()];
@@ -74,17 +74,17 @@ impl Worker {
     ///
     /// # Errors
     /// When it does not answer in time.
-    pub async fn metrics(&self) -> anyhow::Result<String> {
+    pub(super) async fn metrics(&self) -> anyhow::Result<String> {
         self.get("/metrics").await
     }
 
     /// The process id, while it runs.
-    pub fn pid(&self) -> Option<u32> {
+    pub(super) fn pid(&self) -> Option<u32> {
         self.program.pid()
     }
 
     /// Whether it has neither ended nor been told to.
-    pub fn is_on_duty(&self) -> bool {
+    pub(super) fn is_on_duty(&self) -> bool {
         !self.dismissed.get()
     }
 
@@ -92,7 +92,7 @@ impl Worker {
     ///
     /// # Errors
     /// When it has; with the end of its log.
-    pub fn check_on_duty(&self) -> anyhow::Result<()> {
+    pub(super) fn check_on_duty(&self) -> anyhow::Result<()> {
         if self.is_on_duty() && self.has_ended() {
             bail!("{} has ended by itself; {}", self.name, self.log());
         }
@@ -103,7 +103,7 @@ impl Worker {
     ///
     /// # Errors
     /// When it can't be ended.
-    pub async fn kill(&self) -> anyhow::Result<()> {
+    pub(super) async fn kill(&self) -> anyhow::Result<()> {
         self.dismissed.set(true);
         self.program.kill().await.with_context(|| format!("killing {}", self.name)).map(|_| ())
     }
@@ -112,14 +112,14 @@ impl Worker {
     ///
     /// # Errors
     /// When it has not ended in time.
-    pub async fn drain(&self) -> anyhow::Result<ExitStatus> {
+    pub(super) async fn drain(&self) -> anyhow::Result<ExitStatus> {
         self.dismissed.set(true);
         self.program.terminate()?;
         self.program.wait(DRAINED_WITHIN).await.with_context(|| format!("{} was told to drain", self.name))
     }
 
     /// The end of its log, introduced.
-    pub fn log(&self) -> String {
+    pub(super) fn log(&self) -> String {
         format!("the end of its log:\n{}", self.program.log_tail())
     }
 

@@ -11,18 +11,18 @@ use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
-pub const API_KEY: &str = "key-hunter2";
-pub const PASSWORD: &str = "password-hunter2";
+pub(crate) const API_KEY: &str = "key-hunter2";
+pub(crate) const PASSWORD: &str = "password-hunter2";
 
 /// A request as it came: its target (path and query), and its headers in lower case.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub(crate) struct Request {
     pub target: String,
     pub headers: String,
 }
 
 /// What the server does with a request.
-pub enum Reply {
+pub(crate) enum Reply {
     /// A proper answer.
     Answer { status: u16, headers: &'static str, body: String },
     /// These bytes, then the connection is closed.
@@ -33,19 +33,19 @@ pub enum Reply {
     Endless { head: &'static str, piece: usize, pause: Duration },
 }
 
-pub fn answer(status: u16, body: impl Into<String>) -> Reply {
+pub(crate) fn answer(status: u16, body: impl Into<String>) -> Reply {
     Reply::Answer { status, headers: "", body: body.into() }
 }
 
 /// A good list of these ids.
-pub fn list(ids: &[&str]) -> Reply {
+pub(crate) fn list(ids: &[&str]) -> Reply {
     let entries: Vec<String> =
         ids.iter().map(|id| format!(r#"{{"id":"{id}","name":"N {id}","status":"active"}}"#)).collect();
     answer(200, format!("[{}]", entries.join(",")))
 }
 
 /// A good answer about a database, on a host that is named after the tenant in the request.
-pub fn connections(request: &Request) -> Reply {
+pub(crate) fn connections(request: &Request) -> Reply {
     let tenant = request.target.split('/').nth(3).unwrap_or_default();
     answer(
         200,
@@ -58,7 +58,7 @@ pub fn connections(request: &Request) -> Reply {
 
 type Handler = dyn Fn(&Request, usize) -> futures::future::BoxFuture<'static, Reply> + Send + Sync;
 
-pub struct Server {
+pub(crate) struct Server {
     pub addr: SocketAddr,
     requests: Arc<Mutex<Vec<Request>>>,
     task: JoinHandle<()>,
@@ -72,7 +72,7 @@ impl Drop for Server {
 
 impl Server {
     /// Answers each request by the handler, which is told how many came before.
-    pub async fn start(handler: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(handler: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static) -> Self {
         Self::start_async(move |request, hit| {
             let reply = handler(request, hit);
             Box::pin(async move { reply })
@@ -80,13 +80,13 @@ impl Server {
         .await
     }
 
-    pub async fn start_async(
+    pub(crate) async fn start_async(
         handler: impl Fn(&Request, usize) -> futures::future::BoxFuture<'static, Reply> + Send + Sync + 'static,
     ) -> Self {
         Self::listen(Arc::new(handler), None).await
     }
 
-    pub async fn start_tls(
+    pub(crate) async fn start_tls(
         acceptor: TlsAcceptor,
         handler: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static,
     ) -> Self {
@@ -121,16 +121,16 @@ impl Server {
         Self { addr, requests, task }
     }
 
-    pub fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
 
-    pub fn hits(&self) -> usize {
+    pub(crate) fn hits(&self) -> usize {
         self.requests.lock().unwrap().len()
     }
 
     /// Settings for this server: no retries, no breaker, and time enough for a slow machine.
-    pub fn settings(&self) -> ServiceSettings {
+    pub(crate) fn settings(&self) -> ServiceSettings {
         let mut settings =
             ServiceSettings::new(format!("http://{}", self.addr).parse().unwrap(), API_KEY.into());
         settings.allow_plain_http = true;

@@ -53,22 +53,22 @@ pub(crate) struct Findings(Vec<Finding>);
 
 impl Findings {
     /// As it should be.
-    pub fn ok(&mut self, area: &'static str, found: impl Into<String>) {
+    pub(super) fn ok(&mut self, area: &'static str, found: impl Into<String>) {
         self.note(Level::Ok, area, found.into(), "");
     }
 
     /// It works, and may not always.
-    pub fn warn(&mut self, area: &'static str, found: impl Into<String>, help: &str) {
+    pub(super) fn warn(&mut self, area: &'static str, found: impl Into<String>, help: &str) {
         self.note(Level::Warn, area, found.into(), help);
     }
 
     /// It does not work.
-    pub fn fail(&mut self, area: &'static str, found: impl Into<String>, help: &str) {
+    pub(super) fn fail(&mut self, area: &'static str, found: impl Into<String>, help: &str) {
         self.note(Level::Fail, area, found.into(), help);
     }
 
     /// Something about one tenant. Of what has the same level, area and kind about several, the first is shown.
-    pub fn of_tenant(
+    pub(super) fn of_tenant(
         &mut self,
         tenant: &str,
         area: &'static str,
@@ -92,17 +92,17 @@ impl Findings {
     }
 
     /// The worst of them.
-    pub fn worst(&self) -> Level {
+    pub(super) fn worst(&self) -> Level {
         self.0.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
     }
 
     /// For another program.
-    pub fn report(&self) -> Report<'_> {
+    pub(super) fn report(&self) -> Report<'_> {
         Report { level: self.worst(), findings: &self.0 }
     }
 
     /// For people.
-    pub fn render(&self, screen: Screen) -> String {
+    pub(super) fn render(&self, screen: Screen) -> String {
         const INDENT: usize = 18;
         let mut text = String::new();
         for Finding { level, area, found, help, tenants, .. } in &self.0 {

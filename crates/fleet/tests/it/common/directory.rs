@@ -16,12 +16,12 @@ use tokio::sync::watch;
 
 /// What a question meets.
 #[derive(Debug, Clone)]
-pub enum Reply<T> {
+pub(crate) enum Reply<T> {
     Answer(Result<T, DirectoryError>),
     Panic,
 }
 
-pub struct FakeDirectory {
+pub(crate) struct FakeDirectory {
     list: Mutex<Reply<Listing>>,
     databases: Mutex<HashMap<Tenant, Reply<TenantDatabase>>>,
     pub polls: AtomicUsize,
@@ -31,7 +31,7 @@ pub struct FakeDirectory {
 }
 
 impl FakeDirectory {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             list: Mutex::new(Reply::Answer(Ok(Listing::default()))),
             databases: Mutex::default(),
@@ -41,22 +41,22 @@ impl FakeDirectory {
         }
     }
 
-    pub fn shut(&self) {
+    pub(crate) fn shut(&self) {
         self.open.send_replace(false);
     }
 
-    pub fn open(&self) {
+    pub(crate) fn open(&self) {
         self.open.send_replace(true);
     }
 
-    pub fn lists(&self, tenants: &[Tenant]) {
+    pub(crate) fn lists(&self, tenants: &[Tenant]) {
         let tenants = tenants.iter();
         let listed = tenants.map(|tenant| ListedTenant { tenant: tenant.clone(), name: tenant.to_string() });
         let listing = Listing { tenants: listed.collect(), refused: Vec::new() };
         *self.list.lock().unwrap() = Reply::Answer(Ok(listing));
     }
 
-    pub fn also_lists_refused(&self, ids: &[&str]) {
+    pub(crate) fn also_lists_refused(&self, ids: &[&str]) {
         if let Reply::Answer(Ok(listing)) = &mut *self.list.lock().unwrap() {
             let refused =
                 ids.iter().map(|id| RefusedTenant { id: (*id).to_owned(), reason: "test".to_owned() });
@@ -64,27 +64,27 @@ impl FakeDirectory {
         }
     }
 
-    pub fn list_is(&self, reply: Reply<Listing>) {
+    pub(crate) fn list_is(&self, reply: Reply<Listing>) {
         *self.list.lock().unwrap() = reply;
     }
 
-    pub fn knows(&self, tenant: &Tenant, database: TenantDatabase) {
+    pub(crate) fn knows(&self, tenant: &Tenant, database: TenantDatabase) {
         self.says(tenant, Reply::Answer(Ok(database)));
     }
 
-    pub fn refuses(&self, tenant: &Tenant, error: DirectoryError) {
+    pub(crate) fn refuses(&self, tenant: &Tenant, error: DirectoryError) {
         self.says(tenant, Reply::Answer(Err(error)));
     }
 
-    pub fn says(&self, tenant: &Tenant, reply: Reply<TenantDatabase>) {
+    pub(crate) fn says(&self, tenant: &Tenant, reply: Reply<TenantDatabase>) {
         self.databases.lock().unwrap().insert(tenant.clone(), reply);
     }
 
-    pub fn look_ups(&self) -> usize {
+    pub(crate) fn look_ups(&self) -> usize {
         self.look_ups.load(SeqCst)
     }
 
-    pub fn polls(&self) -> usize {
+    pub(crate) fn polls(&self) -> usize {
         self.polls.load(SeqCst)
     }
 
@@ -122,7 +122,7 @@ impl TenantDirectory for FakeDirectory {
 }
 
 /// A database of its own, where nobody listens.
-pub fn database(name: &str, password: &str) -> TenantDatabase {
+pub(crate) fn database(name: &str, password: &str) -> TenantDatabase {
     TenantDatabase {
         host: "127.0.0.1".to_owned(),
         port: 1,
@@ -139,12 +139,12 @@ pub fn database(name: &str, password: &str) -> TenantDatabase {
 }
 
 /// A schema in a shared database.
-pub fn schema(name: &str, schema: &str) -> TenantDatabase {
+pub(crate) fn schema(name: &str, schema: &str) -> TenantDatabase {
     TenantDatabase { schema: Some(schema.to_owned()), ..database(name, "p") }
 }
 
 /// Waits until it is so, for at most ten minutes of tokio's time.
-pub async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     let begun = tokio::time::Instant::now();
     while !condition() {
         assert!(begun.elapsed() < Duration::from_secs(600), "not within ten minutes: {what}");

@@ -3,7 +3,7 @@
 //! Time is tokio's, so tests that pause it run hours in milliseconds. What a call does is done when it is sent, and its
 //! answer comes later: the worst case for whoever gives up waiting.
 
-pub mod directory;
+pub(crate) mod directory;
 
 use std::{
     cell::{Cell, RefCell},
@@ -30,26 +30,26 @@ use balance_sync_tenants::{KeyForm, Tenant};
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-pub const ORGANIZATION: &str = "0190b5f2-7c1a-7e3b-9d4f-2a6c8e1b3d50";
-pub const LEDGER: &str = "0190b5f3-11aa-7c02-8f2e-5b7d9c0a4e61";
+pub(crate) const ORGANIZATION: &str = "0190b5f2-7c1a-7e3b-9d4f-2a6c8e1b3d50";
+pub(crate) const LEDGER: &str = "0190b5f3-11aa-7c02-8f2e-5b7d9c0a4e61";
 
 /// Redis time at the beginning of a test, in seconds.
 const EPOCH: f64 = 1_795_380_490.0;
 
-pub fn ms(millis: u64) -> Duration {
+pub(crate) fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-pub fn secs(seconds: u64) -> Duration {
+pub(crate) fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-pub fn tenant(id: &str) -> Tenant {
+pub(crate) fn tenant(id: &str) -> Tenant {
     Tenant::Id(TenantId::parse(id).unwrap())
 }
 
 /// The member of the n-th balance of a key space.
-pub fn member(space: &KeySpace, n: u128) -> Vec<u8> {
+pub(crate) fn member(space: &KeySpace, n: u128) -> Vec<u8> {
     format!("{}{ORGANIZATION}:{LEDGER}:@account{n}#default", space.balance_prefix()).into_bytes()
 }
 
@@ -57,7 +57,7 @@ pub fn member(space: &KeySpace, n: u128) -> Vec<u8> {
 const IDS: u128 = 1 << 64;
 
 /// The value of the n-th balance.
-pub fn value(n: u128, version: i64) -> Vec<u8> {
+pub(crate) fn value(n: u128, version: i64) -> Vec<u8> {
     format!(
         r#"{{"ID":"{}","Available":"{version}.5","OnHold":"0","Version":{version},"AssetCode":"BRL","Key":"default"}}"#,
         Uuid::from_u128(IDS + n)
@@ -75,7 +75,7 @@ struct Waiting {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClaimCall {
+pub(crate) struct ClaimCall {
     pub at: Duration,
     pub limit: usize,
     pub found: usize,
@@ -86,14 +86,14 @@ type Held = (Arc<str>, Waiting);
 
 /// What a call to Redis meets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// It is refused.
     Error(ErrorClass),
     /// It is never answered, though it takes effect.
     Silence,
 }
 
-pub struct Redis {
+pub(crate) struct Redis {
     pub space: KeySpace,
     begun: Instant,
     due: RefCell<VecDeque<Waiting>>,
@@ -131,7 +131,7 @@ pub struct Redis {
 }
 
 impl Redis {
-    pub fn new(space: KeySpace) -> Self {
+    pub(crate) fn new(space: KeySpace) -> Self {
         Self {
             space,
             begun: Instant::now(),
@@ -163,60 +163,60 @@ impl Redis {
     }
 
     /// Time since the test began.
-    pub fn at(&self) -> Duration {
+    pub(crate) fn at(&self) -> Duration {
         self.begun.elapsed()
     }
 
-    pub fn now(&self) -> f64 {
+    pub(crate) fn now(&self) -> f64 {
         EPOCH + self.at().as_secs_f64()
     }
 
     /// A mutation: schedules these balances, due now, with their version.
-    pub fn mutate(&self, balances: impl IntoIterator<Item = u128>, version: i64) {
+    pub(crate) fn mutate(&self, balances: impl IntoIterator<Item = u128>, version: i64) {
         for n in balances {
             self.schedule(member(&self.space, n), Some(value(n, version)), 0.0);
         }
     }
 
     /// Schedules any member with any value, due for so many seconds.
-    pub fn schedule(&self, member: Vec<u8>, value: Option<Vec<u8>>, age: f64) {
+    pub(crate) fn schedule(&self, member: Vec<u8>, value: Option<Vec<u8>>, age: f64) {
         self.schedule_at(member, value, &format!("{:.6}", self.now() - age));
     }
 
     /// The same with any score.
-    pub fn schedule_at(&self, member: Vec<u8>, value: Option<Vec<u8>>, score: &str) {
+    pub(crate) fn schedule_at(&self, member: Vec<u8>, value: Option<Vec<u8>>, score: &str) {
         self.leased.borrow_mut().remove(&member);
         self.due.borrow_mut().retain(|waiting| waiting.member != member);
         self.due.borrow_mut().push_back(Waiting { member, former: score.to_owned(), value });
     }
 
-    pub fn due(&self) -> usize {
+    pub(crate) fn due(&self) -> usize {
         self.due.borrow().len()
     }
 
-    pub fn leased(&self) -> usize {
+    pub(crate) fn leased(&self) -> usize {
         self.leased.borrow().len()
     }
 
     /// All leases lapse, as they do by themselves after the claim TTL.
-    pub fn lapse(&self) {
+    pub(crate) fn lapse(&self) {
         let lapsed = std::mem::take(&mut *self.leased.borrow_mut());
         self.due.borrow_mut().extend(lapsed.into_values().map(|(_, waiting)| waiting));
     }
 
-    pub fn claimed(&self) -> usize {
+    pub(crate) fn claimed(&self) -> usize {
         self.claims.borrow().iter().map(|call| call.found).sum()
     }
 
-    pub fn fail(&self, operations: &[&'static str], class: ErrorClass) {
+    pub(crate) fn fail(&self, operations: &[&'static str], class: ErrorClass) {
         self.faults.borrow_mut().extend(operations.iter().map(|name| (*name, Fault::Error(class))));
     }
 
-    pub fn heal(&self) {
+    pub(crate) fn heal(&self) {
         self.faults.borrow_mut().clear();
     }
 
-    pub fn delay(&self, operation: &'static str, delay: Duration) {
+    pub(crate) fn delay(&self, operation: &'static str, delay: Duration) {
         self.delays.borrow_mut().insert(operation, delay);
     }
 
@@ -256,7 +256,7 @@ impl Redis {
 }
 
 #[derive(Clone)]
-pub struct FakeQueue(pub Rc<Redis>);
+pub(crate) struct FakeQueue(pub Rc<Redis>);
 
 impl Queue for FakeQueue {
     fn space(&self) -> &KeySpace {
@@ -425,7 +425,7 @@ impl Queue for FakeQueue {
 
 /// How Postgres behaves.
 #[derive(Debug, Clone)]
-pub enum Mood {
+pub(crate) enum Mood {
     Well,
     /// Fails at once, pings too.
     Fails(SinkError),
@@ -439,13 +439,13 @@ pub enum Mood {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Update {
+pub(crate) struct Update {
     pub at: Duration,
     pub ids: Vec<u128>,
     pub last: bool,
 }
 
-pub struct Postgres {
+pub(crate) struct Postgres {
     begun: Instant,
     pub mood: RefCell<Mood>,
     /// How long a write takes.
@@ -473,7 +473,7 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             begun: Instant::now(),
             mood: RefCell::new(Mood::Well),
@@ -495,7 +495,7 @@ impl Postgres {
         }
     }
 
-    pub fn is(&self, mood: Mood) {
+    pub(crate) fn is(&self, mood: Mood) {
         self.mood.replace(mood);
     }
 
@@ -534,7 +534,7 @@ impl Drop for InFlight<'_> {
 }
 
 #[derive(Clone)]
-pub struct FakeSink(pub Rc<Postgres>);
+pub(crate) struct FakeSink(pub Rc<Postgres>);
 
 impl Sink for FakeSink {
     /// Whether it was asked for as the last one.
@@ -623,7 +623,7 @@ impl Sink for FakeSink {
 // -- collector ---------------------------------------------------------------------------------------------------
 
 /// Round numbers, small enough to count by hand.
-pub fn options() -> CollectorOptions {
+pub(crate) fn options() -> CollectorOptions {
     CollectorOptions {
         batch_size: 10,
         flush_timeout: ms(50),
@@ -660,7 +660,7 @@ impl<F: Future> Future for Counted<F> {
 }
 
 /// A collector with its surroundings. Needs a `LocalSet`.
-pub struct Lab {
+pub(crate) struct Lab {
     pub redis: Rc<Redis>,
     pub postgres: Rc<Postgres>,
     pub fleet: Arc<FleetStatus>,
@@ -671,11 +671,11 @@ pub struct Lab {
 }
 
 impl Lab {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(options())
     }
 
-    pub fn with(options: CollectorOptions) -> Self {
+    pub(crate) fn with(options: CollectorOptions) -> Self {
         let tenant = tenant("acme");
         let space = tenant.key_space(KeyForm::AsListed);
         let fleet = Arc::new(FleetStatus::default());
@@ -690,7 +690,7 @@ impl Lab {
         }
     }
 
-    pub fn start(&self) -> JoinHandle<Drained> {
+    pub(crate) fn start(&self) -> JoinHandle<Drained> {
         let collector = Collector {
             queue: FakeQueue(Rc::clone(&self.redis)),
             sink: FakeSink(Rc::clone(&self.postgres)),
@@ -702,17 +702,17 @@ impl Lab {
         tokio::task::spawn_local(Counted { inner, polls: Rc::clone(&self.polls) })
     }
 
-    pub fn state(&self) -> StateInfo {
+    pub(crate) fn state(&self) -> StateInfo {
         self.status.state()
     }
 
-    pub fn reason(&self) -> Option<&'static str> {
+    pub(crate) fn reason(&self) -> Option<&'static str> {
         let info = self.state();
         info.reason.filter(|_| info.state == TenantState::Degraded).map(Reason::as_str)
     }
 
     /// Waits until it is so, for at most a minute.
-    pub async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let begun = Instant::now();
         while !condition(self) {
             assert!(begun.elapsed() < secs(60), "not within a minute: {what}; state {:?}", self.state());

@@ -17,7 +17,7 @@ use crate::common;
 static LEDGER: LazyLock<Vec<SeededBalance>> = LazyLock::new(|| describe_balances("model", BALANCES));
 
 /// What is done to Redis beside the scripts under test.
-pub struct Scripts {
+pub(super) struct Scripts {
     mutate: Script,
     lapse: Script,
     go_claim: Script,
@@ -25,7 +25,7 @@ pub struct Scripts {
 }
 
 impl Scripts {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             // KEYS schedule, balance; ARGV json, score ('' = now). Protocol §1.
             mutate: Script::new(
@@ -105,7 +105,7 @@ struct Balance {
     excused: u64,
 }
 
-pub struct World<'a> {
+pub(super) struct World<'a> {
     scripts: &'a Scripts,
     redis: MultiplexedConnection,
     space: KeySpace,
@@ -118,7 +118,12 @@ pub struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    pub fn new(scripts: &'a Scripts, redis: MultiplexedConnection, link: &Link, sabotage: Sabotage) -> Self {
+    pub(super) fn new(
+        scripts: &'a Scripts,
+        redis: MultiplexedConnection,
+        link: &Link,
+        sabotage: Sabotage,
+    ) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let space = common::space_of(&format!("case-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         let worker = |n| {
@@ -143,7 +148,7 @@ impl<'a> World<'a> {
         }
     }
 
-    pub async fn take(&mut self, step: &Step) {
+    pub(super) async fn take(&mut self, step: &Step) {
         match *step {
             Step::Mutate { balance } => self.mutate(balance, "").await,
             Step::MutateAt { worker, held, former } => self.mutate_at(worker, held, former).await,
@@ -209,7 +214,7 @@ impl<'a> World<'a> {
     }
 
     /// What must hold after every step.
-    pub async fn check(&mut self) -> Result<(), String> {
+    pub(super) async fn check(&mut self) -> Result<(), String> {
         for (n, (scheduled, quarantined)) in self.look().await.into_iter().enumerate() {
             let Balance { newest, postgres, excused, .. } = self.balances[n];
             if postgres > newest {
@@ -223,7 +228,7 @@ impl<'a> World<'a> {
     }
 
     /// All workers die, everything lapses, and one worker writes what is left; then everything must be equal.
-    pub async fn finish(&mut self) -> Result<(), String> {
+    pub(super) async fn finish(&mut self) -> Result<(), String> {
         self.held.iter_mut().for_each(Vec::clear);
         self.go.clear();
         for balance in 0..BALANCES {
