@@ -8,10 +8,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use balance_sync_domain::{KeySpace, TenantId};
+use balance_sync_domain::{KeySpace, TenantId, TlsMode};
+
 use balance_sync_sandbox::ledger::{Amounts, Producer};
 use balance_sync_schedule::{Claimed, Link, LinkSettings, Schedule, ScheduleOptions};
-use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, Row, Table, TlsMode};
+use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, Row, Table};
 use futures::future::{try_join_all, try_join3};
 use secrecy::SecretString;
 use uuid::Uuid;

@@ -16,5 +16,5 @@ pub mod server;
 mod ui;
 
 pub use api::{Access, Api, ApiParts};
-pub use metrics::{ConnectionSource, ServerConnections};
+pub use metrics::ConnectionSource;
 pub use server::{AdminServer, AdminSettings, start, start_with_api, start_with_connections};

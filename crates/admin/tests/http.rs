@@ -10,12 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balance_sync_admin::{
-    AdminServer, AdminSettings, ServerConnections, metrics::Metrics, start, start_with_connections,
-};
+use balance_sync_admin::{AdminServer, AdminSettings, metrics::Metrics, start, start_with_connections};
 use balance_sync_domain::TenantId;
 use balance_sync_fleet::{
-    ErrorClass,
+    ErrorClass, ServerUsage,
     backends::ObservedDirectory,
     status::{FleetStatus, InForce, Reason, Stage, TenantState, TenantStatus},
     tasks::TaskName,
@@ -267,13 +265,14 @@ async fn every_metric_has_its_name_type_help_and_value() {
     assert!(fleet.tasks.once(TaskName::TenantPoll, async { panic!("over a list") }).await.unwrap().is_err());
     ask_a_service_in_vain(&fleet).await;
     let connections = || {
-        vec![ServerConnections {
+        vec![ServerUsage {
             server: "db:5432".to_owned(),
             open: 5,
             idle: 2,
             in_use: 3,
             waiting: 1,
             limit: 20,
+            opened: 9,
         }]
     };
     let server =
@@ -539,8 +538,8 @@ proptest! {
     ) {
         let servers: Vec<_> = names
             .iter()
-            .map(|name| ServerConnections {
-                server: name.clone(), open: 7, idle: 0, in_use: 0, waiting: 0, limit: 9,
+            .map(|name| ServerUsage {
+                server: name.clone(), open: 7, idle: 0, in_use: 0, waiting: 0, limit: 9, opened: 7,
             })
             .collect();
         let metrics = Metrics::new(Arc::default(), 100, Some(Box::new(move || servers.clone())));
@@ -559,13 +558,14 @@ fn servers_beyond_the_limit_and_labels_that_repeat_are_summed() {
         let few =
             [("a:1", 3), ("b:1", 5), ("b:1", 6), ("c:1", 7)].map(|(name, in_use)| (name.to_owned(), in_use));
         many.chain(few)
-            .map(|(server, in_use)| ServerConnections {
+            .map(|(server, in_use)| ServerUsage {
                 server,
                 open: in_use,
                 idle: 0,
                 in_use,
                 waiting: 0,
                 limit: 10,
+                opened: in_use,
             })
             .collect()
     };

@@ -57,7 +57,7 @@ pub(crate) fn directory(config: &Config) -> anyhow::Result<Arc<dyn TenantDirecto
 /// former process left is not ours.
 pub(crate) fn schedule_options(config: &Config) -> ScheduleOptions {
     ScheduleOptions {
-        mode: config.claim.mode.into(),
+        mode: config.claim.mode,
         claim_ttl: config.claim.ttl,
         protect_floor: config.claim.protect_floor,
         lock_scan_limit: config.claim.lock_scan_limit,

@@ -14,6 +14,7 @@ mod excerpt;
 mod keys;
 mod member;
 mod tenant;
+mod tls;
 mod value;
 
 pub use aggregate::{Aggregation, Candidate, aggregate};
@@ -22,6 +23,7 @@ pub use excerpt::without_numbers;
 pub use keys::KeySpace;
 pub use member::{BalanceRef, DEFAULT_KEY, MemberError};
 pub use tenant::{InvalidTenantId, MAX_TENANT_ID_LEN, TenantId};
+pub use tls::{TlsMode, UnknownTlsMode};
 pub use value::{BalanceValue, ValueError, effective_key};
 
 /// The UUID type of organizations, ledgers and balances, re-exported so that callers agree on its version.

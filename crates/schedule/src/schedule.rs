@@ -19,24 +19,13 @@ use crate::{
     rights, scripts,
 };
 
-/// How a claim excludes other workers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ClaimMode {
-    /// The lease in the schedule alone.
-    #[default]
-    Lease,
-    /// The lease and the lock key of the ledger's own worker, while both run.
-    Lock,
-}
-
-impl ClaimMode {
-    /// The name in configuration and metrics.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Lease => "lease",
-            Self::Lock => "lock",
-        }
+balance_sync_engine::names! {
+    /// How a claim excludes other workers (`claim.mode`).
+    pub enum ClaimMode {
+        /// The lease in the schedule alone.
+        Lease = "lease",
+        /// The lease and the lock key of the ledger's own worker, while both run.
+        Lock = "lock",
     }
 }
 

@@ -37,6 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use chores::Chores;
+use serde::{Deserialize, Serialize};
 
 use crate::homes::Homes;
 
@@ -57,21 +58,23 @@ struct Inner {
 }
 
 /// The connections of this worker on one server, at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerUsage {
     /// The server, `host:port`.
     pub server: String,
     /// Connections that exist, those being opened or closed included. Never above `limit`.
-    pub open: usize,
+    pub open: u64,
     /// Connections nobody works with.
-    pub idle: usize,
+    pub idle: u64,
     /// Connections that somebody works with, those being opened or closed included.
-    pub in_use: usize,
+    pub in_use: u64,
     /// Operations that wait for a connection.
-    pub waiting: usize,
+    pub waiting: u64,
     /// The budget.
-    pub limit: usize,
+    pub limit: u64,
     /// Connections opened so far, attempts included. Growing fast, it shows that too many active databases share too few.
+    /// Known in its own process only.
+    #[serde(skip)]
     pub opened: u64,
 }
 

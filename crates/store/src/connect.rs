@@ -3,6 +3,7 @@
 //! The driver reports most failures of this kind as an I/O error. Whoever has to mend it needs to know which: a name that no name
 //! service knows, a port where nobody listens, a certificate, a limit of time.
 
+use balance_sync_domain::TlsMode;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::classify::{ErrorClass, StoreError};
 use crate::database::Inner;
 use crate::examine::{Examined, examine};
 use crate::names::{Addresses, look_up};
-use crate::spec::{DatabaseSpec, TlsMode};
+use crate::spec::DatabaseSpec;
 
 /// Most bytes of a file with certificates that are looked at.
 const LONGEST_FILE: u64 = 4 * 1024 * 1024;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::future;
+use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{Semaphore, watch};
 
@@ -59,7 +60,7 @@ pub(crate) enum Phase {
 }
 
 /// The connections of one database at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PoolUsage {
     /// Connections that exist, those being opened or closed included.
     pub open: u32,

@@ -45,7 +45,7 @@ pub use mode::ConnectionMode;
 pub use origin::Origin;
 pub use row::{Outcome, Row, RowResult};
 pub use session::Session;
-pub use spec::{DatabaseSpec, InvalidTlsMode, PoolKey, TlsMode};
+pub use spec::{DatabaseSpec, PoolKey};
 pub use trail::{Fate, LOOK_LIMIT, LastKnown, NO_ROW, Named};
 pub use update::CHUNK_ROWS;
 pub use verify::StoredRow;

@@ -1,13 +1,12 @@
 //! Where a database is and how to get in.
 
+use balance_sync_domain::TlsMode;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
 use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
@@ -24,43 +23,6 @@ const LOCK_WAIT: Duration = Duration::from_millis(500);
 /// server's "canceled due to statement timeout" to arrive, which is the better error to have. In between it is as long
 /// as the timeout itself: who allows little there has a fast network.
 const ANSWER_MARGIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
-
-/// How TLS is used, in Postgres's own terms (`sslmode`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TlsMode {
-    /// Never.
-    Disable,
-    /// If the server offers it; the certificate is not checked.
-    #[default]
-    Prefer,
-    /// Always; the certificate is checked only if `root_cert` is given, and then as by [`TlsMode::VerifyCa`].
-    Require,
-    /// Always, with a certificate of a known authority.
-    VerifyCa,
-    /// Always, with a certificate of a known authority for this very host.
-    VerifyFull,
-}
-
-/// An `sslmode` that is none of those in [`TlsMode`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("sslmode {0:?} is unknown: it must be disable, prefer, require, verify-ca or verify-full")]
-pub struct InvalidTlsMode(pub String);
-
-impl FromStr for TlsMode {
-    type Err = InvalidTlsMode;
-
-    fn from_str(text: &str) -> Result<TlsMode, InvalidTlsMode> {
-        match text {
-            "disable" => Ok(TlsMode::Disable),
-            "prefer" => Ok(TlsMode::Prefer),
-            "require" => Ok(TlsMode::Require),
-            "verify-ca" => Ok(TlsMode::VerifyCa),
-            "verify-full" => Ok(TlsMode::VerifyFull),
-            other => Err(InvalidTlsMode(other.to_owned())),
-        }
-    }
-}
 
 /// Everything that is needed to connect to one database.
 #[derive(Clone)]
@@ -380,11 +342,5 @@ mod tests {
             assert!(error.message().contains(names), "{error}");
         }
         assert!(spec().validate().is_ok());
-    }
-
-    #[test]
-    fn sslmode_reads_as_postgres_spells_it() {
-        assert_eq!("verify-full".parse(), Ok(TlsMode::VerifyFull));
-        assert!("VERIFY".parse::<TlsMode>().unwrap_err().to_string().contains("verify-ca"));
     }
 }

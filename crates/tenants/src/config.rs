@@ -3,13 +3,11 @@
 
 use std::path::PathBuf;
 
-use balance_sync_domain::TenantId;
+use balance_sync_domain::{TenantId, TlsMode};
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use crate::database::{
-    ConnectionSettings, InvalidDatabase, TenantDatabase, TlsMode, parse_statement_timeout,
-};
+use crate::database::{ConnectionSettings, InvalidDatabase, TenantDatabase, parse_statement_timeout};
 use crate::static_directory::StaticTenant;
 
 /// Postgres's own port.

@@ -3,11 +3,10 @@
 //! Both the tenant service's answer and the configuration file end up here, through the same checks
 //! ([`TenantDatabase::validate`], [`TlsMode`], [`parse_statement_timeout`]).
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
+use balance_sync_domain::{TlsMode, UnknownTlsMode};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -26,84 +25,6 @@ pub enum Isolation {
     Database,
     /// A schema of its own in a shared database.
     Schema,
-}
-
-/// How the connection to Postgres is encrypted. The names are libpq's.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "&'static str")]
-pub enum TlsMode {
-    /// Never.
-    Disable,
-    /// When the server can; libpq's default, and ours when nothing is said: it works with every server and
-    /// is never weaker than what the server offers. `allow` is read as this.
-    #[default]
-    Prefer,
-    /// Always; the certificate isn't checked.
-    Require,
-    /// Always; the certificate must come from a known authority.
-    VerifyCa,
-    /// Always; the certificate must come from a known authority and name the host.
-    VerifyFull,
-}
-
-impl TlsMode {
-    /// Whether no connection is made without TLS.
-    pub fn is_always_encrypted(self) -> bool {
-        matches!(self, Self::Require | Self::VerifyCa | Self::VerifyFull)
-    }
-
-    /// The name as libpq writes it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Disable => "disable",
-            Self::Prefer => "prefer",
-            Self::Require => "require",
-            Self::VerifyCa => "verify-ca",
-            Self::VerifyFull => "verify-full",
-        }
-    }
-}
-
-impl fmt::Display for TlsMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl From<TlsMode> for &'static str {
-    fn from(mode: TlsMode) -> Self {
-        mode.as_str()
-    }
-}
-
-impl FromStr for TlsMode {
-    type Err = InvalidDatabase;
-
-    /// Reads libpq's names in any case; empty is the default.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.trim().to_ascii_lowercase().as_str() {
-            "disable" => Ok(Self::Disable),
-            "" | "prefer" | "allow" => Ok(Self::Prefer),
-            "require" => Ok(Self::Require),
-            "verify-ca" => Ok(Self::VerifyCa),
-            "verify-full" => Ok(Self::VerifyFull),
-            _ => Err(InvalidDatabase::new(
-                "sslmode",
-                format!(
-                    "{} is not known: allowed are disable, prefer, require, verify-ca, verify-full",
-                    excerpt(text)
-                ),
-            )),
-        }
-    }
-}
-
-impl TryFrom<String> for TlsMode {
-    type Error = InvalidDatabase;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
 }
 
 /// Limits the tenant's configuration asks for; `None` where it says nothing.
@@ -248,6 +169,12 @@ pub struct InvalidDatabase {
 impl InvalidDatabase {
     pub(crate) fn new(field: &'static str, reason: impl Into<String>) -> Self {
         Self { field, reason: reason.into() }
+    }
+}
+
+impl From<UnknownTlsMode> for InvalidDatabase {
+    fn from(error: UnknownTlsMode) -> Self {
+        Self::new("sslmode", error.to_string())
     }
 }
 
@@ -425,22 +352,6 @@ mod tests {
         changed(|d| d.schema = Some("s".repeat(63))).validate().unwrap();
         changed(|d| d.host = "/var/run/postgresql".into()).validate().unwrap();
         assert_eq!(changed(|d| d.schema = Some("s".into())).isolation(), Isolation::Schema);
-    }
-
-    #[test]
-    fn tls_modes() {
-        for mode in
-            [TlsMode::Disable, TlsMode::Prefer, TlsMode::Require, TlsMode::VerifyCa, TlsMode::VerifyFull]
-        {
-            assert_eq!(mode.as_str().parse(), Ok(mode));
-        }
-        assert_eq!("".parse(), Ok(TlsMode::Prefer));
-        assert_eq!("Verify-Full".parse(), Ok(TlsMode::VerifyFull));
-        let error = "verify_full".parse::<TlsMode>().unwrap_err().to_string();
-        assert!(
-            error.contains("sslmode") && error.contains("verify_full") && error.contains("verify-full"),
-            "{error}"
-        );
     }
 
     #[test]

@@ -74,7 +74,8 @@ impl TenantDirectory for StaticDirectory {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::database::{ConnectionSettings, TlsMode};
+    use crate::database::ConnectionSettings;
+    use balance_sync_domain::TlsMode;
 
     fn database(host: &str) -> TenantDatabase {
         TenantDatabase {

@@ -6,14 +6,14 @@
 
 use std::collections::BTreeSet;
 
-use balance_sync_domain::TenantId;
+use balance_sync_domain::{TenantId, TlsMode};
 use secrecy::SecretString;
 use serde_json::Value;
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 
 use crate::database::{
-    ConnectionSettings, InvalidDatabase, Isolation, TenantDatabase, TlsMode, excerpt, parse_statement_timeout,
+    ConnectionSettings, InvalidDatabase, Isolation, TenantDatabase, excerpt, parse_statement_timeout,
 };
 use crate::directory::{DirectoryError, ListedTenant, Listing, RefusedTenant};
 use crate::tenant::Tenant;
@@ -158,7 +158,7 @@ fn database_of(root: &Value) -> Result<TenantDatabase, DirectoryError> {
             .text()?
             .unwrap_or_default()
             .parse::<TlsMode>()
-            .map_err(within(&postgres))?,
+            .map_err(|error| within(&postgres)(error.into()))?,
         root_cert: postgres.child("sslrootcert")?.path()?,
         cert: postgres.child("sslcert")?.path()?,
         key: postgres.child("sslkey")?.path()?,

@@ -17,11 +17,11 @@ use balance_sync_fleet::{
         lag_quantile,
     },
 };
+use balance_sync_store::PoolUsage;
 use balance_sync_tenants::{BreakerState, Tenant};
 
 use crate::record::{
-    Counts, DetailRecord, FleetPoint, Pool, ReconcileRecord, ServerRecord, ServiceRecord, TaskRecord,
-    TenantRecord, WorkerRecord,
+    Counts, DetailRecord, FleetPoint, ReconcileRecord, ServiceRecord, TaskRecord, TenantRecord, WorkerRecord,
 };
 
 /// Points of a fleet's history: an hour.
@@ -46,7 +46,7 @@ pub struct LocalWorker {
     /// Who knows its databases.
     pub manager: Addr<TenantManager>,
     window: Mutex<Window>,
-    pools: Mutex<HashMap<Tenant, Pool>>,
+    pools: Mutex<HashMap<Tenant, PoolUsage>>,
     history: Mutex<VecDeque<FleetPoint>>,
     /// What is wrong with Redis.
     redis: Mutex<Option<String>>,
@@ -104,7 +104,7 @@ impl LocalWorker {
     pub async fn look_at_pools(&self) {
         // A manager that is gone leaves no connections.
         let usages = self.manager.send(GetUsages).await.unwrap_or_default();
-        *lock(&self.pools) = usages.into_iter().map(|(tenant, usage)| (tenant, usage.into())).collect();
+        *lock(&self.pools) = usages;
     }
 
     /// Notes whether Redis answered.
@@ -184,19 +184,6 @@ impl LocalWorker {
             oldest = oldest.max(status.oldest_due_age_ms.load(Relaxed));
         });
         let passes = fleet.passes.load(Relaxed);
-        let postgres = self
-            .budget
-            .servers()
-            .into_iter()
-            .map(|usage| ServerRecord {
-                server: usage.server,
-                open: usage.open as u64,
-                in_use: usage.in_use as u64,
-                idle: usage.idle as u64,
-                waiting: usage.waiting as u64,
-                limit: usage.limit as u64,
-            })
-            .collect();
         WorkerRecord {
             name: self.name.current().to_string(),
             configured_name: self.name.configured_if_taken().map(str::to_owned),
@@ -216,7 +203,7 @@ impl LocalWorker {
                 last_duration_seconds: fleet.last_pass_us.load(Relaxed) as f64 / 1e6,
             },
             restarts: fleet.restarts.load(Relaxed),
-            postgres,
+            postgres: self.budget.servers(),
             due,
             oldest_due_age_ms: oldest,
             replicas: self.replicas,

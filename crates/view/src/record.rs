@@ -7,7 +7,7 @@ use balance_sync_fleet::{
     status::{ErrorNote, FlushNote, Point, Rates, ReportedReason, TenantState, Vanished},
     tasks::{TaskReport, TaskState},
 };
-use balance_sync_store::PoolUsage;
+use balance_sync_store::{PoolUsage, ServerUsage};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -65,7 +65,7 @@ pub struct TenantRecord {
     pub counts: Counts,
     /// Its connections, if any are open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pool: Option<Pool>,
+    pub pool: Option<PoolUsage>,
 }
 
 /// An open condition: Redis has lost data of a tenant.
@@ -168,25 +168,6 @@ impl Counts {
     }
 }
 
-/// Connections of one tenant.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pool {
-    /// Those that exist.
-    pub open: u32,
-    /// Those at work.
-    pub in_use: u32,
-    /// Those that nobody uses.
-    pub idle: u32,
-    /// Most that may exist.
-    pub limit: u32,
-}
-
-impl From<PoolUsage> for Pool {
-    fn from(usage: PoolUsage) -> Self {
-        Self { open: usage.open, in_use: usage.in_use, idle: usage.idle, limit: usage.limit }
-    }
-}
-
 /// More about a tenant, for whoever looks at it alone.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DetailRecord {
@@ -233,7 +214,7 @@ pub struct WorkerRecord {
     /// Collectors that were started again.
     pub restarts: u64,
     /// Connections per Postgres server.
-    pub postgres: Vec<ServerRecord>,
+    pub postgres: Vec<ServerUsage>,
     /// Members due, over its tenants.
     pub due: u64,
     /// The oldest of them.
@@ -295,23 +276,6 @@ pub struct ReconcileRecord {
     pub last_at: Option<f64>,
     /// How long it took.
     pub last_duration_seconds: f64,
-}
-
-/// Connections on one Postgres server.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServerRecord {
-    /// `host:port`.
-    pub server: String,
-    /// Those that exist.
-    pub open: u64,
-    /// Those at work.
-    pub in_use: u64,
-    /// Those that nobody uses.
-    pub idle: u64,
-    /// Operations that wait for one.
-    pub waiting: u64,
-    /// Most that may exist.
-    pub limit: u64,
 }
 
 /// One point of the fleet's history.

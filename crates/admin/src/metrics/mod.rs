@@ -29,38 +29,8 @@ const SERVERS: usize = 20;
 /// Content type of the text, as Prometheus expects it.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// This worker's connections on one Postgres server, at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerConnections {
-    /// The server, `host:port`; becomes a label.
-    pub server: String,
-    /// Connections that exist.
-    pub open: u64,
-    /// Connections nobody works with.
-    pub idle: u64,
-    /// Operations under way that hold a place in the budget.
-    pub in_use: u64,
-    /// Operations that wait for a place.
-    pub waiting: u64,
-    /// Most connections that may exist.
-    pub limit: u64,
-}
-
-impl From<ServerUsage> for ServerConnections {
-    fn from(usage: ServerUsage) -> Self {
-        Self {
-            server: usage.server,
-            open: usage.open as u64,
-            idle: usage.idle as u64,
-            in_use: usage.in_use as u64,
-            waiting: usage.waiting as u64,
-            limit: usage.limit as u64,
-        }
-    }
-}
-
 /// Asked at each scrape for the connections on each server. Must not block.
-pub type ConnectionSource = Box<dyn Fn() -> Vec<ServerConnections> + Send + Sync>;
+pub type ConnectionSource = Box<dyn Fn() -> Vec<ServerUsage> + Send + Sync>;
 
 /// The metrics of one worker.
 pub struct Metrics {

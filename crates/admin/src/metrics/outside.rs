@@ -3,13 +3,12 @@
 use std::{cmp::Reverse, sync::atomic::Ordering::Relaxed};
 
 use balance_sync_fleet::{
-    BreakerState, ErrorClass,
+    BreakerState, ErrorClass, ServerUsage,
     status::{FleetStatus, OUTCOMES},
 };
 use prometheus::Error;
 
 use super::{
-    ServerConnections,
     exposition::{Family, Page},
     rows::{Distribution, OTHER},
     worker::timestamp,
@@ -116,14 +115,10 @@ pub(super) fn tenant_service(page: &mut Page, status: &FleetStatus) -> Result<()
 }
 
 /// The connections on each Postgres server: the `limit` busiest servers, the rest as `other`.
-pub(super) fn connections(
-    page: &mut Page,
-    mut servers: Vec<ServerConnections>,
-    limit: usize,
-) -> Result<(), Error> {
+pub(super) fn connections(page: &mut Page, mut servers: Vec<ServerUsage>, limit: usize) -> Result<(), Error> {
     servers.sort_by(|a, b| Reverse(a.in_use).cmp(&Reverse(b.in_use)).then_with(|| a.server.cmp(&b.server)));
-    let mut rows: Vec<ServerConnections> = Vec::new();
-    let mut other: Option<ServerConnections> = None;
+    let mut rows: Vec<ServerUsage> = Vec::new();
+    let mut other: Option<ServerUsage> = None;
     for server in servers {
         // No label twice, whatever the source says: the whole scrape would be refused.
         if rows.len() < limit && server.server != OTHER && rows.iter().all(|row| row.server != server.server)
@@ -139,12 +134,12 @@ pub(super) fn connections(
                 sum.waiting += server.waiting;
                 sum.limit += server.limit;
             }
-            None => other = Some(ServerConnections { server: OTHER.to_owned(), ..server }),
+            None => other = Some(ServerUsage { server: OTHER.to_owned(), ..server }),
         }
     }
     rows.extend(other);
 
-    type Read = fn(&ServerConnections) -> u64;
+    type Read = fn(&ServerUsage) -> u64;
     let gauges: [(_, _, Read); 5] = [
         (
             "balance_sync_postgres_connections_open",

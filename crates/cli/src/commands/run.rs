@@ -3,7 +3,7 @@
 use std::{path::Path, sync::atomic::Ordering::Relaxed, time::Instant};
 
 use anyhow::Context;
-use balance_sync_admin::{Access, AdminServer, AdminSettings, Api, ApiParts, ServerConnections};
+use balance_sync_admin::{Access, AdminServer, AdminSettings, Api, ApiParts};
 use balance_sync_fleet::{
     PreparedWorker,
     lifecycle::{DrainReport, WorkerHandles},
@@ -38,7 +38,7 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         worker = config.worker.name,
-        claim_mode = config.claim.mode.name(),
+        claim_mode = config.claim.mode.as_str(),
         batch_size = config.collector.batch_size,
         "balance-sync starts"
     );
@@ -110,20 +110,7 @@ fn start_admin(
     let settings =
         AdminSettings { listen: config.admin.listen, metrics_tenants: config.admin.metrics_tenants };
     let budget = worker.budget.clone();
-    let connections = Box::new(move || {
-        budget
-            .servers()
-            .into_iter()
-            .map(|server| ServerConnections {
-                server: server.server,
-                open: server.open as u64,
-                idle: server.idle as u64,
-                in_use: server.in_use as u64,
-                waiting: server.waiting as u64,
-                limit: server.limit as u64,
-            })
-            .collect()
-    });
+    let connections = Box::new(move || budget.servers());
     let api = ApiParts {
         reader: operations.reader(config.admin.freshness_objective),
         operator: operations.operator(),

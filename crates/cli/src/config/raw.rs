@@ -10,7 +10,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use balance_sync_tenants::{KeyForm, TlsMode};
+use balance_sync_domain::TlsMode;
+use balance_sync_schedule::ClaimMode;
+use balance_sync_tenants::KeyForm;
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -356,32 +358,6 @@ pub(super) enum SentinelTls {
     AsRedis,
     On,
     Off,
-}
-
-/// `claim.mode`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum ClaimMode {
-    /// The score is the claim.
-    Lease,
-    /// The lock keys of the ledger's own worker are taken too.
-    Lock,
-}
-
-impl ClaimMode {
-    /// As it is written in the configuration.
-    pub(crate) fn name(self) -> &'static str {
-        balance_sync_schedule::ClaimMode::from(self).name()
-    }
-}
-
-impl From<ClaimMode> for balance_sync_schedule::ClaimMode {
-    fn from(mode: ClaimMode) -> Self {
-        match mode {
-            ClaimMode::Lease => Self::Lease,
-            ClaimMode::Lock => Self::Lock,
-        }
-    }
 }
 
 /// `log.format`.

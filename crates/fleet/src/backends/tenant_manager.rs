@@ -15,9 +15,9 @@ use std::{
 use actix::prelude::*;
 use balance_sync_domain::TenantId;
 use balance_sync_store::{
-    ConnectionBudget, ConnectionMode, Database, DatabaseSpec, PoolKey, PoolUsage, Table, TlsMode,
+    ConnectionBudget, ConnectionMode, Database, DatabaseSpec, PoolKey, PoolUsage, Table,
 };
-use balance_sync_tenants::{DirectoryError, Tenant, TenantDatabase, TenantDirectory, TlsMode as TenantTls};
+use balance_sync_tenants::{DirectoryError, Tenant, TenantDatabase, TenantDirectory};
 use balance_sync_trace::Span;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::oneshot, time::Instant};
@@ -101,13 +101,7 @@ impl ManagerOptions {
         let limit = self.connections_per_tenant.max(1);
         let TenantDatabase { host, port, database, username, password, .. } = settings;
         DatabaseSpec {
-            tls: match settings.tls {
-                TenantTls::Disable => TlsMode::Disable,
-                TenantTls::Prefer => TlsMode::Prefer,
-                TenantTls::Require => TlsMode::Require,
-                TenantTls::VerifyCa => TlsMode::VerifyCa,
-                TenantTls::VerifyFull => TlsMode::VerifyFull,
-            },
+            tls: settings.tls,
             root_cert: settings.root_cert.clone(),
             cert: settings.cert.clone(),
             key: settings.key.clone(),

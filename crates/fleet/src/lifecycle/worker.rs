@@ -114,7 +114,7 @@ impl PreparedWorker {
             fleet.tasks.inject(faults);
         }
         let _ = fleet.in_force.set(InForce {
-            claim_mode: settings.schedule.mode.name(),
+            claim_mode: settings.schedule.mode.as_str(),
             key_form: key_form.as_str(),
             claim_ttl: settings.schedule.claim_ttl,
             protect_floor: settings.schedule.protect_floor,

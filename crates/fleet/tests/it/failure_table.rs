@@ -1,12 +1,13 @@
 //! The failure table as drivers use it, row by row, with errors as they really come: those of the store are provoked over a
 //! socket, by a server that speaks just enough of Postgres's protocol to refuse.
 
+use balance_sync_domain::TlsMode;
 use std::{collections::BTreeSet, time::Duration};
 
 use balance_sync_engine::failure::{NextTry, Obstacle, Settings};
 use balance_sync_fleet::pipeline::{Pace, Reaction, SinkError, reaction};
 use balance_sync_store::{
-    ConnectionBudget, Database, DatabaseSpec, ErrorClass as StoreClass, StoreError, Table, TlsMode,
+    ConnectionBudget, Database, DatabaseSpec, ErrorClass as StoreClass, StoreError, Table,
 };
 use balance_sync_tenants::DirectoryError;
 use tokio::{

@@ -10,7 +10,7 @@ use std::{
 };
 
 use actix::prelude::*;
-use balance_sync_domain::TenantId;
+use balance_sync_domain::{TenantId, TlsMode};
 use balance_sync_fleet::{
     ConnectionBudget,
     backends::{GetPool, Hint, ManagerOptions, TenantManager},
@@ -23,7 +23,7 @@ use balance_sync_fleet::{
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
 use balance_sync_schedule::{Endpoint, ErrorClass, LinkSettings, Subscription};
 use balance_sync_tenants::{
-    BoxFuture, ConnectionSettings, DirectoryError, Listing, Tenant, TenantDatabase, TenantDirectory, TlsMode,
+    BoxFuture, ConnectionSettings, DirectoryError, Listing, Tenant, TenantDatabase, TenantDirectory,
 };
 use balance_sync_trace::Span;
 use futures::FutureExt;

@@ -1,6 +1,7 @@
 //! The tenant manager, with a scripted directory. Databases are opened but never connected, so no server is needed, and
 //! time can be paused.
 
+use balance_sync_domain::TlsMode;
 use std::{sync::Arc, time::Duration};
 
 use crate::common::{
@@ -16,7 +17,7 @@ use balance_sync_fleet::{
     pipeline::SinkError,
 };
 use balance_sync_store::Database;
-use balance_sync_tenants::{ConnectionSettings, DirectoryError, Tenant, TenantDatabase, TlsMode};
+use balance_sync_tenants::{ConnectionSettings, DirectoryError, Tenant, TenantDatabase};
 use balance_sync_trace::Span;
 use futures::future::join_all;
 use secrecy::ExposeSecret;
@@ -250,7 +251,7 @@ async fn where_tls_is_required_settings_without_it_are_refused() {
     // What was known stays in force where the new answer can't be used.
     bench.directory.knows(&a, with(TlsMode::Disable));
     let pool = bench.refetch(&a, None).await.unwrap();
-    assert_eq!(pool.database.spec().tls, balance_sync_store::TlsMode::VerifyFull);
+    assert_eq!(pool.database.spec().tls, TlsMode::VerifyFull);
 }
 
 // -- shared databases --------------------------------------------------------------------------------------------
@@ -300,7 +301,7 @@ async fn what_differs_in_anything_is_not_shared() {
         TenantDatabase { username: "somebody".to_owned(), ..base() },
         TenantDatabase { database: "other".to_owned(), ..base() },
         TenantDatabase { port: 2, ..base() },
-        TenantDatabase { tls: balance_sync_tenants::TlsMode::Require, ..base() },
+        TenantDatabase { tls: TlsMode::Require, ..base() },
     ];
     for (n, other) in others.into_iter().enumerate() {
         let (a, b) = (tenant(&format!("a{n}")), tenant(&format!("b{n}")));

@@ -298,11 +298,11 @@ impl Server {
         let state = self.state();
         ServerUsage {
             server: self.key.clone(),
-            open: state.open,
-            idle: state.idle.len(),
-            in_use: state.open - state.idle.len(),
-            waiting: self.waiting.load(Ordering::Relaxed),
-            limit: self.limit,
+            open: state.open as u64,
+            idle: state.idle.len() as u64,
+            in_use: (state.open - state.idle.len()) as u64,
+            waiting: self.waiting.load(Ordering::Relaxed) as u64,
+            limit: self.limit as u64,
             opened: state.opened,
         }
     }

@@ -1,11 +1,12 @@
 //! A server, tenants on it, and rows in their tables.
 
+use balance_sync_domain::TlsMode;
 use std::time::Duration;
 
 use balance_sync_sandbox::pgbouncer::can_rename_statements;
 use balance_sync_sandbox::postgres::quote_name;
 use balance_sync_sandbox::{PgBouncerOptions, PostgresOptions, PostgresServer};
-use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, Row, TlsMode};
+use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, Row};
 use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Row as _};
 use tokio::sync::OnceCell;

@@ -1,10 +1,11 @@
 //! What is wrong with TLS is said, with certificates made on the spot.
 
+use balance_sync_domain::TlsMode;
 use std::io::Write as _;
 use std::path::Path;
 
 use balance_sync_sandbox::{PostgresOptions, PostgresServer, eventually};
-use balance_sync_store::{Database, DatabaseSpec, ErrorClass, StoreError, TlsMode};
+use balance_sync_store::{Database, DatabaseSpec, ErrorClass, StoreError};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use secrecy::SecretString;
 use tempfile::NamedTempFile;

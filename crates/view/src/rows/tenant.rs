@@ -1,10 +1,11 @@
 //! A tenant at a glance.
 
 use balance_sync_fleet::status::{Rates, ReportedReason, TenantState, lag_quantile};
+use balance_sync_store::PoolUsage;
 use serde::Serialize;
 
 use super::{StateView, at};
-use crate::record::{Counts, Pool, TenantRecord, VanishedRecord};
+use crate::record::{Counts, TenantRecord, VanishedRecord};
 
 /// Who halted a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -104,7 +105,7 @@ pub struct TenantRow {
     /// Flushes that failed.
     pub batch_failures_total: u64,
     /// Its connections, over all workers.
-    pub pool: Option<Pool>,
+    pub pool: Option<PoolUsage>,
     /// The workers that serve it.
     pub owners: Vec<String>,
     /// Those among them that stand by: they claim only when nobody else does.
@@ -170,7 +171,7 @@ impl TenantRow {
             by_state.then(a.since.total_cmp(&b.since))
         })?;
         let mut merged = Merged::default();
-        let mut pool: Option<Pool> = None;
+        let mut pool: Option<PoolUsage> = None;
         for (_, record) in owners {
             merged.rates.add(&record.rates);
             merged.counts.add(&record.counts);

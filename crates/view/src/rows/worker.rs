@@ -4,11 +4,12 @@ use balance_sync_fleet::{
     status::TenantState,
     tasks::{TaskName, TaskState},
 };
+use balance_sync_store::ServerUsage;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
 use super::at;
-use crate::record::{ServerRecord, TaskRecord, WorkerRecord};
+use crate::record::{TaskRecord, WorkerRecord};
 
 /// A worker at a glance.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -46,7 +47,7 @@ pub struct WorkerRow {
     /// Its background tasks.
     pub background_tasks: Vec<TaskView>,
     /// Its connections per Postgres server.
-    pub postgres: Vec<ServerRecord>,
+    pub postgres: Vec<ServerUsage>,
     /// Whether it was heard of within the last seconds. False only while Redis refuses writes, so that no worker can report: it
     /// is shown as it was last heard of.
     pub live: bool,

@@ -85,7 +85,7 @@ fn variables_are_read_as_the_type_of_their_default() {
     .unwrap();
     assert_eq!(password(&config.redis.link), "0123");
     assert!((config.tenants.max_removed_share - 1.0).abs() < f64::EPSILON);
-    assert_eq!(config.claim.mode, config::raw::ClaimMode::Lock);
+    assert_eq!(config.claim.mode, balance_sync_schedule::ClaimMode::Lock);
     let sentinel = config.redis.link.sentinel.unwrap();
     assert_eq!(sentinel.master, "main");
     assert_eq!(sentinel.urls, ["redis://a:1", "redis://b:26379", "redis://[::1]:3"]);
@@ -99,7 +99,7 @@ fn variables_are_read_as_the_type_of_their_default() {
 fn a_claim_mode_is_called_what_it_is_called_in_the_configuration() {
     for name in ["lease", "lock"] {
         let config = complete("", &[("BALANCE_SYNC__CLAIM__MODE", name)]).unwrap();
-        assert_eq!(config.claim.mode.name(), name);
+        assert_eq!(config.claim.mode.as_str(), name);
     }
 }
 

@@ -13,8 +13,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use balance_sync_domain::TlsMode;
 use balance_sync_schedule::{Authority, LinkSettings, Secret};
-use balance_sync_tenants::{KeyForm, TlsMode};
+use balance_sync_tenants::KeyForm;
 use base64::Engine as _;
 use figment::value::Value;
 use secrecy::ExposeSecret;

@@ -130,7 +130,7 @@ pub(crate) fn database(name: &str, password: &str) -> TenantDatabase {
         username: "worker".to_owned(),
         password: String::from(password).into(),
         schema: None,
-        tls: balance_sync_tenants::TlsMode::Disable,
+        tls: balance_sync_domain::TlsMode::Disable,
         root_cert: None,
         cert: None,
         key: None,
