@@ -47,6 +47,16 @@ local function lease_score(time, delay_ms)
   return string.format('%d.%06d5', time.seconds + math.floor(micros / 1000000), micros % 1000000)
 end
 
+-- A list of live workers (sorted set: name, time until which it counts as live): drops those whose time has passed.
+local function drop_lapsed(list, now)
+  redis.call('ZREMRANGEBYSCORE', list, '-inf', string.format('%.17g', now))
+end
+
+-- Counts a worker as live on such a list for so many milliseconds from now on.
+local function list_as_live(list, name, now, life_ms)
+  redis.call('ZADD', list, string.format('%.17g', now + life_ms / 1000), name)
+end
+
 -- Whether a key belongs to the tenant with this prefix. Single-tenant ('') means all keys but those that begin with 'tenant:'.
 local function is_own(key, prefix)
   if prefix == '' then return string.sub(key, 1, 7) ~= 'tenant:' end

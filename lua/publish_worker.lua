@@ -49,8 +49,8 @@ end
 redis.call('PEXPIRE', KEYS[2], KEPT_MS)
 redis.call('PEXPIRE', KEYS[3], KEPT_MS)
 
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.17g', now))
-if ARGV[5] == '1' then redis.call('ZADD', KEYS[1], string.format('%.17g', now + life_ms / 1000), name) end
+drop_lapsed(KEYS[1], now)
+if ARGV[5] == '1' then list_as_live(KEYS[1], name, now, life_ms) end
 redis.call('PEXPIRE', KEYS[1], KEPT_MS)
 
 redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', string.format('%.17g', now))

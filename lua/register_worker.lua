@@ -13,10 +13,10 @@
 local now = redis_time().now
 local lease_ms = tonumber(ARGV[2])
 
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.17g', now))
+drop_lapsed(KEYS[1], now)
 local held = redis.call('ZSCORE', KEYS[1], ARGV[1]) and 1 or 0
 if lease_ms > 0 then
-  redis.call('ZADD', KEYS[1], string.format('%.17g', now + lease_ms / 1000), ARGV[1])
+  list_as_live(KEYS[1], ARGV[1], now, lease_ms)
 else
   redis.call('ZREM', KEYS[1], ARGV[1])
 end

@@ -69,4 +69,4 @@ pub use stats::LinkStats;
 pub use subscription::Subscription;
 pub use vanished::{Counted, ServerState, Vanished};
 pub use witnesses::{Members, Score, recover_records, server_time};
-pub use workers::{Registered, Workers};
+pub use workers::{Listed, Registered, Workers};

@@ -13,6 +13,7 @@ use crate::{
     link::Link,
     schedule::bulk,
     scripts,
+    workers::Listed,
 };
 
 /// Prefix of the keys, with the hash tag of all other keys. Increase the number when the format of the records changes.
@@ -53,15 +54,6 @@ pub struct Published {
     pub accepted: bool,
     /// Tenants watched in detail.
     pub watched: BTreeSet<String>,
-}
-
-/// The workers that have published something.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Publishers {
-    /// Those that count as live.
-    pub live: BTreeSet<String>,
-    /// Those that have been silent since. They are forgotten as soon as another worker publishes.
-    pub silent: BTreeSet<String>,
 }
 
 /// How far a reader has read a worker's records.
@@ -157,29 +149,12 @@ impl Snapshots {
         self.link.send("leave", &cmd).await.map(drop)
     }
 
-    /// The workers that publish, and those that did until a while ago.
+    /// The workers that publish. Those that have been silent since are forgotten as soon as another worker publishes.
     ///
     /// # Errors
     /// As Redis answers.
-    pub async fn publishers(&self) -> Result<Publishers, ScheduleError> {
-        const OPERATION: &str = "list workers";
-        let unexpected = |error: redis::ParsingError| ScheduleError::unexpected(OPERATION, error.to_string());
-        let answer = self.link.send(OPERATION, &redis::cmd("TIME")).await?;
-        let (seconds, micros): (f64, f64) = redis::from_redis_value(answer).map_err(unexpected)?;
-        let now = seconds + micros / 1e6;
-        let mut cmd = redis::cmd("ZRANGE");
-        cmd.arg(self.index()).arg(0).arg(-1).arg("WITHSCORES");
-        let answer = self.link.send(OPERATION, &cmd).await?;
-        let all: Vec<(String, f64)> = redis::from_redis_value(answer).map_err(unexpected)?;
-        let mut publishers = Publishers::default();
-        for (name, until) in all {
-            if until > now {
-                publishers.live.insert(name)
-            } else {
-                publishers.silent.insert(name)
-            };
-        }
-        Ok(publishers)
+    pub async fn publishers(&self) -> Result<Listed, ScheduleError> {
+        Listed::read(&self.link, &self.index()).await
     }
 
     /// Why Redis refuses writes; `None` if it takes them, or if this user may not write.

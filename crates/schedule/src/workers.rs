@@ -1,6 +1,8 @@
 //! Live workers: each registers with a lease and gets the others in the same call.
 //!
-//! Leases expire by Redis's clock. They only divide the work; claims don't depend on them.
+//! Leases expire by Redis's clock. They only divide the work; claims don't depend on them. There are two lists of the same
+//! form, for different purposes (`docs/decisions/0025-two-lists-of-workers.md`): the members among which tenants are
+//! shared out ([`Workers`]), and those that publish what they know ([`crate::snapshots::Snapshots`]).
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -18,6 +20,33 @@ pub struct Registered {
     pub held: bool,
     /// The workers with a valid lease.
     pub live: BTreeSet<String>,
+}
+
+/// The workers of a list, by whether their time on it has passed by Redis's clock.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// Those that count as live.
+    pub live: BTreeSet<String>,
+    /// Those that don't any more.
+    pub silent: BTreeSet<String>,
+}
+
+impl Listed {
+    /// Reads a list without changing it: readers may have no right to write.
+    pub(crate) async fn read(link: &Link, key: &str) -> Result<Self, ScheduleError> {
+        const OPERATION: &str = "list workers";
+        let unexpected = |error: redis::ParsingError| ScheduleError::unexpected(OPERATION, error.to_string());
+        let answer = link.send(OPERATION, &redis::cmd("TIME")).await?;
+        let (seconds, micros): (f64, f64) = redis::from_redis_value(answer).map_err(unexpected)?;
+        let now = seconds + micros / 1e6;
+        let mut cmd = redis::cmd("ZRANGE");
+        cmd.arg(key).arg(0).arg(-1).arg("WITHSCORES");
+        let answer = link.send(OPERATION, &cmd).await?;
+        let all: Vec<(String, f64)> = redis::from_redis_value(answer).map_err(unexpected)?;
+        let (live, silent): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, until)| *until > now);
+        let names = |workers: Vec<(String, f64)>| workers.into_iter().map(|(name, _)| name).collect();
+        Ok(Self { live: names(live), silent: names(silent) })
+    }
 }
 
 /// The registered workers of one group.

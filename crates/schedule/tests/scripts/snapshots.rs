@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
 use balance_sync_schedule::{
-    ErrorClass, Link, LinkSettings, Snapshots,
-    snapshots::{PUBLISH_PAGE, Position, Publication, Publishers},
+    ErrorClass, Link, LinkSettings, Listed, Snapshots,
+    snapshots::{PUBLISH_PAGE, Position, Publication},
 };
 
 use crate::{SOON, Tenant, ask, common::space_of, tell};
@@ -57,7 +57,7 @@ async fn catch_up(
 #[tokio::test]
 async fn a_reader_gets_the_changes_since_its_last_call() {
     let (_, snapshots) = group("snapshots-changes").await;
-    assert_eq!(snapshots.publishers().await.unwrap(), Publishers::default());
+    assert_eq!(snapshots.publishers().await.unwrap(), Listed::default());
     assert!(snapshots.read("w", &Position::default()).await.unwrap().is_none());
 
     assert!(publish(&snapshots, 1, &[("a", Some("1")), ("b", Some("1"))]).await);
@@ -87,7 +87,7 @@ async fn a_reader_gets_the_changes_since_its_last_call() {
     assert_eq!((changes.position.incarnation.as_str(), changes.tenants.len()), ("j", 1));
 
     snapshots.leave("w").await.unwrap();
-    assert_eq!(snapshots.publishers().await.unwrap(), Publishers::default());
+    assert_eq!(snapshots.publishers().await.unwrap(), Listed::default());
     assert!(snapshots.read("w", &position).await.unwrap().is_none());
 }
 
@@ -130,7 +130,7 @@ async fn a_silent_worker_is_not_live_and_a_half_published_one_is_hidden() {
     let page = Publication { incarnation: "i", seq: 1, worker: "{}", ..Publication::default() };
     let ttl = Duration::from_millis(300);
     assert!(snapshots.publish("w", ttl, &page).await.unwrap().accepted);
-    assert_eq!(snapshots.publishers().await.unwrap(), Publishers::default(), "more pages are to follow");
+    assert_eq!(snapshots.publishers().await.unwrap(), Listed::default(), "more pages are to follow");
     let page = Publication { seq: 2, visible: true, ..page };
     assert!(snapshots.publish("w", ttl, &page).await.unwrap().accepted);
     assert_eq!(snapshots.publishers().await.unwrap().live.len(), 1);
