@@ -15,7 +15,7 @@ use balance_sync_domain::TenantId;
 use balance_sync_fleet::{
     ErrorClass, ServerUsage,
     backends::ObservedDirectory,
-    status::{FleetStatus, InForce, Reason, Stage, TenantState, TenantStatus},
+    status::{FleetStatus, InForce, Outcome, Reason, Stage, TenantState, TenantStatus},
     tasks::TaskName,
 };
 use balance_sync_tenants::{ServiceDirectory, ServiceSettings, Tenant, TenantDirectory};
@@ -155,12 +155,12 @@ fn busy_fleet() -> Arc<FleetStatus> {
     let fleet = Arc::<FleetStatus>::default();
     let acme = tenant(&fleet, "acme");
     for (n, counter) in [
-        &acme.updated,
-        &acme.stale,
-        &acme.quarantined,
-        &acme.expired,
-        &acme.released,
-        &acme.kept,
+        &acme.outcomes[Outcome::Updated],
+        &acme.outcomes[Outcome::Stale],
+        &acme.outcomes[Outcome::Quarantined],
+        &acme.outcomes[Outcome::Expired],
+        &acme.outcomes[Outcome::Released],
+        &acme.outcomes[Outcome::Kept],
         &acme.batch_failures,
         &acme.cleanup_failures,
         &acme.skips,
@@ -174,9 +174,9 @@ fn busy_fleet() -> Arc<FleetStatus> {
         &acme.batches[2],
         &acme.leased,
         &acme.quarantine_entries,
-        &acme.deleted,
+        &acme.outcomes[Outcome::Deleted],
         &acme.losses,
-        &acme.forked,
+        &acme.outcomes[Outcome::Forked],
     ]
     .iter()
     .enumerate()
@@ -453,7 +453,7 @@ async fn only_so_many_tenants_have_series_of_their_own() {
     let fleet = Arc::<FleetStatus>::default();
     for n in 0..50 {
         let status = tenant(&fleet, &format!("t{n:02}"));
-        status.updated.store(1, Relaxed);
+        status.outcomes[Outcome::Updated].store(1, Relaxed);
         status.scheduled.store(n, Relaxed);
         status.due.store(n, Relaxed);
     }

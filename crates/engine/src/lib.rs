@@ -7,7 +7,7 @@
 //! this worker's) · [`plan`] (which collectors run). One tenant: [`collector`] (its claims and flushes) · [`standby`]
 //! (whether its first owner claims) · [`trail`] (its values that are gone) · [`vanish`] (what Redis has
 //! lost) · [`controls`] (what operators' actions do to it) ·
-//! [`state`] and [`reason`] (what is shown of it). When something fails: [`failure`]
+//! [`state`], [`reason`] and [`outcome`] (what is shown of it). When something fails: [`failure`]
 //! (what follows) · [`backoff`] (delays) · [`breaker`] (a service that fails again and again). A balance: [`audit`]
 //! (what three witnesses say of it).
 
@@ -19,6 +19,7 @@ pub mod controls;
 pub mod failure;
 pub mod membership;
 mod name;
+pub mod outcome;
 pub mod partition;
 pub mod plan;
 pub mod reason;

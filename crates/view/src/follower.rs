@@ -14,7 +14,7 @@ use balance_sync_engine::controls::{
 use balance_sync_fleet::{
     backends::Refetch,
     lifecycle::DrainReport,
-    status::{TenantState, TenantStatus},
+    status::{Outcome, TenantState, TenantStatus},
     tasks::{Panicked, Progress, TaskName},
 };
 use balance_sync_schedule::{Controls, ScheduleError, controls::LogEntry};
@@ -294,7 +294,7 @@ fn observed(status: &TenantStatus) -> Observed {
         degraded: collector.reason.filter(|_| collector.state == TenantState::Degraded),
         paused: status.paused.load(Relaxed),
         pending: status.requests.is_pending(),
-        updated: status.updated.load(Relaxed),
+        updated: status.outcomes[Outcome::Updated].load(Relaxed),
         failures: status.batch_failures.load(Relaxed),
     }
 }

@@ -4,7 +4,7 @@
 
 use balance_sync_fleet::{
     backends::DatabaseView,
-    status::{ErrorNote, FlushNote, Point, Rates, ReportedReason, TenantState, Vanished},
+    status::{ErrorNote, FlushNote, Outcomes, Point, Rates, ReportedReason, TenantState, Vanished},
     tasks::{TaskReport, TaskState},
 };
 use balance_sync_store::{PoolUsage, ServerUsage};
@@ -111,30 +111,9 @@ impl From<Vanished> for VanishedRecord {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counts {
-    /// Rows written.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub updated: u64,
-    /// Balances whose row was as new or newer.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub stale: u64,
-    /// Balances whose row is deleted.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub deleted: u64,
-    /// Balances that have forked.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub forked: u64,
-    /// Members put in quarantine.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub quarantined: u64,
-    /// Members whose value had expired.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub expired: u64,
-    /// Members that stayed scheduled at settling.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub kept: u64,
-    /// Members given back.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub released: u64,
+    /// Balances by what became of them.
+    #[serde(flatten)]
+    pub outcomes: Outcomes,
     /// Flushes that failed.
     #[serde(skip_serializing_if = "is_zero")]
     pub failures: u64,
@@ -149,14 +128,7 @@ pub struct Counts {
 impl Counts {
     /// Adds another worker's.
     pub fn add(&mut self, other: &Self) {
-        self.updated += other.updated;
-        self.stale += other.stale;
-        self.deleted += other.deleted;
-        self.forked += other.forked;
-        self.quarantined += other.quarantined;
-        self.expired += other.expired;
-        self.kept += other.kept;
-        self.released += other.released;
+        self.outcomes += &other.outcomes;
         self.failures += other.failures;
         self.restarts += other.restarts;
         if self.batches.len() < other.batches.len() {

@@ -21,7 +21,9 @@ use std::{
     },
 };
 
-use balance_sync_fleet::status::{BUCKETS, Histogram, Reason, TenantState, TenantStatus, Trigger};
+use balance_sync_fleet::status::{
+    BUCKETS, Histogram, Outcome, Outcomes, Reason, TenantState, TenantStatus, Trigger,
+};
 
 /// Label of the row that the remaining tenants share.
 pub(super) const OTHER: &str = "other";
@@ -30,20 +32,9 @@ const KEEP_FACTOR: u64 = 2;
 /// … and this many members more.
 const KEEP_SLACK: u64 = 100;
 
-/// The counters of a tenant, by name.
+/// The counters of a tenant beside those of outcomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Counter {
-    Updated,
-    Stale,
-    Deleted,
-    Forked,
-    UnknownFormat,
-    UnknownLedger,
-    DeletionMarker,
-    Quarantined,
-    Expired,
-    Released,
-    Kept,
     BatchFailures,
     CleanupFailures,
     Skips,
@@ -52,38 +43,11 @@ pub(super) enum Counter {
 }
 
 impl Counter {
-    const ALL: [Self; 16] = [
-        Self::Updated,
-        Self::Stale,
-        Self::Deleted,
-        Self::Forked,
-        Self::UnknownFormat,
-        Self::UnknownLedger,
-        Self::DeletionMarker,
-        Self::Quarantined,
-        Self::Expired,
-        Self::Released,
-        Self::Kept,
-        Self::BatchFailures,
-        Self::CleanupFailures,
-        Self::Skips,
-        Self::QuarantineFull,
-        Self::Restarts,
-    ];
+    const ALL: [Self; 5] =
+        [Self::BatchFailures, Self::CleanupFailures, Self::Skips, Self::QuarantineFull, Self::Restarts];
 
     fn of(self, status: &TenantStatus) -> &AtomicU64 {
         match self {
-            Self::Updated => &status.updated,
-            Self::Stale => &status.stale,
-            Self::Deleted => &status.deleted,
-            Self::Forked => &status.forked,
-            Self::UnknownFormat => &status.unknown_format,
-            Self::UnknownLedger => &status.unknown_ledger,
-            Self::DeletionMarker => &status.deletion_markers,
-            Self::Quarantined => &status.quarantined,
-            Self::Expired => &status.expired,
-            Self::Released => &status.released,
-            Self::Kept => &status.kept,
             Self::BatchFailures => &status.batch_failures,
             Self::CleanupFailures => &status.cleanup_failures,
             Self::Skips => &status.skips,
@@ -137,6 +101,8 @@ impl Distribution {
 /// What a tenant, or several together, have counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Totals {
+    /// Balances by what became of them.
+    pub(super) outcomes: Outcomes,
     counters: [u64; Counter::ALL.len()],
     /// Flushes, in the order of [`Trigger::ALL`].
     pub(super) batches: [u64; Trigger::ALL.len()],
@@ -146,7 +112,11 @@ pub(super) struct Totals {
 
 impl Totals {
     fn read(status: &TenantStatus) -> Self {
-        let mut totals = Self { lag: Distribution::read(&status.lag), ..Self::default() };
+        let mut totals = Self {
+            outcomes: status.outcomes.map(|count| count.load(Relaxed)),
+            lag: Distribution::read(&status.lag),
+            ..Self::default()
+        };
         for counter in Counter::ALL {
             totals.counters[counter as usize] = counter.of(status).load(Relaxed);
         }
@@ -161,6 +131,9 @@ impl Totals {
     }
 
     fn add_growth(&mut self, now: &Self, before: &Self) {
+        for outcome in Outcome::ALL {
+            self.outcomes[outcome] += now.outcomes[outcome].saturating_sub(before.outcomes[outcome]);
+        }
         for (at, into) in self.counters.iter_mut().enumerate() {
             *into += now.counters[at].saturating_sub(before.counters[at]);
         }
@@ -373,12 +346,12 @@ mod tests {
     fn add(fleet: &FleetStatus, id: &str, scheduled: u64, updated: u64) -> Arc<TenantStatus> {
         let status = fleet.tenant(&Tenant::Id(TenantId::parse(id).unwrap()));
         status.scheduled.store(scheduled, Relaxed);
-        status.updated.store(updated, Relaxed);
+        status.outcomes[Outcome::Updated].store(updated, Relaxed);
         status
     }
 
     fn updated(snapshot: &Snapshot) -> Vec<(&str, u64)> {
-        snapshot.rows.iter().map(|row| (row.label.as_str(), row.totals.get(Counter::Updated))).collect()
+        snapshot.rows.iter().map(|row| (row.label.as_str(), row.totals.outcomes[Outcome::Updated])).collect()
     }
 
     #[test]
@@ -410,7 +383,7 @@ mod tests {
 
         // b gets the row: its own count is whole, other loses nothing, and a's growth from now on is other's.
         b.scheduled.store(1_000_000, Relaxed);
-        b.updated.store(60, Relaxed);
+        b.outcomes[Outcome::Updated].store(60, Relaxed);
         assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1)), [("b", 60), (OTHER, 57)]);
         add(&fleet, "a", 1000, 4);
         assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1)), [("b", 60), (OTHER, 60)]);
@@ -538,7 +511,7 @@ mod tests {
             for step in steps {
                 for (status, (scheduled, growth)) in tenants.iter().zip(step) {
                     status.scheduled.store(scheduled, Relaxed);
-                    status.updated.fetch_add(growth, Relaxed);
+                    status.outcomes[Outcome::Updated].fetch_add(growth, Relaxed);
                 }
                 let snapshot = memory.snapshot(&fleet.tenants(), limit);
                 for (label, count) in updated(&snapshot) {

@@ -1,6 +1,6 @@
 //! The metrics of each tenant that has a row of its own, and of the others together.
 
-use balance_sync_fleet::status::Trigger;
+use balance_sync_fleet::status::{Outcome, Trigger};
 use prometheus::Error;
 
 use super::{
@@ -11,29 +11,14 @@ use super::{
 /// Label of the tenant: its id, `single` without multi-tenancy, or `other` for all beyond the configured number.
 const TENANT: &str = "tenant_id";
 
-/// What the members of a batch came to, with the label value of each.
-const OUTCOMES: [(&str, Counter); 11] = [
-    ("updated", Counter::Updated),
-    ("stale", Counter::Stale),
-    ("deleted", Counter::Deleted),
-    ("forked", Counter::Forked),
-    ("unknown_format", Counter::UnknownFormat),
-    ("unknown_ledger", Counter::UnknownLedger),
-    ("deletion_marker", Counter::DeletionMarker),
-    ("quarantined", Counter::Quarantined),
-    ("expired", Counter::Expired),
-    ("released", Counter::Released),
-    ("kept", Counter::Kept),
-];
-
 /// What was done for each tenant.
 pub(super) fn work(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
+    let synced = Family::counter(
+        "balance_synced",
+        "Rows written to Postgres; the same as balance_sync_balances_total with outcome updated.",
+    );
+    page.write(each(synced, rows, |row| Some(row.totals.outcomes[Outcome::Updated] as f64)))?;
     let counters = [
-        (
-            "balance_synced",
-            "Rows written to Postgres; the same as balance_sync_balances_total with outcome updated.",
-            Counter::Updated,
-        ),
         (
             "balance_sync_batch_failures_total",
             "Flushes that failed; their members stay scheduled and are tried again.",
@@ -82,8 +67,8 @@ pub(super) fn work(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
     );
     for row in rows {
         let tenant = row.label.as_str();
-        for (outcome, counter) in OUTCOMES {
-            outcomes.sample(&[(TENANT, tenant), ("outcome", outcome)], row.totals.get(counter) as f64);
+        for (outcome, count) in row.totals.outcomes.iter() {
+            outcomes.sample(&[(TENANT, tenant), ("outcome", outcome.as_str())], *count as f64);
         }
         for (trigger, count) in Trigger::ALL.iter().zip(row.totals.batches) {
             batches.sample(&[(TENANT, tenant), ("trigger", trigger.name())], count as f64);

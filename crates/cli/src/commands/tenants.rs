@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::bail;
-use balance_sync_fleet::status::{Condition, ReportedReason};
+use balance_sync_fleet::status::{Condition, Outcome, ReportedReason};
 use balance_sync_view::{
     actions::Action,
     overview::Verdict,
@@ -353,11 +353,11 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
                 (flush.at.clone(), FAINT),
                 (flush.trigger.name().to_owned(), PLAIN),
                 (count(flush.claimed.into()), PLAIN),
-                (count(flush.updated.into()), PLAIN),
-                (count(flush.stale.into()), PLAIN),
-                (count(flush.deleted.into()), PLAIN),
-                (count(flush.quarantined.into()), PLAIN),
-                (count(flush.released.into()), PLAIN),
+                (count(flush.outcomes[Outcome::Updated].into()), PLAIN),
+                (count(flush.outcomes[Outcome::Stale].into()), PLAIN),
+                (count(flush.outcomes[Outcome::Deleted].into()), PLAIN),
+                (count(flush.outcomes[Outcome::Quarantined].into()), PLAIN),
+                (count(flush.outcomes[Outcome::Released].into()), PLAIN),
                 (format!("{}ms", flush.took_ms), PLAIN),
             ]);
         }

@@ -10,7 +10,7 @@ use std::{
 use balance_sync_domain::{BalanceRef, BalanceValue, Candidate, aggregate, effective_key, without_numbers};
 use balance_sync_engine::trail::TrailWatch;
 use balance_sync_schedule::{Claimed, ErrorClass, Refusal, ScheduleError};
-use balance_sync_store::{Outcome, Row, RowResult};
+use balance_sync_store::{Outcome as RowOutcome, Row, RowResult};
 use balance_sync_trace as trace;
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     clock::wall_clock,
-    status::{FleetStatus, FlushNote, Reason, Stage, TenantStatus, Trigger},
+    status::{FleetStatus, FlushNote, Outcome, Outcomes, Reason, Stage, TenantStatus, Trigger},
 };
 
 /// Reason of members whose value can't be read: the key is of another type, or Redis refuses.
@@ -50,24 +50,10 @@ pub fn may_quote(reason: &str) -> bool {
 pub struct FlushEnd {
     /// Claimed members in the flush.
     pub claimed: usize,
-    /// Rows written.
-    pub updated: usize,
-    /// Members whose row was as new or newer.
-    pub stale: usize,
-    /// Members whose row is deleted: nothing is left to write.
-    pub deleted: usize,
-    /// Members whose row and value in Redis have different histories.
-    pub forked: usize,
-    /// Members put off because their value is in a format of a later release.
-    pub unknown_format: usize,
-    /// Members put off because the database may be another tenant's.
-    pub unknown_ledger: usize,
+    /// The members by what became of them; none is counted as [`Outcome::Kept`] or [`Outcome::Expired`].
+    pub outcomes: Outcomes,
     /// What the tenant is to be degraded by for a while, though the others of its balances are written: reason and detail.
     pub notices: Vec<(Reason, String)>,
-    /// Members put in quarantine.
-    pub quarantined: usize,
-    /// Members given back.
-    pub released: usize,
     /// Members whose claims were neither settled nor given back: they lapse by themselves.
     pub orphaned: usize,
     /// Postgres has taken rows in, whatever became of them: it works.
@@ -101,22 +87,18 @@ impl FlushEnd {
 
     /// What is kept of a flush that has just ended.
     pub(crate) fn summary(&self, trigger: Trigger, took: Duration) -> FlushNote {
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         FlushNote {
             at: wall_clock(),
             trigger,
-            claimed: count(self.claimed),
-            updated: count(self.updated),
-            stale: count(self.stale),
-            deleted: count(self.deleted),
-            quarantined: count(self.quarantined),
-            released: count(self.released),
+            claimed: u32::try_from(self.claimed).unwrap_or(u32::MAX),
+            outcomes: self.outcomes.map(|&n| u32::try_from(n).unwrap_or(u32::MAX)),
             took_ms: u32::try_from(took.as_millis()).unwrap_or(u32::MAX),
         }
     }
 }
 
 /// Why a member is put off that nothing is wrong with.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Delay {
     /// Its value is in a format of a later release.
     UnknownFormat,
@@ -236,23 +218,23 @@ pub async fn flush<Q: Queue, S: Sink>(
                 let member = &claimed[entry.at];
                 let own = newest.winner_of[index] == index;
                 match of_winner[newest.winner_of[index]] {
-                    Some(RowResult::Ok(Outcome::Updated)) if own => {
-                        end.updated += 1;
+                    Some(RowResult::Ok(RowOutcome::Updated)) if own => {
+                        end.outcomes[Outcome::Updated] += 1;
                         written.push(member);
                     }
                     Some(RowResult::Differs) if own => {
                         let (balance, value) = (&entry.balance, &entry.value);
                         differing.push(Differing { member, balance, value });
                     }
-                    Some(RowResult::Ok(Outcome::Updated | Outcome::Stale) | RowResult::Differs) => {
-                        end.stale += 1;
+                    Some(RowResult::Ok(RowOutcome::Updated | RowOutcome::Stale) | RowResult::Differs) => {
+                        end.outcomes[Outcome::Stale] += 1;
                         written.push(member);
                     }
-                    Some(RowResult::Ok(Outcome::Deleted)) => {
-                        end.deleted += 1;
+                    Some(RowResult::Ok(RowOutcome::Deleted)) => {
+                        end.outcomes[Outcome::Deleted] += 1;
                         obsolete.push(member);
                     }
-                    Some(RowResult::Ok(Outcome::Missing)) => {
+                    Some(RowResult::Ok(RowOutcome::Missing)) => {
                         refused.push((member, missing(entry)));
                     }
                     Some(RowResult::Refused { sqlstate, message }) => {
@@ -282,14 +264,14 @@ pub async fn flush<Q: Queue, S: Sink>(
             // Rarely any, and no flush should hold the room for it.
             let limit = deadline.saturating_sub(begun.elapsed());
             let stale = Box::pin(forks::decide(queue, sink, &differing, limit, &mut end, status)).await;
-            end.stale += stale.len();
+            end.outcomes[Outcome::Stale] += stale.len() as u64;
             written.extend(stale);
             settle(queue, written, &obsolete, &mut end, status).await;
         }
         Err(failure) => {
             let held: Vec<&Claimed> = decoded.iter().map(|entry| &claimed[entry.at]).collect();
             match release(queue, &held, status).await {
-                Some(released) => end.released = released,
+                Some(released) => end.outcomes[Outcome::Released] += released,
                 None => end.orphaned += held.len(),
             }
             end.failure = Some(failure);
@@ -312,12 +294,12 @@ pub async fn flush<Q: Queue, S: Sink>(
     tracing::debug!(
         trigger = trigger.name(),
         claimed = end.claimed,
-        updated = end.updated,
-        stale = end.stale,
-        deleted = end.deleted,
-        forked = end.forked,
-        quarantined = end.quarantined,
-        released = end.released,
+        updated = end.outcomes[Outcome::Updated],
+        stale = end.outcomes[Outcome::Stale],
+        deleted = end.outcomes[Outcome::Deleted],
+        forked = end.outcomes[Outcome::Forked],
+        quarantined = end.outcomes[Outcome::Quarantined],
+        released = end.outcomes[Outcome::Released],
         took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         "flushed"
     );
@@ -397,9 +379,9 @@ async fn settle<'a, Q: Queue>(
     let count = written.len();
     let mut written = written;
     written.extend(obsolete);
-    status.updated.fetch_add(end.updated as u64, Relaxed);
-    status.stale.fetch_add(end.stale as u64, Relaxed);
-    status.deleted.fetch_add(end.deleted as u64, Relaxed);
+    for outcome in [Outcome::Updated, Outcome::Stale, Outcome::Deleted] {
+        status.outcomes[outcome].fetch_add(end.outcomes[outcome], Relaxed);
+    }
     if written.is_empty() {
         return;
     }
@@ -408,7 +390,7 @@ async fn settle<'a, Q: Queue>(
     match span.around(queue.settle(&written)).await {
         Ok(report) => {
             end.settled = true;
-            status.kept.fetch_add(report.kept, Relaxed);
+            status.outcomes[Outcome::Kept].fetch_add(report.kept, Relaxed);
             for member in &written[..count] {
                 if let Some(scheduled_at) = member.scheduled_at() {
                     status.lag.observe(report.now - scheduled_at);
@@ -440,8 +422,8 @@ async fn isolate<Q: Queue>(
     match span.around(queue.quarantine(refused)).await {
         Ok(report) => {
             end.settled = true;
-            end.quarantined += usize::try_from(report.quarantined).unwrap_or(usize::MAX);
-            status.quarantined.fetch_add(report.quarantined, Relaxed);
+            end.outcomes[Outcome::Quarantined] += report.quarantined;
+            status.outcomes[Outcome::Quarantined].fetch_add(report.quarantined, Relaxed);
             if report.full > 0 {
                 status.quarantine_full.fetch_add(report.full, Relaxed);
                 tracing::error!(
@@ -501,25 +483,22 @@ async fn postpone<Q: Queue>(
     if postponed.is_empty() {
         return;
     }
-    let count = |of: fn(&Delay) -> bool, reason: Option<Reason>, end: &mut FlushEnd| {
-        let mut of_these = postponed.iter().filter(|postponed| of(&postponed.why));
-        let Some(first) = of_these.next() else { return 0 };
-        let count = 1 + of_these.count();
+    for (delay, outcome, reason) in [
+        (Delay::UnknownFormat, Outcome::UnknownFormat, Some(Reason::ValueUnknownFormat)),
+        (Delay::UnknownLedger, Outcome::UnknownLedger, Some(Reason::PostgresNoVisibleRows)),
+        (Delay::DeletionMarker, Outcome::DeletionMarker, None),
+    ] {
+        let mut of_these = postponed.iter().filter(|postponed| postponed.why == delay);
+        let Some(first) = of_these.next() else { continue };
+        let count = 1 + of_these.count() as u64;
         if let Some(reason) = reason {
             let member = shown(&first.member.member);
             let detail = format!("{count} balances put off, the first {member}: {}", first.detail);
             end.notices.push((reason, detail));
         }
-        count
-    };
-    end.unknown_format =
-        count(|why| matches!(why, Delay::UnknownFormat), Some(Reason::ValueUnknownFormat), end);
-    end.unknown_ledger =
-        count(|why| matches!(why, Delay::UnknownLedger), Some(Reason::PostgresNoVisibleRows), end);
-    let markers = count(|why| matches!(why, Delay::DeletionMarker), None, end);
-    status.unknown_format.fetch_add(end.unknown_format as u64, Relaxed);
-    status.unknown_ledger.fetch_add(end.unknown_ledger as u64, Relaxed);
-    status.deletion_markers.fetch_add(markers as u64, Relaxed);
+        end.outcomes[outcome] += count;
+        status.outcomes[outcome].fetch_add(count, Relaxed);
+    }
     // A marker has the TTL that the ledger gave it.
     let members: Vec<_> = postponed
         .iter()
@@ -574,7 +553,7 @@ async fn put_off<Q: Queue>(
 
 /// Gives members back; how many were still ours to give. `None` when Redis failed, which is logged: the leases lapse by
 /// themselves.
-pub async fn release<Q: Queue>(queue: &Q, held: &[&Claimed], status: &TenantStatus) -> Option<usize> {
+pub async fn release<Q: Queue>(queue: &Q, held: &[&Claimed], status: &TenantStatus) -> Option<u64> {
     if held.is_empty() {
         return Some(0);
     }
@@ -582,8 +561,8 @@ pub async fn release<Q: Queue>(queue: &Q, held: &[&Claimed], status: &TenantStat
     span.count("members", held.len());
     match span.around(queue.release(held)).await {
         Ok(report) => {
-            status.released.fetch_add(report.released, Relaxed);
-            Some(usize::try_from(report.released).unwrap_or(usize::MAX))
+            status.outcomes[Outcome::Released].fetch_add(report.released, Relaxed);
+            Some(report.released)
         }
         Err(error) => {
             span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());

@@ -15,7 +15,7 @@ use super::{
     gone,
     ports::{Queue, Sink},
 };
-use crate::status::TenantStatus;
+use crate::status::{Outcome, TenantStatus};
 
 /// The least that is left of a flush's deadline for looking at them.
 const LEAST: Duration = Duration::from_secs(1);
@@ -69,14 +69,14 @@ pub(crate) async fn decide<'a, Q: Queue, S: Sink>(
             None => stale.push(one.member),
         }
     }
-    end.forked += forked.len();
+    end.outcomes[Outcome::Forked] += forked.len() as u64;
     gone::record(queue, &forked, end, status).await;
     stale
 }
 
 async fn give_back<Q: Queue>(queue: &Q, held: &[&Claimed], end: &mut FlushEnd, status: &TenantStatus) {
     match release(queue, held, status).await {
-        Some(released) => end.released += released,
+        Some(released) => end.outcomes[Outcome::Released] += released,
         None => end.orphaned += held.len(),
     }
 }

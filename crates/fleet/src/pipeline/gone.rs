@@ -18,7 +18,7 @@ use super::{
     flush::{FlushEnd, put_off_unlisted, release, shown},
     ports::{Queue, Sink},
 };
-use crate::status::TenantStatus;
+use crate::status::{Outcome, TenantStatus};
 
 /// The least that is left of a flush's deadline for finding out what became of values that are gone.
 const LEAST: Duration = Duration::from_secs(1);
@@ -71,7 +71,7 @@ pub(crate) async fn decide<Q: Queue, S: Sink>(
     };
     let Some(Fates { fates, started }) = fates else {
         match release(queue, &held, status).await {
-            Some(released) => end.released += released,
+            Some(released) => end.outcomes[Outcome::Released] += released,
             None => end.orphaned += held.len(),
         }
         return;
@@ -107,10 +107,10 @@ pub(crate) async fn decide<Q: Queue, S: Sink>(
         }
     }
     if dismiss(queue, &obsolete, end, status).await {
-        end.deleted += deleted;
-        end.stale += stale;
-        status.deleted.fetch_add(deleted as u64, Relaxed);
-        status.stale.fetch_add(stale as u64, Relaxed);
+        for (outcome, count) in [(Outcome::Deleted, deleted), (Outcome::Stale, stale)] {
+            end.outcomes[outcome] += count;
+            status.outcomes[outcome].fetch_add(count, Relaxed);
+        }
     }
     let delay = limits.trail.borrow().delay();
     let reports = put_off(queue, &waiting, delay, end, status).await;
@@ -193,7 +193,7 @@ async fn dismiss<Q: Queue>(
     match span.around(queue.dismiss(obsolete)).await {
         Ok(report) => {
             end.settled = true;
-            status.kept.fetch_add(report.kept, Relaxed);
+            status.outcomes[Outcome::Kept].fetch_add(report.kept, Relaxed);
             true
         }
         Err(error) => {
@@ -223,8 +223,8 @@ pub(crate) async fn put_off<Q: Queue>(
     match span.around(queue.put_off(waiting, delay)).await {
         Ok(reports) => {
             let postponed = reports.iter().map(|(_, report)| report.postponed).sum();
-            end.released += usize::try_from(postponed).unwrap_or(usize::MAX);
-            status.released.fetch_add(postponed, Relaxed);
+            end.outcomes[Outcome::Released] += postponed;
+            status.outcomes[Outcome::Released].fetch_add(postponed, Relaxed);
             tracing::debug!(members = postponed, ?delay, "members put off, they are looked at again");
             reports
         }
@@ -253,11 +253,11 @@ pub(crate) async fn record<Q: Queue>(
     match span.around(queue.record_losses(lost)).await {
         Ok(report) => {
             end.settled = true;
-            end.quarantined += usize::try_from(report.quarantined).unwrap_or(usize::MAX);
-            status.quarantined.fetch_add(report.quarantined, Relaxed);
+            end.outcomes[Outcome::Quarantined] += report.quarantined;
+            status.outcomes[Outcome::Quarantined].fetch_add(report.quarantined, Relaxed);
             let forked = lost.iter().all(|(_, loss)| loss.forked);
-            let counter = if forked { &status.forked } else { &status.expired };
-            counter.fetch_add(report.quarantined, Relaxed);
+            let outcome = if forked { Outcome::Forked } else { Outcome::Expired };
+            status.outcomes[outcome].fetch_add(report.quarantined, Relaxed);
             if report.full > 0 {
                 status.quarantine_full.fetch_add(report.full, Relaxed);
                 tracing::error!(

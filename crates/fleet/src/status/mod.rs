@@ -11,6 +11,7 @@ mod vanished;
 
 pub use balance_sync_engine::{
     collector::Trigger,
+    outcome::{Outcome, Outcomes},
     reason::{Pace, Reason, ReportedReason},
     state::{Condition, TenantState},
 };
@@ -19,7 +20,8 @@ pub use directory::{Calls, DirectoryStatus, OUTCOMES};
 pub use fleet::{FleetStatus, InForce, Known, Listed, Phase, Stage};
 pub use histogram::{BUCKETS, Histogram, LagCounts};
 pub use recent::{
-    ErrorNote, FlushNote, NOTES, POINTS, Point, Rates, Recent, STEP_SECONDS, Totals, Window, lag_quantile,
+    ErrorNote, FlushNote, NOTED, NOTES, POINTS, Point, Rates, Recent, STEP_SECONDS, Totals, Window,
+    lag_quantile,
 };
 pub use requests::{PausedTenants, Requests};
 pub use tenant::{StateInfo, TenantStatus};

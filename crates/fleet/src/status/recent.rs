@@ -6,11 +6,12 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use tokio::time::Instant;
 
 use balance_sync_engine::{
     collector::Trigger,
+    outcome::{Outcome, Outcomes},
     reason::{Reason, ReportedReason},
 };
 
@@ -40,19 +41,20 @@ pub struct FlushNote {
     pub trigger: Trigger,
     /// Members in it.
     pub claimed: u32,
-    /// Rows written.
-    pub updated: u32,
-    /// Members whose row was as new or newer.
-    pub stale: u32,
-    /// Members whose row is deleted.
-    #[serde(default)]
-    pub deleted: u32,
-    /// Members put in quarantine.
-    pub quarantined: u32,
-    /// Members given back.
-    pub released: u32,
+    /// Its members by what became of them.
+    #[serde(flatten, serialize_with = "noted")]
+    pub outcomes: Outcomes<u32>,
     /// How long it took, in milliseconds.
     pub took_ms: u32,
+}
+
+/// Outcomes that are kept of a flush.
+pub const NOTED: [Outcome; 5] =
+    [Outcome::Updated, Outcome::Stale, Outcome::Deleted, Outcome::Quarantined, Outcome::Released];
+
+/// Each is written, also if it is 0: former releases read no note without it.
+fn noted<S: Serializer>(outcomes: &Outcomes<u32>, serializer: S) -> Result<S::Ok, S::Error> {
+    outcomes.serialize_only(&NOTED, serializer)
 }
 
 /// One failure.
@@ -365,13 +367,20 @@ mod tests {
             at: f64::from(n),
             trigger: Trigger::Size,
             claimed: n,
-            updated: 0,
-            stale: 0,
-            deleted: 0,
-            quarantined: 0,
-            released: 0,
+            outcomes: Outcomes::default(),
             took_ms: 1_000,
         }
+    }
+
+    #[test]
+    fn a_note_is_written_and_read_as_by_former_releases() {
+        let mut note = flush(7);
+        note.outcomes[Outcome::Stale] = 3;
+        let written = r#"{"at":7.0,"trigger":"size","claimed":7,"updated":0,"stale":3,"deleted":0,"quarantined":0,"released":0,"took_ms":1000}"#;
+        assert_eq!(serde_json::to_string(&note).unwrap(), written);
+        assert_eq!(serde_json::from_str::<FlushNote>(written).unwrap(), note);
+        let before_deletions = written.replace(r#""deleted":0,"#, "");
+        assert_eq!(serde_json::from_str::<FlushNote>(&before_deletions).unwrap(), note);
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,12 @@ use std::{
     time::Duration,
 };
 
-use balance_sync_engine::{collector::Trigger, reason::Reason, state::TenantState};
+use balance_sync_engine::{
+    collector::Trigger,
+    outcome::{Outcome, Outcomes},
+    reason::Reason,
+    state::TenantState,
+};
 use balance_sync_tenants::Tenant;
 use tokio::time::Instant;
 
@@ -56,28 +61,8 @@ pub struct TenantStatus {
     vanished: Mutex<Option<Box<Vanished>>>,
     /// An operator has acknowledged what is open.
     acknowledged: AtomicBool,
-    /// Rows written.
-    pub updated: AtomicU64,
-    /// Balances whose row was as new or newer.
-    pub stale: AtomicU64,
-    /// Balances whose row is deleted.
-    pub deleted: AtomicU64,
-    /// Balances whose row and value in Redis have different histories, each time that it was found.
-    pub forked: AtomicU64,
-    /// Members put off because their value is in a format of a later release, each time that they were.
-    pub unknown_format: AtomicU64,
-    /// Members put off because their database may be another tenant's.
-    pub unknown_ledger: AtomicU64,
-    /// Members put off because a deletion marker stands in their place, each time that they were.
-    pub deletion_markers: AtomicU64,
-    /// Members put in quarantine.
-    pub quarantined: AtomicU64,
-    /// Members whose value had expired before anybody looked.
-    pub expired: AtomicU64,
-    /// Members that stayed scheduled at settling, because a newer mutation came.
-    pub kept: AtomicU64,
-    /// Members given back unwritten.
-    pub released: AtomicU64,
+    /// Balances by what became of them.
+    pub outcomes: Outcomes<AtomicU64>,
     /// Members that this worker has removed from the schedules, for whatever reason; those of calls without an answer among
     /// them.
     pub removed: AtomicU64,
@@ -147,17 +132,7 @@ impl TenantStatus {
             notices: Mutex::default(),
             vanished: Mutex::default(),
             acknowledged: AtomicBool::new(false),
-            updated: AtomicU64::new(0),
-            stale: AtomicU64::new(0),
-            deleted: AtomicU64::new(0),
-            forked: AtomicU64::new(0),
-            unknown_format: AtomicU64::new(0),
-            unknown_ledger: AtomicU64::new(0),
-            deletion_markers: AtomicU64::new(0),
-            quarantined: AtomicU64::new(0),
-            expired: AtomicU64::new(0),
-            kept: AtomicU64::new(0),
-            released: AtomicU64::new(0),
+            outcomes: Outcomes::default(),
             removed: AtomicU64::new(0),
             batch_failures: AtomicU64::new(0),
             cleanup_failures: AtomicU64::new(0),
@@ -315,7 +290,7 @@ impl TenantStatus {
     pub fn tick(&self, took: Duration, at: f64) -> Option<Totals> {
         let mut recent = self.recent_lock();
         let totals = Totals {
-            updated: self.updated.load(Relaxed),
+            updated: self.outcomes[Outcome::Updated].load(Relaxed),
             failures: self.batch_failures.load(Relaxed),
             lags: self.lag.counts(),
         };

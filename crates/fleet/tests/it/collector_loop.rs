@@ -5,10 +5,10 @@ use std::{future::Future, sync::atomic::Ordering::Relaxed, time::Duration};
 use crate::common::*;
 use balance_sync_fleet::{
     pipeline::{CollectorOptions, SinkError, Survey},
-    status::{TenantState, TenantStatus, Trigger},
+    status::{Outcome, TenantState, TenantStatus, Trigger},
 };
 use balance_sync_schedule::ErrorClass as RedisClass;
-use balance_sync_store::{Outcome, RowResult};
+use balance_sync_store::{Outcome as RowOutcome, RowResult};
 use balance_sync_tenants::DirectoryError;
 use tokio::{task::LocalSet, time::Instant};
 
@@ -45,7 +45,7 @@ async fn a_full_batch_is_flushed_at_once() {
         lab.until("all are settled", |lab| lab.redis.settled.borrow().len() == 10).await;
         assert_eq!(update_times(&lab), [Duration::ZERO]);
         assert_eq!(batches(&lab.status, Trigger::Size), 1);
-        assert_eq!(lab.status.updated.load(Relaxed), 10);
+        assert_eq!(lab.status.outcomes[Outcome::Updated].load(Relaxed), 10);
         assert_eq!(lab.status.lag.count(), 10);
     })
     .await;
@@ -262,7 +262,7 @@ async fn postgres_away_means_degraded_released_no_claims_then_ping_and_recovery(
         lab.until("it is degraded", |lab| lab.reason() == Some("postgres_timeout")).await;
         lab.until("all are given back", |lab| lab.redis.due() == 15 && lab.redis.leased() == 0).await;
         assert!(lab.redis.at() < ms(30), "the buffered ones too, at once: {:?}", lab.redis.at());
-        assert_eq!(lab.status.released.load(Relaxed), 15);
+        assert_eq!(lab.status.outcomes[Outcome::Released].load(Relaxed), 15);
 
         let (claims, updates) = (lab.redis.claims.borrow().len(), lab.postgres.updates.borrow().len());
         let polls = lab.polls.get();
@@ -369,7 +369,7 @@ async fn a_batch_without_a_row_to_write_ends_the_degradation_when_postgres_answe
         lab.start();
         lab.until("it is degraded", |lab| lab.reason().is_some()).await;
         for n in 0..10 {
-            lab.postgres.verdicts.borrow_mut().insert(n, RowResult::Ok(Outcome::Missing));
+            lab.postgres.verdicts.borrow_mut().insert(n, RowResult::Ok(RowOutcome::Missing));
         }
         lab.postgres.is(Mood::Well);
         // A claim that finds nothing would end it too: that one is not answered yet when the flush is over.
@@ -598,7 +598,7 @@ async fn a_row_that_can_not_be_settled_is_a_cleanup_failure_and_no_more() {
         tokio::time::sleep(ms(100)).await;
         assert_eq!(lab.status.cleanup_failures.load(Relaxed), 1);
         assert_eq!(lab.status.batch_failures.load(Relaxed), 0);
-        assert_eq!(lab.status.updated.load(Relaxed), 10, "the rows are in Postgres");
+        assert_eq!(lab.status.outcomes[Outcome::Updated].load(Relaxed), 10, "the rows are in Postgres");
         assert_eq!(lab.redis.leased(), 10, "the claims lapse by themselves");
         assert_eq!(lab.reason(), None);
     })

@@ -9,10 +9,10 @@ use balance_sync_fleet::{
     pipeline::{
         Batch, FlushEnd, Queue, REASON_MISSING, REASON_REFUSED, REASON_UNREADABLE, Sink, SinkError, flush,
     },
-    status::{FleetStatus, TenantStatus, Trigger},
+    status::{FleetStatus, Outcome, TenantStatus, Trigger},
 };
 use balance_sync_schedule::{Claimed, ErrorClass};
-use balance_sync_store::{Fate, LastKnown, Outcome, RowResult};
+use balance_sync_store::{Fate, LastKnown, Outcome as RowOutcome, RowResult};
 use balance_sync_tenants::KeyForm;
 
 struct Bench {
@@ -73,13 +73,13 @@ async fn a_value_that_cant_be_read_is_set_aside_with_what_its_key_holds_and_is_n
     claimed.last_mut().unwrap().unreadable = Some("its key is of type list".to_owned());
 
     let end = bench.flush(&claimed).await;
-    assert_eq!((end.updated, end.quarantined, end.orphaned), (2, 1, 0));
+    assert_eq!((end.outcomes[Outcome::Updated], end.outcomes[Outcome::Quarantined], end.orphaned), (2, 1, 0));
     assert_eq!(bench.quarantined(), [(member(&space, 7), REASON_UNREADABLE)]);
     assert_eq!(
         redis.details.borrow()[..],
         ["the value can't be read: its key is of type list; allowed: a string"]
     );
-    assert_eq!(bench.status.expired.load(Relaxed), 0);
+    assert_eq!(bench.status.outcomes[Outcome::Expired].load(Relaxed), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -104,7 +104,7 @@ async fn poison_of_every_kind_is_isolated_and_the_others_are_written_in_the_same
     for (member, value, _) in &poison {
         redis.schedule(member.clone(), value.clone(), 0.0);
     }
-    bench.sink.0.verdicts.borrow_mut().insert(55, RowResult::Ok(Outcome::Missing));
+    bench.sink.0.verdicts.borrow_mut().insert(55, RowResult::Ok(RowOutcome::Missing));
     let refused =
         RowResult::Refused { sqlstate: "22003".to_owned(), message: "numeric field overflow".to_owned() };
     bench.sink.0.verdicts.borrow_mut().insert(56, refused);
@@ -115,13 +115,22 @@ async fn poison_of_every_kind_is_isolated_and_the_others_are_written_in_the_same
         poison.into_iter().map(|(member, _, reason)| (member, reason)).collect();
     expected.sort();
     assert_eq!(bench.quarantined(), expected);
-    assert_eq!((end.claimed, end.updated, end.quarantined, end.released, end.orphaned), (11, 4, 7, 0, 0));
+    assert_eq!(
+        (
+            end.claimed,
+            end.outcomes[Outcome::Updated],
+            end.outcomes[Outcome::Quarantined],
+            end.outcomes[Outcome::Released],
+            end.orphaned
+        ),
+        (11, 4, 7, 0, 0)
+    );
     assert!(end.failure.is_none());
     assert_eq!(redis.leased() + redis.due(), 0);
 
     let sent = bench.sink.0.updates.borrow()[0].ids.clone();
     assert_eq!(sent, [0, 1, 2, 3, 55, 56], "nothing else reaches Postgres, and no other tenant's");
-    assert_eq!(bench.status.quarantined.load(Relaxed), 7);
+    assert_eq!(bench.status.outcomes[Outcome::Quarantined].load(Relaxed), 7);
     assert_eq!(bench.status.batch_failures.load(Relaxed), 0, "poison is no failure of the batch");
 }
 
@@ -144,7 +153,16 @@ async fn a_newer_row_is_a_fork_unless_redis_is_as_new_by_now() {
     now(3, vec![]);
 
     let end = bench.flush(&claimed).await;
-    assert_eq!((end.updated, end.stale, end.forked, end.quarantined, end.orphaned), (1, 4, 1, 1, 0));
+    assert_eq!(
+        (
+            end.outcomes[Outcome::Updated],
+            end.outcomes[Outcome::Stale],
+            end.outcomes[Outcome::Forked],
+            end.outcomes[Outcome::Quarantined],
+            end.orphaned
+        ),
+        (1, 4, 1, 1, 0)
+    );
     assert_eq!(bench.settled(), [0, 1, 2, 3, 5].map(|n| member(&space, n)));
     let lost = redis.lost.borrow();
     let (forked, loss) = &lost[0];
@@ -152,7 +170,13 @@ async fn a_newer_row_is_a_fork_unless_redis_is_as_new_by_now() {
     assert!(loss.forked && loss.confirmed, "{loss:?}");
     assert_eq!((loss.version, loss.row_version), (Some(3), Some(4)));
     assert!(loss.row_available.is_some() && loss.available == loss.row_available);
-    assert_eq!((bench.status.forked.load(Relaxed), bench.status.expired.load(Relaxed)), (1, 0));
+    assert_eq!(
+        (
+            bench.status.outcomes[Outcome::Forked].load(Relaxed),
+            bench.status.outcomes[Outcome::Expired].load(Relaxed)
+        ),
+        (1, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -165,7 +189,15 @@ async fn while_redis_cant_tell_a_fork_from_a_late_write_the_member_is_given_back
     let claimed = bench.claim().await;
     redis.faults.borrow_mut().insert("current", Fault::Error(ErrorClass::Unavailable));
     let end = bench.flush(&claimed).await;
-    assert_eq!((end.updated, end.stale, end.forked, end.released), (1, 0, 0, 1));
+    assert_eq!(
+        (
+            end.outcomes[Outcome::Updated],
+            end.outcomes[Outcome::Stale],
+            end.outcomes[Outcome::Forked],
+            end.outcomes[Outcome::Released]
+        ),
+        (1, 0, 0, 1)
+    );
     assert_eq!((redis.due(), redis.leased(), redis.lost.borrow().len()), (1, 0, 0));
 }
 
@@ -193,23 +225,27 @@ async fn of_two_claims_of_one_balance_the_newest_is_written_once_and_both_are_se
     // In either order.
     for claimed in [claimed.clone(), claimed.into_iter().rev().collect()] {
         let end = bench.flush(&claimed).await;
-        assert_eq!(end.updated + end.stale, 2);
+        assert_eq!(end.outcomes[Outcome::Updated] + end.outcomes[Outcome::Stale], 2);
     }
     let updates = bench.sink.0.updates.borrow();
     assert!(updates.iter().all(|update| update.ids == [1]), "{updates:?}");
     assert_eq!(bench.sink.0.rows.borrow()[&1], 6);
     assert_eq!(bench.settled(), [member(bench.space(), 1)]);
-    assert_eq!(bench.status.updated.load(Relaxed), 1);
-    assert_eq!(bench.status.kept.load(Relaxed), 3, "the void lease, and both the second time");
+    assert_eq!(bench.status.outcomes[Outcome::Updated].load(Relaxed), 1);
+    assert_eq!(
+        bench.status.outcomes[Outcome::Kept].load(Relaxed),
+        3,
+        "the void lease, and both the second time"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn spellings_of_one_balance_share_the_fate_of_the_newest() {
     for (verdict, settled, quarantined) in [
         (None, 3, 0),
-        (Some(RowResult::Ok(Outcome::Missing)), 0, 3),
-        (Some(RowResult::Ok(Outcome::Stale)), 3, 0),
-        (Some(RowResult::Ok(Outcome::Deleted)), 3, 0),
+        (Some(RowResult::Ok(RowOutcome::Missing)), 0, 3),
+        (Some(RowResult::Ok(RowOutcome::Stale)), 3, 0),
+        (Some(RowResult::Ok(RowOutcome::Deleted)), 3, 0),
     ] {
         let bench = Bench::new();
         let prefix = bench.space().balance_prefix().to_owned();
@@ -230,11 +266,19 @@ async fn spellings_of_one_balance_share_the_fate_of_the_newest() {
 async fn a_closed_balance_is_settled_without_quarantine_and_without_a_lag() {
     let bench = Bench::new();
     bench.queue.0.mutate(0..3, 1);
-    bench.sink.0.verdicts.borrow_mut().insert(1, RowResult::Ok(Outcome::Deleted));
+    bench.sink.0.verdicts.borrow_mut().insert(1, RowResult::Ok(RowOutcome::Deleted));
     let end = bench.flush(&bench.claim().await).await;
-    assert_eq!((end.updated, end.stale, end.deleted, end.quarantined), (2, 0, 1, 0));
+    assert_eq!(
+        (
+            end.outcomes[Outcome::Updated],
+            end.outcomes[Outcome::Stale],
+            end.outcomes[Outcome::Deleted],
+            end.outcomes[Outcome::Quarantined]
+        ),
+        (2, 0, 1, 0)
+    );
     assert_eq!((bench.settled().len(), bench.queue.0.leased()), (3, 0));
-    assert_eq!(bench.status.deleted.load(Relaxed), 1);
+    assert_eq!(bench.status.outcomes[Outcome::Deleted].load(Relaxed), 1);
     assert_eq!(bench.status.lag.count(), 2, "how late a closed balance comes is of no interest");
 }
 
@@ -287,11 +331,24 @@ async fn members_without_a_value_are_settled_put_off_or_recorded_by_what_postgre
     assert!(!recorded[1].1.confirmed && recorded[1].1.detail.contains("nobody knows"));
     assert!(bench.quarantined().is_empty());
     assert_eq!(
-        (end.updated, end.deleted, end.stale, end.released, end.quarantined, end.orphaned),
+        (
+            end.outcomes[Outcome::Updated],
+            end.outcomes[Outcome::Deleted],
+            end.outcomes[Outcome::Stale],
+            end.outcomes[Outcome::Released],
+            end.outcomes[Outcome::Quarantined],
+            end.orphaned
+        ),
         (2, 1, 0, 3, 2, 0)
     );
     let status = &bench.status;
-    let counts = [&status.deleted, &status.stale, &status.expired, &status.quarantined, &status.released];
+    let counts = [
+        &status.outcomes[Outcome::Deleted],
+        &status.outcomes[Outcome::Stale],
+        &status.outcomes[Outcome::Expired],
+        &status.outcomes[Outcome::Quarantined],
+        &status.outcomes[Outcome::Released],
+    ];
     assert_eq!(counts.map(|count| count.load(Relaxed)), [1, 0, 2, 2, 3]);
     assert_eq!(status.lag.count(), 2, "only what was written has a lag");
     assert_eq!(redis.leased() + redis.due(), 0);
@@ -307,7 +364,11 @@ async fn a_row_as_new_as_the_trail_counts_when_nothing_has_changed_for_the_grace
         let member = gone(&bench, 10, 900.0, Some(Fate::Stale { row_version: 5 }));
         for look in 0..4 {
             let end = bench.flush(&bench.claim().await).await;
-            assert_eq!((end.stale, end.released), (0, 1), "look {look}");
+            assert_eq!(
+                (end.outcomes[Outcome::Stale], end.outcomes[Outcome::Released]),
+                (0, 1),
+                "look {look}"
+            );
             let due = redis.now() + 15.0;
             tokio::time::sleep(secs(10)).await;
             if failed && look == 2 {
@@ -322,7 +383,7 @@ async fn a_row_as_new_as_the_trail_counts_when_nothing_has_changed_for_the_grace
         }
         let end = bench.flush(&bench.claim().await).await;
         assert_eq!(
-            (end.stale, end.released),
+            (end.outcomes[Outcome::Stale], end.outcomes[Outcome::Released]),
             (settled, 1 - settled),
             "failed: {failed}, restarted: {restarted}, lapsed: {lapsed}"
         );
@@ -340,7 +401,11 @@ async fn nothing_leaves_the_schedule_undecided() {
             let end = bench.flush(&bench.claim().await).await;
             assert!(end.failure.is_some(), "{mood:?}");
             let all = written.count() + 1;
-            assert_eq!((end.released, end.quarantined, end.orphaned), (all, 0, 0), "{mood:?}");
+            assert_eq!(
+                (end.outcomes[Outcome::Released], end.outcomes[Outcome::Quarantined], end.orphaned),
+                (all as u64, 0, 0),
+                "{mood:?}"
+            );
             assert_eq!(bench.queue.0.due(), all, "{mood:?}");
             assert!(bench.queue.0.at() <= secs(5), "{mood:?}: it is bounded");
             assert_eq!(bench.status.batch_failures.load(Relaxed), 1);
@@ -356,9 +421,22 @@ async fn what_was_decided_and_could_not_be_done_in_redis_lapses() {
     gone(&bench, 12, 0.0, None);
     bench.queue.0.fail(&["dismiss", "put off", "lose"], ErrorClass::OutOfMemory);
     let end = bench.flush(&bench.claim().await).await;
-    assert_eq!((end.deleted, end.stale, end.quarantined, end.released, end.orphaned), (0, 0, 0, 0, 3));
+    assert_eq!(
+        (
+            end.outcomes[Outcome::Deleted],
+            end.outcomes[Outcome::Stale],
+            end.outcomes[Outcome::Quarantined],
+            end.outcomes[Outcome::Released],
+            end.orphaned
+        ),
+        (0, 0, 0, 0, 3)
+    );
     assert_eq!((bench.queue.0.leased(), bench.status.cleanup_failures.load(Relaxed)), (3, 3));
-    assert_eq!(bench.status.deleted.load(Relaxed) + bench.status.expired.load(Relaxed), 0);
+    assert_eq!(
+        bench.status.outcomes[Outcome::Deleted].load(Relaxed)
+            + bench.status.outcomes[Outcome::Expired].load(Relaxed),
+        0
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -382,7 +460,7 @@ async fn a_mutation_during_the_flush_stays_scheduled() {
     tokio::join!(bench.flush(&claimed), during);
     assert_eq!(bench.settled(), [member(bench.space(), 2)]);
     assert_eq!(bench.queue.0.due(), 1);
-    assert_eq!(bench.status.kept.load(Relaxed), 1);
+    assert_eq!(bench.status.outcomes[Outcome::Kept].load(Relaxed), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -393,7 +471,10 @@ async fn when_postgres_fails_the_good_are_released_and_the_poison_is_isolated() 
     bench.sink.0.is(Mood::Fails(SinkError::Deadline(secs(1))));
     let end = bench.flush(&bench.claim().await).await;
     assert!(end.failure.is_some() && !end.answered);
-    assert_eq!((end.released, end.quarantined, end.orphaned), (3, 1, 0));
+    assert_eq!(
+        (end.outcomes[Outcome::Released], end.outcomes[Outcome::Quarantined], end.orphaned),
+        (3, 1, 0)
+    );
     assert_eq!(bench.queue.0.due(), 3);
     assert_eq!(bench.status.batch_failures.load(Relaxed), 1);
     assert!(bench.settled().is_empty());
@@ -406,7 +487,7 @@ async fn what_redis_refuses_after_the_write_is_counted_and_left_to_lapse() {
     bench.queue.0.schedule(member(bench.space(), 9), Some(b"{}".to_vec()), 0.0);
     bench.queue.0.fail(&["settle", "quarantine"], ErrorClass::OutOfMemory);
     let end = bench.flush(&bench.claim().await).await;
-    assert_eq!((end.updated, end.quarantined, end.orphaned), (3, 0, 4));
+    assert_eq!((end.outcomes[Outcome::Updated], end.outcomes[Outcome::Quarantined], end.orphaned), (3, 0, 4));
     assert!(end.failure.is_none() && end.answered);
     assert_eq!(bench.status.cleanup_failures.load(Relaxed), 2);
     assert_eq!(bench.queue.0.leased(), 4);
@@ -418,7 +499,7 @@ async fn a_batch_of_nothing_but_poison_does_not_ask_postgres() {
     bench.queue.0.schedule(member(bench.space(), 9), Some(b"{}".to_vec()), 0.0);
     bench.sink.0.is(Mood::Panics);
     let end = bench.flush(&bench.claim().await).await;
-    assert_eq!((end.quarantined, end.answered), (1, false));
+    assert_eq!((end.outcomes[Outcome::Quarantined], end.answered), (1, false));
 }
 
 #[tokio::test(start_paused = true)]
@@ -428,7 +509,7 @@ async fn a_write_without_an_answer_is_given_up_and_released() {
     bench.sink.0.is(Mood::Silent);
     let end = bench.flush(&bench.claim().await).await;
     assert!(matches!(end.failure, Some(SinkError::Deadline(after)) if after == secs(5)), "{:?}", end.failure);
-    assert_eq!((end.released, bench.queue.0.due()), (3, 3));
+    assert_eq!((end.outcomes[Outcome::Released], bench.queue.0.due()), (3, 3));
     assert_eq!(bench.queue.0.at(), secs(5));
 }
 
@@ -456,13 +537,19 @@ async fn an_unknown_format_and_a_deletion_marker_are_put_off_and_the_others_are_
             [member(&space, 7)],
             "a marker has the TTL that the ledger gave it"
         );
-        assert_eq!((end.unknown_format, end.quarantined, end.orphaned), (1, 0, 0));
+        assert_eq!(
+            (end.outcomes[Outcome::UnknownFormat], end.outcomes[Outcome::Quarantined], end.orphaned),
+            (1, 0, 0)
+        );
         assert!(end.notices[0].1.contains("SchemaVersion"));
-        assert_eq!(if write_fails { end.released } else { end.updated }, 3);
+        assert_eq!(
+            if write_fails { end.outcomes[Outcome::Released] } else { end.outcomes[Outcome::Updated] },
+            3
+        );
     }
     assert!(bench.quarantined().is_empty());
-    assert_eq!(bench.status.unknown_format.load(Relaxed), 2);
-    assert_eq!(bench.status.deletion_markers.load(Relaxed), 2);
+    assert_eq!(bench.status.outcomes[Outcome::UnknownFormat].load(Relaxed), 2);
+    assert_eq!(bench.status.outcomes[Outcome::DeletionMarker].load(Relaxed), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -475,11 +562,19 @@ async fn a_balance_of_an_unknown_ledger_is_put_off_and_reported_and_not_taken_fo
     bench.sink.0.verdicts.borrow_mut().insert(2, unknown);
     let end = bench.flush(&bench.claim().await).await;
     assert_eq!((&*redis.postponed.borrow(), &*redis.kept_alive.borrow()), (&unknown_member, &unknown_member));
-    assert_eq!((end.unknown_ledger, end.updated, end.quarantined, end.orphaned), (1, 2, 0, 0));
+    assert_eq!(
+        (
+            end.outcomes[Outcome::UnknownLedger],
+            end.outcomes[Outcome::Updated],
+            end.outcomes[Outcome::Quarantined],
+            end.orphaned
+        ),
+        (1, 2, 0, 0)
+    );
     let (reason, detail) = &end.notices[0];
     assert_eq!(reason.as_str(), "postgres_no_visible_rows");
     assert!(detail.contains("1 balances put off") && detail.contains("other organizations only"), "{detail}");
-    assert_eq!(bench.status.unknown_ledger.load(Relaxed), 1);
+    assert_eq!(bench.status.outcomes[Outcome::UnknownLedger].load(Relaxed), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -491,7 +586,15 @@ async fn a_balance_whose_row_is_locked_is_put_off_for_a_moment_and_the_others_ar
     bench.sink.0.verdicts.borrow_mut().insert(2, locked);
     let end = bench.flush(&bench.claim().await).await;
     assert_eq!(redis.put_off.borrow()[..], [(member(&space, 2), secs(2))]);
-    assert_eq!((end.updated, end.released, end.quarantined, end.orphaned), (2, 1, 0, 0));
+    assert_eq!(
+        (
+            end.outcomes[Outcome::Updated],
+            end.outcomes[Outcome::Released],
+            end.outcomes[Outcome::Quarantined],
+            end.orphaned
+        ),
+        (2, 1, 0, 0)
+    );
     assert!(end.failure.is_none());
     let (reason, detail) = &end.notices[0];
     assert_eq!(reason.as_str(), "postgres_row_locked");
@@ -507,7 +610,7 @@ async fn what_cannot_be_set_aside_is_put_off_and_the_others_are_written() {
     gone(&bench, 10, 900.0, None);
     redis.fail(&["quarantine", "lose"], ErrorClass::WrongType);
     let end = bench.flush(&bench.claim().await).await;
-    assert_eq!((end.updated, end.quarantined, end.orphaned), (3, 0, 0));
+    assert_eq!((end.outcomes[Outcome::Updated], end.outcomes[Outcome::Quarantined], end.orphaned), (3, 0, 0));
     assert!(end.failure.is_none() && end.refused.is_none());
     let unlisted = end.unlisted.unwrap();
     assert_eq!((unlisted.members, unlisted.error.class), (2, ErrorClass::WrongType));

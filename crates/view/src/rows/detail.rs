@@ -3,9 +3,12 @@
 use balance_sync_fleet::{
     backends::DatabaseView,
     pipeline::CollectorOptions,
-    status::{NOTES, POINTS, Pace, Reason, ReportedReason, STEP_SECONDS, TenantState, Trigger},
+    status::{
+        NOTED, NOTES, Outcome, Outcomes, POINTS, Pace, Reason, ReportedReason, STEP_SECONDS, TenantState,
+        Trigger,
+    },
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 
 use super::{StateView, TenantRow, at};
@@ -23,7 +26,8 @@ pub struct TenantDetail {
     pub errors: Vec<ErrorView>,
     /// Oldest first, a point every 5 s.
     pub history: Vec<PointView>,
-    /// What became of its balances.
+    /// What became of its balances since the workers' start.
+    #[serde(serialize_with = "listed")]
     pub outcomes: Outcomes,
     /// Flushes by what made them.
     pub batches: BTreeMap<&'static str, u64>,
@@ -42,16 +46,9 @@ pub struct FlushView {
     pub trigger: Trigger,
     /// Members in it.
     pub claimed: u32,
-    /// Rows written.
-    pub updated: u32,
-    /// Members whose row was as new or newer.
-    pub stale: u32,
-    /// Members whose row is deleted.
-    pub deleted: u32,
-    /// Members put in quarantine.
-    pub quarantined: u32,
-    /// Members given back.
-    pub released: u32,
+    /// Its members by what became of them.
+    #[serde(flatten, serialize_with = "noted")]
+    pub outcomes: Outcomes<u32>,
     /// How long it took.
     pub took_ms: u32,
     /// Whose flush.
@@ -84,40 +81,24 @@ pub struct PointView {
     pub due: u64,
 }
 
-/// What became of a tenant's balances since the workers' start.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Outcomes {
-    /// Rows written.
-    pub updated: u64,
-    /// The row was as new or newer.
-    pub stale: u64,
-    /// The row is deleted.
-    pub deleted: u64,
-    /// Row and value in Redis have different histories.
-    pub forked: u64,
-    /// Put in quarantine.
-    pub quarantined: u64,
-    /// The value had expired.
-    pub expired: u64,
-    /// Given back unwritten.
-    pub released: u64,
-    /// Stayed scheduled, because a newer mutation came.
-    pub kept: u64,
+/// Outcomes that are listed for a tenant. Those put off are not: the tenant's state names the reason.
+const LISTED: [Outcome; 8] = [
+    Outcome::Updated,
+    Outcome::Stale,
+    Outcome::Deleted,
+    Outcome::Forked,
+    Outcome::Quarantined,
+    Outcome::Expired,
+    Outcome::Released,
+    Outcome::Kept,
+];
+
+fn listed<S: Serializer>(outcomes: &Outcomes, serializer: S) -> Result<S::Ok, S::Error> {
+    outcomes.serialize_only(&LISTED, serializer)
 }
 
-impl From<&Counts> for Outcomes {
-    fn from(counts: &Counts) -> Self {
-        Self {
-            updated: counts.updated,
-            stale: counts.stale,
-            deleted: counts.deleted,
-            forked: counts.forked,
-            quarantined: counts.quarantined,
-            expired: counts.expired,
-            released: counts.released,
-            kept: counts.kept,
-        }
-    }
+fn noted<S: Serializer>(outcomes: &Outcomes<u32>, serializer: S) -> Result<S::Ok, S::Error> {
+    outcomes.serialize_only(&NOTED, serializer)
 }
 
 /// Settings that a tenant is worked with. No secrets.
@@ -214,11 +195,7 @@ impl TenantDetail {
                     at: at(flush.at),
                     trigger: flush.trigger,
                     claimed: flush.claimed,
-                    updated: flush.updated,
-                    stale: flush.stale,
-                    deleted: flush.deleted,
-                    quarantined: flush.quarantined,
-                    released: flush.released,
+                    outcomes: flush.outcomes,
                     took_ms: flush.took_ms,
                     worker,
                 })
@@ -243,7 +220,7 @@ impl TenantDetail {
                     due,
                 })
                 .collect(),
-            outcomes: Outcomes::from(counts),
+            outcomes: counts.outcomes,
             batches,
             settings: SettingsView::new(options, database),
         }

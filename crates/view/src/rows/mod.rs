@@ -7,7 +7,7 @@ mod state;
 mod tenant;
 mod worker;
 
-pub use detail::{ErrorView, FlushView, Outcomes, PointView, SettingsView, TenantDetail, next_of};
+pub use detail::{ErrorView, FlushView, PointView, SettingsView, TenantDetail, next_of};
 pub use state::StateView;
 pub use tenant::{Merged, PausedBy, TenantRow, VanishedView};
 pub use worker::{ReconcileView, ServiceView, TaskView, WorkerRow};

@@ -1,6 +1,6 @@
 //! A tenant at a glance.
 
-use balance_sync_fleet::status::{Rates, ReportedReason, TenantState, lag_quantile};
+use balance_sync_fleet::status::{Outcome, Rates, ReportedReason, TenantState, lag_quantile};
 use balance_sync_store::PoolUsage;
 use serde::Serialize;
 
@@ -209,7 +209,7 @@ impl TenantRow {
             lag_p50_seconds: lag_quantile(&merged.rates.lags, 0.5),
             lag_p99_seconds: lag_quantile(&merged.rates.lags, 0.99),
             rows_per_second: merged.rates.rows_per_second,
-            updated_total: merged.counts.updated,
+            updated_total: merged.counts.outcomes[Outcome::Updated],
             quarantined: most(|r| r.quarantine_entries),
             losses: most(|r| r.losses),
             vanished: owners
@@ -217,7 +217,7 @@ impl TenantRow {
                 .filter_map(|(_, r)| r.vanished.as_ref())
                 .max_by(|a, b| a.extent.cmp(&b.extent).then(b.since.total_cmp(&a.since)))
                 .map(VanishedView::from),
-            expired_total: merged.counts.expired,
+            expired_total: merged.counts.outcomes[Outcome::Expired],
             batch_failures_total: merged.counts.failures,
             pool,
             owners: owners.iter().map(|(name, _)| (*name).to_owned()).collect(),

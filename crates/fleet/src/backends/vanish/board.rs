@@ -18,7 +18,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{Memory, Vanish, is_served};
 use crate::{
     clock::wall_clock,
-    status::{TenantStatus, Vanished},
+    status::{Outcome, TenantStatus, Vanished},
 };
 
 /// Operations are read from the oldest mutation that waited, and so much before: clocks differ.
@@ -121,7 +121,7 @@ impl Vanish {
                 if let Some(at) = REASONS.iter().position(|known| *known == reason) {
                     self.fleet.vanished[at].fetch_add(1, Relaxed);
                 }
-                let updated = status.updated.load(Relaxed);
+                let updated = status.outcomes[Outcome::Updated].load(Relaxed);
                 board.insert(status.tenant().clone(), Open { episode, from, updated, stored: None });
             }
         }
@@ -185,7 +185,7 @@ impl Vanish {
             let episode =
                 Episode::new(reason, record.extent, record.is_loss, record.since, detail, now, self.grace)
                     .resumed(found);
-            let updated = status.updated.load(Relaxed);
+            let updated = status.outcomes[Outcome::Updated].load(Relaxed);
             let open = Open { episode, from: record.from, updated, stored: Some(text.clone()) };
             board.insert(status.tenant().clone(), open);
             drop(board);

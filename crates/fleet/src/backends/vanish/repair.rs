@@ -18,7 +18,7 @@ use tracing::Instrument as _;
 use super::{Vanish, is_served};
 use crate::{
     backends::comparison::{COMPARE_PAUSE, Failure, span},
-    status::{TenantState, TenantStatus},
+    status::{Outcome, TenantState, TenantStatus},
     tasks::Progress,
 };
 
@@ -148,7 +148,7 @@ impl Vanish {
         let (over, since, phase) = {
             let mut board = self.board.lock();
             let Some(open) = board.get_mut(tenant) else { return };
-            let written = status.updated.load(Relaxed).saturating_sub(open.updated);
+            let written = status.outcomes[Outcome::Updated].load(Relaxed).saturating_sub(open.updated);
             let over = open.episode.compared_operations(lost, written, unreadable);
             (over, open.episode.since, open.episode.phase().describe().to_owned())
         };

@@ -15,7 +15,7 @@ use crate::pipeline::{
     flush::{FlushEnd, Unlisted},
     ports::{Queue, Sink},
 };
-use crate::status::Stage;
+use crate::status::{Outcome, Stage};
 
 /// How long something is shown that is reported again by each claim, at least.
 const SHOWN: Duration = Duration::from_secs(5);
@@ -39,7 +39,7 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
                     && !self.machine.is_running()
                     && !self.machine.is_leaving()
                 {
-                    tracing::warn!(%error, released = end.released, "final flush failed");
+                    tracing::warn!(%error, released = end.outcomes[Outcome::Released], "final flush failed");
                 }
                 Event::FlightEnded(id, flight_end(&end))
             }
@@ -203,10 +203,11 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
 }
 
 fn flight_end(end: &FlushEnd) -> FlightEnd {
+    let count = |outcome| usize::try_from(end.outcomes[outcome]).unwrap_or(usize::MAX);
     let refused = |error: &ScheduleError| redis_failure(Side::Settle, error);
     FlightEnd {
-        written: end.updated + end.stale + end.deleted,
-        released: end.released,
+        written: [Outcome::Updated, Outcome::Stale, Outcome::Deleted].map(count).iter().sum(),
+        released: count(Outcome::Released),
         orphaned: end.orphaned,
         answered: end.answered,
         settled: end.settled,

@@ -17,7 +17,7 @@ use crate::pipeline::{
     flush::{Batch, FlushEnd, flush, release},
     ports::{Queue, Sink},
 };
-use crate::status::TenantStatus;
+use crate::status::{Outcome, TenantStatus};
 
 impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
     pub(super) fn execute(&mut self, command: Command<Claimed>) {
@@ -183,7 +183,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
             let members: Vec<&Claimed> = batches.iter().flat_map(|(_, batch)| batch.iter()).collect();
             // Those that were not ours any more need nobody to release them.
             let (released, orphaned) = match timeout(release_within, release(queue, &members, status)).await {
-                Ok(Some(released)) => (released, 0),
+                Ok(Some(released)) => (usize::try_from(released).unwrap_or(usize::MAX), 0),
                 Ok(None) | Err(_) => (0, members.len()),
             };
             tracing::warn!(
@@ -230,10 +230,10 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
 async fn unwritten<Q: Queue>(queue: &Q, claimed: &[Claimed], status: &TenantStatus) -> FlushEnd {
     let members: Vec<&Claimed> = claimed.iter().collect();
     let released = release(queue, &members, status).await;
-    FlushEnd {
-        claimed: claimed.len(),
-        orphaned: if released.is_none() { members.len() } else { 0 },
-        released: released.unwrap_or_default(),
-        ..FlushEnd::default()
+    let mut end = FlushEnd { claimed: claimed.len(), ..FlushEnd::default() };
+    match released {
+        Some(released) => end.outcomes[Outcome::Released] = released,
+        None => end.orphaned = members.len(),
     }
+    end
 }

@@ -15,7 +15,7 @@ use crate::pipeline::{
     flush::FlushEnd,
     ports::{Queue, Sink},
 };
-use crate::status::Trigger;
+use crate::status::{Outcome, Trigger};
 
 impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
     /// Tells of a claim that was answered, before the buffer takes in what it brought.
@@ -41,6 +41,16 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
     }
 }
 
+/// Outcomes that are attributes of a flush's span.
+const SPAN_OUTCOMES: [Outcome; 6] = [
+    Outcome::Updated,
+    Outcome::Stale,
+    Outcome::Deleted,
+    Outcome::Forked,
+    Outcome::Quarantined,
+    Outcome::Released,
+];
+
 /// Tells how a flush ended.
 pub(super) fn tell(span: &Span, space: &KeySpace, trigger: Trigger, end: &FlushEnd) {
     if !span.is_some() {
@@ -49,12 +59,9 @@ pub(super) fn tell(span: &Span, space: &KeySpace, trigger: Trigger, end: &FlushE
     span.set("tenant_id", tenant(space));
     span.set("trigger", trigger.name());
     span.count("claimed", end.claimed);
-    span.count("updated", end.updated);
-    span.count("stale", end.stale);
-    span.count("deleted", end.deleted);
-    span.count("forked", end.forked);
-    span.count("quarantined", end.quarantined);
-    span.count("released", end.released);
+    for outcome in SPAN_OUTCOMES {
+        span.set(outcome.as_str(), i64::try_from(end.outcomes[outcome]).unwrap_or(i64::MAX));
+    }
     span.count("orphaned", end.orphaned);
     match &end.failure {
         None => span.set("outcome", "written"),
