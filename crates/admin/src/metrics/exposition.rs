@@ -13,10 +13,15 @@ use super::rows::Distribution;
 pub(super) type Labels<'a> = &'a [(&'static str, &'a str)];
 
 /// The text so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Page(String);
 
 impl Page {
+    /// An empty page with room for so many bytes.
+    pub(super) fn with_capacity(bytes: usize) -> Self {
+        Self(String::with_capacity(bytes))
+    }
+
     /// Appends a family. One without samples is left out, as the format has no place for it.
     pub(super) fn write(&mut self, family: Family) -> Result<(), prometheus::Error> {
         if family.samples.is_empty() {

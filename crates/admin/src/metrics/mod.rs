@@ -16,7 +16,10 @@ mod worker;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use balance_sync_fleet::{ServerUsage, status::FleetStatus};
@@ -39,13 +42,15 @@ pub struct Metrics {
     /// How many tenants get a label of their own.
     limit: usize,
     memory: Mutex<Memory>,
+    /// Length of the last page.
+    length: AtomicUsize,
 }
 
 impl Metrics {
     /// Metrics of that fleet, with at most `limit` values of the label `tenant_id` besides `other`.
     #[must_use]
     pub fn new(status: Arc<FleetStatus>, limit: usize, connections: Option<ConnectionSource>) -> Self {
-        Self { status, connections, limit, memory: Mutex::default() }
+        Self { status, connections, limit, memory: Mutex::default(), length: AtomicUsize::new(0) }
     }
 
     /// The text of a scrape. Takes tens of milliseconds for thousands of tenants: not for a thread that others wait
@@ -60,7 +65,9 @@ impl Metrics {
             let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
             memory.snapshot(&self.status.tenants(), self.limit)
         };
-        let mut page = Page::default();
+        // Megabytes with thousands of tenants: a text that grows would be there twice for a moment.
+        let last = self.length.load(Relaxed);
+        let mut page = Page::with_capacity(last + last / 8);
         worker::identity(&mut page, &self.status)?;
         worker::fleet(&mut page, &self.status, &snapshot)?;
         worker::tasks(&mut page, &self.status)?;
@@ -74,7 +81,9 @@ impl Metrics {
             outside::connections(&mut page, connections(), self.limit.max(SERVERS))?;
         }
         page.process()?;
-        Ok(page.into_text())
+        let text = page.into_text();
+        self.length.store(text.len(), Relaxed);
+        Ok(text)
     }
 }
 

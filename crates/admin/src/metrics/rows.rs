@@ -235,7 +235,8 @@ pub(super) struct Memory {
 struct Seen {
     /// Keeps the address from being given to another status.
     _status: Weak<TenantStatus>,
-    totals: Totals,
+    /// `None` = nothing was counted: of thousands of tenants most are idle, and the totals are large.
+    totals: Option<Box<Totals>>,
     has_row: bool,
 }
 
@@ -246,11 +247,12 @@ impl Memory {
         let mut before = mem::take(&mut self.seen);
         let has_row = self.choose(&before, tenants, limit);
         let mut other = Row { label: OTHER.to_owned(), ..Row::default() };
+        let nothing = Totals::default();
 
         for (status, has_row) in tenants.iter().zip(has_row) {
             let address = Arc::as_ptr(status).addr();
             let now = Totals::read(status);
-            let last = before.remove(&address).map(|seen| seen.totals).unwrap_or_default();
+            let last = before.remove(&address).and_then(|seen| seen.totals);
 
             let state = status.state();
             let at = TenantState::ALL.iter().position(|known| *known == state.state).unwrap_or_default();
@@ -266,10 +268,17 @@ impl Memory {
                 row.add_now(status, degraded);
                 snapshot.rows.push(row);
             } else {
-                self.other.get_or_insert_default().add_growth(&now, &last);
+                self.other.get_or_insert_default().add_growth(&now, last.as_deref().unwrap_or(&nothing));
                 other.add_now(status, degraded);
             }
-            self.seen.insert(address, Seen { _status: Arc::downgrade(status), totals: now, has_row });
+            let totals = (now != nothing).then(|| match last {
+                Some(mut room) => {
+                    *room = now;
+                    room
+                }
+                None => Box::new(now),
+            });
+            self.seen.insert(address, Seen { _status: Arc::downgrade(status), totals, has_row });
         }
 
         if let Some(totals) = &self.other {
@@ -352,6 +361,18 @@ mod tests {
 
     fn updated(snapshot: &Snapshot) -> Vec<(&str, u64)> {
         snapshot.rows.iter().map(|row| (row.label.as_str(), row.totals.outcomes[Outcome::Updated])).collect()
+    }
+
+    #[test]
+    fn an_idle_tenant_costs_next_to_nothing_between_scrapes() {
+        let fleet = FleetStatus::default();
+        let mut memory = Memory::default();
+        add(&fleet, "idle", 0, 0);
+        add(&fleet, "busy", 0, 1);
+        memory.snapshot(&fleet.tenants(), 9);
+        let kept = memory.seen.values().filter(|seen| seen.totals.is_some()).count();
+        assert_eq!(kept, 1, "totals are kept for who has counted something");
+        assert!(size_of::<Seen>() <= 32, "{} bytes", size_of::<Seen>());
     }
 
     #[test]

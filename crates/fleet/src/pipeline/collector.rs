@@ -56,8 +56,9 @@ pub struct Collector<Q, S> {
 }
 
 impl<Q: Queue, S: Sink> Collector<Q, S> {
-    /// Works until it is stopped, then drains within its deadline.
-    pub async fn run(self, stop: CancellationToken) -> Drained {
+    /// Works until it is stopped, then drains within its deadline. Boxed: whatever moves a collector into its future would
+    /// otherwise keep its room as well, and there are thousands.
+    pub async fn run(self: Box<Self>, stop: CancellationToken) -> Drained {
         let mut driver = Driver::new(&self);
         driver.apply_controls(&stop, true);
         loop {

@@ -62,14 +62,14 @@ pub struct Incarnation {
 /// The actor.
 pub struct CollectorActor<Q: Queue + 'static, S: Sink + 'static> {
     incarnation: Incarnation,
-    work: Option<Collector<Q, S>>,
+    work: Option<Box<Collector<Q, S>>>,
 }
 
 impl<Q: Queue + Unpin + 'static, S: Sink + Unpin + 'static> CollectorActor<Q, S> {
     /// A shell around the collector.
     #[must_use]
     pub fn new(incarnation: Incarnation, work: Collector<Q, S>) -> Self {
-        Self { incarnation, work: Some(work) }
+        Self { incarnation, work: Some(Box::new(work)) }
     }
 }
 
@@ -109,5 +109,20 @@ impl<Q: Queue + Unpin + 'static, S: Sink + Unpin + 'static> Actor for CollectorA
             }
         };
         ctx.spawn(watch.into_actor(self).map(|(), _, ctx| ctx.stop()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backends::{PostgresSink, RedisQueue};
+
+    #[test]
+    fn an_actor_has_no_room_for_a_collector() {
+        let (actor, collector) = (
+            size_of::<CollectorActor<RedisQueue, PostgresSink>>(),
+            size_of::<Collector<RedisQueue, PostgresSink>>(),
+        );
+        assert!(actor < collector, "{actor} and {collector} bytes, for each of thousands of tenants");
     }
 }

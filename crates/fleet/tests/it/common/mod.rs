@@ -698,7 +698,7 @@ impl Lab {
             fleet: Arc::clone(&self.fleet),
             status: Arc::clone(&self.status),
         };
-        let inner = Box::pin(collector.run(self.stop.clone()));
+        let inner = Box::pin(Box::new(collector).run(self.stop.clone()));
         tokio::task::spawn_local(Counted { inner, polls: Rc::clone(&self.polls) })
     }
 
