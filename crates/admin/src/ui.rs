@@ -208,6 +208,26 @@ mod tests {
         assert_eq!(documented, TenantState::NAMES.into_iter().collect());
     }
 
+    #[test]
+    fn every_reason_of_quarantine_is_documented_and_explained_and_no_other() {
+        use balance_sync_domain::QuarantineReason::{self, ValueDeletionMarker, ValueUnknownFormat};
+        let of_members = |name: &str| name.starts_with("member_");
+        let mut documented: BTreeSet<_> = documented("\n## Quarantine").into_keys().collect();
+        assert!(documented.remove("member_…"), "docs/operations.md");
+        // Those two keep a member scheduled: they are reasons of a tenant, or none at all.
+        let listed = QuarantineReason::ALL
+            .into_iter()
+            .filter(|reason| !matches!(reason, ValueUnknownFormat | ValueDeletionMarker));
+        let names: BTreeSet<_> =
+            listed.map(QuarantineReason::as_str).filter(|name| !of_members(name)).collect();
+        documented.retain(|name| !of_members(name));
+        assert_eq!(documented, names, "docs/operations.md");
+        let advice = assets().find(|file| file.name == "advice.js").expect("the advice").body;
+        for name in names.into_iter().filter(|name| !name.starts_with("value_")) {
+            assert!(advice.contains(&format!("\n  {name}: \"")), "{name} in advice.js");
+        }
+    }
+
     /// The runbook names reasons as a part of its instructions: one that was renamed would lead nowhere.
     #[test]
     fn the_runbook_names_no_reason_that_does_not_exist() {

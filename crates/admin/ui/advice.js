@@ -16,7 +16,8 @@ WORDS.splice(STATES.filter(({ condition }) => condition === "failing").length, 0
 
 /** The level at which a state is shown: bad, note or good. */
 export function levelOf(/** @type {string} */ state) {
-  return LEVELS[CONDITIONS.get(state) ?? "quiet"];
+  // What a state of another release means is not known: it is worth a look.
+  return LEVELS[CONDITIONS.get(state) ?? "halted"];
 }
 
 /** @type {Record<string, string>} */
@@ -26,6 +27,7 @@ const QUARANTINE = {
   forked: "The row is ahead of Redis, or has other amounts at the same version: one of the two lost mutations that the other was computed from. The entry lists both sides, and stays until it is dropped. Compare both with the ledger's operations, mend the wrong one, then drop it.",
   value_lost: "The value is gone from Redis, and the row lacks what the ledger's trail has, or that can't be told: the detail says which. It stays here until somebody drops it, whatever is written later. Mend the row from the ledger's operations, then drop it; where a grant is missing, give it and retry.",
   value_unreadable: "Its key in Redis is of another type, or outside the slot of the ledger's keys; the detail says which. Find out who else writes to this Redis; the balance's next good mutation clears it.",
+  unreadable_entry: "The entry in Redis is in a format that this release can't read: the detail says why. Ask a worker of the release that wrote it.",
   value_duplicate_name: "A name stands twice in the value, and which of the two counts is unknown. Report its writer; the balance's next good mutation clears it.",
   value_field_null: "A field that counts is null in UpperCamel, or in the only spelling there is. Report its writer; the balance's next good mutation clears it.",
   value_not_canonical: "A lowerCamel number is not in the one form that ledgers from 4.1 on write. Report its writer; the balance's next good mutation clears it.",
@@ -57,9 +59,9 @@ export function assess(row, objective) {
   const late = typeof row.oldest_due_age_seconds === "number" && row.oldest_due_age_seconds > objective;
   const level = levelOf(row.state);
   if (level === "bad") return { level, word: row.state };
-  if (row.paused || level === "note") return { level: "note", word: "paused" };
+  if (row.paused || row.state === "paused") return { level: "note", word: "paused" };
   if (late) return { level: "warn", word: "behind" };
-  return { level: "good", word: row.state };
+  return { level, word: row.state };
 }
 
 /**

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::excerpt::{excerpt, excerpt_bytes};
 use crate::keys::{KeySpace, TENANT_MARK};
+use crate::quarantine::QuarantineReason;
 
 /// The balance key of an account's first balance, and of members that name none.
 pub const DEFAULT_KEY: &str = "default";
@@ -86,17 +87,17 @@ pub enum MemberError {
 }
 
 impl MemberError {
-    /// A short, stable name of the reason, for quarantine entries and metric labels.
+    /// The reason, for quarantine entries and metric labels.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> QuarantineReason {
         match self {
-            Self::NotUtf8 { .. } => "member_not_utf8",
-            Self::Foreign { .. } => "member_foreign_tenant",
-            Self::Unprefixed { .. } => "member_without_tenant_prefix",
-            Self::RepeatedPrefix { .. } => "member_repeated_tenant_prefix",
-            Self::NoOrganization { .. } => "member_without_organization",
-            Self::NoLedger { .. } => "member_without_ledger",
-            Self::NoAlias { .. } => "member_without_alias",
+            Self::NotUtf8 { .. } => QuarantineReason::MemberNotUtf8,
+            Self::Foreign { .. } => QuarantineReason::MemberForeignTenant,
+            Self::Unprefixed { .. } => QuarantineReason::MemberWithoutTenantPrefix,
+            Self::RepeatedPrefix { .. } => QuarantineReason::MemberRepeatedTenantPrefix,
+            Self::NoOrganization { .. } => QuarantineReason::MemberWithoutOrganization,
+            Self::NoLedger { .. } => QuarantineReason::MemberWithoutLedger,
+            Self::NoAlias { .. } => QuarantineReason::MemberWithoutAlias,
         }
     }
 }
@@ -199,7 +200,7 @@ mod tests {
     }
 
     fn reason(space: &KeySpace, member: &str) -> &'static str {
-        parse(space, member).unwrap_err().reason()
+        parse(space, member).unwrap_err().reason().as_str()
     }
 
     #[test]
@@ -286,7 +287,7 @@ mod tests {
     #[test]
     fn members_that_are_not_utf8_are_refused_and_shown() {
         let error = BalanceRef::parse(&KeySpace::single(), b"balance:\xff\xfe").unwrap_err();
-        assert_eq!(error.reason(), "member_not_utf8");
+        assert_eq!(error.reason().as_str(), "member_not_utf8");
         assert!(error.to_string().contains("from byte 8"), "{error}");
     }
 

@@ -18,7 +18,6 @@ pub mod collector;
 pub mod controls;
 pub mod failure;
 pub mod membership;
-mod name;
 pub mod outcome;
 pub mod partition;
 pub mod plan;
@@ -28,3 +27,5 @@ pub mod standby;
 pub mod state;
 pub mod trail;
 pub mod vanish;
+
+pub use balance_sync_domain::names;

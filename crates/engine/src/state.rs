@@ -1,5 +1,7 @@
 //! What a tenant's collector is doing, under the names shown everywhere.
 
+use balance_sync_domain::Reported;
+
 use crate::names;
 
 names! {
@@ -21,6 +23,9 @@ names! {
         Stopping = "stopping",
     }
 }
+
+/// The state of a tenant's collector as a worker reports it.
+pub type ReportedState = Reported<TenantState>;
 
 names! {
     /// What a state means to whoever looks: how it is coloured and sorted. From good to bad.
@@ -77,19 +82,21 @@ impl TenantState {
     pub const fn is_working(self) -> bool {
         matches!(self, Self::Starting | Self::Idle | Self::Standby | Self::Syncing)
     }
+}
 
-    /// Which state is shown of a tenant with several owners: the one with the smallest number.
-    #[must_use]
-    pub const fn display_priority(self) -> u8 {
-        match self {
-            Self::Degraded => 0,
-            Self::Paused => 1,
-            Self::Syncing => 2,
-            Self::Idle => 3,
-            Self::Starting => 4,
-            Self::Stopping => 5,
-            // Says nothing about the tenant.
-            Self::Standby => 6,
-        }
+/// Which state is shown of a tenant with several owners: the one with the smallest number.
+#[must_use]
+pub fn display_priority(state: &ReportedState) -> u8 {
+    match state.known() {
+        Some(TenantState::Degraded) => 0,
+        Some(TenantState::Paused) => 1,
+        // Of another release. What it means is not known: it may be a problem.
+        None => 2,
+        Some(TenantState::Syncing) => 3,
+        Some(TenantState::Idle) => 4,
+        Some(TenantState::Starting) => 5,
+        Some(TenantState::Stopping) => 6,
+        // Says nothing about the tenant.
+        Some(TenantState::Standby) => 7,
     }
 }

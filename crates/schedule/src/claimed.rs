@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use balance_sync_domain::QuarantineReason;
+
 use crate::error::ScheduleError;
 
 /// One claimed member. Dropping it doesn't release it: its lease then expires.
@@ -66,8 +68,8 @@ pub struct Refused {
 /// Why a claimed member goes to quarantine.
 #[derive(Debug, Clone)]
 pub struct Refusal {
-    /// Short, stable name, e.g. `missing_row`.
-    pub reason: &'static str,
+    /// The reason.
+    pub reason: QuarantineReason,
     /// What was found and what is allowed, for operators.
     pub detail: String,
 }

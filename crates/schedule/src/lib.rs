@@ -52,7 +52,7 @@ pub use endpoint::Endpoint;
 pub use error::{ErrorClass, ScheduleError};
 pub use heads::{Head, HeadState, read_heads};
 pub use link::Link;
-pub use losses::{Loss, REASON_FORKED, REASON_LOST};
+pub use losses::Loss;
 pub use names::{NameClaim, Names};
 pub use origins::{Origins, Written};
 pub use quarantine::{QuarantineEntry, Quarantined, Retried};

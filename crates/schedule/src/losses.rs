@@ -5,6 +5,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use balance_sync_domain::QuarantineReason;
 use redis::Value;
 use serde::{Deserialize, Serialize};
 
@@ -15,12 +16,6 @@ use crate::{
     schedule::{PostponeReport, QuarantineReport, Schedule, SettleReport, bulk, ints, millis},
     scripts,
 };
-
-/// Reason of members whose last mutations are lost.
-pub const REASON_LOST: &str = "value_lost";
-
-/// Reason of members whose row and value in Redis have different histories.
-pub const REASON_FORKED: &str = "forked";
 
 /// What is known about a lost mutation, or about a fork: then the amounts are those in Redis.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,7 +161,7 @@ pub(crate) fn read_loss(raw: &[u8]) -> QuarantineEntry {
         let mut loss: Loss = serde_json::from_str(&recorded.loss)?;
         loss.later_at = recorded.later_at;
         Ok::<_, serde_json::Error>(QuarantineEntry {
-            reason: if loss.forked { REASON_FORKED } else { REASON_LOST }.to_owned(),
+            reason: if loss.forked { QuarantineReason::Forked } else { QuarantineReason::ValueLost }.into(),
             detail: describe(&loss),
             value: None,
             truncated: false,
@@ -200,14 +195,14 @@ mod tests {
     #[test]
     fn an_entry_of_another_format_is_reported_as_unreadable() {
         for raw in ["", "7", "{}", "{\"loss\":\"x\",\"first_at\":\"1\",\"last_at\":\"1\"}"] {
-            assert_eq!(read_loss(raw.as_bytes()).reason, "unreadable_entry", "{raw}");
+            assert_eq!(read_loss(raw.as_bytes()).reason, QuarantineReason::UnreadableEntry, "{raw}");
         }
         let raw = br#"{"loss":"{\"confirmed\":true,\"version\":9007199254740993}","first_at":"1","last_at":"2","count":3}"#;
         let entry = read_loss(raw);
-        assert_eq!((entry.reason.as_str(), entry.count), (REASON_LOST, 3));
+        assert_eq!((entry.reason.as_str(), entry.count), ("value_lost", 3));
         assert_eq!(entry.loss.and_then(|loss| loss.version), Some(9_007_199_254_740_993));
         let raw =
             br#"{"loss":"{\"confirmed\":true,\"forked\":true}","first_at":"1","last_at":"2","count":3}"#;
-        assert_eq!(read_loss(raw).reason, REASON_FORKED);
+        assert_eq!(read_loss(raw).reason, QuarantineReason::Forked);
     }
 }

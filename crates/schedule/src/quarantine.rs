@@ -1,5 +1,6 @@
 //! Quarantine entries as stored in Redis, and what operators do with them.
 
+use balance_sync_domain::{QuarantineReason, Reported};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -12,8 +13,8 @@ use crate::{
 /// An entry as the quarantine script writes it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct QuarantineEntry {
-    /// Short, stable name of the reason, e.g. `missing_row`.
-    pub reason: String,
+    /// The reason; another release may know others.
+    pub reason: Reported<QuarantineReason>,
     /// What was found and what is allowed.
     #[serde(default)]
     pub detail: String,
@@ -212,7 +213,7 @@ pub(crate) fn read_entry(raw: &[u8]) -> QuarantineEntry {
 
 pub(crate) fn unreadable(raw: &[u8], error: &serde_json::Error) -> QuarantineEntry {
     QuarantineEntry {
-        reason: "unreadable_entry".to_owned(),
+        reason: QuarantineReason::UnreadableEntry.into(),
         detail: format!("the entry in Redis has another format: {error}"),
         value: Some(String::from_utf8_lossy(raw).into_owned()),
         truncated: false,

@@ -407,7 +407,7 @@ impl Schedule {
                 let (value, flag) = self.kept_value(claimed.value.as_deref());
                 cmd.arg(&*claimed.lease)
                     .arg(&claimed.member)
-                    .arg(refusal.reason)
+                    .arg(refusal.reason.as_str())
                     .arg(&refusal.detail)
                     .arg(value)
                     .arg(flag);

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use balance_sync_domain::{KeySpace, TenantId};
+use balance_sync_domain::{KeySpace, QuarantineReason, TenantId};
 use balance_sync_sandbox::{RedisOptions, RedisServer};
 use balance_sync_schedule::{
     ClaimMode, Claimed, Link, LinkSettings, Loss, Refusal, Schedule, ScheduleOptions,
@@ -176,7 +176,7 @@ return t[1] * 1000000 + t[2]",
         let (real, model) = self.take(at, |held| held.value.is_some());
         let refused: Vec<_> = real
             .iter()
-            .map(|real| (real, Refusal { reason: "missing_row", detail: String::new() }))
+            .map(|real| (real, Refusal { reason: QuarantineReason::MissingRow, detail: String::new() }))
             .collect();
         let worker = &self.workers[at];
         let report = worker.schedule.quarantine(&refused).await.unwrap();

@@ -13,8 +13,8 @@ use balance_sync_fleet::{
     clock::wall_clock,
     lifecycle::name::WorkerName,
     status::{
-        FleetStatus, NOTES, Rates, Recent, STEP_SECONDS, TenantState, TenantStatus, Totals, Window,
-        lag_quantile,
+        FleetStatus, NOTES, Rates, Recent, ReportedState, STEP_SECONDS, TenantState, TenantStatus, Totals,
+        Window, lag_quantile,
     },
 };
 use balance_sync_store::PoolUsage;
@@ -125,7 +125,7 @@ impl LocalWorker {
         let known = |n: u64| (n != u64::MAX).then_some(n);
         let batches: Vec<u64> = status.batches.iter().map(|count| count.load(Relaxed)).collect();
         TenantRecord {
-            state: info.state,
+            state: info.state.into(),
             reason: info.reason.map(Into::into),
             detail: info.detail,
             partial: info.partial,
@@ -168,11 +168,11 @@ impl LocalWorker {
     #[must_use]
     pub fn worker_record(&self) -> WorkerRecord {
         let fleet = &self.fleet;
-        let mut by_state: BTreeMap<TenantState, u64> =
-            TenantState::ALL.into_iter().map(|state| (state, 0)).collect();
+        let mut by_state: BTreeMap<ReportedState, u64> =
+            TenantState::ALL.into_iter().map(|state| (state.into(), 0)).collect();
         let (mut due, mut oldest) = (0, 0);
         fleet.each(|status| {
-            *by_state.entry(status.state().state).or_default() += 1;
+            *by_state.entry(status.state().state.into()).or_default() += 1;
             due += status.due.load(Relaxed);
             oldest = oldest.max(status.oldest_due_age_ms.load(Relaxed));
         });

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use balance_sync_domain::Reported;
 use balance_sync_engine::vanish::REASONS;
 use balance_sync_fleet::{
-    status::{Reason, ReportedReason, TenantState, lag_quantile},
+    status::{Reason, ReportedReason, ReportedState, TenantState, lag_quantile},
     tasks::TaskState,
 };
 use balance_sync_schedule::ScheduleError;
@@ -108,7 +109,7 @@ pub struct TenantCount {
     /// Those that no live worker serves.
     pub unserved: usize,
     /// The others by state.
-    pub by_state: BTreeMap<TenantState, usize>,
+    pub by_state: BTreeMap<ReportedState, usize>,
 }
 
 /// What waits.
@@ -186,15 +187,16 @@ impl FleetView {
     #[must_use]
     pub fn overview(&self) -> Overview {
         let objective = self.objective_seconds;
-        let mut by_state: BTreeMap<TenantState, usize> =
-            TenantState::ALL.into_iter().map(|state| (state, 0)).collect();
+        let mut by_state: BTreeMap<ReportedState, usize> =
+            TenantState::ALL.into_iter().map(|state| (state.into(), 0)).collect();
         let mut backlog =
             BacklogView { scheduled: 0, due: 0, leased: 0, oldest_due_age_seconds: 0.0, unknown_tenants: 0 };
         let (mut unserved, mut quarantined, mut losses, mut expired) = (0, 0, 0, 0);
         let mut shortest: Option<f64> = None;
         for row in &self.tenants {
-            match row.state {
-                StateView::Is(state) => *by_state.entry(state).or_default() += 1,
+            match &row.state {
+                StateView::Is(state) => *by_state.entry((*state).into()).or_default() += 1,
+                StateView::Other(name) => *by_state.entry(Reported::Other(name.clone())).or_default() += 1,
                 StateView::Unserved => unserved += 1,
             }
             backlog.unknown_tenants += usize::from(!row.sampled);
@@ -288,13 +290,13 @@ impl FleetView {
         }
 
         let mut degraded: BTreeMap<(&str, bool), Vec<&TenantRow>> = BTreeMap::new();
-        let (mut unserved, mut unsampled) = (vec![], vec![]);
+        let (mut unserved, mut unsampled, mut foreign) = (vec![], vec![], vec![]);
         let (mut behind, mut paused, mut short) = (vec![], vec![], vec![]);
         let (mut ahead, mut vanished) = (vec![], vec![]);
         let (mut quarantined, mut lost, mut expired) = (vec![], vec![], vec![]);
         for row in &self.tenants {
             vanished.extend(row.vanished.as_ref().map(|open| (open, row)));
-            match row.state {
+            match &row.state {
                 // Reported by itself, whatever the tenant's state is.
                 StateView::Is(TenantState::Degraded) if row.vanished.is_some() && lost_data(row) => {}
                 StateView::Is(TenantState::Degraded) => {
@@ -302,6 +304,7 @@ impl FleetView {
                     degraded.entry((reason, row.partial)).or_default().push(row);
                 }
                 StateView::Is(_) => {}
+                StateView::Other(_) => foreign.push(row),
                 StateView::Unserved => unserved.push(row),
             }
             if !row.sampled && row.state != StateView::Is(TenantState::Degraded) {
@@ -362,6 +365,15 @@ impl FleetView {
                 "The schedules of {} have not been read yet, or can't be, so it is unknown what waits or is lost there: {}.",
                 tenants(&unsampled),
                 names(&unsampled)
+            );
+            worse(Verdict::Unknown, text);
+        }
+        if let Some(first) = foreign.first() {
+            let text = format!(
+                "{} in a state of another release ({}), and what it means is not known here: {}.",
+                are(&foreign),
+                first.state,
+                names(&foreign)
             );
             worse(Verdict::Unknown, text);
         }
@@ -497,7 +509,7 @@ fn lost_by_redis(reason: Reason, open: &[&VanishedView], rows: &[&TenantRow]) ->
 fn severity(row: &TenantRow, objective: f64) -> u8 {
     match row.state {
         StateView::Is(TenantState::Degraded) => 4,
-        StateView::Unserved => 3,
+        StateView::Unserved | StateView::Other(_) => 3,
         _ if row.vanished.is_some() => 4,
         _ if row.is_behind(objective) || row.ahead_seconds.is_some() => 2,
         _ if row.losses > 0 => 2,
@@ -568,6 +580,7 @@ mod tests {
     }
 
     fn task(name: &str, state: TaskState) -> TaskRecord {
+        let state = state.into();
         let last_end = Some("panicked: over something".to_owned());
         TaskRecord { name: name.to_owned(), thread: None, state, restarts: 3, progress_at: 40.0, last_end }
     }

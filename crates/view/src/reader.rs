@@ -148,7 +148,7 @@ pub struct TenantQuery {
 }
 
 /// What a tenant may be asked for by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StateFilter {
     /// Its state.
     Is(StateView),
@@ -164,8 +164,8 @@ impl StateFilter {
     /// The names, for messages.
     #[must_use]
     pub fn names() -> String {
-        let states: Vec<&str> = StateView::all().map(StateView::as_str).chain([Self::BEHIND]).collect();
-        states.join(", ")
+        let states = StateView::all().map(|state| state.to_string()).chain([Self::BEHIND.to_owned()]);
+        states.collect::<Vec<_>>().join(", ")
     }
 
     /// By name.
@@ -584,7 +584,7 @@ fn unwritable(record: &TenantRecord, worker: &WorkerRecord, refused: Option<&Sch
     if let Some(error) = refused
         && record.state != TenantState::Degraded
     {
-        record.state = TenantState::Degraded;
+        record.state = TenantState::Degraded.into();
         record.reason = Some(error.class.reason().into());
         record.detail = Some(error.to_string());
         record.partial = false;

@@ -2,9 +2,10 @@
 //!
 //! Whatever has its usual value is left out, so that the record of an idle tenant is a few dozen bytes.
 
+use balance_sync_domain::Reported;
 use balance_sync_fleet::{
     backends::DatabaseView,
-    status::{ErrorNote, FlushNote, Outcomes, Point, Rates, ReportedReason, TenantState, Vanished},
+    status::{ErrorNote, FlushNote, Outcomes, Point, Rates, ReportedReason, ReportedState, Vanished},
     tasks::{TaskReport, TaskState},
 };
 use balance_sync_store::{PoolUsage, ServerUsage};
@@ -15,7 +16,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TenantRecord {
     /// What its collector does.
-    pub state: TenantState,
+    pub state: ReportedState,
     /// Why, when degraded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<ReportedReason>,
@@ -172,7 +173,7 @@ pub struct WorkerRecord {
     /// Tenants that it looks after.
     pub owned: u64,
     /// Those by state.
-    pub by_state: BTreeMap<TenantState, u64>,
+    pub by_state: BTreeMap<ReportedState, u64>,
     /// The last seconds.
     pub rates: Rates,
     /// Resident memory.
@@ -206,7 +207,7 @@ pub struct TaskRecord {
     /// The thread it belongs to, where each has one.
     pub thread: Option<usize>,
     /// How it does.
-    pub state: TaskState,
+    pub state: Reported<TaskState>,
     /// Times it was started again.
     pub restarts: u64,
     /// When it last made progress, in seconds since 1970.
@@ -220,7 +221,7 @@ impl From<TaskReport> for TaskRecord {
         Self {
             name: task.name.name().to_owned(),
             thread: task.thread,
-            state: task.state(),
+            state: task.state().into(),
             restarts: task.restarts,
             progress_at: task.progress_at_ms as f64 / 1e3,
             last_end: task.last_end,

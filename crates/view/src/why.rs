@@ -5,8 +5,8 @@
 
 mod judge;
 
-use balance_sync_domain::{BalanceRef, BalanceValue, Uuid, effective_key};
-use balance_sync_fleet::{pipeline::may_quote, status::ReportedReason};
+use balance_sync_domain::{BalanceRef, BalanceValue, QuarantineReason, Reported, Uuid, effective_key};
+use balance_sync_fleet::status::ReportedReason;
 use balance_sync_schedule::{Schedule, ScheduleError, Schedules, inspect::is_lease};
 use balance_sync_store::{FoundRow, Sought};
 use serde::Serialize;
@@ -236,8 +236,8 @@ pub struct TenantStateView {
 /// In quarantine.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct QuarantineView {
-    /// Why: a short, stable name.
-    pub reason: String,
+    /// Why; another release may know other reasons.
+    pub reason: Reported<QuarantineReason>,
     /// Why, in words; left out for whoever may not see amounts, where the words may quote some.
     pub detail: Option<String>,
     /// The first time.
@@ -274,7 +274,7 @@ impl Why {
                 *amount = None;
             }
             if let Some(entry) = &mut report.quarantine
-                && may_quote(&entry.reason)
+                && entry.reason.may_quote()
             {
                 entry.detail = None;
             }
@@ -540,7 +540,7 @@ fn postgres_view(row: Result<Option<FoundRow>, String>) -> PostgresView {
 fn tenant_state(row: Option<&TenantRow>) -> TenantStateView {
     match row {
         Some(row) => TenantStateView {
-            state: row.state,
+            state: row.state.clone(),
             reason: row.reason.clone(),
             detail: row.detail.clone(),
             partial: row.partial,

@@ -22,6 +22,7 @@ mod lifecycle;
 mod lock_mode;
 mod locks;
 mod names;
+mod newer;
 mod openapi;
 mod outage;
 mod pooler;

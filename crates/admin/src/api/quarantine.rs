@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use actix_web::{HttpRequest, HttpResponse, web};
-use balance_sync_fleet::pipeline::may_quote;
+use balance_sync_domain::{QuarantineReason, Reported};
 use balance_sync_schedule::{Loss, Retried, quarantine::QuarantineEntry};
 use balance_sync_tenants::Tenant;
 use balance_sync_view::{
@@ -25,7 +25,7 @@ const MOST_MEMBERS: usize = 1000;
 struct Entry {
     tenant: String,
     member: String,
-    reason: String,
+    reason: Reported<QuarantineReason>,
     detail: Option<String>,
     first_at: String,
     last_at: String,
@@ -115,7 +115,7 @@ struct Changed {
 
 fn shown(tenant: &Tenant, member: &[u8], entry: &QuarantineEntry, has_value: bool, who: Who) -> Entry {
     let time = |text: &str| at(text.parse().unwrap_or_default());
-    let quotes = may_quote(&entry.reason);
+    let quotes = entry.reason.may_quote();
     Entry {
         tenant: tenant.label().to_owned(),
         member: String::from_utf8_lossy(member).into_owned(),
@@ -146,10 +146,10 @@ pub(super) async fn list(state: State, who: Who, request: HttpRequest) -> Answer
     let mut found = state.inspector.quarantined(&tenants).await.map_err(Problem::from)?;
     let mut by_reason: BTreeMap<String, usize> = BTreeMap::new();
     for quarantined in &found {
-        *by_reason.entry(quarantined.entry.reason.clone()).or_default() += 1;
+        *by_reason.entry(quarantined.entry.reason.to_string()).or_default() += 1;
     }
     if let Some(reason) = params.get("reason") {
-        found.retain(|quarantined| quarantined.entry.reason == reason);
+        found.retain(|quarantined| quarantined.entry.reason.as_str() == reason);
     }
     // The last first: that is what somebody asks about.
     let last = |quarantined: &Quarantined| quarantined.entry.last_at.parse::<f64>().unwrap_or_default();
@@ -295,7 +295,8 @@ async fn carry_out(
             for tenant in tenants {
                 let found =
                     state.inspector.quarantined(std::slice::from_ref(tenant)).await.map_err(Problem::from)?;
-                let fits = found.into_iter().filter(|found| reason.is_none_or(|r| found.entry.reason == r));
+                let fits =
+                    found.into_iter().filter(|found| reason.is_none_or(|r| found.entry.reason.as_str() == r));
                 by_tenant.insert(tenant, fits.map(|found| found.member).collect());
             }
         }

@@ -22,7 +22,7 @@ struct ReasonEntry {
 /// What the dashboard shows of a state.
 #[derive(Serialize)]
 struct StateEntry {
-    name: &'static str,
+    name: String,
     condition: Condition,
 }
 
@@ -37,7 +37,7 @@ pub(super) fn script() -> &'static str {
             })
             .collect();
         let mut states: Vec<StateEntry> = StateView::all()
-            .map(|state| StateEntry { name: state.as_str(), condition: state.condition() })
+            .map(|state| StateEntry { name: state.to_string(), condition: state.condition() })
             .collect();
         states.sort_by_key(|state| Reverse(state.condition));
         // Names and texts are all that they hold.

@@ -256,21 +256,25 @@ function stateBar(navigate) {
   const bar = h("div.state-bar", { role: "img" });
   const legend = h("ul.legend");
   const node = section("Tenants by state", bar, legend);
-  const parts = STATE_NAMES.map((name) => {
+  const add = (/** @type {string} */ name) => {
     const piece = h("span.state-piece", { data: { state: name } });
     const badge = stateBadge();
     badge.show(name, levelOf(name));
     const number = h("span.num");
-    const item = h("li", h("a", { href: `/tenants?state=${name}` }, badge.node, number));
+    const item = h("li", h("a", { href: `/tenants?state=${encodeURIComponent(name)}` }, badge.node, number));
     bar.append(piece);
     legend.append(item);
     return { name, piece, number, item };
-  });
+  };
+  const parts = STATE_NAMES.map(add);
   return {
     node,
     /** @param {Api.Overview} overview */
     update(overview) {
+      /** @type {Record<string, number>} */
       const counts = { ...overview.tenants.by_state, unserved: overview.tenants.unserved };
+      // Those of another release follow.
+      for (const name of Object.keys(counts)) if (!parts.some((part) => part.name === name)) parts.push(add(name));
       for (const part of parts) {
         const amount = counts[part.name] ?? 0;
         part.piece.style.flexGrow = amount;

@@ -4,10 +4,9 @@
 //! doubt, and the row less. The statement is the workers' own, guarded by the version, so a row that has become as new meanwhile
 //! stays as it is. The ledger may load a balance from its old row at the very moment it is written; that is looked for afterwards.
 
-use balance_sync_domain::{BalanceRef, BalanceValue};
+use balance_sync_domain::{BalanceRef, BalanceValue, QuarantineReason};
 use balance_sync_engine::audit::Known;
 use balance_sync_engine::names;
-use balance_sync_schedule::REASON_LOST;
 use balance_sync_store::{Outcome, Row, RowResult};
 use uuid::Uuid;
 
@@ -145,7 +144,7 @@ impl Audited<'_> {
     async fn drop_loss(&self, member: &[u8], restored: i64) -> anyhow::Result<()> {
         let entry = self.schedules.quarantine_get(member).await?;
         let is_made_good = entry.is_some_and(|entry| {
-            entry.reason == REASON_LOST
+            entry.reason == QuarantineReason::ValueLost
                 && entry.loss.is_some_and(|loss| {
                     loss.later_at.is_none() && loss.version.is_none_or(|version| version <= restored)
                 })

@@ -138,7 +138,7 @@ async fn find(file: Option<&Path>, filter: &QuarantineFilter) -> anyhow::Result<
         for space in tenant.key_spaces(config.tenants.key_form) {
             let schedule = Schedule::new(link.clone(), space, Arc::clone(&options));
             for quarantined in schedule.quarantine_list().await? {
-                if filter.reason.as_ref().is_none_or(|reason| *reason == quarantined.entry.reason) {
+                if filter.reason.as_ref().is_none_or(|reason| reason == quarantined.entry.reason.as_str()) {
                     found.push(Found { tenant: tenant.clone(), schedule: schedule.clone(), quarantined });
                 }
             }

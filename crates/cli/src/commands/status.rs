@@ -114,11 +114,11 @@ fn figures(text: &mut String, overview: &Overview) {
         .tenants
         .by_state
         .iter()
-        .map(|(state, tenants)| (StateView::Is(*state), *tenants))
+        .map(|(state, tenants)| (StateView::from(state), *tenants))
         .chain([(StateView::Unserved, overview.tenants.unserved)])
         .filter(|(_, tenants)| *tenants > 0)
         .map(|(state, tenants)| {
-            styled(terminal::state_style(state), format_args!("{} {state}", count(tenants as u64)))
+            styled(terminal::state_style(&state), format_args!("{} {state}", count(tenants as u64)))
         })
         .collect();
     let lag = |seconds| optional(seconds, span);

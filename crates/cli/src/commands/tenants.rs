@@ -196,7 +196,7 @@ pub(super) fn table(rows: &[&TenantRow], view: &FleetView, screen: Screen) -> St
             Some(reason) => format!("{}: {reason}", row.state),
             None => row.state.to_string(),
         };
-        let style = if row.paused.is_some() { WARN } else { terminal::state_style(row.state) };
+        let style = if row.paused.is_some() { WARN } else { terminal::state_style(&row.state) };
         let late = if row.is_behind(view.objective_seconds) { BAD } else { PLAIN };
         table.row([
             (row.id.clone(), PLAIN),
@@ -236,7 +236,7 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
     let since = row.since.as_deref().map(|since| format!(", since {since} ({})", ago(since, view.at)));
     let partial = if row.partial { " (some balances; the others are written)" } else { "" };
     let reason = row.reason.as_ref().map(|reason| format!(": {reason}{partial}")).unwrap_or_default();
-    let state = styled(terminal::state_style(row.state), format_args!("{}{reason}", row.state));
+    let state = styled(terminal::state_style(&row.state), format_args!("{}{reason}", row.state));
     say("state", format!("{state}{}", since.unwrap_or_default()));
     if let Some(what) = &row.detail {
         say("detail", what.clone());

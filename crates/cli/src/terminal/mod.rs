@@ -110,7 +110,7 @@ pub(crate) fn verdict_style(verdict: Verdict) -> Style {
 }
 
 /// The style of a tenant's state.
-pub(crate) fn state_style(state: StateView) -> Style {
+pub(crate) fn state_style(state: &StateView) -> Style {
     match state.condition() {
         Condition::Failing => BAD,
         Condition::Halted | Condition::Changing => WARN,

@@ -45,7 +45,7 @@ fn member_in(space: &KeySpace, bytes: &[u8]) -> bool {
     let parsed = match BalanceRef::parse(space, bytes) {
         Ok(parsed) => parsed,
         Err(error) => {
-            refusal(&error.to_string(), error.reason());
+            refusal(&error.to_string(), error.reason().as_str());
             return false;
         }
     };
@@ -83,7 +83,7 @@ pub fn value(bytes: &[u8]) {
     compare(bytes, &decoded);
     let value = match decoded {
         Ok(value) => value,
-        Err(error) => return refusal(&error.to_string(), error.reason()),
+        Err(error) => return refusal(&error.to_string(), error.reason().as_str()),
     };
     assert!(value.version >= 0);
     for amount in [&value.available, &value.on_hold, &value.overdraft_used] {
@@ -126,7 +126,7 @@ pub fn compare(bytes: &[u8], decoded: &Result<BalanceValue, ValueError>) {
             value.asset_code.clone(),
             value.key.clone(),
         ]),
-        Err(error) => Err(error.reason()),
+        Err(error) => Err(error.reason().as_str()),
     };
     assert_eq!(found, expected, "of {:?}", String::from_utf8_lossy(bytes));
 }

@@ -2,6 +2,7 @@
 
 use crate::amount::AmountError;
 use crate::excerpt::excerpt_bytes;
+use crate::quarantine::QuarantineReason;
 
 /// What the key of a deletion marker ends with, in ledgers that write the older form.
 const MARKER_SUFFIX: &[u8] = b":deleted";
@@ -108,21 +109,21 @@ pub enum ValueError {
 }
 
 impl ValueError {
-    /// A short, stable name of the reason, for quarantine entries and metric labels.
+    /// The reason, for quarantine entries and metric labels.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> QuarantineReason {
         match self {
-            Self::NotAnObject { .. } => "value_not_a_json_object",
-            Self::UnknownFormat { .. } => "value_unknown_format",
-            Self::DeletionMarker { .. } => "value_deletion_marker",
-            Self::DuplicateName { .. } => "value_duplicate_name",
-            Self::Missing { .. } => "value_field_missing",
-            Self::Null { .. } => "value_field_null",
-            Self::InvalidId { .. } => "value_invalid_id",
-            Self::InvalidAmount { .. } => "value_invalid_amount",
-            Self::NotCanonical { .. } => "value_not_canonical",
-            Self::InvalidVersion { .. } => "value_invalid_version",
-            Self::InvalidText { .. } => "value_invalid_text",
+            Self::NotAnObject { .. } => QuarantineReason::ValueNotAJsonObject,
+            Self::UnknownFormat { .. } => QuarantineReason::ValueUnknownFormat,
+            Self::DeletionMarker { .. } => QuarantineReason::ValueDeletionMarker,
+            Self::DuplicateName { .. } => QuarantineReason::ValueDuplicateName,
+            Self::Missing { .. } => QuarantineReason::ValueFieldMissing,
+            Self::Null { .. } => QuarantineReason::ValueFieldNull,
+            Self::InvalidId { .. } => QuarantineReason::ValueInvalidId,
+            Self::InvalidAmount { .. } => QuarantineReason::ValueInvalidAmount,
+            Self::NotCanonical { .. } => QuarantineReason::ValueNotCanonical,
+            Self::InvalidVersion { .. } => QuarantineReason::ValueInvalidVersion,
+            Self::InvalidText { .. } => QuarantineReason::ValueInvalidText,
         }
     }
 

@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn an_unknown_format_comes_before_other_names_that_stand_twice() {
-        let reason = |json: &str| Fields::read(json.as_bytes()).err().map(|error| error.reason());
+        let reason = |json: &str| Fields::read(json.as_bytes()).err().map(|error| error.reason().as_str());
         assert_eq!(reason(r#"{"a":1,"a":1,"SchemaVersion":3}"#), Some("value_unknown_format"));
         assert_eq!(
             reason(r#"{"a":1,"a":1,"SchemaVersion":3,"SchemaVersion":3}"#),

@@ -319,7 +319,7 @@ fn decoder_and_naive_reading_agree() {
         }
         let decoded = BalanceValue::decode(&bytes);
         checks::compare(&bytes, &decoded);
-        *outcomes.entry(decoded.map_or_else(|error| error.reason(), |_| "read")).or_default() += 1;
+        *outcomes.entry(decoded.map_or_else(|error| error.reason().as_str(), |_| "read")).or_default() += 1;
     }
     println!("{inputs} inputs of seed {seed}: {outcomes:?}");
     if inputs >= FEW_INPUTS {

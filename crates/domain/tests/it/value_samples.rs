@@ -69,7 +69,7 @@ fn every_sample_gives_what_is_expected() {
                 if sample.value.contains("\"Available\":null") {
                     reason = "value_field_null";
                 }
-                assert_eq!(error.reason(), reason, "{case}: {error}");
+                assert_eq!(error.reason().as_str(), reason, "{case}: {error}");
                 assert!(error.to_string().contains(field), "{case}: {error}");
                 assert_eq!(error.is_unknown_format(), refuse == "unsupported SchemaVersion", "{case}");
             }

@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balance_sync_domain::{BalanceRef, BalanceValue, Candidate, aggregate, effective_key, without_numbers};
+use balance_sync_domain::{
+    BalanceRef, BalanceValue, Candidate, QuarantineReason, aggregate, effective_key, without_numbers,
+};
 use balance_sync_engine::trail::TrailWatch;
 use balance_sync_schedule::{Claimed, ErrorClass, Refusal, ScheduleError};
 use balance_sync_store::{Outcome as RowOutcome, Row, RowResult};
@@ -24,26 +26,9 @@ use crate::{
     status::{FleetStatus, FlushNote, Outcome, Outcomes, Reason, Stage, TenantStatus, Trigger},
 };
 
-/// Reason of members whose value can't be read: the key is of another type, or Redis refuses.
-pub const REASON_UNREADABLE: &str = "value_unreadable";
-/// Reason of members without a row in Postgres.
-pub const REASON_MISSING: &str = "missing_row";
 /// A balance whose row another session has locked is tried again after this. Meanwhile it is not claimed, so that it doesn't stand
 /// before others in the schedule.
 const LOCKED_DELAY: Duration = Duration::from_secs(2);
-/// Reason of members that Postgres refuses.
-pub const REASON_REFUSED: &str = "refused_by_postgres";
-
-/// Whether the words that go with a reason of quarantine may quote the value: those of values that can't be read, and of
-/// Postgres.
-#[must_use]
-pub fn may_quote(reason: &str) -> bool {
-    match reason {
-        "value_expired" | "value_lost" | "value_unreadable" | "value_field_missing" => false,
-        "refused_by_postgres" | "unreadable_entry" => true,
-        _ => reason.starts_with("value_"),
-    }
-}
 
 /// How a flush ended.
 #[derive(Debug, Default)]
@@ -243,7 +228,8 @@ pub async fn flush<Q: Queue, S: Sink>(
                         } else {
                             format!("SQLSTATE {sqlstate}: {message}")
                         };
-                        refused.push((member, Refusal { reason: REASON_REFUSED, detail }));
+                        refused
+                            .push((member, Refusal { reason: QuarantineReason::RefusedByPostgres, detail }));
                     }
                     Some(RowResult::UnknownLedger { message }) => {
                         postponed.push(Postponed {
@@ -324,7 +310,7 @@ fn decode<'a>(
         };
         if let Some(why) = &entry.unreadable {
             let detail = format!("the value can't be read: {why}; allowed: a string");
-            refused.push((entry, Refusal { reason: REASON_UNREADABLE, detail }));
+            refused.push((entry, Refusal { reason: QuarantineReason::ValueUnreadable, detail }));
             continue;
         }
         let Some(value) = &entry.value else {
@@ -359,7 +345,7 @@ pub(crate) fn shown(member: &[u8]) -> Cow<'_, str> {
 
 fn missing(entry: &Decoded<'_>) -> Refusal {
     Refusal {
-        reason: REASON_MISSING,
+        reason: QuarantineReason::MissingRow,
         detail: format!(
             "no row with id {} in organization {} and ledger {}",
             entry.value.id, entry.balance.organization, entry.balance.ledger
@@ -433,11 +419,11 @@ async fn isolate<Q: Queue>(
             }
             for (member, refusal) in refused {
                 // The entry has the words in full.
-                let quotes = may_quote(refusal.reason);
+                let quotes = refusal.reason.may_quote();
                 let detail = if quotes { &without_numbers(&refusal.detail) } else { &refusal.detail };
                 tracing::warn!(
                     member = %shown(&member.member),
-                    reason = refusal.reason,
+                    reason = refusal.reason.as_str(),
                     detail,
                     "balance can't be synced, quarantined"
                 );
@@ -576,16 +562,6 @@ pub async fn release<Q: Queue>(queue: &Q, held: &[&Claimed], status: &TenantStat
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn words_that_say_what_a_key_holds_quote_no_value() {
-        assert!(["value_not_a_json_object", "refused_by_postgres"].into_iter().all(may_quote));
-        assert!(
-            !["value_expired", "value_lost", "value_unreadable", "value_field_missing", "missing_row"]
-                .into_iter()
-                .any(may_quote)
-        );
-    }
 
     #[test]
     fn a_log_line_shows_a_member_whole_unless_it_is_longer_than_any_real_one() {

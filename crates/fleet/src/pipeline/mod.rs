@@ -15,7 +15,5 @@ mod ports;
 pub use collector::{Collector, CollectorOptions, Drained};
 pub use collector_actor::{CollectorActor, CollectorEnded, CollectorStarted, Incarnation};
 pub use failure::{Pace, Reaction, SinkError, reaction, redis_reaction};
-pub use flush::{
-    Batch, FlushEnd, REASON_MISSING, REASON_REFUSED, REASON_UNREADABLE, flush, may_quote, release,
-};
+pub use flush::{Batch, FlushEnd, flush, release};
 pub use ports::{Queue, Sink, Survey, Sweep};

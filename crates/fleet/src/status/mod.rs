@@ -12,8 +12,8 @@ mod vanished;
 pub use balance_sync_engine::{
     collector::Trigger,
     outcome::{Outcome, Outcomes},
-    reason::{Pace, Reason, ReportedReason},
-    state::{Condition, TenantState},
+    reason::{Pace, Reason, ReportedReason, pace_of},
+    state::{Condition, ReportedState, TenantState, display_priority},
 };
 
 pub use directory::{Calls, DirectoryStatus, OUTCOMES};

@@ -259,7 +259,7 @@ impl Recent {
         self.last = Instant::now();
         let detail = detail_of(detail);
         if let Some(before) = self.errors.back_mut()
-            && before.reason == reason.into()
+            && before.reason == reason
             && (before.detail == detail || at - before.at < 1.0)
         {
             before.at = at;

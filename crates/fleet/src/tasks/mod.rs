@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
+use balance_sync_domain::names;
 use tokio::{
     task::{JoinError, JoinHandle},
     time::Instant,
@@ -104,16 +104,16 @@ pub struct TaskReport {
     pub last_end: Option<String>,
 }
 
-/// How a kept task does, under the names shown everywhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TaskState {
-    /// It runs and makes progress.
-    Running,
-    /// It ended early and waits to be started again.
-    Restarting,
-    /// It has made no progress for too long.
-    Stalled,
+names! {
+    /// How a kept task does, under the names shown everywhere.
+    pub enum TaskState {
+        /// It runs and makes progress.
+        Running = "running",
+        /// It ended early and waits to be started again.
+        Restarting = "restarting",
+        /// It has made no progress for too long.
+        Stalled = "stalled",
+    }
 }
 
 impl TaskReport {

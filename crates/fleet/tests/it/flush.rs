@@ -6,9 +6,7 @@ use crate::common::*;
 use balance_sync_domain::KeySpace;
 use balance_sync_engine::trail::TrailWatch;
 use balance_sync_fleet::{
-    pipeline::{
-        Batch, FlushEnd, Queue, REASON_MISSING, REASON_REFUSED, REASON_UNREADABLE, Sink, SinkError, flush,
-    },
+    pipeline::{Batch, FlushEnd, Queue, Sink, SinkError, flush},
     status::{FleetStatus, Outcome, TenantStatus, Trigger},
 };
 use balance_sync_schedule::{Claimed, ErrorClass};
@@ -74,7 +72,7 @@ async fn a_value_that_cant_be_read_is_set_aside_with_what_its_key_holds_and_is_n
 
     let end = bench.flush(&claimed).await;
     assert_eq!((end.outcomes[Outcome::Updated], end.outcomes[Outcome::Quarantined], end.orphaned), (2, 1, 0));
-    assert_eq!(bench.quarantined(), [(member(&space, 7), REASON_UNREADABLE)]);
+    assert_eq!(bench.quarantined(), [(member(&space, 7), "value_unreadable")]);
     assert_eq!(
         redis.details.borrow()[..],
         ["the value can't be read: its key is of type list; allowed: a string"]
@@ -98,8 +96,8 @@ async fn poison_of_every_kind_is_isolated_and_the_others_are_written_in_the_same
         ),
         (member(&space, 52), Some(b"not json".to_vec()), "value_not_a_json_object"),
         (member(&space, 53), Some(b"{}".to_vec()), "value_field_missing"),
-        (member(&space, 55), Some(value(55, 1)), REASON_MISSING),
-        (member(&space, 56), Some(value(56, 1)), REASON_REFUSED),
+        (member(&space, 55), Some(value(55, 1)), "missing_row"),
+        (member(&space, 56), Some(value(56, 1)), "refused_by_postgres"),
     ];
     for (member, value, _) in &poison {
         redis.schedule(member.clone(), value.clone(), 0.0);

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use balance_sync_domain::QuarantineReason;
 use balance_sync_schedule::{Schedule, ScheduleOptions};
 
 use crate::{Tenant, all, ask, names, number, refusal, tell};
@@ -172,7 +173,10 @@ async fn quarantining_compares_the_lease_too() {
     let schedule = tenant.lease_mode();
     let first = schedule.claim(1).await.unwrap();
     let (_, score) = tenant.mutate("a", "new").await;
-    let report = schedule.quarantine(&[(&first.entries[0], refusal("bad"))]).await.unwrap();
+    let report = schedule
+        .quarantine(&[(&first.entries[0], refusal(QuarantineReason::RefusedByPostgres))])
+        .await
+        .unwrap();
     assert_eq!((report.quarantined, report.kept, report.full), (0, 1, 0));
     assert_eq!(number(&tenant.score(&member).await.unwrap()), number(&score));
     assert_eq!(schedule.quarantine_len().await.unwrap(), 0);

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use balance_sync_domain::QuarantineReason;
 use balance_sync_sandbox::{RedisOptions, RedisServer};
 use balance_sync_schedule::{Link, LinkSettings, Loss, Refusal, ScheduleOptions, Schedules, scripts::MEND};
 
@@ -82,7 +83,7 @@ async fn members_are_released_to_the_schedule_they_came_from() {
     let settled = both.schedules.settle(&named("settled")).await.unwrap();
     assert_eq!((settled.removed, settled.kept), (2, 0));
     assert_eq!(both.schedules.release(&named("released")).await.unwrap().released, 2);
-    let refusal = || Refusal { reason: "missing_row", detail: String::new() };
+    let refusal = || Refusal { reason: QuarantineReason::MissingRow, detail: String::new() };
     let refused: Vec<_> =
         [named("refused"), vec![astray]].concat().into_iter().map(|claimed| (claimed, refusal())).collect();
     assert_eq!(both.schedules.quarantine(&refused).await.unwrap().quarantined, 3);
@@ -92,7 +93,7 @@ async fn members_are_released_to_the_schedule_they_came_from() {
         let back = form.score(&members[1].0).await.unwrap();
         assert_eq!(number(&back), number(&members[1].1), "its former score");
         let entry = form.lease_mode().quarantine_get(members[2].0.as_bytes()).await.unwrap();
-        assert_eq!(entry.unwrap().reason, "missing_row");
+        assert_eq!(entry.unwrap().reason, QuarantineReason::MissingRow);
     }
     assert_eq!(both.listed.lease_mode().quarantine_len().await.unwrap(), 2, "what went astray is there too");
 
@@ -185,7 +186,7 @@ async fn an_obsolete_entry_of_the_other_form_does_not_leave_its_value_without_an
     let cut = both.other.with(|options| options.quarantine_value_limit = 10);
     let (member, _) = both.other.mutate("a", &value(6)).await;
     let claim = cut.claim(1).await.unwrap();
-    let refusal = || Refusal { reason: "missing_row", detail: String::new() };
+    let refusal = || Refusal { reason: QuarantineReason::MissingRow, detail: String::new() };
     cut.quarantine(&[(&claim.entries[0], refusal())]).await.unwrap();
     assert_eq!(both.other.ttl(&member).await, -1);
     // Retried with room for its value: the entry holds it as a whole, and its key still has no end.

@@ -1,6 +1,7 @@
 //! What stands where nobody expects it: keys of the wrong type, members that a cluster keeps elsewhere, a clock that goes
 //! back. One such thing must not keep other members from being worked.
 
+use balance_sync_domain::QuarantineReason;
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
 use balance_sync_schedule::{ErrorClass, RecentFrom};
 
@@ -20,7 +21,10 @@ async fn a_quarantine_key_of_another_type_stops_neither_claims_nor_settling() {
     assert_eq!(schedule.settle(&all(&claim.entries[..1])).await.unwrap().removed, 1);
     assert_eq!(tenant.score(&good).await, None);
     // What can't be set aside stays scheduled, and it is said why.
-    let error = schedule.quarantine(&[(&claim.entries[1], refusal("value_expired"))]).await.unwrap_err();
+    let error = schedule
+        .quarantine(&[(&claim.entries[1], refusal(QuarantineReason::ValueExpired))])
+        .await
+        .unwrap_err();
     assert_eq!(error.class, ErrorClass::WrongType);
     assert!(tenant.score(&gone).await.is_some());
 }
@@ -47,7 +51,13 @@ async fn a_lock_key_of_another_type_counts_as_foreign() {
         let done = match end {
             "settle" => schedule.settle(&held).await.unwrap().removed,
             "release" => schedule.release(&held).await.unwrap().released,
-            _ => schedule.quarantine(&[(held[0], refusal("why"))]).await.unwrap().quarantined,
+            _ => {
+                schedule
+                    .quarantine(&[(held[0], refusal(QuarantineReason::RefusedByPostgres))])
+                    .await
+                    .unwrap()
+                    .quarantined
+            }
         };
         assert_eq!(done, 1, "{end}");
     }
@@ -167,7 +177,14 @@ async fn members_in_another_slot_of_a_cluster_block_no_others() {
     let claim = schedule.claim(10).await.unwrap();
     let [elsewhere, rest @ ..] = claim.entries.as_slice() else { panic!("nothing claimed") };
     assert_eq!(schedule.settle(&rest.iter().collect::<Vec<_>>()).await.unwrap().removed, 2);
-    assert_eq!(schedule.quarantine(&[(elsewhere, refusal("why"))]).await.unwrap().quarantined, 1);
+    assert_eq!(
+        schedule
+            .quarantine(&[(elsewhere, refusal(QuarantineReason::RefusedByPostgres))])
+            .await
+            .unwrap()
+            .quarantined,
+        1
+    );
     let left: u64 = ask!(tenant, "ZCARD", tenant.space.schedule());
     assert_eq!(left, 0);
 }
@@ -234,7 +251,14 @@ async fn a_member_of_a_megabyte_is_claimed_and_quarantined_like_any_other() {
     let schedule = tenant.lease_mode();
     let claim = schedule.claim(10).await.unwrap();
     assert_eq!(names(&claim.entries), [long.as_str(), good.as_str()]);
-    assert_eq!(schedule.quarantine(&[(&claim.entries[0], refusal("why"))]).await.unwrap().quarantined, 1);
+    assert_eq!(
+        schedule
+            .quarantine(&[(&claim.entries[0], refusal(QuarantineReason::RefusedByPostgres))])
+            .await
+            .unwrap()
+            .quarantined,
+        1
+    );
     assert_eq!(schedule.settle(&all(&claim.entries[1..])).await.unwrap().removed, 1);
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use balance_sync_domain::QuarantineReason;
 use balance_sync_sandbox::eventually;
 use balance_sync_schedule::{ClaimMode, Schedule};
 
@@ -133,7 +134,10 @@ async fn only_locks_with_our_token_are_deleted() {
     let entries = all(&claim.entries);
     assert_eq!(schedule.settle(&entries[..2]).await.unwrap().removed, 2);
     assert_eq!(schedule.release(&entries[2..4]).await.unwrap().released, 2);
-    let refused = [(entries[4], refusal("bad")), (entries[5], refusal("bad"))];
+    let refused = [
+        (entries[4], refusal(QuarantineReason::RefusedByPostgres)),
+        (entries[5], refusal(QuarantineReason::RefusedByPostgres)),
+    ];
     assert_eq!(schedule.quarantine(&refused).await.unwrap().quarantined, 2);
     for (n, member) in members.iter().enumerate() {
         let wanted = (n % 2 == 0).then_some("1");
@@ -154,7 +158,13 @@ async fn the_lock_of_a_balance_with_a_newer_mutation_is_deleted_too() {
         let kept = match way {
             "settle" => schedule.settle(&all(&claim.entries)).await.unwrap().kept,
             "release" => schedule.release(&all(&claim.entries)).await.unwrap().kept,
-            _ => schedule.quarantine(&[(&claim.entries[0], refusal("bad"))]).await.unwrap().kept,
+            _ => {
+                schedule
+                    .quarantine(&[(&claim.entries[0], refusal(QuarantineReason::RefusedByPostgres))])
+                    .await
+                    .unwrap()
+                    .kept
+            }
         };
         assert_eq!(kept, 1);
         assert_eq!(
@@ -182,7 +192,7 @@ async fn a_later_claim_of_our_own_keeps_its_lock() {
     assert_eq!(second.entries.len(), 1, "our own lock does not keep us away");
     schedule.settle(&all(&first.entries)).await.unwrap();
     schedule.release(&all(&first.entries)).await.unwrap();
-    schedule.quarantine(&[(&first.entries[0], refusal("bad"))]).await.unwrap();
+    schedule.quarantine(&[(&first.entries[0], refusal(QuarantineReason::RefusedByPostgres))]).await.unwrap();
     assert_eq!(tenant.lock_of(&member).await.as_deref(), Some("us"));
     schedule.settle(&all(&second.entries)).await.unwrap();
     assert_eq!(tenant.lock_of(&member).await, None);

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use balance_sync_schedule::{Claimed, Loss, REASON_LOST, Retried, Schedule};
+use balance_sync_domain::QuarantineReason;
+use balance_sync_schedule::{Claimed, Loss, Retried, Schedule};
 
 use crate::{Tenant, all, ask, names, number, refusal, tell};
 
@@ -48,7 +49,7 @@ async fn a_loss_stays_listed_until_it_is_dropped_whatever_is_written_later() {
     assert_eq!(tenant.score(&member).await, None, "it left the schedule");
     assert_eq!((schedule.losses_len().await.unwrap(), schedule.quarantine_len().await.unwrap()), (1, 0));
     let entry = schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
-    assert_eq!((entry.reason.as_str(), entry.detail.as_str()), (REASON_LOST, "the row lacks it"));
+    assert_eq!((entry.reason.as_str(), entry.detail.as_str()), ("value_lost", "the row lacks it"));
     assert_eq!((entry.loss, entry.count, &entry.first_at), (Some(lost), 1, &entry.last_at));
 
     // A later mutation is written: the entry stays, and says so.
@@ -209,7 +210,7 @@ async fn a_balance_may_be_lost_and_in_quarantine_and_is_listed_once() {
     assert_eq!(listed.len(), 1);
     assert_eq!(
         (listed[0].entry.reason.as_str(), listed[0].entry.value.as_deref()),
-        ("first", Some("refused"))
+        ("value_field_missing", Some("refused"))
     );
     assert_eq!(listed[0].entry.loss.as_ref().and_then(|loss| loss.version), Some(7));
 
@@ -217,7 +218,7 @@ async fn a_balance_may_be_lost_and_in_quarantine_and_is_listed_once() {
     schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap();
     schedule.settle(&all(&claimed(&schedule).await)).await.unwrap();
     let entry = schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
-    assert_eq!(entry.reason, REASON_LOST);
+    assert_eq!(entry.reason, QuarantineReason::ValueLost);
     assert!(entry.loss.unwrap().later_at.is_some());
 
     tenant.quarantined("a", "refused").await;
@@ -292,10 +293,20 @@ async fn a_losses_key_of_another_type_does_not_block_settling() {
     tell!(tenant, "HSET", tenant.space.losses(), &member, "not json");
     let (_, mine) = gone(&tenant, &schedule, "a").await;
     assert_eq!(schedule.settle(&all(&mine)).await.unwrap().removed, 1);
-    assert_eq!(schedule.quarantine_list().await.unwrap()[0].entry.reason, "unreadable_entry");
+    assert_eq!(schedule.quarantine_list().await.unwrap()[0].entry.reason, QuarantineReason::UnreadableEntry);
     let (_, mine) = gone(&tenant, &schedule, "a").await;
-    assert_eq!(schedule.quarantine(&[(&mine[0], refusal("bad"))]).await.unwrap().quarantined, 1);
+    assert_eq!(
+        schedule
+            .quarantine(&[(&mine[0], refusal(QuarantineReason::RefusedByPostgres))])
+            .await
+            .unwrap()
+            .quarantined,
+        1
+    );
     let (_, mine) = gone(&tenant, &schedule, "a").await;
     schedule.record_losses(&[(&mine[0], loss(8))]).await.unwrap();
-    assert_eq!(schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap().reason, "bad");
+    assert_eq!(
+        schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap().reason,
+        QuarantineReason::RefusedByPostgres
+    );
 }

@@ -29,7 +29,7 @@ mod vanished;
 
 use std::{sync::Arc, time::Duration};
 
-use balance_sync_domain::KeySpace;
+use balance_sync_domain::{KeySpace, QuarantineReason};
 use balance_sync_schedule::{ClaimMode, Claimed, Link, LinkSettings, Refusal, Schedule, ScheduleOptions};
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, aio::MultiplexedConnection};
 
@@ -156,7 +156,11 @@ impl Tenant {
         let (member, _) = self.mutate(name, value).await;
         let claim = self.lease_mode().claim(1).await.unwrap();
         assert_eq!(names(&claim.entries), [member.as_str()]);
-        let report = self.lease_mode().quarantine(&[(&claim.entries[0], refusal("first"))]).await.unwrap();
+        let report = self
+            .lease_mode()
+            .quarantine(&[(&claim.entries[0], refusal(QuarantineReason::ValueFieldMissing))])
+            .await
+            .unwrap();
         assert_eq!(report.quarantined, 1);
         member
     }
@@ -170,7 +174,7 @@ fn all(entries: &[Claimed]) -> Vec<&Claimed> {
     entries.iter().collect()
 }
 
-fn refusal(reason: &'static str) -> Refusal {
+fn refusal(reason: QuarantineReason) -> Refusal {
     Refusal { reason, detail: format!("because of {reason}") }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use balance_sync_domain::QuarantineReason;
 use balance_sync_sandbox::{RedisOptions, RedisServer};
 use balance_sync_schedule::ScheduleOptions;
 
@@ -14,7 +15,7 @@ async fn an_entry_has_reason_times_count_and_value() {
     let (member, _) = tenant.mutate("a", value).await;
     let schedule = tenant.lease_mode();
     let claim = schedule.claim(1).await.unwrap();
-    let mut why = refusal("missing_row");
+    let mut why = refusal(QuarantineReason::MissingRow);
     why.detail = "no row, \"deleted\",\nor foreign: ção".to_owned();
     let report = schedule.quarantine(&[(&claim.entries[0], why.clone())]).await.unwrap();
     assert_eq!((report.quarantined, report.kept, report.full), (1, 0, 0));
@@ -37,9 +38,9 @@ async fn a_second_refusal_increments_the_count_and_keeps_the_first_time() {
     let first = schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
     tenant.mutate("a", "two").await;
     let claim = schedule.claim(1).await.unwrap();
-    schedule.quarantine(&[(&claim.entries[0], refusal("second"))]).await.unwrap();
+    schedule.quarantine(&[(&claim.entries[0], refusal(QuarantineReason::ValueFieldNull))]).await.unwrap();
     let second = schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
-    assert_eq!((second.reason.as_str(), second.value.as_deref()), ("second", Some("two")));
+    assert_eq!((second.reason.as_str(), second.value.as_deref()), ("value_field_null", Some("two")));
     assert_eq!((second.count, &second.first_at), (2, &first.first_at));
     assert!(number(&second.last_at) > number(&first.last_at));
 
@@ -47,9 +48,12 @@ async fn a_second_refusal_increments_the_count_and_keeps_the_first_time() {
     tenant.mutate("a", "three").await;
     tell!(tenant, "DEL", &member);
     let claim = schedule.claim(1).await.unwrap();
-    schedule.quarantine(&[(&claim.entries[0], refusal("expired"))]).await.unwrap();
+    schedule.quarantine(&[(&claim.entries[0], refusal(QuarantineReason::ValueExpired))]).await.unwrap();
     let third = schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
-    assert_eq!((third.reason.as_str(), third.value.as_deref(), third.count), ("expired", Some("two"), 3));
+    assert_eq!(
+        (third.reason.as_str(), third.value.as_deref(), third.count),
+        ("value_expired", Some("two"), 3)
+    );
     assert_eq!(schedule.quarantine_len().await.unwrap(), 1);
 }
 
@@ -68,14 +72,17 @@ async fn values_that_are_too_long_or_not_text_are_kept_in_part() {
         tell!(tenant, "SET", &member, value);
         tenant.schedule(&member, "1700000000").await;
         let claim = schedule.claim(1).await.unwrap();
-        schedule.quarantine(&[(&claim.entries[0], refusal("bad"))]).await.unwrap();
+        schedule
+            .quarantine(&[(&claim.entries[0], refusal(QuarantineReason::RefusedByPostgres))])
+            .await
+            .unwrap();
         let entry = schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
         assert_eq!((entry.value.as_deref(), entry.truncated), (Some(kept), truncated), "{name}");
     }
     let nothing = tenant.member("nothing");
     tenant.schedule(&nothing, "1700000000").await;
     let claim = schedule.claim(1).await.unwrap();
-    schedule.quarantine(&[(&claim.entries[0], refusal("bad"))]).await.unwrap();
+    schedule.quarantine(&[(&claim.entries[0], refusal(QuarantineReason::RefusedByPostgres))]).await.unwrap();
     let entry = schedule.quarantine_get(nothing.as_bytes()).await.unwrap().unwrap();
     assert_eq!((entry.value, entry.truncated), (None, false));
 }
@@ -89,7 +96,8 @@ async fn a_full_quarantine_postpones_new_members_and_renews_old_ones() {
     });
     let members = tenant.schedule_many(3).await;
     let claim = schedule.claim(3).await.unwrap();
-    let refused: Vec<_> = claim.entries.iter().map(|claimed| (claimed, refusal("bad"))).collect();
+    let refused: Vec<_> =
+        claim.entries.iter().map(|claimed| (claimed, refusal(QuarantineReason::RefusedByPostgres))).collect();
     let report = schedule.quarantine(&refused).await.unwrap();
     assert_eq!((report.quarantined, report.kept, report.full), (2, 0, 1));
     assert_eq!(schedule.quarantine_len().await.unwrap(), 2);
@@ -105,7 +113,10 @@ async fn a_full_quarantine_postpones_new_members_and_renews_old_ones() {
     // One that is in already needs no room.
     tenant.schedule(&members[0], "1700000000").await;
     let claim = schedule.claim(1).await.unwrap();
-    let report = schedule.quarantine(&[(&claim.entries[0], refusal("bad"))]).await.unwrap();
+    let report = schedule
+        .quarantine(&[(&claim.entries[0], refusal(QuarantineReason::RefusedByPostgres))])
+        .await
+        .unwrap();
     assert_eq!((report.quarantined, report.full), (1, 0));
 }
 
@@ -156,7 +167,10 @@ async fn a_retried_member_whose_value_has_expired_is_written_from_the_kept_copy(
     .unwrap();
     assert_eq!(claim.entries[0].value.as_deref(), Some(value.as_bytes()));
     let entry = schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap();
-    assert_eq!((entry.reason.as_str(), entry.count, entry.value.as_deref()), ("first", 1, Some(value)));
+    assert_eq!(
+        (entry.reason.as_str(), entry.count, entry.value.as_deref()),
+        ("value_field_missing", 1, Some(value))
+    );
     assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 1);
     assert_eq!(schedule.quarantine_len().await.unwrap(), 0);
 }
@@ -216,7 +230,14 @@ async fn a_kept_copy_never_replaces_a_newer_mutation_that_expired() {
         schedule.release(&all(&claim.entries)).await.unwrap();
     }
     let claim = schedule.claim(1).await.unwrap();
-    assert_eq!(schedule.quarantine(&[(&claim.entries[0], refusal("expired"))]).await.unwrap().quarantined, 1);
+    assert_eq!(
+        schedule
+            .quarantine(&[(&claim.entries[0], refusal(QuarantineReason::ValueExpired))])
+            .await
+            .unwrap()
+            .quarantined,
+        1
+    );
     // Also when the mutation comes after a retry.
     let other = tenant.quarantined("b", "version 1").await;
     schedule.quarantine_retry(&[other.as_bytes()]).await.unwrap();
@@ -232,7 +253,7 @@ async fn a_truncated_copy_is_never_written() {
     let schedule = tenant.with(|options| options.quarantine_value_limit = 4);
     let (member, _) = tenant.mutate("a", "too long").await;
     let claim = schedule.claim(1).await.unwrap();
-    schedule.quarantine(&[(&claim.entries[0], refusal("bad"))]).await.unwrap();
+    schedule.quarantine(&[(&claim.entries[0], refusal(QuarantineReason::RefusedByPostgres))]).await.unwrap();
     tell!(tenant, "DEL", &member);
     schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap();
     assert_eq!(schedule.claim(1).await.unwrap().entries[0].value, None);
@@ -247,13 +268,19 @@ async fn the_value_of_a_truncated_entry_is_kept_alive_until_the_entry_is_removed
     for finish in ["settle", "drop", "mutate"] {
         let (member, _) = tenant.mutate("a", "too long").await;
         let claim = schedule.claim(1).await.unwrap();
-        schedule.quarantine(&[(&claim.entries[0], refusal("bad"))]).await.unwrap();
+        schedule
+            .quarantine(&[(&claim.entries[0], refusal(QuarantineReason::RefusedByPostgres))])
+            .await
+            .unwrap();
         assert_eq!(ttl(&member).await, -1, "it has no end");
         schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap();
         let claim = schedule.claim(1).await.unwrap();
         assert_eq!(claim.entries[0].value.as_deref(), Some(&b"too long"[..]));
         // Refused again, it is still the entry that keeps it.
-        schedule.quarantine(&[(&claim.entries[0], refusal("bad"))]).await.unwrap();
+        schedule
+            .quarantine(&[(&claim.entries[0], refusal(QuarantineReason::RefusedByPostgres))])
+            .await
+            .unwrap();
         schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap();
         let claim = schedule.claim(1).await.unwrap();
         match finish {
@@ -276,7 +303,8 @@ async fn the_value_of_a_truncated_entry_is_kept_alive_until_the_entry_is_removed
     tell!(tenant, "SET", foreign, "too long", "EX", 3_600);
     tenant.schedule(foreign, "1700000000").await;
     let claim = schedule.claim(2).await.unwrap();
-    let refused: Vec<_> = claim.entries.iter().map(|claimed| (claimed, refusal("bad"))).collect();
+    let refused: Vec<_> =
+        claim.entries.iter().map(|claimed| (claimed, refusal(QuarantineReason::RefusedByPostgres))).collect();
     assert_eq!(schedule.quarantine(&refused).await.unwrap().quarantined, 2);
     assert!(ttl(&member).await > 0 && ttl(foreign).await > 0);
 }
@@ -293,16 +321,17 @@ async fn entries_of_another_format_block_nothing() {
     }
     let listed = schedule.quarantine_list().await.unwrap();
     assert_eq!(listed.len(), aliens.len());
-    assert!(listed.iter().all(|listed| listed.entry.reason == "unreadable_entry"));
+    assert!(listed.iter().all(|listed| listed.entry.reason == QuarantineReason::UnreadableEntry));
     let members: Vec<&[u8]> = listed.iter().map(|listed| listed.member.as_slice()).collect();
     assert_eq!(schedule.quarantine_retry(&members).await.unwrap().done, aliens.len() as u64);
     let claim = schedule.claim(10).await.unwrap();
     assert_eq!(claim.entries.len(), aliens.len());
     assert!(claim.entries.iter().all(|claimed| claimed.value.is_none()));
-    let refused: Vec<_> = claim.entries.iter().map(|claimed| (claimed, refusal("bad"))).collect();
+    let refused: Vec<_> =
+        claim.entries.iter().map(|claimed| (claimed, refusal(QuarantineReason::RefusedByPostgres))).collect();
     assert_eq!(schedule.quarantine(&refused).await.unwrap().quarantined, aliens.len() as u64);
     for listed in schedule.quarantine_list().await.unwrap() {
-        assert_eq!(listed.entry.reason, "bad", "{listed:?}");
+        assert_eq!(listed.entry.reason, QuarantineReason::RefusedByPostgres, "{listed:?}");
     }
 }
 
@@ -327,7 +356,8 @@ async fn many_entries_are_listed_once_each() {
     let members = tenant.schedule_many(1_300).await;
     let schedule = tenant.lease_mode();
     let claim = schedule.claim(2_000).await.unwrap();
-    let refused: Vec<_> = claim.entries.iter().map(|claimed| (claimed, refusal("bad"))).collect();
+    let refused: Vec<_> =
+        claim.entries.iter().map(|claimed| (claimed, refusal(QuarantineReason::RefusedByPostgres))).collect();
     assert_eq!(schedule.quarantine(&refused).await.unwrap().quarantined, 1_300);
     let listed = schedule.quarantine_list().await.unwrap();
     assert!(listed.iter().map(|listed| listed.member.as_slice()).eq(members.iter().map(String::as_bytes)));

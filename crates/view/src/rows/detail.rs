@@ -5,7 +5,7 @@ use balance_sync_fleet::{
     pipeline::CollectorOptions,
     status::{
         NOTED, NOTES, Outcome, Outcomes, POINTS, Pace, Reason, ReportedReason, STEP_SECONDS, TenantState,
-        Trigger,
+        Trigger, pace_of,
     },
 };
 use serde::{Serialize, Serializer};
@@ -241,8 +241,14 @@ pub fn next_of(row: &TenantRow, options: &CollectorOptions) -> String {
             paused.by, paused.at
         );
     }
-    let StateView::Is(state) = row.state else {
-        return "Nothing happens until a worker that serves it is up.".to_owned();
+    let state = match &row.state {
+        StateView::Is(state) => *state,
+        StateView::Other(name) => {
+            return format!(
+                "A worker of another release serves it, and this one does not know what {name:?} means: ask a worker of that release."
+            );
+        }
+        StateView::Unserved => return "Nothing happens until a worker that serves it is up.".to_owned(),
     };
     if let Some(next) = state.next() {
         return next.to_owned();
@@ -273,7 +279,7 @@ pub fn next_of(row: &TenantRow, options: &CollectorOptions) -> String {
 /// When a tenant that can't be written is tried again.
 fn next_try_of(row: &TenantRow, options: &CollectorOptions) -> String {
     let reason = row.reason.as_ref();
-    let longest = humantime::format_duration(match reason.map(ReportedReason::pace) {
+    let longest = humantime::format_duration(match reason.map(pace_of) {
         Some(Pace::Long) => options.backoff_long,
         Some(Pace::Short) | None => options.backoff_max,
     });

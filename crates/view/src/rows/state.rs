@@ -1,28 +1,32 @@
 //! The state of a tenant as operators see it: that of its collectors, or that it has none.
 
-use balance_sync_fleet::status::{Condition, TenantState};
+use balance_sync_domain::Reported;
+use balance_sync_fleet::status::{Condition, ReportedState, TenantState};
 use serde::{Serialize, Serializer};
 
 /// The state of a tenant over all its workers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StateView {
     /// What its collector does; with several owners the state that matters most.
     Is(TenantState),
+    /// The same, of a worker whose release knows more states than this one.
+    Other(String),
     /// No live worker serves it.
     Unserved,
 }
 
 impl StateView {
-    /// All of them, in order.
+    /// All of them that have names here, in order.
     pub fn all() -> impl Iterator<Item = Self> {
         TenantState::ALL.into_iter().map(Self::Is).chain([Self::Unserved])
     }
 
     /// The name in answers.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub fn as_str(&self) -> &str {
         match self {
             Self::Is(state) => state.as_str(),
+            Self::Other(name) => name,
             Self::Unserved => "unserved",
         }
     }
@@ -33,11 +37,12 @@ impl StateView {
         Self::all().find(|state| state.as_str() == name)
     }
 
-    /// What it means to whoever looks.
+    /// What it means to whoever looks. What a state of another release means is not known: it is shown as one to look at.
     #[must_use]
-    pub const fn condition(self) -> Condition {
+    pub const fn condition(&self) -> Condition {
         match self {
             Self::Is(state) => state.condition(),
+            Self::Other(_) => Condition::Changing,
             Self::Unserved => Condition::Failing,
         }
     }
@@ -46,6 +51,15 @@ impl StateView {
 impl From<TenantState> for StateView {
     fn from(state: TenantState) -> Self {
         Self::Is(state)
+    }
+}
+
+impl From<&ReportedState> for StateView {
+    fn from(state: &ReportedState) -> Self {
+        match state {
+            Reported::Known(state) => Self::Is(*state),
+            Reported::Other(name) => Self::Other(name.clone()),
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! A tenant at a glance.
 
-use balance_sync_fleet::status::{Outcome, Rates, ReportedReason, TenantState, lag_quantile};
+use balance_sync_fleet::status::{
+    Outcome, Rates, ReportedReason, TenantState, display_priority, lag_quantile,
+};
 use balance_sync_store::PoolUsage;
 use serde::Serialize;
 
@@ -167,7 +169,7 @@ impl TenantRow {
     ) -> Option<(Self, Merged)> {
         // The state that matters most, and where several are in it, the one that is in it longest.
         let (_, main) = owners.iter().min_by(|(_, a), (_, b)| {
-            let by_state = a.state.display_priority().cmp(&b.state.display_priority());
+            let by_state = display_priority(&a.state).cmp(&display_priority(&b.state));
             by_state.then(a.since.total_cmp(&b.since))
         })?;
         let mut merged = Merged::default();
@@ -187,7 +189,7 @@ impl TenantRow {
         let most = |of: fn(&TenantRecord) -> u64| owners.iter().map(|(_, r)| of(r)).max().unwrap_or_default();
         let row = Self {
             id: id.to_owned(),
-            state: main.state.into(),
+            state: StateView::from(&main.state),
             reason: main.reason.clone(),
             detail: main.detail.clone(),
             partial: main.partial,

@@ -1,7 +1,8 @@
 //! A worker at a glance.
 
+use balance_sync_domain::Reported;
 use balance_sync_fleet::{
-    status::TenantState,
+    status::ReportedState,
     tasks::{TaskName, TaskState},
 };
 use balance_sync_store::ServerUsage;
@@ -31,7 +32,7 @@ pub struct WorkerRow {
     /// Tenants it looks after.
     pub tenants_owned: u64,
     /// Those by state.
-    pub tenants_by_state: BTreeMap<TenantState, u64>,
+    pub tenants_by_state: BTreeMap<ReportedState, u64>,
     /// Rows written per second, over the last seconds.
     pub rows_per_second: f64,
     /// Resident memory.
@@ -64,7 +65,7 @@ pub struct TaskView {
     /// The thread it belongs to, where each has one.
     pub thread: Option<usize>,
     /// How it does.
-    pub state: TaskState,
+    pub state: Reported<TaskState>,
     /// Times it was started again.
     pub restarts_total: u64,
     /// When it last made progress.
@@ -86,7 +87,7 @@ impl From<&TaskRecord> for TaskView {
         Self {
             name: task.name.clone(),
             thread: task.thread,
-            state: task.state,
+            state: task.state.clone(),
             restarts_total: task.restarts,
             last_progress_at: at(task.progress_at),
             last_end: task.last_end.clone(),

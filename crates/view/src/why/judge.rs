@@ -2,8 +2,8 @@
 
 use super::{BalanceReport, QuarantineView, RowState, Scheduled, Verdict};
 use crate::rows::StateView;
-use balance_sync_fleet::status::{Pace, ReportedReason, TenantState};
-use balance_sync_schedule::REASON_FORKED;
+use balance_sync_domain::QuarantineReason;
+use balance_sync_fleet::status::{Pace, ReportedReason, TenantState, pace_of};
 
 /// The verdict, and what happens next. `lease` = how long a claim holds, in seconds.
 #[must_use]
@@ -51,7 +51,7 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
     }
     let reason = tenant.reason.as_ref();
     if tenant.state == TenantState::Degraded.into() && !tenant.partial {
-        let pace = match reason.map_or(Pace::Long, ReportedReason::pace) {
+        let pace = match reason.map_or(Pace::Long, pace_of) {
             Pace::Long => {
                 "tried again with long delays until somebody mends it, or at once by the action flush"
             }
@@ -107,7 +107,7 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
 
 /// What an operator does about an entry. A retry removes a loss only if nothing proves it and nothing was written later.
 fn remedy(entry: &QuarantineView) -> String {
-    if entry.reason == REASON_FORKED {
+    if entry.reason == QuarantineReason::Forked {
         return "Redis and the row have different histories: compare both with the ledger's operations, mend the wrong one, then drop the entry. A retry changes nothing, and a newer mutation goes on from what Redis has.".to_owned();
     }
     match (entry.loss_confirmed, &entry.later_at) {
@@ -252,7 +252,7 @@ mod tests {
 
     fn entry() -> QuarantineView {
         QuarantineView {
-            reason: "missing_row".to_owned(),
+            reason: QuarantineReason::MissingRow.into(),
             detail: Some("no row".to_owned()),
             first_at: at(NOW),
             last_at: at(NOW),
@@ -359,7 +359,7 @@ mod tests {
         let lost = |confirmed, later: Option<f64>| {
             move |r: &mut BalanceReport| {
                 unscheduled(r);
-                let reason = "value_lost".to_owned();
+                let reason = QuarantineReason::ValueLost.into();
                 let later_at = later.map(at);
                 r.quarantine =
                     Some(QuarantineView { reason, loss_confirmed: Some(confirmed), later_at, ..entry() });
@@ -370,7 +370,10 @@ mod tests {
         tells(lost(false, Some(NOW)), Verdict::Quarantined, "A retry changes nothing");
         let forked = |r: &mut BalanceReport| {
             lost(true, None)(r);
-            r.quarantine.as_mut().into_iter().for_each(|entry| entry.reason = REASON_FORKED.to_owned());
+            r.quarantine
+                .as_mut()
+                .into_iter()
+                .for_each(|entry| entry.reason = QuarantineReason::Forked.into());
         };
         tells(forked, Verdict::Quarantined, "have different histories");
         tells(lost(false, None), Verdict::Quarantined, "the detail names and retry it");
@@ -398,7 +401,7 @@ mod tests {
         report.postgres.on_hold = Some("77123".to_owned());
         let detail = Some("field Available is 77123x".to_owned());
         report.quarantine =
-            Some(QuarantineView { reason: "value_invalid_amount".to_owned(), detail, ..entry() });
+            Some(QuarantineView { reason: QuarantineReason::ValueInvalidAmount.into(), detail, ..entry() });
         let mut why = Why { matches: vec![report], amounts_hidden: false };
         let shown = serde_json::to_string(&why).unwrap_or_default();
         assert_eq!(shown.matches("77123").count(), 4);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use balance_sync_domain::{BalanceValue, KeySpace};
+use balance_sync_domain::{BalanceValue, KeySpace, QuarantineReason};
 use balance_sync_schedule::{BalanceKeys, ClaimMode, Link, read_values};
 use balance_sync_tenants::Tenant;
 use redis::Value;
@@ -46,13 +46,14 @@ async fn releases(
         }
     }
     sample.truncate(VALUES);
-    let (mut formats, mut refused): (BTreeMap<&str, u64>, BTreeMap<String, u64>) = Default::default();
+    let (mut formats, mut refused): (BTreeMap<&str, u64>, BTreeMap<QuarantineReason, u64>) =
+        Default::default();
     for page in sample.chunks(500) {
         for (key, value) in page.iter().zip(read_values(link, page).await?) {
             let Some(value) = value else { continue };
             match BalanceValue::of_member(key, &value) {
                 Ok(_) => *formats.entry(format_of(&value)).or_default() += 1,
-                Err(error) => *refused.entry(error.reason().to_owned()).or_default() += 1,
+                Err(error) => *refused.entry(error.reason()).or_default() += 1,
             }
         }
     }
@@ -67,8 +68,8 @@ async fn releases(
     }
     let total = read + refused.values().sum::<u64>();
     for (kind, n) in refused {
-        let help = match kind.as_str() {
-            "value_unknown_format" => "a newer balance-sync; until then they stay scheduled",
+        let help = match kind {
+            QuarantineReason::ValueUnknownFormat => "a newer balance-sync; until then they stay scheduled",
             _ => "its row in docs/operations.md, Quarantine",
         };
         findings.warn(AREA, format!("{n} of {total} can't be read: {kind}"), help);

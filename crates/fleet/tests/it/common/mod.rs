@@ -337,7 +337,7 @@ impl Queue for FakeQueue {
             self.0
                 .quarantined
                 .borrow_mut()
-                .extend(taken.into_iter().map(|waiting| (waiting.member, refusal.reason)));
+                .extend(taken.into_iter().map(|waiting| (waiting.member, refusal.reason.as_str())));
         }
         self.0.answer("quarantine").await;
         Ok(report)

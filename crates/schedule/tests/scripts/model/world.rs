@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use balance_sync_domain::{BalanceValue, KeySpace};
+use balance_sync_domain::{BalanceValue, KeySpace, QuarantineReason};
 use balance_sync_sandbox::ledger::{Format, SeededBalance, describe_balances};
 use balance_sync_schedule::{ClaimMode, Claimed, Link, Refusal, Schedule, ScheduleOptions};
 use redis::{Cmd, Script, aio::MultiplexedConnection};
@@ -171,7 +171,7 @@ impl<'a> World<'a> {
             Step::Quarantine { worker, held } => {
                 let Some(at) = pick(&self.held[worker], held) else { return };
                 let refused = self.held[worker].remove(at);
-                self.quarantine(worker, &refused.claimed, "refused").await;
+                self.quarantine(worker, &refused.claimed, QuarantineReason::RefusedByPostgres).await;
             }
             Step::Crash { worker } => self.held[worker].clear(),
             Step::GoClaim { limit } => self.go_claim(limit).await,
@@ -374,7 +374,11 @@ impl<'a> World<'a> {
             self.held[worker][at].written = true;
         } else {
             let gone = self.held[worker].remove(at);
-            let reason = if gone.claimed.unreadable.is_some() { "value_unreadable" } else { "value_expired" };
+            let reason = if gone.claimed.unreadable.is_some() {
+                QuarantineReason::ValueUnreadable
+            } else {
+                QuarantineReason::ValueExpired
+            };
             self.quarantine(worker, &gone.claimed, reason).await;
         }
     }
@@ -403,7 +407,7 @@ impl<'a> World<'a> {
         }
     }
 
-    async fn quarantine(&mut self, worker: usize, claimed: &Claimed, reason: &'static str) {
+    async fn quarantine(&mut self, worker: usize, claimed: &Claimed, reason: QuarantineReason) {
         let refusal = Refusal { reason, detail: String::new() };
         let report = self.workers[worker].quarantine(&[(claimed, refusal)]).await.unwrap();
         if report.quarantined == 1 {
