@@ -112,3 +112,17 @@ impl Spawner for CollectorSpawner {
         self.threads.get(thread).is_some_and(|thread| thread.pulse.is_stalled())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_actor_has_no_room_for_a_collector() {
+        let (actor, collector) = (
+            size_of::<CollectorActor<RedisQueue, PostgresSink>>(),
+            size_of::<Collector<RedisQueue, PostgresSink>>(),
+        );
+        assert!(actor < collector, "{actor} and {collector} bytes, for each of thousands of tenants");
+    }
+}

@@ -111,18 +111,3 @@ impl<Q: Queue + Unpin + 'static, S: Sink + Unpin + 'static> Actor for CollectorA
         ctx.spawn(watch.into_actor(self).map(|(), _, ctx| ctx.stop()));
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backends::{PostgresSink, RedisQueue};
-
-    #[test]
-    fn an_actor_has_no_room_for_a_collector() {
-        let (actor, collector) = (
-            size_of::<CollectorActor<RedisQueue, PostgresSink>>(),
-            size_of::<Collector<RedisQueue, PostgresSink>>(),
-        );
-        assert!(actor < collector, "{actor} and {collector} bytes, for each of thousands of tenants");
-    }
-}
