@@ -179,6 +179,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn names_in_the_document_are_those_of_the_types() {
+        use balance_sync_engine::controls::Action;
+        use balance_sync_fleet::{status::Trigger, tasks::TaskState};
+        use balance_sync_view::rows::StateView;
+
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let schemas = &document["components"]["schemas"];
+        let names = |list: &serde_json::Value| -> BTreeSet<String> {
+            let names = list.as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned());
+            names.collect()
+        };
+        let states: BTreeSet<String> = StateView::all().map(|state| state.to_string()).collect();
+        for schema in ["TenantRow", "TenantDetail"] {
+            assert_eq!(names(&schemas[schema]["properties"]["state"]["examples"]), states, "{schema}");
+        }
+        let why = &schemas["BalanceReport"]["properties"]["tenant_state"]["properties"]["state"]["examples"];
+        assert_eq!(names(why), states);
+        let task =
+            &schemas["Worker"]["properties"]["background_tasks"]["items"]["properties"]["state"]["examples"];
+        assert_eq!(names(task), TaskState::NAMES.map(str::to_owned).into());
+        let trigger = &schemas["Flush"]["properties"]["trigger"]["enum"];
+        assert_eq!(names(trigger), Trigger::ALL.iter().map(|trigger| trigger.name().to_owned()).collect());
+        let action = &schemas["TenantOrder"]["properties"]["action"]["enum"];
+        let of_tenant = Action::ALL.into_iter().filter(|action| action.is_of_tenant());
+        assert_eq!(names(action), of_tenant.map(|action| action.as_str().to_owned()).collect());
+    }
+
+    #[test]
     fn what_can_be_asked_and_what_is_described_is_the_same() {
         let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
         let described: BTreeSet<(String, String)> = document["paths"]
