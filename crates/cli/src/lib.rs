@@ -1,7 +1,7 @@
 //! The program `balance-sync`: commands, configuration, logs, and the wiring of a worker.
 //!
 //! Reading order: `args` (what can be asked) · `config` (what is configured) · `wiring` (configuration to worker) ·
-//! `telemetry` (log and traces) · `terminal` (how answers look) · `audit` (balances by three witnesses) · `commands` (what is
+//! `telemetry` (log and traces) · `terminal` (how answers look) · `audit` (balances by three witnesses) · `handover` (signed statements) · `commands` (what is
 //! done).
 //!
 //! A library only for the second program, `balance-sync-lab` in `crates/lab`: it starts in the same way ([`run`]) and
@@ -20,6 +20,7 @@ mod commands;
 mod config;
 mod deployment;
 mod environment;
+mod handover;
 mod program;
 mod telemetry;
 mod terminal;
@@ -51,6 +52,7 @@ async fn dispatch(args: Args) -> anyhow::Result<u8> {
         Command::Verify(options) => commands::verify::verify(file, options).await,
         Command::Audit(options) => commands::audit::audit(file, options).await,
         Command::Recover(options) => commands::recover::recover(file, options).await,
+        Command::Handover(options) => commands::handover::handover(file, options).await,
         Command::Quarantine(command) => commands::quarantine::quarantine(file, command).await,
         Command::Completions { shell } => commands::completions::completions(shell),
     }

@@ -16,6 +16,7 @@ mod exact;
 mod fleet;
 mod formats;
 mod forms;
+mod handover;
 mod health;
 mod isolation;
 mod lifecycle;

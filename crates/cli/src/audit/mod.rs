@@ -29,7 +29,7 @@ use balance_sync_domain::KeySpace;
 use balance_sync_engine::audit::Class;
 use balance_sync_fleet::backends::ManagerOptions;
 use balance_sync_schedule::{BalanceKeys, Link, ScheduleOptions, server_time};
-use balance_sync_store::ConnectionBudget;
+use balance_sync_store::{AuditRow, ConnectionBudget};
 use balance_sync_tenants::{KeyForm, Tenant, TenantDirectory};
 use futures::StreamExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -38,7 +38,7 @@ use uuid::Uuid;
 
 use crate::{config::Config, wiring};
 
-pub(crate) use finding::Finding;
+pub(crate) use finding::{Finding, shown};
 pub(crate) use pace::Pace;
 pub(crate) use restore::{RestoreOutcome, Restoring};
 pub(crate) use tenant::Audited;
@@ -126,6 +126,9 @@ pub(crate) struct Summary {
     pub seconds: f64,
 }
 
+/// Receives the rows of the first pass in the order of their ids.
+pub(crate) type RowObserver = Box<dyn Fn(&[AuditRow])>;
+
 /// Audits; holds what it needs for that.
 pub(crate) struct Auditor {
     directory: Arc<dyn TenantDirectory>,
@@ -141,6 +144,7 @@ pub(crate) struct Auditor {
     started: Instant,
     state: RefCell<State>,
     bar: ProgressBar,
+    observer: Option<RowObserver>,
 }
 
 #[derive(Default)]
@@ -174,7 +178,15 @@ impl Auditor {
             started: Instant::now(),
             state: RefCell::new(State { cursor, ..State::default() }),
             bar: progress_bar(),
+            observer: None,
         })
+    }
+
+    /// Passes each page of rows to `observer` before it is judged. For one tenant at a time.
+    #[must_use]
+    pub(crate) fn observed_by(mut self, observer: RowObserver) -> Self {
+        self.observer = Some(observer);
+        self
     }
 
     /// Has it end at the next page.

@@ -180,6 +180,9 @@ impl<'a> Audited<'a> {
         let mut last_seen = page.after;
         while let Some(last) = rows.last().map(|row| row.id) {
             let ended = rows.len() < usize::from(page.rows);
+            if let Some(observer) = &self.auditor.observer {
+                observer(&rows);
+            }
             let mut following = AuditPage { after: Some(last), ..page };
             // The next page is read while this one is looked at.
             let next = async { if ended { Ok(Vec::new()) } else { self.page(&mut following).await } };

@@ -107,7 +107,7 @@ pub(super) async fn drain(file: Option<&Path>, worker: &str, args: &ActionArgs) 
 }
 
 /// What became of an action, once all that it concerns have said so or their time is over.
-async fn outcomes(
+pub(super) async fn outcomes(
     operator: &Operator,
     id: &str,
     owners: &[String],

@@ -4,6 +4,7 @@ pub(crate) mod actions;
 pub(crate) mod audit;
 pub(crate) mod check;
 pub(crate) mod completions;
+pub(crate) mod handover;
 pub(crate) mod quarantine;
 pub(crate) mod recover;
 pub(crate) mod run;
