@@ -1,11 +1,16 @@
 //! `handover`: a signed statement of a tenant's rows, and every way to tamper with rows or file is detected.
 
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use balance_sync_sandbox::ledger::DEFAULT_TTL;
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, write_operations};
 use balance_sync_sandbox::{Sandbox, SandboxTenant, balance_table, eventually};
+use balance_sync_tests::command::prepare;
 use balance_sync_tests::ledger::{comes_in_step, scores};
 use balance_sync_tests::{Finished, SOON, Worker, run};
 use redis::AsyncCommands as _;
@@ -41,6 +46,42 @@ impl Bench {
         let (config, key, out) = (self.config(), self.path("key"), self.path(out));
         let all = ["handover", "--config", &config, "--tenant", &tenant.id, "--key", &key, "--out", &out];
         run(&[&all[..], &["--note", "moves to another server"], args].concat(), &[]).await
+    }
+
+    /// Starts a handover that reads a thousand rows per second, and waits until it has paused the tenant. Gives the child, and what
+    /// there is to read of its standard error.
+    async fn begin(&self, tenant: &SandboxTenant) -> Result<(Child, BufReader<std::process::ChildStderr>)> {
+        let (config, key, out) = (self.config(), self.path("key"), self.path("out.json"));
+        let args = ["handover", "--config", &config, "--tenant", &tenant.id, "--key", &key, "--out", &out];
+        let all = [&args[..], &["--note", "a test", "--postgres-rate", "1000"]].concat();
+        let mut command = prepare(&all, &BTreeMap::new())?;
+        tokio::task::spawn_blocking(move || {
+            let mut child = command.spawn()?;
+            let mut errors = BufReader::new(child.stderr.take().context("standard error")?);
+            let mut line = String::new();
+            while !line.starts_with("paused") {
+                line.clear();
+                ensure!(errors.read_line(&mut line)? > 0, "it ended before the pause");
+            }
+            Ok((child, errors))
+        })
+        .await?
+    }
+
+    /// Waits for the end of a handover that is refused; gives its words.
+    async fn refused(
+        &self,
+        mut child: Child,
+        mut errors: BufReader<std::process::ChildStderr>,
+    ) -> Result<String> {
+        let ended = tokio::task::spawn_blocking(move || {
+            let mut text = String::new();
+            errors.read_to_string(&mut text)?;
+            anyhow::Ok((child.wait()?.code(), text))
+        });
+        let (code, text) = ended.await??;
+        ensure!(code == Some(1) && !self.file("out.json").exists(), "it is signed: {code:?} {text}");
+        Ok(text)
     }
 
     async fn verify(&self, file: &Path, args: &[&str]) -> Result<Finished> {
@@ -204,5 +245,102 @@ async fn no_truth_is_signed_with_open_findings_or_unwritten_mutations() -> Resul
     let refused = bench.handover(&tenant, "c.json", &[]).await?;
     ensure!(refused.code == Some(2) && refused.stderr.contains("0600"), "{refused:?}");
     assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// Rows for some seconds, so that something can happen meanwhile.
+const SLOW: usize = 3000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mutation_during_the_audit_is_noticed() -> Result<()> {
+    let bench = Bench::new(1, SLOW).await?;
+    let tenant = bench.sandbox.tenants().remove(0);
+    let (child, errors) = bench.begin(&tenant).await?;
+    bench.sandbox.producer().mutate(0, &[1], DEFAULT_TTL).await?;
+    let why = bench.refused(child, errors).await?;
+    ensure!(why.contains("a mutation came"), "{why}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_move_during_the_audit_are_noticed() -> Result<()> {
+    let bench = Bench::new(1, SLOW).await?;
+    let tenant = bench.sandbox.tenants().remove(0);
+    let (child, errors) = bench.begin(&tenant).await?;
+    let ended = bench.refused(child, errors);
+    tokio::pin!(ended);
+    // Another number at every look, whenever it is.
+    let why = loop {
+        tokio::select! {
+            why = &mut ended => break why?,
+            moved = bench.sql(&tenant, "UPDATE {balance} SET available = available + 1") => moved?,
+        }
+    };
+    ensure!(why.contains("rows moved"), "{why}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resume_during_the_audit_is_noticed() -> Result<()> {
+    let bench = Bench::new(1, SLOW).await?;
+    let tenant = bench.sandbox.tenants().remove(0);
+    let (child, errors) = bench.begin(&tenant).await?;
+    let config = bench.config();
+    for what in ["resume", "pause"] {
+        let done = run(&["tenants", what, &tenant.id, "--config", &config, "--wait", "0"], &[]).await?;
+        ensure!(done.stdout.contains("is written down"), "{done:?}");
+    }
+    let why = bench.refused(child, errors).await?;
+    ensure!(why.contains("has resumed"), "{why}");
+    Ok(())
+}
+
+/// How long a handover of one tenant and its verification take, and the most memory each had; `--ignored`, with `BALANCE_SYNC_BIN` as
+/// built for release and the number of balances in `HANDOVER_BALANCES`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures"]
+#[expect(clippy::print_stderr, reason = "a figure for the documents")]
+async fn a_million_balances_are_handed_over() -> Result<()> {
+    const PER_CALL: usize = 20_000;
+    let balances = std::env::var("HANDOVER_BALANCES").map_or(Ok(1_000_000), |text| text.parse())?;
+    let bench = Bench::new(1, balances).await?;
+    let tenant = bench.sandbox.tenants().remove(0);
+    let (pool, mut redis) = (bench.sandbox.pool(&tenant), bench.sandbox.redis().connect().await?);
+    for page in tenant.balances.chunks(PER_CALL) {
+        let versions: Vec<_> = page.iter().map(|balance| (balance, 1)).collect();
+        write_operations(&pool, tenant.schema.as_deref(), &versions).await?;
+        for page in page.chunks(1000) {
+            let values: Vec<_> =
+                page.iter().map(|balance| (tenant.keys.member(balance), balance.json(1))).collect();
+            redis.mset::<_, _, ()>(&values).await?;
+        }
+    }
+    pool.close().await;
+    bench.sandbox.postgres().execute(&tenant.database, "VACUUM ANALYZE").await?;
+    let (config, key, public) = (bench.config(), bench.path("key"), bench.path("key.pub"));
+    let out = bench.path("million.json");
+    let (id, note) = (&*tenant.id, "a figure");
+    let make =
+        ["handover", "--config", &config, "--tenant", id, "--key", &key, "--out", &out, "--note", note];
+    let verify = ["handover", "verify", &out, "--config", &config, "--public-key", &public];
+    for args in [&make[..], &verify] {
+        let begin = Instant::now();
+        let child = prepare(args, &BTreeMap::new())?.spawn()?;
+        let status = format!("/proc/{}/status", child.id());
+        let ended = tokio::task::spawn_blocking(move || child.wait_with_output());
+        let mut most = String::new();
+        while !ended.is_finished() {
+            let text = std::fs::read_to_string(&status).unwrap_or_default();
+            if let Some(line) = text.lines().find(|line| line.starts_with("VmHWM")) {
+                line.clone_into(&mut most);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let ended = ended.await??;
+        let seconds = begin.elapsed().as_secs_f64();
+        ensure!(ended.status.success(), "{ended:?}");
+        eprintln!("{balances} balances, {}: {seconds:.1} s, {most}", args[1]);
+    }
+    eprintln!("the statement has {} bytes", std::fs::metadata(&out)?.len());
     Ok(())
 }
