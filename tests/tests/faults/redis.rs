@@ -31,6 +31,25 @@ async fn ask(sandbox: &Sandbox, command: &[&str]) -> Result<()> {
     asked.query_async::<()>(&mut redis).await.with_context(|| format!("{command:?}"))
 }
 
+/// Makes snapshots fail, upon which Redis refuses writes (`MISCONF`), or lets it write without them.
+async fn snapshots_fail(sandbox: &Sandbox, fail: bool) -> Result<()> {
+    if !fail {
+        return ask(sandbox, &["CONFIG", "SET", "stop-writes-on-bgsave-error", "no"]).await;
+    }
+    ask(sandbox, &["CONFIG", "SET", "save", "1 1"]).await?;
+    // A folder stands where the snapshot goes.
+    std::fs::create_dir_all(sandbox.redis().folder().join("dump.rdb").join("inside"))?;
+    ask(sandbox, &["CONFIG", "SET", "stop-writes-on-bgsave-error", "yes"]).await?;
+    ask(sandbox, &["BGSAVE"]).await?;
+    eventually(SOON, "a failed snapshot", || async {
+        let mut redis = sandbox.redis().connect().await?;
+        let info: String = ::redis::cmd("INFO").arg("persistence").query_async(&mut redis).await?;
+        ensure!(info.contains("rdb_last_bgsave_status:err"), "{info}");
+        Ok(())
+    })
+    .await
+}
+
 /// Waits until all tenants are degraded for this reason.
 pub(crate) async fn degraded(worker: &Worker, reason: &str, tenants: usize) -> Result<Duration> {
     let begun = Instant::now();
@@ -151,11 +170,15 @@ async fn while_redis_refuses_writes_the_status_says_so_and_shows_what_was_heard_
         .await
     };
     healthy().await?;
-    for (reason, begin, end) in [
-        ("redis_no_replicas", "CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0"),
-        ("redis_read_only", "REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
-    ] {
-        ask(&sandbox, &begin.split(' ').collect::<Vec<_>>()).await?;
+    let refuse = async |reason: &str, begin: bool| match (reason, begin) {
+        ("redis_no_replicas", true) => ask(&sandbox, &["CONFIG", "SET", "min-replicas-to-write", "1"]).await,
+        ("redis_no_replicas", false) => ask(&sandbox, &["CONFIG", "SET", "min-replicas-to-write", "0"]).await,
+        ("redis_read_only", true) => ask(&sandbox, &["REPLICAOF", "127.0.0.1", "1"]).await,
+        ("redis_read_only", false) => ask(&sandbox, &["REPLICAOF", "NO", "ONE"]).await,
+        _ => snapshots_fail(&sandbox, begin).await,
+    };
+    for reason in ["redis_no_replicas", "redis_read_only", "redis_misconf"] {
+        refuse(reason, true).await?;
         let said = format!("Redis refuses writes ({reason}): ");
         // At once, and still when both have been silent for too long.
         let (code, overview) = status().await?;
@@ -189,7 +212,7 @@ async fn while_redis_refuses_writes_the_status_says_so_and_shows_what_was_heard_
         assert_eq!(overview["workers"], serde_json::json!({"live": 1, "last_known": 1}), "{overview}");
         assert!(overview["reasons"][0].as_str().unwrap_or_default().starts_with(&said), "{overview}");
         assert!(!body.contains("no live worker"), "{overview}");
-        ask(&sandbox, &end.split(' ').collect::<Vec<_>>()).await?;
+        refuse(reason, false).await?;
         healthy().await?;
     }
     producer.mutate_each(DEFAULT_TTL).await?;
