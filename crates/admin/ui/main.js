@@ -157,7 +157,7 @@ function unwell(overview) {
 function showTitle() {
   const overview = live.overview;
   const lost = live.state === "lost" && live.lastData !== null;
-  const bad = !lost && overview && ["behind", "degraded"].includes(overview.verdict);
+  const bad = !lost && overview && ["attention", "behind", "degraded"].includes(overview.verdict);
   const sign = lost || overview?.verdict === "unknown" ? "? " : bad ? "! " : "";
   document.title = `${sign}${title} · balance-sync`;
   setAttr(document.querySelector("link[rel=icon]"), "href", bad || lost ? "/assets/icon-alert.svg" : "/assets/icon.svg");

@@ -18,7 +18,10 @@ use balance_sync_fleet::{
 use balance_sync_schedule::{Controls, Endpoint, Link, Names, ScheduleError, ScheduleOptions, Snapshots};
 use balance_sync_tenants::{Membership, ServiceDirectory, ServiceSettings, StaticDirectory, TenantDirectory};
 use balance_sync_view::{
-    Identity, OperationsSettings, actions::Operator, inspector::Inspector, reader::FleetReader,
+    Identity, OperationsSettings,
+    actions::Operator,
+    inspector::Inspector,
+    reader::{FleetReader, Objectives},
 };
 
 use crate::config::{Config, TenantSource};
@@ -113,6 +116,15 @@ fn collector_options(config: &Config) -> CollectorOptions {
     }
 }
 
+/// What the fleet is judged by.
+pub(crate) fn objectives(config: &Config) -> Objectives {
+    Objectives {
+        freshness: config.admin.freshness_objective,
+        pause: config.pause_objective,
+        workers: config.worker.expected,
+    }
+}
+
 /// The fleet as a command sees it, which runs no worker.
 ///
 /// # Errors
@@ -124,7 +136,7 @@ pub(crate) fn reader(config: &Config) -> anyhow::Result<FleetReader> {
         Snapshots::new(link.clone(), &group(config)),
         link,
         config.tenants.key_form,
-        config.admin.freshness_objective,
+        objectives(config),
         Arc::new(collector_options(config)),
     ))
 }

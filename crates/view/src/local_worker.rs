@@ -200,8 +200,24 @@ impl LocalWorker {
             due,
             oldest_due_age_ms: oldest,
             replicas: self.replicas,
+            settings: self.settings(),
             tasks: fleet.tasks.reports().into_iter().map(TaskRecord::from).collect(),
         }
+    }
+
+    /// What should be the same on all workers.
+    fn settings(&self) -> BTreeMap<String, String> {
+        let Some(in_force) = self.fleet.in_force.get() else { return BTreeMap::new() };
+        let directory = if self.fleet.directory.service().is_some() { "service" } else { "static" };
+        let replicas = self.replicas.map_or_else(|| "all".to_owned(), |replicas| replicas.to_string());
+        [
+            ("claim.mode", in_force.claim_mode.to_owned()),
+            ("tenants.key_form", in_force.key_form.to_owned()),
+            ("tenants.source", directory.to_owned()),
+            ("worker.replicas", replicas),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
     }
 
     fn service_record(&self) -> ServiceRecord {

@@ -17,7 +17,7 @@ use crate::{
     inspector::Inspector,
     local_worker::{LocalWorker, LocalWorkerParts},
     publisher::{self, Publisher},
-    reader::FleetReader,
+    reader::{FleetReader, Objectives},
     sampler,
 };
 
@@ -123,15 +123,15 @@ impl Operations {
         }
     }
 
-    /// Reads the whole fleet. A tenant whose oldest due balance is older than the objective counts as behind.
+    /// Reads the whole fleet, and judges it by these objectives.
     #[must_use]
-    pub fn reader(&self, objective: Duration) -> FleetReader {
+    pub fn reader(&self, objectives: Objectives) -> FleetReader {
         FleetReader::of_worker(
             Arc::clone(&self.local),
             self.snapshots.clone(),
             self.handles.link.clone(),
             self.handles.key_form,
-            objective,
+            objectives,
             Arc::clone(&self.handles.collector),
         )
     }

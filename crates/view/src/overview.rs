@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use balance_sync_domain::Reported;
 use balance_sync_engine::vanish::REASONS;
 use balance_sync_fleet::{
-    status::{Reason, ReportedReason, ReportedState, TenantState, lag_quantile},
+    status::{Condition, Reason, ReportedReason, ReportedState, TenantState, lag_quantile},
     tasks::TaskState,
 };
 use balance_sync_schedule::ScheduleError;
@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::{
     reader::FleetView,
     record::FleetPoint,
-    rows::{StateView, TaskView, TenantRow, VanishedView, at},
+    rows::{StateView, TaskView, TenantRow, VanishedView, WorkerRow, at},
 };
 
 /// Tenants shown as the worst.
@@ -28,8 +28,10 @@ const SHORT_LIFE_SECONDS: f64 = 300.0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// Every tenant is served and up to date.
+    /// Every tenant is served and up to date, by the workers that there should be.
     Healthy,
+    /// Every balance that can be written is on time, and an operator has to look at something.
+    Attention,
     /// Balances of some tenant are late.
     Behind,
     /// Some tenant can't be written, or nobody serves it.
@@ -44,6 +46,7 @@ impl Verdict {
     pub fn name(self) -> &'static str {
         match self {
             Self::Healthy => "healthy",
+            Self::Attention => "attention",
             Self::Behind => "behind",
             Self::Degraded => "degraded",
             Self::Unknown => "unknown",
@@ -263,6 +266,25 @@ impl FleetView {
         }
     }
 
+    /// How one tenant is.
+    #[must_use]
+    pub fn verdict_of(&self, row: &TenantRow) -> Verdict {
+        if row.state.condition() == Condition::Failing || row.vanished.is_some() || row.losses > 0 {
+            Verdict::Degraded
+        } else if row.is_behind(self.objective_seconds) || row.ahead_seconds.is_some() {
+            Verdict::Behind
+        } else if row.quarantined > 0 || self.is_forgotten(row) {
+            Verdict::Attention
+        } else {
+            Verdict::Healthy
+        }
+    }
+
+    /// Whether a tenant has been paused for longer than planned.
+    fn is_forgotten(&self, row: &TenantRow) -> bool {
+        row.paused.as_ref().is_some_and(|by| by.seconds(self.at) > self.objectives.pause.as_secs_f64())
+    }
+
     /// The verdict, and why.
     fn judge(&self) -> (Verdict, Vec<String>) {
         let mut reasons = Vec::new();
@@ -433,7 +455,48 @@ impl FleetView {
                 worse(if task.is_missed() { Verdict::Degraded } else { Verdict::Healthy }, reason);
             }
         }
-        // What is worth knowing and calls nobody out of bed.
+        let late = lag_quantile(&self.rates.lags, 0.99).filter(|lag| *lag > self.objective_seconds);
+        if let Some(lag) = late {
+            worse(
+                Verdict::Behind,
+                format!(
+                    "Of the last seconds' mutations one in a hundred took {lag:.1} s or longer to its row (objective {} s).",
+                    self.objective_seconds
+                ),
+            );
+        }
+        for reason in self.redundancy() {
+            worse(Verdict::Attention, reason);
+        }
+        let (forgotten, paused): (Vec<_>, Vec<_>) =
+            paused.into_iter().partition(|row| self.is_forgotten(row));
+        if let Some(first) = forgotten.iter().filter_map(|row| row.paused.as_ref()).min_by_key(|by| by.at_ms)
+        {
+            let note = first.note.as_ref().map_or_else(String::new, |note| format!(" ({note})"));
+            worse(
+                Verdict::Attention,
+                format!(
+                    "{} paused for longer than {} (objectives.pause), the first by {} since {}{note}: {}.",
+                    are(&forgotten),
+                    humantime::format_duration(self.objectives.pause),
+                    first.by,
+                    first.at,
+                    names(&forgotten)
+                ),
+            );
+        }
+        if !quarantined.is_empty() {
+            quarantined.sort_by_key(|row| std::cmp::Reverse(row.quarantined));
+            let entries: u64 = quarantined.iter().map(|row| row.quarantined).sum();
+            worse(
+                Verdict::Attention,
+                format!(
+                    "{entries} balances are in quarantine until they are retried or dropped: {}.",
+                    names(&quarantined)
+                ),
+            );
+        }
+        // What is worth knowing and needs no action.
         if !paused.is_empty() {
             reasons.push(format!("{} paused by hand: {}.", are(&paused), names(&paused)));
         }
@@ -445,11 +508,6 @@ impl FleetView {
                 ));
             }
         }
-        if !quarantined.is_empty() {
-            quarantined.sort_by_key(|row| std::cmp::Reverse(row.quarantined));
-            let entries: u64 = quarantined.iter().map(|row| row.quarantined).sum();
-            reasons.push(format!("{entries} balances are in quarantine: {}.", names(&quarantined)));
-        }
         if !expired.is_empty() {
             let values: u64 = expired.iter().map(|row| row.expired_total).sum();
             reasons.push(format!("{values} values had expired before anybody looked: {}.", names(&expired)));
@@ -459,6 +517,42 @@ impl FleetView {
 }
 
 impl FleetView {
+    /// What is missing of the workers that there should be, what the tenant service doesn't answer, and in what the workers differ.
+    fn redundancy(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        let live: Vec<&WorkerRow> =
+            self.workers.iter().filter(|worker| worker.live && !worker.draining).collect();
+        let expected = self.objectives.workers;
+        if live.len() < expected && self.redis_error.is_none() && self.writes_refused.is_none() {
+            reasons.push(format!("{} of {expected} workers are alive (worker.expected).", live.len()));
+        }
+        let failing =
+            |worker: &&&WorkerRow| matches!(worker.tenant_service.state.as_str(), "failing" | "breaker_open");
+        let unanswered: Vec<&&WorkerRow> = live.iter().filter(failing).collect();
+        if let Some(worker) = unanswered.first() {
+            let since = worker.tenant_service.last_success_at.as_deref().unwrap_or("its start");
+            reasons.push(format!(
+                "The tenant service has not answered {} since {since}: tenants that were added, removed or moved meanwhile are not known.",
+                listed(unanswered.iter().map(|worker| worker.name.as_str()))
+            ));
+        }
+        let mut values: BTreeMap<&str, BTreeMap<&str, Vec<&str>>> = BTreeMap::new();
+        for worker in &live {
+            let version = ("version", worker.version.as_str());
+            let settings = worker.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+            for (name, value) in settings.chain([version]) {
+                values.entry(name).or_default().entry(value).or_default().push(&worker.name);
+            }
+        }
+        for (name, values) in values.into_iter().filter(|(_, values)| values.len() > 1) {
+            let each = values
+                .into_iter()
+                .map(|(value, workers)| format!("{value} on {}", listed(workers.into_iter())));
+            reasons.push(format!("Workers differ in {name}: {}.", each.collect::<Vec<_>>().join("; ")));
+        }
+        reasons
+    }
+
     /// That Redis refuses writes, and what is known all the same.
     fn refusal(&self, error: &ScheduleError) -> String {
         let silent: Vec<_> = self.workers.iter().filter(|worker| !worker.live).collect();
@@ -527,19 +621,32 @@ fn are(rows: &[&TenantRow]) -> String {
 }
 
 fn names(rows: &[&TenantRow]) -> String {
-    let named: Vec<&str> = rows.iter().take(NAMED).map(|row| row.id.as_str()).collect();
-    let more = rows.len().saturating_sub(NAMED);
+    listed(rows.iter().map(|row| row.id.as_str()))
+}
+
+/// The first names, and how many more there are.
+fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let more = names.len().saturating_sub(NAMED);
+    let named: Vec<&str> = names.take(NAMED).collect();
     if more == 0 { named.join(", ") } else { format!("{} and {more} more", named.join(", ")) }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
     use super::*;
-    use balance_sync_fleet::{status::Rates, tasks::TaskName};
+    use balance_sync_fleet::{
+        status::{BUCKETS, Rates},
+        tasks::TaskName,
+    };
 
     use crate::{
+        reader::Objectives,
         record::{TaskRecord, WorkerRecord},
-        rows::WorkerRow,
+        rows::PausedBy,
     };
 
     fn view(tasks: Vec<TaskRecord>) -> FleetView {
@@ -562,6 +669,7 @@ mod tests {
             due: 0,
             oldest_due_age_ms: 0,
             replicas: None,
+            settings: BTreeMap::new(),
             tasks,
         };
         FleetView {
@@ -575,6 +683,11 @@ mod tests {
             counts: Vec::new(),
             history: Vec::new(),
             objective_seconds: 5.0,
+            objectives: Objectives {
+                freshness: Duration::from_secs(5),
+                pause: Duration::from_secs(3_600),
+                workers: 0,
+            },
             single: false,
         }
     }
@@ -610,7 +723,11 @@ mod tests {
             TenantRow { state: TenantState::Idle.into(), sampled: true, ..TenantRow::unserved("acme", None) };
         row.quarantined = 3;
         fleet.tenants = vec![row];
-        assert_eq!(fleet.judge().0, Verdict::Healthy, "what is in quarantine keeps its value");
+        assert_eq!(
+            fleet.judge().0,
+            Verdict::Attention,
+            "what is in quarantine keeps its value, and waits for an operator"
+        );
         fleet.tenants[0].losses = 2;
         let (verdict, reasons) = fleet.judge();
         assert_eq!(verdict, Verdict::Degraded);
@@ -620,5 +737,93 @@ mod tests {
         let (verdict, reasons) = fleet.judge();
         assert_eq!(verdict, Verdict::Unknown, "it is not known whether there are any");
         assert!(reasons[0].contains("have not been read yet"), "{reasons:?}");
+    }
+
+    #[test]
+    fn a_pause_that_was_forgotten_needs_attention() {
+        let mut fleet = view(Vec::new());
+        let paused = Some(PausedBy::new("ann".to_owned(), 90.0, Some("moving its database".to_owned())));
+        let row = TenantRow {
+            state: TenantState::Paused.into(),
+            sampled: true,
+            ..TenantRow::unserved("acme", paused)
+        };
+        fleet.tenants = vec![row];
+        let (verdict, reasons) = fleet.judge();
+        assert_eq!(
+            (verdict, reasons.as_slice()),
+            (Verdict::Healthy, ["1 tenant is paused by hand: acme.".to_owned()].as_slice())
+        );
+        assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Healthy);
+
+        fleet.at = 90.0 + 3_601.0;
+        let (verdict, reasons) = fleet.judge();
+        assert_eq!(verdict, Verdict::Attention);
+        let said = "1 tenant is paused for longer than 1h (objectives.pause), the first by ann since 1970-01-01T00:01:30";
+        assert!(reasons[0].starts_with(said), "{reasons:?}");
+        assert!(reasons[0].ends_with("(moving its database): acme."), "{reasons:?}");
+        assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Attention);
+    }
+
+    #[test]
+    fn a_missing_worker_and_workers_that_differ_need_attention() {
+        let mut fleet = view(Vec::new());
+        fleet.objectives.workers = 2;
+        assert_eq!(
+            fleet.judge(),
+            (Verdict::Attention, vec!["1 of 2 workers are alive (worker.expected).".to_owned()])
+        );
+        let mut second = fleet.workers[0].clone();
+        second.name = "w2".to_owned();
+        fleet.workers.push(second);
+        assert_eq!(fleet.judge(), (Verdict::Healthy, Vec::new()));
+
+        // One of an earlier version, which doesn't report its settings.
+        fleet.workers[0].settings.insert("claim.mode".to_owned(), "lease".to_owned());
+        assert_eq!(fleet.judge(), (Verdict::Healthy, Vec::new()));
+        fleet.workers[1].settings.insert("claim.mode".to_owned(), "lock".to_owned());
+        fleet.workers[1].version = "2".to_owned();
+        let said = [
+            "Workers differ in claim.mode: lease on w1; lock on w2.",
+            "Workers differ in version: 1 on w1; 2 on w2.",
+        ];
+        assert_eq!(fleet.judge(), (Verdict::Attention, said.map(str::to_owned).to_vec()));
+        fleet.workers[1].draining = true;
+        assert_eq!(
+            fleet.judge(),
+            (Verdict::Attention, vec!["1 of 2 workers are alive (worker.expected).".to_owned()])
+        );
+    }
+
+    #[test]
+    fn a_tenant_service_that_does_not_answer_needs_attention() {
+        let mut fleet = view(Vec::new());
+        for (state, verdict) in [
+            ("ok", Verdict::Healthy),
+            ("static", Verdict::Healthy),
+            ("failing", Verdict::Attention),
+            ("breaker_open", Verdict::Attention),
+        ] {
+            fleet.workers[0].tenant_service.state = state.to_owned();
+            let judged = fleet.judge();
+            assert_eq!(judged.0, verdict, "{state}: {judged:?}");
+        }
+        let (_, reasons) = fleet.judge();
+        assert!(
+            reasons[0].starts_with("The tenant service has not answered w1 since its start"),
+            "{reasons:?}"
+        );
+    }
+
+    #[test]
+    fn mutations_that_took_longer_than_the_objective_are_behind() {
+        let mut fleet = view(Vec::new());
+        fleet.rates.lags = vec![0; BUCKETS.len() + 1];
+        fleet.rates.lags[0] = 1_000;
+        assert_eq!(fleet.judge().0, Verdict::Healthy);
+        *fleet.rates.lags.last_mut().unwrap() = 100;
+        let (verdict, reasons) = fleet.judge();
+        assert_eq!(verdict, Verdict::Behind);
+        assert!(reasons[0].contains("took") && reasons[0].contains("objective 5 s"), "{reasons:?}");
     }
 }

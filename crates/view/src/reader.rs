@@ -24,7 +24,7 @@ use crate::{
     actions::PausedRecord,
     local_worker::LocalWorker,
     record::{Counts, DetailRecord, FleetPoint, TenantRecord, WorkerRecord},
-    rows::{PausedBy, StateView, TenantDetail, TenantRow, WorkerRow, at},
+    rows::{PausedBy, StateView, TenantDetail, TenantRow, WorkerRow},
     unserved::{self, Waiting},
 };
 
@@ -62,6 +62,8 @@ pub struct FleetView {
     pub history: Vec<FleetPoint>,
     /// A tenant whose oldest due balance is older counts as behind.
     pub objective_seconds: f64,
+    /// What it is judged by.
+    pub objectives: Objectives,
     /// It is a ledger without tenants.
     pub single: bool,
 }
@@ -253,6 +255,17 @@ struct State {
     last: Option<(Instant, Arc<FleetView>)>,
 }
 
+/// What the fleet is judged by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Objectives {
+    /// A tenant whose oldest due balance is older counts as behind.
+    pub freshness: Duration,
+    /// A tenant that has been paused for longer needs attention.
+    pub pause: Duration,
+    /// Workers that should be alive; 0 = any number will do.
+    pub workers: usize,
+}
+
 /// Reads the fleet.
 pub struct FleetReader {
     own: Option<Arc<LocalWorker>>,
@@ -261,7 +274,7 @@ pub struct FleetReader {
     /// To read the schedules of tenants that no live worker serves.
     link: Link,
     key_form: KeyForm,
-    objective: Duration,
+    objectives: Objectives,
     options: Arc<CollectorOptions>,
     state: Mutex<State>,
 }
@@ -274,11 +287,11 @@ impl FleetReader {
         snapshots: Snapshots,
         link: Link,
         key_form: KeyForm,
-        objective: Duration,
+        objectives: Objectives,
         options: Arc<CollectorOptions>,
     ) -> Self {
         let source = Source::LocalWorker(Arc::clone(&own));
-        Self::new(Some(own), source, snapshots, link, key_form, objective, options)
+        Self::new(Some(own), source, snapshots, link, key_form, objectives, options)
     }
 
     /// For a command, without a worker in its process. `directory` says which tenants there are.
@@ -288,11 +301,11 @@ impl FleetReader {
         snapshots: Snapshots,
         link: Link,
         key_form: KeyForm,
-        objective: Duration,
+        objectives: Objectives,
         options: Arc<CollectorOptions>,
     ) -> Self {
         let source = Source::Directory { directory, listed: None };
-        Self::new(None, source, snapshots, link, key_form, objective, options)
+        Self::new(None, source, snapshots, link, key_form, objectives, options)
     }
 
     fn new(
@@ -301,12 +314,12 @@ impl FleetReader {
         snapshots: Snapshots,
         link: Link,
         key_form: KeyForm,
-        objective: Duration,
+        objectives: Objectives,
         options: Arc<CollectorOptions>,
     ) -> Self {
         let controls = Controls::new(link.clone());
         let state = Mutex::new(State { source, known: BTreeMap::new(), last: None });
-        Self { own, snapshots, controls, link, key_form, objective, options, state }
+        Self { own, snapshots, controls, link, key_form, objectives, options, state }
     }
 
     /// The fleet now, or as it was a moment ago. Never fails: what can't be asked is said in the answer.
@@ -468,7 +481,7 @@ impl FleetReader {
         let paused = paused
             .into_values()
             .filter_map(|text| serde_json::from_str::<PausedRecord>(&text).ok())
-            .map(|PausedRecord { tenant, by, at: when, note }| (tenant, PausedBy { by, at: at(when), note }))
+            .map(|PausedRecord { tenant, by, at: when, note }| (tenant, PausedBy::new(by, when, note)))
             .collect();
         Ok(Read { paused, writes_refused })
     }
@@ -572,7 +585,8 @@ impl FleetReader {
             tenants,
             counts,
             history: self.own.as_ref().map(|own| own.history()).unwrap_or_default(),
-            objective_seconds: self.objective.as_secs_f64(),
+            objective_seconds: self.objectives.freshness.as_secs_f64(),
+            objectives: self.objectives,
             single: listed.is_some_and(|tenants| tenants.contains(&Tenant::Single)),
         }
     }

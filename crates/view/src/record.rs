@@ -194,6 +194,9 @@ pub struct WorkerRecord {
     pub oldest_due_age_ms: u64,
     /// Workers per tenant; `None` = all.
     pub replicas: Option<u64>,
+    /// Settings in force that should be the same on all workers, by their names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, String>,
     /// Its background tasks.
     #[serde(default)]
     pub tasks: Vec<TaskRecord>,

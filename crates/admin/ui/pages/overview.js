@@ -31,6 +31,7 @@ const SPANS = [5, 15, 60].map((minutes) => minutes * 60_000);
 const WORKERS_EVERY = 4;
 const VERDICTS = {
   healthy: { picture: "ok", text: "All tenants are on time" },
+  attention: { picture: "alert", text: "All tenants are on time, something needs attention" },
   behind: { picture: "clock", text: "Some tenants are behind" },
   degraded: { picture: "alert", text: "Some tenants can't be written" },
   unknown: { picture: "question", text: "Can't tell" },

@@ -17,7 +17,7 @@ use crate::{
     EXIT_OK,
     config::Config,
     telemetry,
-    wiring::{self, Endpoints},
+    wiring::{self, Endpoints, objectives},
 };
 
 /// Some work could not be finished or given back while draining.
@@ -112,7 +112,7 @@ fn start_admin(
     let budget = worker.budget.clone();
     let connections = Box::new(move || budget.servers());
     let api = ApiParts {
-        reader: operations.reader(config.admin.freshness_objective),
+        reader: operations.reader(objectives(config)),
         operator: operations.operator(),
         inspector: operations.inspector(),
         access: Access::new(config.admin.read_token.clone(), config.admin.operator_token.clone()),

@@ -27,7 +27,7 @@ const WORKERS: usize = 8;
 pub(super) fn exit_code(verdict: Verdict) -> u8 {
     match verdict {
         Verdict::Healthy => EXIT_OK,
-        Verdict::Behind | Verdict::Degraded => EXIT_NOT_WELL,
+        Verdict::Attention | Verdict::Behind | Verdict::Degraded => EXIT_NOT_WELL,
         Verdict::Unknown => EXIT_UNKNOWN,
     }
 }
@@ -100,7 +100,7 @@ fn reasons(text: &mut String, overview: &Overview, screen: Screen) {
     let style = match overview.verdict {
         Verdict::Healthy => PLAIN,
         Verdict::Degraded => BAD,
-        Verdict::Behind | Verdict::Unknown => WARN,
+        Verdict::Attention | Verdict::Behind | Verdict::Unknown => WARN,
     };
     for (at, reason) in overview.reasons.iter().enumerate() {
         // The worst comes first; what follows may be worth knowing and no more.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::bail;
-use balance_sync_fleet::status::{Condition, Outcome, ReportedReason};
+use balance_sync_fleet::status::{Outcome, ReportedReason};
 use balance_sync_view::{
     actions::Action,
     overview::Verdict,
@@ -76,7 +76,8 @@ async fn list(file: Option<&Path>, args: TenantListArgs) -> anyhow::Result<u8> {
     let (total, tenants) = view.page(&query);
     // What was asked for is judged, whether it is shown or not.
     let (_, all) = view.page(&TenantQuery { per_page: usize::MAX, ..query });
-    let verdict = all.iter().map(|row| judge(row, &view)).max().unwrap_or(Verdict::Healthy).max(known(&view));
+    let verdict =
+        all.iter().map(|row| view.verdict_of(row)).max().unwrap_or(Verdict::Healthy).max(known(&view));
     if args.json {
         let page = Page { total, page: 1, per_page: args.limit, tenants };
         terminal::print(&format!("{}\n", serde_json::to_string(&page)?))?;
@@ -105,7 +106,7 @@ async fn show(file: Option<&Path>, args: TenantShowArgs) -> anyhow::Result<u8> {
             None => bail!("{}: no such tenant is listed or served", args.tenant),
         }
     };
-    let verdict = judge(&detail.row, &view).max(known(&view));
+    let verdict = view.verdict_of(&detail.row).max(known(&view));
     if args.json {
         terminal::print(&format!("{}\n", serde_json::to_string(&detail)?))?;
     } else {
@@ -135,15 +136,6 @@ async fn whole(reader: &FleetReader, tenant: &str) -> Option<TenantDetail> {
 fn descends(sort: balance_sync_view::reader::TenantSort) -> bool {
     use balance_sync_view::reader::TenantSort::{Id, State};
     !matches!(sort, Id | State)
-}
-
-/// How one tenant is.
-fn judge(row: &TenantRow, view: &FleetView) -> Verdict {
-    match row.state.condition() {
-        Condition::Failing => Verdict::Degraded,
-        _ if row.is_behind(view.objective_seconds) => Verdict::Behind,
-        _ => Verdict::Healthy,
-    }
 }
 
 /// Whether anything can be said at all.
@@ -176,7 +168,7 @@ fn doubts(text: &mut String, view: &FleetView) {
 
 /// Whether a tenant belongs among those to be looked at.
 pub(super) fn is_of_note(row: &TenantRow, view: &FleetView) -> bool {
-    judge(row, view) != Verdict::Healthy || row.paused.is_some() || row.quarantined > 0
+    view.verdict_of(row) != Verdict::Healthy || row.paused.is_some()
 }
 
 /// A line per tenant.

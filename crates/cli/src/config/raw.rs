@@ -32,6 +32,7 @@ pub(super) struct Raw {
     pub quarantine: Quarantine,
     pub supervisor: Supervisor,
     pub admin: Admin,
+    pub objectives: Objectives,
     pub log: Log,
     pub telemetry: Telemetry,
     pub worker: Worker,
@@ -297,6 +298,14 @@ pub(super) struct Admin {
     pub freshness_objective: Duration,
 }
 
+/// `[objectives]`: what the fleet is judged by.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Objectives {
+    #[serde(with = "humantime_serde")]
+    pub pause: Duration,
+}
+
 /// `[log]`: form and filter of the log.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -336,6 +345,7 @@ pub(super) struct Worker {
     pub name: String,
     pub partition: bool,
     pub replicas: usize,
+    pub expected: usize,
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
     pub require_tls: bool,

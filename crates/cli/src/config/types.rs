@@ -33,6 +33,8 @@ pub(crate) struct Config {
     pub supervisor: Supervisor,
     /// HTTP.
     pub admin: Admin,
+    /// A tenant that has been paused for longer needs attention.
+    pub pause_objective: Duration,
     /// Log.
     pub log: Log,
     /// Where traces go; none when they are off.
@@ -190,6 +192,8 @@ pub(crate) struct Worker {
     pub partition: bool,
     /// Workers per tenant.
     pub replicas: usize,
+    /// Workers that should be alive; 0 = any number will do.
+    pub expected: usize,
     /// A worker silent for this long is gone.
     pub lease: Duration,
     /// No connection without TLS.

@@ -282,6 +282,7 @@ pub(super) fn validate(
             quarantine: raw.quarantine,
             supervisor: raw.supervisor,
             admin,
+            pause_objective: raw.objectives.pause,
             log: raw.log,
             traces,
             worker,
@@ -314,6 +315,7 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
     // The bounds of what the ledger's variables can set are such that no relation below fails by clamping alone.
     within!(check, raw.collector.batch_size, 1..=10_000);
     within!(check, raw.admin.freshness_objective, ms(100)..=minutes(60));
+    within!(check, raw.objectives.pause, secs(1)..=minutes(60 * 24 * 30));
     within!(check, raw.collector.flush_timeout, ms(1)..=secs(5));
     within!(check, raw.collector.poll_interval, ms(1)..=secs(1));
     within!(check, raw.collector.idle_backoff_max, ms(1)..=minutes(1));
@@ -364,6 +366,7 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
     within!(check, raw.telemetry.drain_deadline, secs(0)..=minutes(1));
 
     within!(check, raw.worker.replicas, 1..=64);
+    within!(check, raw.worker.expected, 0..=10_000);
     within!(check, raw.worker.lease, ms(200)..=minutes(10));
 }
 
@@ -592,6 +595,7 @@ fn worker(check: &mut Check<'_>, raw: &raw::Worker) -> Worker {
         name,
         partition: raw.partition,
         replicas: raw.replicas,
+        expected: raw.expected,
         lease: raw.lease,
         require_tls: raw.require_tls,
     }

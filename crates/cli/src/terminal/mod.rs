@@ -104,7 +104,7 @@ pub fn print_line(line: std::fmt::Arguments<'_>) {
 pub(crate) fn verdict_style(verdict: Verdict) -> Style {
     match verdict {
         Verdict::Healthy => GOOD,
-        Verdict::Behind | Verdict::Unknown => WARN,
+        Verdict::Attention | Verdict::Behind | Verdict::Unknown => WARN,
         Verdict::Degraded => BAD,
     }
 }

@@ -18,6 +18,22 @@ pub struct PausedBy {
     pub at: String,
     /// Why, if that was said.
     pub note: Option<String>,
+    /// When, in milliseconds since 1970.
+    #[serde(skip)]
+    pub at_ms: u64,
+}
+
+impl PausedBy {
+    /// Somebody's pause since so many seconds after 1970.
+    pub(crate) fn new(by: String, since: f64, note: Option<String>) -> Self {
+        Self { by, at: at(since), note, at_ms: (since.max(0.0) * 1e3) as u64 }
+    }
+
+    /// For how long, in seconds.
+    #[must_use]
+    pub fn seconds(&self, now: f64) -> f64 {
+        (now - self.at_ms as f64 / 1e3).max(0.0)
+    }
 }
 
 /// An open condition: Redis has lost data of a tenant.

@@ -49,6 +49,8 @@ pub struct WorkerRow {
     pub background_tasks: Vec<TaskView>,
     /// Its connections per Postgres server.
     pub postgres: Vec<ServerUsage>,
+    /// Settings in force that should be the same on all workers, by their names.
+    pub settings: BTreeMap<String, String>,
     /// Whether it was heard of within the last seconds. False only while Redis refuses writes, so that no worker can report: it
     /// is shown as it was last heard of.
     pub live: bool,
@@ -147,6 +149,7 @@ impl WorkerRow {
             collector_restarts_total: record.restarts,
             background_tasks: record.tasks.iter().map(TaskView::from).collect(),
             postgres: record.postgres.clone(),
+            settings: record.settings.clone(),
             live: true,
             is_self,
         }

@@ -309,7 +309,7 @@ mod tests {
         tells(degraded(Reason::PostgresConnection), OnItsWay, "every few seconds");
         tells(
             |report| {
-                let paused = PausedBy { by: "ann".to_owned(), at: at(NOW), note: None };
+                let paused = PausedBy::new("ann".to_owned(), NOW, None);
                 report.tenant_state.paused = Some(paused);
                 report.tenant_state.state = TenantState::Degraded.into();
             },

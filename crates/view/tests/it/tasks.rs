@@ -24,6 +24,7 @@ use balance_sync_tenants::{KeyForm, Membership, ServiceDirectory, ServiceSetting
 use balance_sync_view::{
     Identity, Operations, OperationsSettings,
     actions::{Action, ActionOutcome},
+    reader::Objectives,
 };
 
 /// Long, so that a busy machine is no failure.
@@ -192,7 +193,9 @@ async fn each_task_that_panics_at_its_start_and_each_that_is_killed_later_runs_a
     }
     assert_eq!(bench.tasks().stalled(), None);
     // And others see it.
-    let reader = bench.operations.reader(Duration::from_secs(5));
+    let (freshness, pause) = (Duration::from_secs(5), Duration::from_secs(3_600));
+    let objectives = Objectives { freshness, pause, workers: 0 };
+    let reader = bench.operations.reader(objectives);
     let view = reader.view().await;
     let tasks = &view.workers[0].background_tasks;
     assert_eq!(tasks.len(), KEPT.len());
