@@ -148,7 +148,12 @@ run() {
   skips=""
   if ! has_tls "$redis"; then
     skips="--skip tls::only_servers --skip sentinel:: --skip rotation::a_certificate_authority"
-    note=", this build has no TLS: its tests and those with sentinels left out"
+    note=", this build of Redis has no TLS: its tests and those with sentinels left out"
+  fi
+  # A build with TLS refers to this function of OpenSSL.
+  if ! grep -q SSL_CTX_new "$postgres/postgres"; then
+    skips="$skips --skip tls::each_fault"
+    note="$note, this build of Postgres has no TLS: the test of its faults left out"
   fi
   log=$logs/$name.log
   : >"$log"
