@@ -255,6 +255,8 @@ pub(crate) async fn record<Q: Queue>(
             end.settled = true;
             end.outcomes[Outcome::Quarantined] += report.quarantined;
             status.outcomes[Outcome::Quarantined].fetch_add(report.quarantined, Relaxed);
+            // Until they are counted again: no screen may show a healthy tenant meanwhile.
+            status.losses.fetch_max(report.quarantined, Relaxed);
             let forked = lost.iter().all(|(_, loss)| loss.forked);
             let outcome = if forked { Outcome::Forked } else { Outcome::Expired };
             status.outcomes[outcome].fetch_add(report.quarantined, Relaxed);

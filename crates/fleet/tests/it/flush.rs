@@ -149,8 +149,10 @@ async fn a_newer_row_is_a_fork_unless_redis_is_as_new_by_now() {
     now(2, vec![value(2, 3), value(2, 5)]);
     // The value is gone, as that of a retried entry may be.
     now(3, vec![]);
+    bench.status.losses.store(0, Relaxed);
 
     let end = bench.flush(&claimed).await;
+    assert_eq!(bench.status.losses.load(Relaxed), 1, "shown at once, not when losses are counted again");
     assert_eq!(
         (
             end.outcomes[Outcome::Updated],

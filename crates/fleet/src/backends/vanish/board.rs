@@ -245,7 +245,9 @@ impl Vanish {
     /// The repair has found nothing that is left to be done.
     pub(super) fn done(&self, status: &TenantStatus, since: f64) {
         lock(&self.board.0.done).push((status.tenant().clone(), since));
-        self.board.lock().remove(status.tenant());
+        let open = self.board.lock().remove(status.tenant());
+        // Until they are counted again: what is listed as lost must not look healthy meanwhile.
+        status.losses.fetch_max(open.map_or(0, |open| open.episode.found().lost), Relaxed);
         self.show(status);
     }
 }
