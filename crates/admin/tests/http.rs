@@ -309,6 +309,8 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_other_key_form_members", "gauge", &acme, 114.0),
         ("balance_sync_shortest_life_seconds", "gauge", &acme, 12.345),
         ("balance_sync_oldest_due_age_seconds", "gauge", &acme, 6.789),
+        ("balance_sync_exposed_balances", "gauge", &acme, 230.0),
+        ("balance_sync_exposure_age_seconds", "gauge", &acme, 6.789),
         ("balance_sync_quarantine_entries", "gauge", &acme, 119.0),
         ("balance_sync_loss_entries", "gauge", &acme, 121.0),
         ("balance_sync_tenant_paused", "gauge", &acme, 1.0),

@@ -135,6 +135,7 @@ impl LocalWorker {
             due: status.due.load(Relaxed),
             leased: status.leased.load(Relaxed),
             oldest_due_age_ms: status.oldest_due_age_ms.load(Relaxed),
+            exposure_age_ms: u64::try_from(status.exposure_age().as_millis()).unwrap_or(u64::MAX),
             ahead_ms: status.ahead_ms.load(Relaxed),
             shortest_life_ms: known(status.shortest_life_ms.load(Relaxed)),
             quarantine_entries: known(status.quarantine_entries.load(Relaxed)).unwrap_or_default(),

@@ -126,6 +126,9 @@ pub struct BacklogView {
     pub leased: u64,
     /// How long the oldest due one has been due.
     pub oldest_due_age_seconds: f64,
+    /// For how long the oldest balance has waited whose last mutation only Redis has, claimed or not: the scheduled ones would be
+    /// missing from the rows if Redis lost its data now.
+    pub exposure_age_seconds: f64,
     /// Tenants of which it is not known what waits: they are not in these numbers.
     pub unknown_tenants: usize,
 }
@@ -192,8 +195,14 @@ impl FleetView {
         let objective = self.objective_seconds;
         let mut by_state: BTreeMap<ReportedState, usize> =
             TenantState::ALL.into_iter().map(|state| (state.into(), 0)).collect();
-        let mut backlog =
-            BacklogView { scheduled: 0, due: 0, leased: 0, oldest_due_age_seconds: 0.0, unknown_tenants: 0 };
+        let mut backlog = BacklogView {
+            scheduled: 0,
+            due: 0,
+            leased: 0,
+            oldest_due_age_seconds: 0.0,
+            exposure_age_seconds: 0.0,
+            unknown_tenants: 0,
+        };
         let (mut unserved, mut quarantined, mut losses, mut expired) = (0, 0, 0, 0);
         let mut shortest: Option<f64> = None;
         for row in &self.tenants {
@@ -207,6 +216,7 @@ impl FleetView {
             backlog.due += row.due;
             backlog.leased += row.leased;
             backlog.oldest_due_age_seconds = backlog.oldest_due_age_seconds.max(row.oldest_due_age_seconds);
+            backlog.exposure_age_seconds = backlog.exposure_age_seconds.max(row.exposure_age_seconds);
             quarantined += row.quarantined;
             losses += row.losses;
             expired += row.expired_total;

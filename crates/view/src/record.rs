@@ -43,6 +43,9 @@ pub struct TenantRecord {
     /// How long the oldest due one has been due.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub oldest_due_age_ms: u64,
+    /// For how long the oldest balance has waited whose last mutation only Redis has, claimed or not.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub exposure_age_ms: u64,
     /// How far ahead a member is scheduled, where that is further than any lease or delay reaches.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub ahead_ms: u64,

@@ -74,6 +74,7 @@ impl Waiting {
         row.due = self.due;
         row.leased = self.leased;
         row.oldest_due_age_seconds = self.oldest_due_age.as_secs_f64();
+        row.exposure_age_seconds = row.oldest_due_age_seconds;
         row.quarantined = self.quarantined;
         row.losses = self.losses;
         row.shortest_life_seconds = self.shortest_life.map(|life| life.as_secs_f64());

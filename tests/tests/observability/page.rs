@@ -98,6 +98,8 @@ pub(crate) const FAMILIES: &[Expected] = &[
     is("balance_sync_backlog_members", "gauge", "members", &["state", "tenant_id"]),
     is("balance_sync_tenant_paused", "gauge", "", TENANT),
     is("balance_sync_oldest_due_age_seconds", "gauge", "seconds", TENANT),
+    is("balance_sync_exposed_balances", "gauge", "balances", TENANT),
+    is("balance_sync_exposure_age_seconds", "gauge", "seconds", TENANT),
     is("balance_sync_shortest_life_seconds", "gauge", "seconds", TENANT),
     is("balance_sync_quarantine_entries", "gauge", "entries", TENANT),
     is("balance_sync_loss_entries", "gauge", "entries", TENANT),

@@ -153,6 +153,10 @@ pub(super) struct Gauges {
     pub(super) leased: u64,
     /// How long the oldest due member had been due, in milliseconds.
     pub(super) oldest_due_age_ms: u64,
+    /// Members in the schedule, claimed or not.
+    pub(super) exposed: u64,
+    /// How long the oldest of them has waited, in milliseconds.
+    pub(super) exposure_age_ms: u64,
     /// Entries in quarantine; `None` = not known.
     pub(super) quarantine_entries: Option<u64>,
     /// Lost balances among them; `None` = not known.
@@ -172,6 +176,11 @@ impl Gauges {
         self.paused += u64::from(paused);
         self.due += status.due.load(Relaxed);
         self.leased += status.leased.load(Relaxed);
+        let exposed = status.due.load(Relaxed) + status.leased.load(Relaxed);
+        self.exposed += exposed.max(status.scheduled.load(Relaxed));
+        // Also a halted tenant's: it is the worst case that counts here.
+        let age = u64::try_from(status.exposure_age().as_millis()).unwrap_or(u64::MAX);
+        self.exposure_age_ms = self.exposure_age_ms.max(age);
         if alone || !paused {
             // A halted tenant is meant to fall behind: where it has no row of its own it must not hide the others.
             self.oldest_due_age_ms = self.oldest_due_age_ms.max(status.oldest_due_age_ms.load(Relaxed));

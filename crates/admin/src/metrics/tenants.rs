@@ -104,7 +104,7 @@ pub(super) fn condition(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
     page.write(backlog)?;
 
     type Read = fn(&Row) -> Option<f64>;
-    let gauges: [(_, _, Read); 6] = [
+    let gauges: [(_, _, Read); 8] = [
         (
             "balance_sync_tenant_paused",
             "Whether an operator halted the tenant (1 or 0); for tenant_id other the number of such tenants.",
@@ -115,6 +115,18 @@ pub(super) fn condition(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
             "How long the oldest due member of the tenant's schedule had been due at the last look, in seconds by \
              Redis's clock; for tenant_id other the longest of those not halted.",
             |row| Some(row.gauges.oldest_due_age_ms as f64 / 1e3),
+        ),
+        (
+            "balance_sync_exposed_balances",
+            "Balances that would be missing from the rows if Redis lost its data now: all in the tenant's schedule at the \
+             last look, claimed or not.",
+            |row| Some(row.gauges.exposed as f64),
+        ),
+        (
+            "balance_sync_exposure_age_seconds",
+            "How long the oldest of these balances has waited since it was due, in seconds; that of a write under way, too. \
+             For tenant_id other the longest.",
+            |row| Some(row.gauges.exposure_age_ms as f64 / 1e3),
         ),
         (
             "balance_sync_shortest_life_seconds",

@@ -142,6 +142,14 @@ fn figures(text: &mut String, overview: &Overview) {
         ),
     );
     row(
+        "exposed",
+        format_args!(
+            "{} balances would be missing from the rows without Redis, the oldest for {}",
+            count(backlog.scheduled),
+            span(backlog.exposure_age_seconds),
+        ),
+    );
+    row(
         "written",
         format_args!(
             "{} rows/s; lag p50 {}, p99 {}",

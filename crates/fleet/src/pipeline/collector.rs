@@ -11,6 +11,7 @@
 
 mod events;
 mod execute;
+mod held;
 mod traces;
 
 use std::{
@@ -31,6 +32,7 @@ use futures::{StreamExt, future::LocalBoxFuture, stream::FuturesUnordered};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::held::Held;
 use super::{
     failure::SinkError,
     flush::FlushEnd,
@@ -89,8 +91,8 @@ struct Driver<'a, Q, S: Sink> {
     probe: Option<LocalBoxFuture<'a, Result<(), SinkError>>>,
     upkeep: Option<LocalBoxFuture<'a, UpkeepAnswer>>,
     flights: FuturesUnordered<LocalBoxFuture<'a, Landing>>,
-    /// The members of the flights, for when they have to be abandoned.
-    held: Vec<(FlightId, Rc<Vec<Claimed>>)>,
+    /// The members of the flights, for when they have to be abandoned, and since when they wait.
+    held: Held<'a>,
 }
 
 type ClaimAnswer = (Duration, Result<Claim, ScheduleError>);
@@ -143,7 +145,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
             probe: None,
             upkeep: None,
             flights: FuturesUnordered::new(),
-            held: Vec::new(),
+            held: Held::new(&collector.status),
         }
     }
 

@@ -88,6 +88,7 @@ pub struct TenantStatus {
     pub leased: AtomicU64,
     /// How long the oldest due member had been due when the schedule was last sampled, in milliseconds.
     pub oldest_due_age_ms: AtomicU64,
+    held_since: Mutex<Option<Instant>>,
     /// Entries in the tenant's quarantine, losses among them, when it was last sampled; `u64::MAX` = not known.
     pub quarantine_entries: AtomicU64,
     /// Balances whose last mutations are lost, when they were last counted; `u64::MAX` = not known.
@@ -144,6 +145,7 @@ impl TenantStatus {
             due: AtomicU64::new(0),
             leased: AtomicU64::new(0),
             oldest_due_age_ms: AtomicU64::new(0),
+            held_since: Mutex::default(),
             quarantine_entries: AtomicU64::new(u64::MAX),
             losses: AtomicU64::new(u64::MAX),
             quarantine_full: AtomicU64::new(0),
@@ -245,6 +247,20 @@ impl TenantStatus {
     /// Whether an operator has acknowledged what is open.
     pub(crate) fn is_acknowledged(&self) -> bool {
         self.acknowledged.load(Relaxed)
+    }
+
+    /// Since when the oldest member has been due that its collector has claimed and not settled; `None` = it holds none.
+    pub(crate) fn show_held_since(&self, since: Option<Instant>) {
+        *self.held_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    /// For how long the oldest balance has waited whose last mutation only Redis has: one that was due at the last look, or
+    /// one that is being written.
+    #[must_use]
+    pub fn exposure_age(&self) -> Duration {
+        let held = *self.held_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = held.map(|since| since.elapsed()).unwrap_or_default();
+        held.max(Duration::from_millis(self.oldest_due_age_ms.load(Relaxed)))
     }
 
     /// Enters a state without a reason; gives whether it is another one than before.

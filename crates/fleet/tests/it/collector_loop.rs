@@ -452,6 +452,27 @@ async fn a_write_that_hangs_is_given_up_at_its_deadline() {
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_being_written_counts_as_exposed_since_it_was_due_until_it_is_settled_or_released() {
+    local(async {
+        let lab = Lab::new();
+        lab.postgres.is(Mood::Silent);
+        lab.redis.mutate(0..10, 1);
+        tokio::time::sleep(secs(3)).await;
+        lab.start();
+        tokio::time::sleep(ms(4000)).await;
+        assert_eq!(lab.redis.leased(), 10);
+        assert_eq!(lab.status.exposure_age().as_secs(), 7, "three before the claim, four since");
+        lab.until("all are released", |lab| lab.redis.leased() == 0).await;
+        lab.until("nothing is held", |lab| lab.status.exposure_age().is_zero()).await;
+
+        lab.postgres.is(Mood::Well);
+        lab.until("all are settled", |lab| lab.redis.settled.borrow().len() == 10).await;
+        lab.until("nothing is held", |lab| lab.status.exposure_age().is_zero()).await;
+    })
+    .await;
+}
+
 // -- Redis fails -------------------------------------------------------------------------------------------------
 
 #[tokio::test(start_paused = true)]

@@ -99,6 +99,8 @@ pub struct TenantRow {
     pub leased: u64,
     /// How long the oldest due one has been due.
     pub oldest_due_age_seconds: f64,
+    /// For how long the oldest balance has waited whose last mutation only Redis has, claimed or not.
+    pub exposure_age_seconds: f64,
     /// How far ahead a balance is scheduled, where that is further than any lease or delay reaches: Redis's clock has jumped
     /// back.
     pub ahead_seconds: Option<f64>,
@@ -158,6 +160,7 @@ impl TenantRow {
             due: 0,
             leased: 0,
             oldest_due_age_seconds: 0.0,
+            exposure_age_seconds: 0.0,
             ahead_seconds: None,
             shortest_life_seconds: None,
             lag_p50_seconds: None,
@@ -216,6 +219,8 @@ impl TenantRow {
             due: most(|r| r.due),
             leased: most(|r| r.leased),
             oldest_due_age_seconds: most(|r| r.oldest_due_age_ms) as f64 / 1e3,
+            // A worker of an earlier release reports only what is due.
+            exposure_age_seconds: most(|r| r.exposure_age_ms.max(r.oldest_due_age_ms)) as f64 / 1e3,
             ahead_seconds: Some(most(|r| r.ahead_ms))
                 .filter(|ahead| *ahead > 0)
                 .map(|ahead| ahead as f64 / 1e3),

@@ -24,7 +24,7 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
     pub(super) fn event(&mut self, happened: Happened<S::Permit>) -> Event<Claimed> {
         match happened {
             Happened::Landed(Landing::Ended(id, end)) => {
-                self.held.retain(|(held, _)| *held != id);
+                self.held.landed(id);
                 for (reason, detail) in &end.notices {
                     if *reason == Reason::PostgresRowLocked {
                         self.note_locked(detail);
@@ -87,6 +87,7 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
         self.status.scheduled.store(claim.scheduled, Relaxed);
         self.status.foreign_locked.store(claim.foreign, Relaxed);
         self.trace_claim(took, limit, &claim);
+        self.held.claimed(&claim);
         if let Some(refused) = &claim.refused {
             self.note_refusal(refused);
         }

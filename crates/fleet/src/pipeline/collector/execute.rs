@@ -119,7 +119,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
         flight: impl AsyncFnOnce(&[Claimed], Span) -> FlushEnd + 'a,
     ) {
         let claimed = Rc::new(batch);
-        self.held.push((id, Rc::clone(&claimed)));
+        self.held.took_off(id, Rc::clone(&claimed));
         let trace = std::mem::take(&mut self.batch);
         self.flights
             .push(async move { Landing::Ended(id, Box::new(flight(&claimed, trace).await)) }.boxed_local());
@@ -177,10 +177,10 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
 
     fn abandon_flights(&mut self, release_within: Duration) {
         self.flights = FuturesUnordered::new();
-        let batches = std::mem::take(&mut self.held);
+        let batches = self.held.abandon();
         let (queue, status) = (self.queue, self.status);
         let abandoned = async move {
-            let members: Vec<&Claimed> = batches.iter().flat_map(|(_, batch)| batch.iter()).collect();
+            let members: Vec<&Claimed> = batches.iter().flat_map(|batch| batch.iter()).collect();
             // Those that were not ours any more need nobody to release them.
             let (released, orphaned) = match timeout(release_within, release(queue, &members, status)).await {
                 Ok(Some(released)) => (usize::try_from(released).unwrap_or(usize::MAX), 0),

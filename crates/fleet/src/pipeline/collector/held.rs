@@ -1,0 +1,76 @@
+//! What a collector has claimed and not yet settled: the members, and since when the oldest of them has been due.
+//!
+//! While a member is claimed its score is the end of the lease, so Redis no longer has the time of its mutation. Without this
+//! a write that hangs would look like no wait at all.
+
+use std::{rc::Rc, time::Duration};
+
+use balance_sync_engine::collector::FlightId;
+use balance_sync_schedule::{Claim, Claimed};
+use tokio::time::Instant;
+
+use crate::status::TenantStatus;
+
+struct Flight {
+    id: FlightId,
+    members: Rc<Vec<Claimed>>,
+    since: Option<Instant>,
+}
+
+/// The claimed members. Nothing is held any more when this is dropped, also by a panic.
+pub(super) struct Held<'a> {
+    status: &'a TenantStatus,
+    /// Of what is in the buffer.
+    buffered_since: Option<Instant>,
+    flights: Vec<Flight>,
+}
+
+impl<'a> Held<'a> {
+    pub(super) fn new(status: &'a TenantStatus) -> Self {
+        Self { status, buffered_since: None, flights: Vec::new() }
+    }
+
+    /// The buffer takes in what a claim brought.
+    pub(super) fn claimed(&mut self, claim: &Claim) {
+        if claim.entries.is_empty() {
+            return;
+        }
+        // In order of their scores. A lease that lapsed shows no time: such a member counts from this claim.
+        let oldest = claim.entries.iter().find_map(Claimed::scheduled_at);
+        let waited = oldest.and_then(|oldest| Duration::try_from_secs_f64(claim.now - oldest).ok());
+        let now = Instant::now();
+        let since = now.checked_sub(waited.unwrap_or_default()).unwrap_or(now);
+        self.buffered_since = Some(self.buffered_since.map_or(since, |known| known.min(since)));
+        self.show();
+    }
+
+    /// The buffer becomes a flight.
+    pub(super) fn took_off(&mut self, id: FlightId, members: Rc<Vec<Claimed>>) {
+        let since = self.buffered_since.take();
+        self.flights.push(Flight { id, members, since });
+        self.show();
+    }
+
+    pub(super) fn landed(&mut self, id: FlightId) {
+        self.flights.retain(|flight| flight.id != id);
+        self.show();
+    }
+
+    /// Gives up all flights.
+    pub(super) fn abandon(&mut self) -> Vec<Rc<Vec<Claimed>>> {
+        let flights = std::mem::take(&mut self.flights);
+        self.show();
+        flights.into_iter().map(|flight| flight.members).collect()
+    }
+
+    fn show(&self) {
+        let flights = self.flights.iter().filter_map(|flight| flight.since);
+        self.status.show_held_since(flights.chain(self.buffered_since).min());
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.status.show_held_since(None);
+    }
+}
