@@ -144,7 +144,7 @@ fn figures(text: &mut String, overview: &Overview) {
     row(
         "exposed",
         format_args!(
-            "{} balances would be missing from the rows without Redis, the oldest for {}",
+            "{} balances are in Redis only, the oldest for {}",
             count(backlog.scheduled),
             span(backlog.exposure_age_seconds),
         ),
