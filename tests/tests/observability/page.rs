@@ -98,7 +98,7 @@ pub(crate) const FAMILIES: &[Expected] = &[
     is("balance_sync_backlog_members", "gauge", "members", &["state", "tenant_id"]),
     is("balance_sync_tenant_paused", "gauge", "", TENANT),
     is("balance_sync_oldest_due_age_seconds", "gauge", "seconds", TENANT),
-    is("balance_sync_exposed_balances", "gauge", "balances", TENANT),
+    is("balance_sync_exposed_balances", "gauge", "", TENANT),
     is("balance_sync_exposure_age_seconds", "gauge", "seconds", TENANT),
     is("balance_sync_shortest_life_seconds", "gauge", "seconds", TENANT),
     is("balance_sync_quarantine_entries", "gauge", "entries", TENANT),
