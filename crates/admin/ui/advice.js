@@ -2,9 +2,9 @@
 
 import { REASONS, STATES } from "./tables.js";
 
-/** @typedef {"quiet" | "working" | "changing" | "halted" | "failing"} Condition */
+/** @typedef {"quiet" | "working" | "changing" | "paused" | "failing"} Condition */
 /** @type {Record<Condition, string>} */
-const LEVELS = { quiet: "good", working: "good", changing: "good", halted: "note", failing: "bad" };
+const LEVELS = { quiet: "good", working: "good", changing: "good", paused: "note", failing: "bad" };
 /** @type {Map<string, Condition>} */
 const CONDITIONS = new Map(STATES.map(({ name, condition }) => [name, condition]));
 
@@ -17,7 +17,7 @@ WORDS.splice(STATES.filter(({ condition }) => condition === "failing").length, 0
 /** The level at which a state is shown: bad, note or good. */
 export function levelOf(/** @type {string} */ state) {
   // What a state of another release means is not known: it is worth a look.
-  return LEVELS[CONDITIONS.get(state) ?? "halted"];
+  return LEVELS[CONDITIONS.get(state) ?? "paused"];
 }
 
 /** @type {Record<string, string>} */

@@ -46,7 +46,7 @@ export function reasonOf(row) {
   const { word } = assess(row, objective());
   if (word === "paused") {
     const by = row.paused?.by ? ` by ${row.paused.by}` : "";
-    return `halted${by}${row.paused?.note ? `: ${row.paused.note}` : ""}`;
+    return `paused${by}${row.paused?.note ? `: ${row.paused.note}` : ""}`;
   }
   if (row.reason) return words(row.reason);
   if (word === "unserved") return "no live worker looks after it";

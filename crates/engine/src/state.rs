@@ -37,7 +37,7 @@ names! {
         /// It is about to work, or to end.
         Changing = "changing",
         /// An operator wants it so.
-        Halted = "halted",
+        Paused = "paused",
         /// Balances can't be written.
         Failing = "failing",
     }
@@ -57,7 +57,7 @@ impl TenantState {
             Self::Idle | Self::Standby => Condition::Quiet,
             Self::Syncing => Condition::Working,
             Self::Starting | Self::Stopping => Condition::Changing,
-            Self::Paused => Condition::Halted,
+            Self::Paused => Condition::Paused,
             Self::Degraded => Condition::Failing,
         }
     }

@@ -20,12 +20,12 @@ use crate::rows::at;
 /// Longest note, in characters.
 pub const LONGEST_NOTE: usize = 500;
 
-/// What stands in Redis about a halted tenant.
+/// What stands in Redis about a paused tenant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PausedRecord {
     /// Whose; the label.
     pub tenant: String,
-    /// Who halted it.
+    /// Who paused it.
     pub by: String,
     /// When, in seconds since 1970.
     pub at: f64,

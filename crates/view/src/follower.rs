@@ -83,7 +83,7 @@ pub(crate) struct Follower {
 pub(crate) const INTERVAL: Duration = LOOK_EVERY;
 
 impl Follower {
-    /// Prepares it. Nothing may be claimed from now on until it has read who is halted.
+    /// Prepares it. Nothing may be claimed from now on until it has read who is paused.
     #[must_use]
     pub(crate) fn new(
         own: Arc<LocalWorker>,
@@ -95,7 +95,7 @@ impl Follower {
         Self { own, controls, key_form, drain, seen: Arc::default(), watch: PauseWatch::new(now()) }
     }
 
-    /// The one that goes on when this one has panicked. It reads again who is halted.
+    /// The one that goes on when this one has panicked. It reads again who is paused.
     pub(crate) fn successor(&self) -> Self {
         Self {
             own: Arc::clone(&self.own),

@@ -229,7 +229,7 @@ pub struct TenantStateView {
     pub partial: bool,
     /// Since when.
     pub since: Option<String>,
-    /// Who halted it.
+    /// Who paused it.
     pub paused: Option<PausedBy>,
 }
 

@@ -6,7 +6,7 @@ use balance_sync_sandbox::{balance_table, eventually};
 use balance_sync_tests::SOON;
 use balance_sync_tests::ledger::{claimed, comes_in_step, scores};
 
-use crate::{break_password, browser, halted, version, worker};
+use crate::{break_password, browser, paused_tenants, version, worker};
 
 #[tokio::test]
 async fn a_paused_tenant_waits_until_it_is_resumed() -> Result<()> {
@@ -22,7 +22,7 @@ async fn a_paused_tenant_waits_until_it_is_resumed() -> Result<()> {
     browser.shows("dialog", "stop claiming").await?;
     browser.press("dialog", "Cancel").await?;
     browser.until("no dialog", "document.querySelector('dialog') === null").await?;
-    ensure!(halted(&sandbox).await?.is_empty());
+    ensure!(paused_tenants(&sandbox).await?.is_empty());
 
     browser.press(".actions", "Pause").await?;
     browser.fill("dialog #note", "the schema is being migrated").await?;
@@ -30,7 +30,7 @@ async fn a_paused_tenant_waits_until_it_is_resumed() -> Result<()> {
     browser.shows(".toasts", "done by first").await?;
     browser.shows(".tenant-state .badge", "paused").await?;
     browser.shows(".tenant-state", "the schema is being migrated").await?;
-    let (key, told) = halted(&sandbox).await?.pop().context("nothing is halted")?;
+    let (key, told) = paused_tenants(&sandbox).await?.pop().context("nothing is paused")?;
     assert_eq!(key, tenants[0].keys.schedule());
     assert!(told.contains("the schema is being migrated") && told.contains(&tenants[0].id), "{told}");
 
@@ -57,7 +57,7 @@ async fn a_paused_tenant_waits_until_it_is_resumed() -> Result<()> {
     browser.press("dialog", "Resume").await?;
     browser.shows(".toasts", "Resume").await?;
     comes_in_step(&sandbox, &producer).await?;
-    ensure!(halted(&sandbox).await?.is_empty());
+    ensure!(paused_tenants(&sandbox).await?.is_empty());
     browser.shows("#verdict", "All tenants are on time").await?;
 
     browser.press(".tabs", "Actions").await?;

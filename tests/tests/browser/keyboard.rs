@@ -3,7 +3,7 @@
 use anyhow::Result;
 use thirtyfour::Key;
 
-use crate::{browser, halted, worker};
+use crate::{browser, paused_tenants, worker};
 
 #[tokio::test]
 async fn a_tenant_is_found_and_paused_without_a_mouse() -> Result<()> {
@@ -61,7 +61,7 @@ async fn a_tenant_is_found_and_paused_without_a_mouse() -> Result<()> {
     browser.until("the note has the focus", "document.activeElement.id === 'note'").await?;
     browser.keys(Key::Escape).await?;
     browser.until("the focus is back", "document.activeElement.innerText.trim() === 'Pause'").await?;
-    assert!(halted(&sandbox).await?.is_empty());
+    assert!(paused_tenants(&sandbox).await?.is_empty());
     browser.keys(Key::Enter).await?;
     browser.until("the note has the focus", "document.activeElement.id === 'note'").await?;
     browser.keys("by keys" + Key::Tab).await?;
@@ -69,7 +69,7 @@ async fn a_tenant_is_found_and_paused_without_a_mouse() -> Result<()> {
     browser.until("the last button", "document.activeElement.type === 'submit'").await?;
     browser.keys(Key::Enter).await?;
     browser.shows(".tenant-state .badge", "paused").await?;
-    assert_eq!(halted(&sandbox).await?.len(), 1);
+    assert_eq!(paused_tenants(&sandbox).await?.len(), 1);
 
     // And back to the same view of the table.
     browser.eval("history.back()").await?;

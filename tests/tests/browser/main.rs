@@ -35,8 +35,8 @@ fn worker(sandbox: &Sandbox, name: &str) -> WorkerBuilder {
     Worker::of(sandbox).set("worker.name", name).set("log.level", "info")
 }
 
-/// The fields of the hash of halted tenants.
-async fn halted(sandbox: &Sandbox) -> Result<Vec<(String, String)>> {
+/// The fields of the hash of paused tenants.
+async fn paused_tenants(sandbox: &Sandbox) -> Result<Vec<(String, String)>> {
     let mut redis = sandbox.redis().connect().await?;
     Ok(redis.hgetall("{transactions}:balance-sync:paused").await?)
 }

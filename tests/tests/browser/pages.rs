@@ -33,7 +33,7 @@ async fn fits(browser: &Browser, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Poison for the third tenant, a broken password for the first, and a halt of the fourth.
+/// Poison for the third tenant, a broken password for the first, and a pause of the fourth.
 async fn trouble(sandbox: &Sandbox, worker: &Worker, browser: &mut Browser) -> Result<()> {
     let tenants = sandbox.tenants();
     let mut redis = sandbox.redis().connect().await?;

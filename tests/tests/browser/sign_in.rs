@@ -7,7 +7,7 @@ use balance_sync_tests::SOON;
 use balance_sync_tests::ledger::{comes_in_step, quarantine_key};
 use redis::AsyncCommands;
 
-use crate::{browser, halted, worker};
+use crate::{browser, paused_tenants, worker};
 
 const READER: &str = "a-token-to-read-with";
 const OPERATOR: &str = "a-token-to-act-with";
@@ -76,7 +76,7 @@ async fn a_reader_looks_and_an_operator_acts() -> Result<()> {
         tenant.id
     );
     assert_eq!(browser.settle(&forced).await?, 403);
-    ensure!(halted(&sandbox).await?.is_empty());
+    ensure!(paused_tenants(&sandbox).await?.is_empty());
     // No script gets at the token.
     assert_eq!(browser.eval("document.cookie").await?, "");
 
@@ -103,7 +103,7 @@ async fn a_reader_looks_and_an_operator_acts() -> Result<()> {
     browser.press(".actions", "Pause").await?;
     browser.press("dialog", "Pause").await?;
     browser.shows(".toasts", "done by first").await?;
-    assert_eq!(halted(&sandbox).await?.len(), 1);
+    assert_eq!(paused_tenants(&sandbox).await?.len(), 1);
     browser.expect_error("status of 401");
     browser.expect_error("status of 403");
     browser.finish().await

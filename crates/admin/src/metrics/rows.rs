@@ -161,7 +161,7 @@ pub(super) struct Gauges {
     pub(super) quarantine_entries: Option<u64>,
     /// Lost balances among them; `None` = not known.
     pub(super) losses: Option<u64>,
-    /// Tenants that an operator halted.
+    /// Tenants that an operator paused.
     pub(super) paused: u64,
     /// Members in a schedule of the key form that isn't configured.
     pub(super) other_form: u64,
@@ -178,11 +178,11 @@ impl Gauges {
         self.leased += status.leased.load(Relaxed);
         let exposed = status.due.load(Relaxed) + status.leased.load(Relaxed);
         self.exposed += exposed.max(status.scheduled.load(Relaxed));
-        // Also a halted tenant's: it is the worst case that counts here.
+        // Also a paused tenant's: it is the worst case that counts here.
         let age = u64::try_from(status.exposure_age().as_millis()).unwrap_or(u64::MAX);
         self.exposure_age_ms = self.exposure_age_ms.max(age);
         if alone || !paused {
-            // A halted tenant is meant to fall behind: where it has no row of its own it must not hide the others.
+            // A paused tenant is meant to fall behind: where it has no row of its own it must not hide the others.
             self.oldest_due_age_ms = self.oldest_due_age_ms.max(status.oldest_due_age_ms.load(Relaxed));
         }
         if let Some(entries) = known(&status.quarantine_entries) {

@@ -107,13 +107,13 @@ pub(super) fn condition(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
     let gauges: [(_, _, Read); 8] = [
         (
             "balance_sync_tenant_paused",
-            "Whether an operator halted the tenant (1 or 0); for tenant_id other the number of such tenants.",
+            "Whether an operator paused the tenant (1 or 0); for tenant_id other the number of such tenants.",
             |row| Some(row.gauges.paused as f64),
         ),
         (
             "balance_sync_oldest_due_age_seconds",
             "How long the oldest due member of the tenant's schedule had been due at the last look, in seconds by \
-             Redis's clock; for tenant_id other the longest of those not halted.",
+             Redis's clock; for tenant_id other the longest of those not paused.",
             |row| Some(row.gauges.oldest_due_age_ms as f64 / 1e3),
         ),
         (

@@ -113,7 +113,7 @@ pub(crate) fn verdict_style(verdict: Verdict) -> Style {
 pub(crate) fn state_style(state: &StateView) -> Style {
     match state.condition() {
         Condition::Failing => BAD,
-        Condition::Halted | Condition::Changing => WARN,
+        Condition::Paused | Condition::Changing => WARN,
         Condition::Working => GOOD,
         Condition::Quiet => PLAIN,
     }

@@ -183,7 +183,7 @@ impl Partition {
     async fn overdue(&self, adopted: BTreeSet<Tenant>) -> Option<Vec<Tenant>> {
         let mut tenants = self.unowned.send(Unowned).await.ok()?;
         tenants.extend(adopted);
-        // Balances of a halted tenant are meant to wait.
+        // Balances of a paused tenant are meant to wait.
         tenants.retain(|tenant| !self.fleet.paused.contains(tenant));
         let mut overdue = Vec::new();
         for page in tenants.chunks(PAGE) {

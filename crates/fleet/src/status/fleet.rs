@@ -200,7 +200,7 @@ pub struct FleetStatus {
     pub last_pass_us: AtomicU64,
     /// The tenants that the directory listed last, whichever worker serves them; `None` before the first answer.
     listed: RwLock<Option<Listed>>,
-    /// Tenants that operators halted.
+    /// Tenants that operators paused.
     pub paused: PausedTenants,
     /// The worker's background tasks.
     pub tasks: Tasks,

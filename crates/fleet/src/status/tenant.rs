@@ -99,7 +99,7 @@ pub struct TenantStatus {
     pub other_form: AtomicU64,
     /// Set before the collector is stopped because its tenant was removed: it empties the schedule first.
     pub leaving: AtomicBool,
-    /// An operator halted this tenant: nothing is claimed, and what waits is kept alive.
+    /// An operator paused this tenant: nothing is claimed, and what waits is kept alive.
     pub paused: AtomicBool,
     /// Another worker comes first: this one claims only when no other does.
     pub standby: AtomicBool,

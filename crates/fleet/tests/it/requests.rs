@@ -1,4 +1,4 @@
-//! What operators want of a collector, on paused time: it halts, what waits is kept alive, it goes on, it writes at once.
+//! What operators want of a collector, on paused time: it pauses, what waits is kept alive, it goes on, it writes at once.
 
 use std::{collections::HashSet, future::Future, sync::atomic::Ordering::Relaxed, time::Duration};
 

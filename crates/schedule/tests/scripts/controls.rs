@@ -1,4 +1,4 @@
-//! The log of actions and the set of halted tenants.
+//! The log of actions and the set of paused tenants.
 
 use balance_sync_sandbox::{RedisOptions, RedisServer};
 use balance_sync_schedule::{Controls, Link, LinkSettings, controls::Order};
@@ -27,7 +27,7 @@ async fn a_tenant_is_paused_with_a_log_entry_that_names_the_operator() {
     );
     assert!(record["at"].as_f64().unwrap() > 1.7e9);
 
-    // Who halted it first is who did; the second is in the log all the same.
+    // Who paused it first is who did; the second is in the log all the same.
     let (second, changed) = controls.record(&Order { by: "bob", note: "", ..PAUSE }).await.unwrap();
     assert!(!changed && second != id);
     assert!(controls.paused().await.unwrap()["tenant:acme:s"].contains("ann"));

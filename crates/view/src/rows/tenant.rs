@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{StateView, at};
 use crate::record::{Counts, TenantRecord, VanishedRecord};
 
-/// Who halted a tenant.
+/// Who paused a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PausedBy {
     /// Who.
@@ -87,7 +87,7 @@ pub struct TenantRow {
     pub partial: bool,
     /// Since when it is in this state; `None` when nobody serves it.
     pub since: Option<String>,
-    /// Who halted it.
+    /// Who paused it.
     pub paused: Option<PausedBy>,
     /// Whether its schedules have been sampled: without that, what waits and what is lost is not known.
     pub sampled: bool,
@@ -136,7 +136,7 @@ pub struct TenantRow {
 
 impl TenantRow {
     /// Whether its balances are late: the oldest due one has waited longer than the objective, and not because an
-    /// operator halted it.
+    /// operator paused it.
     #[must_use]
     pub fn is_behind(&self, objective_seconds: f64) -> bool {
         self.paused.is_none()
