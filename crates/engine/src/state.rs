@@ -28,7 +28,7 @@ names! {
 pub type ReportedState = Reported<TenantState>;
 
 names! {
-    /// What a state means to whoever looks: how it is coloured and sorted. From good to bad.
+    /// What a state means to an operator: how it is coloured and sorted. From good to bad.
     pub enum Condition {
         /// Nothing is to be done.
         Quiet = "quiet",
@@ -50,7 +50,7 @@ impl TenantState {
         self.as_str()
     }
 
-    /// What it means to whoever looks.
+    /// What it means to an operator.
     #[must_use]
     pub const fn condition(self) -> Condition {
         match self {

@@ -37,7 +37,7 @@ impl StateView {
         Self::all().find(|state| state.as_str() == name)
     }
 
-    /// What it means to whoever looks. What a state of another release means is not known: it is shown as one to look at.
+    /// What it means to an operator. What a state of another release means is not known: it is shown as one to look at.
     #[must_use]
     pub const fn condition(&self) -> Condition {
         match self {

@@ -24,7 +24,7 @@ pub struct PausedBy {
 }
 
 impl PausedBy {
-    /// Somebody's pause since so many seconds after 1970.
+    /// A pause that began so many seconds after 1970.
     pub(crate) fn new(by: String, since: f64, note: Option<String>) -> Self {
         Self { by, at: at(since), note, at_ms: (since.max(0.0) * 1e3) as u64 }
     }

@@ -1,0 +1,414 @@
+//! The verdict: how the fleet is in one word, how a tenant is, and why, in sentences.
+
+use std::collections::BTreeMap;
+
+use balance_sync_engine::vanish::REASONS;
+use balance_sync_fleet::{
+    status::{Condition, Reason, ReportedReason, TenantState, lag_quantile},
+    tasks::TaskState,
+};
+use balance_sync_schedule::ScheduleError;
+use serde::Serialize;
+
+use crate::{
+    reader::FleetView,
+    rows::{StateView, TaskView, TenantRow, VanishedView, WorkerRow},
+};
+
+/// Tenants named in one sentence.
+const NAMED: usize = 3;
+/// A value with less life left than this may be lost before it is written.
+const SHORT_LIFE_SECONDS: f64 = 300.0;
+
+/// How the fleet is, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Every tenant is served and up to date, by the workers that there should be.
+    Healthy,
+    /// Every balance that can be written is on time, and an operator has to look at something.
+    Attention,
+    /// Balances of some tenant are late.
+    Behind,
+    /// Some tenant can't be written, or nobody serves it.
+    Degraded,
+    /// It can't be told.
+    Unknown,
+}
+
+impl Verdict {
+    /// The name in answers.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Attention => "attention",
+            Self::Behind => "behind",
+            Self::Degraded => "degraded",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl FleetView {
+    /// How one tenant is.
+    #[must_use]
+    pub fn verdict_of(&self, row: &TenantRow) -> Verdict {
+        if row.state.condition() == Condition::Failing || row.vanished.is_some() || row.losses > 0 {
+            Verdict::Degraded
+        } else if !row.sampled || matches!(row.state, StateView::Other(_)) {
+            Verdict::Unknown
+        } else if row.is_behind(self.objective_seconds) || row.ahead_seconds.is_some() {
+            Verdict::Behind
+        } else if row.quarantined > 0 || self.is_forgotten(row) {
+            Verdict::Attention
+        } else {
+            Verdict::Healthy
+        }
+    }
+
+    /// How far up a tenant belongs among the worst; more is worse.
+    pub(super) fn severity(&self, row: &TenantRow) -> u8 {
+        match self.verdict_of(row) {
+            Verdict::Degraded => 4,
+            Verdict::Unknown => 3,
+            Verdict::Behind => 2,
+            Verdict::Attention => 1,
+            Verdict::Healthy => u8::from(row.paused.is_some()),
+        }
+    }
+
+    /// Whether a tenant has been paused for longer than planned.
+    fn is_forgotten(&self, row: &TenantRow) -> bool {
+        row.paused.as_ref().is_some_and(|by| by.seconds(self.at) > self.objectives.pause.as_secs_f64())
+    }
+
+    /// The verdict, and why.
+    pub(super) fn judge(&self) -> (Verdict, Vec<String>) {
+        let mut reasons = Vec::new();
+        let mut verdict = Verdict::Healthy;
+        let mut worse = |than: Verdict, reason: String| {
+            verdict = verdict.max(than);
+            reasons.push(reason);
+        };
+        if let Some(error) = &self.redis_error {
+            let level = if self.workers.is_empty() { Verdict::Unknown } else { Verdict::Degraded };
+            worse(
+                level,
+                format!("Redis can't be asked, only what this worker serves itself is shown: {error}."),
+            );
+        } else if let Some(error) = &self.writes_refused {
+            worse(Verdict::Degraded, self.refusal(error));
+        } else if self.workers.is_empty() {
+            worse(Verdict::Unknown, "No live worker has been heard of.".to_owned());
+        }
+        if !self.listed {
+            worse(
+                Verdict::Unknown,
+                "The list of tenants is not known, so nobody can tell whether all are served.".to_owned(),
+            );
+        }
+
+        let mut degraded: BTreeMap<(&str, bool), Vec<&TenantRow>> = BTreeMap::new();
+        let (mut unserved, mut unsampled, mut foreign) = (vec![], vec![], vec![]);
+        let (mut behind, mut paused, mut short) = (vec![], vec![], vec![]);
+        let (mut ahead, mut vanished) = (vec![], vec![]);
+        let (mut quarantined, mut lost, mut expired) = (vec![], vec![], vec![]);
+        for row in &self.tenants {
+            vanished.extend(row.vanished.as_ref().map(|open| (open, row)));
+            match &row.state {
+                // Reported by itself, whatever the tenant's state is.
+                StateView::Is(TenantState::Degraded) if row.vanished.is_some() && lost_data(row) => {}
+                StateView::Is(TenantState::Degraded) => {
+                    let reason = row.reason.as_ref().map_or("unknown", ReportedReason::as_str);
+                    degraded.entry((reason, row.partial)).or_default().push(row);
+                }
+                StateView::Is(_) => {}
+                StateView::Other(_) => foreign.push(row),
+                StateView::Unserved => unserved.push(row),
+            }
+            if !row.sampled && row.state != StateView::Is(TenantState::Degraded) {
+                unsampled.push(row);
+            }
+            if row.is_behind(self.objective_seconds) {
+                behind.push(row);
+            }
+            if row.ahead_seconds.is_some() {
+                ahead.push(row);
+            }
+            if row.paused.is_some() {
+                paused.push(row);
+            }
+            if row.shortest_life_seconds.is_some_and(|life| life < SHORT_LIFE_SECONDS) {
+                short.push(row);
+            }
+            if row.quarantined > 0 {
+                quarantined.push(row);
+            }
+            if row.losses > 0 {
+                lost.push(row);
+            }
+            if row.expired_total > 0 {
+                expired.push(row);
+            }
+        }
+        let mut degraded: Vec<_> = degraded.into_iter().collect();
+        degraded.sort_by_key(|(_, rows)| std::cmp::Reverse(rows.len()));
+        for ((reason, partial), rows) in degraded {
+            let since = rows.iter().filter_map(|row| row.since.as_deref()).min().unwrap_or("unknown");
+            let (whose, names) = (tenants(&rows), names(&rows));
+            let said = if reason == Reason::PostgresReplaced.as_str() {
+                format!(
+                    "Rows of {whose} may lack what was written before ({reason}), since {since}: {names}."
+                )
+            } else if partial {
+                format!("Some balances of {whose} can't be written ({reason}), since {since}: {names}.")
+            } else {
+                format!("{whose} can't be written ({reason}), since {since}: {names}.")
+            };
+            worse(Verdict::Degraded, said);
+        }
+        for reason in REASONS {
+            let of_reason = vanished.iter().filter(|(open, _)| open.reason.known() == Some(reason));
+            let (open, rows): (Vec<&VanishedView>, Vec<&TenantRow>) =
+                of_reason.map(|(open, row)| (*open, *row)).unzip();
+            if let Some(text) = lost_by_redis(reason, &open, &rows) {
+                worse(Verdict::Degraded, text);
+            }
+        }
+        if !unserved.is_empty() && !self.workers.is_empty() && self.writes_refused.is_none() {
+            let text = format!("{} served by no live worker: {}.", are(&unserved), names(&unserved));
+            worse(Verdict::Degraded, text);
+        }
+        if !unsampled.is_empty() {
+            let text = format!(
+                "The schedules of {} have not been read yet, or can't be, so it is unknown what waits or is lost there: {}.",
+                tenants(&unsampled),
+                names(&unsampled)
+            );
+            worse(Verdict::Unknown, text);
+        }
+        if let Some(first) = foreign.first() {
+            let text = format!(
+                "{} in a state of another release ({}), and what it means is not known here: {}.",
+                are(&foreign),
+                first.state,
+                names(&foreign)
+            );
+            worse(Verdict::Unknown, text);
+        }
+        if !lost.is_empty() {
+            lost.sort_by_key(|row| std::cmp::Reverse(row.losses));
+            let losses: u64 = lost.iter().map(|row| row.losses).sum();
+            let text = format!(
+                "{losses} balances have lost mutations or forked, or may have, until their entries are dropped: {}.",
+                names(&lost)
+            );
+            worse(Verdict::Degraded, text);
+        }
+        if !behind.is_empty() {
+            behind.sort_by(|a, b| b.oldest_due_age_seconds.total_cmp(&a.oldest_due_age_seconds));
+            let due: u64 = behind.iter().map(|row| row.due).sum();
+            let (oldest, objective) = (behind[0].oldest_due_age_seconds, self.objective_seconds);
+            worse(
+                Verdict::Behind,
+                format!(
+                    "{} behind: {due} balances are due, the oldest for {oldest:.1} s (objective {objective} s): {}.",
+                    are(&behind),
+                    names(&behind)
+                ),
+            );
+        }
+        if !ahead.is_empty() {
+            let furthest = ahead.iter().filter_map(|row| row.ahead_seconds).fold(0.0, f64::max);
+            worse(
+                Verdict::Behind,
+                format!(
+                    "Redis's clock has jumped back: balances of {} are scheduled up to {furthest:.0} s ahead, further than any lease \
+                     reaches, until they are made due: {}.",
+                    tenants(&ahead),
+                    names(&ahead)
+                ),
+            );
+        }
+        if !short.is_empty() {
+            let left = short.iter().filter_map(|row| row.shortest_life_seconds).fold(f64::MAX, f64::min);
+            worse(
+                Verdict::Behind,
+                format!(
+                    "Values of {} expire in {left:.0} s unless they are written before: {}.",
+                    tenants(&short).to_lowercase(),
+                    names(&short)
+                ),
+            );
+        }
+        for worker in &self.workers {
+            let stalled = |task: &&TaskView| task.state == TaskState::Stalled;
+            for task in worker.background_tasks.iter().filter(stalled) {
+                let end = task.last_end.as_ref().map_or_else(String::new, |end| format!(", it {end}"));
+                let reason = format!(
+                    "Background task {} of worker {} has made no progress since {}{end}.",
+                    task.name, worker.name, task.last_progress_at
+                );
+                worse(if task.is_missed() { Verdict::Degraded } else { Verdict::Healthy }, reason);
+            }
+        }
+        let late = lag_quantile(&self.rates.lags, 0.99).filter(|lag| *lag > self.objective_seconds);
+        if let Some(lag) = late {
+            worse(
+                Verdict::Behind,
+                format!(
+                    "Of the last seconds' mutations one in a hundred took {lag:.1} s or longer to its row (objective {} s).",
+                    self.objective_seconds
+                ),
+            );
+        }
+        for reason in self.redundancy() {
+            worse(Verdict::Attention, reason);
+        }
+        let (forgotten, paused): (Vec<_>, Vec<_>) =
+            paused.into_iter().partition(|row| self.is_forgotten(row));
+        if let Some(first) = forgotten.iter().filter_map(|row| row.paused.as_ref()).min_by_key(|by| by.at_ms)
+        {
+            let note = first.note.as_ref().map_or_else(String::new, |note| format!(" ({note})"));
+            worse(
+                Verdict::Attention,
+                format!(
+                    "{} paused for longer than {} (objectives.pause), the first by {} since {}{note}: {}.",
+                    are(&forgotten),
+                    humantime::format_duration(self.objectives.pause),
+                    first.by,
+                    first.at,
+                    names(&forgotten)
+                ),
+            );
+        }
+        if !quarantined.is_empty() {
+            quarantined.sort_by_key(|row| std::cmp::Reverse(row.quarantined));
+            let entries: u64 = quarantined.iter().map(|row| row.quarantined).sum();
+            worse(
+                Verdict::Attention,
+                format!(
+                    "{entries} balances are in quarantine until they are retried or dropped: {}.",
+                    names(&quarantined)
+                ),
+            );
+        }
+        // What is worth knowing and needs no action.
+        if !paused.is_empty() {
+            reasons.push(format!("{} paused by hand: {}.", are(&paused), names(&paused)));
+        }
+        for worker in &self.workers {
+            if let Some(configured) = &worker.configured_name {
+                reasons.push(format!(
+                    "Worker {} is configured as {configured}, which was another worker's name when it looked: give each its own worker.name.",
+                    worker.name
+                ));
+            }
+        }
+        if !expired.is_empty() {
+            let values: u64 = expired.iter().map(|row| row.expired_total).sum();
+            reasons.push(format!("{values} values had expired before anybody looked: {}.", names(&expired)));
+        }
+        (verdict, reasons)
+    }
+    /// What is missing of the workers that there should be, what the tenant service doesn't answer, and in what the workers differ.
+    fn redundancy(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        let live: Vec<&WorkerRow> =
+            self.workers.iter().filter(|worker| worker.live && !worker.draining).collect();
+        let expected = self.objectives.workers;
+        if live.len() < expected && self.redis_error.is_none() && self.writes_refused.is_none() {
+            reasons.push(format!("{} of {expected} workers are alive (worker.expected).", live.len()));
+        }
+        let failing =
+            |worker: &&&WorkerRow| matches!(worker.tenant_service.state.as_str(), "failing" | "breaker_open");
+        let unanswered: Vec<&&WorkerRow> = live.iter().filter(failing).collect();
+        if let Some(worker) = unanswered.first() {
+            let since = worker.tenant_service.last_success_at.as_deref().unwrap_or("its start");
+            reasons.push(format!(
+                "The tenant service has not answered {} since {since}: tenants that were added, removed or moved meanwhile are not known.",
+                listed(unanswered.iter().map(|worker| worker.name.as_str()))
+            ));
+        }
+        let mut values: BTreeMap<&str, BTreeMap<&str, Vec<&str>>> = BTreeMap::new();
+        for worker in &live {
+            let version = ("version", worker.version.as_str());
+            let settings = worker.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+            for (name, value) in settings.chain([version]) {
+                values.entry(name).or_default().entry(value).or_default().push(&worker.name);
+            }
+        }
+        for (name, values) in values.into_iter().filter(|(_, values)| values.len() > 1) {
+            let each = values
+                .into_iter()
+                .map(|(value, workers)| format!("{value} on {}", listed(workers.into_iter())));
+            reasons.push(format!("Workers differ in {name}: {}.", each.collect::<Vec<_>>().join("; ")));
+        }
+        reasons
+    }
+
+    /// That Redis refuses writes, and what is known all the same.
+    fn refusal(&self, error: &ScheduleError) -> String {
+        let silent: Vec<_> = self.workers.iter().filter(|worker| !worker.live).collect();
+        let heard = silent.iter().map(|worker| worker.seen_at.as_str()).max();
+        let known = match (silent.len(), heard) {
+            (1, Some(at)) => format!(" 1 worker can't report, and is shown as last heard of at {at}."),
+            (many, Some(at)) => {
+                format!(" {many} workers can't report, and are shown as last heard of, the latest at {at}.")
+            }
+            (_, None) => String::new(),
+        };
+        format!(
+            "Redis refuses writes ({}): {}.{known}",
+            error.class.as_str(),
+            error.message.trim_end_matches('.')
+        )
+    }
+}
+
+/// Whether the reason that is shown of a tenant is that Redis has lost data of it.
+fn lost_data(row: &TenantRow) -> bool {
+    let known = row.reason.as_ref().and_then(ReportedReason::known);
+    known.is_some_and(|reason| REASONS.contains(&reason))
+}
+
+/// What Redis has lost, in one sentence; `None` without any.
+fn lost_by_redis(reason: Reason, open: &[&VanishedView], rows: &[&TenantRow]) -> Option<String> {
+    let first = open.iter().min_by(|a, b| a.since.cmp(&b.since))?;
+    let sum = |of: fn(&VanishedView) -> u64| open.iter().map(|one| of(one)).sum::<u64>();
+    let (extent, rescheduled, lost) =
+        (sum(|one| one.extent), sum(|one| one.rescheduled), sum(|one| one.lost));
+    let ahead = match sum(|one| one.rows_ahead) {
+        0 => String::new(),
+        rows => format!(", {rows} rows are newer than what Redis holds"),
+    };
+    Some(format!(
+        "Redis has lost data of {} ({reason}), since {}: {}. {}: {extent} members are missing, {rescheduled} balances are \
+         scheduled again and {lost} listed as lost{ahead}; {}.",
+        tenants(rows),
+        first.since,
+        names(rows),
+        first.detail,
+        first.phase.trim_end_matches('.')
+    ))
+}
+
+fn tenants(rows: &[&TenantRow]) -> String {
+    if rows.len() == 1 { "1 tenant".to_owned() } else { format!("{} tenants", rows.len()) }
+}
+
+fn are(rows: &[&TenantRow]) -> String {
+    format!("{} {}", tenants(rows), if rows.len() == 1 { "is" } else { "are" })
+}
+
+fn names(rows: &[&TenantRow]) -> String {
+    listed(rows.iter().map(|row| row.id.as_str()))
+}
+
+/// The first names, and how many more there are.
+fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let more = names.len().saturating_sub(NAMED);
+    let named: Vec<&str> = names.take(NAMED).collect();
+    if more == 0 { named.join(", ") } else { format!("{} and {more} more", named.join(", ")) }
+}

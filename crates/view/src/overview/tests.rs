@@ -1,0 +1,190 @@
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use super::*;
+use balance_sync_fleet::{
+    status::{BUCKETS, Rates},
+    tasks::{TaskName, TaskState},
+};
+
+use crate::{
+    reader::Objectives,
+    record::{TaskRecord, WorkerRecord},
+    rows::{PausedBy, WorkerRow},
+};
+
+fn view(tasks: Vec<TaskRecord>) -> FleetView {
+    let record = WorkerRecord {
+        name: "w1".to_owned(),
+        configured_name: None,
+        version: "1".to_owned(),
+        started_at: 0.0,
+        seen_at: 100.0,
+        draining: false,
+        owned: 0,
+        by_state: BTreeMap::new(),
+        rates: Rates::default(),
+        rss_bytes: 0,
+        redis: "ok".to_owned(),
+        tenant_service: Default::default(),
+        reconcile: Default::default(),
+        restarts: 0,
+        postgres: Vec::new(),
+        due: 0,
+        oldest_due_age_ms: 0,
+        replicas: None,
+        settings: BTreeMap::new(),
+        tasks,
+    };
+    FleetView {
+        at: 100.0,
+        redis_error: None,
+        writes_refused: None,
+        listed: true,
+        workers: vec![WorkerRow::new(&record, true)],
+        rates: Rates::default(),
+        tenants: Vec::new(),
+        counts: Vec::new(),
+        history: Vec::new(),
+        objective_seconds: 5.0,
+        objectives: Objectives {
+            freshness: Duration::from_secs(5),
+            pause: Duration::from_secs(3_600),
+            workers: 0,
+        },
+        single: false,
+    }
+}
+
+fn task(name: &str, state: TaskState) -> TaskRecord {
+    let state = state.into();
+    let last_end = Some("panicked: over something".to_owned());
+    TaskRecord { name: name.to_owned(), thread: None, state, restarts: 3, progress_at: 40.0, last_end }
+}
+
+#[test]
+fn a_stalled_task_is_a_reason_and_an_essential_one_makes_the_fleet_degraded() {
+    let well = view(vec![task("sampler", TaskState::Running), task("partition", TaskState::Restarting)]);
+    assert_eq!(well.judge(), (Verdict::Healthy, Vec::new()));
+
+    let (verdict, reasons) = view(vec![task("sampler", TaskState::Stalled)]).judge();
+    assert_eq!(verdict, Verdict::Healthy, "tenants are served");
+    let said = "Background task sampler of worker w1 has made no progress since 1970-01-01T00:00:40";
+    assert!(reasons[0].starts_with(said), "{reasons:?}");
+    assert!(reasons[0].ends_with(", it panicked: over something."), "{reasons:?}");
+
+    let (verdict, _) = view(vec![task(TaskName::ActionsFollower.name(), TaskState::Stalled)]).judge();
+    assert_eq!(verdict, Verdict::Degraded);
+    let (verdict, _) = view(vec![task("of_a_later_version", TaskState::Stalled)]).judge();
+    assert_eq!(verdict, Verdict::Healthy);
+}
+
+/// Wrong green is worse than red: a loss is no tenant's state and doesn't mend by itself.
+#[test]
+fn a_fleet_with_an_open_loss_is_not_healthy() {
+    let mut fleet = view(Vec::new());
+    let mut row =
+        TenantRow { state: TenantState::Idle.into(), sampled: true, ..TenantRow::unserved("acme", None) };
+    row.quarantined = 3;
+    fleet.tenants = vec![row];
+    assert_eq!(
+        fleet.judge().0,
+        Verdict::Attention,
+        "what is in quarantine keeps its value, and waits for an operator"
+    );
+    assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Attention);
+    fleet.tenants[0].losses = 2;
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!(verdict, Verdict::Degraded);
+    assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Degraded);
+    assert!(reasons[0].starts_with("2 balances have lost mutations or forked"), "{reasons:?}");
+    assert_eq!(fleet.overview().losses, 2);
+    fleet.tenants[0] = TenantRow { losses: 0, sampled: false, ..fleet.tenants[0].clone() };
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!(verdict, Verdict::Unknown, "it is not known whether there are any");
+    assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Unknown);
+    assert!(reasons[0].contains("have not been read yet"), "{reasons:?}");
+}
+
+#[test]
+fn a_pause_that_was_forgotten_needs_attention() {
+    let mut fleet = view(Vec::new());
+    let paused = Some(PausedBy::new("ann".to_owned(), 90.0, Some("moving its database".to_owned())));
+    let row =
+        TenantRow { state: TenantState::Paused.into(), sampled: true, ..TenantRow::unserved("acme", paused) };
+    fleet.tenants = vec![row];
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!(
+        (verdict, reasons.as_slice()),
+        (Verdict::Healthy, ["1 tenant is paused by hand: acme.".to_owned()].as_slice())
+    );
+    assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Healthy);
+
+    fleet.at = 90.0 + 3_601.0;
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!(verdict, Verdict::Attention);
+    let said = "1 tenant is paused for longer than 1h (objectives.pause), the first by ann since 1970-01-01T00:01:30";
+    assert!(reasons[0].starts_with(said), "{reasons:?}");
+    assert!(reasons[0].ends_with("(moving its database): acme."), "{reasons:?}");
+    assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Attention);
+}
+
+#[test]
+fn a_missing_worker_and_workers_that_differ_need_attention() {
+    let mut fleet = view(Vec::new());
+    fleet.objectives.workers = 2;
+    assert_eq!(
+        fleet.judge(),
+        (Verdict::Attention, vec!["1 of 2 workers are alive (worker.expected).".to_owned()])
+    );
+    let mut second = fleet.workers[0].clone();
+    second.name = "w2".to_owned();
+    fleet.workers.push(second);
+    assert_eq!(fleet.judge(), (Verdict::Healthy, Vec::new()));
+
+    // One of an earlier version, which doesn't report its settings.
+    fleet.workers[0].settings.insert("claim.mode".to_owned(), "lease".to_owned());
+    assert_eq!(fleet.judge(), (Verdict::Healthy, Vec::new()));
+    fleet.workers[1].settings.insert("claim.mode".to_owned(), "lock".to_owned());
+    fleet.workers[1].version = "2".to_owned();
+    let said = [
+        "Workers differ in claim.mode: lease on w1; lock on w2.",
+        "Workers differ in version: 1 on w1; 2 on w2.",
+    ];
+    assert_eq!(fleet.judge(), (Verdict::Attention, said.map(str::to_owned).to_vec()));
+    fleet.workers[1].draining = true;
+    assert_eq!(
+        fleet.judge(),
+        (Verdict::Attention, vec!["1 of 2 workers are alive (worker.expected).".to_owned()])
+    );
+}
+
+#[test]
+fn a_tenant_service_that_does_not_answer_needs_attention() {
+    let mut fleet = view(Vec::new());
+    for (state, verdict) in [
+        ("ok", Verdict::Healthy),
+        ("static", Verdict::Healthy),
+        ("failing", Verdict::Attention),
+        ("breaker_open", Verdict::Attention),
+    ] {
+        fleet.workers[0].tenant_service.state = state.to_owned();
+        let judged = fleet.judge();
+        assert_eq!(judged.0, verdict, "{state}: {judged:?}");
+    }
+    let (_, reasons) = fleet.judge();
+    assert!(reasons[0].starts_with("The tenant service has not answered w1 since its start"), "{reasons:?}");
+}
+
+#[test]
+fn mutations_that_took_longer_than_the_objective_are_behind() {
+    let mut fleet = view(Vec::new());
+    fleet.rates.lags = vec![0; BUCKETS.len() + 1];
+    fleet.rates.lags[0] = 1_000;
+    assert_eq!(fleet.judge().0, Verdict::Healthy);
+    *fleet.rates.lags.last_mut().unwrap() = 100;
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!(verdict, Verdict::Behind);
+    assert!(reasons[0].contains("took") && reasons[0].contains("objective 5 s"), "{reasons:?}");
+}
