@@ -214,7 +214,7 @@ async fn no_truth_is_signed_with_open_findings_or_unwritten_mutations() -> Resul
     let tenant = bench.sandbox.tenants().remove(0);
     let mut producer = bench.sandbox.producer();
     producer.mutate_each(DEFAULT_TTL).await?;
-    // Nobody writes.
+    // No worker writes.
     let refused = bench.handover(&tenant, "a.json", &["--drain", "1"]).await?;
     ensure!(refused.code == Some(1) && refused.stderr.contains("50 due"), "{refused:?}");
     let mut worker = Worker::of(&bench.sandbox).start().await?;
@@ -291,7 +291,36 @@ async fn a_resume_during_the_audit_is_noticed() -> Result<()> {
         ensure!(done.stdout.contains("is written down"), "{done:?}");
     }
     let why = bench.refused(child, errors).await?;
-    ensure!(why.contains("has resumed"), "{why}");
+    ensure!(why.contains("was resumed"), "{why}");
+    Ok(())
+}
+
+/// The values are no witness while it isn't settled what Redis has lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_redis_has_lost_is_settled_before_a_handover() -> Result<()> {
+    let bench = Bench::new(2, 20).await?;
+    let tenant = bench.sandbox.tenants().remove(0);
+    let mut redis = bench.sandbox.redis().connect().await?;
+    let open = "{transactions}:balance-sync:vanished";
+    let record = serde_json::json!({"reason": "redis_schedule_vanished", "detail": "20 members fewer"});
+    redis.hset::<_, _, _, ()>(open, &tenant.id, record.to_string()).await?;
+
+    let refused = bench.handover(&tenant, "a.json", &[]).await?;
+    let why = "Redis has lost data of the tenant (redis_schedule_vanished: 20 members fewer)";
+    ensure!(refused.code == Some(1) && refused.stderr.contains(why), "{refused:?}");
+    assert!(!bench.file("a.json").exists());
+    let signed = bench.handover(&tenant, "a.json", &["--with-findings"]).await?;
+    ensure!(signed.code == Some(1), "{signed:?}");
+    let text = std::fs::read_to_string(bench.file("a.json"))?;
+    let statement: serde_json::Value = serde_json::from_str(text.lines().next().context("a line")?)?;
+    ensure!(statement["truth"] == false && statement["notices"].to_string().contains(why), "{statement}");
+
+    // Of another tenant, or settled.
+    let other = bench.sandbox.tenants().remove(1);
+    ensure!(bench.handover(&other, "b.json", &[]).await?.code == Some(0));
+    redis.del::<_, ()>(open).await?;
+    let signed = bench.handover(&tenant, "c.json", &[]).await?;
+    ensure!(signed.code == Some(0), "{signed:?}");
     Ok(())
 }
 

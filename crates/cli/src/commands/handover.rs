@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use balance_sync_schedule::{Link, Schedules};
+use balance_sync_schedule::{Link, Schedules, Vanished};
 use balance_sync_tenants::Tenant;
 use balance_sync_view::{
     actions::{Action, ActionOutcome},
@@ -97,7 +97,8 @@ async fn make(file: Option<&Path>, args: &HandoverArgs) -> anyhow::Result<u8> {
     let link = Link::new(&config.redis.link)?;
     let options = std::sync::Arc::new(wiring::schedule_options(&config));
     let schedules = Schedules::new(&link, tenant.key_spaces(config.tenants.key_form), &options);
-    let making = Making { args, note, config: &config, tenant: &tenant, schedules };
+    let incidents = Vanished::new(link, "handover");
+    let making = Making { args, note, config: &config, tenant: &tenant, schedules, incidents };
     let made = tokio::select! {
         made = making.statement() => made?,
         signal = interrupted() => bail!("{}: nothing was signed; if the tenant was paused it still is", signal?),
@@ -136,6 +137,7 @@ struct Making<'a> {
     config: &'a Config,
     tenant: &'a Tenant,
     schedules: Schedules,
+    incidents: Vanished,
 }
 
 /// What the audit has found.
@@ -163,8 +165,11 @@ impl Making<'_> {
             bail!("the audit failed, nothing was signed: {}", failed.text);
         }
         let counted = &summary.counted;
-        let truth = counted.findings == 0 && quarantined_total == 0 && summary.witnesses == 3;
-        let notices: Vec<String> = summary.notices.iter().map(|notice| notice.text.clone()).collect();
+        let mut notices: Vec<String> = summary.notices.iter().map(|notice| notice.text.clone()).collect();
+        let incident = self.incident().await?;
+        let truth =
+            counted.findings == 0 && quarantined_total == 0 && summary.witnesses == 3 && incident.is_none();
+        notices.extend(incident);
         if !truth && !self.args.with_findings {
             return Ok(Err(Refusal(open_findings(
                 &findings,
@@ -184,7 +189,7 @@ impl Making<'_> {
         // What comes later is not part of it.
         let made_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         if !self.is_still_paused_by(&action).await? {
-            return Ok(Err(Refusal("somebody has resumed the tenant during the audit".to_owned())));
+            return Ok(Err(Refusal("the tenant was resumed during the audit".to_owned())));
         }
         if let Some(scheduled) = self.scheduled().await? {
             return Ok(Err(Refusal(format!(
@@ -216,6 +221,21 @@ impl Making<'_> {
             notices,
             digest,
             public_key: String::new(),
+        }))
+    }
+
+    /// What Redis has lost of the tenant, as long as that is open: its values are no witness then.
+    async fn incident(&self) -> anyhow::Result<Option<String>> {
+        let open = self.incidents.open().await?;
+        Ok(open.into_iter().find(|(tenant, _)| tenant == self.tenant.label()).map(|(_, record)| {
+            let record: serde_json::Value = serde_json::from_str(&record).unwrap_or_default();
+            let field = |name: &str| crate::audit::shown(record[name].as_str().unwrap_or("unknown"));
+            format!(
+                "Redis has lost data of the tenant ({}: {}), which is not settled yet: see `balance-sync tenants show {}`",
+                field("reason"),
+                field("detail"),
+                self.tenant
+            )
         }))
     }
 
