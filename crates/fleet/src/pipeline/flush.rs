@@ -410,6 +410,8 @@ async fn isolate<Q: Queue>(
             end.settled = true;
             end.outcomes[Outcome::Quarantined] += report.quarantined;
             status.outcomes[Outcome::Quarantined].fetch_add(report.quarantined, Relaxed);
+            // Until they are counted again: no screen may show a healthy tenant meanwhile.
+            status.quarantine_entries.fetch_max(report.quarantined, Relaxed);
             if report.full > 0 {
                 status.quarantine_full.fetch_add(report.full, Relaxed);
                 tracing::error!(

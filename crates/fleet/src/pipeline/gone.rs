@@ -257,6 +257,7 @@ pub(crate) async fn record<Q: Queue>(
             status.outcomes[Outcome::Quarantined].fetch_add(report.quarantined, Relaxed);
             // Until they are counted again: no screen may show a healthy tenant meanwhile.
             status.losses.fetch_max(report.quarantined, Relaxed);
+            status.quarantine_entries.fetch_max(report.quarantined, Relaxed);
             let forked = lost.iter().all(|(_, loss)| loss.forked);
             let outcome = if forked { Outcome::Forked } else { Outcome::Expired };
             status.outcomes[outcome].fetch_add(report.quarantined, Relaxed);

@@ -106,8 +106,11 @@ async fn poison_of_every_kind_is_isolated_and_the_others_are_written_in_the_same
     let refused =
         RowResult::Refused { sqlstate: "22003".to_owned(), message: "numeric field overflow".to_owned() };
     bench.sink.0.verdicts.borrow_mut().insert(56, refused);
+    bench.status.quarantine_entries.store(0, Relaxed);
 
     let end = bench.flush(&bench.claim().await).await;
+    let shown = bench.status.quarantine_entries.load(Relaxed);
+    assert!(shown > 0, "shown at once, not when entries are counted again");
     assert_eq!(bench.settled(), (0..4).map(|n| member(&space, n)).collect::<Vec<_>>());
     let mut expected: Vec<(Vec<u8>, &str)> =
         poison.into_iter().map(|(member, _, reason)| (member, reason)).collect();
