@@ -9,7 +9,7 @@ names! {
         MissingRow = "missing_row",
         /// Row and value in Redis have different histories.
         Forked = "forked",
-        /// Its value is gone from Redis, and the row lacks what the ledger's trail has, or that can't be told.
+        /// Its value is gone from Redis, and the row lacks what the ledger's trail has, or whether it does is unknown.
         ValueLost = "value_lost",
         /// Its value had expired before it was read. Written by former releases.
         ValueExpired = "value_expired",

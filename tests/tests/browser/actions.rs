@@ -1,4 +1,4 @@
-//! Every action on tenants and workers: asked for with its consequences told, followed to its outcome, in the log.
+//! Every action on tenants and workers: confirmed after its consequences are shown, followed to its outcome, in the log.
 
 use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, SEED_VERSION};
@@ -30,9 +30,9 @@ async fn a_paused_tenant_waits_until_it_is_resumed() -> Result<()> {
     browser.shows(".toasts", "done by first").await?;
     browser.shows(".tenant-state .badge", "paused").await?;
     browser.shows(".tenant-state", "the schema is being migrated").await?;
-    let (key, told) = paused_tenants(&sandbox).await?.pop().context("nothing is paused")?;
+    let (key, entry) = paused_tenants(&sandbox).await?.pop().context("nothing is paused")?;
     assert_eq!(key, tenants[0].keys.schedule());
-    assert!(told.contains("the schema is being migrated") && told.contains(&tenants[0].id), "{told}");
+    assert!(entry.contains("the schema is being migrated") && entry.contains(&tenants[0].id), "{entry}");
 
     let mut producer = sandbox.producer();
     producer.mutate_each(DEFAULT_TTL).await?;

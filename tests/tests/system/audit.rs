@@ -646,7 +646,7 @@ async fn verify_passes_on_a_ledger_that_works() -> Result<()> {
     }
     assert_eq!(worker.stop().await?.code, Some(0));
 
-    // Nobody writes any more: now they are behind.
+    // No worker writes any more: now they are behind.
     producer.mutate_each(DEFAULT_TTL).await?;
     let done = run(&["verify", "--config", config, "--json"], &[]).await?;
     let result: Value = serde_json::from_str(&done.stdout)?;
