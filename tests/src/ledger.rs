@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use balance_sync_sandbox::ledger::{Amounts, Producer, StoredBalance, stored_balances};
+use balance_sync_sandbox::ledger::{Amounts, Producer, StoredBalance, stored_balances, write_operations};
 use balance_sync_sandbox::{Sandbox, SandboxTenant, balance_table, eventually};
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
@@ -22,6 +22,27 @@ pub async fn rows(sandbox: &Sandbox, tenant: &SandboxTenant) -> Result<BTreeMap<
     let rows = stored_balances(&pool, tenant.schema.as_deref()).await;
     pool.close().await;
     Ok(rows?.into_iter().map(|row| (row.id, row)).collect())
+}
+
+/// Gives each balance of a tenant its value, at the version of its row, and the operation that led to it: many at a time.
+///
+/// # Errors
+/// What Redis or PostgreSQL answers.
+pub async fn fill(sandbox: &Sandbox, tenant: &SandboxTenant) -> Result<()> {
+    const OPERATIONS: usize = 20_000;
+    const VALUES: usize = 1_000;
+    let (pool, mut redis) = (sandbox.pool(tenant), sandbox.redis().connect().await?);
+    for page in tenant.balances.chunks(OPERATIONS) {
+        let versions: Vec<_> = page.iter().map(|balance| (balance, 1)).collect();
+        write_operations(&pool, tenant.schema.as_deref(), &versions).await?;
+        for page in page.chunks(VALUES) {
+            let values: Vec<_> =
+                page.iter().map(|balance| (tenant.keys.member(balance), balance.json(1))).collect();
+            redis.mset::<_, _, ()>(&values).await?;
+        }
+    }
+    pool.close().await;
+    Ok(())
 }
 
 /// One row of a tenant, by the number of its balance.

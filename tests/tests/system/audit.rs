@@ -11,7 +11,7 @@ use balance_sync_sandbox::{
     Sandbox, SandboxOptions, SandboxTenant, balance_table, eventually, operation_table,
 };
 use balance_sync_tests::command::prepare;
-use balance_sync_tests::ledger::{all_settled, comes_in_step, hold_row};
+use balance_sync_tests::ledger::{all_settled, comes_in_step, fill, hold_row};
 use balance_sync_tests::{Finished, SOON, Worker, run};
 use futures::StreamExt as _;
 use nix::sys::signal::{Signal, kill};
@@ -660,21 +660,10 @@ async fn verify_passes_on_a_ledger_that_works() -> Result<()> {
 #[ignore = "measures"]
 #[allow(clippy::print_stderr)] // a figure for the documents
 async fn a_million_balances_of_one_tenant() -> Result<()> {
-    const PER_CALL: usize = 20_000;
     let balances = std::env::var("AUDIT_BALANCES").map_or(Ok(1_000_000), |text| text.parse())?;
     let sandbox = balance_sync_tests::sandbox(1, balances).await?;
     let tenant = sandbox.tenants().remove(0);
-    let (pool, mut redis) = (sandbox.pool(&tenant), sandbox.redis().connect().await?);
-    for page in tenant.balances.chunks(PER_CALL) {
-        let versions: Vec<_> = page.iter().map(|balance| (balance, 1)).collect();
-        write_operations(&pool, tenant.schema.as_deref(), &versions).await?;
-        for page in page.chunks(1000) {
-            let values: Vec<_> =
-                page.iter().map(|balance| (tenant.keys.member(balance), balance.json(1))).collect();
-            redis.mset::<_, _, ()>(&values).await?;
-        }
-    }
-    pool.close().await;
+    fill(&sandbox, &tenant).await?;
     sandbox.postgres().execute(&tenant.database, "VACUUM ANALYZE").await?;
     let config = sandbox.config_path().to_str().context("a path of text")?;
     let child = prepare(&["audit", "--config", config, "--json"], &BTreeMap::new())?.spawn()?;

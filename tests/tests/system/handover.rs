@@ -8,10 +8,10 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use balance_sync_sandbox::ledger::{DEFAULT_TTL, write_operations};
+use balance_sync_sandbox::ledger::DEFAULT_TTL;
 use balance_sync_sandbox::{Sandbox, SandboxTenant, balance_table, eventually};
 use balance_sync_tests::command::prepare;
-use balance_sync_tests::ledger::{comes_in_step, scores};
+use balance_sync_tests::ledger::{comes_in_step, fill, scores};
 use balance_sync_tests::{Finished, SOON, Worker, run};
 use redis::AsyncCommands as _;
 use tempfile::TempDir;
@@ -330,21 +330,10 @@ async fn what_redis_has_lost_is_settled_before_a_handover() -> Result<()> {
 #[ignore = "measures"]
 #[expect(clippy::print_stderr, reason = "a figure for the documents")]
 async fn a_million_balances_are_handed_over() -> Result<()> {
-    const PER_CALL: usize = 20_000;
     let balances = std::env::var("HANDOVER_BALANCES").map_or(Ok(1_000_000), |text| text.parse())?;
     let bench = Bench::new(1, balances).await?;
     let tenant = bench.sandbox.tenants().remove(0);
-    let (pool, mut redis) = (bench.sandbox.pool(&tenant), bench.sandbox.redis().connect().await?);
-    for page in tenant.balances.chunks(PER_CALL) {
-        let versions: Vec<_> = page.iter().map(|balance| (balance, 1)).collect();
-        write_operations(&pool, tenant.schema.as_deref(), &versions).await?;
-        for page in page.chunks(1000) {
-            let values: Vec<_> =
-                page.iter().map(|balance| (tenant.keys.member(balance), balance.json(1))).collect();
-            redis.mset::<_, _, ()>(&values).await?;
-        }
-    }
-    pool.close().await;
+    fill(&bench.sandbox, &tenant).await?;
     bench.sandbox.postgres().execute(&tenant.database, "VACUUM ANALYZE").await?;
     let (config, key, public) = (bench.config(), bench.path("key"), bench.path("key.pub"));
     let out = bench.path("million.json");
