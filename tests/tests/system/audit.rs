@@ -344,9 +344,19 @@ async fn write_trail(
 
 /// Rows written so far in the databases of these tenants.
 async fn writes(sandbox: &Sandbox, tenants: &[SandboxTenant]) -> Result<Vec<(String, i64, i64, i64)>> {
+    /// Ends all sessions but this one and those that hold a row.
+    const END: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+         WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND state <> 'idle in transaction'";
     let mut all = Vec::new();
     for tenant in tenants {
         let pool = sandbox.pool(tenant);
+        // A session may report what it wrote only when it ends, which is some time after its client has left.
+        eventually(SOON, "no other session", || async {
+            let others: i64 = sqlx::query_scalar(END).fetch_one(&pool).await?;
+            ensure!(others == 0, "there are {others}");
+            Ok(())
+        })
+        .await?;
         let counted = sqlx::query_as(
             "SELECT schemaname || '.' || relname, n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables ORDER BY 1",
         )
