@@ -130,10 +130,12 @@ impl World {
         self.reconcile(worker);
     }
 
-    /// A tenant that has just come back isn't known before the service answers well again.
+    /// A tenant that has just come back isn't known before the service answers well again. Nor is one that came back earlier,
+    /// if the service has not answered well for long enough since.
     pub(crate) fn service_fails(&mut self) {
         let news = |tenant: &Tenant| tenant.returned_at > 0 && tenant.returned_at + NOTICED > self.now;
-        if self.tenants.iter().any(news) {
+        let still = self.unknown_until > 0 && self.unknown_until + NOTICED > self.now;
+        if still || self.tenants.iter().any(news) {
             self.unknown_until = self.unknown_until.max(self.service_ill_until).max(self.service_empty_until);
         }
     }

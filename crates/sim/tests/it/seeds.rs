@@ -66,6 +66,15 @@ fn a_trail_to_which_nobody_can_write_proves_nothing() {
     assert_eq!(violation.map(|violation| violation.guarantee), Some("G9"));
 }
 
+/// Seeds in which a second failure of the tenant service began before the first had ended, while no worker knew of a tenant: one
+/// that came back during the first, and one that had been missing from the last list. The model excused the first failure only.
+#[test]
+fn a_tenant_may_be_unknown_until_the_last_of_several_failures_of_the_service_ends() {
+    for seed in [6_419, 20_257_174] {
+        assert_eq!(World::run(&Plan::small(seed), None, false).violation, None, "{seed}");
+    }
+}
+
 #[test]
 fn a_seed_plays_the_same_run_each_time() {
     for bug in [None, Some(Bug::SettleOnFailure)] {
