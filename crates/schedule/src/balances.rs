@@ -8,7 +8,7 @@ use redis::Value;
 use crate::{
     error::ScheduleError,
     link::Link,
-    schedule::{array, bulk},
+    reply::{array, bulk},
 };
 
 /// Keys that Redis looks at in one call: below a millisecond.

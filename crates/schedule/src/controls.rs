@@ -10,7 +10,7 @@ use redis::Value;
 use crate::{
     error::ScheduleError,
     link::Link,
-    schedule::{bulk, text},
+    reply::{bulk, text},
     scripts,
 };
 

@@ -8,7 +8,7 @@ use crate::{
     access::Parts,
     error::ScheduleError,
     link::Link,
-    schedule::{array, bulk, int, text},
+    reply::{array, bulk, int, text},
     scripts,
 };
 

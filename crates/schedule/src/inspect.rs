@@ -8,7 +8,8 @@ use redis::Value;
 use crate::{
     error::ScheduleError,
     quarantine::{QuarantineEntry, entry_of},
-    schedule::{Schedule, array, bulk, seconds},
+    reply::{array, bulk, seconds},
+    schedule::Schedule,
     scripts,
 };
 

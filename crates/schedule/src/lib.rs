@@ -7,12 +7,13 @@
 //!
 //! Reading order: `settings` · `endpoint` (where Redis is: `sentinel`, `cluster`, `credentials`) ·
 //! [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · [`claimed`] (claimed
-//! members) · [`schedule`] (the wrappers) · [`schedules`] (all schedules of a tenant) · `siblings` (one balance under two
-//! key forms) · [`quarantine`] (entries) · [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) ·
-//! [`workers`] (live workers) · [`names`] (which process holds a name) · [`snapshots`] (published state) · [`controls`]
-//! (operators' actions) · [`heads`] (unclaimed members, for standby) · `rights` (naming those that are missing) · [`inspect`]
-//! (one balance) · [`balances`] (all of them) · [`witnesses`] (what an audit reads) · [`origins`] (Postgres servers) ·
-//! [`vanished`] (lost data) · [`subscription`] (messages) · [`error`].
+//! members) · [`schedule`] (the wrappers; their results are read in `reply`) · `protect` (TTLs) · [`probe`] (which of many are
+//! due) · [`schedules`] (all schedules of a tenant) · `siblings` (one balance under two key forms) · [`quarantine`] (entries) ·
+//! [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) · [`workers`] (live workers) · [`names`]
+//! (which process holds a name) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`heads`] (unclaimed
+//! members, for standby) · `rights` (naming those that are missing) · [`inspect`] (one balance) · [`balances`] (all of them) ·
+//! [`witnesses`] (what an audit reads) · [`origins`] (Postgres servers) · [`vanished`] (lost data) · [`subscription`]
+//! (messages) · [`error`].
 
 mod access;
 pub mod balances;
@@ -28,7 +29,10 @@ pub mod link;
 pub mod losses;
 pub mod names;
 pub mod origins;
+pub mod probe;
+mod protect;
 pub mod quarantine;
+mod reply;
 mod rights;
 pub mod sample;
 pub mod schedule;
@@ -55,12 +59,13 @@ pub use link::Link;
 pub use losses::Loss;
 pub use names::{NameClaim, Names};
 pub use origins::{Origins, Written};
+pub use protect::{ProtectPage, RecentFrom, RecentPage};
 pub use quarantine::{QuarantineEntry, Quarantined, Retried};
 pub use rights::MissingRights;
 pub use sample::{PageEnd, Sample, SampleRequest, sample};
 pub use schedule::{
-    Backlog, ClaimMode, PostponeReport, ProtectPage, QuarantineReport, RecentFrom, RecentPage, ReleaseReport,
-    Schedule, ScheduleOptions, SettleReport,
+    Backlog, ClaimMode, PostponeReport, QuarantineReport, ReleaseReport, Schedule, ScheduleOptions,
+    SettleReport,
 };
 pub use schedules::Schedules;
 pub use settings::{Authority, LinkSettings, Secret, SentinelSettings};

@@ -13,7 +13,8 @@ use crate::{
     claimed::Claimed,
     error::ScheduleError,
     quarantine::QuarantineEntry,
-    schedule::{PostponeReport, QuarantineReport, Schedule, SettleReport, bulk, ints, millis},
+    reply::{bulk, ints, millis},
+    schedule::{PostponeReport, QuarantineReport, Schedule, SettleReport},
     scripts,
 };
 

@@ -6,7 +6,7 @@ use redis::Value;
 use crate::{
     error::ScheduleError,
     link::Link,
-    schedule::{array, bulk},
+    reply::{array, bulk},
 };
 
 /// A hash: tenant → server and address, a line each.

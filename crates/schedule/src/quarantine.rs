@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::ScheduleError,
     losses::{Loss, read_loss},
-    schedule::{Schedule, bulk, ints},
+    reply::{bulk, ints},
+    schedule::Schedule,
     scripts,
 };
 

@@ -13,7 +13,7 @@ use crate::{
     access::Parts,
     error::ScheduleError,
     link::Link,
-    schedule::{array, bulk, int},
+    reply::{array, bulk, int},
     scripts,
 };
 

@@ -12,10 +12,10 @@ use balance_sync_domain::KeySpace;
 use redis::Value;
 
 use crate::{
-    access::Parts,
     claimed::{Claim, Claimed, Refusal, Refused},
     error::ScheduleError,
     link::Link,
+    reply::{array, bulk, int, ints, millis, seconds, seconds_of_time, text},
     rights, scripts,
 };
 
@@ -119,52 +119,6 @@ pub struct QuarantineReport {
     pub kept: u64,
     /// Members postponed because the quarantine is full; still scheduled.
     pub full: u64,
-}
-
-/// Result of protecting one page of the schedule.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ProtectPage {
-    /// Cursor of the next page; `None` after the last one.
-    pub next: Option<Vec<u8>>,
-    /// Members in the page.
-    pub seen: u64,
-    /// Values whose TTL was raised.
-    pub raised: u64,
-    /// Members without a value.
-    pub absent: u64,
-    /// Smallest remaining TTL in this page, after raising.
-    pub shortest: Option<Duration>,
-}
-
-/// Where a page of recently scheduled members begins.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RecentFrom {
-    score: Vec<u8>,
-    /// After this member; empty = with the first one of that score.
-    member: Vec<u8>,
-}
-
-impl RecentFrom {
-    /// With members scheduled at this Redis time.
-    #[must_use]
-    pub fn time(time: f64) -> Self {
-        Self { score: format!("{time:.6}").into_bytes(), member: Vec::new() }
-    }
-
-    fn nothing() -> Self {
-        Self { score: b"-".to_vec(), member: Vec::new() }
-    }
-}
-
-/// Result of protecting one page of recently scheduled members.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RecentPage {
-    /// Redis time of the call, in seconds.
-    pub now: f64,
-    /// Values whose TTL was raised.
-    pub raised: u64,
-    /// Where the next page begins; `None` after the last one.
-    pub next: Option<RecentFrom>,
 }
 
 /// The members of a schedule, counted.
@@ -421,80 +375,6 @@ impl Schedule {
         Ok(report)
     }
 
-    /// Protects one page of all scheduled members; begin with `None`.
-    ///
-    /// # Errors
-    /// As Redis answers.
-    pub async fn protect_page(&self, from: Option<&[u8]>) -> Result<ProtectPage, ScheduleError> {
-        const OPERATION: &str = "protect";
-        let mut cmd = scripts::PROTECT.call(1);
-        cmd.arg(self.space.schedule())
-            .arg(from.unwrap_or(b"0"))
-            .arg(500)
-            .arg(millis(self.options.protect_floor))
-            .arg(self.space.prefix());
-        let value = scripts::PROTECT.run(&self.link, &cmd).await?;
-        let parts = array(OPERATION, &value, 5)?;
-        let cursor = bulk(OPERATION, &parts[0])?;
-        let shortest = match &parts[4] {
-            Value::Int(left) => u64::try_from(*left).ok().map(Duration::from_millis),
-            _ => None,
-        };
-        Ok(ProtectPage {
-            next: (cursor != b"0").then(|| cursor.to_vec()),
-            seen: int(OPERATION, &parts[1])?,
-            raised: int(OPERATION, &parts[2])?,
-            absent: int(OPERATION, &parts[3])?,
-            shortest,
-        })
-    }
-
-    /// Protects members scheduled since this Redis time; `None` only reads the clock. Returns the Redis time for the next
-    /// call, and how many TTLs were raised.
-    ///
-    /// # Errors
-    /// As Redis answers.
-    pub async fn protect_since(&self, from: Option<f64>) -> Result<(f64, u64), ScheduleError> {
-        let mut begin = from.map_or_else(RecentFrom::nothing, RecentFrom::time);
-        let (mut begun, mut raised) = (None, 0);
-        loop {
-            let page = self.protect_recent_page(&begin).await?;
-            let begun = *begun.get_or_insert(page.now);
-            raised += page.raised;
-            match page.next {
-                Some(next) => begin = next,
-                None => return Ok((begun, raised)),
-            }
-        }
-    }
-
-    /// One page of [`Schedule::protect_since`].
-    ///
-    /// # Errors
-    /// As Redis answers.
-    pub async fn protect_recent_page(&self, from: &RecentFrom) -> Result<RecentPage, ScheduleError> {
-        const OPERATION: &str = "protect recent";
-        const PAGE: u64 = 500;
-        let mut cmd = scripts::PROTECT_RECENT.call(1);
-        cmd.arg(self.space.schedule())
-            .arg(&from.score)
-            .arg(&from.member)
-            .arg(PAGE)
-            .arg(millis(self.options.protect_floor))
-            .arg(self.space.prefix());
-        let value = scripts::PROTECT_RECENT.run(&self.link, &cmd).await?;
-        let parts = array(OPERATION, &value, 5)?;
-        let next = || {
-            let (score, member) = (bulk(OPERATION, &parts[3])?, bulk(OPERATION, &parts[4])?);
-            Ok(RecentFrom { score: score.to_vec(), member: member.to_vec() })
-        };
-        Ok(RecentPage {
-            now: seconds(OPERATION, &parts[0])?,
-            raised: int(OPERATION, &parts[2])?,
-            next: if int(OPERATION, &parts[1])? < PAGE { None } else { Some(next()?) },
-        })
-    }
-
     /// Moves up to `page` members of the legacy schedule into this one. Returns how many were moved, and how many are left.
     ///
     /// # Errors
@@ -634,104 +514,5 @@ impl Schedule {
                 (String::from_utf8_lossy(&value[..cut]).into_owned(), "t")
             }
         }
-    }
-}
-
-/// Positions in `keys` of the schedules that have a due member, and of those without access: their claim will report it. One
-/// call for many idle tenants.
-///
-/// # Errors
-/// As Redis answers.
-pub async fn probe(link: &Link, keys: &[Arc<str>]) -> Result<Vec<usize>, ScheduleError> {
-    probe_overdue(link, keys, Duration::ZERO).await
-}
-
-/// As [`probe`], but only schedules with a member that has been due for longer than `by`: no worker seems to sync them.
-///
-/// # Errors
-/// As Redis answers.
-pub async fn probe_overdue(
-    link: &Link,
-    keys: &[Arc<str>],
-    by: Duration,
-) -> Result<Vec<usize>, ScheduleError> {
-    let (mut due, mut first) = (Vec::new(), 0);
-    let mut parts = Parts::of(keys);
-    while let Some(part) = parts.next() {
-        match probe_part(link, part, by).await {
-            Ok(found) => due.extend(found.into_iter().map(|at| first + at)),
-            Err(error) => {
-                if !parts.is_denied(part, error)? {
-                    continue;
-                }
-                due.push(first);
-            }
-        }
-        first += part.len();
-    }
-    Ok(due)
-}
-
-async fn probe_part(link: &Link, keys: &[Arc<str>], by: Duration) -> Result<Vec<usize>, ScheduleError> {
-    const OPERATION: &str = "probe";
-    let mut cmd = scripts::PROBE.call(keys.len());
-    for key in keys {
-        cmd.arg(&**key);
-    }
-    cmd.arg(by.as_secs_f64());
-    let Value::Array(parts) = scripts::PROBE.run(link, &cmd).await? else {
-        return Err(ScheduleError::unexpected(OPERATION, "the script returned no array"));
-    };
-    parts.iter().map(|part| int(OPERATION, part).map(|at| (at as usize).saturating_sub(1))).collect()
-}
-
-pub(crate) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-pub(crate) fn array<'a>(
-    operation: &'static str,
-    value: &'a Value,
-    len: usize,
-) -> Result<&'a [Value], ScheduleError> {
-    match value {
-        Value::Array(parts) if parts.len() == len => Ok(parts),
-        _ => Err(ScheduleError::unexpected(operation, format!("the script returned no array of {len}"))),
-    }
-}
-
-pub(crate) fn bulk<'a>(operation: &'static str, value: &'a Value) -> Result<&'a [u8], ScheduleError> {
-    match value {
-        Value::BulkString(bytes) => Ok(bytes),
-        _ => Err(ScheduleError::unexpected(operation, "a string was expected")),
-    }
-}
-
-pub(crate) fn text<'a>(operation: &'static str, value: &'a Value) -> Result<&'a str, ScheduleError> {
-    std::str::from_utf8(bulk(operation, value)?)
-        .map_err(|_| ScheduleError::unexpected(operation, "text was expected"))
-}
-
-pub(crate) fn seconds(operation: &'static str, value: &Value) -> Result<f64, ScheduleError> {
-    text(operation, value)?.parse().map_err(|_| ScheduleError::unexpected(operation, "a time was expected"))
-}
-
-pub(crate) fn seconds_of_time(operation: &'static str, value: &Value) -> Result<f64, ScheduleError> {
-    let parts = array(operation, value, 2)?;
-    Ok(seconds(operation, &parts[0])? + seconds(operation, &parts[1])? / 1e6)
-}
-
-pub(crate) fn int(operation: &'static str, value: &Value) -> Result<u64, ScheduleError> {
-    match value {
-        Value::Int(n) => u64::try_from(*n)
-            .map_err(|_| ScheduleError::unexpected(operation, "a count was expected, not a negative")),
-        _ => Err(ScheduleError::unexpected(operation, "a count was expected")),
-    }
-}
-
-pub(crate) fn ints(operation: &'static str, value: &Value, len: usize) -> Result<Vec<u64>, ScheduleError> {
-    match value {
-        Value::Int(_) if len == 1 => Ok(vec![int(operation, value)?]),
-        _ => array(operation, value, len)?.iter().map(|part| int(operation, part)).collect(),
     }
 }

@@ -14,7 +14,8 @@ use crate::{
     error::{ErrorClass, ScheduleError},
     losses::read_loss,
     quarantine::read_entry,
-    schedule::{Schedule, bulk, int},
+    reply::{bulk, int},
+    schedule::Schedule,
     schedules::Schedules,
     scripts,
 };

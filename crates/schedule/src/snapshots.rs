@@ -11,7 +11,7 @@ use redis::Value;
 use crate::{
     error::{ErrorClass, ScheduleError},
     link::Link,
-    schedule::bulk,
+    reply::bulk,
     scripts,
     workers::Listed,
 };

@@ -12,7 +12,8 @@ use crate::{
     error::ScheduleError,
     link::Link,
     losses::Loss,
-    schedule::{Schedule, array, bulk, int, seconds},
+    reply::{array, bulk, int, seconds},
+    schedule::Schedule,
     scripts,
 };
 

@@ -8,7 +8,8 @@ use redis::Value;
 use crate::{
     error::ScheduleError,
     link::Link,
-    schedule::{Schedule, array, bulk, seconds, seconds_of_time},
+    reply::{array, bulk, seconds, seconds_of_time},
+    schedule::Schedule,
     schedules::Schedules,
 };
 

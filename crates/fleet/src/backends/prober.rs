@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use balance_sync_schedule::{Link, ScheduleError, schedule::probe};
+use balance_sync_schedule::{Link, ScheduleError, probe::probe};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,

@@ -16,7 +16,7 @@ use balance_sync_engine::{
     backoff::Jitter,
     registration::{Lease, Next, Options, Registration, Report},
 };
-use balance_sync_schedule::{Link, Workers, schedule::probe_overdue};
+use balance_sync_schedule::{Link, Workers, probe::probe_overdue};
 use balance_sync_tenants::{KeyForm, Tenant};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

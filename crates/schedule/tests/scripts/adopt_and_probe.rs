@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use balance_sync_schedule::schedule::{probe, probe_overdue};
+use balance_sync_schedule::probe::{probe, probe_overdue};
 
 use crate::{Tenant, all, names, number, tell};
 

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
 use balance_sync_schedule::{
-    ErrorClass, Link, LinkSettings, Schedule, ScheduleOptions, Schedules, read_heads, sample::sample,
-    schedule::probe, scripts,
+    ErrorClass, Link, LinkSettings, Schedule, ScheduleOptions, Schedules, probe::probe, read_heads,
+    sample::sample, scripts,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
