@@ -1,6 +1,9 @@
 //! What can be asked on the command line.
 
-use std::{path::PathBuf, time::Duration};
+mod handover;
+mod values;
+
+use std::path::PathBuf;
 
 use balance_sync_view::reader::{StateFilter, TenantSort};
 use clap::{
@@ -10,6 +13,11 @@ use clap::{
 };
 use clap_complete::Shell;
 use uuid::Uuid;
+
+use handover::HANDOVER_EXIT_CODES;
+pub(crate) use handover::{HandoverArgs, HandoverCommand, HandoverVerifyArgs};
+pub(crate) use values::seconds;
+use values::{interval, patience, positive, positive_count, share, sort, state};
 
 /// Carries the balances of a multi-tenant ledger from Redis to each tenant's Postgres.
 #[derive(Debug, Parser)]
@@ -408,87 +416,6 @@ pub(crate) struct RecoverArgs {
     pub json: bool,
 }
 
-/// How `handover` ends.
-const HANDOVER_EXIT_CODES: &str = "The rows are only read. The tenant stays paused until `tenants resume`.\n\n\
-    Exit codes:\n  \
-    0  the statement was signed: the rows are the truth\n  \
-    1  refused, nothing was signed; or signed with findings\n  \
-    2  something could not be read, or the command is wrong";
-
-/// How `handover verify` ends.
-const HANDOVER_VERIFY_EXIT_CODES: &str = "Exit codes:\n  \
-    0  the signature is valid and the rows are those of the statement\n  \
-    1  rows differ\n  \
-    2  the file, its signature or the key is not valid, or the rows can't be read";
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct HandoverArgs {
-    /// The tenant's id.
-    #[arg(long, value_name = "ID", required = true)]
-    pub tenant: Option<String>,
-    /// The private key, as `handover keygen` made it.
-    #[arg(long, value_name = "FILE", required = true)]
-    pub key: Option<PathBuf>,
-    /// Where the statement is written; must not exist.
-    #[arg(long, value_name = "FILE", required = true)]
-    pub out: Option<PathBuf>,
-    /// Why, for the log of actions and the statement.
-    #[arg(long, value_name = "TEXT", required = true)]
-    pub note: Option<String>,
-    /// Sign although findings are open, or the trail can't be read. The statement lists them, and doesn't call the rows the truth.
-    #[arg(long)]
-    pub with_findings: bool,
-    /// Wait at most so many seconds until all that is scheduled is written, and as long until all workers have paused.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = patience)]
-    pub drain: f64,
-    /// Rows that are asked of Postgres per second.
-    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
-    pub postgres_rate: u32,
-    /// Values that are asked of Redis per second.
-    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
-    pub redis_rate: u32,
-    #[command(subcommand)]
-    pub command: Option<HandoverCommand>,
-}
-
-/// What else there is for a handover.
-#[derive(Debug, Subcommand)]
-pub(crate) enum HandoverCommand {
-    /// Make a key: FILE for who signs (mode 0600), FILE.pub for who verifies.
-    Keygen {
-        /// The file of the private key; neither it nor FILE.pub may exist.
-        file: PathBuf,
-    },
-    /// Check a statement's signature, and compare its rows with those of a database.
-    #[command(after_help = HANDOVER_VERIFY_EXIT_CODES)]
-    Verify(HandoverVerifyArgs),
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct HandoverVerifyArgs {
-    /// The statement.
-    pub file: PathBuf,
-    /// The public key of who signed it, as `handover keygen` made it.
-    #[arg(long, value_name = "FILE")]
-    pub public_key: PathBuf,
-    /// Another database than the tenant's present one, such as postgres://role@host/name; the environment variable keeps its
-    /// password off the list of processes.
-    #[arg(long, value_name = "URL", env = "HANDOVER_DATABASE_URL", hide_env_values = true)]
-    pub database_url: Option<String>,
-    /// The schema there, if it is not the role's own.
-    #[arg(long, value_name = "NAME", requires = "database_url")]
-    pub schema: Option<String>,
-    /// Check the signature only.
-    #[arg(long, conflicts_with_all = ["database_url", "schema"])]
-    pub signature_only: bool,
-    /// Rows that are asked of Postgres per second.
-    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
-    pub postgres_rate: u32,
-    /// Name at most so many rows.
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    pub show: usize,
-}
-
 /// What can be done with quarantined balances.
 #[derive(Debug, Subcommand)]
 pub(crate) enum QuarantineCommand {
@@ -533,60 +460,6 @@ pub(crate) struct QuarantineChange {
     /// Why, for the log of actions.
     #[arg(long, value_name = "TEXT")]
     pub note: Option<String>,
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
-        _ => Err("must be a number above 0".to_owned()),
-    }
-}
-
-fn positive_count(text: &str) -> Result<usize, String> {
-    match text.parse::<usize>() {
-        Ok(number) if number > 0 => Ok(number),
-        _ => Err("must be a whole number above 0".to_owned()),
-    }
-}
-
-/// What is drawn is at most as fresh as this.
-fn interval(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(number) if (0.1..=3600.0).contains(&number) => Ok(number),
-        _ => Err("must be a number of seconds from 0.1 to 3600".to_owned()),
-    }
-}
-
-fn patience(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(number) if (0.0..=3600.0).contains(&number) => Ok(number),
-        _ => Err("must be a number of seconds from 0 to 3600".to_owned()),
-    }
-}
-
-/// A share as a number up to 1, or in per cent.
-fn share(text: &str) -> Result<f64, String> {
-    let number = match text.strip_suffix('%') {
-        Some(percent) => percent.trim().parse::<f64>().map(|percent| percent / 100.0),
-        None => text.parse::<f64>(),
-    };
-    match number {
-        Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
-        _ => Err("must be a number above 0 and up to 1, or above 0% and up to 100%".to_owned()),
-    }
-}
-
-fn state(text: &str) -> Result<StateFilter, String> {
-    StateFilter::parse(text).ok_or_else(|| format!("must be one of {}", StateFilter::names()))
-}
-
-fn sort(text: &str) -> Result<TenantSort, String> {
-    TenantSort::parse(text).ok_or_else(|| format!("must be one of {}", TenantSort::NAMES))
-}
-
-/// Seconds given as a number.
-pub(crate) fn seconds(number: f64) -> Duration {
-    Duration::from_secs_f64(number.min(1e9))
 }
 
 #[cfg(test)]

@@ -6,6 +6,9 @@
 //! it is served, also when it is idle: some kilobytes each, and a balance that comes while the service is ill finds its
 //! way. Connections are another matter; the databases close those that nobody uses by themselves.
 
+mod messages;
+mod options;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -13,13 +16,9 @@ use std::{
 };
 
 use actix::prelude::*;
-use balance_sync_domain::TenantId;
-use balance_sync_store::{
-    ConnectionBudget, ConnectionMode, Database, DatabaseSpec, PoolKey, PoolUsage, Table,
-};
+use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, PoolKey, Table};
 use balance_sync_tenants::{DirectoryError, Tenant, TenantDatabase, TenantDirectory};
 use balance_sync_trace::Span;
-use serde::{Deserialize, Serialize};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::lookup_rate::LookupRate;
@@ -27,6 +26,11 @@ use crate::{
     pipeline::SinkError,
     tasks::{Panicked, TaskName, Tasks},
 };
+pub use messages::{
+    CloseAll, DatabaseView, Doubt, GetDatabaseView, GetPool, GetUsage, GetUsages, Hint, Refetch, TenantGone,
+    TenantPool,
+};
+pub use options::ManagerOptions;
 
 /// A background look that failed is repeated after this, not only after the whole interval.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
@@ -36,193 +40,6 @@ const DOUBTED_AFTER: Duration = Duration::from_secs(10);
 const CLOSE_GRACE: Duration = Duration::from_secs(10);
 /// Longest time for one look-up. The tenant service's client has its own, shorter bounds; this is for a directory without.
 const LOOK_UP_BOUND: Duration = Duration::from_secs(60);
-
-/// Limits and intervals, from the worker's configuration.
-#[derive(Debug, Clone)]
-pub struct ManagerOptions {
-    /// How long a tenant's settings count as fresh.
-    pub settings_ttl: Duration,
-    /// Most connections per database; what the tenant's own settings ask for is clamped to it.
-    pub connections_per_tenant: u32,
-    /// Statement timeout where the tenant's settings name none.
-    pub statement_timeout: Duration,
-    /// Longest time to connect.
-    pub connect_timeout: Duration,
-    /// Longest wait for a connection.
-    pub acquire_timeout: Duration,
-    /// Connections that nobody used for this long are closed: the database of an idle tenant holds none.
-    pub idle_timeout: Duration,
-    /// Connections are closed at this age at the latest.
-    pub connection_max_age: Duration,
-    /// Shown in `pg_stat_activity`.
-    pub application_name: String,
-    /// Settings under which a connection might be made without TLS are refused.
-    pub require_tls: bool,
-}
-
-impl Default for ManagerOptions {
-    fn default() -> Self {
-        Self {
-            settings_ttl: Duration::from_secs(60),
-            connections_per_tenant: 2,
-            statement_timeout: Duration::from_secs(10),
-            connect_timeout: Duration::from_secs(5),
-            acquire_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(60),
-            connection_max_age: Duration::from_secs(300),
-            application_name: "balance-sync".to_owned(),
-            require_tls: false,
-        }
-    }
-}
-
-impl ManagerOptions {
-    /// Whether settings may be used at all.
-    ///
-    /// # Errors
-    /// Those of a database that might be connected to without TLS where TLS is required.
-    pub fn allows(&self, settings: &TenantDatabase) -> Result<(), DirectoryError> {
-        if self.require_tls && !settings.tls.is_always_encrypted() {
-            return Err(DirectoryError::malformed(
-                "sslmode",
-                format!(
-                    "is {}, and worker.require_tls is set; allowed: require, verify-ca or verify-full",
-                    settings.tls.as_str()
-                ),
-            ));
-        }
-        Ok(())
-    }
-
-    /// What the store needs to know to open a tenant's database: its settings within these limits.
-    #[must_use]
-    pub fn spec(&self, settings: &TenantDatabase) -> DatabaseSpec {
-        let asked = settings.settings;
-        let limit = self.connections_per_tenant.max(1);
-        let TenantDatabase { host, port, database, username, password, .. } = settings;
-        DatabaseSpec {
-            tls: settings.tls,
-            root_cert: settings.root_cert.clone(),
-            cert: settings.cert.clone(),
-            key: settings.key.clone(),
-            max_connections: asked.max_open_conns.unwrap_or(limit).clamp(1, limit),
-            statement_timeout: Some(
-                asked
-                    .statement_timeout
-                    .map_or(self.statement_timeout, |asked| asked.min(self.statement_timeout)),
-            ),
-            connect_timeout: self.connect_timeout,
-            acquire_timeout: self.acquire_timeout,
-            idle_timeout: self.idle_timeout,
-            max_age: self.connection_max_age,
-            application_name: self.application_name.clone(),
-            ..DatabaseSpec::new(host, *port, database, username, password.clone())
-        }
-    }
-}
-
-/// A tenant's database and its table.
-#[derive(Debug, Clone)]
-pub struct TenantPool {
-    /// The connections, perhaps shared with other tenants of the same database.
-    pub database: Database,
-    /// The balance table, in the tenant's schema if it has one.
-    pub table: Table,
-    /// Grows with each change of the tenant's settings.
-    pub revision: u64,
-}
-
-/// Asks for a tenant's database.
-#[derive(Message)]
-#[rtype(result = "Result<TenantPool, SinkError>")]
-pub struct GetPool {
-    /// Whose.
-    pub tenant: Tenant,
-    /// For a final flush: what was last known is given even if the tenant must no longer be served.
-    pub last: bool,
-    /// For what it is asked: a look-up that it causes is a part of that.
-    pub span: Span,
-}
-
-/// Says that the settings of this revision don't work: they are fetched afresh unless that has happened already. The
-/// answer is what is in force then.
-#[derive(Message)]
-#[rtype(result = "Result<TenantPool, SinkError>")]
-pub struct Refetch {
-    /// Whose.
-    pub tenant: Tenant,
-    /// The revision that failed; `None` = whatever is in force.
-    pub revision: Option<u64>,
-    /// For what it is asked.
-    pub span: Span,
-}
-
-/// Says that a tenant's Postgres fails in a way that other settings might mend: they are looked up again, unless that has happened
-/// just now or happens too often because of the same server.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Doubt {
-    /// Whose.
-    pub tenant: Tenant,
-    /// For what it is said.
-    pub span: Span,
-}
-
-/// Says that a tenant's settings may have changed. They are looked up again if they are known; nothing is opened for a
-/// tenant that nobody serves here.
-#[derive(Debug, Clone, Message)]
-#[rtype(result = "()")]
-pub struct Hint(pub TenantId);
-
-/// Says that a tenant is no longer served: its database is closed unless others share it.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct TenantGone(pub Tenant);
-
-/// Closes everything; nothing is given out afterwards.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct CloseAll {
-    /// How long what has begun may take.
-    pub grace: Duration,
-}
-
-/// Asks how a tenant's connections are used; `None` when none is open.
-#[derive(Message)]
-#[rtype(result = "Option<PoolUsage>")]
-pub struct GetUsage(pub Tenant);
-
-/// Asks how the connections of all tenants that have some are used.
-#[derive(Message)]
-#[rtype(result = "HashMap<Tenant, PoolUsage>")]
-pub struct GetUsages;
-
-/// Asks where a tenant's balances are written, for people to look at; `None` when that isn't known here.
-#[derive(Message)]
-#[rtype(result = "Option<DatabaseView>")]
-pub struct GetDatabaseView(pub Tenant);
-
-/// A tenant's database settings in force, without password and keys.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DatabaseView {
-    /// Host.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-    /// Database.
-    pub database: String,
-    /// User.
-    pub username: String,
-    /// Schema, if it has one of its own.
-    pub schema: Option<String>,
-    /// TLS.
-    pub sslmode: String,
-    /// Most connections to it.
-    pub max_connections: u32,
-    /// Whether a pooler stands before it; `None` when that isn't known.
-    #[serde(default)]
-    pub connection: Option<ConnectionMode>,
-}
 
 struct Entry {
     settings: TenantDatabase,

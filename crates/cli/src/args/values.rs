@@ -1,0 +1,59 @@
+//! How the values of options are read, with what is allowed in the message of a refusal.
+
+use std::time::Duration;
+
+use balance_sync_view::reader::{StateFilter, TenantSort};
+
+pub(super) fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
+        _ => Err("must be a number above 0".to_owned()),
+    }
+}
+
+pub(super) fn positive_count(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("must be a whole number above 0".to_owned()),
+    }
+}
+
+/// What is drawn is at most as fresh as this.
+pub(super) fn interval(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if (0.1..=3600.0).contains(&number) => Ok(number),
+        _ => Err("must be a number of seconds from 0.1 to 3600".to_owned()),
+    }
+}
+
+pub(super) fn patience(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if (0.0..=3600.0).contains(&number) => Ok(number),
+        _ => Err("must be a number of seconds from 0 to 3600".to_owned()),
+    }
+}
+
+/// A share as a number up to 1, or in per cent.
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    let number = match text.strip_suffix('%') {
+        Some(percent) => percent.trim().parse::<f64>().map(|percent| percent / 100.0),
+        None => text.parse::<f64>(),
+    };
+    match number {
+        Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
+        _ => Err("must be a number above 0 and up to 1, or above 0% and up to 100%".to_owned()),
+    }
+}
+
+pub(super) fn state(text: &str) -> Result<StateFilter, String> {
+    StateFilter::parse(text).ok_or_else(|| format!("must be one of {}", StateFilter::names()))
+}
+
+pub(super) fn sort(text: &str) -> Result<TenantSort, String> {
+    TenantSort::parse(text).ok_or_else(|| format!("must be one of {}", TenantSort::NAMES))
+}
+
+/// Seconds given as a number.
+pub(crate) fn seconds(number: f64) -> Duration {
+    Duration::from_secs_f64(number.min(1e9))
+}
