@@ -39,7 +39,8 @@ pub fn free_port() -> Result<u16> {
 
 /// A port whose cluster bus port, 10,000 above it, is free as well and below the system's own range.
 pub(crate) fn free_port_with_bus() -> Result<u16> {
-    let highest = ephemeral_start().unwrap_or(HIGHEST);
+    // Where that range begins so low that no bus fits below it, one within it must do.
+    let highest = ephemeral_start().filter(|start| *start > LOWEST + BUS_DISTANCE).unwrap_or(u16::MAX);
     for _ in 0..ATTEMPTS {
         let port = free_port()?;
         let bus = port.saturating_add(BUS_DISTANCE);
@@ -58,4 +59,19 @@ pub(crate) fn loopback(port: u16) -> SocketAddr {
 fn ephemeral_start() -> Option<u16> {
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
     range.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_bus_of_a_cluster_node_has_a_free_port_that_no_outgoing_connection_takes() {
+        let outgoing = ephemeral_start().filter(|start| *start > LOWEST + BUS_DISTANCE).unwrap_or(u16::MAX);
+        for _ in 0..100 {
+            let port = free_port_with_bus().unwrap();
+            assert!(port + BUS_DISTANCE < outgoing, "{port}");
+        }
+    }
 }

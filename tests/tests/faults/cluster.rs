@@ -5,9 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, Producer};
-use balance_sync_sandbox::{
-    RedisOptions, RedisServer, Sandbox, SandboxOptions, SandboxTenant, eventually, free_port,
-};
+use balance_sync_sandbox::{RedisOptions, RedisServer, Sandbox, SandboxOptions, SandboxTenant, eventually};
 use balance_sync_tests::ledger::{all_settled, comes_in_step, rows};
 use balance_sync_tests::{Audit, SOON, options};
 use nix::sys::signal::Signal;
@@ -18,16 +16,11 @@ use crate::{brisk, nothing_backwards, report};
 const TENANTS: usize = 2;
 const SLOTS: u16 = 16_384;
 
-/// A node that talks to others on this port.
-fn node(bus: u16) -> RedisOptions {
-    let extra = [
-        "cluster-enabled yes".to_owned(),
-        format!("cluster-port {bus}"),
-        "cluster-node-timeout 2000".to_owned(),
-        "repl-diskless-sync-delay 0".to_owned(),
-    ];
+/// A node without slots.
+fn node() -> RedisOptions {
+    let extra = ["cluster-node-timeout 2000", "repl-diskless-sync-delay 0"].map(str::to_owned);
     let worker_password = Some("of-the-worker-on-each-node".into());
-    RedisOptions { extra: extra.to_vec(), worker_password, ..RedisOptions::default() }
+    RedisOptions { cluster: true, extra: extra.to_vec(), worker_password, ..RedisOptions::default() }
 }
 
 async fn ask<T: ::redis::FromRedisValue>(server: &RedisServer, command: &[&str]) -> Result<T> {
@@ -77,7 +70,7 @@ async fn refusal(server: &RedisServer, tenant: &SandboxTenant) -> Result<String>
 
 #[tokio::test]
 async fn slots_that_are_not_there_are_waited_for_and_those_that_have_moved_followed() -> Result<()> {
-    let wanted = SandboxOptions { redis: node(free_port()?), ..options(TENANTS, 40) };
+    let wanted = SandboxOptions { redis: node(), ..options(TENANTS, 40) };
     let sandbox = Sandbox::start(wanted).await?;
     let tenants = sandbox.tenants();
     for tenant in &tenants {
@@ -99,11 +92,8 @@ async fn slots_that_are_not_there_are_waited_for_and_those_that_have_moved_follo
     all_settled(&sandbox).await?;
     nobody_degraded(&worker).await?;
 
-    let bus = free_port()?;
-    let second = RedisServer::start(node(bus)).await?;
-    let meet =
-        ["CLUSTER", "MEET", "127.0.0.1", &second.port().to_string(), &bus.to_string()].map(str::to_owned);
-    ask::<()>(first, &meet.each_ref().map(String::as_str)).await?;
+    let second = RedisServer::start(node()).await?;
+    ask::<()>(first, &["CLUSTER", "MEET", "127.0.0.1", &second.port().to_string()]).await?;
     let id: String = ask(first, &["CLUSTER", "MYID"]).await?;
     says(&second, &["CLUSTER", "NODES"], &id).await?;
     eventually(SOON, "a replica", || async { ask::<()>(&second, &["CLUSTER", "REPLICATE", &id]).await })
@@ -165,7 +155,7 @@ async fn migrate(from: &RedisServer, to: &RedisServer, keys: &[String]) -> Resul
 #[tokio::test]
 async fn a_migration_of_the_slot_stops_a_tenant_no_longer_than_it_lasts() -> Result<()> {
     const BALANCES: usize = 40;
-    let wanted = SandboxOptions { redis: node(free_port()?), ..options(TENANTS, BALANCES) };
+    let wanted = SandboxOptions { redis: node(), ..options(TENANTS, BALANCES) };
     let sandbox = Sandbox::start(wanted).await?;
     let tenants = sandbox.tenants();
     for tenant in &tenants {
@@ -177,9 +167,8 @@ async fn a_migration_of_the_slot_stops_a_tenant_no_longer_than_it_lasts() -> Res
     all.extend(slots.iter().map(String::as_str));
     ask::<()>(old, &all).await?;
     says(old, &["CLUSTER", "INFO"], "cluster_state:ok").await?;
-    let bus = free_port()?;
-    let new = RedisServer::start(node(bus)).await?;
-    ask::<()>(old, &["CLUSTER", "MEET", "127.0.0.1", &new.port().to_string(), &bus.to_string()]).await?;
+    let new = RedisServer::start(node()).await?;
+    ask::<()>(old, &["CLUSTER", "MEET", "127.0.0.1", &new.port().to_string()]).await?;
     let (old_id, new_id): (String, String) =
         (ask(old, &["CLUSTER", "MYID"]).await?, ask(&new, &["CLUSTER", "MYID"]).await?);
     says(&new, &["CLUSTER", "NODES"], &old_id).await?;

@@ -76,6 +76,27 @@ async fn a_frozen_redis_answers_after_it_is_continued() {
 }
 
 #[tokio::test]
+async fn a_node_of_a_cluster_meets_others_by_its_port_alone() {
+    let options = RedisOptions { cluster: true, ..RedisOptions::default() };
+    let nodes =
+        [RedisServer::start(options.clone()).await.unwrap(), RedisServer::start(options).await.unwrap()];
+    for server in &nodes {
+        std::net::TcpStream::connect(("127.0.0.1", server.port() + 10_000)).expect("its bus");
+    }
+    let mut connection = nodes[0].connect().await.unwrap();
+    let mut meet = redis::cmd("CLUSTER");
+    meet.arg("MEET").arg("127.0.0.1").arg(nodes[1].port());
+    meet.query_async::<()>(&mut connection).await.unwrap();
+    eventually(SOON, "two nodes that know each other", async || {
+        let mut connection = nodes[1].connect().await.unwrap();
+        let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut connection).await.unwrap();
+        info.contains("cluster_known_nodes:2")
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
 async fn postgres_starts_fails_on_demand_and_leaves_nothing() {
     let server = PostgresServer::start(PostgresOptions::default()).await.unwrap();
     assert!(!format!("{server:?}").contains(&server.admin_url("postgres")));
