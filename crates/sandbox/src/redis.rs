@@ -42,7 +42,8 @@ pub struct RedisOptions {
     pub password: Option<SecretString>,
     /// Password of the worker's user, and that of the reader's: the server then has the users of `deploy/redis/users.acl`.
     pub worker_password: Option<SecretString>,
-    /// Keep an append-only file (`appendfsync everysec`), so that data survives a kill.
+    /// Keep an append-only file (`appendfsync everysec`), so that data survives a kill. All of it only
+    /// with `appendfsync always` in `extra`: while a slow disk is still at the last second, writing is put off.
     pub appendonly: bool,
     /// `maxmemory` in bytes; `None` is without limit.
     pub maxmemory_bytes: Option<u64>,

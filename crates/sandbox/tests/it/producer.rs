@@ -168,8 +168,9 @@ async fn load_keeps_its_rate_and_counts_right() {
 
 #[tokio::test]
 async fn load_survives_what_happens_to_redis() {
-    let server =
-        RedisServer::start(RedisOptions { appendonly: true, ..RedisOptions::default() }).await.unwrap();
+    let extra = vec!["appendfsync always".to_owned()];
+    let options = RedisOptions { appendonly: true, extra, ..RedisOptions::default() };
+    let server = RedisServer::start(options).await.unwrap();
     let proxy = Proxy::start(([127, 0, 0, 1], server.port()).into()).await.unwrap();
     let mut producer = Producer::new(&server.url_on(proxy.addr().port()), tenants(&["a", "b"], 50));
     let progress = Arc::new(Progress::new(2));
