@@ -96,6 +96,12 @@ impl Findings {
         self.0.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
     }
 
+    /// In the order in which it was looked at.
+    #[cfg(test)]
+    pub(super) fn list(&self) -> &[Finding] {
+        &self.0
+    }
+
     /// For another program.
     pub(super) fn report(&self) -> Report<'_> {
         Report { level: self.worst(), findings: &self.0 }

@@ -14,7 +14,7 @@ use crate::{config::Config, wiring};
 
 const AREA: &str = "postgres";
 /// The oldest version that is tested.
-const OLDEST: u32 = 14;
+const OLDEST: u32 = 15;
 
 /// What was found of one tenant.
 type Found = Vec<(String, (Level, String, String))>;
@@ -124,10 +124,12 @@ async fn one(
 fn judge(facts: &Facts) -> Found {
     let Facts { server_version: version, missing, lacking, .. } = facts;
     let mut found = Vec::new();
-    let major: u32 = version.split(['.', ' ']).next().and_then(|n| n.parse().ok()).unwrap_or_default();
+    // As in `15.4 (Debian 15.4-1)` and `19beta1`.
+    let digits = version.split(|c: char| !c.is_ascii_digit()).next();
+    let major: u32 = digits.and_then(|n| n.parse().ok()).unwrap_or_default();
     if major < OLDEST {
-        let help = "PostgreSQL 14 or later";
-        found.push(finding("version", Level::Warn, format!("version {version} is not tested"), help));
+        let help = format!("PostgreSQL {OLDEST} or later");
+        found.push(finding("version", Level::Warn, format!("version {version} is not tested"), &help));
     }
     if facts.is_replica {
         let said = "a replica answers, which takes no writes";
@@ -161,9 +163,9 @@ fn judge(facts: &Facts) -> Found {
     }
     if found.iter().all(|(_, (level, ..))| *level != Level::Fail) {
         let way = match facts.mode {
-            Some(ConnectionMode::Direct) => "directly",
-            Some(mode) => mode.as_str(),
-            None => "in a way that is not known",
+            Some(ConnectionMode::Direct) => "directly".to_owned(),
+            Some(mode) => format!("through a {mode}"),
+            None => "in a way that is not known".to_owned(),
         };
         let tls = if facts.tls { "with TLS" } else { "without TLS" };
         let said = format!("version {version}, reached {way}, {tls}");
@@ -171,4 +173,49 @@ fn judge(facts: &Facts) -> Found {
         found.insert(0, finding(kind, Level::Ok, said, ""));
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(version: &str, mode: Option<ConnectionMode>) -> Facts {
+        Facts {
+            server_version: version.to_owned(),
+            is_replica: false,
+            tls: true,
+            row_security: false,
+            has_rows: Some(true),
+            missing: Vec::new(),
+            lacking: Vec::new(),
+            mode,
+        }
+    }
+
+    #[test]
+    fn how_it_is_reached_is_shown() {
+        for (mode, reached) in [
+            (Some(ConnectionMode::Direct), "directly"),
+            (Some(ConnectionMode::SessionPooler), "through a session pooler"),
+            (Some(ConnectionMode::TransactionPooler), "through a transaction pooler"),
+            (None, "in a way that is not known"),
+        ] {
+            let found = judge(&facts("18.6", mode));
+            let expected = format!("version 18.6, reached {reached}, with TLS");
+            assert!(matches!(&found[..], [(_, (Level::Ok, said, _))] if *said == expected), "{expected}");
+        }
+    }
+
+    #[test]
+    fn a_version_older_than_those_that_are_tested_is_warned_of() {
+        for (version, warned) in [
+            ("14.19 (Debian 14.19-1)", true),
+            ("15.18 (Debian 15.18-0+deb12u1)", false),
+            ("18.6", false),
+            ("19beta1", false),
+        ] {
+            let found = judge(&facts(version, Some(ConnectionMode::Direct)));
+            assert_eq!(found.iter().any(|(kind, _)| kind == "version"), warned, "{version}");
+        }
+    }
 }

@@ -58,9 +58,8 @@ fn server(info: &str, findings: &mut Findings) {
         Some(version) => {
             let mut parts = version.split('.').map(|part| part.parse::<u64>().unwrap_or_default());
             let at = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-            let kind = field("server_name").unwrap_or("redis");
             if at >= OLDEST {
-                findings.ok(AREA, format!("{kind} {version}"));
+                findings.ok(AREA, name(version, field));
             } else {
                 findings.fail(AREA, format!("version {version} is too old"), "Redis 6.2 or later");
             }
@@ -96,6 +95,17 @@ fn server(info: &str, findings: &mut Findings) {
             "the last snapshot failed: writes may be refused (MISCONF)",
             "disk space and the log of Redis",
         );
+    }
+}
+
+/// The server's own name and version: others than Redis report as `redis_version` the one that they are compatible with.
+fn name<'i>(redis_version: &str, field: impl Fn(&str) -> Option<&'i str>) -> String {
+    match field("server_name") {
+        None | Some("redis") => format!("redis {redis_version}"),
+        Some(name) => match field(&format!("{name}_version")) {
+            Some(version) => format!("{name} {version}, compatible with redis {redis_version}"),
+            None => format!("{name}, compatible with redis {redis_version}"),
+        },
     }
 }
 
@@ -211,4 +221,29 @@ async fn clock(link: &Link, findings: &mut Findings) {
 
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_shown_and_judged_by_what_they_are_compatible_with() {
+        for (info, level, found) in [
+            ("redis_version:6.0.16\r\n", Level::Fail, "version 6.0.16 is too old"),
+            ("redis_version:6.2.5\r\n", Level::Ok, "redis 6.2.5"),
+            ("redis_version:8.2.3\r\nserver_name:redis\r\n", Level::Ok, "redis 8.2.3"),
+            (
+                "redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.1\r\n",
+                Level::Ok,
+                "valkey 8.1.1, compatible with redis 7.2.4",
+            ),
+            ("redis_version:7.4.0\r\nserver_name:other\r\n", Level::Ok, "other, compatible with redis 7.4.0"),
+        ] {
+            let mut findings = Findings::default();
+            server(info, &mut findings);
+            let [finding] = findings.list() else { panic!("{info:?}: {findings:?}") };
+            assert_eq!((finding.level, finding.found.as_str()), (level, found), "{info:?}");
+        }
+    }
 }
