@@ -18,7 +18,7 @@ pub mod worker;
 use std::time::Duration;
 
 use anyhow::Result;
-use balance_sync_sandbox::{RedisOptions, Sandbox, SandboxOptions};
+use balance_sync_sandbox::{PoolMode, RedisOptions, Sandbox, SandboxOptions};
 use uuid::Uuid;
 
 pub use audit::Audit;
@@ -48,4 +48,13 @@ pub fn options(tenants: usize, balances: usize) -> SandboxOptions {
 /// When it can't be started; the text says what is missing.
 pub async fn sandbox(tenants: usize, balances: usize) -> Result<Sandbox> {
     Sandbox::start(options(tenants, balances)).await
+}
+
+/// How the workers of this sandbox reach PostgreSQL, in their words.
+pub fn connection_mode(sandbox: &Sandbox) -> &'static str {
+    match sandbox.pool_mode() {
+        None => "direct",
+        Some(PoolMode::Session) => "session pooler",
+        Some(PoolMode::Transaction | PoolMode::Statement) => "transaction pooler",
+    }
 }

@@ -13,12 +13,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::pgbouncer::PoolMode;
+
 /// Path of the `redis-server` to use, or of a program that runs it in its own process.
 pub const REDIS_SERVER: &str = "BALANCE_SYNC_TEST_REDIS_SERVER";
 /// Folder with the `initdb` and `postgres` to use.
 pub const POSTGRES_BIN: &str = "BALANCE_SYNC_TEST_POSTGRES_BIN";
 /// Path of the `pgbouncer` to use, or of a program that runs it in its own process.
 pub const PGBOUNCER: &str = "BALANCE_SYNC_TEST_PGBOUNCER";
+/// `session` or `transaction`: every sandbox puts a PgBouncer of this pool mode between its workers and PostgreSQL.
+pub const POOLER: &str = "BALANCE_SYNC_TEST_POOLER";
 
 /// Where Debian and Ubuntu packages put each PostgreSQL major version.
 const DEBIAN_POSTGRES: &str = "/usr/lib/postgresql";
@@ -87,6 +91,23 @@ pub fn pgbouncer() -> Result<PathBuf> {
     {
         Some(path) => Ok(path),
         None => bail!("pgbouncer was not found in PATH; install it: apt-get install pgbouncer"),
+    }
+}
+
+/// The pool mode that [`POOLER`] asks for; `None` when it is not set or empty: workers connect directly.
+///
+/// # Errors
+/// When it is neither `session` nor `transaction`.
+pub fn pooler() -> Result<Option<PoolMode>> {
+    pooler_named(env::var_os(POOLER))
+}
+
+fn pooler_named(value: Option<OsString>) -> Result<Option<PoolMode>> {
+    match value.as_ref().map_or(Some(""), |value| value.to_str()) {
+        Some("") => Ok(None),
+        Some("session") => Ok(Some(PoolMode::Session)),
+        Some("transaction") => Ok(Some(PoolMode::Transaction)),
+        _ => bail!("{POOLER}={} must be session or transaction", value.unwrap_or_default().display()),
     }
 }
 
@@ -191,5 +212,19 @@ mod tests {
         assert!(error.contains("must be a folder with the programs initdb and postgres"), "{error}");
         std::fs::write(folder.path().join("initdb"), "").unwrap();
         assert!(named_postgres(at(".")).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_pooler_has_one_of_two_modes() {
+        for (value, mode) in [
+            (None, None),
+            (Some(""), None),
+            (Some("session"), Some(PoolMode::Session)),
+            (Some("transaction"), Some(PoolMode::Transaction)),
+        ] {
+            assert_eq!(pooler_named(value.map(OsString::from)).unwrap(), mode, "{value:?}");
+        }
+        let error = pooler_named(Some("statement".into())).unwrap_err().to_string();
+        assert_eq!(error, "BALANCE_SYNC_TEST_POOLER=statement must be session or transaction");
     }
 }

@@ -10,7 +10,9 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::PgPool;
 use uuid::Uuid;
 
+use crate::find;
 use crate::ledger::{LoadTenant, Producer, SeededBalance, TenantKeys, seed_balances};
+use crate::pgbouncer::{PgBouncer, PgBouncerOptions, PoolMode};
 use crate::ports::loopback;
 use crate::postgres::{PostgresOptions, PostgresServer, quote_name};
 use crate::proxy::Proxy;
@@ -26,6 +28,8 @@ const SCHEMAS_PER_DATABASE: usize = 500;
 const MIXED_SHARING: usize = 2;
 /// Longest tenant id that goes into names as it is: PostgreSQL cuts names at 63 bytes.
 const LONGEST_NAME: usize = 48;
+/// Sessions that a pooler keeps for each database and role.
+const POOL_SIZE: u32 = 20;
 /// Name of the worker's configuration file in the sandbox's folder.
 const CONFIG_FILE: &str = "balance-sync.toml";
 
@@ -42,7 +46,7 @@ pub enum Isolation {
     Mixed,
 }
 
-/// What is in the box.
+/// What is in the box. With [`find::POOLER`] in the environment a PgBouncer stands before PostgreSQL in every sandbox.
 #[derive(Debug, Clone)]
 pub struct SandboxOptions {
     /// Number of tenants, `tenant-0001` and so on. Default 3.
@@ -123,6 +127,8 @@ pub struct Sandbox {
     options: SandboxOptions,
     redis_proxy: Option<Proxy>,
     postgres_proxy: Option<Proxy>,
+    /// Between the proxy, or the worker, and PostgreSQL.
+    pooler: Option<(PoolMode, PgBouncer)>,
     service: TenantService,
     tenants: Mutex<Vec<SandboxTenant>>,
     /// Records of removed tenants, for their return.
@@ -164,16 +170,26 @@ impl Sandbox {
             RedisServer::start(options.redis.clone()),
             PostgresServer::start(options.postgres.clone())
         )?;
+        let pooler = match find::pooler()? {
+            Some(mode) => {
+                // Sessions end soon after their last use: tests look whether the worker left any.
+                let options = PgBouncerOptions::new(mode, POOL_SIZE).with("server_idle_timeout", "1");
+                Some((mode, PgBouncer::for_all_roles(&postgres, &options).await?))
+            }
+            None => None,
+        };
         let service = TenantService::start(Uuid::new_v4().simple().to_string().into())?;
         let (mut redis_proxy, mut postgres_proxy) = (None, None);
         if options.proxied {
             redis_proxy = Some(Proxy::start(loopback(redis.port())).await?);
-            postgres_proxy = Some(Proxy::start(loopback(postgres.port())).await?);
+            let port = pooler.as_ref().map_or(postgres.port(), |(_, pooler)| pooler.port());
+            postgres_proxy = Some(Proxy::start(loopback(port)).await?);
         }
         let mut sandbox = Self {
             options,
             redis_proxy,
             postgres_proxy,
+            pooler,
             service,
             tenants: Mutex::default(),
             removed: Mutex::default(),
@@ -276,6 +292,11 @@ impl Sandbox {
     /// The private PostgreSQL.
     pub fn postgres(&self) -> &PostgresServer {
         &self.postgres
+    }
+
+    /// The pool mode of the PgBouncer before PostgreSQL, if [`find::POOLER`] asked for one.
+    pub fn pool_mode(&self) -> Option<PoolMode> {
+        self.pooler.as_ref().map(|(mode, _)| *mode)
     }
 
     /// The tenant service.
@@ -406,7 +427,11 @@ impl Sandbox {
     }
 
     fn worker_postgres_port(&self) -> u16 {
-        self.postgres_proxy.as_ref().map_or(self.postgres.port(), |proxy| proxy.addr().port())
+        match (&self.postgres_proxy, &self.pooler) {
+            (Some(proxy), _) => proxy.addr().port(),
+            (None, Some((_, pooler))) => pooler.port(),
+            (None, None) => self.postgres.port(),
+        }
     }
 
     fn worker_url(&self, database: &str, role: &str, password: &SecretString) -> SecretString {

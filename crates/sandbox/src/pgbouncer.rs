@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::find;
 use crate::guard::{Guarded, Owner};
 use crate::ports;
+use crate::postgres::PostgresServer;
 
 /// How long it may take until it accepts connections.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -124,6 +125,16 @@ impl PgBouncer {
             }
         }
         bail!("no free port for PgBouncer after {PORT_ATTEMPTS} attempts")
+    }
+
+    /// Starts one before this server that lets in every role, those that are made later as well: it looks passwords up.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn for_all_roles(server: &PostgresServer, options: &PgBouncerOptions) -> Result<Self> {
+        let superuser = server.superuser();
+        let options = options.clone().with("auth_user", superuser);
+        Self::start(server.port(), &[(superuser, server.password())], &options).await
     }
 
     /// The port on 127.0.0.1.

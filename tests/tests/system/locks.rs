@@ -5,7 +5,7 @@ use balance_sync_sandbox::ledger::DEFAULT_TTL;
 use balance_sync_sandbox::{balance_table, eventually};
 use balance_sync_tests::command::run;
 use balance_sync_tests::ledger::{all_settled, comes_in_step, rows};
-use balance_sync_tests::{SOON, Worker};
+use balance_sync_tests::{SOON, Worker, connection_mode};
 use sqlx::AssertSqlSafe;
 
 const BALANCES: usize = 500;
@@ -43,10 +43,11 @@ async fn one_locked_row_holds_up_no_other_and_its_holder_is_shown() -> Result<()
     let labels = [("tenant_id", tenant.id.as_str()), ("reason", "postgres_row_locked")];
     worker.reaches("balance_sync_tenant_degraded", &labels, 1.0).await?;
     let config = sandbox.config_path().to_string_lossy().into_owned();
+    let mode = format!("\"{}\"", connection_mode(&sandbox));
     eventually(SOON, "the holder", || async {
         let shown = run(&["tenants", "show", &tenant.id, "--json", "--config", &config], &[]).await?;
         let holder = shown.stdout.contains(&format!("locked by process {pid}"));
-        ensure!(holder && shown.stdout.contains("\"direct\""), "{shown:?}");
+        ensure!(holder && shown.stdout.contains(&mode), "{shown:?}");
         Ok(())
     })
     .await?;

@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use balance_sync_sandbox::{
-    PostgresOptions, PostgresServer, RedisOptions, RedisServer, eventually, is_alive,
+    PgBouncer, PgBouncerOptions, PoolMode, PostgresOptions, PostgresServer, RedisOptions, RedisServer,
+    eventually, is_alive,
 };
 use redis::AsyncCommands;
 use secrecy::SecretString;
@@ -138,6 +139,27 @@ async fn postgres_starts_fails_on_demand_and_leaves_nothing() {
     let (pid, folder) = (server.pid().unwrap(), server.folder().to_owned());
     server.stop().await.unwrap();
     assert!(!is_alive(pid) && !folder.exists());
+}
+
+#[tokio::test]
+async fn a_pooler_for_all_roles_knows_those_made_later_and_their_new_passwords() {
+    let server = PostgresServer::start(PostgresOptions::default()).await.unwrap();
+    for mode in [PoolMode::Session, PoolMode::Transaction] {
+        let options = PgBouncerOptions::new(mode, 2);
+        let pooler = PgBouncer::for_all_roles(&server, &options).await.unwrap();
+        let (name, first, second) = (format!("later_{mode:?}").to_lowercase(), "first", "second");
+        let connect = async |database: &str, password: &str| {
+            let options = server.options_for(database, &name, &SecretString::from(password));
+            let options = options.port(pooler.port()).extra_float_digits(None);
+            sqlx::raw_sql("SELECT 1").execute(&mut PgConnection::connect_with(&options).await?).await
+        };
+        assert!(connect("postgres", first).await.is_err(), "{mode:?}: there is no such role yet");
+        server.create_tenant_database(&name, &name, &SecretString::from(first)).await.unwrap();
+        connect(&name, first).await.unwrap();
+        server.set_password(&name, &SecretString::from(second)).await.unwrap();
+        connect(&name, second).await.unwrap();
+        assert!(connect(&name, first).await.is_err(), "{mode:?}: the old password was let in");
+    }
 }
 
 #[tokio::test]
