@@ -18,7 +18,8 @@ use balance_sync_fleet::{
     status::{FleetStatus, InForce, Outcome, Reason, Stage, TenantState, TenantStatus},
     tasks::TaskName,
 };
-use balance_sync_tenants::{ServiceDirectory, ServiceSettings, Tenant, TenantDirectory};
+use balance_sync_schedule::ClaimMode;
+use balance_sync_tenants::{KeyForm, ServiceDirectory, ServiceSettings, Tenant, TenantDirectory};
 use exposition::Exposition;
 use proptest::prelude::*;
 use tokio::{
@@ -232,8 +233,8 @@ fn busy_fleet() -> Arc<FleetStatus> {
     fleet.redis.connected();
     fleet.redis_may_evict.store(1);
     let in_force = InForce {
-        claim_mode: "lease",
-        key_form: "as_listed",
+        claim_mode: ClaimMode::Lease,
+        key_form: KeyForm::AsListed,
         claim_ttl: Duration::from_secs(30),
         protect_floor: Duration::from_secs(900),
         quarantine_limit: 10_000,

@@ -5,11 +5,9 @@
 //! session of a direct connection; poolers refuse or drop what they don't know. And two connections that are open at the same time are
 //! two sessions, each the same from one message to the next, unless sessions belong to transactions.
 
-use std::fmt;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use sqlx::{ConnectOptions, PgConnection, Row as _};
 
 use crate::budget::{CLOSE_TIMEOUT, Open, lock};
@@ -27,35 +25,15 @@ const WITHIN: Duration = Duration::from_millis(500);
 /// A setting of ours that no server knows and every server takes, with a value that nobody else gives it.
 const MARK: &str = "balance_sync.mark";
 
-/// What stands between here and a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ConnectionMode {
-    /// Nothing that shares sessions out.
-    #[serde(rename = "direct")]
-    Direct,
-    /// A pooler whose sessions belong to one connection at a time.
-    #[serde(rename = "session pooler")]
-    SessionPooler,
-    /// A pooler that gives out a session for each transaction or statement.
-    #[serde(rename = "transaction pooler")]
-    TransactionPooler,
-}
-
-impl ConnectionMode {
-    /// As people read it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            ConnectionMode::Direct => "direct",
-            ConnectionMode::SessionPooler => "session pooler",
-            ConnectionMode::TransactionPooler => "transaction pooler",
-        }
-    }
-}
-
-impl fmt::Display for ConnectionMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+balance_sync_domain::names! {
+    /// What stands between here and a server.
+    pub enum ConnectionMode {
+        /// Nothing that shares sessions out.
+        Direct = "direct",
+        /// A pooler whose sessions belong to one connection at a time.
+        SessionPooler = "session pooler",
+        /// A pooler that gives out a session for each transaction or statement.
+        TransactionPooler = "transaction pooler",
     }
 }
 

@@ -212,8 +212,8 @@ impl LocalWorker {
         let directory = if self.fleet.directory.service().is_some() { "service" } else { "static" };
         let replicas = self.replicas.map_or_else(|| "all".to_owned(), |replicas| replicas.to_string());
         [
-            ("claim.mode", in_force.claim_mode.to_owned()),
-            ("tenants.key_form", in_force.key_form.to_owned()),
+            ("claim.mode", in_force.claim_mode.to_string()),
+            ("tenants.key_form", in_force.key_form.to_string()),
             ("tenants.source", directory.to_owned()),
             ("worker.replicas", replicas),
         ]

@@ -46,6 +46,19 @@ async fn names_of_a_later_release_are_shown_as_they_are() -> Result<()> {
     record["reason"] = json!("postgres_on_the_moon");
     record["quarantine_entries"] = json!(1);
     let tenants = [(tenant.id.to_string(), Some(record.to_string()))];
+    let detail = json!({
+        "flushes": [{
+            "at": 1_795_380_490.0, "trigger": "tide", "claimed": 7, "updated": 7, "stale": 0, "deleted": 0,
+            "quarantined": 0, "released": 0, "took_ms": 3,
+        }],
+        "errors": [],
+        "history": [],
+        "database": {
+            "host": "moon.example", "port": 5432, "database": "d", "username": "u", "schema": null,
+            "sslmode": "require", "max_connections": 2, "connection": "wormhole",
+        },
+    });
+    let details = [(tenant.id.to_string(), detail.to_string())];
     let snapshots = Snapshots::new(Link::new(&LinkSettings::for_url(&sandbox.redis().url()))?, group);
     let worker_record = own.to_string();
     let publication = Publication {
@@ -54,7 +67,7 @@ async fn names_of_a_later_release_are_shown_as_they_are() -> Result<()> {
         visible: true,
         worker: &worker_record,
         tenants: &tenants,
-        details: &[],
+        details: &details,
     };
     snapshots.publish("newer", LIFE, &publication).await?;
     let member = tenant.keys.member(&tenant.balances[0]);
@@ -84,6 +97,11 @@ async fn names_of_a_later_release_are_shown_as_they_are() -> Result<()> {
         "{shown}"
     );
     assert!(shown["next"].as_str().is_some_and(|next| next.contains("hibernating")), "{shown}");
+    let flush = shown["flushes"]
+        .as_array()
+        .and_then(|flushes| flushes.iter().find(|flush| flush["worker"] == "newer"));
+    assert!(flush.is_some_and(|flush| flush["trigger"] == "tide" && flush["claimed"] == 7), "{shown}");
+    assert_eq!(shown["settings"]["database"]["connection"], "wormhole", "{shown}");
     let listed = json(&worker, "/api/v1/quarantine?reason=value_in_klingon").await?;
     assert_eq!(
         (&listed["total"], &listed["by_reason"]["value_in_klingon"]),
@@ -95,6 +113,8 @@ async fn names_of_a_later_release_are_shown_as_they_are() -> Result<()> {
     for (args, words) in [
         (&["status"][..], "hibernating"),
         (&["tenants"], "hibernating: postgres_on_the_moon"),
+        (&["tenants", "show", tenant.id.as_str()], "tide"),
+        (&["tenants", "show", tenant.id.as_str()], "wormhole"),
         (&["workers"], "newer"),
         (&["quarantine", "list"], "value_in_klingon"),
         (&["quarantine", "list", "--reason", "value_in_klingon", "--json"], "value_in_klingon"),

@@ -199,8 +199,8 @@ mod tests {
         let task =
             &schemas["Worker"]["properties"]["background_tasks"]["items"]["properties"]["state"]["examples"];
         assert_eq!(names(task), TaskState::NAMES.map(str::to_owned).into());
-        let trigger = &schemas["Flush"]["properties"]["trigger"]["enum"];
-        assert_eq!(names(trigger), Trigger::ALL.iter().map(|trigger| trigger.name().to_owned()).collect());
+        let trigger = &schemas["Flush"]["properties"]["trigger"]["examples"];
+        assert_eq!(names(trigger), Trigger::ALL.iter().map(|trigger| trigger.as_str().to_owned()).collect());
         let action = &schemas["TenantOrder"]["properties"]["action"]["enum"];
         let of_tenant = Action::ALL.into_iter().filter(|action| action.is_of_tenant());
         assert_eq!(names(action), of_tenant.map(|action| action.as_str().to_owned()).collect());

@@ -71,7 +71,7 @@ pub(super) fn work(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
             outcomes.sample(&[(TENANT, tenant), ("outcome", outcome.as_str())], *count as f64);
         }
         for (trigger, count) in Trigger::ALL.iter().zip(row.totals.batches) {
-            batches.sample(&[(TENANT, tenant), ("trigger", trigger.name())], count as f64);
+            batches.sample(&[(TENANT, tenant), ("trigger", trigger.as_str())], count as f64);
         }
         lag.distribution(&[(TENANT, tenant)], &row.totals.lag);
     }

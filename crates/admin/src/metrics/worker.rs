@@ -37,7 +37,7 @@ pub(super) fn identity(page: &mut Page, status: &FleetStatus) -> Result<(), Erro
             "balance_sync_config_info",
             "Always 1; the labels have settings in force that must be the same on all workers.",
         )
-        .with(&[("claim_mode", in_force.claim_mode), ("key_form", in_force.key_form)], 1.0),
+        .with(&[("claim_mode", in_force.claim_mode.as_str()), ("key_form", in_force.key_form.as_str())], 1.0),
     )?;
     let gauges = [
         (

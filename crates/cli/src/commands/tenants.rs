@@ -298,7 +298,7 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
     if let Some(database) = &detail.settings.database {
         let schema =
             database.schema.as_deref().map(|schema| format!(", schema {schema}")).unwrap_or_default();
-        let way = database.connection.map(|mode| format!(", {mode}")).unwrap_or_default();
+        let way = database.connection.as_ref().map(|mode| format!(", {mode}")).unwrap_or_default();
         say(
             "database",
             format!(
@@ -343,7 +343,7 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
         for flush in detail.flushes.iter().take(SHOWN) {
             table.row([
                 (flush.at.clone(), FAINT),
-                (flush.trigger.name().to_owned(), PLAIN),
+                (flush.trigger.to_string(), PLAIN),
                 (count(flush.claimed.into()), PLAIN),
                 (count(flush.outcomes[Outcome::Updated].into()), PLAIN),
                 (count(flush.outcomes[Outcome::Stale].into()), PLAIN),

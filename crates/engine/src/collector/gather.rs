@@ -2,32 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use crate::names;
 
-/// Why a flush was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Trigger {
-    /// The buffer held a whole batch.
-    Size,
-    /// The flush timeout had passed since the first member entered the empty buffer.
-    Timeout,
-    /// The collector stops.
-    Drain,
-}
-
-impl Trigger {
-    /// All of them, for metrics.
-    pub const ALL: [Self; 3] = [Self::Size, Self::Timeout, Self::Drain];
-
-    /// Short, stable name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Size => "size",
-            Self::Timeout => "timeout",
-            Self::Drain => "drain",
-        }
+names! {
+    /// Why a flush was made.
+    pub enum Trigger {
+        /// The buffer held a whole batch.
+        Size = "size",
+        /// The flush timeout had passed since the first member entered the empty buffer.
+        Timeout = "timeout",
+        /// The collector stops.
+        Drain = "drain",
     }
 }
 

@@ -434,7 +434,7 @@ impl Handler<GetDatabaseView> for TenantManager {
             schema: settings.schema.clone(),
             sslmode: settings.tls.as_str().to_owned(),
             max_connections: pool.database.spec().max_connections,
-            connection: pool.database.mode(),
+            connection: pool.database.mode().map(Into::into),
         }))
     }
 }

@@ -114,8 +114,8 @@ impl PreparedWorker {
             fleet.tasks.inject(faults);
         }
         let _ = fleet.in_force.set(InForce {
-            claim_mode: settings.schedule.mode.as_str(),
-            key_form: key_form.as_str(),
+            claim_mode: settings.schedule.mode,
+            key_form,
             claim_ttl: settings.schedule.claim_ttl,
             protect_floor: settings.schedule.protect_floor,
             quarantine_limit: settings.schedule.quarantine_limit as u64,

@@ -74,7 +74,7 @@ impl FlushEnd {
     pub(crate) fn summary(&self, trigger: Trigger, took: Duration) -> FlushNote {
         FlushNote {
             at: wall_clock(),
-            trigger,
+            trigger: trigger.into(),
             claimed: u32::try_from(self.claimed).unwrap_or(u32::MAX),
             outcomes: self.outcomes.map(|&n| u32::try_from(n).unwrap_or(u32::MAX)),
             took_ms: u32::try_from(took.as_millis()).unwrap_or(u32::MAX),
@@ -278,7 +278,7 @@ pub async fn flush<Q: Queue, S: Sink>(
     let took = begun.elapsed();
     status.note_flush(end.summary(trigger, took));
     tracing::debug!(
-        trigger = trigger.name(),
+        trigger = trigger.as_str(),
         claimed = end.claimed,
         updated = end.outcomes[Outcome::Updated],
         stale = end.outcomes[Outcome::Stale],

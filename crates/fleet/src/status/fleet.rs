@@ -11,8 +11,8 @@ use std::{
 };
 
 use balance_sync_domain::TenantId;
-use balance_sync_schedule::LinkStats;
-use balance_sync_tenants::Tenant;
+use balance_sync_schedule::{ClaimMode, LinkStats};
+use balance_sync_tenants::{KeyForm, Tenant};
 use dashmap::DashMap;
 
 use super::{
@@ -81,10 +81,10 @@ impl Phase {
 /// Settings of a worker that its numbers are compared with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InForce {
-    /// How members are claimed: `lease` or `lock`.
-    pub claim_mode: &'static str,
-    /// How tenant ids stand in keys: `as_listed` or `simple_uuid`.
-    pub key_form: &'static str,
+    /// How members are claimed.
+    pub claim_mode: ClaimMode,
+    /// How tenant ids are written in keys.
+    pub key_form: KeyForm,
     /// How long a claim holds.
     pub claim_ttl: Duration,
     /// What the lives of waiting values are raised to.

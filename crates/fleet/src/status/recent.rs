@@ -9,6 +9,7 @@ use std::{collections::VecDeque, time::Duration};
 use serde::{Deserialize, Serialize, Serializer};
 use tokio::time::Instant;
 
+use balance_sync_domain::Reported;
 use balance_sync_engine::{
     collector::Trigger,
     outcome::{Outcome, Outcomes},
@@ -38,7 +39,7 @@ pub struct FlushNote {
     /// When it ended, in seconds since 1970.
     pub at: f64,
     /// What made it.
-    pub trigger: Trigger,
+    pub trigger: Reported<Trigger>,
     /// Members in it.
     pub claimed: u32,
     /// Its members by what became of them.
@@ -388,7 +389,7 @@ mod tests {
     fn flush(n: u32) -> FlushNote {
         FlushNote {
             at: f64::from(n),
-            trigger: Trigger::Size,
+            trigger: Trigger::Size.into(),
             claimed: n,
             outcomes: Outcomes::default(),
             took_ms: 1_000,

@@ -1,5 +1,6 @@
 //! Everything about one tenant.
 
+use balance_sync_domain::Reported;
 use balance_sync_fleet::{
     backends::DatabaseView,
     pipeline::CollectorOptions,
@@ -43,7 +44,7 @@ pub struct FlushView {
     /// When it ended.
     pub at: String,
     /// What made it.
-    pub trigger: Trigger,
+    pub trigger: Reported<Trigger>,
     /// Members in it.
     pub claimed: u32,
     /// Its members by what became of them.
@@ -183,7 +184,7 @@ impl TenantDetail {
         let batches = Trigger::ALL
             .iter()
             .enumerate()
-            .map(|(n, trigger)| (trigger.name(), counts.batches.get(n).copied().unwrap_or_default()))
+            .map(|(n, trigger)| (trigger.as_str(), counts.batches.get(n).copied().unwrap_or_default()))
             .collect();
         Self {
             next: next_of(&row, options),

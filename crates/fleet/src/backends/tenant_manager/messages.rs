@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use actix::prelude::*;
-use balance_sync_domain::TenantId;
+use balance_sync_domain::{Reported, TenantId};
 use balance_sync_store::{ConnectionMode, Database, PoolUsage, Table};
 use balance_sync_tenants::Tenant;
 use balance_sync_trace::Span;
@@ -111,5 +111,5 @@ pub struct DatabaseView {
     pub max_connections: u32,
     /// Whether a pooler stands before it; `None` when that isn't known.
     #[serde(default)]
-    pub connection: Option<ConnectionMode>,
+    pub connection: Option<Reported<ConnectionMode>>,
 }

@@ -57,7 +57,7 @@ pub(super) fn tell(span: &Span, space: &KeySpace, trigger: Trigger, end: &FlushE
         return;
     }
     span.set("tenant_id", tenant(space));
-    span.set("trigger", trigger.name());
+    span.set("trigger", trigger.as_str());
     span.count("claimed", end.claimed);
     for outcome in SPAN_OUTCOMES {
         span.set(outcome.as_str(), i64::try_from(end.outcomes[outcome]).unwrap_or(i64::MAX));
