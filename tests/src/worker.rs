@@ -288,7 +288,7 @@ impl Worker {
         kill(Pid::from_raw(i32::try_from(self.pid)?), signal).context("signalling the worker")
     }
 
-    /// Waits for its end, after it was told to, and checks its log.
+    /// Waits for its end, after it was asked to, and checks its log.
     ///
     /// # Errors
     /// When it doesn't end within a minute, or something is wrong with its log.

@@ -7,7 +7,7 @@
 //! - `ui`: the dashboard, embedded; its files are in `ui/`.
 //!
 //! Everything is read from [`balance_sync_fleet::status`] at the moment of the question; nothing is kept up to date
-//! beside it, so that a worker nobody asks does no work for it.
+//! beside it, so that a worker that isn't queried does no work for it.
 
 pub mod api;
 mod health;

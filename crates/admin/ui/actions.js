@@ -145,7 +145,7 @@ async function follow(message, name, tenant, ask) {
 }
 
 /**
- * Waits until a worker has told the outcome of an action, and a moment longer for the others; an empty list when none did
+ * Waits until a worker has reported the outcome of an action, and a moment longer for the others; an empty list when none did
  * in time.
  */
 function outcomeOf(/** @type {string} */ id, /** @type {string | null} */ tenant) {

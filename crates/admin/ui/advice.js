@@ -25,7 +25,7 @@ const QUARANTINE = {
   missing_row: "No row with that id under that organization and ledger. Restore the row and retry.",
   value_expired: "The value had expired in Redis before anybody looked: its last mutation is lost unless the ledger has it.",
   forked: "The row is ahead of Redis, or has other amounts at the same version: one of the two lost mutations that the other was computed from. The entry lists both sides, and stays until it is dropped. Compare both with the ledger's operations, mend the wrong one, then drop it.",
-  value_lost: "The value is gone from Redis, and the row lacks what the ledger's trail has, or that can't be told: the detail says which. It stays here until somebody drops it, whatever is written later. Mend the row from the ledger's operations, then drop it; where a grant is missing, give it and retry.",
+  value_lost: "The value is gone from Redis, and the row lacks what the ledger's trail has, or that can't be determined: the detail says which. It stays here until an operator drops it, whatever is written later. Mend the row from the ledger's operations, then drop it; where a grant is missing, give it and retry.",
   value_unreadable: "Its key in Redis is of another type, or outside the slot of the ledger's keys; the detail says which. Find out who else writes to this Redis; the balance's next good mutation clears it.",
   unreadable_entry: "The entry in Redis is in a format that this release can't read: the detail says why. Ask a worker of the release that wrote it.",
   value_duplicate_name: "A name stands twice in the value, and which of the two counts is unknown. Report its writer; the balance's next good mutation clears it.",

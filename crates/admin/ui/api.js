@@ -74,7 +74,7 @@ async function call(method, where, body, signal) {
   }
   const answer = await response.json().catch(() => null);
   if (response.ok) return answer;
-  // An attempt to sign in is told by its own page.
+  // An attempt to sign in is reported by its own page.
   if (response.status === 401 && where !== "/session") onSignedOut();
   throw new Problem(response.status, answer?.title ?? `HTTP ${response.status}`, answer?.detail);
 }

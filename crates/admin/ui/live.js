@@ -1,5 +1,5 @@
 // What is known of the fleet, kept up to date by server-sent events. One store for all pages: they read it, subscribe to
-// it, and are told what changed.
+// it, and are notified of what changed.
 //
 // "Connected" means that data come: a connection that is open but silent for SILENCE counts as lost, since a number that
 // stands still looks like a number that is true.
@@ -102,7 +102,7 @@ export function connect(tenant = watched) {
   if (changed || !source) open();
 }
 
-/** Ends the connection, when nobody is signed in. */
+/** Ends the connection, when no user is signed in. */
 export function disconnect() {
   close();
   clearTimeout(retryTimer);

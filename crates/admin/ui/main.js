@@ -216,7 +216,7 @@ function showRedis(overview) {
   setShown(redisBanner, ill);
   if (ill) {
     const detail = overview.detail ? ` (${visible(overview.detail)})` : "";
-    if (refuses) setText(redisText, `Redis refuses writes${detail}. Nothing is being synced and nothing is lost; other workers can't report: they are shown as last heard of.`);
+    if (refuses) setText(redisText, `Redis refuses writes${detail}. Nothing is being synced and nothing is lost; other workers can't report: they are shown as last reported.`);
     else setText(redisText, `Redis can't be reached${detail}. Nothing is being synced and nothing is lost: the numbers below are the last known.`);
   }
 }

@@ -260,7 +260,7 @@ export function mayAct() {
   return live.session?.role === "operator";
 }
 
-/** What a reader is told where an operator has buttons. */
+/** What a reader sees where an operator has buttons. */
 export function readerNote() {
   return h("p.note", icon("key"), "You are signed in to read. Actions and amounts need an operator's token.");
 }

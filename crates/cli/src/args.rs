@@ -75,7 +75,7 @@ pub(crate) enum Command {
     Workers(WorkersArgs),
     /// What operators have done, the last first: who, what, when, and what became of it.
     Actions(ActionsArgs),
-    /// Compare Redis with Postgres. Exit code 0: equal, 1: different, 2: could not be told.
+    /// Compare Redis with Postgres. Exit code 0: equal, 1: different, 2: could not be determined.
     Verify(VerifyArgs),
     /// Compare Redis, the rows and the ledger's trail of operations, balance by balance, while the ledger works. Writes nothing.
     #[command(after_help = AUDIT_EXIT_CODES)]
@@ -100,7 +100,7 @@ pub(crate) enum Command {
 const EXIT_CODES: &str = "Asks Redis and the tenant service; no worker's HTTP is needed.\n\n\
     Exit codes:\n  \
     0  healthy\n  \
-    1  something is behind, degraded or served by nobody\n  \
+    1  something is behind, degraded or served by no worker\n  \
     2  can't tell: no live worker, Redis or the tenant service away, or the command failed";
 
 /// How `check` ends.
@@ -340,7 +340,7 @@ const AUDIT_EXIT_CODES: &str = "Reads Redis and each tenant's Postgres, page by 
     Exit codes:\n  \
     0  nothing found\n  \
     1  something is wrong with some balances\n  \
-    2  not all could be told: a tenant could not be read, the trail could not be read, or it was interrupted";
+    2  not all could be determined: a tenant could not be read, the trail could not be read, or it was interrupted";
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct AuditArgs {
@@ -386,7 +386,7 @@ const RECOVER_EXIT_CODES: &str = "Without --apply nothing is written. With it ro
     Exit codes:\n  \
     0  nothing is lost, or with --apply: all of it was restored\n  \
     1  something is lost; with --apply: some of it was not restored\n  \
-    2  not all could be told: a tenant or the trail could not be read, or it was interrupted";
+    2  not all could be determined: a tenant or the trail could not be read, or it was interrupted";
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct RecoverArgs {

@@ -32,7 +32,7 @@ pub(crate) fn excerpt_bytes(value: &[u8]) -> String {
 }
 
 /// `text` without its numbers: each word that has a digit is replaced by "…". For foreign text that may quote amounts, where
-/// somebody reads it who may not see them.
+/// a reader sees it who may not see them.
 #[must_use]
 pub fn without_numbers(text: &str) -> String {
     let is_of_word =

@@ -33,7 +33,7 @@ names! {
         InFlight = "in_flight",
         /// Redis is newer, and a worker will write it when it can.
         BehindScheduled = "behind_scheduled",
-        /// Redis is newer, and nobody will write it.
+        /// Redis is newer, and no worker will write it.
         BehindUnscheduled = "behind_unscheduled",
         /// The trail is newer than Redis and the row.
         LostFromRedis = "lost_from_redis",

@@ -3,7 +3,7 @@
 //!
 //! Each worker follows the log of actions. An [`Execution`] carries out one action on one tenant's collector; a
 //! [`PauseWatch`] decides when the list of paused tenants is read, and what happens while it can't be. What a collector does
-//! once it is paused or told to flush is in `collector/controls.rs`.
+//! once it is paused or asked to flush is in `collector/controls.rs`.
 
 use std::time::{Duration, Instant};
 

@@ -27,13 +27,13 @@ names! {
         Contention = "contention",
         /// Wrong user or password.
         Credentials = "credentials",
-        /// There is no such database, or it admits nobody.
+        /// There is no such database, or it admits no connections.
         DatabaseMissing = "database_missing",
         /// A table, schema or column that the statement needs is not there or has another type.
         NotProvisioned = "not_provisioned",
         /// The role may not do this.
         Permission = "permission",
-        /// Row security would decide which rows the role sees: they can't be told from missing ones.
+        /// Row security would decide which rows the role sees: they can't be determined from missing ones.
         RowSecurity = "row_security",
         /// The table has no row that the role can see, or none of the tenant's organizations: an empty or wrong database.
         NoVisibleRows = "no_visible_rows",
@@ -58,7 +58,7 @@ names! {
 }
 
 impl PostgresClass {
-    /// Whether the same write may succeed later without anybody changing settings, schema or data.
+    /// Whether the same write may succeed later without a change of settings, schema or data.
     #[must_use]
     pub const fn is_transient(self) -> bool {
         // Resources may be freed by the server itself.
@@ -143,7 +143,7 @@ impl RedisClass {
         }
     }
 
-    /// Whether Redis answers reads and takes no writes, from anybody.
+    /// Whether Redis answers reads and takes no writes, from any client.
     #[must_use]
     pub const fn refuses_writes(self) -> bool {
         match self {

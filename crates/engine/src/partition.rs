@@ -21,7 +21,7 @@ pub enum Share<T> {
         workers: BTreeSet<String>,
         /// Workers per tenant.
         replicas: usize,
-        /// Tenants that nobody seems to look after, whoever owns them.
+        /// Tenants that no worker seems to serve, whichever owns them.
         adopted: BTreeSet<T>,
     },
 }
@@ -43,7 +43,7 @@ impl<T: Ord + AsRef<str>> Share<T> {
     pub fn of(&self, tenant: &T) -> Ownership {
         match self {
             Self::Everything => Ownership::First,
-            // What seems abandoned is worked by whoever finds it.
+            // What seems abandoned is served by the worker that finds it.
             Self::Part { adopted, .. } if adopted.contains(tenant) => Ownership::First,
             Self::Part { name, workers, replicas, .. } => {
                 match ahead_of(name, tenant.as_ref(), workers, *replicas) {
@@ -84,7 +84,7 @@ fn ahead_of(name: &str, tenant: &str, workers: &BTreeSet<String>, bound: usize) 
 }
 
 /// How strongly a worker is drawn to a tenant: FNV-1a over both, finished as MurmurHash3 finishes, as FNV alone leaves names
-/// that differ in their last character close to each other. The same in all workers for ever; whoever changes it changes the
+/// that differ in their last character close to each other. The same in all workers for ever; a change of it changes the
 /// name of the key under which workers register as well (`balance_sync_schedule::workers`).
 fn weight(worker: &str, tenant: &str) -> u64 {
     /// Stands between the two names; no UTF-8 text has it.

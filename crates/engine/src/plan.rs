@@ -18,13 +18,13 @@ use std::{
 /// A collector that worked this long before it ended counts as having recovered: its next delay is the smallest again.
 pub const STABLE_AFTER: Duration = Duration::from_secs(60);
 
-/// A collector that is not at work this long after its start never will be, as far as anybody can tell.
+/// A collector that is not at work this long after its start never will be, as far as can be known.
 pub const STARTS_WITHIN: Duration = Duration::from_secs(60);
 
 /// How a collector ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// It was told to, and drained.
+    /// It was asked to, and drained.
     Stopped,
     /// It panicked.
     Panicked,
@@ -128,7 +128,7 @@ pub enum StopReason {
 pub struct Plan<T> {
     /// Slots to clear or to delay.
     pub reap: Vec<(T, Exit, Reap)>,
-    /// Slots of which nothing is left to do: their delay is void because nobody wants them.
+    /// Slots of which nothing is left to do: their delay is void because they are no longer wanted.
     pub forget: Vec<T>,
     /// Collectors to stop.
     pub stop: Vec<(T, StopReason)>,
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delay_ends_in_a_start_and_is_void_when_nobody_wants_it() {
+    fn a_delay_ends_in_a_start_and_is_void_when_it_is_no_longer_wanted() {
         let now = Instant::now();
         let waiting = slots(&[("a", Slot::Backoff { until: now, failures: 3 })]);
         assert_eq!(plan(&set(&["a"]), &waiting, now, &LIMITS).start, [(tenant("a"), 3)]);

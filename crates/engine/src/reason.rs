@@ -17,7 +17,7 @@ names! {
     pub enum Pace {
         /// The failure may be over at any moment (`postgres.backoff_max`).
         Short = "short",
-        /// Somebody has to do something first (`postgres.backoff_long`).
+        /// An operator has to act first (`postgres.backoff_long`).
         Long = "long",
     }
 }
@@ -229,7 +229,7 @@ reasons! {
     }
     RedisScheduleVanished = "redis_schedule_vanished" {
         pace: Short, action: Some(Acknowledge),
-        means: "Members have left the schedule and nobody has written them: its key was evicted or deleted.",
+        means: "Members have left the schedule and no worker has written them: its key was evicted or deleted.",
         help: "What is left is compared with rows and operations: what is behind is scheduled again, what is lost is listed. Acknowledge it when you have dealt with the rest.",
     }
     RedisEvicted = "redis_evicted" {

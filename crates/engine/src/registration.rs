@@ -28,7 +28,7 @@ use crate::{
 /// Renewals per lease at the least: two may fail before others think that the worker is gone.
 const RENEWALS: u32 = 3;
 /// Longest time between two looks at who is alive, each of which renews the lease as well. Who comes first for a tenant must
-/// know at once that it does, when the worker before it has left: nobody else claims until then. Some 15 µs of Redis.
+/// know at once that it does, when the worker before it has left: no other worker claims until then. Some 15 µs of Redis.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A new worker looks a second time after this before it takes its share, and everybody after a change: workers that are
 /// started together find each other before they have started collectors that they must stop again.
@@ -255,13 +255,13 @@ impl<T: Ord + Clone> Registration<T> {
 
     /// Takes over a new view; returns whether it is another one than before.
     fn take_in(&mut self, lease: Lease, live: BTreeSet<String>) -> Option<Report> {
-        let nobody = BTreeSet::new();
+        let none = BTreeSet::new();
         let before = match &self.view {
-            View::Unknown | View::LookedOnce => &nobody,
+            View::Unknown | View::LookedOnce => &none,
             View::Known(_) if lease == Lease::Lapsed => return None,
             View::Known(before) => before,
         };
-        // A list without anybody, this worker included, is none.
+        // An empty list, without even this worker, is not believed.
         if *before == live || live.is_empty() {
             return None;
         }

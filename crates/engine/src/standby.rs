@@ -1,8 +1,8 @@
-//! The standby watch: whether anybody claims what is due in the schedules of tenants that another worker owns first.
+//! The standby watch: whether any worker claims what is due in the schedules of tenants that another worker owns first.
 //!
 //! The head of a schedule counts as unclaimed when it has stayed there, unchanged, for as long as an idle owner may take to
 //! look. A balance that is mutated all the time is never unchanged: its score is that of the last mutation. There the member
-//! seen last decides: it must have been claimed, held or gone at some look. If it never was, for many looks, nobody claims. A
+//! seen last decides: it must have been claimed, held or gone at some look. If it never was, for many looks, no worker claims. A
 //! standby woken in error finds nothing to claim, or shares the work for a while: claims keep that correct.
 //!
 //! [`Watch`] looks for each of its standbys once per round, a page at a time, evenly spread. `P` identifies a standby, `H` is
@@ -15,9 +15,9 @@ use std::{
 
 /// Looks at a schedule in the time within which an idle owner looks at it (`collector.idle_backoff_max`).
 const LOOKS: u32 = 2;
-/// After this many looks in a row at the same head nobody claims: the first look, and those of one such time.
+/// After this many looks in a row at the same head no worker claims: the first look, and those of one such time.
 const UNCHANGED: u32 = 1 + LOOKS;
-/// After this many looks in a row between which nothing was claimed, although something was due, nobody claims: ten such times.
+/// After this many looks in a row between which nothing was claimed, although something was due, no worker claims: ten such times.
 const UNCLAIMED: u32 = 1 + 10 * LOOKS;
 /// Schedules in one page: some 200 µs of Redis, so that no other client waits long behind it.
 const PAGE: usize = 250;
@@ -34,7 +34,7 @@ pub struct Seen<H> {
 /// What became of the member that was at the head at the look before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LastHead {
-    /// It is due: nobody has claimed it since.
+    /// It is due: no worker has claimed it since.
     Waits,
     /// It is held, put off or gone; or there was none.
     Claimed,
@@ -56,7 +56,7 @@ pub struct Standby<P, H> {
 /// What a look says about a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// Nothing is due, or somebody claims.
+    /// Nothing is due, or a worker claims.
     Claimed,
     /// Something is due that nobody claims.
     Unclaimed,
@@ -140,7 +140,7 @@ impl<P, H: Eq> Watch<P, H> {
     }
 
     /// A page has been looked at, with one answer per standby: `None` where nothing is due. Returns the standbys
-    /// that take over, as nobody claims; they are no longer watched.
+    /// that take over, as no worker claims; they are no longer watched.
     #[must_use]
     pub fn looked(&mut self, page: Vec<Standby<P, H>>, seen: Vec<Option<Seen<H>>>) -> Vec<P> {
         debug_assert_eq!(page.len(), seen.len(), "one answer per standby");
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backlog_that_is_worked_wakes_nobody() {
+    fn a_backlog_that_is_worked_wakes_no_standby() {
         let mut bench = Bench::new();
         bench.schedule = (0..200).map(|n| (n, u32::from(n))).collect();
         for n in 0..200 {
@@ -329,7 +329,7 @@ mod tests {
             let mut looks = 0;
             while !bench.wakes() {
                 looks += 1;
-                prop_assert!(looks < UNCHANGED, "nobody claims it");
+                prop_assert!(looks < UNCHANGED, "no worker claims it");
             }
         }
     }

@@ -150,7 +150,7 @@ mod tests {
         assert!(!trail.is_complete(&1, 60.5, begun + secs(50)), "Redis's clock has jumped");
         assert!(
             !trail.is_complete(&1, 70.0, begun + GRACE),
-            "mutated again, or claimed by somebody meanwhile"
+            "mutated again, or claimed by a worker meanwhile"
         );
         assert!(!trail.is_complete(&2, 60.5, begun + GRACE));
         trail.forget(&1);

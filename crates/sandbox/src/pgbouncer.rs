@@ -145,7 +145,7 @@ impl PgBouncer {
     /// Takes other settings without ending the connections of clients, as `RELOAD` does.
     ///
     /// # Errors
-    /// When they can't be written or the process can't be told.
+    /// When they can't be written or the process can't be signalled.
     pub fn reload(&self, options: &PgBouncerOptions) -> Result<()> {
         self.configure(options)?;
         self.guard.ask_to_end(Signal::SIGHUP)

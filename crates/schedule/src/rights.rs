@@ -19,7 +19,7 @@ use crate::{
     scripts,
 };
 
-/// A key that nobody writes; commands are tried on it.
+/// A key that is never written; commands are tried on it.
 const PROBE_KEY: &str = "{transactions}:balance-sync:rights";
 /// What the names of all keys hold.
 const TAG: &str = "{transactions}";

@@ -208,7 +208,7 @@ mod tests {
             let found = is_obsolete(b"old", &entry(kept.as_deref(), truncated), &written);
             assert_eq!(found, obsolete, "{kept:?} {truncated}");
         }
-        // Lost at 5 s; the mutation came at 1 s, later, or nobody knows when.
+        // Lost at 5 s; the mutation came at 1 s, later, or at an unknown time.
         let loss = br#"{"loss":"{}","first_at":"2","last_at":"5","count":2}"#;
         let at = |former: &str| Claimed { former: former.to_owned(), ..written.clone() };
         assert!(!is_later(&written, loss));

@@ -87,7 +87,7 @@ fn play(first: u64, within: Duration) -> bool {
     println!("faults: {}", faults.join(", "));
     let [certain, uncertain] = sum.recorded;
     println!(
-        "{} values lost before they were written; recorded as lost: {certain} for certain, {uncertain} where it can't be told",
+        "{} values lost before they were written; recorded as lost: {certain} for certain, {uncertain} where it can't be determined",
         sum.values_lost
     );
     let unseen: Vec<String> =

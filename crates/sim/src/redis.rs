@@ -33,7 +33,7 @@ pub(crate) struct Value {
 /// What is known of a balance whose value is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Loss {
-    /// The version that the ledger's trail has and the row lacks; `None` = it can't be told whether there is one.
+    /// The version that the ledger's trail has and the row lacks; `None` = it can't be determined whether there is one.
     pub(crate) version: Option<u64>,
     /// A later mutation has been written.
     pub(crate) later: bool,

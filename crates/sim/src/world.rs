@@ -60,7 +60,7 @@ pub struct Outcome {
     pub written: u64,
     /// Values that Redis lost before they were written.
     pub values_lost: u64,
-    /// Losses that were recorded: certain ones, and such of which it can't be told.
+    /// Losses that were recorded: certain ones, and such of which it can't be determined.
     pub recorded: [u64; 2],
     /// Mutations that nothing in the schedule shows to be lost, in the order of [`Unseen`].
     pub unseen: [u64; Unseen::NAMES.len()],

@@ -24,7 +24,7 @@
 //! than `LONGEST_TURN`.
 //!
 //! While a database waits its batch grows, so the fewer turns carry more. Slots are per server: one that does not answer
-//! holds up nobody else. Within a server one database uses at most its own `max_connections`, each for at most the
+//! holds up no other operation. Within a server one database uses at most its own `max_connections`, each for at most the
 //! connect timeout or the operation timeout.
 
 mod chores;
@@ -64,9 +64,9 @@ pub struct ServerUsage {
     pub server: String,
     /// Connections that exist, those being opened or closed included. Never above `limit`.
     pub open: u64,
-    /// Connections nobody works with.
+    /// Idle connections.
     pub idle: u64,
-    /// Connections that somebody works with, those being opened or closed included.
+    /// Connections in use, those being opened or closed included.
     pub in_use: u64,
     /// Operations that wait for a connection.
     pub waiting: u64,

@@ -155,7 +155,7 @@ impl StoreError {
         StoreError { in_full, ..StoreError::new(class, message) }
     }
 
-    /// An error of this class, for whoever stands in for a database.
+    /// An error of this class, for a stand-in of a database.
     #[must_use]
     pub fn of_class(class: ErrorClass, message: &'static str) -> StoreError {
         StoreError::new(class, message)
@@ -263,7 +263,7 @@ impl From<sqlx::Error> for StoreError {
                 Some(fault) => StoreError::new(ErrorClass::Tls, tls_fault(fault)),
                 None => StoreError::new(ErrorClass::Connection, io.to_string()),
             },
-            // What comes in is not the protocol: the stream is out of step, or somebody else answers on that port.
+            // What comes in is not the protocol: the stream is out of step, or another program answers on that port.
             sqlx::Error::Protocol(_) => StoreError::new(ErrorClass::Connection, error.to_string()),
             sqlx::Error::Tls(fault) => match fault.downcast_ref::<rustls::Error>() {
                 Some(fault) => StoreError::new(ErrorClass::Tls, tls_fault(fault)),

@@ -1,7 +1,7 @@
 //! Opening a connection, and what it means when that fails.
 //!
-//! The driver reports most failures of this kind as an I/O error. Whoever has to mend it needs to know which: a name that no name
-//! service knows, a port where nobody listens, a certificate, a limit of time.
+//! The driver reports most failures of this kind as an I/O error. The operator who has to mend it needs to know which: a name that no name
+//! service knows, a port without a listener, a certificate, a limit of time.
 
 use balance_sync_domain::TlsMode;
 use std::path::Path;
@@ -137,7 +137,7 @@ fn is_pem(text: &[u8], wanted: &str) -> bool {
     }
 }
 
-/// What an error of TLS means for whoever has to mend it.
+/// What an error of TLS means for the operator who has to mend it.
 pub(crate) fn tls_fault(error: &rustls::Error) -> String {
     use rustls::{AlertDescription as Alert, CertificateError as Certificate, Error};
     let advice = match error {

@@ -64,9 +64,9 @@ pub(crate) enum Phase {
 pub struct PoolUsage {
     /// Connections that exist, those being opened or closed included.
     pub open: u32,
-    /// Of these, those nobody works with.
+    /// Of these, the idle ones.
     pub idle: u32,
-    /// Of these, those somebody works with.
+    /// Of these, those in use.
     pub in_use: u32,
     /// The most there may be: the spec's `max_connections`, or the server's budget if that is less.
     pub limit: u32,
@@ -165,7 +165,7 @@ impl Database {
         Ok(self.origin())
     }
 
-    /// Since when nobody has used it (its opening counts as use); `None` while somebody does.
+    /// Since when it hasn't been used (its opening counts as use); `None` while it is.
     #[must_use]
     pub fn idle_since(&self) -> Option<Instant> {
         (self.in_flight() == 0).then(|| *lock(&self.0.last_used))
@@ -192,7 +192,7 @@ impl Database {
         broken_off
     }
 
-    /// A session whose connection is there already, and whose turn it is to write a batch: what follows waits for nobody else.
+    /// A session whose connection is there already, and whose turn it is to write a batch: what follows doesn't wait in the queue.
     ///
     /// # Errors
     /// What keeps it from being had, by class; [`ErrorClass::TooManyConnections`] when none became free in time.

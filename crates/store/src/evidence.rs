@@ -133,7 +133,7 @@ pub(crate) async fn updates_are_taken(
 enum Probed {
     Taken,
     Refused(StoreError),
-    /// There is no such row, or somebody has locked it.
+    /// There is no such row, or another session has locked it.
     NoRow,
 }
 

@@ -22,7 +22,7 @@ const VALID: Duration = Duration::from_secs(10 * 60);
 /// The longest that a second connection may take: a pooler without a free session lets it wait.
 const WITHIN: Duration = Duration::from_millis(500);
 
-/// A setting of ours that no server knows and every server takes, with a value that nobody else gives it.
+/// A setting of ours that no server knows and every server takes, with a value that no other client gives it.
 const MARK: &str = "balance_sync.mark";
 
 balance_sync_domain::names! {

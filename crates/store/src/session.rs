@@ -232,7 +232,7 @@ impl Session {
                 tokio::select! {
                     biased;
                     result = running.as_mut() => return result,
-                    // It waits for a lock, a disk or an answer, and keeps nobody busy meanwhile.
+                    // It waits for a lock, a disk or an answer, and keeps no thread busy meanwhile.
                     () = tokio::time::sleep(LONGEST_TURN) => turn = None,
                 }
             }
@@ -249,7 +249,7 @@ impl Session {
         }
     }
 
-    /// Ends when the database's closing has come so far: nobody waits for a connection that is no longer given, and what
+    /// Ends when the database's closing has come so far: no operation waits for a connection that is no longer given, and what
     /// hangs must not outlive the worker.
     async fn unless<F: Future>(&self, end: Phase, future: F) -> Result<F::Output, StoreError> {
         let mut phase = self.database.inner().phase.subscribe();

@@ -57,7 +57,7 @@ pub struct DatabaseSpec {
     pub connect_timeout: Duration,
     /// Longest wait for a place in the database's pool and in its server's budget.
     pub acquire_timeout: Duration,
-    /// A connection that nobody used for this long is closed.
+    /// A connection that wasn't used for this long is closed.
     pub idle_timeout: Duration,
     /// A connection is closed at this age at the latest, between two batches: its server's name may lead elsewhere, servers and the
     /// boxes between leak, and a role's changed settings apply to new sessions only.

@@ -73,7 +73,7 @@ impl Preamble {
         // What waits for a lock holds up the rest of its batch; see `locks.rs`.
         let lock_wait = spec.effective_lock_wait().as_millis();
         preamble.set("lock_timeout", &format!("= {lock_wait}"));
-        // As database and role are set, not as whoever used this session before us. Triggers of the ledger may rely on the path.
+        // As database and role are set, not as the client that used this session before us. Triggers of the ledger may rely on the path.
         preamble.set("search_path", "TO DEFAULT");
         for (name, value) in PLAN_SETTINGS {
             preamble.set(name, &format!("= {value}"));
@@ -111,7 +111,7 @@ pub(crate) struct Sql<'t> {
     target: Option<&'t Target>,
     statements: usize,
     guarded: bool,
-    /// The tables that are named, by schema, each with the tenant it belongs to, if it is told.
+    /// The tables that are named, by schema, each with the tenant it belongs to, if that is given.
     tables: Vec<(String, Table)>,
 }
 

@@ -90,7 +90,7 @@ pub enum Fate {
     },
     /// The trail has an operation that the row lacks.
     Lost(LastKnown),
-    /// It can't be told.
+    /// It can't be determined.
     Unknown {
         /// The version of the row, where there is one; −1 if it has none.
         row_version: Option<i64>,

@@ -41,7 +41,7 @@ pub(crate) const NOT_DELETED: &str = "CASE WHEN b.deleted_at IS NULL THEN true E
 /// How often a deadlock or serialization failure is answered by trying again at once.
 const CONTENTION_RETRIES: u32 = 3;
 
-/// How often a batch waits in vain for a lock of which nobody can be found to have it: it was given up meanwhile.
+/// How often a batch waits in vain for a lock whose holder can't be found: it was given up meanwhile.
 const LOCK_WAITS: u32 = 3;
 
 /// How often rows that were there and still did not change are tried again.
@@ -178,7 +178,7 @@ impl Session {
     }
 }
 
-/// Notes which of these rows are locked by somebody else, and gives the others.
+/// Notes which of these rows are locked by another session, and gives the others.
 async fn set_locked_aside(
     session: &mut Session,
     table: &Table,
@@ -301,7 +301,7 @@ enum Stored {
 fn tell_apart(rows: &[&Row<'_>], stored: &[Option<Stored>], updated: u64) -> Vec<Option<RowResult>> {
     let mut remaining = updated;
     let mut outcomes = vec![None; rows.len()];
-    // First the rows that have exactly our version, then those that somebody has since overtaken.
+    // First the rows that have exactly our version, then those that another writer has since overtaken.
     for overtaken in [false, true] {
         for (i, row) in rows.iter().enumerate() {
             match stored[i] {

@@ -21,7 +21,7 @@ pub struct Fates {
 }
 
 impl Session {
-    /// As [`Session::fates`], for whoever acts on [`Fate::Stale`].
+    /// As [`Session::fates`], for a caller that acts on [`Fate::Stale`].
     ///
     /// # Errors
     /// As [`Session::fates`]; [`ErrorClass::ReadOnly`] if a row is as new as the trail, and the server refuses writes. The connection

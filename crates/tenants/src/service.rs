@@ -84,7 +84,7 @@ struct Inner {
     settings: ServiceSettings,
     client: reqwest::Client,
     breaker: Mutex<Breaker<Tenant>>,
-    /// Requests under way by tenant, numbered. Weak: a request nobody waits for any more ends.
+    /// Requests under way by tenant, numbered. Weak: a request whose callers have given up ends.
     flights: Mutex<HashMap<TenantId, (u64, Flying)>>,
     last_flight: AtomicU64,
     list_turns: Semaphore,
@@ -412,7 +412,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    /// A directory whose service refuses connections: nobody listens on TCP port 1.
+    /// A directory whose service refuses connections: there is no listener on TCP port 1.
     fn directory() -> ServiceDirectory {
         let mut settings = ServiceSettings::new("http://127.0.0.1:1".parse().unwrap(), "key".into());
         settings.allow_plain_http = true;

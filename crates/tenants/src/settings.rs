@@ -244,7 +244,7 @@ pub enum SettingsError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The machine trusts nobody.
+    /// The machine trusts no certificate.
     #[error("no usable root certificates on this system ({0}): install them, or set a root CA file")]
     NoSystemRoots(String),
     /// The client can't be built.

@@ -12,7 +12,7 @@ use std::str::FromStr;
 use balance_sync_domain::{KeySpace, TenantId};
 use serde::{Deserialize, Serialize};
 
-/// Whom a collector serves.
+/// What a collector serves.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tenant {
     /// Single-tenant mode: keys without a tenant prefix.
@@ -123,7 +123,7 @@ impl From<KeyForm> for &'static str {
     }
 }
 
-/// A key form nobody knows.
+/// An unknown key form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("tenant key form {0:?} is not known: allowed are `auto`, `as_listed` and `simple_uuid`")]
 pub struct UnknownKeyForm(pub String);

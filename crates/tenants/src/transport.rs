@@ -30,7 +30,7 @@ pub(crate) struct Answer {
 /// A request without a useful answer.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    /// What the caller is told when this was the last attempt.
+    /// The caller's error when this was the last attempt.
     pub(crate) error: DirectoryError,
     /// Whether the breaker counts it, and who may be to blame.
     pub(crate) fault: Fault,
@@ -99,7 +99,7 @@ impl Failure {
 }
 
 /// Sends a `GET` and reads the whole answer before `deadline`, and no more than `max_body_bytes` of it. The service is
-/// told of the span that this is, and may join its trace.
+/// sent the context of this span, and may join its trace.
 pub(crate) async fn get(
     client: &reqwest::Client,
     url: Url,

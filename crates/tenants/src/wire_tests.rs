@@ -249,7 +249,7 @@ fn refusals() {
 }
 
 #[test]
-fn a_not_found_of_something_in_between_is_told_apart() {
+fn a_not_found_of_something_in_between_is_distinguished() {
     assert!(is_own_not_found(b"") && is_own_not_found(br#"{"error": "not found"}"#));
     for body in ["404 page not found\n", "<html>404</html>", "default backend - 404", "null"] {
         assert!(!is_own_not_found(body.as_bytes()), "{body:?}");

@@ -1,8 +1,8 @@
 //! What operators do: pause and resume, flush, read credentials afresh, drain, retry and drop quarantined balances.
 //!
 //! [`Operator`] writes an action down in Redis, for the whole fleet; it is also how commands and the admin API do it. The
-//! follower of each worker hears of it there, carries out what concerns its own tenants, and writes down what became
-//! of it. One stream is both: nobody can have done anything that isn't in the log
+//! follower of each worker reads it there, carries out what concerns its own tenants, and writes down what became
+//! of it. One stream is both: nothing can have been done that isn't in the log
 //! (`docs/decisions/0009-controls-and-view-in-redis.md`).
 
 use std::collections::HashMap;
@@ -85,7 +85,7 @@ impl Operator {
         Ok(id)
     }
 
-    /// Writes down what is done at once by whoever calls this; `tenant` empty = several.
+    /// Writes down what the caller does at once; `tenant` empty = several.
     ///
     /// # Errors
     /// As [`Operator::tenant`].

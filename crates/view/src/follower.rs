@@ -114,7 +114,7 @@ impl Follower {
                 match self.look().await {
                     Ok(()) => {
                         if self.watch.succeeded() {
-                            tracing::info!("actions of operators are heard of again");
+                            tracing::info!("actions of operators are read again");
                         }
                     }
                     Err(error) => self.failed(&error),
@@ -134,7 +134,7 @@ impl Follower {
         let fleet = &self.own.fleet;
         let next = self.watch.failed(now(), fleet.paused.is_unknown(), error.is_transient());
         if next.first {
-            tracing::warn!(%error, "actions of operators can't be heard of");
+            tracing::warn!(%error, "actions of operators can't be read");
         }
         if next.degrade {
             fleet.each(|status| {

@@ -1,4 +1,4 @@
-//! Looking into one tenant by hand: its schedule and its database, without disturbing whoever serves it.
+//! Looking into one tenant by hand: its schedule and its database, without disturbing the worker that serves it.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ pub struct Opened {
     pub database: Database,
     /// The balance table.
     pub table: Table,
-    /// It is nobody else's, and is to be closed.
+    /// It is used here only, and is to be closed.
     own: bool,
 }
 

@@ -26,7 +26,7 @@ use crate::record::{
 
 /// Points of a fleet's history: an hour.
 const FLEET_POINTS: usize = 720;
-/// Flushes and errors in the detail of a tenant at which nobody looks.
+/// Flushes and errors in the detail of a tenant that isn't being viewed.
 const NOTES_UNWATCHED: usize = 10;
 
 /// This worker, as a source of records.

@@ -44,7 +44,7 @@ pub struct Overview {
     pub quarantined: u64,
     /// Lost balances among them.
     pub losses: u64,
-    /// Values that had expired before anybody looked, since the workers' start.
+    /// Values that had expired before they were claimed, since the workers' start.
     pub expired_total: u64,
     /// Smallest remaining life of a scheduled value in Redis.
     pub shortest_life_seconds: Option<f64>,
@@ -65,7 +65,7 @@ pub struct Overview {
 /// Workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct WorkerCount {
-    /// Heard of within the last seconds.
+    /// It has reported within the last seconds.
     pub live: usize,
     /// Shown as they were before Redis began to refuse writes.
     pub last_known: usize,

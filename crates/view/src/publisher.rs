@@ -33,7 +33,7 @@ const FIRST_WITHIN: Duration = Duration::from_secs(2);
 const FIRST_LOOK: Duration = Duration::from_millis(50);
 /// What was published lasts this long: three publications may fail before others think that the worker is gone.
 pub(crate) const LIFE: Duration = Duration::from_secs(8);
-/// The detail of a tenant at which nobody looks is published at most this often, in publications.
+/// The detail of a tenant that isn't being viewed is published at most this often, in publications.
 const DETAIL_EVERY: u64 = 5;
 /// Longest time for the farewell; when Redis doesn't answer, what was published runs out.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_worker_that_can_serve_nobody_is_shown_all_the_same() {
+    async fn a_worker_that_can_serve_no_tenant_is_shown_all_the_same() {
         let took = put_off(|_, _| ()).await;
         assert!((2_000..=2_060).contains(&took.as_millis()), "{took:?}");
     }

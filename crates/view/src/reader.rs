@@ -1,7 +1,7 @@
 //! The whole fleet, as any worker or command can tell it: what all workers have published, what this one knows itself, and
 //! what the directory lists.
 //!
-//! Nothing is kept up to date for nobody: it is put together when somebody asks, at most once a second, and then only
+//! It is built on demand, at most once per second, and then only
 //! what has changed is read. With Redis away a worker still tells what it serves itself.
 
 mod query;
@@ -31,11 +31,11 @@ use crate::{
 };
 pub use query::{StateFilter, TenantQuery, TenantSort};
 
-/// Who asks within this time is given the same answer.
+/// Requests within this time get the same answer.
 const FRESH: Duration = Duration::from_millis(900);
 /// Longest time for what Redis is asked in one look; beyond it counts as away.
 const REDIS_BOUND: Duration = Duration::from_secs(3);
-/// How long workers go on publishing the detail of a tenant at which somebody has looked.
+/// How long workers go on publishing the detail of a tenant after it was viewed.
 const INTEREST: Duration = Duration::from_secs(15);
 /// A command without a worker asks the directory this often at most.
 const LIST_EVERY: Duration = Duration::from_secs(10);
@@ -49,7 +49,7 @@ pub struct FleetView {
     pub at: f64,
     /// Why Redis can't be read.
     pub redis_error: Option<String>,
-    /// Why Redis takes no writes. No worker can publish then: others are shown as they were last heard of.
+    /// Why Redis takes no writes. No worker can publish then: others are shown as they were last reported.
     pub writes_refused: Option<ScheduleError>,
     /// Whether it is known which tenants there are.
     pub listed: bool,
@@ -148,7 +148,7 @@ pub struct FleetReader {
 }
 
 impl FleetReader {
-    /// For a worker, which knows its own part without asking anybody.
+    /// For a worker, which knows its own part without a query.
     #[must_use]
     pub fn of_worker(
         own: Arc<LocalWorker>,
@@ -208,7 +208,7 @@ impl FleetReader {
         self.view().await.tenant(id)
     }
 
-    /// The tenants that may have something in quarantine: those where something was seen, and those of which nobody knows.
+    /// The tenants that may have something in quarantine: those where something was seen, and those of which it isn't known.
     pub async fn with_quarantine(&self) -> Vec<Tenant> {
         let view = self.view().await;
         let rows = view.tenants.iter().filter(|row| row.quarantined > 0 || row.owners.is_empty());

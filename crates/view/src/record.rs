@@ -144,7 +144,7 @@ impl Counts {
     }
 }
 
-/// More about a tenant, for whoever looks at it alone.
+/// More about a tenant, for the view of it alone.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DetailRecord {
     /// Newest first.

@@ -46,7 +46,7 @@ struct Round {
 /// How often it is looked, between two passes, whether there are more tenants than before.
 const NEW_TENANTS_EVERY: Duration = Duration::from_millis(250);
 
-/// Samples until it is told to stop. `reach` is the furthest that workers schedule a member ahead.
+/// Samples until it is asked to stop. `reach` is the furthest that workers schedule a member ahead.
 pub async fn run(
     link: Link,
     fleet: Arc<FleetStatus>,

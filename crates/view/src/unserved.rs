@@ -1,4 +1,4 @@
-//! Tenants that no live worker serves: nobody samples their schedules, so whoever looks at the fleet reads them.
+//! Tenants that no live worker serves: no worker samples their schedules, so the reader of the fleet does.
 
 use std::{collections::HashMap, time::Duration};
 

@@ -23,7 +23,7 @@ const MOST: usize = 50;
 /// Members looked at more closely, of those in which the alias stands somewhere.
 const MOST_FOUND: usize = 1000;
 
-/// What somebody knows of a balance.
+/// What identifies a balance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Question {
     /// The member of the schedule, which is also its key in Redis.
@@ -62,7 +62,7 @@ pub enum WhyError {
 pub struct Why {
     /// One per balance that fits.
     pub matches: Vec<BalanceReport>,
-    /// Amounts are left out, because whoever asks may not see them.
+    /// Amounts are left out, because the caller may not see them.
     pub amounts_hidden: bool,
 }
 
@@ -111,9 +111,9 @@ pub enum Verdict {
     Behind,
     /// It is scheduled.
     OnItsWay,
-    /// It can't be synced until somebody looks at it.
+    /// It can't be synced until an operator acts.
     Quarantined,
-    /// Redis is newer, and nothing is scheduled: nobody will write it.
+    /// Redis is newer, and nothing is scheduled: no worker will write it.
     UnscheduledAndBehind,
     /// Postgres is newer than Redis.
     Ahead,
@@ -238,7 +238,7 @@ pub struct TenantStateView {
 pub struct QuarantineView {
     /// Why; another release may know other reasons.
     pub reason: Reported<QuarantineReason>,
-    /// Why, in words; left out for whoever may not see amounts, where the words may quote some.
+    /// Why, in words; left out for callers that may not see amounts, where the words may quote some.
     pub detail: Option<String>,
     /// The first time.
     pub first_at: String,

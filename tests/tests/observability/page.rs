@@ -303,7 +303,7 @@ fn rules_and_dashboard_ask_for_what_is_there(page: &Metrics) -> Result<()> {
 /// Panels that are empty while nothing of the kind happens.
 const MAY_BE_EMPTY: [&str; 6] = [
     "panel Collector restarts, by tenant",
-    "panel Members nobody collects",
+    "panel Members that no worker collects",
     "panel Redis errors",
     "panel Balances later than 5 s",
     "panel Share of the last hour behind, worst tenants",

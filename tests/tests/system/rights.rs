@@ -116,14 +116,14 @@ async fn a_missing_right_to_the_channel_of_events_is_named_once() -> Result<()> 
         .set("tenants.environment", "production")
         .start()
         .await?;
-    let line = worker.logs("tenant events can't be heard, changes are noticed a poll later").await?;
+    let line = worker.logs("tenant events can't be received, changes are noticed a poll later").await?;
     let error = line.fields["error"].as_str().unwrap_or_default();
     assert!(error.ends_with("missing: &tenant-events:production:"), "{error}");
-    worker.logs("tenant events still can't be heard").await?;
+    worker.logs("tenant events still can't be received").await?;
     let warnings = worker.log().lines().iter().filter(|other| other.message == line.message).count();
     assert_eq!(warnings, 1);
     acl(&sandbox, &["&tenant-events:*"]).await?;
-    worker.logs("tenant events are heard again").await?;
+    worker.logs("tenant events are received again").await?;
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

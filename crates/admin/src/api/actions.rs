@@ -15,7 +15,7 @@ struct Wanted {
     note: Option<String>,
 }
 
-/// It is written down, and workers hear of it.
+/// It is written down, and workers are notified.
 #[derive(Serialize)]
 struct OfTenant<'a> {
     action_id: String,
@@ -23,7 +23,7 @@ struct OfTenant<'a> {
     tenant: &'a str,
 }
 
-/// It is written down, and the worker hears of it.
+/// It is written down, and the worker is notified.
 #[derive(Serialize)]
 struct OfWorker<'a> {
     action_id: String,

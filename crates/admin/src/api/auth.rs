@@ -1,6 +1,6 @@
 //! Who asks, and what they may do: tokens, roles, and the guard in front of every path of the API.
 //!
-//! - Without tokens, which the configuration allows on a loopback address alone, whoever reaches the interface is its
+//! - Without tokens, which the configuration allows on a loopback address alone, every client that reaches the interface is its
 //!   operator, as long as they came by a name of this machine: a web page that has its own name point here has not.
 //! - With tokens: `Authorization: Bearer …`, or the cookie that `POST /api/v1/session` sets. Tokens are compared in
 //!   constant time, and a wrong one costs time.
@@ -32,7 +32,7 @@ const WRONG_TOKEN_DELAY: Duration = Duration::from_millis(500);
 /// … and this many at a time; more are turned away at once. Right ones never wait.
 const WRONG_AT_A_TIME: usize = 16;
 
-/// What somebody may do.
+/// What a client may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Role {
     /// Nothing.
@@ -65,8 +65,8 @@ pub(crate) struct Who {
 }
 
 impl Who {
-    pub(super) const NOBODY: Self = Self { role: Role::None, name: "nobody" };
-    pub(super) const ANYBODY: Self = Self { role: Role::Operator, name: "anonymous@loopback" };
+    pub(super) const UNKNOWN: Self = Self { role: Role::None, name: "unknown" };
+    pub(super) const LOOPBACK: Self = Self { role: Role::Operator, name: "anonymous@loopback" };
 
     /// Whether amounts are hidden from them.
     pub(super) fn amounts_hidden(self) -> bool {
@@ -84,7 +84,7 @@ impl FromRequest for Who {
     }
 }
 
-/// The tokens in force. Empty = the interface is open to whoever reaches it.
+/// The tokens in force. Empty = the interface is open to every client that reaches it.
 #[derive(Clone, Default)]
 pub struct Access {
     /// Its bearer may look.
@@ -134,10 +134,10 @@ impl Access {
         }
     }
 
-    /// Whose token this is, when somebody signs in with it.
+    /// Whose token this is, when a user signs in with it.
     ///
     /// # Errors
-    /// When it is nobody's, after a while.
+    /// When it is not valid, after a while.
     pub(super) async fn sign_in(&self, token: &str) -> Result<Who, Problem> {
         match self.bearer(token) {
             Some(who) => Ok(who),
@@ -156,21 +156,21 @@ impl Access {
     /// Who sends this request.
     ///
     /// # Errors
-    /// When a token was shown that is nobody's, or when none is needed and the request came by a foreign name.
+    /// When the token shown is not valid, or when none is needed and the request came by a foreign name.
     pub(crate) async fn who(&self, request: &HttpRequest) -> Result<Who, Problem> {
         if !self.is_required() {
-            return if by_own_name(request) { Ok(Who::ANYBODY) } else { Err(Problem::foreign_host()) };
+            return if by_own_name(request) { Ok(Who::LOOPBACK) } else { Err(Problem::foreign_host()) };
         }
-        let Some((token, from_cookie)) = shown(request) else { return Ok(Who::NOBODY) };
+        let Some((token, from_cookie)) = shown(request) else { return Ok(Who::UNKNOWN) };
         match self.bearer(&token) {
             Some(who) => Ok(who),
-            // A cookie outlives a change of tokens; whoever has one signs in again.
-            None if from_cookie => Ok(Who::NOBODY),
+            // A cookie outlives a change of tokens; its user signs in again.
+            None if from_cookie => Ok(Who::UNKNOWN),
             None => Err(self.turn_away().await),
         }
     }
 
-    /// Whether whoever sends this may read.
+    /// Whether the sender may read.
     ///
     /// # Errors
     /// As [`Access::who`], and when no token was shown.
@@ -198,7 +198,7 @@ fn shown(request: &HttpRequest) -> Option<(String, bool)> {
     Some((token.into_owned(), true))
 }
 
-/// Whether the request names this machine as an address or as `localhost`: a name of somebody else's choosing may be one
+/// Whether the request names this machine as an address or as `localhost`: a name that another party chose may be one
 /// that a web page has had pointed here.
 fn by_own_name(request: &HttpRequest) -> bool {
     // The header itself, and no other that says what it was: such a page could send those.
@@ -210,7 +210,7 @@ fn by_own_name(request: &HttpRequest) -> bool {
     name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok()
 }
 
-/// The guard of the API: nobody gets past it without the right that the method asks for.
+/// The guard of the API: no request gets past it without the right that the method asks for.
 pub(super) async fn guard(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -221,7 +221,7 @@ pub(super) async fn guard(
         // Who has a wrong cookie or header must still be able to ask what is needed, and to sign in.
         Err(problem) if is_session(&request) && access.is_required() && request.method() != Method::POST => {
             tracing::debug!(%problem, "asked for the session with a wrong token");
-            Who::NOBODY
+            Who::UNKNOWN
         }
         Err(problem) => return Err(problem.into()),
     };
@@ -292,7 +292,7 @@ mod tests {
         for wrong in [&READ[1..], &format!("{READ}x"), "", OPERATOR.to_uppercase().as_str()] {
             let header = format!("Bearer {wrong}");
             let answer = access.who(&request(&[("authorization", &header)])).await;
-            assert!(answer.is_err(), "{wrong:?} is nobody's");
+            assert!(answer.is_err(), "{wrong:?} is not valid");
         }
     }
 

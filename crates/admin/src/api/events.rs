@@ -2,7 +2,7 @@
 //!
 //! Each stream is a task on the interface's thread with a small channel to its client. There are few of them, a client
 //! that doesn't read is dropped, and all end at once when the interface is stopped: a worker's drain never waits for
-//! somebody who watches it.
+//! a client that watches it.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ use super::{Answer, State, fleet::no_tenant, params::Params, problem::Problem};
 pub(super) const MOST_STREAMS: usize = 32;
 /// Time between two looks.
 const EVERY: Duration = Duration::from_secs(2);
-/// A comment is sent when nothing else was for this long, so that nobody in between takes the connection for dead.
+/// A comment is sent when nothing else was for this long, so that no proxy in between takes the connection for dead.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// A client that hasn't read for this long is dropped.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -90,7 +90,7 @@ struct Stream {
 impl Stream {
     async fn run(mut self, view: Arc<FleetView>) {
         let stop = self.state.stop.clone();
-        // Nothing is to be said at the end: whoever watched connects again by itself.
+        // Nothing is sent at the end: the client connects again by itself.
         let _ = stop.run_until_cancelled(Box::pin(self.send_all(view))).await;
     }
 

@@ -8,7 +8,7 @@ use super::problem::Problem;
 
 /// Most entries on a page.
 const MOST_PER_PAGE: usize = 1000;
-/// Entries on a page unless told otherwise.
+/// Entries on a page by default.
 const PER_PAGE: usize = 100;
 /// Longest parameter, in bytes: more than the longest member that makes sense.
 const LONGEST: usize = 4096;

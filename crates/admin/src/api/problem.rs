@@ -53,7 +53,7 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "about:blank#too-large", "Body too large", detail)
     }
 
-    /// Nobody is known to have sent this.
+    /// The sender is not known.
     pub(crate) fn token_needed() -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
@@ -63,7 +63,7 @@ impl Problem {
         )
     }
 
-    /// The token is nobody's.
+    /// The token is not valid.
     pub(crate) fn wrong_token() -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
@@ -84,7 +84,7 @@ impl Problem {
         Self { retry_after: Some(1), ..problem }
     }
 
-    /// Whoever sent this may look, but not act.
+    /// The sender may look, but not act.
     pub(crate) fn not_allowed() -> Self {
         Self::new(
             StatusCode::FORBIDDEN,
@@ -105,7 +105,7 @@ impl Problem {
         Self { field: Some("x-balance-sync".to_owned()), ..problem }
     }
 
-    /// The request came by a name that somebody else may have chosen.
+    /// The request came by a name that another party may have chosen.
     pub(crate) fn foreign_host() -> Self {
         let problem = Self::new(
             StatusCode::FORBIDDEN,

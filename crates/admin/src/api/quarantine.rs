@@ -151,7 +151,7 @@ pub(super) async fn list(state: State, who: Who, request: HttpRequest) -> Answer
     if let Some(reason) = params.get("reason") {
         found.retain(|quarantined| quarantined.entry.reason.as_str() == reason);
     }
-    // The last first: that is what somebody asks about.
+    // The last first: that is what is asked about.
     let last = |quarantined: &Quarantined| quarantined.entry.last_at.parse::<f64>().unwrap_or_default();
     found.sort_by(|a, b| {
         last(b).total_cmp(&last(a)).then_with(|| (&a.tenant, &a.member).cmp(&(&b.tenant, &b.member)))
@@ -312,6 +312,6 @@ async fn carry_out(
         }
         .map_err(Problem::from)?;
     }
-    // In bulk, one that went meanwhile was settled by somebody else.
+    // In bulk, one that went meanwhile was settled by a worker.
     Ok((done, if named { wanted.saturating_sub(done.done) } else { 0 }))
 }

@@ -51,7 +51,7 @@ pub(super) async fn sign_in(state: State, who: Who, request: HttpRequest, payloa
 /// `DELETE /api/v1/session`.
 pub(super) async fn sign_out(state: State, request: HttpRequest) -> HttpResponse {
     let cookie = format!("{COOKIE}=; Max-Age=0{}", attributes(&request));
-    let who = if state.access.is_required() { Who::NOBODY } else { Who::ANYBODY };
+    let who = if state.access.is_required() { Who::UNKNOWN } else { Who::LOOPBACK };
     HttpResponse::Ok().insert_header((header::SET_COOKIE, cookie)).json(session(&state, who))
 }
 
@@ -66,7 +66,7 @@ fn session(state: &State, who: Who) -> Session<'_> {
 }
 
 fn attributes(request: &HttpRequest) -> &'static str {
-    // The interface itself speaks plain HTTP; whoever puts TLS in front of it says so.
+    // The interface itself speaks plain HTTP; a proxy that adds TLS in front of it says so.
     if request.connection_info().scheme() == "https" {
         "; Path=/; HttpOnly; SameSite=Strict; Secure"
     } else {

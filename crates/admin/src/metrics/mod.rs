@@ -1,4 +1,4 @@
-//! `/metrics`: the fleet's atomics as Prometheus text, made when somebody asks.
+//! `/metrics`: the fleet's atomics as Prometheus text, made on demand.
 //!
 //! - `worker`, `tenants`, `outside`: which metrics there are, with names, units and sources. `docs/metrics.md` lists
 //!   them; a test compares the two.

@@ -148,7 +148,7 @@ pub(super) fn connections(page: &mut Page, mut servers: Vec<ServerUsage>, limit:
         ),
         (
             "balance_sync_postgres_connections_idle",
-            "Connections of this worker on a Postgres server that nobody works with.",
+            "Connections of this worker on a Postgres server that are idle.",
             |of| of.idle,
         ),
         (

@@ -4,7 +4,7 @@
 //! the largest backlogs get rows of their own, the others share the row [`OTHER`]. Two things make that harder than it
 //! looks:
 //!
-//! - **Counters must not fall.** Summing whoever is in `other` at the moment would make it fall when a tenant leaves
+//! - **Counters must not fall.** Summing those who are in `other` at the moment would make it fall when a tenant leaves
 //!   it, and Prometheus takes every fall for a restart and counts the whole value anew. So `other` grows by what its
 //!   tenants have counted since the last scrape, and keeps that when they leave.
 //! - **Rows must not change hands for nothing.** Each tenant that was in the table once costs Prometheus a set of time
@@ -170,7 +170,7 @@ pub(super) struct Gauges {
 }
 
 impl Gauges {
-    /// Adds a tenant. `alone` = nobody else is in this row.
+    /// Adds a tenant. `alone` = no other tenant is in this row.
     fn add(&mut self, status: &TenantStatus, alone: bool) {
         let paused = status.paused.load(Relaxed);
         self.paused += u64::from(paused);
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_halted_tenant_hides_nobody_and_what_is_not_known_counts_for_nothing() {
+    fn a_paused_tenant_hides_no_other_and_what_is_not_known_counts_for_nothing() {
         let fleet = FleetStatus::default();
         for (id, age, entries) in [("a", 90_000, u64::MAX), ("b", 200, 3), ("c", 700, 4)] {
             let status = add(&fleet, id, 0, 0);

@@ -141,13 +141,13 @@ pub(super) fn condition(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
         ),
         (
             "balance_sync_loss_entries",
-            "Balances whose last mutations are lost, or may be, at the last look: listed until somebody drops them; absent \
+            "Balances whose last mutations are lost, or may be, at the last look: listed until an operator drops them; absent \
              while not known.",
             |row| Some(row.gauges.losses? as f64),
         ),
         (
             "balance_sync_other_key_form_members",
-            "Members in a schedule of the key form of the tenant id that is not configured; nobody collects them.",
+            "Members in a schedule of the key form of the tenant id that is not configured; no worker collects them.",
             |row| Some(row.gauges.other_form as f64),
         ),
     ];

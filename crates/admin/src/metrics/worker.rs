@@ -84,7 +84,7 @@ pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) 
     let gauges = [
         (
             "balance_sync_tenants_wanted",
-            "Tenants of the list in force, whoever looks after them.",
+            "Tenants of the list in force, whichever worker serves them.",
             status.wanted.load(Relaxed),
         ),
         (
@@ -125,7 +125,7 @@ pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) 
         ),
         (
             "balance_sync_collectors_awaited",
-            "Collectors that were told to stop and had not ended at the last reconcile pass.",
+            "Collectors that were asked to stop and had not ended at the last reconcile pass.",
             status.awaited.load(Relaxed),
         ),
     ];
@@ -190,7 +190,7 @@ pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) 
     page.write(vanished)
 }
 
-/// Its background tasks. Those of which each thread has one are told of together.
+/// Its background tasks. Those of which each thread has one are reported together.
 pub(super) fn tasks(page: &mut Page, status: &FleetStatus) -> Result<(), Error> {
     let mut running = Family::gauge(
         "balance_sync_background_task_running",
@@ -246,7 +246,7 @@ pub(super) fn reconcile(page: &mut Page, status: &FleetStatus) -> Result<(), Err
     page.write(duration)?;
     let mut steps = Family::counter(
         "balance_sync_reconcile_steps_total",
-        "What the passes did, by phase: reap (collectors cleared away after their end), stop (told to stop), start, \
+        "What the passes did, by phase: reap (collectors cleared away after their end), stop (asked to stop), start, \
          wait (broken off, because they did not stop in time).",
     );
     for (phase, count) in Phase::ALL.iter().zip(&status.phases) {

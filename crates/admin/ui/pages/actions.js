@@ -16,7 +16,7 @@ export function actionsPage({ query, navigate }) {
   const search = h("input", { type: "search", placeholder: "Only this tenant", "aria-label": "Only this tenant", "data-search": "", value: tenant, autocomplete: "off", spellcheck: "false" });
   const table = actionTable({
     withTenant: true,
-    empty: nothing("Nobody has done anything yet", "Pause, resume, flush, drain, retry and drop stand here with who did them and what came of it."),
+    empty: nothing("No actions yet", "Pause, resume, flush, drain, retry and drop stand here with who did them and what came of it."),
   });
   const pages = pager((to) => go({ page: to }));
   const place = h("div", loading(6));

@@ -1,4 +1,4 @@
-// One look: is anybody behind, since when, why; and beside each the one action that helps first.
+// One look: is any tenant behind, since when, why; and beside each the one action that helps first.
 
 import { actOnTenant, drainWorker, TENANT_ACTIONS } from "../actions.js";
 import { adviceFor, assess, firstAid, levelOf, STATE_NAMES } from "../advice.js";
@@ -147,9 +147,9 @@ function tileRow() {
   };
   const rows = tile("Rows/s", "Rows written to Postgres, over the last 10 s", "rows_per_second");
   const lag = tile("Lag p99", "From the mutation in Redis to the row in Postgres, over the last 10 s", "p99_seconds");
-  const due = tile("Due", "Members of the schedules whose time has come and that nobody holds", "due");
+  const due = tile("Due", "Scheduled members that are due and not claimed", "due");
   const oldest = tile("Oldest due", "How long the oldest due member has been due", "oldest_due_age_seconds");
-  const quarantined = tile("In quarantine", "Set aside with their reason; they stop nobody");
+  const quarantined = tile("In quarantine", "Set aside with their reason; others are not blocked");
   const life = tile("Shortest life", "The least time that is left to a waiting value in Redis; protection raises it");
   return {
     node: h("div.tiles", [rows, lag, due, oldest, quarantined, life].map((each) => each.node)),
@@ -231,7 +231,7 @@ function worstTable(tickers) {
         },
       },
     ]),
-    empty: nothing("Nobody needs you", "Every tenant is written within its objective."),
+    empty: nothing("Nothing needs attention", "Every tenant is written within its objective."),
   });
   const [none, why] = table.node.querySelectorAll(".nothing > *");
   const node = section("Needs attention", table.node);
@@ -246,8 +246,8 @@ function worstTable(tickers) {
       const rows = overview.worst.filter((row) => assess(row, objective()).level !== "good" || row.quarantined > 0);
       setText(title, rows.length ? `Needs attention (${rows.length}${rows.length === overview.worst.length ? ", the worst first" : ""})` : "Needs attention");
       const unknown = overview.verdict === "unknown";
-      setText(none, unknown ? "Not known" : "Nobody needs you");
-      setText(why, unknown ? "While the fleet can't be asked, nobody can tell who needs attention." : "Every tenant is written within its objective.");
+      setText(none, unknown ? "Not known" : "Nothing needs attention");
+      setText(why, unknown ? "While the fleet can't be queried, it isn't known which tenants need attention." : "Every tenant is written within its objective.");
       table.update(rows);
     },
   };

@@ -33,7 +33,7 @@ export function quarantinePage({ query, navigate }) {
     label: "Entries",
     key: (/** @type {Api.QuarantineEntry} */ entry) => `${entry.tenant} ${entry.member}`,
     columns: entryColumns({ tickers, open: openEntry, one }),
-    empty: nothing("Nothing is in quarantine", "Every balance could be read and written. What can't be is set aside here with its reason, and stops nobody."),
+    empty: nothing("Nothing is in quarantine", "Every balance could be read and written. What can't be is set aside here with its reason, and blocks no other balance."),
   });
   const list = h("section.card", meaning, bulkBar, table.node, pages.node);
   const place = h("div", loading(6));
@@ -88,7 +88,7 @@ export function quarantinePage({ query, navigate }) {
     } catch (problem) {
       if (problem.name === "AbortError") return;
       setShown(reasons, false);
-      const unknown = nothing("No such tenant", "Nobody knows a tenant of this name. Give its whole id.");
+      const unknown = nothing("No such tenant", "No tenant has this name. Give its whole id.");
       place.replaceChildren(problem.status === 404 ? unknown : failed(problem, load));
     }
   }

@@ -39,7 +39,7 @@ export function tenantPage({ argument: id }) {
   const errors = errorTable(tickers);
   const settings = settingsOf();
   const outcomes = outcomesOf();
-  const log = actionTable({ withTenant: false, empty: nothing("Nobody has acted on this tenant") });
+  const log = actionTable({ withTenant: false, empty: nothing("No actions on this tenant") });
   const content = h(
     "div",
     head.node,
@@ -145,7 +145,7 @@ function headOf(id, tickers) {
       for (const { what, node } of buttons) {
         setShown(node, mayAct() && (what === "pause" ? !paused : what === "resume" ? paused : true));
         node.classList.toggle("primary", what === first);
-        // What a paused tenant is told to flush, it doesn't do.
+        // A paused tenant doesn't carry out a flush.
         node.disabled = what === "flush" && paused;
       }
       setShown(note, !mayAct());
@@ -320,7 +320,7 @@ function settingsOf() {
       const { database, ...collector } = tenant.settings;
       const pairs = database
         ? Object.entries(database).filter(([, value]) => value !== null && value !== "").map(([name, value]) => [words(name), visible(value)])
-        : [["database", "not known: the tenant service has not told it yet"]];
+        : [["database", "not known: the tenant service has not returned it yet"]];
       const times = Object.entries(collector).map(([name, value]) =>
         name.endsWith("_ms") && typeof value === "number" ? [words(name.slice(0, -3)), span(value / 1000)] : [words(name), visible(value)],
       );

@@ -104,7 +104,7 @@ export function tenantsPage({ query, navigate }) {
       if (wanted && !row.id.toLowerCase().includes(wanted) && !(row.reason ?? "").includes(wanted) && !reasonOf(row).toLowerCase().includes(wanted)) continue;
       chosen.push(row);
     }
-    // Under a pointer or a marked row the order stays as it is: nobody can hit what jumps away.
+    // Under a pointer or a marked row the order stays as it is: a target that moves can't be hit.
     const steady = !anew && held && order.length === chosen.length;
     if (steady) {
       const byId = new Map(chosen.map((row) => [row.id, row]));
@@ -244,7 +244,7 @@ function columns() {
       label: "Owner",
       make: (cell) => (row) => {
         const names = ownerNames(row).join(", ");
-        setText(cell, names || "nobody");
+        setText(cell, names || "no worker");
         setAttr(cell, "title", names || null);
       },
     },

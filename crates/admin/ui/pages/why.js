@@ -14,7 +14,7 @@ const VERDICTS = {
   on_its_way: ["note", "sync", "On its way: it is scheduled and will be written."],
   behind: ["warn", "clock", "Behind: Redis is newer than the row."],
   quarantined: ["bad", "alert", "In quarantine: it was set aside and is not written."],
-  unscheduled_and_behind: ["bad", "alert", "Behind and not scheduled: nobody will write it until it changes again."],
+  unscheduled_and_behind: ["bad", "alert", "Behind and not scheduled: no worker will write it until it changes again."],
   ahead: ["warn", "question", "The row is newer than Redis."],
   unknown: ["note", "question", "Can't tell."],
 };

@@ -2,7 +2,7 @@
 //!
 //! The order makes it reliable while the ledger and the workers go on: first the values, then the schedules, then rows and operations.
 //! A worker writes a row before it takes the member out of the schedule. So what was in Redis and is in no schedule afterwards
-//! has its row by the time that is read, or nobody is writing it.
+//! has its row by the time that is read, or no worker is writing it.
 
 use balance_sync_domain::{BalanceRef, BalanceValue, ValueError, effective_key};
 use balance_sync_engine::audit::{

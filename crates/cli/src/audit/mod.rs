@@ -194,7 +194,7 @@ impl Auditor {
         self.stop.set(true);
     }
 
-    /// Whether it has been told to end.
+    /// Whether it has been asked to end.
     pub(crate) fn is_stopped(&self) -> bool {
         self.stop.get()
     }
@@ -290,7 +290,7 @@ impl Auditor {
         if (redis - here).abs() > MAX_SKEW {
             bail!(
                 "impossible clock: Redis says {redis:.0}, this host {here:.0} (seconds since 1970), which is {:.1} days apart: no \
-                 age could be told",
+                 age could be determined",
                 (redis - here).abs() / 86_400.0
             );
         }

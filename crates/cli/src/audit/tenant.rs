@@ -81,7 +81,7 @@ impl<'a> Audited<'a> {
         if (access.now - here).abs() > MAX_SKEW {
             bail!(
                 "impossible clock: Postgres says {:.0}, this host {here:.0} and Redis {redis_now:.0} (seconds since 1970): no age \
-                 could be told",
+                 could be determined",
                 access.now
             );
         }
@@ -376,7 +376,7 @@ impl<'a> Audited<'a> {
         let subjects: Vec<&Subject> = suspects.iter().map(|suspect| &suspect.subject).collect();
         let mut seen = self.look(&subjects).await?;
         let in_flight = self.auditor.options.in_flight;
-        if seen.iter().any(|seen| is_told_by_record(&seen.witnesses)) {
+        if seen.iter().any(|seen| is_known_by_record(&seen.witnesses)) {
             // Records go once the ledger has written their operations.
             self.read_records().await?;
             for seen in &mut seen {
@@ -461,7 +461,7 @@ impl<'a> Audited<'a> {
 }
 
 /// Whether the judgement hangs on a recover record.
-fn is_told_by_record(witnesses: &Witnesses) -> bool {
+fn is_known_by_record(witnesses: &Witnesses) -> bool {
     let Some(record) = &witnesses.record else { return false };
     let operation = match &witnesses.trail {
         Trail::Newest(operation) => operation.known.version,

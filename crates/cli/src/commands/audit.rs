@@ -21,7 +21,7 @@ use crate::{
 
 /// Something is wrong with some balances.
 const EXIT_FOUND: u8 = 1;
-/// Not all could be told.
+/// Not all could be determined.
 const EXIT_UNKNOWN: u8 = 2;
 /// Between two looks at a balance that is suspected.
 pub(super) const RECHECK: Duration = Duration::from_millis(300);

@@ -25,7 +25,7 @@ use crate::{
 
 /// Something is lost and not restored.
 const EXIT_LOST: u8 = 1;
-/// Not all could be told.
+/// Not all could be determined.
 const EXIT_UNKNOWN: u8 = 2;
 
 /// How it ended.

@@ -66,7 +66,7 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
         }
     };
     tracing::info!(signal, "draining: no more claims, what is held is flushed or given back");
-    // Told before the supervisor is, so that no balancer sends anything to a worker that is on its way out.
+    // Informed before the supervisor is, so that no balancer sends anything to a worker that is on its way out.
     worker.handles().fleet.draining.store(true, Relaxed);
     let drain_started = Instant::now();
     let report = operations.drain(worker, close_grace).await;

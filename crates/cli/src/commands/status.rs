@@ -18,7 +18,7 @@ use crate::{
 
 /// Something is late or can't be written.
 const EXIT_NOT_WELL: u8 = 1;
-/// Nobody can tell.
+/// Not known.
 const EXIT_UNKNOWN: u8 = 2;
 /// Workers that are shown.
 const WORKERS: usize = 8;
@@ -179,7 +179,7 @@ fn figures(text: &mut String, overview: &Overview) {
             overview.workers.live,
             match overview.workers.last_known {
                 0 => String::new(),
-                silent => format!(", {silent} as last heard of"),
+                silent => format!(", {silent} as last reported"),
             },
             count(overview.restarts_total)
         ),

@@ -159,7 +159,7 @@ fn doubts(text: &mut String, view: &FleetView) {
     } else if let Some(error) = &view.writes_refused {
         doubt(&format!("Redis refuses writes: {}.", error.message));
     } else if view.workers.is_empty() {
-        doubt("No live worker has been heard of.");
+        doubt("No live worker has reported.");
     }
     if !view.listed {
         doubt("The list of tenants can't be had, so some may be missing here.");
@@ -212,7 +212,7 @@ fn if_sampled(row: &TenantRow, text: String) -> String {
 /// The workers that serve it, those that only stand by last.
 fn owners(row: &TenantRow) -> String {
     if row.owners.is_empty() {
-        return "nobody".to_owned();
+        return "no worker".to_owned();
     }
     let (second, first): (Vec<&String>, Vec<&String>) =
         row.owners.iter().partition(|name| row.standby.contains(name));

@@ -48,7 +48,7 @@ pub(crate) struct TenantResult {
     pub quarantined: u64,
     /// Members still scheduled.
     pub scheduled: u64,
-    /// Behind or missing in Postgres and not scheduled: nobody would write them. With `--repair --apply` they are
+    /// Behind or missing in Postgres and not scheduled: no worker would write them. With `--repair --apply` they are
     /// scheduled again.
     pub unscheduled: u64,
     /// Scheduled further ahead than any lease or delay reaches: Redis's clock has jumped back. With `--repair --apply`
@@ -106,7 +106,7 @@ impl Verification {
 /// The command.
 ///
 /// # Errors
-/// When tenants, Redis or a Postgres can't be asked: then nothing can be told (exit code 2).
+/// When tenants, Redis or a Postgres can't be asked: then nothing can be determined (exit code 2).
 pub(crate) async fn verify(file: Option<&Path>, args: VerifyArgs) -> anyhow::Result<u8> {
     let config = super::load_config(file)?;
     let verifier = Verifier::new(&config)?;

@@ -15,7 +15,7 @@ use crate::{
 
 /// Postgres hasn't what Redis has.
 const EXIT_NOT_THERE: u8 = 1;
-/// Nobody can tell.
+/// Not known.
 const EXIT_UNKNOWN: u8 = 2;
 
 /// Prints everything about the balances that fit.

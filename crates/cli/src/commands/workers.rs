@@ -15,7 +15,7 @@ use crate::{
 
 /// Some worker isn't well.
 const EXIT_NOT_WELL: u8 = 1;
-/// Nobody can tell.
+/// Not known.
 const EXIT_UNKNOWN: u8 = 2;
 
 /// The command.
@@ -43,7 +43,7 @@ pub(crate) async fn workers(file: Option<&Path>, args: WorkersArgs) -> anyhow::R
     let note = match (&view.redis_error, &view.writes_refused) {
         (Some(error), _) => Some(format!("Redis can't be asked: {error}.")),
         (None, Some(error)) => Some(format!("Redis refuses writes: {}.", error.message)),
-        (None, None) if view.workers.is_empty() => Some("No live worker has been heard of.".to_owned()),
+        (None, None) if view.workers.is_empty() => Some("No live worker has reported.".to_owned()),
         (None, None) => None,
     };
     if let Some(note) = note {

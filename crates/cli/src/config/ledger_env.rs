@@ -96,7 +96,7 @@ const RENDERED: [(&str, u64); 3] = [
     ("BALANCE_SYNC_POLL_INTERVAL_MS", 50),
 ];
 
-/// A flush timeout from here on, one hour in milliseconds, is meant to park the ledger's own worker. Nobody wants balances to
+/// A flush timeout from here on, one hour in milliseconds, is meant to park the ledger's own worker. No operator wants balances to
 /// wait that long.
 const PARKED_FROM: u64 = 3_600_000;
 

@@ -1,7 +1,7 @@
 //! `[redis]` and the Redis of tenant events: from URL and keys to the settings of a link.
 //!
 //! Password, user and database may stand in the URL and in keys of their own, set by different layers. What is set by
-//! the later layer counts; within one layer nobody could say which was meant, so that is refused.
+//! the later layer counts; within one layer it isn't clear which was meant, so that is refused.
 
 use std::net::Ipv6Addr;
 use std::path::PathBuf;

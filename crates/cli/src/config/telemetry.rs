@@ -10,7 +10,7 @@ use super::redis::bracketed;
 use super::types::{OtlpProtocol, Traces};
 use super::validate::Check;
 
-/// Where OpenTelemetry's collectors listen unless told otherwise.
+/// Where OpenTelemetry's collectors listen by default.
 const DEFAULT_ENDPOINT: &str = "http://localhost:4318";
 /// The port that by convention means gRPC.
 const GRPC_PORT: u16 = 4317;

@@ -1,6 +1,6 @@
 //! The configuration once it is known to be good: what the rest of the binary works with.
 //!
-//! Everything here has been checked, ranges and relations included; nobody needs to look twice.
+//! Everything here has been checked, ranges and relations included; no caller checks again.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -67,7 +67,7 @@ pub(crate) struct Tenants {
     pub confirm_polls: u32,
     /// How ids stand in keys.
     pub key_form: KeyForm,
-    /// Where tenant events are heard; none when they are off.
+    /// Where tenant events are received; none when they are off.
     pub events: Option<Events>,
 }
 

@@ -359,7 +359,7 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
     within!(check, raw.telemetry.queue_size, 16..=1_000_000);
     within!(check, raw.telemetry.batch_size, 1..=100_000);
     if check.origin("telemetry.batch_size").rank() < Origin::File(Default::default()).rank() {
-        // Nobody chose it for this worker: a shorter queue alone is no contradiction.
+        // It wasn't chosen for this worker: a shorter queue alone is no contradiction.
         raw.telemetry.batch_size = raw.telemetry.batch_size.min(raw.telemetry.queue_size);
     }
     within!(check, raw.telemetry.export_interval, ms(10)..=minutes(1));
@@ -492,7 +492,7 @@ fn admin(check: &mut Check<'_>, raw: &raw::Admin) -> Option<Admin> {
             "admin.listen",
             Some(quoted(&raw.listen)),
             "allowed: an address of this machine alone (127.0.0.1, [::1]), or any with admin.read_token or \
-             admin.operator_token set: whoever reaches it could pause tenants and drain workers",
+             admin.operator_token set: every client that reaches it could pause tenants and drain workers",
         );
     }
     Some(Admin {
@@ -505,7 +505,7 @@ fn admin(check: &mut Check<'_>, raw: &raw::Admin) -> Option<Admin> {
     })
 }
 
-/// A token of the admin interface: something that nobody guesses and that fits into a header.
+/// A token of the admin interface: something that can't be guessed and that fits into a header.
 fn token(check: &mut Check<'_>, key: &str, value: &SecretString) -> Option<SecretString> {
     /// Shortest token, in characters.
     const SHORTEST: usize = 16;

@@ -63,7 +63,7 @@ impl Traces {
     /// Starts to make spans and to send them.
     ///
     /// # Errors
-    /// When no connection of that kind can be set up. Nobody need answer yet.
+    /// When no connection of that kind can be set up. The receiver need not answer yet.
     pub(super) fn start(traces: &config::Traces, worker: &str) -> anyhow::Result<Self> {
         let losses = Arc::new(Losses { queue_size: traces.queue_size, ..Losses::default() });
         let (exporter, driver) = exporter(traces).context("telemetry")?;

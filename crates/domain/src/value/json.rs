@@ -3,7 +3,7 @@
 //! Why not a general reader: nearly all of a value is names and texts that are skipped, names are compared as they
 //! stand, and numbers must stay the digits they are. Checking the grammar and cutting out what matters is all that
 //! is left, and costs half of what a reader with typed values costs. It accepts exactly JSON (RFC 8259), except that
-//! strings which nobody looks at may hold bytes that are not UTF-8; `tests/it/differential.rs` compares it with
+//! strings that aren't read may hold bytes that are not UTF-8; `tests/it/differential.rs` compares it with
 //! `serde_json`.
 
 use std::borrow::Cow;

@@ -66,7 +66,7 @@ impl Advice {
                  ledger before more follow."
             }
             Self::CompleteTrail => {
-                "Whether something is lost can't be told without its operations: make the trail readable and complete, and run \
+                "Whether something is lost can't be determined without its operations: make the trail readable and complete, and run \
                  the audit again."
             }
             Self::Fork => {

@@ -1,4 +1,4 @@
-//! What a collector is told and what it commands.
+//! The events that a collector receives and the commands that it returns.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ pub struct Options {
     pub backoff_min: Duration,
     /// Longest delay after a failure that may be over at any moment.
     pub backoff_max: Duration,
-    /// Longest delay after a failure that somebody has to mend.
+    /// Longest delay after a failure that an operator has to mend.
     pub backoff_long: Duration,
     /// How long the claim script puts off a member that can't be worked at present, though others of its tenant can.
     pub put_off: Duration,
@@ -182,7 +182,7 @@ pub enum Event<M> {
     ClaimFailed(Failure),
     /// The wait of [`Command::Idle`] is over: something may be due.
     IdleOver,
-    /// The wait of [`Command::Watch`] is over: something is due that nobody claims.
+    /// The wait of [`Command::Watch`] is over: something is due that no worker claims.
     Unattended,
     /// The permit is there. The driver keeps it until a [`Command::Flush`] uses it or it is cancelled.
     PermitGranted,
@@ -247,7 +247,7 @@ pub enum Report {
     Paused,
     /// An operator resumed it.
     Resumed,
-    /// Nobody claimed what was due, so this worker takes over for a while.
+    /// No worker claimed what was due, so this worker takes over for a while.
     TookOver,
     /// The failure is over.
     Recovered {
@@ -269,7 +269,7 @@ pub enum Command<M> {
         /// How long.
         delay: Duration,
     },
-    /// Wait until something is due that nobody claims; ends with [`Event::Unattended`].
+    /// Wait until something is due that no worker claims; ends with [`Event::Unattended`].
     Watch,
     /// Ask for the right to write; ends with [`Event::PermitGranted`] or [`Event::PermitFailed`].
     RequestPermit {

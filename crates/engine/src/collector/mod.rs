@@ -132,7 +132,7 @@ enum Intake {
     Claiming { limit: usize },
     /// Nothing was due: it waits until something may be.
     Idle,
-    /// It waits until something is due that nobody claims.
+    /// It waits until something is due that no worker claims.
     Watching,
 }
 
@@ -140,7 +140,7 @@ enum Intake {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Backlog {
     Unknown,
-    /// There is nothing in it, neither due nor held by anybody.
+    /// There is nothing in it, neither due nor claimed by a worker.
     Empty,
     /// Nothing more was due.
     Done,
@@ -227,7 +227,7 @@ impl<M> Collector<M> {
         self.buffer.len()
     }
 
-    /// Whether it has not been told to stop or to leave.
+    /// Whether it has not been asked to stop or to leave.
     #[must_use]
     pub fn is_running(&self) -> bool {
         matches!(self.phase, Phase::Running)

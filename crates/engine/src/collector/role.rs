@@ -1,11 +1,11 @@
-//! Standby: another worker comes first, and this collector claims only when nobody else does.
+//! Standby: another worker comes first, and this collector claims only when no other worker does.
 
 use std::time::{Duration, Instant};
 
 use super::{Backlog, Collector, Command, Health, Intake, Report, Role, Service, Step};
 use crate::state::TenantState;
 
-/// A standby that has taken over stands by again after this. Long against the moment that it takes to find out that nobody
+/// A standby that has taken over stands by again after this. Long against the moment that it takes to find out that no worker
 /// claims even then; short, because two workers may be slower than one.
 const TAKES_OVER_FOR: Duration = Duration::from_secs(60);
 
@@ -56,7 +56,7 @@ impl<M> Collector<M> {
         self.taken_over_until = Some(now + TAKES_OVER_FOR);
     }
 
-    /// Something is due, and nobody claims it.
+    /// Something is due, and no worker claims it.
     pub(super) fn take_over(&mut self, step: &mut Step<M>) {
         if matches!(self.intake, Intake::Watching) {
             step.command(Command::Report(Report::TookOver));

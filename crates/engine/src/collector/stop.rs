@@ -12,7 +12,7 @@ const RELEASE_WITHIN: Duration = Duration::from_secs(2);
 impl<M> Collector<M> {
     // -- leave ---------------------------------------------------------------------------------------------------
 
-    /// The tenant is being removed: nobody will come back for what is left in its schedule, so work goes on until that is
+    /// The tenant is being removed: no worker will come back for what is left in its schedule, so work goes on until that is
     /// empty, as far as its database lets us. What a killed worker holds comes due within the claim TTL.
     pub(super) fn leave(&mut self, step: &mut Step<M>) {
         if !self.is_running() {

@@ -153,7 +153,7 @@ fn while_redis_is_away_the_share_stays_and_tries_grow_apart() {
 }
 
 #[test]
-fn a_list_without_anybody_is_not_believed() {
+fn an_empty_list_is_not_believed() {
     let mut bench = Bench::among(&["a", "b"]);
     bench.registers(Lease::Held, &[]);
     assert_eq!(bench.workers(), Some(set(&["a", "b"])));

@@ -209,7 +209,7 @@ impl Episode {
             )
         } else {
             match unreadable {
-                Some(why) if self.is_loss => format!("whether mutations are lost can't be told: {why}"),
+                Some(why) if self.is_loss => format!("whether mutations are lost can't be determined: {why}"),
                 _ => return true,
             }
         };

@@ -1,8 +1,8 @@
-//! Whether a schedule has lost members that nobody wrote.
+//! Whether a schedule has lost members that were never written.
 //!
-//! The worker counts what it removes itself. If a schedule has shrunk by more, somebody else has removed members: another
-//! worker, the ledger's own, an operator, or nobody, and the key is gone. So at each look some members are remembered with
-//! the versions of their values. Whoever removes a member for a good reason has written its row, or put it in quarantine.
+//! The worker counts what it removes itself. If a schedule has shrunk by more, another client has removed members: another
+//! worker, the ledger's own, an operator, or none of them, and the key is gone. So at each look some members are remembered with
+//! the versions of their values. A client that removes a member for a good reason has written its row, or put it in quarantine.
 
 /// What a look at a schedule found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -57,14 +57,14 @@ pub enum Trace {
     Written,
     /// It is in quarantine, or listed as lost.
     Listed,
-    /// It is none of these: its row is behind, and nobody will write it.
+    /// It is none of these: its row is behind, and no worker will write it.
     Forgotten,
 }
 
 /// Why a schedule shrank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Somebody has written what is gone from it.
+    /// What is gone from it has been written.
     Written,
     /// Members have vanished.
     Vanished,

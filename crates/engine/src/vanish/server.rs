@@ -112,7 +112,7 @@ impl ServerWatch {
         };
         if how.is_some() {
             self.acknowledged.clear();
-            // Whoever marks it next, it is this one.
+            // Whichever worker marks it next, it is this one.
             self.data_set = None;
         }
         self.acknowledged.push_back((number, begun));
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_restart_an_older_state_and_another_data_set_are_told_apart() {
+    fn an_empty_restart_an_older_state_and_another_data_set_are_distinguished() {
         let mut redis = Redis::new();
         for _ in 0..5 {
             redis.look();

@@ -63,7 +63,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers what it is told, or never.
+    /// Answers as configured, or never.
     struct Fake(Option<Result<Listing, DirectoryError>>);
 
     impl TenantDirectory for Fake {

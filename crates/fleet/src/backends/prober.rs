@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::tasks::{Inbox, Progress, TaskName, Tasks};
 
-/// Schedules in one call: some 100 µs of Redis, so that nobody waits long behind it.
+/// Schedules in one call: some 100 µs of Redis, so that no other call waits long behind it.
 const PAGE: usize = 250;
 /// Each pause between two looks at a schedule is longer than the one before by this part of it. Looks are brought forward
 /// by at most the same part, to share a call.
@@ -33,7 +33,7 @@ const PART: u32 = 8;
 /// The schedules of one tenant: at least one; the first stands for it.
 type Keys = Arc<[Arc<str>]>;
 
-/// Who waits is told which of its schedules has a due member.
+/// A waiter learns which of its schedules has a due member.
 type Wake = oneshot::Sender<usize>;
 
 #[derive(Debug)]
@@ -177,7 +177,7 @@ impl Round {
         self.turns.push(Reverse((self.begun + at, pause, keys)));
     }
 
-    /// Takes the tenants whose turn it is, without those that nobody waits for any more.
+    /// Takes the tenants whose turn it is, without those whose waiters have given up.
     fn page(&mut self) -> Page {
         let now = Instant::now();
         let mut page = Page::default();
@@ -211,7 +211,7 @@ impl Round {
 
     fn wake(&mut self, keys: &Keys, due: usize) {
         for wake in self.waiting.remove(&keys[0]).unwrap_or_default() {
-            // Whoever waited may have been stopped.
+            // The waiter may have been stopped.
             let _ = wake.send(due);
         }
     }
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_probe_that_panics_leaves_nobody_waiting_nor_asking_at_once_and_starts_again() {
+    async fn a_probe_that_panics_leaves_no_waiter_and_no_hot_loop_and_starts_again() {
         LocalSet::new()
             .run_until(async {
                 let (fake, tasks, faults) = (Rc::new(Fake::default()), Tasks::default(), Faults::default());
@@ -419,7 +419,7 @@ mod tests {
                 let gone = tokio::time::timeout(INTERVAL / 2, prober.wait(&keys(&["gone"]), INTERVAL)).await;
                 assert!(gone.is_err());
                 tokio::time::sleep(10 * INTERVAL).await;
-                assert!(fake.asked.borrow().is_empty(), "nobody waits for it any more");
+                assert!(fake.asked.borrow().is_empty(), "its waiters have given up");
 
                 let (first, second) = (wait(&prober, "twice"), wait(&prober, "twice"));
                 tokio::time::sleep(5 * INTERVAL).await;

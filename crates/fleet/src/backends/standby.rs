@@ -3,7 +3,7 @@
 //! Two workers that claim from one schedule share its work, and cost its Postgres twice the connections; where many
 //! tenants are busy that makes both slower than one. So of a tenant's owners the first works, and the others only look:
 //! one task per thread asks for the heads of all schedules that its collectors stand by for, some hundred in one
-//! read-only call, and wakes a collector when what is due is claimed by nobody. When that is the case is decided by
+//! read-only call, and wakes a collector when no worker claims what is due. When that is the case is decided by
 //! [`balance_sync_engine::standby`]. The list of workers ([`crate::lifecycle::partition`]) says who is first and who has gone;
 //! this is for what no list can say in time.
 
@@ -161,7 +161,7 @@ mod tests {
             self.due.borrow_mut().entry(key.to_owned()).or_default().insert(member.to_owned(), score);
         }
 
-        /// Somebody claims the head.
+        /// A worker claims the head.
         fn claim(&self, key: &str) {
             let mut due = self.due.borrow_mut();
             let members = due.get_mut(key).unwrap();
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_is_woken_while_the_head_is_claimed_again_and_again() {
+    async fn no_standby_is_woken_while_the_head_is_claimed_again_and_again() {
         local(async |watch| {
             let wait = watch.wait("k");
             for n in 0..200 {
@@ -272,7 +272,7 @@ mod tests {
                 tokio::time::sleep(IDLE * 3 / 4).await;
                 watch.fake.claim("k");
             }
-            assert!(!wait.is_finished(), "a long backlog, and somebody works it");
+            assert!(!wait.is_finished(), "a long backlog, and a worker works it");
             watch.fake.due.borrow_mut().clear();
             tokio::time::sleep(3 * IDLE).await;
             assert!(!wait.is_finished());
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn with_redis_away_nobody_is_woken_and_what_was_seen_before_is_forgotten() {
+    async fn with_redis_away_no_standby_is_woken_and_what_was_seen_before_is_forgotten() {
         local(async |watch| {
             let wait = watch.wait("k");
             watch.fake.mutate("k", "a", 1);

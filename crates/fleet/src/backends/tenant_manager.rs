@@ -4,7 +4,7 @@
 //! at once and looked up again in the background when it has become old; what is not known is fetched once, however
 //! many ask. An ill tenant service changes nothing about what is known. What is known of a tenant is kept for as long as
 //! it is served, also when it is idle: some kilobytes each, and a balance that comes while the service is ill finds its
-//! way. Connections are another matter; the databases close those that nobody uses by themselves.
+//! way. Connections are another matter; the databases close idle ones by themselves.
 
 mod messages;
 mod options;
@@ -60,7 +60,7 @@ pub struct TenantManager {
     options: ManagerOptions,
     entries: HashMap<Tenant, Entry>,
     fetching: HashSet<Tenant>,
-    /// Those among `fetching` that have gone meanwhile and that nobody has asked for since: their answer is not kept.
+    /// Those among `fetching` that have gone meanwhile and haven't been asked for since: their answer is not kept.
     gone: HashSet<Tenant>,
     /// Those among `fetching` that are to be looked up once more: the answer under way may not know yet what a hint is about.
     hinted: HashSet<Tenant>,
@@ -213,7 +213,7 @@ impl TenantManager {
 
     fn answer(&mut self, tenant: &Tenant, result: &Result<TenantPool, SinkError>) {
         for waiter in self.waiters.remove(tenant).unwrap_or_default() {
-            // Whoever asked may have given up.
+            // The caller may have given up.
             let _ = waiter.send(result.clone());
         }
     }
@@ -375,7 +375,7 @@ impl Handler<TenantGone> for TenantManager {
         if self.fetching.contains(&tenant) {
             self.gone.insert(tenant.clone());
         }
-        // Nobody is left who could want the answer.
+        // No caller is left for the answer.
         self.waiters.remove(&tenant);
         self.hinted.remove(&tenant);
         self.budget.forget_tenant(tenant.label());

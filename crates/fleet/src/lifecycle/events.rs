@@ -74,9 +74,9 @@ pub async fn listen(
             let error = match Subscription::open(&settings.endpoint, &settings.channel).await {
                 Ok(mut subscription) => {
                     if std::mem::take(&mut lost) {
-                        tracing::info!(channel = settings.channel, "tenant events are heard again");
+                        tracing::info!(channel = settings.channel, "tenant events are received again");
                     } else {
-                        tracing::debug!(channel = settings.channel, "tenant events are heard");
+                        tracing::debug!(channel = settings.channel, "tenant events are received");
                     }
                     progress.beat();
                     let begun = Instant::now();
@@ -90,9 +90,9 @@ pub async fn listen(
                 Err(error) => error,
             };
             if std::mem::replace(&mut lost, true) {
-                tracing::debug!(%error, "tenant events still can't be heard");
+                tracing::debug!(%error, "tenant events still can't be received");
             } else {
-                tracing::warn!(channel = settings.channel, %error, "tenant events can't be heard, changes are noticed a poll later");
+                tracing::warn!(channel = settings.channel, %error, "tenant events can't be received, changes are noticed a poll later");
             }
             progress.beat();
             tokio::time::sleep(backoff.next_delay()).await;
@@ -181,7 +181,7 @@ mod tests {
 
     use super::*;
 
-    /// Notes what it is told, and when.
+    /// Notes the calls it gets, and when.
     #[derive(Clone, Default)]
     struct Ear {
         polls: Arc<Mutex<Vec<Instant>>>,

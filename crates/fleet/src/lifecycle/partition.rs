@@ -95,7 +95,7 @@ impl Partition {
     }
 
     /// Runs until it is stopped; then the worker is taken off the list at once. Registers when `listed` is cancelled, as
-    /// the tenants are known then: a worker that can't serve anybody yet must not be counted on.
+    /// the tenants are known then: a worker that can't serve any tenant yet must not be counted on.
     pub async fn run(self, listed: CancellationToken, stop: CancellationToken, progress: Progress) {
         if stop.run_until_cancelled(progress.waiting(listed.cancelled())).await.is_none() {
             return;

@@ -52,7 +52,7 @@ pub trait Spawner: 'static {
     /// Starts the collector of this incarnation on one of the worker's threads; gives which.
     fn spawn(&mut self, incarnation: Incarnation) -> usize;
 
-    /// Whether that thread stands still: nothing will be heard of its collectors.
+    /// Whether that thread stands still: its collectors will report nothing.
     fn is_stalled(&self, _thread: usize) -> bool {
         false
     }
@@ -202,7 +202,7 @@ impl Supervisor {
             return;
         }
         if let Some(listed) = self.listed.take() {
-            // Without anybody who would share out, the share stays away, and the timer decides.
+            // Without a partition to answer, the share stays away, and the timer decides.
             listed.cancel();
             ctx.run_later(SHARE_WITHIN, |supervisor, ctx| {
                 if supervisor.share.is_none() {

@@ -53,7 +53,7 @@ pub struct WorkerSettings {
     pub membership: Membership,
     /// Threads that run collectors; 0 = one per core.
     pub threads: usize,
-    /// Where the tenant service's events are heard; `None` = nowhere.
+    /// Where the tenant service's events are received; `None` = nowhere.
     pub events: Option<EventSettings>,
     /// How tenants are shared out among the workers; `None` = this one serves all of them.
     pub partition: Option<PartitionSettings>,

@@ -1,7 +1,7 @@
 //! The shell around a collector: owns its task, its cancellation, and tells the supervisor how it ended.
 //!
 //! The work runs in a task of its own and not as the actor's future: a panic there would close the actor's mailbox
-//! without a word, while a task's end can be observed and told from an error.
+//! without a word, while a task's end can be observed and distinguished from an error.
 
 use actix::{WeakRecipient, prelude::*};
 use tokio_util::sync::CancellationToken;
@@ -42,7 +42,7 @@ pub struct CollectorEnded {
     pub drained: Drained,
 }
 
-/// What starts a collector and who hears of it.
+/// What starts a collector and who is notified.
 #[derive(Clone)]
 pub struct Incarnation {
     /// Whose.
@@ -53,9 +53,9 @@ pub struct Incarnation {
     pub stop: CancellationToken,
     /// Cancelled = break off.
     pub kill: CancellationToken,
-    /// Hears of the start.
+    /// Notified of the start.
     pub started: WeakRecipient<CollectorStarted>,
-    /// Hears of the end.
+    /// Notified of the end.
     pub ended: WeakRecipient<CollectorEnded>,
 }
 

@@ -448,7 +448,7 @@ async fn isolate<Q: Queue>(
 }
 
 /// Puts members off that can't be set aside because the key of the quarantine, or of the losses, holds something else. They stay
-/// scheduled and alive until somebody removes it; without this they would come back with each lease that lapses.
+/// scheduled and alive until an operator removes it; without this they would come back with each lease that lapses.
 pub(crate) async fn put_off_unlisted<Q: Queue>(
     queue: &Q,
     members: &[(&Claimed, bool)],

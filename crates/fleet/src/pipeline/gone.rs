@@ -172,7 +172,9 @@ fn confirmed(known: LastKnown) -> Loss {
 
 fn unconfirmed(row_version: Option<i64>, why: &str) -> Loss {
     Loss {
-        detail: format!("the value is gone from Redis, and whether a mutation is lost can't be told: {why}"),
+        detail: format!(
+            "the value is gone from Redis, and whether a mutation is lost can't be determined: {why}"
+        ),
         row_version,
         ..Loss::default()
     }

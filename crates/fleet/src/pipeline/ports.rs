@@ -19,7 +19,7 @@ use super::failure::SinkError;
 pub struct Survey {
     /// Members moved here from a legacy schedule.
     pub adopted: u64,
-    /// Members in the schedule of the key form that is not configured: nobody works them.
+    /// Members in the schedule of the key form that is not configured: no worker serves them.
     pub other_form: u64,
 }
 
@@ -84,13 +84,13 @@ pub trait Queue {
     fn survey(&self) -> impl Future<Output = Result<Survey, ScheduleError>>;
     /// Waits about so long, or until something may be due.
     fn idle(&self, delay: Duration) -> impl Future<Output = ()>;
-    /// Waits until something is due that nobody claims.
+    /// Waits until something is due that no worker claims.
     fn stand_by(&self) -> impl Future<Output = ()>;
 }
 
 /// A tenant's Postgres.
 pub trait Sink {
-    /// The right to write now: a connection that nobody else uses. Dropping it gives it back.
+    /// The right to write now: a connection that no other operation uses. Dropping it gives it back.
     type Permit;
     /// Waits for a permit. `last` = the collector is stopping: a database that may no longer be served is used as far as it
     /// still lets us.
@@ -103,7 +103,7 @@ pub trait Sink {
     ) -> impl Future<Output = Result<Vec<RowResult>, SinkError>>;
     /// The rows of these balances as they stand, in order.
     fn rows(&self, rows: &[Row<'_>]) -> impl Future<Output = Result<Vec<Option<StoredRow>>, SinkError>>;
-    /// What became of balances whose values are gone; fails where that depends on a trail to which nobody can write. `last` as for
+    /// What became of balances whose values are gone; fails where that depends on a trail that can't be written to. `last` as for
     /// [`Sink::permit`].
     fn fates(&self, gone: &[Named<'_>], last: bool) -> impl Future<Output = Result<Fates, SinkError>>;
     /// Asks for a sign of life.

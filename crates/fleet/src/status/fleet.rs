@@ -58,7 +58,7 @@ pub enum Phase {
     Stop,
     /// Starting collectors.
     Start,
-    /// Waiting for those told to stop, which may mean to break one off.
+    /// Waiting for those asked to stop, which may mean to break one off.
     Wait,
 }
 
@@ -136,7 +136,7 @@ pub struct FleetStatus {
     pub last_pass_at_ms: AtomicU64,
     /// What the passes did, in the order of [`Phase::ALL`]: collectors reaped, stopped, started, broken off.
     pub phases: [AtomicU64; Phase::ALL.len()],
-    /// Collectors that were told to stop and have not ended, at the last pass.
+    /// Collectors that were asked to stop and have not ended, at the last pass.
     pub awaited: AtomicU64,
     /// Longest time without a pass before the worker counts as stuck, in milliseconds.
     pub pass_bound_ms: AtomicU64,

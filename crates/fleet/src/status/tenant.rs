@@ -103,7 +103,7 @@ pub struct TenantStatus {
     pub paused: AtomicBool,
     /// Another worker comes first: this one claims only when no other does.
     pub standby: AtomicBool,
-    /// What its collector is told out of turn.
+    /// Requests to its collector outside its loop.
     pub requests: Requests,
     /// Starts of this tenant's collector.
     pub starts: AtomicU64,

@@ -2,9 +2,9 @@
 //! progress.
 //!
 //! There are two kinds. A *kept* task runs for as long as the worker does: [`Tasks::keep`] starts it again, after a growing
-//! delay, whenever it panics or returns before it was told to stop. It reports [`Progress`] in its loop; one that has made
+//! delay, whenever it panics or returns before it was asked to stop. It reports [`Progress`] in its loop; one that has made
 //! none for longer than its bound counts as stalled, whether it hangs or panics over and over. A task that runs *once*
-//! ([`Tasks::once`]) ends by itself: a panic is counted, and whoever waits for its result learns of it.
+//! ([`Tasks::once`]) ends by itself: a panic is counted, and reported to the caller that waits for its result.
 //!
 //! The text and the backtrace of a panic are logged where it happens, by the hook in [`panics`].
 
@@ -158,7 +158,7 @@ impl fmt::Display for TaskReport {
 pub struct Panicked;
 
 impl Tasks {
-    /// Runs a task until it is told to stop, and starts it again whenever it ends earlier. `start` makes each run. `interval`
+    /// Runs a task until it is asked to stop, and starts it again whenever it ends earlier. `start` makes each run. `interval`
     /// is the longest time that the task means to let pass between two beats.
     ///
     /// Must be called inside an actix system or arbiter; the task stays on that thread.
@@ -231,7 +231,7 @@ impl Tasks {
         })
     }
 
-    /// Runs something beside that ends by itself. Its panic is counted, whether anybody waits for the result or not.
+    /// Runs something beside that ends by itself. Its panic is counted, whether a caller waits for the result or not.
     ///
     /// Must be called inside an actix system or arbiter; it stays on that thread.
     pub fn once<T: 'static>(
@@ -344,7 +344,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Of a task that nobody keeps: one of a test.
+    /// Of a task without an owner: one of a test.
     #[must_use]
     pub fn unobserved(name: TaskName) -> Self {
         Self { kept: Arc::new(Kept::new(name, None, Duration::MAX)), faults: None }

@@ -118,7 +118,7 @@ impl TaskName {
     }
 
     /// Whether the worker serves its tenants wrongly or not at all without it, so that a restart of the process is worth
-    /// it. The others only show less, or have somebody who does without them.
+    /// it. The others only show less, or have a caller that does without them.
     #[must_use]
     pub fn is_essential(self) -> bool {
         matches!(self, Self::ActionsFollower | Self::Partition | Self::ThreadWatch | Self::ThreadPulse)

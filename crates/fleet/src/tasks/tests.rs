@@ -136,7 +136,7 @@ async fn a_task_that_returns_early_starts_again_and_a_long_run_forgives_what_was
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_of_what_runs_once_is_counted_whether_anybody_waits_or_not() {
+async fn a_panic_of_what_runs_once_is_counted_whether_a_caller_waits_or_not() {
     LocalSet::new()
         .run_until(async {
             let tasks = Tasks::default();

@@ -244,7 +244,7 @@ async fn tenants_move_when_workers_come_leave_and_die() {
     }
     let shown: BTreeSet<_> = a.fleet.tenants().iter().map(|status| status.tenant().clone()).collect();
     assert_eq!(shown, part("a", &all), "tenants that moved away are not shown as stopping for ever");
-    // One that is told to stop takes itself off the list; one that is killed does not.
+    // One that is asked to stop takes itself off the list; one that is killed does not.
     c.stop.cancel();
     c.registration.await.unwrap();
     assert_eq!(workers(&server).register("b", lease).await.unwrap().live, names(&["a", "b"]));

@@ -83,12 +83,12 @@ impl Worker {
         self.program.pid()
     }
 
-    /// Whether it has neither ended nor been told to.
+    /// Whether it has neither ended nor been asked to.
     pub(super) fn is_on_duty(&self) -> bool {
         !self.dismissed.get()
     }
 
-    /// Finds out whether it has ended without having been told to.
+    /// Finds out whether it has ended without having been asked to.
     ///
     /// # Errors
     /// When it has; with the end of its log.
@@ -115,7 +115,7 @@ impl Worker {
     pub(super) async fn drain(&self) -> anyhow::Result<ExitStatus> {
         self.dismissed.set(true);
         self.program.terminate()?;
-        self.program.wait(DRAINED_WITHIN).await.with_context(|| format!("{} was told to drain", self.name))
+        self.program.wait(DRAINED_WITHIN).await.with_context(|| format!("{} was asked to drain", self.name))
     }
 
     /// The end of its log, introduced.

@@ -23,7 +23,7 @@ pub enum Chore {
     LookUp,
 }
 
-/// Runs chores, and hears of those that panic.
+/// Runs chores, and is notified of those that panic.
 #[derive(Default)]
 pub(super) struct Chores {
     pub(super) panicked: OnceLock<Box<dyn Fn(Chore) + Send + Sync>>,

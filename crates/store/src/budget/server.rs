@@ -19,11 +19,11 @@ use crate::spec::DatabaseSpec;
 /// How often idle connections are looked at, at the least.
 pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The same while somebody waits for one of them.
+/// The same while an operation waits for one of them.
 pub(super) const WAITED_FOR_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Batches that are written at once to one server at most: several times the cores of a common one. A commit that waits for
-/// a disk or a replica leaves room for the others, and whoever waits for its turn gathers meanwhile.
+/// a disk or a replica leaves room for the others, and an operation that waits for its turn gathers meanwhile.
 const AT_WORK: usize = 16;
 
 /// A statement that takes longer gives its turn up: it waits for a lock or an answer, which is no work, and a few tenants with
@@ -41,7 +41,7 @@ pub(crate) struct Server {
     pub(crate) is_direct: Found<bool>,
     /// Where its name leads.
     pub(crate) names: Names,
-    /// Somebody has queued: the sweeper is to look sooner.
+    /// An operation has queued: the sweeper is to look sooner.
     queued: Arc<Notify>,
     state: Mutex<State>,
     pub(super) chores: Arc<Chores>,
@@ -67,7 +67,7 @@ struct Queued {
     grant: oneshot::Sender<Grant>,
 }
 
-/// What somebody gets who needs a connection.
+/// What an operation gets that needs a connection.
 pub(crate) enum Claim {
     /// A connection of its own database that was idle.
     Pooled(Open),
@@ -159,7 +159,7 @@ impl Server {
         fresh: bool,
     ) -> Result<Grant, oneshot::Receiver<Grant>> {
         let mut state = self.state();
-        // Whoever has an idle connection passes by those who wait for one. The others queue behind them.
+        // An operation with an idle connection passes those that wait for one. The others queue behind them.
         if !fresh && let Some(open) = state.take_own(database) {
             return Ok(Grant::Claim(Claim::Pooled(open)));
         }
@@ -176,7 +176,7 @@ impl Server {
         Err(granted)
     }
 
-    /// The right to open one more connection, if nobody waits for it.
+    /// The right to open one more connection, if no operation waits for it.
     pub(crate) fn spare(self: &Arc<Server>, database: u64) -> Option<Slot> {
         let mut state = self.state();
         if state.open >= self.limit || !state.queue.is_empty() {
@@ -238,7 +238,7 @@ impl Server {
 
     /// Keeps a connection that works for the next one who needs it, or closes it if it is too old.
     pub(crate) fn keep(self: &Arc<Server>, open: Open, timeout: Duration) {
-        // Without a runtime nobody would ever close it: this is a program on its way out.
+        // Without a runtime it would never be closed: this is a program on its way out.
         let Ok(runtime) = Handle::try_current() else { return };
         if open.is_over() {
             self.chores.once(Chore::Close, &runtime, open.close(CLOSE_TIMEOUT));
@@ -258,7 +258,7 @@ impl Server {
         let Ok(runtime) = Handle::try_current() else { return };
         let (server, host, port) = (Arc::clone(self), spec.host.clone(), spec.port);
         self.chores.once(Chore::LookUp, &runtime, async move {
-            // An error is no news: whoever connects anew reports it.
+            // The error isn't reported here: the next connection reports it.
             if let Ok(addresses) = look_up(&host, port).await
                 && server.names.note(&addresses)
             {

@@ -164,7 +164,7 @@ async fn what_was_acknowledged_through_a_pooler_survives_a_crash() {
 
 /// Old poolers have one code for all that they refuse.
 #[tokio::test]
-async fn what_a_pooler_refuses_is_told_apart() {
+async fn what_a_pooler_refuses_is_distinguished() {
     let tenant = Tenant::new("refused").await;
     tenant.seed(1).await;
     let options = PgBouncerOptions::new(PoolMode::Transaction, 1).with("query_wait_timeout", "1");

@@ -282,7 +282,7 @@ async fn row_security_raises_an_error_instead_of_hiding_rows() {
         )
         .await;
     assert_eq!(refused(&tenant, &rows(1..=3)).await, Err(ErrorClass::RowSecurity));
-    // Also one that would let all rows through: which it lets through can't be told.
+    // Also one that would let all rows through: which it lets through can't be determined.
     tenant.sql("DROP POLICY none ON balance; CREATE POLICY every ON balance USING (true)").await;
     assert_eq!(refused(&tenant, &rows(1..=3)).await, Err(ErrorClass::RowSecurity));
     tenant.sql("ALTER TABLE balance DISABLE ROW LEVEL SECURITY").await;

@@ -30,9 +30,9 @@ pub enum Verdict {
     Attention,
     /// Balances of some tenant are late.
     Behind,
-    /// Some tenant can't be written, or nobody serves it.
+    /// Some tenant can't be written, or no worker serves it.
     Degraded,
-    /// It can't be told.
+    /// It can't be determined.
     Unknown,
 }
 
@@ -100,12 +100,12 @@ impl FleetView {
         } else if let Some(error) = &self.writes_refused {
             worse(Verdict::Degraded, self.refusal(error));
         } else if self.workers.is_empty() {
-            worse(Verdict::Unknown, "No live worker has been heard of.".to_owned());
+            worse(Verdict::Unknown, "No live worker has reported.".to_owned());
         }
         if !self.listed {
             worse(
                 Verdict::Unknown,
-                "The list of tenants is not known, so nobody can tell whether all are served.".to_owned(),
+                "The list of tenants is not known, so it isn't known whether all are served.".to_owned(),
             );
         }
 
@@ -308,7 +308,8 @@ impl FleetView {
         }
         if !expired.is_empty() {
             let values: u64 = expired.iter().map(|row| row.expired_total).sum();
-            reasons.push(format!("{values} values had expired before anybody looked: {}.", names(&expired)));
+            reasons
+                .push(format!("{values} values had expired before they were claimed: {}.", names(&expired)));
         }
         (verdict, reasons)
     }
@@ -353,9 +354,9 @@ impl FleetView {
         let silent: Vec<_> = self.workers.iter().filter(|worker| !worker.live).collect();
         let heard = silent.iter().map(|worker| worker.seen_at.as_str()).max();
         let known = match (silent.len(), heard) {
-            (1, Some(at)) => format!(" 1 worker can't report, and is shown as last heard of at {at}."),
+            (1, Some(at)) => format!(" 1 worker can't report, and is shown as last reported at {at}."),
             (many, Some(at)) => {
-                format!(" {many} workers can't report, and are shown as last heard of, the latest at {at}.")
+                format!(" {many} workers can't report, and are shown as last reported, the latest at {at}.")
             }
             (_, None) => String::new(),
         };

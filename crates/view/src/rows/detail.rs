@@ -121,11 +121,11 @@ pub struct SettingsView {
     pub backoff_min_ms: u64,
     /// Longest delay after a failure that may be over at any moment.
     pub backoff_max_ms: u64,
-    /// Longest delay after a failure that somebody has to mend.
+    /// Longest delay after a failure that an operator has to mend.
     pub backoff_long_ms: u64,
     /// Lives of values that must wait are raised to this.
     pub protect_floor_ms: u64,
-    /// Where its balances are written; `None` when nobody has needed it yet.
+    /// Where its balances are written; `None` when it hasn't been needed yet.
     pub database: Option<DatabaseView>,
 }
 

@@ -85,7 +85,7 @@ pub struct TenantRow {
     pub detail: Option<String>,
     /// Whether only some of its balances are concerned, and the others are written.
     pub partial: bool,
-    /// Since when it is in this state; `None` when nobody serves it.
+    /// Since when it is in this state; `None` when no worker serves it.
     pub since: Option<String>,
     /// Who paused it.
     pub paused: Option<PausedBy>,
@@ -120,7 +120,7 @@ pub struct TenantRow {
     pub losses: u64,
     /// What is open because Redis has lost data of it.
     pub vanished: Option<VanishedView>,
-    /// Values that had expired before anybody looked.
+    /// Values that had expired before they were claimed.
     pub expired_total: u64,
     /// Flushes that failed.
     pub batch_failures_total: u64,
@@ -128,7 +128,7 @@ pub struct TenantRow {
     pub pool: Option<PoolUsage>,
     /// The workers that serve it.
     pub owners: Vec<String>,
-    /// Those among them that stand by: they claim only when nobody else does.
+    /// Those among them that stand by: they claim only when no other worker does.
     pub standby: Vec<String>,
     /// Starts of its collectors after the first.
     pub restarts_total: u64,

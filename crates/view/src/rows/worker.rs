@@ -23,7 +23,7 @@ pub struct WorkerRow {
     pub version: String,
     /// When it was started.
     pub started_at: String,
-    /// When it was last heard of.
+    /// When it last reported.
     pub seen_at: String,
     /// How long it has been running.
     pub uptime_seconds: f64,
@@ -51,8 +51,8 @@ pub struct WorkerRow {
     pub postgres: Vec<ServerUsage>,
     /// Settings in force that should be the same on all workers, by their names.
     pub settings: BTreeMap<String, String>,
-    /// Whether it was heard of within the last seconds. False only while Redis refuses writes, so that no worker can report: it
-    /// is shown as it was last heard of.
+    /// Whether it has reported within the last seconds. False only while Redis refuses writes, so that no worker can report: it
+    /// is shown as it was last reported.
     pub live: bool,
     /// Whether it is the one that answers.
     #[serde(rename = "self")]

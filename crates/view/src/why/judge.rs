@@ -53,7 +53,7 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
     if tenant.state == TenantState::Degraded.into() && !tenant.partial {
         let pace = match reason.map_or(Pace::Long, pace_of) {
             Pace::Long => {
-                "tried again with long delays until somebody mends it, or at once by the action flush"
+                "tried again with long delays until an operator mends it, or at once by the action flush"
             }
             Pace::Short => "tried again every few seconds",
         };
@@ -82,7 +82,7 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
             "It was put off, because the tenant's quarantine is full or Redis refused to give its value, and comes due again at {until}."
         ),
         Scheduled::Leased => format!("A worker holds it and writes it now; if that worker dies it comes due again at {until}."),
-        Scheduled::Future => format!("Its time comes at {until}; nobody claims it before."),
+        Scheduled::Future => format!("Its time comes at {until}; no worker claims it before."),
         _ if report.postgres.state == RowState::Deleted && report.redis.unreadable.is_none() => {
             "It is claimed next and taken off the schedule: its row is deleted.".to_owned()
         }
@@ -141,7 +141,7 @@ fn unscheduled(report: &BalanceReport) -> (Verdict, String) {
     match (report.redis.present, report.postgres.state, newer(report)) {
         (_, RowState::Unreachable, _) => (
             Verdict::Unknown,
-            "Nothing is scheduled for it; whether Postgres has it can't be told, because its database can't be asked.".to_owned(),
+            "Nothing is scheduled for it; whether Postgres has it can't be determined, because its database can't be asked.".to_owned(),
         ),
         (true, RowState::Present, Some(std::cmp::Ordering::Equal)) => (
             Verdict::InSync,
@@ -149,7 +149,7 @@ fn unscheduled(report: &BalanceReport) -> (Verdict, String) {
         ),
         (true, RowState::Present, Some(std::cmp::Ordering::Greater)) => (
             Verdict::UnscheduledAndBehind,
-            "Nobody will write it: Redis is newer and nothing is scheduled; run `balance-sync verify --repair`, or wait for the next mutation.".to_owned(),
+            "No worker will write it: Redis is newer and nothing is scheduled; run `balance-sync verify --repair`, or wait for the next mutation.".to_owned(),
         ),
         (true, RowState::Present, Some(std::cmp::Ordering::Less)) => (
             Verdict::Ahead,
@@ -165,7 +165,7 @@ fn unscheduled(report: &BalanceReport) -> (Verdict, String) {
         ),
         (true, RowState::Missing, _) => (
             Verdict::UnscheduledAndBehind,
-            "Nobody will write it: nothing is scheduled, and there is no row for it; the ledger creates rows.".to_owned(),
+            "No worker will write it: nothing is scheduled, and there is no row for it; the ledger creates rows.".to_owned(),
         ),
         (false, RowState::Missing, _) => (
             Verdict::Unknown,
@@ -299,13 +299,13 @@ mod tests {
             "comes due again at",
         );
         tells(degraded(Reason::ValueUnknownFormat), OnItsWay, "claimed and written next");
-        tells(score(NOW + 600.0), OnItsWay, "nobody claims it before");
+        tells(score(NOW + 600.0), OnItsWay, "no worker claims it before");
         tells(
             |report| report.tenant_state.state = StateView::Unserved,
             OnItsWay,
             "no live worker serves this tenant",
         );
-        tells(degraded(Reason::PostgresCredentials), OnItsWay, "until somebody mends it");
+        tells(degraded(Reason::PostgresCredentials), OnItsWay, "until an operator mends it");
         tells(degraded(Reason::PostgresConnection), OnItsWay, "every few seconds");
         tells(
             |report| {

@@ -109,12 +109,12 @@ async fn list(config: &Config, only: &[String], findings: &mut Findings) -> Vec<
     tenants
 }
 
-/// Whether events of the tenant service can be heard.
+/// Whether events of the tenant service can be received.
 async fn events(endpoints: &wiring::Endpoints, config: &Config, findings: &mut Findings) {
     let Some(events) = &config.tenants.events else { return };
     let Some(endpoint) = &endpoints.events else { return };
     match Subscription::open(endpoint, &events.channel).await {
-        Ok(_) => findings.ok("events", format!("channel {} can be heard", events.channel)),
+        Ok(_) => findings.ok("events", format!("channel {} can be received", events.channel)),
         Err(error) => findings.warn(
             "events",
             format!("channel {}: {error}", events.channel),

@@ -134,7 +134,7 @@ fn redis_password_user_and_database_may_stand_in_the_url_or_beside_it() {
     assert_eq!(link.url.expose_secret(), "redis://r");
     assert_eq!(password(&link), "from-us");
     assert_eq!(link.db, Some(0));
-    // Within one layer nobody can say.
+    // Within one layer it isn't clear.
     let text = problem(&format!("[redis]\nurl = \"redis://:{SECRET}@r\"\npassword = \"{SECRET}\""), &[]);
     assert!(text.starts_with("redis.password (file ") && text.contains("redis.url"), "{text}");
 }

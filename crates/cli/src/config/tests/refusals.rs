@@ -274,7 +274,7 @@ fn an_address_that_others_reach_needs_a_token() {
         let text = refused("", &[(&format!("BALANCE_SYNC__ADMIN__{key}"), value)]).to_string();
         let key = format!("admin.{}", key.to_lowercase());
         assert!(text.contains(&key) && text.contains(words), "{text}");
-        assert!(value == "***" || !text.contains(value), "a token is told: {text}");
+        assert!(value == "***" || !text.contains(value), "a token is shown: {text}");
     }
     let both = [("BALANCE_SYNC__ADMIN__READ_TOKEN", TOKEN), ("BALANCE_SYNC__ADMIN__OPERATOR_TOKEN", TOKEN)];
     let text = refused("", &both).to_string();

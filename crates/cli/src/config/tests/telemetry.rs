@@ -174,6 +174,6 @@ fn what_is_ours_is_refused_when_it_is_wrong() {
     assert!(refused("protocol = \"http/json\"").contains("\"grpc\""));
     let text = refused("batch_size = 5000");
     assert!(text.contains("at most 2048") && text.contains("telemetry.queue_size"), "{text}");
-    // Nobody looks at it while traces are off.
+    // It isn't read while traces are off.
     complete("[telemetry]\nendpoint = \"otel\"", &[]).unwrap();
 }

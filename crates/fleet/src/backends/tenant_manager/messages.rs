@@ -59,7 +59,7 @@ pub struct Doubt {
 }
 
 /// Says that a tenant's settings may have changed. They are looked up again if they are known; nothing is opened for a
-/// tenant that nobody serves here.
+/// tenant that isn't served here.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "()")]
 pub struct Hint(pub TenantId);

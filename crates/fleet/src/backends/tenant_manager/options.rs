@@ -18,7 +18,7 @@ pub struct ManagerOptions {
     pub connect_timeout: Duration,
     /// Longest wait for a connection.
     pub acquire_timeout: Duration,
-    /// Connections that nobody used for this long are closed: the database of an idle tenant holds none.
+    /// Connections that weren't used for this long are closed: the database of an idle tenant holds none.
     pub idle_timeout: Duration,
     /// Connections are closed at this age at the latest.
     pub connection_max_age: Duration,

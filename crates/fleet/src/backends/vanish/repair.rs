@@ -202,7 +202,7 @@ impl Vanish {
             .zip(fates)
             .filter_map(|(balance, fate)| match fate {
                 Fate::Lost(known) => Some((balance, known)),
-                // Written meanwhile, or deleted; what can't be told is not behind for certain.
+                // Written meanwhile, or deleted; what can't be determined is not behind for certain.
                 Fate::Deleted | Fate::Stale { .. } | Fate::Unknown { .. } => None,
             })
             .collect();

@@ -1,4 +1,4 @@
-//! Whether somebody has written what is gone from a schedule.
+//! Whether what is gone from a schedule has been written.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -20,7 +20,7 @@ use crate::{
 };
 
 impl Vanish {
-    /// A schedule has shrunk by more than this worker has removed: finds out whether somebody has written what is gone.
+    /// A schedule has shrunk by more than this worker has removed: finds out whether what is gone has been written.
     pub(super) async fn verify(&self, watched: &mut Watched, count: Count, shortfall: u64) {
         let status = Arc::clone(&count.status);
         let tenant = status.tenant();

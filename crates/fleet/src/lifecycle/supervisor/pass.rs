@@ -138,7 +138,7 @@ impl Supervisor {
     }
 
     fn stop(&mut self, steps: &Plan<Tenant>) {
-        // All are told before any is waited for.
+        // All are asked before any is waited for.
         for (tenant, _) in &steps.stop {
             let removed = self.draining.is_none() && !self.membership.wanted().contains(tenant);
             self.fleet.tenant(tenant).leaving.store(removed, Relaxed);
@@ -221,7 +221,7 @@ impl Supervisor {
             for waiter in waiters {
                 let _ = waiter.send(report.clone());
             }
-            // Draining has no way back: no later pass may start anybody.
+            // Draining has no way back: no later pass may start a collector.
             self.draining = Some((report, Vec::new()));
         }
     }

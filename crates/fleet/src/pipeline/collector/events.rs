@@ -155,7 +155,7 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
         }
     }
 
-    /// Some members can be neither written nor set aside. They wait for somebody to remove what stands in the way, and the others
+    /// Some members can be neither written nor set aside. They wait for an operator to remove what is in the way, and the others
     /// are written. The flush has logged it.
     fn note_unlisted(&self, Unlisted { members, error }: &Unlisted) {
         let detail = format!("{members} balances put off, they can't be set aside: {error}");
@@ -188,7 +188,7 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
                 {
                     tracing::error!(
                         members = survey.other_form,
-                        "the ledger schedules this tenant under the other form of its id, which nobody works; see tenants.key_form"
+                        "the ledger schedules this tenant under the other form of its id, which no worker serves; see tenants.key_form"
                     );
                 }
                 UpkeepEnd::Surveyed { adopted: survey.adopted }

@@ -181,7 +181,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
         let (queue, status) = (self.queue, self.status);
         let abandoned = async move {
             let members: Vec<&Claimed> = batches.iter().flat_map(|batch| batch.iter()).collect();
-            // Those that were not ours any more need nobody to release them.
+            // Those that were not ours any more need no release.
             let (released, orphaned) = match timeout(release_within, release(queue, &members, status)).await {
                 Ok(Some(released)) => (usize::try_from(released).unwrap_or(usize::MAX), 0),
                 Ok(None) | Err(_) => (0, members.len()),
@@ -219,7 +219,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
             Report::Resumed => tracing::info!("tenant resumed by an operator"),
             Report::TookOver => {
                 self.fleet.joins.fetch_add(1, Relaxed);
-                tracing::info!("due balances are claimed by nobody, this worker takes over");
+                tracing::info!("no worker claims due balances, this worker takes over");
             }
             Report::Recovered { reason } => tracing::info!(reason = reason.as_str(), "tenant recovered"),
         }

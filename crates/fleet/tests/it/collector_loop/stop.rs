@@ -48,7 +48,7 @@ async fn a_stop_ends_an_idle_collector_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_is_heard_in_the_middle_of_endless_work() {
+async fn a_stop_is_noticed_in_the_middle_of_endless_work() {
     local(async {
         let lab = Lab::new();
         lab.redis.mutate(0..2000, 1);

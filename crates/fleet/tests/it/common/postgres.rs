@@ -47,7 +47,7 @@ pub(crate) struct Postgres {
     pub rows: RefCell<BTreeMap<u128, i64>>,
     /// What becomes of these balances, whatever is sent.
     pub verdicts: RefCell<HashMap<u128, RowResult>>,
-    /// What became of balances without a value, by alias; of the others it can't be told.
+    /// What became of balances without a value, by alias; of the others it can't be determined.
     pub fates: RefCell<HashMap<String, Fate>>,
     /// When the server was started.
     pub started: RefCell<String>,
