@@ -88,6 +88,7 @@ pub(crate) fn manager_options(config: &Config) -> ManagerOptions {
         connection_max_age: config.postgres.connection_max_age,
         application_name: format!("balance-sync {}", config.worker.name),
         require_tls: config.worker.require_tls,
+        allow_link_local: config.postgres.allow_link_local,
     }
 }
 

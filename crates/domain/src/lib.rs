@@ -8,6 +8,7 @@
 //! There is no I/O, no clock and no async in this crate, so each rule can be tested by itself. Reading a value
 //! and its member is the hottest loop of a worker; both borrow from the input as far as they can.
 
+mod address;
 mod aggregate;
 mod amount;
 mod excerpt;
@@ -19,6 +20,7 @@ mod tenant;
 mod tls;
 mod value;
 
+pub use address::link_local;
 pub use aggregate::{Aggregation, Candidate, aggregate};
 pub use amount::{Amount, AmountError, MAX_FRACTION_DIGITS, MAX_INTEGER_DIGITS};
 pub use excerpt::without_numbers;

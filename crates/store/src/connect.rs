@@ -3,7 +3,7 @@
 //! The driver reports most failures of this kind as an I/O error. The operator who has to mend it needs to know which: a name that no name
 //! service knows, a port without a listener, a certificate, a limit of time.
 
-use balance_sync_domain::TlsMode;
+use balance_sync_domain::{TlsMode, link_local};
 use std::path::Path;
 use std::time::Duration;
 
@@ -75,8 +75,24 @@ async fn resolve(spec: &DatabaseSpec) -> Result<Addresses, StoreError> {
     };
     match look_up(&spec.host, spec.port).await {
         Ok(addresses) if addresses.is_empty() => Err(unknown(&"it has no address")),
+        Ok(addresses) if !spec.allow_link_local => refuse_link_local(spec, addresses),
         Ok(addresses) => Ok(addresses),
         Err(error) => Err(unknown(&error)),
+    }
+}
+
+/// A name whose addresses were chosen by whoever chose the name must not lead to where machines find their credentials. An
+/// address in another notation, as a single number, comes this way too.
+fn refuse_link_local(spec: &DatabaseSpec, addresses: Addresses) -> Result<Addresses, StoreError> {
+    match addresses.iter().find_map(|address| Some((address, link_local(*address)?))) {
+        Some((address, what)) => Err(StoreError::new(
+            ErrorClass::Configuration,
+            format!(
+                "the host {} leads to {address} ({what}), which postgres.allow_link_local does not allow",
+                quoted(&spec.host)
+            ),
+        )),
+        None => Ok(addresses),
     }
 }
 
@@ -208,7 +224,20 @@ fn cut(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_name_that_leads_to_a_link_local_address_is_refused() {
+        let spec = DatabaseSpec::new("db.example", 5432, "ledger", "worker", "secret".to_owned().into());
+        let addresses = |all: &[&str]| all.iter().map(|address| address.parse().unwrap()).collect();
+        let refused = refuse_link_local(&spec, addresses(&["192.0.2.1", "169.254.0.1"])).unwrap_err();
+        assert_eq!(refused.class(), ErrorClass::Configuration);
+        for part in ["\"db.example\"", "169.254.0.1", "a link-local address", "postgres.allow_link_local"] {
+            assert!(refused.to_string().contains(part), "{refused}");
+        }
+        assert_eq!(refuse_link_local(&spec, addresses(&["192.0.2.1"])).unwrap().len(), 1);
+    }
 
     #[test]
     fn what_is_pem_and_what_is_not() {

@@ -64,6 +64,8 @@ pub struct DatabaseSpec {
     pub max_age: Duration,
     /// Shown in `pg_stat_activity`.
     pub application_name: String,
+    /// Whether the host may lead to a link-local address.
+    pub allow_link_local: bool,
 }
 
 impl DatabaseSpec {
@@ -93,6 +95,7 @@ impl DatabaseSpec {
             idle_timeout: Duration::from_secs(60),
             max_age: Duration::from_secs(5 * 60),
             application_name: "balance-sync".to_owned(),
+            allow_link_local: false,
         }
     }
 

@@ -244,6 +244,8 @@ pub(crate) struct Postgres {
     /// A connection is closed at this age at the latest.
     #[serde(with = "humantime_serde")]
     pub connection_max_age: Duration,
+    /// Whether hosts may be link-local addresses.
+    pub allow_link_local: bool,
     /// First wait after a passing error.
     #[serde(with = "humantime_serde")]
     pub backoff_min: Duration,

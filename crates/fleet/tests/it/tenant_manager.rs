@@ -234,6 +234,21 @@ async fn what_a_tenant_asks_for_is_clamped() {
 }
 
 #[actix::test]
+async fn a_database_at_a_link_local_address_is_refused_unless_allowed() {
+    tokio::time::pause();
+    let a = tenant("a");
+    let settings = TenantDatabase { host: "169.254.0.1".to_owned(), ..database("a", "p") };
+    let refusing = Bench::with(ManagerOptions::default());
+    refusing.directory.knows(&a, settings.clone());
+    let error = directory_error(refusing.get(&a).await);
+    assert!(matches!(&error, DirectoryError::Malformed { field, .. } if field == "host"), "{error}");
+    assert!(error.to_string().contains("postgres.allow_link_local"), "{error}");
+    let allowing = Bench::with(ManagerOptions { allow_link_local: true, ..ManagerOptions::default() });
+    allowing.directory.knows(&a, settings);
+    allowing.refetch(&a, None).await.unwrap();
+}
+
+#[actix::test]
 async fn where_tls_is_required_settings_without_it_are_refused() {
     tokio::time::pause();
     let bench = Bench::with(ManagerOptions { require_tls: true, ..ManagerOptions::default() });

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use balance_sync_domain::link_local;
 use balance_sync_store::DatabaseSpec;
 use balance_sync_tenants::{DirectoryError, TenantDatabase};
 
@@ -26,6 +27,8 @@ pub struct ManagerOptions {
     pub application_name: String,
     /// Settings under which a connection might be made without TLS are refused.
     pub require_tls: bool,
+    /// Whether a database's host may be a link-local address, as those of clouds' metadata services are.
+    pub allow_link_local: bool,
 }
 
 impl Default for ManagerOptions {
@@ -40,6 +43,7 @@ impl Default for ManagerOptions {
             connection_max_age: Duration::from_secs(300),
             application_name: "balance-sync".to_owned(),
             require_tls: false,
+            allow_link_local: false,
         }
     }
 }
@@ -48,7 +52,8 @@ impl ManagerOptions {
     /// Whether settings may be used at all.
     ///
     /// # Errors
-    /// Those of a database that might be connected to without TLS where TLS is required.
+    /// Those of a database that might be connected to without TLS where TLS is required, or that is at an address where
+    /// machines find their credentials.
     pub fn allows(&self, settings: &TenantDatabase) -> Result<(), DirectoryError> {
         if self.require_tls && !settings.tls.is_always_encrypted() {
             return Err(DirectoryError::malformed(
@@ -56,6 +61,16 @@ impl ManagerOptions {
                 format!(
                     "is {}, and worker.require_tls is set; allowed: require, verify-ca or verify-full",
                     settings.tls.as_str()
+                ),
+            ));
+        }
+        let address = settings.host.parse().ok().filter(|_| !self.allow_link_local);
+        if let Some(what) = address.and_then(link_local) {
+            return Err(DirectoryError::malformed(
+                "host",
+                format!(
+                    "is {} ({what}); allowed: other addresses, and these with postgres.allow_link_local",
+                    settings.host
                 ),
             ));
         }
@@ -84,6 +99,7 @@ impl ManagerOptions {
             idle_timeout: self.idle_timeout,
             max_age: self.connection_max_age,
             application_name: self.application_name.clone(),
+            allow_link_local: self.allow_link_local,
             ..DatabaseSpec::new(host, *port, database, username, password.clone())
         }
     }
