@@ -1,7 +1,7 @@
 //! What people and machines ask a running worker over HTTP: is it alive, is it ready, what are its numbers.
 //!
 //! - [`api`]: `/api/v1`, the fleet for programs and for the pages at `/`.
-//! - [`server`]: the listener, its limits and the table of paths.
+//! - [`server`]: the interface, its limits and the table of paths; `listener`: who gets a connection.
 //! - `health`: `/livez` and `/readyz`, decided from the fleet's status.
 //! - [`metrics`]: `/metrics` in Prometheus' text format.
 //! - `ui`: the dashboard, embedded; its files are in `ui/`.
@@ -11,6 +11,7 @@
 
 pub mod api;
 mod health;
+mod listener;
 pub mod metrics;
 pub mod server;
 mod ui;

@@ -4,40 +4,53 @@
 //! that thread. It takes no signals: when the worker ends is decided elsewhere, and this interface is stopped last, so
 //! that a drain can be watched.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration, time::Instant};
+use std::{
+    any::Any,
+    io,
+    net::{SocketAddr, TcpListener},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    rc::Rc,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
+use actix_http::{HttpService, KeepAlive};
 use actix_rt::{System, task::JoinHandle};
+use actix_service::{IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt, map_config};
 use actix_web::{
-    App, HttpRequest, HttpResponse, HttpServer, Resource, ResponseError,
-    dev::ServerHandle,
+    App, HttpRequest, HttpResponse, Resource, ResponseError,
+    dev::AppConfig,
     guard,
     http::header::ContentType,
-    middleware::DefaultHeaders,
+    middleware::{DefaultHeaders, from_fn},
     web::{self, Data, ServiceConfig},
 };
 use balance_sync_fleet::{
     status::FleetStatus,
-    tasks::{Panicked, TaskName},
+    tasks::{Panicked, TaskName, Tasks},
 };
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{self, Access, Api},
     health::{self, Verdict},
+    listener::{self, Connections, Guarded, Places},
     metrics::{CONTENT_TYPE, ConnectionSource, Metrics},
     ui,
 };
 
-/// Connections at a time; more wait to be accepted. Scrapers and probes need a handful.
-const MAX_CONNECTIONS: usize = 128;
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 64;
+/// Connections at a time, and of one address among them: scrapers, probes and a few browsers behind one proxy.
+const PLACES: Places = Places { of_all: 256, of_a_peer: 96 };
 /// A client that takes longer to send a request's head is cut off.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longer than most scrape intervals, so that scrapers can keep their connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(65);
-/// How long [`AdminServer::stop`] waits for answers under way, in seconds.
-const STOP_SECONDS: u64 = 2;
+/// How long [`AdminServer::stop`] waits for answers under way.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+/// How often it looks whether they have ended.
+const STOP_LOOKS: Duration = Duration::from_millis(10);
 /// Threads for rendering; scrapes beyond that wait in line.
 const RENDER_THREADS: usize = 2;
 
@@ -54,7 +67,7 @@ pub struct AdminSettings {
 #[derive(Debug)]
 pub struct AdminServer {
     address: SocketAddr,
-    handle: ServerHandle,
+    stop: CancellationToken,
     task: JoinHandle<Result<io::Result<()>, Panicked>>,
     /// Ends the event streams.
     streams: Option<CancellationToken>,
@@ -73,7 +86,7 @@ impl AdminServer {
         if let Some(streams) = &self.streams {
             streams.cancel();
         }
-        self.handle.stop(true).await;
+        self.stop.cancel();
         match self.task.await {
             Ok(Ok(Ok(()))) => tracing::debug!(address = %self.address, "admin interface stopped"),
             Ok(Ok(Err(error))) => {
@@ -150,12 +163,64 @@ fn serve(
     let streams = api.as_ref().map(Api::stop);
     let access = Data::new(api.as_ref().map(Api::access).unwrap_or_default());
     let api = api.map(Data::new);
-    let server = HttpServer::new(move || {
+    let listener = bind(listen)
+        .map_err(|error| io::Error::new(error.kind(), format!("can't listen on {listen}: {error}")))?;
+    let address = listener.local_addr()?;
+    let stop = CancellationToken::new();
+    let parts = Parts { shared, tasks: tasks.clone(), shared_tasks, access, api };
+    let (done, ended) = oneshot::channel::<Result<io::Result<()>, Box<dyn Any + Send>>>();
+    let stopping = stop.clone();
+    thread::Builder::new().name("admin".to_owned()).spawn(move || {
+        let run = || {
+            let runtime = || {
+                let mut runtime = tokio::runtime::Builder::new_current_thread();
+                runtime
+                    .enable_all()
+                    .max_blocking_threads(RENDER_THREADS)
+                    .build()
+                    .expect("a runtime can be built")
+            };
+            System::with_tokio_rt(runtime).block_on(listen_on(listener, parts, stopping))
+        };
+        let _ = done.send(catch_unwind(AssertUnwindSafe(run)));
+    })?;
+    let task = tasks.once(TaskName::AdminServer, async move {
+        match ended.await {
+            Ok(Ok(result)) => result,
+            Ok(Err(panic)) => resume_unwind(panic),
+            Err(_) => Err(io::Error::other("its thread has ended")),
+        }
+    });
+    tracing::info!(%address, "admin interface listens");
+    Ok(AdminServer { address, stop, task, streams })
+}
+
+/// Listens, also where a connection of the process before is still closing.
+fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(listen)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// What the application is made of.
+struct Parts {
+    shared: Data<Shared>,
+    tasks: Tasks,
+    shared_tasks: Data<Tasks>,
+    access: Data<Access>,
+    api: Option<Data<Api>>,
+}
+
+/// Serves until `stop`, then until the answers under way are out.
+async fn listen_on(listener: TcpListener, parts: Parts, stop: CancellationToken) -> io::Result<()> {
+    let Parts { shared, tasks, shared_tasks, access, api } = parts;
+    let application = move || {
         let api = api.clone();
         App::new()
             .app_data(shared.clone())
             .app_data(shared_tasks.clone())
             .app_data(access.clone())
+            .wrap(from_fn(listener::count))
             .wrap(
                 DefaultHeaders::new()
                     .add(("x-content-type-options", "nosniff"))
@@ -170,24 +235,38 @@ fn serve(
                 }
             })
             .configure(routes)
-    })
-    .workers(1)
-    .worker_max_blocking_threads(RENDER_THREADS)
-    .max_connections(MAX_CONNECTIONS)
-    .backlog(BACKLOG)
-    .client_request_timeout(REQUEST_TIMEOUT)
-    .keep_alive(KEEP_ALIVE)
-    .shutdown_timeout(STOP_SECONDS)
-    .disable_signals()
-    .bind(listen)
-    .map_err(|error| io::Error::new(error.kind(), format!("can't listen on {listen}: {error}")))?;
-
-    let address = server.addrs().first().copied().unwrap_or(listen);
-    let server = server.run();
-    let handle = server.handle();
-    let task = tasks.once(TaskName::AdminServer, server);
-    tracing::info!(%address, "admin interface listens");
-    Ok(AdminServer { address, handle, task, streams })
+    };
+    let application = application().into_factory().map_err(|error| error.error_response());
+    let ending = stop.clone();
+    let service = HttpService::build()
+        .keep_alive(KeepAlive::Timeout(KEEP_ALIVE))
+        .client_request_timeout(REQUEST_TIMEOUT)
+        .graceful_shutdown_signal(move || ending.clone().cancelled_owned())
+        .on_connect_ext(|stream: &Guarded, extensions| {
+            extensions.insert(Rc::clone(&stream.connection));
+        })
+        .h1(map_config(application, |()| AppConfig::default()))
+        .new_service(())
+        .await
+        .map_err(|()| io::Error::other("the application can't be built"))?;
+    let service = Rc::new(service);
+    let connections = Rc::new(Connections::new(PLACES));
+    let spawn = move |serving| drop(tasks.once(TaskName::AdminServer, serving));
+    let serve = |stream, peer| {
+        let service = Rc::clone(&service);
+        async move {
+            if let Err(error) = service.call((stream, Some(peer))).await {
+                tracing::debug!(%error, "a connection to the admin interface has failed");
+            }
+        }
+    };
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    Rc::clone(&connections).accept(listener, stop, spawn, serve).await;
+    let deadline = Instant::now() + STOP_WITHIN;
+    while !connections.is_empty() && Instant::now() < deadline {
+        actix_rt::time::sleep(STOP_LOOKS).await;
+    }
+    Ok(())
 }
 
 /// All paths beside the API's. None of their handlers reads a request's body; those of the API read small ones, within a

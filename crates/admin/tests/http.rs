@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod exposition;
+mod hostile;
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -56,7 +57,7 @@ struct Answer {
 async fn ask(address: SocketAddr, method: &str, path: &str) -> Answer {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
@@ -525,7 +526,7 @@ async fn after_stop_nobody_listens_even_if_a_scraper_keeps_its_connection() {
     let server = start(AdminSettings { listen, metrics_tenants: 1 }, Arc::default(), Instant::now()).unwrap();
     let address = server.address();
     let mut kept = TcpStream::connect(address).await.unwrap();
-    kept.write_all(b"GET /livez HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    kept.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     let mut first = [0; 15];
     timeout(PATIENCE, kept.read_exact(&mut first)).await.expect("no answer").unwrap();
     assert_eq!(&first, b"HTTP/1.1 200 OK");

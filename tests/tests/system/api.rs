@@ -158,6 +158,8 @@ async fn tenants_are_filtered_put_in_order_and_paged() -> Result<()> {
     for (path, status, field, words) in [
         ("/api/v1/tenants?state=broken", 400, "state", "allowed: starting, idle, standby, syncing"),
         ("/api/v1/tenants?sort=name", 400, "sort", "allowed: id, state, backlog"),
+        ("/api/v1/tenants?sort=", 400, "sort", "allowed: id, state, backlog"),
+        ("/api/v1/tenants?state=", 400, "state", "several separated by commas"),
         ("/api/v1/tenants?page=0", 400, "page", "a whole number from 1"),
         ("/api/v1/tenants?per_page=5000", 400, "per_page", "from 1 to 1000"),
         ("/api/v1/overview?x=1", 400, "x", "no parameters"),

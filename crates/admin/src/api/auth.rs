@@ -3,11 +3,16 @@
 //! - Without tokens, which the configuration allows on a loopback address alone, every client that reaches the interface is its
 //!   operator, as long as they came by a name of this machine: a web page that has its own name point here has not.
 //! - With tokens: `Authorization: Bearer …`, or the cookie that `POST /api/v1/session` sets. Tokens are compared in
-//!   constant time, and a wrong one costs time.
+//!   constant time, and a wrong one costs time, wherever it is shown: an address can try as many per second as it may have
+//!   connections. None is refused unread, so that right ones are served while wrong ones pour in.
 //! - What changes something has to come with a Bearer token or with the header `X-Balance-Sync: 1`, which no other site's
 //!   page can send.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use actix_web::{
     FromRequest, HttpMessage, HttpRequest,
@@ -19,7 +24,6 @@ use actix_web::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
-use tokio::sync::Semaphore;
 
 use super::problem::Problem;
 
@@ -27,10 +31,10 @@ use super::problem::Problem;
 pub(super) const COOKIE: &str = "balance_sync_token";
 /// What a request of our own pages carries.
 const OWN_PAGE: &str = "x-balance-sync";
-/// A wrong token is answered after this …
-const WRONG_TOKEN_DELAY: Duration = Duration::from_millis(500);
-/// … and this many at a time; more are turned away at once. Right ones never wait.
-const WRONG_AT_A_TIME: usize = 16;
+/// A wrong token is answered after this. Right ones never wait.
+const WRONG_TOKEN_DELAY: Duration = Duration::from_secs(1);
+/// Wrong tokens are logged this often, with their number.
+const WRONG_LOGGED_EVERY: Duration = Duration::from_secs(60);
 
 /// What a client may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,7 +95,26 @@ pub struct Access {
     read: Option<SecretString>,
     /// Its bearer may do everything.
     operator: Option<SecretString>,
-    wrong: Option<Arc<Semaphore>>,
+    wrong: Arc<Mutex<Wrong>>,
+}
+
+/// Wrong tokens since they were last logged.
+#[derive(Debug, Default)]
+struct Wrong {
+    logged: Option<Instant>,
+    since: u64,
+}
+
+impl Wrong {
+    /// Counts one more, and returns how many the log is due to hear of.
+    fn count(&mut self, now: Instant) -> Option<u64> {
+        self.since += 1;
+        if self.logged.is_some_and(|at| now.duration_since(at) < WRONG_LOGGED_EVERY) {
+            return None;
+        }
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.since))
+    }
 }
 
 impl fmt::Debug for Access {
@@ -107,7 +130,7 @@ impl Access {
     /// These tokens.
     #[must_use]
     pub fn new(read: Option<SecretString>, operator: Option<SecretString>) -> Self {
-        Self { read, operator, wrong: Some(Arc::new(Semaphore::new(WRONG_AT_A_TIME))) }
+        Self { read, operator, wrong: Arc::default() }
     }
 
     /// Whether a token is needed.
@@ -138,19 +161,24 @@ impl Access {
     ///
     /// # Errors
     /// When it is not valid, after a while.
-    pub(super) async fn sign_in(&self, token: &str) -> Result<Who, Problem> {
+    pub(super) async fn sign_in(&self, request: &HttpRequest, token: &str) -> Result<Who, Problem> {
         match self.bearer(token) {
             Some(who) => Ok(who),
-            None => Err(self.turn_away().await),
+            None => {
+                self.turn_away(request).await;
+                Err(Problem::wrong_token())
+            }
         }
     }
 
-    async fn turn_away(&self) -> Problem {
-        let Some(turns) = &self.wrong else { return Problem::wrong_token() };
-        let Ok(_turn) = turns.try_acquire() else { return Problem::too_many_attempts() };
+    /// Makes a wrong token cost time.
+    async fn turn_away(&self, request: &HttpRequest) {
+        let due = self.wrong.lock().unwrap_or_else(PoisonError::into_inner).count(Instant::now());
+        if let Some(attempts) = due {
+            let peer = request.peer_addr().map(|peer| peer.ip().to_string()).unwrap_or_default();
+            tracing::warn!(attempts, last_from = peer, "wrong tokens were shown to the admin interface");
+        }
         tokio::time::sleep(WRONG_TOKEN_DELAY).await;
-        tracing::warn!("a wrong token was shown to the admin interface");
-        Problem::wrong_token()
     }
 
     /// Who sends this request.
@@ -164,9 +192,11 @@ impl Access {
         let Some((token, from_cookie)) = shown(request) else { return Ok(Who::UNKNOWN) };
         match self.bearer(&token) {
             Some(who) => Ok(who),
-            // A cookie outlives a change of tokens; its user signs in again.
-            None if from_cookie => Ok(Who::UNKNOWN),
-            None => Err(self.turn_away().await),
+            None => {
+                self.turn_away(request).await;
+                // A cookie outlives a change of tokens; its user signs in again.
+                if from_cookie { Ok(Who::UNKNOWN) } else { Err(Problem::wrong_token()) }
+            }
         }
     }
 
@@ -175,9 +205,6 @@ impl Access {
     /// # Errors
     /// As [`Access::who`], and when no token was shown.
     pub(crate) async fn may_read(&self, request: &HttpRequest) -> Result<(), Problem> {
-        if !self.is_required() {
-            return Ok(());
-        }
         if self.who(request).await?.role >= Role::Reader { Ok(()) } else { Err(Problem::token_needed()) }
     }
 }
@@ -296,18 +323,39 @@ mod tests {
         }
     }
 
-    #[actix_rt::test]
-    async fn wrong_tokens_cost_time_and_are_turned_away_when_there_are_many() {
+    #[tokio::test(start_paused = true)]
+    async fn wrong_tokens_cost_time_wherever_they_are_shown_and_right_ones_do_not() {
         let access = access();
-        let wrong = request(&[("authorization", "Bearer wrong")]);
-        let begun = std::time::Instant::now();
-        let answers = futures::future::join_all((0..WRONG_AT_A_TIME + 5).map(|_| access.who(&wrong))).await;
-        assert!(begun.elapsed() >= WRONG_TOKEN_DELAY);
-        let turned_away =
-            answers.iter().filter(|answer| matches!(answer, Err(problem) if problem.status() == 429)).count();
-        assert_eq!(turned_away, 5);
-        let right = request(&[("authorization", &format!("Bearer {READ}"))]);
-        assert!(access.who(&right).await.is_ok());
+        let took = async |headers: &[(&'static str, &str)]| {
+            let begun = tokio::time::Instant::now();
+            let answer = access.who(&request(headers)).await;
+            (answer.map_or(Role::None, |who| who.role), begun.elapsed())
+        };
+        let cookie = format!("{COOKIE}=wrong");
+        let wrong = [("authorization", "Bearer wrong"), ("cookie", cookie.as_str())];
+        for header in wrong {
+            assert_eq!(took(&[header]).await, (Role::None, WRONG_TOKEN_DELAY), "{header:?}");
+        }
+        let asked = request(&wrong[..1]);
+        let signing_in = access.sign_in(&asked, "wrong");
+        assert_eq!(signing_in.await.unwrap_err().status(), 401);
+        // However many wrong ones are under way, a right one is served at once.
+        let right = format!("Bearer {READ}");
+        let right = [("authorization", right.as_str())];
+        let begun = tokio::time::Instant::now();
+        let many = futures::future::join_all((0..1000).map(|_| access.who(&asked)));
+        let (answers, served) = tokio::join!(many, took(&right));
+        assert_eq!(served, (Role::Reader, Duration::ZERO));
+        assert!(answers.iter().all(Result::is_err));
+        assert_eq!(begun.elapsed(), WRONG_TOKEN_DELAY);
+    }
+
+    #[test]
+    fn wrong_tokens_are_logged_at_a_bounded_rate_with_their_number() {
+        let (mut wrong, at) = (Wrong::default(), Instant::now());
+        let logged: Vec<_> =
+            (0..=121).filter_map(|second| wrong.count(at + Duration::from_secs(second))).collect();
+        assert_eq!(logged, [1, 60, 60]);
     }
 
     #[actix_rt::test]

@@ -41,15 +41,7 @@ pub(super) async fn workers(state: State, request: HttpRequest) -> Answer {
 pub(super) async fn tenants(state: State, request: HttpRequest) -> Answer {
     let params = Params::read(&request, &["state", "q", "sort", "order", "page", "per_page"])?;
     let (page, per_page) = params.paging()?;
-    let states = params.get("state").unwrap_or_default();
-    let states = states
-        .split(',')
-        .filter(|state| !state.is_empty())
-        .map(|state| {
-            let allowed = format!("{}, several separated by commas", StateFilter::names());
-            StateFilter::parse(state.trim()).ok_or_else(|| Problem::invalid("state", state, &allowed))
-        })
-        .collect::<Result<_, _>>()?;
+    let states = params.choices("state", &StateFilter::names(), StateFilter::parse)?;
     let query = TenantQuery {
         states,
         text: params.get("q").unwrap_or_default().to_owned(),

@@ -141,7 +141,16 @@ fn paths() -> Vec<Path> {
 pub(crate) fn routes(config: &mut ServiceConfig) {
     let mut scope = web::scope(BASE).wrap(from_fn(auth::guard));
     for (path, methods) in paths() {
-        let mut resource = web::resource(path).default_service(web::to(method_not_allowed));
+        let mut names: Vec<&str> = methods.iter().map(|(method, _)| method.as_str()).collect();
+        if names.contains(&"GET") {
+            names.push("HEAD");
+        }
+        let allow = names.join(", ");
+        let not_allowed = move || {
+            let problem = Problem::method_not_allowed(&allow);
+            async move { Answer::Err(problem) }
+        };
+        let mut resource = web::resource(path).default_service(web::to(not_allowed));
         for (method, route) in methods {
             // Where something can be read, HEAD asks for the head of it.
             let route = if method == Method::GET {
@@ -165,10 +174,6 @@ async fn openapi() -> HttpResponse {
 
 async fn not_found() -> Answer {
     Err(Problem::not_found("there is no such path; /api/v1/openapi.json lists them all"))
-}
-
-async fn method_not_allowed() -> Answer {
-    Err(Problem::method_not_allowed())
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ impl Params {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    /// A parameter by one of its names.
+    /// A parameter by one of its names; one that is there and empty is none of them.
     pub(crate) fn choice<T>(
         &self,
         name: &str,
@@ -49,8 +49,21 @@ impl Params {
         allowed: &str,
         parse: impl Fn(&str) -> Option<T>,
     ) -> Result<T, Problem> {
-        let Some(value) = self.get(name) else { return Ok(usual) };
+        let Some(value) = self.0.get(name) else { return Ok(usual) };
         parse(value).ok_or_else(|| Problem::invalid(name, value, allowed))
+    }
+
+    /// Values separated by commas, each by one of its names; none where the parameter is absent.
+    pub(crate) fn choices<T>(
+        &self,
+        name: &str,
+        allowed: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Vec<T>, Problem> {
+        let Some(values) = self.0.get(name) else { return Ok(Vec::new()) };
+        let allowed = format!("{allowed}, several separated by commas");
+        let parse = |value: &str| parse(value.trim()).ok_or_else(|| Problem::invalid(name, value, &allowed));
+        values.split(',').map(parse).collect()
     }
 
     /// `page` and `per_page`.
@@ -102,6 +115,18 @@ mod tests {
     }
 
     #[test]
+    fn choices_are_read_one_by_one_and_empty_ones_are_refused() {
+        let parse = |value: &str| value.parse::<u8>().ok();
+        let read = |query: &str| read(query).unwrap().choices("q", "numbers", parse);
+        assert_eq!(read("page=1").unwrap(), Vec::<u8>::new());
+        assert_eq!(read("q=1,%202").unwrap(), [1, 2]);
+        for wrong in ["q=", "q=1,", "q=,1", "q=1,,2", "q=x"] {
+            let problem = read(wrong).unwrap_err().to_string();
+            assert!(problem.contains("allowed: numbers, several separated by commas"), "{wrong}: {problem}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_what_is_allowed() {
         let text = |query: &str| match read(query).and_then(|params| params.paging()) {
             Ok(paging) => panic!("{query} was taken: {paging:?}"),
@@ -113,6 +138,7 @@ mod tests {
             text("per_page=1001").contains("per_page = \"1001\": allowed: a whole number from 1 to 1000")
         );
         assert!(text("page=1&page=2").contains("allowed: once"));
+        assert!(text("page=").contains("page = \"\": allowed: a whole number"));
         assert!(text(&format!("q={}", "x".repeat(5000))).contains("at most 4096 bytes"));
     }
 }

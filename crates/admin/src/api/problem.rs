@@ -24,11 +24,22 @@ pub(crate) struct Problem {
     /// Seconds after which it may be tried again.
     #[serde(skip)]
     retry_after: Option<u64>,
+    /// The methods that the path has.
+    #[serde(skip)]
+    allow: Option<Box<str>>,
 }
 
 impl Problem {
     fn new(status: StatusCode, kind: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
-        Self { kind, title, status: status.as_u16(), detail: detail.into(), field: None, retry_after: None }
+        Self {
+            kind,
+            title,
+            status: status.as_u16(),
+            detail: detail.into(),
+            field: None,
+            retry_after: None,
+            allow: None,
+        }
     }
 
     /// A parameter or field that can't be used: which, what it was, what is allowed.
@@ -71,17 +82,6 @@ impl Problem {
             "Wrong token",
             "the token is not known",
         )
-    }
-
-    /// Too many wrong tokens at once.
-    pub(crate) fn too_many_attempts() -> Self {
-        let problem = Self::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            "about:blank#too-many-attempts",
-            "Too many attempts",
-            "too many wrong tokens at this moment",
-        );
-        Self { retry_after: Some(1), ..problem }
     }
 
     /// The sender may look, but not act.
@@ -133,15 +133,15 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "about:blank#not-found", "Not found", detail)
     }
 
-    /// A method that the path doesn't have.
-    pub(crate) fn method_not_allowed() -> Self {
-        let detail = "this path does not take this method";
-        Self::new(
+    /// A method that the path doesn't have; it has these.
+    pub(crate) fn method_not_allowed(allow: &str) -> Self {
+        let problem = Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "about:blank#method-not-allowed",
             "Method not allowed",
-            detail,
-        )
+            format!("this path takes {allow}"),
+        );
+        Self { allow: Some(allow.into()), ..problem }
     }
 
     /// Redis, Postgres or the tenant service can't be asked.
@@ -173,6 +173,9 @@ impl ResponseError for Problem {
         let mut response = HttpResponse::build(self.status_code());
         if self.status == 401 {
             response.insert_header(("www-authenticate", "Bearer realm=\"balance-sync\""));
+        }
+        if let Some(allow) = &self.allow {
+            response.insert_header(("allow", &**allow));
         }
         if let Some(seconds) = self.retry_after {
             response.insert_header(("retry-after", seconds.to_string()));

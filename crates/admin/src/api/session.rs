@@ -42,7 +42,7 @@ pub(super) async fn sign_in(state: State, who: Who, request: HttpRequest, payloa
     if !state.access.is_required() {
         return Ok(HttpResponse::Ok().json(session(&state, who)));
     }
-    let who = state.access.sign_in(token.expose_secret()).await?;
+    let who = state.access.sign_in(&request, token.expose_secret()).await?;
     let value = utf8_percent_encode(token.expose_secret(), NON_ALPHANUMERIC);
     let cookie = format!("{COOKIE}={value}; Max-Age={LASTS}{}", attributes(&request));
     Ok(HttpResponse::Ok().insert_header((header::SET_COOKIE, cookie)).json(session(&state, who)))
