@@ -187,6 +187,9 @@ fn busy_fleet() -> Arc<FleetStatus> {
     }
     acme.shortest_life_ms.store(12_345, Relaxed);
     acme.oldest_due_age_ms.store(6_789, Relaxed);
+    for second in 0..37 {
+        acme.sample_exposure(Duration::from_secs(second));
+    }
     acme.paused.store(true, Relaxed);
     acme.lag.observe(0.02);
     acme.lag.observe(0.03);
@@ -230,6 +233,7 @@ fn busy_fleet() -> Arc<FleetStatus> {
     fleet.flushes.observe(0.05);
     fleet.last_pass_at_ms.store(1_795_380_490_466, Relaxed);
     fleet.pass_bound_ms.store(90_500, Relaxed);
+    fleet.exposure_p99_ms.store(7_500, Relaxed);
     fleet.redis.failed(ErrorClass::OutOfMemory);
     fleet.redis.connected();
     fleet.redis_may_evict.store(1);
@@ -241,6 +245,7 @@ fn busy_fleet() -> Arc<FleetStatus> {
         quarantine_limit: 10_000,
         poll_interval: Duration::from_secs(10),
         freshness_objective: Duration::from_secs(5),
+        exposure_objective: Duration::from_secs(1),
     };
     fleet.in_force.set(in_force).unwrap();
     fleet
@@ -313,6 +318,7 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_oldest_due_age_seconds", "gauge", &acme, 6.789),
         ("balance_sync_exposed_balances", "gauge", &acme, 230.0),
         ("balance_sync_exposure_age_seconds", "gauge", &acme, 6.789),
+        ("balance_sync_exposure_p99_seconds", "gauge", &acme, 6.789),
         ("balance_sync_quarantine_entries", "gauge", &acme, 119.0),
         ("balance_sync_loss_entries", "gauge", &acme, 121.0),
         ("balance_sync_tenant_paused", "gauge", &acme, 1.0),
@@ -385,6 +391,8 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_tenant_service_success_timestamp_seconds", "gauge", &[], 1_795_380_450.0),
         ("balance_sync_config_info", "gauge", &[("claim_mode", "lease"), ("key_form", "as_listed")], 1.0),
         ("balance_sync_freshness_objective_seconds", "gauge", &[], 5.0),
+        ("balance_sync_exposure_objective_seconds", "gauge", &[], 1.0),
+        ("balance_sync_worker_exposure_p99_seconds", "gauge", &[], 7.5),
         ("balance_sync_claim_ttl_seconds", "gauge", &[], 30.0),
         ("balance_sync_protect_floor_seconds", "gauge", &[], 900.0),
         ("balance_sync_quarantine_limit_entries", "gauge", &[], 10_000.0),

@@ -121,7 +121,8 @@ fn collector_options(config: &Config) -> CollectorOptions {
 pub(crate) fn objectives(config: &Config) -> Objectives {
     Objectives {
         freshness: config.admin.freshness_objective,
-        pause: config.pause_objective,
+        exposure: config.objectives.exposure,
+        pause: config.objectives.pause,
         workers: config.worker.expected,
     }
 }
@@ -239,6 +240,7 @@ pub(crate) fn worker_settings(
             overdue: partition::OVERDUE,
         }),
         freshness_objective: config.admin.freshness_objective,
+        exposure_objective: config.objectives.exposure,
         faults: None,
     })
 }

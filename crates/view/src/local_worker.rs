@@ -13,12 +13,13 @@ use balance_sync_fleet::{
     clock::wall_clock,
     lifecycle::name::WorkerName,
     status::{
-        FleetStatus, NOTES, Rates, Recent, ReportedState, STEP_SECONDS, TenantState, TenantStatus, Totals,
-        Window, lag_quantile,
+        ExposureHour, FleetStatus, NOTES, Rates, Recent, ReportedState, STEP_SECONDS, TenantState,
+        TenantStatus, Totals, Window, lag_quantile,
     },
 };
 use balance_sync_store::PoolUsage;
 use balance_sync_tenants::{BreakerState, Tenant};
+use tokio::time::Instant;
 
 use crate::record::{
     Counts, DetailRecord, FleetPoint, ReconcileRecord, ServiceRecord, TaskRecord, TenantRecord, WorkerRecord,
@@ -46,6 +47,9 @@ pub struct LocalWorker {
     /// Who knows its databases.
     pub manager: Addr<TenantManager>,
     window: Mutex<Window>,
+    /// Of whichever tenant is exposed longest, each second.
+    exposure: Mutex<ExposureHour>,
+    started: Instant,
     pools: Mutex<HashMap<Tenant, PoolUsage>>,
     history: Mutex<VecDeque<FleetPoint>>,
     /// What is wrong with Redis.
@@ -82,6 +86,8 @@ impl LocalWorker {
             budget,
             manager,
             window: Mutex::default(),
+            exposure: Mutex::default(),
+            started: Instant::now(),
             pools: Mutex::default(),
             history: Mutex::default(),
             redis: Mutex::default(),
@@ -91,13 +97,19 @@ impl LocalWorker {
     /// Takes all counters in, `took` after the last time.
     pub fn tick(&self, took: Duration) {
         let at = wall_clock();
+        let since_start = self.started.elapsed();
+        let mut exposed = Duration::ZERO;
         let mut total = Totals::default();
         self.fleet.each(|status| {
+            exposed = exposed.max(status.sample_exposure(since_start).unwrap_or_default());
             if let Some(added) = status.tick(took, at) {
                 total.add(&added);
             }
         });
         lock(&self.window).push(took, total);
+        let mut exposure = lock(&self.exposure);
+        exposure.sample(since_start, exposed);
+        self.fleet.exposure_p99_ms.store(millis(exposure.p99()), Relaxed);
     }
 
     /// Asks how the tenants' connections are used.
@@ -135,7 +147,8 @@ impl LocalWorker {
             due: status.due.load(Relaxed),
             leased: status.leased.load(Relaxed),
             oldest_due_age_ms: status.oldest_due_age_ms.load(Relaxed),
-            exposure_age_ms: u64::try_from(status.exposure_age().as_millis()).unwrap_or(u64::MAX),
+            exposure_age_ms: millis(status.exposure_age()),
+            exposure_p99_ms: millis(status.exposure_p99()),
             ahead_ms: status.ahead_ms.load(Relaxed),
             shortest_life_ms: known(status.shortest_life_ms.load(Relaxed)),
             quarantine_entries: known(status.quarantine_entries.load(Relaxed)).unwrap_or_default(),
@@ -200,6 +213,7 @@ impl LocalWorker {
             postgres: self.budget.servers(),
             due,
             oldest_due_age_ms: oldest,
+            exposure_p99_ms: fleet.exposure_p99_ms.load(Relaxed),
             replicas: self.replicas,
             settings: self.settings(),
             tasks: fleet.tasks.reports().into_iter().map(TaskRecord::from).collect(),
@@ -275,6 +289,10 @@ impl LocalWorker {
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // Nothing here is left half-written by a panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A time in milliseconds since 1970, if there is one.

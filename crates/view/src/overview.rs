@@ -96,6 +96,8 @@ pub struct BacklogView {
     /// For how long the oldest balance has waited whose last mutation only Redis has, claimed or not: the scheduled ones would be
     /// missing from the rows if Redis lost its data now.
     pub exposure_age_seconds: f64,
+    /// What that exceeded in 36 seconds of the last hour: the age of the oldest such balance of any tenant. `None` = not known.
+    pub exposure_p99_seconds: Option<f64>,
     /// Tenants of which it is not known what waits: they are not in these numbers.
     pub unknown_tenants: usize,
 }
@@ -153,9 +155,19 @@ impl From<&FleetPoint> for FleetPointView {
 pub struct OverviewSettings {
     /// A tenant whose oldest due balance is older counts as behind.
     pub freshness_objective_seconds: f64,
+    /// What the p99 of the exposure over an hour should stay within.
+    pub exposure_objective_seconds: f64,
 }
 
 impl FleetView {
+    /// The largest that any worker has seen. At a given second each knows its own tenants only, so that the fleet's own p99 may be
+    /// larger where tenants of several workers were exposed at different times.
+    fn exposure_p99_seconds(&self) -> Option<f64> {
+        let workers =
+            self.workers.iter().filter(|worker| worker.live).map(|worker| worker.exposure_p99_seconds);
+        workers.chain(self.tenants.iter().filter_map(|row| row.exposure_p99_seconds)).reduce(f64::max)
+    }
+
     /// The fleet at a glance.
     #[must_use]
     pub fn overview(&self) -> Overview {
@@ -168,6 +180,7 @@ impl FleetView {
             leased: 0,
             oldest_due_age_seconds: 0.0,
             exposure_age_seconds: 0.0,
+            exposure_p99_seconds: self.exposure_p99_seconds(),
             unknown_tenants: 0,
         };
         let (mut unserved, mut quarantined, mut losses, mut expired) = (0, 0, 0, 0);
@@ -239,7 +252,10 @@ impl FleetView {
             history: self.history.iter().map(FleetPointView::from).collect(),
             worst: worst.into_iter().cloned().collect(),
             restarts_total: self.workers.iter().map(|worker| worker.collector_restarts_total).sum(),
-            settings: OverviewSettings { freshness_objective_seconds: objective },
+            settings: OverviewSettings {
+                freshness_objective_seconds: objective,
+                exposure_objective_seconds: self.objectives.exposure.as_secs_f64(),
+            },
         }
     }
 }

@@ -126,6 +126,8 @@ struct State {
 /// What the fleet is judged by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Objectives {
+    /// What the p99 of a tenant's exposure over an hour should stay within.
+    pub exposure: Duration,
     /// A tenant whose oldest due balance is older counts as behind.
     pub freshness: Duration,
     /// A tenant that has been paused for longer needs attention.

@@ -46,6 +46,9 @@ pub struct TenantRecord {
     /// For how long the oldest balance has waited whose last mutation only Redis has, claimed or not.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub exposure_age_ms: u64,
+    /// The p99 of that over the last hour in which this worker served it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub exposure_p99_ms: u64,
     /// How far ahead a member is scheduled, where that is further than any lease or delay reaches.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub ahead_ms: u64,
@@ -195,6 +198,9 @@ pub struct WorkerRecord {
     pub due: u64,
     /// The oldest of them.
     pub oldest_due_age_ms: u64,
+    /// The p99 over the last hour of the exposure of whichever of its tenants is exposed longest.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub exposure_p99_ms: u64,
     /// Workers per tenant; `None` = all.
     pub replicas: Option<u64>,
     /// Settings in force that should be the same on all workers, by their names.

@@ -157,6 +157,8 @@ pub(super) struct Gauges {
     pub(super) exposed: u64,
     /// How long the oldest of them has waited, in milliseconds.
     pub(super) exposure_age_ms: u64,
+    /// The p99 of that over the last hour.
+    pub(super) exposure_p99_ms: u64,
     /// Entries in quarantine; `None` = not known.
     pub(super) quarantine_entries: Option<u64>,
     /// Lost balances among them; `None` = not known.
@@ -181,6 +183,8 @@ impl Gauges {
         // Also a paused tenant's: it is the worst case that counts here.
         let age = u64::try_from(status.exposure_age().as_millis()).unwrap_or(u64::MAX);
         self.exposure_age_ms = self.exposure_age_ms.max(age);
+        let p99 = u64::try_from(status.exposure_p99().as_millis()).unwrap_or(u64::MAX);
+        self.exposure_p99_ms = self.exposure_p99_ms.max(p99);
         if alone || !paused {
             // A paused tenant is meant to fall behind: where it has no row of its own it must not hide the others.
             self.oldest_due_age_ms = self.oldest_due_age_ms.max(status.oldest_due_age_ms.load(Relaxed));

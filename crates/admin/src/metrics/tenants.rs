@@ -104,7 +104,7 @@ pub(super) fn condition(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
     page.write(backlog)?;
 
     type Read = fn(&Row) -> Option<f64>;
-    let gauges: [(_, _, Read); 8] = [
+    let gauges: [(_, _, Read); 9] = [
         (
             "balance_sync_tenant_paused",
             "Whether an operator paused the tenant (1 or 0); for tenant_id other the number of such tenants.",
@@ -127,6 +127,12 @@ pub(super) fn condition(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
             "How long the oldest of these balances has waited since it was due, in seconds; that of a write under way, too. \
              For tenant_id other the longest.",
             |row| Some(row.gauges.exposure_age_ms as f64 / 1e3),
+        ),
+        (
+            "balance_sync_exposure_p99_seconds",
+            "What balance_sync_exposure_age_seconds exceeded in 36 seconds of the last hour, in seconds; not counting those in \
+             which the tenant was paused or another worker came first. For tenant_id other the longest.",
+            |row| Some(row.gauges.exposure_p99_ms as f64 / 1e3),
         ),
         (
             "balance_sync_shortest_life_seconds",

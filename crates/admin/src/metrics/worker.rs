@@ -46,6 +46,12 @@ pub(super) fn identity(page: &mut Page, status: &FleetStatus) -> Result<(), Erro
             in_force.freshness_objective.as_secs_f64(),
         ),
         (
+            "balance_sync_exposure_objective_seconds",
+            "Setting objectives.exposure: what a tenant's balance_sync_exposure_age_seconds should stay within for 99 % of the time, \
+             in seconds.",
+            in_force.exposure_objective.as_secs_f64(),
+        ),
+        (
             "balance_sync_claim_ttl_seconds",
             "Setting claim.ttl: how long a claim holds, in seconds.",
             in_force.claim_ttl.as_secs_f64(),
@@ -132,6 +138,14 @@ pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) 
     for (name, help, value) in gauges {
         page.write(Family::gauge(name, help).with(&[], value as f64))?;
     }
+    page.write(
+        Family::gauge(
+            "balance_sync_worker_exposure_p99_seconds",
+            "The p99 over the last hour of the exposure of whichever of this worker's tenants was exposed longest, second by second, \
+             in seconds.",
+        )
+        .with(&[], status.exposure_p99_ms.load(Relaxed) as f64 / 1e3),
+    )?;
     let counters = [
         ("balance_sync_collector_starts_total", "Collectors started.", &status.started),
         (

@@ -149,10 +149,11 @@ function tileRow() {
   const lag = tile("Lag p99", "From the mutation in Redis to the row in Postgres, over the last 10 s", "p99_seconds");
   const due = tile("Due", "Scheduled members that are due and not claimed", "due");
   const oldest = tile("Oldest due", "How long the oldest due member has been due", "oldest_due_age_seconds");
+  const exposure = tile("Exposure p99", "How long balances would have been missing from the rows had Redis lost its data: exceeded in 36 seconds of the last hour");
   const quarantined = tile("In quarantine", "Set aside with their reason; others are not blocked");
   const life = tile("Shortest life", "The least time that is left to a waiting value in Redis; protection raises it");
   return {
-    node: h("div.tiles", [rows, lag, due, oldest, quarantined, life].map((each) => each.node)),
+    node: h("div.tiles", [rows, lag, due, oldest, exposure, quarantined, life].map((each) => each.node)),
     /** @param {Api.Overview} overview */
     update(overview) {
       const { rates, lag: lags, backlog } = overview;
@@ -162,6 +163,9 @@ function tileRow() {
       const unknown = backlog.unknown_tenants;
       due.set(count(backlog.due), unknown > 0 ? `unknown of ${plural(unknown, "tenant")}` : `${count(backlog.leased)} leased of ${count(backlog.scheduled)}`, unknown > 0 ? "warn" : null);
       oldest.set(span(backlog.due > 0 ? backlog.oldest_due_age_seconds : 0), `objective ${span(limit)}`, backlog.oldest_due_age_seconds > limit ? "warn" : null);
+      const exposed = backlog.exposure_p99_seconds;
+      const bound = overview.settings.exposure_objective_seconds;
+      exposure.set(span(exposed), `now ${span(backlog.exposure_age_seconds)}, objective ${span(bound)}`, exposed === null || exposed > bound ? "warn" : null);
       quarantined.set(count(overview.quarantined), overview.expired_total > 0 ? `${count(overview.expired_total)} expired unread` : "none expired unread", overview.quarantined > 0 ? "warn" : null);
       life.set(overview.shortest_life_seconds === null ? "–" : span(overview.shortest_life_seconds), overview.shortest_life_seconds === null ? "nothing waits" : "until expiry", overview.shortest_life_seconds !== null && overview.shortest_life_seconds < 300 ? "warn" : null);
     },

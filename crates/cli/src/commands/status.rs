@@ -150,6 +150,14 @@ fn figures(text: &mut String, overview: &Overview) {
         ),
     );
     row(
+        "exposure",
+        format_args!(
+            "p99 of the last hour {}, objective {}",
+            optional(backlog.exposure_p99_seconds, span),
+            span(overview.settings.exposure_objective_seconds),
+        ),
+    );
+    row(
         "written",
         format_args!(
             "{} rows/s; lag p50 {}, p99 {}",

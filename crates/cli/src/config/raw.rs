@@ -305,6 +305,8 @@ pub(super) struct Admin {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Objectives {
     #[serde(with = "humantime_serde")]
+    pub exposure: Duration,
+    #[serde(with = "humantime_serde")]
     pub pause: Duration,
 }
 

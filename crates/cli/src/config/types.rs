@@ -12,7 +12,9 @@ use url::Url;
 
 use super::print::Effective;
 use super::problem::ConfigNote;
-pub(crate) use super::raw::{Claim, Collector, Log, LogFormat, Postgres, Quarantine, Sampler, Supervisor};
+pub(crate) use super::raw::{
+    Claim, Collector, Log, LogFormat, Objectives, Postgres, Quarantine, Sampler, Supervisor,
+};
 
 /// A validated configuration.
 #[derive(Debug)]
@@ -33,8 +35,8 @@ pub(crate) struct Config {
     pub supervisor: Supervisor,
     /// HTTP.
     pub admin: Admin,
-    /// A tenant that has been paused for longer needs attention.
-    pub pause_objective: Duration,
+    /// What the fleet is judged by.
+    pub objectives: Objectives,
     /// Log.
     pub log: Log,
     /// Where traces go; none when they are off.

@@ -282,7 +282,7 @@ pub(super) fn validate(
             quarantine: raw.quarantine,
             supervisor: raw.supervisor,
             admin,
-            pause_objective: raw.objectives.pause,
+            objectives: raw.objectives,
             log: raw.log,
             traces,
             worker,
@@ -315,6 +315,7 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
     // The bounds of what the ledger's variables can set are such that no relation below fails by clamping alone.
     within!(check, raw.collector.batch_size, 1..=10_000);
     within!(check, raw.admin.freshness_objective, ms(100)..=minutes(60));
+    within!(check, raw.objectives.exposure, ms(100)..=minutes(60));
     within!(check, raw.objectives.pause, secs(1)..=minutes(60 * 24 * 30));
     within!(check, raw.collector.flush_timeout, ms(1)..=secs(5));
     within!(check, raw.collector.poll_interval, ms(1)..=secs(1));

@@ -59,6 +59,8 @@ pub struct WorkerSettings {
     pub partition: Option<PartitionSettings>,
     /// A tenant whose oldest due member is older than this counts as behind. For people; nothing is decided by it.
     pub freshness_objective: Duration,
+    /// What the p99 of the exposure over an hour should stay within.
+    pub exposure_objective: Duration,
     /// Panics of background tasks, for tests.
     pub faults: Option<Faults>,
 }
@@ -121,6 +123,7 @@ impl PreparedWorker {
             quarantine_limit: settings.schedule.quarantine_limit as u64,
             poll_interval: settings.supervisor.poll_interval,
             freshness_objective: settings.freshness_objective,
+            exposure_objective: settings.exposure_objective,
         });
         let budget = ConnectionBudget::new(settings.connections_per_server);
         let panicked = fleet.tasks.clone();

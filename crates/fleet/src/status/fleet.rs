@@ -95,6 +95,8 @@ pub struct InForce {
     pub poll_interval: Duration,
     /// A tenant whose oldest due member is older than this counts as behind.
     pub freshness_objective: Duration,
+    /// What the p99 of the exposure over an hour should stay within.
+    pub exposure_objective: Duration,
 }
 
 /// A number that may not be known yet.
@@ -138,6 +140,8 @@ pub struct FleetStatus {
     pub phases: [AtomicU64; Phase::ALL.len()],
     /// Collectors that were asked to stop and have not ended, at the last pass.
     pub awaited: AtomicU64,
+    /// The p99 over the last hour of the exposure of whichever of its tenants is exposed longest, in milliseconds.
+    pub exposure_p99_ms: AtomicU64,
     /// Longest time without a pass before the worker counts as stuck, in milliseconds.
     pub pass_bound_ms: AtomicU64,
     /// Duration of reconcile passes.

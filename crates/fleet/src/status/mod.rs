@@ -2,6 +2,7 @@
 //! of a collector out of turn. Written by the rooms above, read by metrics and the operators' view.
 
 mod directory;
+mod exposure;
 mod fleet;
 mod histogram;
 mod recent;
@@ -17,6 +18,7 @@ pub use balance_sync_engine::{
 };
 
 pub use directory::{Calls, DirectoryStatus, OUTCOMES};
+pub use exposure::ExposureHour;
 pub use fleet::{FleetStatus, InForce, Known, Listed, Phase, Stage};
 pub use histogram::{BUCKETS, Histogram, LagCounts};
 pub use recent::{

@@ -19,6 +19,7 @@ use balance_sync_tenants::Tenant;
 use tokio::time::Instant;
 
 use super::{
+    exposure::ExposureHour,
     histogram::Histogram,
     recent::{FlushNote, Recent, Totals},
     requests::Requests,
@@ -89,6 +90,8 @@ pub struct TenantStatus {
     /// How long the oldest due member had been due when the schedule was last sampled, in milliseconds.
     pub oldest_due_age_ms: AtomicU64,
     held_since: Mutex<Option<Instant>>,
+    /// Nothing as long as nothing was exposed.
+    exposure_hour: Mutex<Option<Box<ExposureHour>>>,
     /// Entries in the tenant's quarantine, losses among them, when it was last sampled; `u64::MAX` = not known.
     pub quarantine_entries: AtomicU64,
     /// Balances whose last mutations are lost, when they were last counted; `u64::MAX` = not known.
@@ -146,6 +149,7 @@ impl TenantStatus {
             leased: AtomicU64::new(0),
             oldest_due_age_ms: AtomicU64::new(0),
             held_since: Mutex::default(),
+            exposure_hour: Mutex::default(),
             quarantine_entries: AtomicU64::new(u64::MAX),
             losses: AtomicU64::new(u64::MAX),
             quarantine_full: AtomicU64::new(0),
@@ -263,6 +267,29 @@ impl TenantStatus {
         held.max(Duration::from_millis(self.oldest_due_age_ms.load(Relaxed)))
     }
 
+    /// Samples the exposure, once a second; `at` counts from any fixed moment. Returns it, if it counts: a tenant that an operator
+    /// has paused is meant to be exposed, and the one that stands by for another worker is sampled there.
+    pub fn sample_exposure(&self, at: Duration) -> Option<Duration> {
+        let counts = !self.paused.load(Relaxed) && !self.standby.load(Relaxed);
+        let age = if counts { self.exposure_age() } else { Duration::ZERO };
+        let mut hour = self.exposure_hour.lock().unwrap_or_else(PoisonError::into_inner);
+        if hour.is_some() || !age.is_zero() {
+            let samples = hour.get_or_insert_default();
+            samples.sample(at, age);
+            if samples.is_empty() {
+                *hour = None;
+            }
+        }
+        counts.then_some(age)
+    }
+
+    /// What the exposure exceeded in 36 seconds of the last hour in which this worker served the tenant.
+    #[must_use]
+    pub fn exposure_p99(&self) -> Duration {
+        let hour = self.exposure_hour.lock().unwrap_or_else(PoisonError::into_inner);
+        hour.as_ref().map(|hour| hour.p99()).unwrap_or_default()
+    }
+
     /// Enters a state without a reason; gives whether it is another one than before.
     pub fn enter(&self, state: TenantState) -> bool {
         let mut info = self.lock();
@@ -362,5 +389,26 @@ mod tests {
         tokio::time::advance(minute).await;
         assert_eq!((status.state().state, status.state().reason), (TenantState::Idle, None));
         assert!(status.notice(Reason::RedisPermission, "three".to_owned(), minute), "it is a new one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_exposure_of_a_paused_tenant_or_of_one_that_stands_by_is_not_sampled() {
+        let status = TenantStatus::new(Tenant::Single);
+        status.oldest_due_age_ms.store(3_000, Relaxed);
+        for second in 0..36 {
+            status.sample_exposure(Duration::from_secs(second));
+        }
+        assert_eq!(status.exposure_p99(), Duration::ZERO, "one in a hundred of an hour is allowed");
+        for flag in [&status.paused, &status.standby] {
+            flag.store(true, Relaxed);
+            assert_eq!(status.sample_exposure(Duration::from_secs(40)), None);
+            flag.store(false, Relaxed);
+        }
+        assert_eq!(status.exposure_p99(), Duration::ZERO);
+        assert_eq!(status.sample_exposure(Duration::from_secs(41)), Some(Duration::from_secs(3)));
+        assert_eq!(status.exposure_p99(), Duration::from_secs(3));
+        status.oldest_due_age_ms.store(0, Relaxed);
+        status.sample_exposure(Duration::from_secs(3_700));
+        assert!(status.exposure_hour.lock().is_ok_and(|hour| hour.is_none()), "its room is given back");
     }
 }

@@ -58,7 +58,8 @@ impl FleetView {
             Verdict::Degraded
         } else if !row.sampled || matches!(row.state, StateView::Other(_)) {
             Verdict::Unknown
-        } else if row.is_behind(self.objective_seconds) || row.ahead_seconds.is_some() {
+        } else if row.is_behind(self.objective_seconds) || row.ahead_seconds.is_some() || self.is_exposed(row)
+        {
             Verdict::Behind
         } else if row.quarantined > 0 || self.is_forgotten(row) {
             Verdict::Attention
@@ -76,6 +77,12 @@ impl FleetView {
             Verdict::Attention => 1,
             Verdict::Healthy => u8::from(row.paused.is_some()),
         }
+    }
+
+    /// Whether a tenant has missed the objective in the last hour and its oldest balance is beyond it at this moment.
+    fn is_exposed(&self, row: &TenantRow) -> bool {
+        let objective = self.objectives.exposure.as_secs_f64();
+        row.has_missed_exposure(objective) && row.exposure_age_seconds > objective
     }
 
     /// Whether a tenant has been paused for longer than planned.
@@ -109,10 +116,11 @@ impl FleetView {
             );
         }
 
+        let exposure = self.objectives.exposure.as_secs_f64();
         let mut degraded: BTreeMap<(&str, bool), Vec<&TenantRow>> = BTreeMap::new();
         let (mut unserved, mut unsampled, mut foreign) = (vec![], vec![], vec![]);
         let (mut behind, mut paused, mut short) = (vec![], vec![], vec![]);
-        let (mut ahead, mut vanished) = (vec![], vec![]);
+        let (mut ahead, mut vanished, mut missed) = (vec![], vec![], vec![]);
         let (mut quarantined, mut lost, mut expired) = (vec![], vec![], vec![]);
         for row in &self.tenants {
             vanished.extend(row.vanished.as_ref().map(|open| (open, row)));
@@ -135,6 +143,9 @@ impl FleetView {
             }
             if row.ahead_seconds.is_some() {
                 ahead.push(row);
+            }
+            if row.has_missed_exposure(exposure) {
+                missed.push(row);
             }
             if row.paused.is_some() {
                 paused.push(row);
@@ -263,6 +274,11 @@ impl FleetView {
                 ),
             );
         }
+        // The verdict is about this moment: what is over is only reported.
+        let (exposed, missed): (Vec<_>, Vec<_>) = missed.into_iter().partition(|row| self.is_exposed(row));
+        if let Some(text) = exposed_too_long(exposure, exposed) {
+            worse(Verdict::Behind, text);
+        }
         for reason in self.redundancy() {
             worse(Verdict::Attention, reason);
         }
@@ -295,6 +311,7 @@ impl FleetView {
             );
         }
         // What is worth knowing and needs no action.
+        reasons.extend(missed_exposure(exposure, missed));
         if !paused.is_empty() {
             reasons.push(format!("{} paused by hand: {}.", are(&paused), names(&paused)));
         }
@@ -392,6 +409,36 @@ fn lost_by_redis(reason: Reason, open: &[&VanishedView], rows: &[&TenantRow]) ->
         names(rows),
         first.detail,
         first.phase.trim_end_matches('.')
+    ))
+}
+
+fn p99(row: &TenantRow) -> f64 {
+    row.exposure_p99_seconds.unwrap_or_default()
+}
+
+/// Which tenants miss the objective for the exposure at this moment, the longest exposed first.
+fn exposed_too_long(objective: f64, mut rows: Vec<&TenantRow>) -> Option<String> {
+    rows.sort_by(|a, b| b.exposure_age_seconds.total_cmp(&a.exposure_age_seconds));
+    let first = rows.first()?;
+    Some(format!(
+        "{} exposed: the oldest balance that only Redis has has waited {:.1} s, p99 of the last hour {:.1} s (objectives.exposure \
+         {objective} s): {}.",
+        are(&rows),
+        first.exposure_age_seconds,
+        rows.iter().map(|row| p99(row)).fold(0.0, f64::max),
+        names(&rows)
+    ))
+}
+
+/// Which tenants have missed the objective in the last hour and no longer do.
+fn missed_exposure(objective: f64, mut rows: Vec<&TenantRow>) -> Option<String> {
+    rows.sort_by(|a, b| p99(b).total_cmp(&p99(a)));
+    let first = rows.first()?;
+    Some(format!(
+        "{} missed the objective for the exposure in the last hour: p99 {:.1} s (objectives.exposure {objective} s): {}.",
+        tenants(&rows),
+        p99(first),
+        names(&rows)
     ))
 }
 

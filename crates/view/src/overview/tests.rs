@@ -33,6 +33,7 @@ fn view(tasks: Vec<TaskRecord>) -> FleetView {
         postgres: Vec::new(),
         due: 0,
         oldest_due_age_ms: 0,
+        exposure_p99_ms: 0,
         replicas: None,
         settings: BTreeMap::new(),
         tasks,
@@ -50,6 +51,7 @@ fn view(tasks: Vec<TaskRecord>) -> FleetView {
         objective_seconds: 5.0,
         objectives: Objectives {
             freshness: Duration::from_secs(5),
+            exposure: Duration::from_secs(1),
             pause: Duration::from_secs(3_600),
             workers: 0,
         },
@@ -105,6 +107,40 @@ fn a_fleet_with_an_open_loss_is_not_healthy() {
     assert_eq!(verdict, Verdict::Unknown, "it is not known whether there are any");
     assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Unknown);
     assert!(reasons[0].contains("have not been read yet"), "{reasons:?}");
+}
+
+#[test]
+fn a_missed_exposure_objective_is_behind_while_it_lasts_and_reported_for_an_hour() {
+    let mut fleet = view(Vec::new());
+    let row = TenantRow {
+        state: TenantState::Idle.into(),
+        sampled: true,
+        exposure_age_seconds: 3.0,
+        exposure_p99_seconds: Some(2.5),
+        ..TenantRow::unserved("acme", None)
+    };
+    fleet.tenants = vec![row];
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!(verdict, Verdict::Behind);
+    assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Behind);
+    let expected = "1 tenant is exposed: the oldest balance that only Redis has has waited 3.0 s, p99 of the last hour 2.5 s \
+                    (objectives.exposure 1 s): acme.";
+    assert_eq!(reasons, [expected]);
+    assert_eq!(fleet.overview().backlog.exposure_p99_seconds, Some(2.5));
+    fleet.tenants[0].exposure_age_seconds = 0.0;
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!(verdict, Verdict::Healthy);
+    assert!(
+        reasons[0].contains("missed the objective for the exposure in the last hour: p99 2.5 s"),
+        "{reasons:?}"
+    );
+    // For some seconds it may be exceeded, and a paused tenant is meant to.
+    fleet.tenants[0].exposure_age_seconds = 3.0;
+    fleet.tenants[0].exposure_p99_seconds = Some(1.0);
+    assert_eq!(fleet.judge(), (Verdict::Healthy, Vec::new()));
+    fleet.tenants[0].exposure_p99_seconds = Some(60.0);
+    fleet.tenants[0].paused = Some(PausedBy::new("ann".to_owned(), 90.0, None));
+    assert_eq!(fleet.judge().0, Verdict::Healthy);
 }
 
 #[test]

@@ -101,6 +101,8 @@ pub struct TenantRow {
     pub oldest_due_age_seconds: f64,
     /// For how long the oldest balance has waited whose last mutation only Redis has, claimed or not.
     pub exposure_age_seconds: f64,
+    /// What that exceeded in 36 seconds of the last hour; `None` = not known.
+    pub exposure_p99_seconds: Option<f64>,
     /// How far ahead a balance is scheduled, where that is further than any lease or delay reaches: Redis's clock has jumped
     /// back.
     pub ahead_seconds: Option<f64>,
@@ -144,6 +146,12 @@ impl TenantRow {
             && self.oldest_due_age_seconds > objective_seconds
     }
 
+    /// Whether it has missed this objective in the last hour, and not because an operator paused it.
+    #[must_use]
+    pub fn has_missed_exposure(&self, objective_seconds: f64) -> bool {
+        self.paused.is_none() && self.exposure_p99_seconds.is_some_and(|p99| p99 > objective_seconds)
+    }
+
     /// A tenant that no live worker serves.
     #[must_use]
     pub fn unserved(id: &str, paused: Option<PausedBy>) -> Self {
@@ -161,6 +169,7 @@ impl TenantRow {
             leased: 0,
             oldest_due_age_seconds: 0.0,
             exposure_age_seconds: 0.0,
+            exposure_p99_seconds: None,
             ahead_seconds: None,
             shortest_life_seconds: None,
             lag_p50_seconds: None,
@@ -206,6 +215,7 @@ impl TenantRow {
         }
         // All owners look at the same schedule, each at its own moments.
         let most = |of: fn(&TenantRecord) -> u64| owners.iter().map(|(_, r)| of(r)).max().unwrap_or_default();
+        let sampled = owners.iter().any(|(_, record)| !record.unsampled);
         let row = Self {
             id: id.to_owned(),
             state: StateView::from(&main.state),
@@ -214,13 +224,14 @@ impl TenantRow {
             partial: main.partial,
             since: Some(at(main.since)),
             paused,
-            sampled: owners.iter().any(|(_, record)| !record.unsampled),
+            sampled,
             scheduled: most(|r| r.scheduled.max(r.due + r.leased)),
             due: most(|r| r.due),
             leased: most(|r| r.leased),
             oldest_due_age_seconds: most(|r| r.oldest_due_age_ms) as f64 / 1e3,
             // A worker of an earlier release reports only what is due.
             exposure_age_seconds: most(|r| r.exposure_age_ms.max(r.oldest_due_age_ms)) as f64 / 1e3,
+            exposure_p99_seconds: sampled.then(|| most(|r| r.exposure_p99_ms) as f64 / 1e3),
             ahead_seconds: Some(most(|r| r.ahead_ms))
                 .filter(|ahead| *ahead > 0)
                 .map(|ahead| ahead as f64 / 1e3),

@@ -47,6 +47,9 @@ pub struct WorkerRow {
     pub collector_restarts_total: u64,
     /// Its background tasks.
     pub background_tasks: Vec<TaskView>,
+    /// The p99 over the last hour of the exposure of whichever of its tenants is exposed longest.
+    #[serde(skip)]
+    pub exposure_p99_seconds: f64,
     /// Its connections per Postgres server.
     pub postgres: Vec<ServerUsage>,
     /// Settings in force that should be the same on all workers, by their names.
@@ -148,6 +151,7 @@ impl WorkerRow {
             },
             collector_restarts_total: record.restarts,
             background_tasks: record.tasks.iter().map(TaskView::from).collect(),
+            exposure_p99_seconds: record.exposure_p99_ms as f64 / 1e3,
             postgres: record.postgres.clone(),
             settings: record.settings.clone(),
             live: true,

@@ -154,6 +154,7 @@ fn settings(sandbox: &Sandbox, faults: Faults) -> WorkerSettings {
             overdue: OVERDUE,
         }),
         freshness_objective: Duration::from_secs(5),
+        exposure_objective: Duration::from_secs(1),
         faults: Some(faults),
     }
 }
@@ -193,8 +194,8 @@ async fn each_task_that_panics_at_its_start_and_each_that_is_killed_later_runs_a
     }
     assert_eq!(bench.tasks().stalled(), None);
     // And others see it.
-    let (freshness, pause) = (Duration::from_secs(5), Duration::from_secs(3_600));
-    let objectives = Objectives { freshness, pause, workers: 0 };
+    let (freshness, exposure) = (Duration::from_secs(5), Duration::from_secs(1));
+    let objectives = Objectives { freshness, exposure, pause: Duration::from_secs(3_600), workers: 0 };
     let reader = bench.operations.reader(objectives);
     let view = reader.view().await;
     let tasks = &view.workers[0].background_tasks;
