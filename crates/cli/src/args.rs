@@ -5,7 +5,10 @@ mod values;
 
 use std::path::PathBuf;
 
-use balance_sync_view::reader::{StateFilter, TenantSort};
+use balance_sync_view::{
+    reader::{StateFilter, TenantSort},
+    report::Month,
+};
 use clap::{
     Args as ClapArgs, Parser, Subcommand,
     builder::StyledStr,
@@ -17,7 +20,7 @@ use uuid::Uuid;
 use handover::HANDOVER_EXIT_CODES;
 pub(crate) use handover::{HandoverArgs, HandoverCommand, HandoverVerifyArgs};
 pub(crate) use values::seconds;
-use values::{interval, patience, positive, positive_count, share, sort, state};
+use values::{interval, month, patience, positive, positive_count, share, sort, state};
 
 /// Carries the balances of a multi-tenant ledger from Redis to each tenant's Postgres.
 #[derive(Debug, Parser)]
@@ -83,6 +86,9 @@ pub(crate) enum Command {
     /// Show which rows lack what Redis has lost and the ledger's trail has; with --apply, write it.
     #[command(after_help = RECOVER_EXIT_CODES)]
     Recover(RecoverArgs),
+    /// A month of the fleet: freshness, exposure, losses, recoveries, forks, incidents by cause, actions.
+    #[command(after_help = REPORT_EXIT_CODES)]
+    Report(ReportArgs),
     /// Pause a tenant once all is written, audit it, and sign a statement that its rows are the truth.
     #[command(after_help = HANDOVER_EXIT_CODES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Handover(HandoverArgs),
@@ -307,6 +313,19 @@ pub(crate) struct TenantShowArgs {
     /// Its id.
     pub tenant: String,
     /// Print one line of JSON, as /api/v1/tenants/{id} answers.
+    #[arg(long)]
+    pub json: bool,
+}
+
+const REPORT_EXIT_CODES: &str = "Reads what workers have recorded in Redis; it is kept for 13 months. What isn't recorded is shown as unknown.\n\n\
+    Exit codes: 0 the report, 2 nothing is recorded of the month, or it could not be read.";
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ReportArgs {
+    /// The month, in UTC, as 2026-11.
+    #[arg(long, value_parser = month, value_name = "MONTH")]
+    pub month: Month,
+    /// Print one line of JSON.
     #[arg(long)]
     pub json: bool,
 }

@@ -15,7 +15,9 @@ use balance_sync_fleet::{
     pipeline::CollectorOptions,
     plan::Limits,
 };
-use balance_sync_schedule::{Controls, Endpoint, Link, Names, ScheduleError, ScheduleOptions, Snapshots};
+use balance_sync_schedule::{
+    Controls, Endpoint, Link, Names, Reports, ScheduleError, ScheduleOptions, Snapshots,
+};
 use balance_sync_tenants::{Membership, ServiceDirectory, ServiceSettings, StaticDirectory, TenantDirectory};
 use balance_sync_view::{
     Identity, OperationsSettings,
@@ -143,6 +145,14 @@ pub(crate) fn reader(config: &Config) -> anyhow::Result<FleetReader> {
     ))
 }
 
+/// What the monthly report is made of.
+///
+/// # Errors
+/// When Redis's settings can't be used.
+pub(crate) fn reports(config: &Config) -> anyhow::Result<Reports> {
+    Ok(Reports::new(Link::new(&config.redis.link)?, &group(config)))
+}
+
 /// Who writes operators' actions down, and reads what became of them.
 ///
 /// # Errors
@@ -260,6 +270,7 @@ pub(crate) fn operations_settings(config: &Config, name: WorkerName) -> Operatio
         identity: Identity { name, group: group(config), version: env!("CARGO_PKG_VERSION").to_owned() },
         sample_interval: config.supervisor.sample_interval,
         reach: schedule_options(config).reach(),
+        objectives: objectives(config),
     }
 }
 

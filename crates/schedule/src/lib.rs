@@ -10,7 +10,7 @@
 //! members) · [`schedule`] (the wrappers; their results are read in `reply`) · `protect` (TTLs) · [`probe`] (which of many are
 //! due) · [`schedules`] (all schedules of a tenant) · `siblings` (one balance under two key forms) · [`quarantine`] (entries) ·
 //! [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) · [`workers`] (live workers) · [`names`]
-//! (which process holds a name) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`heads`] (unclaimed
+//! (which process holds a name) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`reports`] (what the monthly report is made of) · [`heads`] (unclaimed
 //! members, for standby) · `rights` (naming those that are missing) · [`inspect`] (one balance) · [`balances`] (all of them) ·
 //! [`witnesses`] (what an audit reads) · [`origins`] (Postgres servers) · [`vanished`] (lost data) · [`subscription`]
 //! (messages) · [`error`].
@@ -33,6 +33,7 @@ pub mod probe;
 mod protect;
 pub mod quarantine;
 mod reply;
+pub mod reports;
 mod rights;
 pub mod sample;
 pub mod schedule;
@@ -61,6 +62,7 @@ pub use names::{NameClaim, Names};
 pub use origins::{Origins, Written};
 pub use protect::{ProtectPage, RecentFrom, RecentPage};
 pub use quarantine::{QuarantineEntry, Quarantined, Retried};
+pub use reports::Reports;
 pub use rights::MissingRights;
 pub use sample::{PageEnd, Sample, SampleRequest, sample};
 pub use schedule::{

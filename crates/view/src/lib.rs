@@ -3,7 +3,7 @@
 //! What they see, in reading order: `record` (what a worker publishes of itself) · `local_worker` (where that comes from) ·
 //! `publisher` (when it is written) · [`sampler`] (what waits in the schedules) · [`reader`] (what all workers publish, put
 //! together) · [`rows`] (tenants and workers, one row each) · [`overview`] (the whole fleet at a glance) · [`inspector`] (one
-//! tenant's schedule and database) · [`why`] (one balance).
+//! tenant's schedule and database) · [`why`] (one balance) · [`report`] (a month of the fleet).
 //!
 //! What they do: [`actions`] (written down for the whole fleet) · `follower` (carried out by each worker).
 //!
@@ -18,6 +18,7 @@ pub mod overview;
 mod publisher;
 pub mod reader;
 mod record;
+pub mod report;
 pub mod rows;
 pub mod sampler;
 mod unserved;

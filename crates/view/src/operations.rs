@@ -7,7 +7,7 @@ use balance_sync_fleet::{
     lifecycle::{DrainReport, WorkerHandles, name::WorkerName},
     tasks::TaskName,
 };
-use balance_sync_schedule::{Controls, Names, Snapshots};
+use balance_sync_schedule::{Controls, Names, Reports, Snapshots};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -18,6 +18,7 @@ use crate::{
     local_worker::{LocalWorker, LocalWorkerParts},
     publisher::{self, Publisher},
     reader::{FleetReader, Objectives},
+    report::recorder::{self, Recorder},
     sampler,
 };
 
@@ -46,6 +47,8 @@ pub struct OperationsSettings {
     pub sample_interval: Duration,
     /// The furthest that workers schedule a member ahead.
     pub reach: Duration,
+    /// What the fleet is judged by.
+    pub objectives: Objectives,
 }
 
 /// The operators' side of a worker.
@@ -56,7 +59,7 @@ pub struct Operations {
     controls: Controls,
     inspector: Inspector,
     drain_request: DrainRequest,
-    /// Follower and sampler, and what ends them.
+    /// Follower, sampler and recorder, and what ends them.
     tasks: (DropGuard, Vec<JoinHandle<()>>),
     /// The publisher, and what ends it. It outlives the collectors so that a drain can be watched.
     publisher: (DropGuard, JoinHandle<()>),
@@ -67,8 +70,12 @@ impl Operations {
     #[must_use]
     pub fn start(worker: &PreparedWorker, settings: OperationsSettings) -> Self {
         let handles = worker.handles().clone();
-        let OperationsSettings { identity: Identity { name, group, version }, sample_interval, reach } =
-            settings;
+        let OperationsSettings {
+            identity: Identity { name, group, version },
+            sample_interval,
+            reach,
+            objectives,
+        } = settings;
         let local = Arc::new(LocalWorker::new(LocalWorkerParts {
             name,
             version,
@@ -102,6 +109,27 @@ impl Operations {
                 )
             }
         });
+        let reports = Reports::new(link.clone(), &group);
+        let make_reader: recorder::MakeReader = {
+            let (local, snapshots, handles) = (Arc::clone(&local), snapshots.clone(), handles.clone());
+            Arc::new(move || {
+                FleetReader::of_worker(
+                    Arc::clone(&local),
+                    snapshots.clone(),
+                    handles.link.clone(),
+                    handles.key_form,
+                    objectives,
+                    Arc::clone(&handles.collector),
+                )
+            })
+        };
+        let recording = tasks.keep(TaskName::Recorder, None, recorder::LOOK_EVERY, stop.clone(), {
+            let (controls, stop) = (controls.clone(), stop.clone());
+            move |progress| {
+                Recorder::new(reports.clone(), controls.clone(), Arc::clone(&make_reader))
+                    .run(stop.clone(), progress)
+            }
+        });
         let publish_stop = CancellationToken::new();
         let publishing = tasks.keep(TaskName::Publisher, None, publisher::TICK, publish_stop.clone(), {
             let (local, snapshots, stop) = (Arc::clone(&local), snapshots.clone(), publish_stop.clone());
@@ -118,7 +146,7 @@ impl Operations {
             controls,
             inspector,
             drain_request,
-            tasks: (stop.drop_guard(), vec![following, sampling]),
+            tasks: (stop.drop_guard(), vec![following, sampling, recording]),
             publisher: (publish_stop.drop_guard(), publishing),
         }
     }
@@ -182,7 +210,7 @@ impl Operations {
         let _ = publisher.await;
         // They were stopped at the beginning; one that hangs ends with the process.
         if tokio::time::timeout(TASKS_END_WITHIN, futures::future::join_all(tasks)).await.is_err() {
-            tracing::warn!("follower or sampler did not stop in time");
+            tracing::warn!("follower, sampler or recorder did not stop in time");
         }
         report
     }

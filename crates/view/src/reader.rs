@@ -61,6 +61,8 @@ pub struct FleetView {
     pub tenants: Vec<TenantRow>,
     /// Their counters, in the same order.
     pub counts: Vec<Counts>,
+    /// Their lags over the last seconds by bucket, in the same order; empty without any.
+    pub lags: Vec<Vec<u64>>,
     /// The fleet's history, as this worker has seen it.
     pub history: Vec<FleetPoint>,
     /// A tenant whose oldest due balance is older counts as behind.
@@ -203,6 +205,11 @@ impl FleetReader {
         let view = Arc::new(self.look(&mut state).await);
         state.last = Some((Instant::now(), Arc::clone(&view)));
         view
+    }
+
+    /// The fleet now, which isn't kept for others who ask.
+    pub(crate) async fn view_once(&self) -> FleetView {
+        self.look(&mut *self.state.lock().await).await
     }
 
     /// The tenant that is shown under this name.
@@ -402,6 +409,7 @@ impl FleetReader {
         }
         let mut tenants = Vec::with_capacity(owners.len());
         let mut counts = Vec::with_capacity(owners.len());
+        let mut lags = Vec::with_capacity(owners.len());
         for (id, mut records) in owners {
             records.sort_by_key(|(name, _)| *name);
             let paused = paused.get(id).cloned();
@@ -409,6 +417,7 @@ impl FleetReader {
                 Some((row, merged)) => {
                     tenants.push(row);
                     counts.push(merged.counts);
+                    lags.push(merged.rates.lags);
                 }
                 None => {
                     let mut row = TenantRow::unserved(id, paused);
@@ -420,6 +429,7 @@ impl FleetReader {
                     }
                     tenants.push(row);
                     counts.push(Counts::default());
+                    lags.push(Vec::new());
                 }
             }
         }
@@ -454,6 +464,7 @@ impl FleetReader {
             rates,
             tenants,
             counts,
+            lags,
             history: self.own.as_ref().map(|own| own.history()).unwrap_or_default(),
             objective_seconds: self.objectives.freshness.as_secs_f64(),
             objectives: self.objectives,

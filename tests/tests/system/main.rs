@@ -28,6 +28,7 @@ mod openapi;
 mod outage;
 mod pooler;
 mod recover;
+mod report;
 mod rights;
 mod rotation;
 mod service;

@@ -2,13 +2,21 @@
 
 use std::time::Duration;
 
-use balance_sync_view::reader::{StateFilter, TenantSort};
+use balance_sync_view::{
+    reader::{StateFilter, TenantSort},
+    report::Month,
+};
 
 pub(super) fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
         _ => Err("must be a number above 0".to_owned()),
     }
+}
+
+/// A month in UTC.
+pub(super) fn month(text: &str) -> Result<Month, String> {
+    Month::parse(text).ok_or_else(|| "must be a month as 2026-11, from 1970-01 on".to_owned())
 }
 
 pub(super) fn positive_count(text: &str) -> Result<usize, String> {

@@ -7,6 +7,7 @@ pub(crate) mod completions;
 pub(crate) mod handover;
 pub(crate) mod quarantine;
 pub(crate) mod recover;
+pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod tenants;

@@ -21,6 +21,8 @@ pub enum TaskName {
     Sampler,
     /// Publishes what this worker knows (`balance_sync_view`).
     Publisher,
+    /// Records what the monthly report is made of (`balance_sync_view`).
+    Recorder,
     /// Listens to the tenant service's events ([`crate::lifecycle::events`]).
     TenantEvents,
     /// Looks whether Redis may evict.
@@ -55,7 +57,7 @@ pub enum TaskName {
 
 impl TaskName {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::ActionsFollower,
         Self::Partition,
         Self::ThreadWatch,
@@ -64,6 +66,7 @@ impl TaskName {
         Self::Standby,
         Self::Sampler,
         Self::Publisher,
+        Self::Recorder,
         Self::TenantEvents,
         Self::EvictionWatch,
         Self::RedisWatch,
@@ -93,6 +96,7 @@ impl TaskName {
             Self::Standby => "standby",
             Self::Sampler => "sampler",
             Self::Publisher => "publisher",
+            Self::Recorder => "recorder",
             Self::TenantEvents => "tenant_events",
             Self::EvictionWatch => "eviction_watch",
             Self::RedisWatch => "redis_watch",

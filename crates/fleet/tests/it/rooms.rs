@@ -5,13 +5,14 @@ use std::{fs, path::Path};
 /// In the order of their use.
 const FLEET: [&str; 6] = ["lifecycle", "backends", "pipeline", "status", "tasks", "clock"];
 /// In the order of their use.
-const VIEW: [&str; 13] = [
+const VIEW: [&str; 14] = [
     "operations",
     "why",
     "overview",
     "follower",
     "publisher",
     "sampler",
+    "report",
     "reader",
     "unserved",
     "inspector",

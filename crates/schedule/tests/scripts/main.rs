@@ -19,6 +19,7 @@ mod model;
 mod protect;
 mod quarantine;
 mod refusals;
+mod reports;
 mod rights;
 mod rotation;
 mod sample;

@@ -47,6 +47,7 @@ fn view(tasks: Vec<TaskRecord>) -> FleetView {
         rates: Rates::default(),
         tenants: Vec::new(),
         counts: Vec::new(),
+        lags: Vec::new(),
         history: Vec::new(),
         objective_seconds: 5.0,
         objectives: Objectives {

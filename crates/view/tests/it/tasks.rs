@@ -32,8 +32,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Of the balances' values.
 const TTL: Duration = Duration::from_secs(3600);
 
+/// What the fleet is judged by; nothing here depends on it.
+const OBJECTIVES: Objectives = Objectives {
+    freshness: Duration::from_secs(5),
+    exposure: Duration::from_secs(1),
+    pause: Duration::from_secs(3_600),
+    workers: 0,
+};
+
 /// The tasks that a worker keeps, but for the sweeper of connections, which comes and goes with them.
-const KEPT: [TaskName; 14] = [
+const KEPT: [TaskName; 15] = [
     TaskName::ActionsFollower,
     TaskName::Partition,
     TaskName::ThreadWatch,
@@ -42,6 +50,7 @@ const KEPT: [TaskName; 14] = [
     TaskName::Standby,
     TaskName::Sampler,
     TaskName::Publisher,
+    TaskName::Recorder,
     TaskName::TenantEvents,
     TaskName::EvictionWatch,
     TaskName::FailoverCheck,
@@ -70,6 +79,7 @@ impl Bench {
                 identity: Identity { name: "a".into(), group: "test".to_owned(), version: "1".to_owned() },
                 sample_interval: Duration::from_millis(500),
                 reach: ScheduleOptions::default().reach(),
+                objectives: OBJECTIVES,
             },
         );
         let worker = worker.start();
@@ -194,9 +204,7 @@ async fn each_task_that_panics_at_its_start_and_each_that_is_killed_later_runs_a
     }
     assert_eq!(bench.tasks().stalled(), None);
     // And others see it.
-    let (freshness, exposure) = (Duration::from_secs(5), Duration::from_secs(1));
-    let objectives = Objectives { freshness, exposure, pause: Duration::from_secs(3_600), workers: 0 };
-    let reader = bench.operations.reader(objectives);
+    let reader = bench.operations.reader(OBJECTIVES);
     let view = reader.view().await;
     let tasks = &view.workers[0].background_tasks;
     assert_eq!(tasks.len(), KEPT.len());

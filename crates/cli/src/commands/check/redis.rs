@@ -6,7 +6,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use balance_sync_domain::KeySpace;
-use balance_sync_schedule::{ErrorClass, Link, MissingRights, ScheduleError};
+use balance_sync_schedule::{ErrorClass, Link, MissingRights, Reports, ScheduleError};
 use balance_sync_tenants::Tenant;
 use redis::{Cmd, Value};
 
@@ -14,7 +14,7 @@ use super::{
     STEP,
     findings::{Findings, Level},
 };
-use crate::config::Config;
+use crate::{config::Config, wiring};
 
 const AREA: &str = "redis";
 /// What no key or member is called.
@@ -154,6 +154,17 @@ async fn rights(link: &Link, config: &Config, tenants: &[Tenant], findings: &mut
                 findings.of_tenant(tenant.label(), AREA, "keys", (Level::Fail, said, HELP.to_owned()));
             }
         }
+    }
+    // Those that belong to no tenant.
+    match within(MissingRights::find(link, &Reports::new(link.clone(), &wiring::group(config)).keys())).await
+    {
+        Ok(missing) => {
+            refused |= !missing.keys.is_empty();
+            for key in missing.keys {
+                findings.fail(AREA, format!("no right to {}", key.escape_debug()), HELP);
+            }
+        }
+        Err(error) => findings.fail(AREA, format!("rights can't be tried: {error}"), HELP),
     }
     if !commands.is_empty() {
         let list: Vec<String> = commands.iter().map(|command| format!("+{command}")).collect();
