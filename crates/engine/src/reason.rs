@@ -237,6 +237,11 @@ reasons! {
         means: "Redis throws keys away by itself, and balances that wait may be among them.",
         help: "Set maxmemory-policy to noeviction and give Redis memory. Values, rows and operations are compared when it has stopped.",
     }
+    RedisUnmarked = "redis_unmarked" {
+        pace: Short, action: Some(Acknowledge),
+        means: "Redis has no mark of an earlier worker: it is new to balance-sync, or has lost all its data while no worker ran.",
+        help: "Rows are compared with a day of operations; then it closes by itself, or says why not. Was Redis used before? Then run audit.",
+    }
     RedisWrongType = "redis_wrong_type" {
         pace: Long, action: None,
         means: "A key of balance-sync has another type.",

@@ -60,6 +60,8 @@ pub struct SandboxOptions {
     /// Whether workers have the rights of `deploy/redis/users.acl` and `deploy/postgres/grants.sql` alone, instead of those of the
     /// ledger. Default true.
     pub least_privilege: bool,
+    /// Whether Redis has the mark that workers leave in it, as one has in which they have run before. Default true.
+    pub marked: bool,
     /// `maxOpenConns` that the tenant service gives for each tenant; `None` leaves it out.
     pub max_open_conns: Option<u32>,
     /// `statementTimeout` that the tenant service gives for each tenant; `None` leaves it out.
@@ -78,6 +80,7 @@ impl Default for SandboxOptions {
             isolation: Isolation::default(),
             proxied: false,
             least_privilege: true,
+            marked: true,
             max_open_conns: None,
             statement_timeout: None,
             redis: RedisOptions::default(),
@@ -178,6 +181,9 @@ impl Sandbox {
             }
             None => None,
         };
+        if options.marked && !options.redis.cluster {
+            redis.mark().await?;
+        }
         let service = TenantService::start(Uuid::new_v4().simple().to_string().into())?;
         let (mut redis_proxy, mut postgres_proxy) = (None, None);
         if options.proxied {

@@ -183,6 +183,21 @@ impl RedisServer {
         }
     }
 
+    /// Leaves the mark that workers leave: what it holds now is known to them.
+    pub(crate) async fn mark(&self) -> Result<()> {
+        let mut connection = self.connect().await?;
+        let info: redis::InfoDict = redis::cmd("INFO").arg("server").query_async(&mut connection).await?;
+        let run_id: String = info.get("run_id").context("no run_id")?;
+        redis::cmd("MSET")
+            .arg("{transactions}:balance-sync:data-set")
+            .arg("sandbox")
+            .arg("{transactions}:balance-sync:data-set:process")
+            .arg(format!("{run_id}:0"))
+            .query_async::<()>(&mut connection)
+            .await
+            .context("marking the private Redis")
+    }
+
     /// The folder of the server, gone when it is dropped.
     pub fn folder(&self) -> &Path {
         self.guard.folder()

@@ -19,7 +19,7 @@ use crate::{
 
 /// The mark of the data set.
 const MARK: &str = "{transactions}:balance-sync:data-set";
-/// The `run_id` of the process that had it last.
+/// The process that had it last: its `run_id`, and how many keys it had evicted.
 const PROCESS: &str = "{transactions}:balance-sync:data-set:process";
 /// A worker's number; the worker's mark follows.
 const NUMBER: &str = "{transactions}:balance-sync:acknowledged:";
@@ -44,7 +44,7 @@ pub struct ServerState {
     /// The mark of the data set.
     pub data_set: Option<String>,
     /// The process that the mark names.
-    pub marked_run_id: Option<String>,
+    pub marked_process: Option<String>,
     /// The process that answers.
     pub run_id: Option<String>,
     /// Keys that it has evicted.
@@ -89,11 +89,11 @@ impl Vanished {
         let mut get = redis::cmd("MGET");
         get.arg(MARK).arg(PROCESS);
         let mark = self.link.send(OPERATION, &get).await?;
-        let [data_set, marked_run_id] = match array(OPERATION, &mark, 2)? {
-            [id, run_id] => [text_of(id), text_of(run_id)],
+        let [data_set, marked_process] = match array(OPERATION, &mark, 2)? {
+            [id, process] => [text_of(id), text_of(process)],
             _ => [None, None],
         };
-        let mut state = ServerState { former, data_set, marked_run_id, ..ServerState::default() };
+        let mut state = ServerState { former, data_set, marked_process, ..ServerState::default() };
         for section in ["server", "stats"] {
             let mut info = redis::cmd("INFO");
             info.arg(section);
@@ -113,14 +113,14 @@ impl Vanished {
     ///
     /// # Errors
     /// As Redis answers.
-    pub async fn mark(&self, id: &str, run_id: Option<&str>) -> Result<(), ScheduleError> {
+    pub async fn mark(&self, id: &str, process: Option<&str>) -> Result<(), ScheduleError> {
         const OPERATION: &str = "mark the data set";
         let mut set = redis::cmd("SET");
         set.arg(MARK).arg(id).arg("NX");
         self.link.send(OPERATION, &set).await?;
-        if let Some(run_id) = run_id {
+        if let Some(process) = process {
             let mut set = redis::cmd("SET");
-            set.arg(PROCESS).arg(run_id);
+            set.arg(PROCESS).arg(process);
             self.link.send(OPERATION, &set).await?;
         }
         Ok(())

@@ -6,6 +6,7 @@
 use sqlx::Row as _;
 
 use crate::classify::{ErrorClass, StoreError};
+use crate::database::Database;
 use crate::identifier::Table;
 use crate::session::{Answer, Operation, Session};
 use crate::sql::{Sql, Unwritable};
@@ -35,6 +36,10 @@ impl Session {
         if !fates.iter().any(|fate| matches!(fate, Fate::Stale { .. })) {
             return Ok(Fates { fates, started: None });
         }
+        Ok(Fates { fates, started: Some(self.start_if_writable().await?) })
+    }
+
+    async fn start_if_writable(&mut self) -> Result<String, StoreError> {
         let server = self.run(&Server).await?;
         if server.refuses_writes {
             let error = StoreError::new(
@@ -44,7 +49,17 @@ impl Session {
             );
             return Err(self.give_up(error));
         }
-        Ok(Fates { fates, started: Some(server.started) })
+        Ok(server.started)
+    }
+}
+
+impl Database {
+    /// When the server was started, by its own account, if it accepts writes.
+    ///
+    /// # Errors
+    /// [`ErrorClass::ReadOnly`] if it doesn't; else by class, as for [`Database::update`].
+    pub async fn start_if_writable(&self) -> Result<String, StoreError> {
+        self.session().await?.start_if_writable().await
     }
 }
 

@@ -281,6 +281,57 @@ async fn an_empty_restart_of_redis_stays_open_until_all_is_listed_or_acknowledge
     Ok(())
 }
 
+/// The worker that starts next has nothing to compare with but the mark that is missing.
+#[tokio::test]
+async fn a_redis_that_was_emptied_while_no_worker_ran_is_not_healthy_before_it_is_compared() -> Result<()> {
+    const BALANCES: usize = 40;
+    let sandbox = Sandbox::start(of_redis(2, BALANCES, &[])).await?;
+    let tenants = sandbox.tenants();
+    let mut worker = worker(&sandbox, "w").start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    let before = producer.tenants()[0].versions[0];
+    for tenant in &tenants {
+        operations(&sandbox, tenant, before).await?;
+    }
+    assert_eq!(worker.stop().await?.code, Some(0));
+    // Mutations of one tenant are lost, the other one has nothing to lose.
+    producer.mutate(0, &(0..BALANCES).collect::<Vec<_>>(), DEFAULT_TTL).await?;
+    operations(&sandbox, &tenants[0], before + 1).await?;
+    sandbox.redis().kill()?;
+    sandbox.redis().start_again().await?;
+    let mut next = self::worker(&sandbox, "w2").start().await?;
+    let begun = Instant::now();
+    let first = eventually(SOON, "what is not known", || async {
+        let overview = overview(&sandbox).await?;
+        let text = overview["reasons"].to_string();
+        ensure!(text.contains("redis_unmarked"), "{overview}");
+        Ok(overview)
+    })
+    .await?;
+    let noticed = begun.elapsed();
+    ensure!(noticed < WITHIN, "noticed after {noticed:?}");
+    ensure!(first["verdict"] == "attention" || first["verdict"] == "degraded", "{first}");
+    eventually(SOON, "40 losses", || async {
+        let (written, lost, neither) = written_and_listed(&sandbox, &tenants[0], before + 1).await?;
+        ensure!((written, lost, neither) == (0, BALANCES, 0), "{written}, {lost}, {neither}");
+        Ok(())
+    })
+    .await?;
+    nothing_open(&sandbox).await?;
+    let (written, lost, neither) = written_and_listed(&sandbox, &tenants[1], before).await?;
+    assert_eq!((written, lost, neither), (BALANCES, 0, 0), "the other tenant");
+    let last = overview(&sandbox).await?;
+    assert_eq!(last["verdict"], "degraded", "{last}");
+    report(
+        "Redis is emptied while no worker runs, with 40 balances of one of two tenants waiting",
+        &format!("shown {:.1} s after a worker has started; 40 listed as lost", noticed.as_secs_f64()),
+    );
+    assert_eq!(next.stop().await?.code, Some(0));
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_replica_that_lags_and_is_promoted_is_noticed_and_compared() -> Result<()> {
     const BALANCES: usize = 60;

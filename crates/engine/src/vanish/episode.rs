@@ -2,11 +2,18 @@
 //!
 //! It is compared twice: the values that Redis still has with the rows at once, and the rows with the ledger's operations when
 //! these must have arrived. The ledger writes an operation after its mutation, so the second comparison waits for a grace in
-//! which nothing has failed and nothing more has vanished.
+//! which nothing has failed and nothing more has vanished. Whether something fails is looked at a few times within that grace: a
+//! tenant with nothing to write wouldn't notice an outage. A Redis that never stops evicting delays it by a few times the grace;
+//! then rows and operations are compared while it goes on, over and over, and the condition stays open.
 
 use std::time::{Duration, Instant};
 
 use crate::reason::Reason;
+
+/// Looks at Postgres within the grace.
+const LOOKS: u32 = 4;
+/// Evictions that go on delay the second comparison by so many times the grace at most.
+const PATIENCE: u32 = 4;
 
 /// What comparisons found so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -67,6 +74,8 @@ pub enum Next {
     Wait,
     /// Compare values and rows.
     Values,
+    /// See whether the tenant's Postgres accepts writes, and whether it was restarted.
+    Look,
     /// Compare rows and operations.
     Operations,
 }
@@ -90,6 +99,14 @@ pub struct Episode {
     grace: Duration,
     /// More has vanished since the values were compared.
     again: bool,
+    /// When Postgres is looked at next.
+    look_at: Instant,
+    /// When the server was started that answered last, by its own account.
+    server: Option<String>,
+    /// Since when the operations are waited for.
+    waits_since: Option<Instant>,
+    /// Its entry was missing in Redis at the last look.
+    missing: bool,
 }
 
 impl Episode {
@@ -115,6 +132,10 @@ impl Episode {
             not_before: now,
             grace,
             again: false,
+            look_at: now,
+            server: None,
+            waits_since: None,
+            missing: false,
         }
     }
 
@@ -141,13 +162,16 @@ impl Episode {
     pub fn merge(&mut self, more: Self, now: Instant) {
         self.extent += more.extent;
         // Keys that Redis throws away are what most often lies behind the others; these say more.
-        if self.reason == Reason::RedisEvicted || more.reason == Reason::RedisDataReplaced {
+        if matches!(self.reason, Reason::RedisEvicted | Reason::RedisUnmarked)
+            || more.reason == Reason::RedisDataReplaced
+        {
             (self.reason, self.detail) = (more.reason, more.detail);
         }
         self.is_loss |= more.is_loss;
         if more.reason == Reason::RedisEvicted && more.extent == 0 && self.phase == Phase::Waiting {
             // As long as Redis goes on, the values are not compared over and over.
-            self.not_before = now + self.grace;
+            let patience = self.waits_since.unwrap_or(now) + PATIENCE * self.grace;
+            self.not_before = (now + self.grace).min(patience).max(self.not_before);
             self.again = true;
         } else {
             (self.phase, self.not_before) = (Phase::Values, now);
@@ -157,10 +181,16 @@ impl Episode {
     /// What is to be done now.
     pub fn next(&mut self, now: Instant) -> Next {
         if now < self.not_before {
-            return Next::Wait;
+            let looks = self.phase == Phase::Waiting && now >= self.look_at;
+            if looks {
+                self.look_at = now + self.grace / LOOKS;
+            }
+            return if looks { Next::Look } else { Next::Wait };
         }
         if self.phase == Phase::Waiting {
-            self.phase = if std::mem::take(&mut self.again) { Phase::Values } else { Phase::Operations };
+            let patient = self.waits_since.is_none_or(|since| now < since + PATIENCE * self.grace);
+            self.phase = if self.again && patient { Phase::Values } else { Phase::Operations };
+            self.again &= !patient;
         }
         match self.phase {
             Phase::Values => Next::Values,
@@ -173,26 +203,69 @@ impl Episode {
     pub fn failed(&mut self, now: Instant, pause: Duration) {
         match self.phase {
             Phase::Values => self.not_before = now + pause,
-            Phase::Waiting | Phase::Operations => {
-                (self.phase, self.not_before) = (Phase::Waiting, now + self.grace);
-            }
+            Phase::Waiting | Phase::Operations => self.wait(now),
             Phase::Held(_) => {}
         }
+    }
+
+    /// The tenant's Postgres accepts writes; it was started then. Returns whether it is the server of the last look: if not, the
+    /// ledger could not write in between, and its operations come later.
+    pub fn answered(&mut self, started: &str, now: Instant) -> bool {
+        let known = self.server.as_deref().is_none_or(|server| server == started);
+        self.server = Some(started.to_owned());
+        if !known {
+            self.failed(now, Duration::ZERO);
+        }
+        known
+    }
+
+    fn wait(&mut self, now: Instant) {
+        (self.phase, self.not_before) = (Phase::Waiting, now + self.grace);
+        self.look_at = now + self.grace / LOOKS;
+        self.waits_since.get_or_insert(now);
     }
 
     /// Values and rows are compared.
     pub fn compared_values(&mut self, now: Instant, found: Found) {
         self.found = self.found.and(found);
         if self.phase == Phase::Values {
-            (self.phase, self.not_before) = (Phase::Waiting, now + self.grace);
+            self.wait(now);
         }
     }
 
+    /// Whether another worker has closed it, or an operator: its entry is missing in Redis at two looks in a row. `stands`: it is
+    /// there. `lost`: Redis has lost data since the last look, the entry among them, perhaps; what was lost just now shows at the
+    /// next look.
+    pub fn is_closed_elsewhere(&mut self, stands: bool, lost: bool) -> bool {
+        let missing = !stands && !lost;
+        std::mem::replace(&mut self.missing, missing) && missing
+    }
+
+    /// Whether its entry was missing at the last look, and it is not known yet why.
+    #[must_use]
+    pub const fn is_missing(&self) -> bool {
+        self.missing
+    }
+
     /// Rows and operations are compared: so many losses were listed, and `written` rows were written since the condition was
-    /// noticed. `unreadable` = why operations can't be read. Returns whether it is over.
-    pub fn compared_operations(&mut self, lost: u64, written: u64, unreadable: Option<String>) -> bool {
+    /// noticed. `left`: balances that lack operations and are scheduled with an older state, so that what is lost of them shows
+    /// only when that is written. `unreadable` = why operations can't be read. Returns whether it is over.
+    pub fn compared_operations(
+        &mut self,
+        now: Instant,
+        lost: u64,
+        left: u64,
+        written: u64,
+        unreadable: Option<String>,
+    ) -> bool {
         self.found.lost += lost;
         if self.phase != Phase::Operations {
+            return false;
+        }
+        self.waits_since = None;
+        // Or Redis goes on evicting.
+        if left > 0 || self.again {
+            self.wait(now);
             return false;
         }
         let Found { rescheduled, scheduled, lost, rows_ahead } = self.found;
@@ -209,7 +282,9 @@ impl Episode {
             )
         } else {
             match unreadable {
-                Some(why) if self.is_loss => format!("whether mutations are lost can't be determined: {why}"),
+                Some(why) if self.is_loss || self.reason == Reason::RedisUnmarked => {
+                    format!("whether mutations are lost can't be determined: {why}")
+                }
                 _ => return true,
             }
         };
@@ -239,9 +314,9 @@ mod tests {
         let mut open = episode(Reason::RedisScheduleVanished, 2_000, now);
         assert_eq!(open.next(now), Next::Values);
         open.compared_values(now, rescheduled(9));
-        assert_eq!(open.next(now + GRACE - SECOND), Next::Wait);
+        assert_ne!(open.next(now + GRACE - SECOND), Next::Operations);
         assert_eq!(open.next(now + GRACE), Next::Operations);
-        assert!(open.compared_operations(1_991, 9, None));
+        assert!(open.compared_operations(now, 1_991, 0, 9, None));
     }
 
     #[test]
@@ -250,7 +325,7 @@ mod tests {
         let mut open = episode(Reason::RedisScheduleVanished, 2_000, now);
         open.compared_values(now, rescheduled(9));
         assert_eq!(open.next(now + GRACE), Next::Operations);
-        assert!(!open.compared_operations(0, 9, None));
+        assert!(!open.compared_operations(now, 0, 0, 9, None));
         assert_eq!(open.phase().describe(), "of 2000 members that vanished, 1991 are not accounted for");
         assert_eq!(open.next(now + 10 * GRACE), Next::Wait);
         // Until more vanishes.
@@ -264,13 +339,13 @@ mod tests {
         let mut open = episode(Reason::RedisDataReplaced, 0, now);
         open.compared_values(now, Found { rows_ahead: 729, ..Found::default() });
         open.next(now + GRACE);
-        assert!(!open.compared_operations(0, 0, None));
+        assert!(!open.compared_operations(now, 0, 0, 0, None));
         assert!(open.phase().describe().starts_with("729 rows"), "{:?}", open.phase());
         for (is_loss, over) in [(true, false), (false, true)] {
             let mut open = Episode { is_loss, ..episode(Reason::RedisDataReplaced, 0, now) };
             open.compared_values(now, Found::default());
             open.next(now + GRACE);
-            assert_eq!(open.compared_operations(0, 0, Some("no grant".to_owned())), over);
+            assert_eq!(open.compared_operations(now, 0, 0, 0, Some("no grant".to_owned())), over);
         }
     }
 
@@ -294,17 +369,105 @@ mod tests {
         open.compared_values(now, Found::default());
         for n in 1..100 {
             open.merge(episode(Reason::RedisEvicted, 0, now), now + n * SECOND);
-            assert_eq!(open.next(now + n * SECOND), Next::Wait);
+            assert!(matches!(open.next(now + n * SECOND), Next::Wait | Next::Look));
         }
         let calm = now + 99 * SECOND + GRACE;
         assert_eq!(open.next(calm), Next::Values, "what was evicted meanwhile");
         open.compared_values(calm, Found::default());
         assert_eq!(open.next(calm + GRACE), Next::Operations);
-        assert!(open.compared_operations(0, 0, None));
+        assert!(open.compared_operations(now, 0, 0, 0, None));
         // A schedule that vanishes is worked at once.
         let mut open = episode(Reason::RedisEvicted, 0, now);
         open.compared_values(now, Found::default());
         open.merge(episode(Reason::RedisScheduleVanished, 5, now), now);
         assert_eq!((open.next(now), open.reason), (Next::Values, Reason::RedisScheduleVanished));
+    }
+
+    #[test]
+    fn a_redis_that_never_stops_evicting_is_compared_all_the_same() {
+        let begun = Instant::now();
+        let mut open = episode(Reason::RedisEvicted, 0, begun);
+        open.compared_values(begun, Found::default());
+        let (mut compared, mut now) = (0, begun);
+        while now < begun + 20 * GRACE {
+            now += 2 * SECOND;
+            open.merge(episode(Reason::RedisEvicted, 0, now), now);
+            match open.next(now) {
+                Next::Operations => {
+                    compared += 1;
+                    assert!(!open.compared_operations(now, 1, 0, 0, None), "open while it goes on");
+                }
+                next => assert!(matches!(next, Next::Wait | Next::Look), "{next:?}"),
+            }
+        }
+        assert_eq!((compared, open.found().lost), (5, 5), "each four times the grace");
+        // It stops.
+        assert_eq!(open.next(now + GRACE), Next::Values);
+        now += GRACE;
+        open.compared_values(now, Found::default());
+        assert_eq!(open.next(now + GRACE), Next::Operations);
+        assert!(open.compared_operations(now, 0, 0, 0, None));
+    }
+
+    #[test]
+    fn while_operations_are_waited_for_postgres_is_looked_at() {
+        let now = Instant::now();
+        let mut open = episode(Reason::RedisDataReplaced, 0, now);
+        open.compared_values(now, Found::default());
+        let looks: Vec<u32> =
+            (1..60).filter(|second| open.next(now + *second * SECOND) == Next::Look).collect();
+        assert_eq!(looks, [15, 30, 45]);
+        assert!(open.answered("then", now + 45 * SECOND), "the first answer");
+        assert!(open.answered("then", now + 50 * SECOND));
+        assert!(!open.answered("later", now + 55 * SECOND), "it was restarted");
+        assert_ne!(open.next(now + GRACE), Next::Operations);
+        assert_eq!(open.next(now + 55 * SECOND + GRACE), Next::Operations);
+        // Also at the very end.
+        assert!(!open.answered("later still", now + 2 * GRACE));
+        assert!(!open.compared_operations(now + 2 * GRACE, 0, 0, 0, None));
+        assert_ne!(open.next(now + 3 * GRACE - SECOND), Next::Operations);
+    }
+
+    #[test]
+    fn an_entry_that_redis_has_lost_too_was_closed_by_no_other_worker() {
+        let mut open = episode(Reason::RedisDataReplaced, 0, Instant::now());
+        let looks = [
+            // Gone, and that Redis has lost more shows at the next look.
+            ((false, false), false),
+            ((false, true), false),
+            ((true, false), false),
+            ((false, false), false),
+            ((false, false), true),
+        ];
+        for ((stands, lost), closed) in looks {
+            assert_eq!(open.is_closed_elsewhere(stands, lost), closed);
+        }
+    }
+
+    #[test]
+    fn a_redis_without_a_mark_stays_open_only_if_something_is_wrong() {
+        let now = Instant::now();
+        for (unreadable, over) in [(None, true), (Some("no grant".to_owned()), false)] {
+            let mut open = Episode { is_loss: false, ..episode(Reason::RedisUnmarked, 0, now) };
+            open.compared_values(now, Found::default());
+            open.next(now + GRACE);
+            assert_eq!(open.compared_operations(now + GRACE, 0, 0, 0, unreadable), over);
+        }
+        let mut open = episode(Reason::RedisUnmarked, 0, now);
+        open.merge(episode(Reason::RedisScheduleVanished, 5, now), now);
+        assert_eq!(open.reason, Reason::RedisScheduleVanished, "what is known for certain");
+    }
+
+    #[test]
+    fn what_is_scheduled_with_an_older_state_is_compared_again() {
+        let now = Instant::now();
+        let mut open = episode(Reason::RedisDataReplaced, 0, now);
+        open.compared_values(now, Found::default());
+        open.next(now + GRACE);
+        assert!(!open.compared_operations(now + GRACE, 3, 1, 0, None));
+        assert_ne!(open.next(now + 2 * GRACE - SECOND), Next::Operations);
+        assert_eq!(open.next(now + 2 * GRACE), Next::Operations);
+        assert!(open.compared_operations(now + 2 * GRACE, 1, 0, 0, None));
+        assert_eq!(open.found().lost, 4);
     }
 }

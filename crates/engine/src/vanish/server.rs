@@ -51,6 +51,8 @@ pub enum How {
     OtherDataSet,
     /// The same data, as far as can be seen, in another process: a restart or a failover.
     OtherProcess,
+    /// No worker has ever marked it, as far as it shows: it is new, or was emptied while no worker ran.
+    Unmarked,
 }
 
 impl How {
@@ -62,13 +64,16 @@ impl How {
             Self::Behind => "Redis lacks writes that it had acknowledged",
             Self::OtherDataSet => "Redis holds another data set than before",
             Self::OtherProcess => "Redis was restarted, or another server has taken over",
+            Self::Unmarked => {
+                "Redis has no mark of an earlier worker: it is new, or has lost all its data while no worker ran"
+            }
         }
     }
 
     /// Whether data are missing for certain.
     #[must_use]
     pub const fn is_loss(self) -> bool {
-        !matches!(self, Self::OtherProcess)
+        !matches!(self, Self::OtherProcess | Self::Unmarked)
     }
 }
 
@@ -81,13 +86,16 @@ pub struct ServerWatch {
     data_set: Option<String>,
     run_id: Option<String>,
     evicted: Option<u64>,
+    /// Nothing was marked before this worker's first look.
+    unmarked: bool,
 }
 
 impl ServerWatch {
-    /// Of a server whose process was known before this worker's first look, as the mark has it.
+    /// Of a server whose process was known before this worker's first look, as the mark has it. Without a mark it is not known
+    /// what the server held before. `evicted`: the keys that the process had evicted then.
     #[must_use]
-    pub fn of_process(run_id: Option<String>) -> Self {
-        Self { run_id, ..Self::default() }
+    pub fn of_process(run_id: Option<String>, evicted: Option<u64>) -> Self {
+        Self { unmarked: run_id.is_none(), run_id, evicted, ..Self::default() }
     }
 
     /// The number that the worker sets its key to at the next look.
@@ -122,6 +130,7 @@ impl ServerWatch {
         self.data_set = look.data_set.or_else(|| self.data_set.take());
         self.run_id = look.run_id.or_else(|| self.run_id.take());
         self.evicted = look.evicted.or(self.evicted);
+        self.unmarked = false;
         match how {
             Some(how) => Some(Change::Replaced { how, lacks }),
             None => (evicted > 0).then_some(Change::Evicted(evicted)),
@@ -150,6 +159,9 @@ impl ServerWatch {
         }
         if known(&self.data_set, &look.data_set) {
             return Some(How::OtherDataSet);
+        }
+        if self.unmarked {
+            return Some(How::Unmarked);
         }
         known(&self.run_id, &look.run_id).then_some(How::OtherProcess)
     }
@@ -241,11 +253,19 @@ mod tests {
     #[test]
     fn a_process_that_changed_while_no_worker_looked_is_noticed_by_the_next_one() {
         let mut redis = Redis::new();
-        redis.watch = ServerWatch::of_process(Some("0".to_owned()));
+        redis.watch = ServerWatch::of_process(Some("0".to_owned()), Some(5));
         assert_eq!(redis.look(), replaced(How::OtherProcess));
         redis = Redis::new();
-        redis.watch = ServerWatch::of_process(Some("1".to_owned()));
+        redis.watch = ServerWatch::of_process(Some("1".to_owned()), None);
         assert_eq!(redis.look(), None);
+        redis = Redis::new();
+        redis.watch = ServerWatch::of_process(Some("1".to_owned()), Some(5));
+        redis.look.evicted = Some(7);
+        assert_eq!(redis.look(), Some(Change::Evicted(2)), "also what it evicted meanwhile");
+        redis = Redis::new();
+        redis.watch = ServerWatch::of_process(None, None);
+        assert_eq!(redis.look(), replaced(How::Unmarked));
+        assert_eq!(redis.look(), None, "once");
     }
 
     #[test]

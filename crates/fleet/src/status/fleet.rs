@@ -11,6 +11,7 @@ use std::{
 };
 
 use balance_sync_domain::TenantId;
+use balance_sync_engine::vanish::REASONS;
 use balance_sync_schedule::{ClaimMode, LinkStats};
 use balance_sync_tenants::{KeyForm, Tenant};
 use dashmap::DashMap;
@@ -177,8 +178,8 @@ pub struct FleetStatus {
     /// Balances found behind on the new servers, and scheduled again.
     pub failover_behind: AtomicU64,
     /// Conditions opened because Redis has lost data, in the order of [`balance_sync_engine::vanish::REASONS`].
-    pub vanished: [AtomicU64; 3],
-    /// Tenants of which such a condition is open.
+    pub vanished: [AtomicU64; REASONS.len()],
+    /// Tenants of which such a condition is open, those aside of which nothing is known to be lost.
     pub vanished_open: AtomicU64,
     /// Balances found behind because Redis had lost their members, and scheduled again.
     pub vanished_rescheduled: AtomicU64,

@@ -27,4 +27,4 @@ pub use recent::{
 };
 pub use requests::{PausedTenants, Requests};
 pub use tenant::{StateInfo, TenantStatus};
-pub use vanished::Vanished;
+pub use vanished::{Vanished, is_notice};

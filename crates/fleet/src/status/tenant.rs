@@ -180,7 +180,7 @@ impl TenantStatus {
         if !info.state.is_working() {
             return info;
         }
-        if let Some(vanished) = self.vanished() {
+        if let Some(vanished) = self.vanished().filter(|vanished| !vanished.is_notice()) {
             return StateInfo {
                 state: TenantState::Degraded,
                 reason: Some(vanished.reason),

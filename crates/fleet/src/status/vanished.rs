@@ -18,3 +18,19 @@ pub struct Vanished {
     /// What the comparisons found so far.
     pub found: Found,
 }
+
+impl Vanished {
+    /// Whether nothing is known to be lost: see [`is_notice`].
+    #[must_use]
+    pub fn is_notice(&self) -> bool {
+        is_notice(self.reason, self.found)
+    }
+}
+
+/// Whether a condition only says what is not known: Redis had no mark of an earlier worker, and no comparison has found anything
+/// that it lacks. Every new installation begins like that.
+#[must_use]
+pub fn is_notice(reason: Reason, found: Found) -> bool {
+    let Found { rescheduled, scheduled: _, lost, rows_ahead } = found;
+    reason == Reason::RedisUnmarked && (rescheduled, lost, rows_ahead) == (0, 0, 0)
+}

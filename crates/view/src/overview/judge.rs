@@ -54,14 +54,16 @@ impl FleetView {
     /// How one tenant is.
     #[must_use]
     pub fn verdict_of(&self, row: &TenantRow) -> Verdict {
-        if row.state.condition() == Condition::Failing || row.vanished.is_some() || row.losses > 0 {
+        let notice = row.vanished.as_ref().is_some_and(VanishedView::is_notice);
+        let lost = row.losses > 0 || row.vanished.is_some() && !notice;
+        if row.state.condition() == Condition::Failing || lost {
             Verdict::Degraded
         } else if !row.sampled || matches!(row.state, StateView::Other(_)) {
             Verdict::Unknown
         } else if row.is_behind(self.objective_seconds) || row.ahead_seconds.is_some() || self.is_exposed(row)
         {
             Verdict::Behind
-        } else if row.quarantined > 0 || self.is_forgotten(row) {
+        } else if notice || row.quarantined > 0 || self.is_forgotten(row) {
             Verdict::Attention
         } else {
             Verdict::Healthy
@@ -120,10 +122,14 @@ impl FleetView {
         let mut degraded: BTreeMap<(&str, bool), Vec<&TenantRow>> = BTreeMap::new();
         let (mut unserved, mut unsampled, mut foreign) = (vec![], vec![], vec![]);
         let (mut behind, mut paused, mut short) = (vec![], vec![], vec![]);
-        let (mut ahead, mut vanished, mut missed) = (vec![], vec![], vec![]);
+        let (mut ahead, mut vanished, mut unmarked, mut missed) = (vec![], vec![], vec![], vec![]);
         let (mut quarantined, mut lost, mut expired) = (vec![], vec![], vec![]);
         for row in &self.tenants {
-            vanished.extend(row.vanished.as_ref().map(|open| (open, row)));
+            match &row.vanished {
+                Some(open) if open.is_notice() => unmarked.push((open, row)),
+                Some(open) => vanished.push((open, row)),
+                None => {}
+            }
             match &row.state {
                 // Reported by itself, whatever the tenant's state is.
                 StateView::Is(TenantState::Degraded) if row.vanished.is_some() && lost_data(row) => {}
@@ -282,6 +288,9 @@ impl FleetView {
         for reason in self.redundancy() {
             worse(Verdict::Attention, reason);
         }
+        if let Some(text) = without_mark(unmarked) {
+            worse(Verdict::Attention, text);
+        }
         let (forgotten, paused): (Vec<_>, Vec<_>) =
             paused.into_iter().partition(|row| self.is_forgotten(row));
         if let Some(first) = forgotten.iter().filter_map(|row| row.paused.as_ref()).min_by_key(|by| by.at_ms)
@@ -439,6 +448,21 @@ fn missed_exposure(objective: f64, mut rows: Vec<&TenantRow>) -> Option<String> 
         tenants(&rows),
         p99(first),
         names(&rows)
+    ))
+}
+
+/// That it is not known whether Redis has lost data before, in one sentence; `None` without such tenants.
+fn without_mark(open: Vec<(&VanishedView, &TenantRow)>) -> Option<String> {
+    let (open, rows): (Vec<&VanishedView>, Vec<&TenantRow>) = open.into_iter().unzip();
+    // One that is held says why.
+    let first = open.iter().max_by_key(|one| one.phase.len())?;
+    Some(format!(
+        "Redis has no mark of an earlier worker ({}): it is new to balance-sync, or has lost all its data while no worker ran. Whether \
+         data of {} was lost is not known yet, run `balance-sync audit` if it was in use before: {}; {}.",
+        first.reason.as_str(),
+        tenants(&rows),
+        names(&rows),
+        first.phase.trim_end_matches('.')
     ))
 }
 

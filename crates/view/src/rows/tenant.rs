@@ -1,7 +1,8 @@
 //! A tenant at a glance.
 
+use balance_sync_engine::vanish::Found;
 use balance_sync_fleet::status::{
-    Outcome, Rates, ReportedReason, TenantState, display_priority, lag_quantile,
+    Outcome, Rates, ReportedReason, TenantState, display_priority, is_notice, lag_quantile,
 };
 use balance_sync_store::PoolUsage;
 use serde::Serialize;
@@ -69,6 +70,20 @@ impl From<&VanishedRecord> for VanishedView {
             lost: record.lost,
             rows_ahead: record.rows_ahead,
         }
+    }
+}
+
+impl VanishedView {
+    /// Whether nothing is known to be lost: Redis had no mark of an earlier worker, and no comparison has found anything.
+    #[must_use]
+    pub fn is_notice(&self) -> bool {
+        let found = Found {
+            rescheduled: self.rescheduled,
+            lost: self.lost,
+            rows_ahead: self.rows_ahead,
+            ..Found::default()
+        };
+        self.reason.known().is_some_and(|reason| is_notice(reason, found))
     }
 }
 

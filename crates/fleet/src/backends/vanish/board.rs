@@ -18,11 +18,13 @@ use tokio::{sync::Notify, time::Instant};
 use super::{Memory, Vanish, is_served};
 use crate::{
     clock::wall_clock,
-    status::{Outcome, TenantStatus, Vanished},
+    status::{FleetStatus, Outcome, TenantStatus, Vanished, is_notice},
 };
 
 /// Operations are read from the oldest mutation that waited, and so much before: clocks differ.
 const MARGIN: f64 = 900.0;
+/// The same for a Redis without a mark: when it lost its data, if it did, is not known.
+const BEFORE_THE_MARK: f64 = 86_400.0;
 /// Longest description that is stored and taken over.
 const DETAIL: usize = 400;
 
@@ -62,6 +64,31 @@ impl Board {
     pub(super) fn wake(&self) {
         self.0.wake.notify_one();
     }
+
+    fn show(&self, fleet: &FleetStatus, status: &TenantStatus) {
+        let board = self.lock();
+        let open = board.get(status.tenant()).map(|Open { episode, .. }| Vanished {
+            reason: episode.reason,
+            extent: episode.extent,
+            since: episode.since,
+            detail: episode.detail.clone(),
+            phase: episode.phase().describe().to_owned(),
+            found: episode.found(),
+        });
+        let open_of_loss =
+            board.values().filter(|open| !is_notice(open.episode.reason, open.episode.found()));
+        fleet.vanished_open.store(open_of_loss.count() as u64, Relaxed);
+        drop(board);
+        status.show_vanished(open);
+    }
+
+    fn done(&self, fleet: &FleetStatus, status: &TenantStatus, since: f64) {
+        lock(&self.0.done).push((status.tenant().clone(), since));
+        let open = self.lock().remove(status.tenant());
+        // Until they are counted again: what is listed as lost must not look healthy meanwhile.
+        status.losses.fetch_max(open.map_or(0, |open| open.episode.found().lost), Relaxed);
+        self.show(fleet, status);
+    }
 }
 
 /// What stands in Redis about an open condition.
@@ -97,7 +124,8 @@ impl Vanish {
         oldest: Duration,
     ) {
         let (now, since) = (Instant::now().into_std(), wall_clock());
-        let from = since - oldest.as_secs_f64() - self.grace.as_secs_f64() - MARGIN;
+        let margin = if reason == Reason::RedisUnmarked { BEFORE_THE_MARK } else { MARGIN };
+        let from = since - oldest.as_secs_f64() - self.grace.as_secs_f64() - margin;
         let episode = Episode::new(reason, extent, is_loss, since, detail, now, self.grace);
         let detail = &episode.detail;
         if extent > 0 {
@@ -132,27 +160,11 @@ impl Vanish {
 
     /// Shows what is open of a tenant.
     pub(super) fn show(&self, status: &TenantStatus) {
-        let board = self.board.lock();
-        let open = board.get(status.tenant()).map(|Open { episode, .. }| Vanished {
-            reason: episode.reason,
-            extent: episode.extent,
-            since: episode.since,
-            detail: episode.detail.clone(),
-            phase: episode.phase().describe().to_owned(),
-            found: episode.found(),
-        });
-        self.fleet.vanished_open.store(board.len() as u64, Relaxed);
-        drop(board);
-        status.show_vanished(open);
+        self.board.show(&self.fleet, status);
     }
 
-    /// Keeps board and Redis in step, and closes what is acknowledged. `lost` = Redis has lost data since the last look.
-    pub(super) async fn keep(
-        &self,
-        store: &Store,
-        memory: &mut Memory,
-        lost: bool,
-    ) -> Result<(), ScheduleError> {
+    /// Keeps board and Redis in step, and closes what is acknowledged.
+    pub(super) async fn keep(&self, store: &Store, memory: &mut Memory) -> Result<(), ScheduleError> {
         // What the repair has closed.
         let done: Vec<(Tenant, f64)> = std::mem::take(&mut *lock(&self.board.0.done));
         for (tenant, since) in done {
@@ -160,6 +172,7 @@ impl Vanish {
             store.close(tenant.label()).await?;
         }
         let stored: BTreeMap<String, String> = store.open().await?.into_iter().collect();
+        memory.stored = stored.keys().cloned().collect();
         // Of others: what they had open, and this worker serves now.
         for (label, text) in &stored {
             let Some(status) = self.fleet.find_by_label(label).filter(|status| is_served(status)) else {
@@ -171,7 +184,8 @@ impl Vanish {
                 continue;
             }
             let mut board = self.board.lock();
-            if board.contains_key(status.tenant()) {
+            // What this worker has opened since it has started is added to what was open before.
+            if board.get(status.tenant()).is_some_and(|open| open.stored.is_some()) {
                 continue;
             }
             let now = Instant::now().into_std();
@@ -182,9 +196,12 @@ impl Vanish {
                 lost: record.lost,
                 rows_ahead: record.rows_ahead,
             };
-            let episode =
+            let mut episode =
                 Episode::new(reason, record.extent, record.is_loss, record.since, detail, now, self.grace)
                     .resumed(found);
+            if let Some(new) = board.remove(status.tenant()) {
+                episode.merge(new.episode, now);
+            }
             let updated = status.outcomes[Outcome::Updated].load(Relaxed);
             let open = Open { episode, from: record.from, updated, stored: Some(text.clone()) };
             board.insert(status.tenant().clone(), open);
@@ -207,18 +224,19 @@ impl Vanish {
                 }
                 continue;
             };
-            let (text, former, since) = {
-                let board = self.board.lock();
-                let Some(open) = board.get(&tenant) else { continue };
-                (record(open), open.stored.clone(), open.episode.since)
+            let stands = stored.contains_key(tenant.label());
+            let (text, former, since, gone, missing) = {
+                let mut board = self.board.lock();
+                let Some(open) = board.get_mut(&tenant) else { continue };
+                let gone = open.episode.is_closed_elsewhere(stands || open.stored.is_none(), memory.lost);
+                (record(open), open.stored.clone(), open.episode.since, gone, open.episode.is_missing())
             };
-            let gone = former.is_some() && !lost && !stored.contains_key(tenant.label());
             if status.is_acknowledged() || gone {
                 tracing::warn!(tenant_id = %tenant, by_operator = !gone, "what redis has lost of a tenant is closed");
                 self.close(store, memory, &status, since).await?;
                 continue;
             }
-            if former.as_ref() != Some(&text) || !stored.contains_key(tenant.label()) {
+            if !missing && (former.as_ref() != Some(&text) || !stands) {
                 store.store(tenant.label(), &text).await?;
                 if let Some(open) = self.board.lock().get_mut(&tenant) {
                     open.stored = Some(text);
@@ -244,11 +262,7 @@ impl Vanish {
 
     /// The repair has found nothing that is left to be done.
     pub(super) fn done(&self, status: &TenantStatus, since: f64) {
-        lock(&self.board.0.done).push((status.tenant().clone(), since));
-        let open = self.board.lock().remove(status.tenant());
-        // Until they are counted again: what is listed as lost must not look healthy meanwhile.
-        status.losses.fetch_max(open.map_or(0, |open| open.episode.found().lost), Relaxed);
-        self.show(status);
+        self.board.done(&self.fleet, status, since);
     }
 }
 
@@ -278,4 +292,43 @@ pub(super) fn cut(text: &str) -> String {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Each change is one call.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(reason: Reason, lost: u64) -> Open {
+        let now = Instant::now().into_std();
+        let mut episode = Episode::new(reason, 0, true, 0.0, String::new(), now, Duration::ZERO);
+        episode.compared_values(now, Found { lost, ..Found::default() });
+        Open { episode, from: 0.0, updated: 0, stored: None }
+    }
+
+    #[test]
+    fn losses_are_shown_at_once_when_a_condition_closes() {
+        let (board, fleet, status) =
+            (Board::default(), FleetStatus::default(), TenantStatus::new(Tenant::Single));
+        status.losses.store(1, Relaxed);
+        board.lock().insert(Tenant::Single, open(Reason::RedisDataReplaced, 3));
+        board.show(&fleet, &status);
+        assert!(status.vanished().is_some_and(|open| open.found.lost == 3 && !open.is_notice()));
+        assert_eq!(fleet.vanished_open.load(Relaxed), 1);
+        board.done(&fleet, &status, 0.0);
+        // Nothing has counted the entries since.
+        assert_eq!(status.losses.load(Relaxed), 3);
+        assert!(status.vanished().is_none() && fleet.vanished_open.load(Relaxed) == 0);
+    }
+
+    #[test]
+    fn a_redis_without_a_mark_is_a_notice_until_something_is_found() {
+        let (board, fleet, status) =
+            (Board::default(), FleetStatus::default(), TenantStatus::new(Tenant::Single));
+        for (lost, is_notice, counted) in [(0, true, 0), (1, false, 1)] {
+            board.lock().insert(Tenant::Single, open(Reason::RedisUnmarked, lost));
+            board.show(&fleet, &status);
+            assert_eq!(status.vanished().map(|open| open.is_notice()), Some(is_notice));
+            assert_eq!(fleet.vanished_open.load(Relaxed), counted);
+        }
+    }
 }

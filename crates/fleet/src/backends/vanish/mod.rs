@@ -21,9 +21,9 @@ use std::{
 use balance_sync_domain::{BalanceRef, BalanceValue};
 use balance_sync_engine::{
     reason::Reason,
-    vanish::{Change, ScheduleWatch, ServerLook, ServerWatch},
+    vanish::{Change, Changes, How, ScheduleWatch, ServerLook, ServerWatch},
 };
-use balance_sync_schedule::{ScheduleError, Vanished as Store};
+use balance_sync_schedule::{ScheduleError, ServerState, Vanished as Store};
 use balance_sync_tenants::Tenant;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -43,8 +43,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const COUNT_EVERY: Duration = Duration::from_secs(4);
 /// After a schedule has shrunk: until all that this worker has removed is counted, and between two looks at rows.
 const CONFIRM_AFTER: Duration = Duration::from_secs(1);
-/// How long the mark keeps naming a former process, so that workers that start meanwhile notice as well.
-const NAME_PROCESS_AFTER: Duration = Duration::from_secs(60);
+/// How long after a change the mark keeps naming the former process, or none, so that workers that start meanwhile notice as
+/// well: they may be the first to serve a tenant since.
+const NAME_PROCESS_AFTER: Duration = Duration::from_secs(600);
 /// What both tasks share.
 #[derive(Clone)]
 pub(crate) struct Vanish {
@@ -90,6 +91,12 @@ struct Memory {
     /// The server has been looked at before.
     looked: bool,
     counted: Option<Instant>,
+    /// What has happened to the server.
+    changes: Changes<Tenant>,
+    /// Redis has lost data, and what is open has not been stored again since.
+    lost: bool,
+    /// Tenants with an open condition in Redis.
+    stored: BTreeSet<String>,
     tenants: BTreeMap<Tenant, Watched>,
     /// Conditions that this worker has closed, by the time since when they were open.
     closed: BTreeMap<Tenant, f64>,
@@ -133,12 +140,12 @@ impl Vanish {
         let state = store.look(number).await?;
         if !memory.looked {
             memory.looked = true;
-            memory.server = ServerWatch::of_process(state.marked_run_id.clone());
+            memory.server = of_marked(state.marked_process.as_deref());
             number = memory.server.next_number();
         }
         let is_marked = state.data_set.is_some();
-        let names_process = state.run_id.is_some() && state.marked_run_id == state.run_id;
-        let run_id = state.run_id.clone();
+        let process = process(&state);
+        let names_process = state.marked_process.as_ref() == Some(&process);
         let look = ServerLook {
             former: state.former,
             data_set: state.data_set,
@@ -164,21 +171,28 @@ impl Vanish {
             None => {}
         }
         let now = Instant::now();
-        if change.is_some() || memory.counted.is_none_or(|counted| now - counted >= COUNT_EVERY) {
-            memory.counted = Some(now);
-            self.count(store, memory, change.as_ref(), progress).await?;
+        if let Some(change) = change {
+            memory.lost = true;
+            memory.name_process = None;
+            memory.changes.noticed(change, now.into_std());
         }
-        self.keep(store, memory, change.is_some()).await?;
+        let counts = memory.counted.is_none_or(|counted| now - counted >= COUNT_EVERY);
+        if counts || memory.changes.is_pending() {
+            memory.counted = Some(now);
+            self.count(store, memory, progress).await?;
+        }
+        self.keep(store, memory).await?;
+        memory.lost = false;
         // Last of all: a worker that ends before leaves it to the next.
-        if names_process || run_id.is_none() {
+        if names_process {
             memory.name_process = None;
         } else {
-            memory.name_process.get_or_insert(if is_marked { now + NAME_PROCESS_AFTER } else { now });
+            memory.name_process.get_or_insert(now + NAME_PROCESS_AFTER);
         }
         let name_now = memory.name_process.is_some_and(|at| at <= now);
         if !is_marked || name_now {
             let id = memory.server.data_set().map_or_else(new_mark, str::to_owned);
-            store.mark(&id, run_id.as_deref().filter(|_| name_now)).await?;
+            store.mark(&id, name_now.then_some(process.as_str())).await?;
         }
         Ok(())
     }
@@ -194,12 +208,12 @@ impl Vanish {
         &self,
         store: &Store,
         memory: &mut Memory,
-        change: Option<&Change>,
         progress: &Progress,
     ) -> Result<(), ScheduleError> {
         let mut served = self.served();
         if served.is_empty() {
             memory.tenants.clear();
+            memory.changes.counted();
             return Ok(());
         }
         // Removed before the call: what is removed meanwhile counts for both looks, so that it is never missing.
@@ -207,27 +221,27 @@ impl Vanish {
         let counts = self.counts(store, &mut served, removed).await?;
         let present: BTreeSet<Tenant> = counts.iter().map(|count| count.status.tenant().clone()).collect();
         memory.tenants.retain(|tenant, _| present.contains(tenant));
-        let mut shrunk = Vec::new();
+        let (now, mut shrunk) = (Instant::now().into_std(), Vec::new());
         for count in counts {
-            let watched = memory.tenants.entry(count.status.tenant().clone()).or_default();
+            let tenant = count.status.tenant();
+            let elsewhere = memory.stored.contains(tenant.label());
+            let changes = memory.changes.of(tenant, elsewhere, now);
+            let watched = memory.tenants.entry(tenant.clone()).or_default();
             let shortfall = watched.schedule.shortfall(count.members, count.status.removed.load(Relaxed));
-            if let Some(change) = change {
-                // What a Redis with other data lacks needs no proof; evicted keys may be of no tenant.
-                let is_replaced = matches!(change, Change::Replaced { .. });
-                let (reason, is_loss, detail) = describe(change);
-                let extent = if is_replaced { shortfall } else { 0 };
+            // What a Redis with other data lacks needs no proof; evicted keys may be of no tenant.
+            let is_replaced = changes.iter().any(|change| matches!(change, Change::Replaced { .. }));
+            for change in changes {
+                let (reason, is_loss, detail) = describe(&change);
+                let extent = if matches!(change, Change::Replaced { .. }) { shortfall } else { 0 };
                 self.open(&count.status, reason, extent, is_loss, detail, watched.oldest);
-                if is_replaced {
-                    watched.remember(count);
-                    continue;
-                }
             }
-            if shortfall > 0 {
+            if shortfall > 0 && !is_replaced {
                 shrunk.push(count);
             } else {
                 watched.remember(count);
             }
         }
+        memory.changes.counted();
         if shrunk.is_empty() {
             return Ok(());
         }
@@ -290,8 +304,26 @@ fn is_served(status: &TenantStatus) -> bool {
         && matches!(status.collector_state().state, Idle | Syncing | Degraded | Paused)
 }
 
+/// How the mark names the process that answers, with what it has evicted. What isn't known is empty.
+fn process(state: &ServerState) -> String {
+    let evicted = state.evicted.map_or_else(String::new, |keys| keys.to_string());
+    format!("{}:{evicted}", state.run_id.as_deref().unwrap_or_default())
+}
+
+/// The server of the process that the mark names; releases up to 1.0 named its `run_id` alone.
+fn of_marked(process: Option<&str>) -> ServerWatch {
+    let parts = process.map(|process| process.split_once(':').unwrap_or((process, "")));
+    ServerWatch::of_process(
+        parts.map(|(run_id, _)| run_id.to_owned()),
+        parts.and_then(|(_, evicted)| evicted.parse().ok()),
+    )
+}
+
 fn describe(change: &Change) -> (Reason, bool, String) {
     match change {
+        Change::Replaced { how: How::Unmarked, .. } => {
+            (Reason::RedisUnmarked, false, How::Unmarked.describe().to_owned())
+        }
         Change::Replaced { how, lacks } => {
             let lacks = lacks.map_or_else(String::new, |lacks| {
                 format!(": those of {:.0} s at least", lacks.as_secs_f64().max(1.0))

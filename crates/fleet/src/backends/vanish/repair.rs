@@ -7,7 +7,7 @@ use std::{
 };
 
 use balance_sync_domain::BalanceValue;
-use balance_sync_engine::vanish::{Found, Next};
+use balance_sync_engine::vanish::{Found, Next, Phase};
 use balance_sync_schedule::{Loss, read_values};
 use balance_sync_store::{Behind, Fate, LastKnown, Named};
 use balance_sync_tenants::Tenant;
@@ -18,7 +18,7 @@ use tracing::Instrument as _;
 use super::{Vanish, is_served};
 use crate::{
     backends::comparison::{COMPARE_PAUSE, Failure, span},
-    status::{Outcome, TenantState, TenantStatus},
+    status::{Outcome, TenantState, TenantStatus, is_notice},
     tasks::Progress,
 };
 
@@ -27,9 +27,19 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Pause before what failed is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
+/// The tenants of which something is to be done now.
+struct Due {
+    values: Vec<Tenant>,
+    looks: Vec<Tenant>,
+    /// Each with the time since which operations are read.
+    operations: Vec<(Tenant, f64)>,
+}
+
 /// What a comparison with the operations found.
 struct Listed {
     lost: u64,
+    /// Lost as well, and scheduled with an older state.
+    left: u64,
     rescheduled: u64,
     unreadable: Option<String>,
 }
@@ -45,9 +55,13 @@ impl Vanish {
                     () = tokio::time::sleep(LOOK_EVERY) => {}
                 }
                 self.work_off_distant(&progress).await;
-                let (values, operations) = self.due();
+                let Due { values, looks, operations } = self.due();
                 if !values.is_empty() {
                     self.compare_values(values, &progress).await;
+                }
+                for tenant in looks {
+                    self.look_at_server(&tenant).await;
+                    progress.beat();
                 }
                 for (tenant, from) in operations {
                     self.compare_operations(&tenant, from, &progress).await;
@@ -57,10 +71,9 @@ impl Vanish {
         stop.run_until_cancelled(repairing).await;
     }
 
-    /// The tenants whose values are to be compared now, and those whose operations are.
-    fn due(&self) -> (Vec<Tenant>, Vec<(Tenant, f64)>) {
+    fn due(&self) -> Due {
         let now = Instant::now().into_std();
-        let (mut values, mut operations) = (Vec::new(), Vec::new());
+        let (mut values, mut looks, mut operations) = (Vec::new(), Vec::new(), Vec::new());
         let mut shown = Vec::new();
         let mut board = self.board.lock();
         for (tenant, open) in board.iter_mut() {
@@ -73,6 +86,7 @@ impl Vanish {
             match open.episode.next(now) {
                 Next::Wait => {}
                 Next::Values => values.push(tenant.clone()),
+                Next::Look => looks.push(tenant.clone()),
                 Next::Operations => operations.push((tenant.clone(), open.from)),
             }
             if *open.episode.phase() != before {
@@ -81,7 +95,28 @@ impl Vanish {
         }
         drop(board);
         shown.iter().for_each(|status| self.show(status));
-        (values, operations)
+        Due { values, looks, operations }
+    }
+
+    /// Whether the ledger can write operations at present, as far as the tenant's server shows it. Returns whether it could
+    /// since the last look.
+    async fn look_at_server(&self, tenant: &Tenant) -> bool {
+        let looking = async {
+            let pool = self.comparison.pool(tenant).await?;
+            pool.database.start_if_writable().await.map_err(sink)
+        };
+        match looking.instrument(span(tenant)).await {
+            Ok(started) => {
+                let mut board = self.board.lock();
+                board
+                    .get_mut(tenant)
+                    .is_none_or(|open| open.episode.answered(&started, Instant::now().into_std()))
+            }
+            Err(error) => {
+                self.failed(tenant, &error);
+                false
+            }
+        }
     }
 
     async fn compare_values(&self, tenants: Vec<Tenant>, progress: &Progress) {
@@ -141,29 +176,44 @@ impl Vanish {
             Ok(listed) => listed,
             Err(error) => return self.failed(tenant, &error),
         };
-        let Listed { lost, rescheduled, unreadable } = listed;
+        // What was listed stays listed; that nothing else is lost shows only on a server that takes operations.
+        self.look_at_server(tenant).await;
+        let Listed { lost, left, rescheduled, unreadable } = listed;
         self.fleet.vanished_lost.fetch_add(lost, Relaxed);
         self.fleet.vanished_rescheduled.fetch_add(rescheduled, Relaxed);
         let Some(status) = self.fleet.find(tenant) else { return };
-        let (over, since, phase) = {
+        let (over, held, notice, since, phase) = {
             let mut board = self.board.lock();
             let Some(open) = board.get_mut(tenant) else { return };
             let written = status.outcomes[Outcome::Updated].load(Relaxed).saturating_sub(open.updated);
-            let over = open.episode.compared_operations(lost, written, unreadable);
-            (over, open.episode.since, open.episode.phase().describe().to_owned())
+            let over =
+                open.episode.compared_operations(Instant::now().into_std(), lost, left, written, unreadable);
+            let held = matches!(open.episode.phase(), Phase::Held(_));
+            let notice = is_notice(open.episode.reason, open.episode.found());
+            (over, held, notice, open.episode.since, open.episode.phase().describe().to_owned())
         };
-        if over {
+        if over && notice {
+            tracing::info!(tenant_id = %tenant, "no operation is missing of a tenant, redis had no mark of an earlier worker");
+            self.done(&status, since);
+        } else if over {
             tracing::warn!(tenant_id = %tenant, lost, "what redis has lost of a tenant is written again or listed as lost");
             self.done(&status, since);
         } else {
-            tracing::error!(tenant_id = %tenant, lost, detail = phase, "what redis has lost of a tenant stays open until it is acknowledged");
+            match held && !notice {
+                true => {
+                    tracing::error!(tenant_id = %tenant, lost, detail = phase, "what redis has lost of a tenant stays open until it is acknowledged");
+                }
+                false => {
+                    tracing::warn!(tenant_id = %tenant, lost, detail = phase, "what redis has lost of a tenant stays open");
+                }
+            }
             self.show(&status);
         }
     }
 
     /// Lists the balances as lost whose newest operation neither the row nor Redis has.
     async fn list_lost(&self, tenant: &Tenant, from: f64, progress: &Progress) -> Result<Listed, Failure> {
-        let mut listed = Listed { lost: 0, rescheduled: 0, unreadable: None };
+        let mut listed = Listed { lost: 0, left: 0, rescheduled: 0, unreadable: None };
         let mut after = None;
         loop {
             let pool = self.comparison.pool(tenant).await?;
@@ -232,8 +282,11 @@ impl Vanish {
         }
         for schedule in schedules.iter() {
             let prefix = schedule.space().balance_prefix();
-            let own = losses.extract_if(.., |(key, _)| key.starts_with(prefix.as_bytes())).collect();
-            listed.lost += schedule.list_losses(own).await?;
+            let own: Vec<_> = losses.extract_if(.., |(key, _)| key.starts_with(prefix.as_bytes())).collect();
+            let count = own.len() as u64;
+            let done = schedule.list_losses(own).await?;
+            listed.lost += done;
+            listed.left += count - done.min(count);
         }
         Ok(())
     }
