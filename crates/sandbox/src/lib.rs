@@ -22,6 +22,7 @@ pub mod proxy;
 pub mod redis;
 mod tenancy;
 pub mod tenant_service;
+mod tls;
 pub mod wait;
 
 pub use fleet::{Isolation, Sandbox, SandboxOptions, SandboxTenant};
@@ -36,4 +37,5 @@ pub use tenancy::{balance_table, balance_table_sql, grants_sql, operation_table,
 pub use tenant_service::{
     ServiceFault, ServiceRoute, TenantIsolation, TenantRecord, TenantService, TenantStatus,
 };
+pub use tls::TlsAuthority;
 pub use wait::eventually;

@@ -31,6 +31,7 @@ mod recover;
 mod report;
 mod rights;
 mod rotation;
+mod sentinel;
 mod service;
 mod shutdown;
 mod terminal;

@@ -1,15 +1,17 @@
-//! Passwords that change under the worker's hands.
+//! Passwords and certificate authorities that change while a worker is at work.
 
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadOptions, Producer, Progress};
-use balance_sync_sandbox::{Sandbox, eventually};
+use balance_sync_sandbox::{Sandbox, TlsAuthority, WORKER_USER, eventually, free_port};
 use balance_sync_tests::ledger::{all_settled, comes_in_step};
 use balance_sync_tests::worker::password_in;
 use balance_sync_tests::{SOON, Worker};
 use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 #[tokio::test]
 async fn a_rotated_password_is_taken_up_and_no_balance_lost() -> Result<()> {
@@ -139,6 +141,75 @@ async fn a_rotated_password_of_redis_in_the_configuration_is_taken_on_sighup() -
     })
     .await?;
     works(&sandbox, &worker, &mut producer).await?;
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// The server's certificate is one of this authority from now on.
+async fn present(sandbox: &Sandbox, authority: &TlsAuthority, folder: &Path) -> Result<()> {
+    let mut change = redis::cmd("CONFIG");
+    change.arg("SET");
+    for line in &authority.redis_lines(folder)?[..3] {
+        let (name, value) = line.split_once(' ').context("a name and a value")?;
+        change.arg(name).arg(value);
+    }
+    change.query_async::<()>(&mut sandbox.redis().connect().await?).await.context("CONFIG SET")
+}
+
+#[tokio::test]
+async fn a_certificate_authority_of_redis_is_taken_from_its_file() -> Result<()> {
+    let folders = [tempfile::tempdir()?, tempfile::tempdir()?];
+    let (old, new) = (TlsAuthority::new("old")?, TlsAuthority::new("new")?);
+    let port = free_port()?;
+    let mut wanted = balance_sync_tests::options(2, 20);
+    wanted.redis.extra = old.redis_lines(folders[0].path())?;
+    wanted.redis.extra.push(format!("tls-port {port}"));
+    let sandbox = Sandbox::start(wanted).await?;
+    let trusted = folders[0].path().join("trusted.pem");
+    std::fs::write(&trusted, &old.ca)?;
+    let mut url = Url::parse(&sandbox.redis_url())?;
+    let _ = url.set_port(Some(port));
+    let mut worker = Worker::of(&sandbox)
+        .set("redis.url", &url.as_str().replacen("redis:", "rediss:", 1))
+        .set("redis.ca_cert", trusted.to_str().context("a path of text")?)
+        .start()
+        .await?;
+    let mut producer = sandbox.producer();
+    works(&sandbox, &worker, &mut producer).await?;
+    let opened = async || worker.metric("balance_sync_redis_connections_opened_total", &[]).await;
+
+    // In order, as it is done by plan: both authorities are trusted, the server changes, the old one goes. No call fails.
+    for (trust, change) in [(format!("{}{}", old.ca, new.ca), true), (new.ca.clone(), false)] {
+        let before = opened().await?;
+        std::fs::write(&trusted, trust)?;
+        worker.reaches("balance_sync_redis_connections_opened_total", &[], before + 1.0).await?;
+        if change {
+            present(&sandbox, &new, folders[1].path()).await?;
+        }
+        works(&sandbox, &worker, &mut producer).await?;
+    }
+
+    // The server changes first: its certificate is refused, until the file has its authority.
+    present(&sandbox, &old, folders[0].path()).await?;
+    let mut kill = redis::cmd("CLIENT");
+    kill.arg("KILL").arg("USER").arg(WORKER_USER);
+    kill.query_async::<i64>(&mut sandbox.redis().connect().await?).await?;
+    worker.reaches("balance_sync_tenant_degraded", &[("reason", "redis_unavailable")], 2.0).await?;
+    eventually(SOON, "why the connection is refused", || async {
+        let shown = worker.get(&format!("/api/v1/tenants/{}", sandbox.tenants()[0].id)).await?.1;
+        ensure!(shown.contains("certificate"), "{shown}");
+        Ok(())
+    })
+    .await?;
+    producer.mutate_each(DEFAULT_TTL).await?;
+    std::fs::write(&trusted, &old.ca)?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    assert_eq!(
+        worker.metric("balance_sync_collector_starts_total", &[]).await?,
+        2.0,
+        "nothing was started again"
+    );
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

@@ -2,18 +2,14 @@
 
 use std::sync::Arc;
 
-use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
+use balance_sync_sandbox::{RedisOptions, RedisServer, TlsAuthority, eventually};
 use balance_sync_schedule::{
     Authority, Endpoint, ErrorClass, Link, LinkSettings, LinkStats, Schedule, ScheduleOptions, Secret,
     Subscription,
 };
 use secrecy::SecretString;
 
-use crate::{
-    SOON,
-    common::space_of,
-    tls::{authority, start_with_tls, tls_lines},
-};
+use crate::{SOON, common::space_of};
 
 fn schedule_on(endpoint: &Endpoint, stats: &Arc<LinkStats>) -> Schedule {
     let link = Link::to(endpoint.clone(), Arc::clone(stats));
@@ -126,8 +122,11 @@ async fn settings_that_were_read_again_replace_the_password() {
 #[tokio::test]
 async fn a_certificate_authority_in_a_file_is_rotated_without_a_restart() {
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let (old, new) = (authority("old"), authority("new"));
-    let (server, port) = start_with_tls(RedisOptions::default(), &tls_lines(&old, folders[0].path())).await;
+    let (old, new) = (TlsAuthority::new("old").unwrap(), TlsAuthority::new("new").unwrap());
+    let (server, port) =
+        RedisServer::start_with_tls(&RedisOptions::default(), &old.redis_lines(folders[0].path()).unwrap())
+            .await
+            .unwrap();
     let path = folders[0].path().join("trusted.pem");
     std::fs::write(&path, &old.ca).unwrap();
     let settings = LinkSettings {
@@ -142,7 +141,7 @@ async fn a_certificate_authority_in_a_file_is_rotated_without_a_restart() {
     let mut admin = server.connect().await.unwrap();
     let mut change = redis::cmd("CONFIG");
     change.arg("SET");
-    for line in &tls_lines(&new, folders[1].path())[..3] {
+    for line in &new.redis_lines(folders[1].path()).unwrap()[..3] {
         let (name, value) = line.split_once(' ').unwrap();
         change.arg(name).arg(value);
     }

@@ -2,18 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
+use balance_sync_sandbox::{RedisOptions, RedisServer, TlsAuthority, eventually};
 use balance_sync_schedule::{
     Authority, Endpoint, ErrorClass, Link, LinkSettings, LinkStats, Schedule, ScheduleError, ScheduleOptions,
     Secret, SentinelSettings,
 };
 use secrecy::SecretString;
 
-use crate::{
-    SOON,
-    common::space_of,
-    tls::{TestAuthority, authority, start_with_tls, tls_lines},
-};
+use crate::{SOON, common::space_of};
 
 const REDIS_PASSWORD: &str = "r3dis-word";
 /// Of the user that the link has on Redis.
@@ -38,25 +34,26 @@ async fn order(server: &RedisServer, command: &str) -> redis::Value {
 struct Watched {
     servers: Vec<(RedisServer, u16)>,
     sentinels: Vec<(RedisServer, u16)>,
-    of_redis: TestAuthority,
-    of_sentinels: TestAuthority,
+    of_redis: TlsAuthority,
+    of_sentinels: TlsAuthority,
     _folders: [tempfile::TempDir; 2],
 }
 
 impl Watched {
     async fn start() -> Self {
         let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-        let (of_redis, of_sentinels) = (authority("redis"), authority("sentinels"));
-        let mut redis = tls_lines(&of_redis, folders[0].path());
+        let (of_redis, of_sentinels) =
+            (TlsAuthority::new("redis").unwrap(), TlsAuthority::new("sentinels").unwrap());
+        let mut redis = of_redis.redis_lines(folders[0].path()).unwrap();
         redis.extend(["tls-replication yes".to_owned(), format!("masterauth {REDIS_PASSWORD}")]);
         redis.push("repl-diskless-sync-delay 0".to_owned());
         redis.push(format!("user sync on >{SYNC_PASSWORD} ~* &* +@all"));
         let options = RedisOptions { password: Some(secret(REDIS_PASSWORD)), ..RedisOptions::default() };
-        let master = start_with_tls(options.clone(), &redis).await;
+        let master = RedisServer::start_with_tls(&options, &redis).await.unwrap();
         redis.push(format!("replicaof 127.0.0.1 {}", master.1));
-        let replica = start_with_tls(options, &redis).await;
+        let replica = RedisServer::start_with_tls(&options, &redis).await.unwrap();
 
-        let mut lines = tls_lines(&of_sentinels, folders[1].path());
+        let mut lines = of_sentinels.redis_lines(folders[1].path()).unwrap();
         // They meet servers and each other, and trust both authorities.
         let both = folders[1].path().join("both.pem");
         std::fs::write(&both, format!("{}{}", of_redis.ca, of_sentinels.ca)).unwrap();
@@ -76,7 +73,7 @@ impl Watched {
         };
         let mut sentinels = Vec::new();
         for _ in 0..3 {
-            sentinels.push(start_with_tls(options.clone(), &lines).await);
+            sentinels.push(RedisServer::start_with_tls(&options, &lines).await.unwrap());
         }
         let watched =
             Self { servers: vec![master, replica], sentinels, of_redis, of_sentinels, _folders: folders };

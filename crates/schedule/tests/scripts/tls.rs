@@ -2,65 +2,18 @@
 
 use std::{path::Path, sync::Arc};
 
-use balance_sync_sandbox::{RedisOptions, RedisServer, free_port};
+use balance_sync_sandbox::{RedisOptions, RedisServer, TlsAuthority};
 use balance_sync_schedule::{
     Authority, ErrorClass, Link, LinkSettings, Schedule, ScheduleError, ScheduleOptions,
 };
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use crate::common::space_of;
 
-/// A certificate authority, and a key and certificate for `127.0.0.1` that it signed. All PEM.
-pub(crate) struct TestAuthority {
-    pub(crate) ca: String,
-    certificate: String,
-    key: String,
-}
-
-pub(crate) fn authority(name: &str) -> TestAuthority {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate().unwrap();
-    let ca = params.self_signed(&key).unwrap().pem();
-    let issuer = Issuer::new(params, key);
-    let server = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let certificate = server.signed_by(&key, &issuer).unwrap().pem();
-    TestAuthority { ca, certificate, key: key.serialize_pem() }
-}
-
-/// The lines of a configuration with TLS, but for the port.
-pub(crate) fn tls_lines(authority: &TestAuthority, folder: &Path) -> Vec<String> {
-    let write = |name: &str, text: &str| {
-        let path = folder.join(name);
-        std::fs::write(&path, text).unwrap();
-        path.display().to_string()
-    };
-    vec![
-        format!("tls-ca-cert-file {}", write("ca.pem", &authority.ca)),
-        format!("tls-cert-file {}", write("server.pem", &authority.certificate)),
-        format!("tls-key-file {}", write("server.key", &authority.key)),
-        "tls-auth-clients no".to_owned(),
-    ]
-}
-
-/// Starts a server with TLS, and returns the port for it.
-pub(crate) async fn start_with_tls(options: RedisOptions, lines: &[String]) -> (RedisServer, u16) {
-    for _ in 0..5 {
-        let port = free_port().unwrap();
-        let mut options = options.clone();
-        options.extra.extend(lines.iter().cloned().chain([format!("tls-port {port}")]));
-        if let Ok(server) = RedisServer::start(options).await {
-            return (server, port);
-        }
-    }
-    panic!("no Redis with TLS could be started; is redis-server built with it?");
-}
-
 /// A server that speaks TLS, and the port for it.
-async fn tls_server(authority: &TestAuthority, folder: &Path) -> (RedisServer, u16) {
-    start_with_tls(RedisOptions::default(), &tls_lines(authority, folder)).await
+async fn tls_server(authority: &TlsAuthority, folder: &Path) -> (RedisServer, u16) {
+    RedisServer::start_with_tls(&RedisOptions::default(), &authority.redis_lines(folder).unwrap())
+        .await
+        .unwrap()
 }
 
 async fn claim(url: &str, ca: Option<&str>) -> Result<(), ScheduleError> {
@@ -73,8 +26,8 @@ async fn claim(url: &str, ca: Option<&str>) -> Result<(), ScheduleError> {
 #[tokio::test]
 async fn only_servers_of_the_configured_authority_are_trusted() {
     let folder = tempfile::tempdir().unwrap();
-    let ours = authority("ours");
-    let other = authority("other");
+    let ours = TlsAuthority::new("ours").unwrap();
+    let other = TlsAuthority::new("other").unwrap();
     let (_server, port) = tls_server(&ours, folder.path()).await;
 
     claim(&format!("rediss://127.0.0.1:{port}/0"), Some(&ours.ca)).await.unwrap();
