@@ -131,8 +131,10 @@ impl TenantDatabase {
     }
 }
 
-/// What is wrong with the form of a host: it is one name, one address, or the folder of a socket.
-fn host_fault(host: &str) -> Option<&'static str> {
+/// What is wrong with the form of a host: it is one name, one address without brackets, or the folder of a socket. `None` =
+/// nothing.
+#[must_use]
+pub fn host_fault(host: &str) -> Option<&'static str> {
     if host.starts_with('/') || host.parse::<std::net::Ipv6Addr>().is_ok() {
         return None;
     }

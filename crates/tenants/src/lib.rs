@@ -22,7 +22,9 @@ pub mod wire;
 
 pub use balance_sync_engine::breaker::BreakerState;
 pub use config::{DatabaseConfig, StaticTenantConfig};
-pub use database::{ConnectionSettings, InvalidDatabase, Isolation, TenantDatabase, parse_statement_timeout};
+pub use database::{
+    ConnectionSettings, InvalidDatabase, Isolation, TenantDatabase, host_fault, parse_statement_timeout,
+};
 pub use directory::{BoxFuture, DirectoryError, ListedTenant, Listing, RefusedTenant, TenantDirectory};
 pub use service::{ServiceDirectory, ServiceStats};
 pub use settings::{ServiceSettings, SettingsError};

@@ -9,6 +9,7 @@
 mod access;
 mod api;
 mod audit;
+mod check;
 mod commands;
 mod controls;
 mod environment;

@@ -7,6 +7,7 @@ use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
 use balance_sync_schedule::{Authority, LinkSettings, Secret, SentinelSettings, password_in};
+use balance_sync_tenants::host_fault;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret, SecretString};
@@ -108,7 +109,8 @@ pub(super) fn events_link(
     // A bare IPv6 address has no port: that stands in a variable of its own.
     let host = raw.host.trim();
     let host = host.parse::<Ipv6Addr>().map_or_else(|_| host.to_owned(), |host| format!("[{host}]"));
-    let Some(url) = address(&host).filter(|url| url.port().is_none()) else {
+    let Some(url) = address(&host).filter(|url| url.port().is_none() && url_host_fault(&host, url).is_none())
+    else {
         check.refuse(key, Some(quoted(&raw.host)), "allowed: a host name or address");
         return None;
     };
@@ -140,10 +142,22 @@ fn base(check: &mut Check<'_>, raw: &raw::Redis) -> Option<Url> {
             && url.query().is_none()
             && url.fragment().is_none()
     });
-    if url.is_none() {
-        check.refuse("redis.url", Some(quoted(text)), URL_FORM);
+    match url.as_ref().map(|url| url_host_fault(text, url)) {
+        None => check.refuse("redis.url", Some(quoted(text)), URL_FORM),
+        Some(Some(wrong)) => check.refuse("redis.url", Some(quoted(text)), format!("{wrong}; {URL_FORM}")),
+        Some(None) => return url,
     }
-    url
+    None
+}
+
+/// What is wrong with the host of a URL that can be read all the same: the reader takes quotes and commas for a part of the
+/// name, and drops line breaks.
+pub(super) fn url_host_fault(text: &str, url: &Url) -> Option<String> {
+    if text.contains(char::is_control) {
+        return Some("contains a line break or a tab".to_owned());
+    }
+    let host = url.host_str().filter(|host| !host.starts_with('['))?;
+    host_fault(host).map(|wrong| format!("its host {wrong}"))
 }
 
 /// The database that the URL names.
@@ -292,12 +306,19 @@ fn hosts(
 ) -> Vec<String> {
     let mut found = Vec::new();
     for (index, text) in texts.iter().enumerate() {
-        match address(text) {
-            Some(url) => {
+        let url = address(text);
+        let wrong = match &url {
+            Some(url) => url_host_fault(text, url).map(|wrong| format!("{wrong}; {HOST_FORM}")),
+            None => Some(HOST_FORM.to_owned()),
+        };
+        match (url, wrong) {
+            (Some(url), None) => {
                 let host = url.host_str().unwrap_or_default();
                 found.push(write(host, url.port().unwrap_or(default_port)));
             }
-            None => check.refuse(&format!("{key}[{index}]"), Some(quoted(text)), HOST_FORM),
+            (_, wrong) => {
+                check.refuse(&format!("{key}[{index}]"), Some(quoted(text)), wrong.unwrap_or_default());
+            }
         }
     }
     found

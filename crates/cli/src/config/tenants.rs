@@ -11,7 +11,7 @@ use url::Url;
 
 use super::problem::quoted;
 use super::raw::{self, Raw, SourceKind};
-use super::redis::events_link;
+use super::redis::{events_link, url_host_fault};
 use super::types::{Events, Service, TenantSource, Tenants};
 use super::validate::{Check, Ranged};
 
@@ -114,6 +114,10 @@ fn service_url(check: &mut Check<'_>, raw: &raw::Service, environment: &str) -> 
         check.refuse(key, shown, format!("{SERVICE_URL_FORM}, without credentials, query or fragment"));
         return None;
     };
+    if let Some(wrong) = url_host_fault(text, &url) {
+        check.refuse(key, shown, format!("{wrong}; {SERVICE_URL_FORM}"));
+        return None;
+    }
     if url.scheme() == "http" && !raw.allow_plain_http && may_be_plain(environment) {
         let text = format!(
             "is http://, which is allowed in the environment {}: its answers contain passwords",

@@ -8,6 +8,8 @@ use crate::terminal::{BAD, GOOD, HEAD, Screen, WARN, styled, wrap};
 
 /// Tenants that are named in one line.
 const NAMED: usize = 3;
+/// Lines with findings of one kind about tenants; those that differ beyond it are counted in the last line.
+const LINES_OF_A_KIND: usize = 5;
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -31,7 +33,7 @@ pub(crate) struct Finding {
     /// What it is about, where several tenants may have the same: `grants`, `postgres_tls`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub kind: String,
-    /// What was found; of several tenants, of the first.
+    /// What was found.
     pub found: String,
     /// What helps; empty where nothing is needed.
     pub help: String,
@@ -67,7 +69,7 @@ impl Findings {
         self.note(Level::Fail, area, found.into(), help);
     }
 
-    /// Something about one tenant. Of what has the same level, area and kind about several, the first is shown.
+    /// Something about one tenant. What has the same level, area, kind and words about several is one line.
     pub(super) fn of_tenant(
         &mut self,
         tenant: &str,
@@ -75,14 +77,24 @@ impl Findings {
         kind: &str,
         finding: (Level, String, String),
     ) {
+        const OTHERS: &str = "; of the others something like it";
         let (level, found, help) = finding;
-        let same = |known: &&mut Finding| known.level == level && known.area == area && known.kind == kind;
-        match self.0.iter_mut().find(same) {
-            Some(known) => known.tenants.push(tenant.to_owned()),
-            None => {
-                let (kind, tenants) = (kind.to_owned(), vec![tenant.to_owned()]);
-                self.0.push(Finding { level, area, kind, found, help, tenants });
+        let mut of_kind: Vec<&mut Finding> = self
+            .0
+            .iter_mut()
+            .filter(|known| known.level == level && known.area == area && known.kind == kind)
+            .collect();
+        let is_full = of_kind.len() >= LINES_OF_A_KIND;
+        if let Some(same) = of_kind.iter_mut().find(|known| known.found == found) {
+            same.tenants.push(tenant.to_owned());
+        } else if let Some(last) = of_kind.pop().filter(|_| is_full) {
+            if !last.found.ends_with(OTHERS) {
+                last.found.push_str(OTHERS);
             }
+            last.tenants.push(tenant.to_owned());
+        } else {
+            let (kind, tenants) = (kind.to_owned(), vec![tenant.to_owned()]);
+            self.0.push(Finding { level, area, kind, found, help, tenants });
         }
     }
 
@@ -142,4 +154,27 @@ pub(crate) fn names(all: &[&str]) -> String {
     let more = all.len().saturating_sub(NAMED);
     let named = all[..all.len() - more].join(", ");
     if more == 0 { named } else { format!("{named} and {more} more") }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn what_is_found_of_many_tenants_takes_few_lines() {
+        let mut findings = Findings::default();
+        for n in 0..10_000 {
+            let found = format!("host \"db-{}:5432\" contains a port", n.min(1) + n % 7);
+            let finding = (Level::Fail, found, "correct it".to_owned());
+            findings.of_tenant(&format!("t{n}"), "postgres", "settings", finding);
+        }
+        assert_eq!(findings.0.len(), LINES_OF_A_KIND);
+        assert_eq!(findings.0.iter().map(|finding| finding.tenants.len()).sum::<usize>(), 10_000);
+        let (last, others) = findings.0.split_last().unwrap();
+        assert!(last.found.ends_with("something like it"), "{last:?}");
+        assert!(others.iter().all(|finding| finding.found.ends_with("contains a port")));
+        assert_eq!(findings.worst(), Level::Fail);
+    }
 }
