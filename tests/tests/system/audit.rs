@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::ledger::{
     DEFAULT_TTL, LoadOptions, LoadTenant, Producer, Progress, SeededBalance, write_operations,
 };
-use balance_sync_sandbox::{Sandbox, SandboxOptions, SandboxTenant, eventually};
+use balance_sync_sandbox::{Sandbox, SandboxTenant, WORKER_USER, eventually};
 use balance_sync_tests::command::prepare;
 use balance_sync_tests::ledger::{all_settled, comes_in_step, fill};
 use balance_sync_tests::{Finished, SOON, Worker, run};
@@ -312,8 +312,7 @@ async fn an_impossible_clock_is_refused() -> Result<()> {
 /// The ledger's recover records are complete, and newer than its operations for a while.
 #[tokio::test]
 async fn a_recover_record_is_a_witness() -> Result<()> {
-    let options = SandboxOptions { least_privilege: false, ..balance_sync_tests::options(1, 10) };
-    let sandbox = Sandbox::start(options).await?;
+    let sandbox = balance_sync_tests::sandbox(1, 10).await?;
     let tenant = sandbox.tenants().remove(0);
     let (recorded, written) = (&tenant.balances[2], &tenant.balances[4]);
     let record = |balance: &SeededBalance, version: i64| {
@@ -329,13 +328,42 @@ async fn a_recover_record_is_a_witness() -> Result<()> {
     redis.hset::<_, _, _, ()>(&key, "t1", record(recorded, 3)).await?;
     redis.hset::<_, _, _, ()>(&key, "t2", record(written, 1)).await?;
     redis.hset::<_, _, _, ()>(&key, "t3", "no JSON").await?;
-    let found = audit(&sandbox, &[]).await?;
-    let planted = Planted::from([(tenant.keys.member(recorded), "lost_from_redis")]);
-    is_exactly(&found, &planted)?;
-    let finding = &found.findings[&tenant.keys.member(recorded)];
-    assert_eq!((&finding["version"], &finding["record"]["version"]), (&3.into(), &3.into()), "{finding}");
-    assert_eq!(finding["record"]["available"], recorded.amounts(3).available.as_str());
-    assert_eq!(found.summary["notices"], Value::Array(Vec::new()), "all could be read");
+    let config = sandbox.config_path().to_str().context("a path of text")?;
+    let audit = async |url: &str| {
+        let args = ["audit", "--config", config, "--json", "--in-flight", IN_FLIGHT];
+        let done = run(&args, &[("BALANCE_SYNC__REDIS__URL", url)]).await?;
+        found(&done).with_context(|| format!("{done:?}"))
+    };
+    let is_witness = |found: &Found| {
+        is_exactly(found, &Planted::from([(tenant.keys.member(recorded), "lost_from_redis")]))?;
+        let finding = &found.findings[&tenant.keys.member(recorded)];
+        ensure!((&finding["version"], &finding["record"]["version"]) == (&3.into(), &3.into()), "{finding}");
+        ensure!(finding["record"]["available"] == recorded.amounts(3).available.as_str(), "{finding}");
+        ensure!(found.summary["notices"] == Value::Array(Vec::new()), "not all was read: {}", found.summary);
+        anyhow::Ok(())
+    };
+    is_witness(&audit(&sandbox.redis().reader_url()).await?).context("as the reader")?;
+
+    // The worker's user has commands that write, so it may not even read them, and the audit says so.
+    let found = audit(&sandbox.redis_url()).await?;
+    is_exactly(&found, &Planted::new())?;
+    assert!(
+        found.summary["notices"].to_string().contains("recover records are not read"),
+        "{}",
+        found.summary
+    );
+
+    // From Redis 7 on it can have the right to read alone.
+    if sandbox.redis().version().await? < (7, 0) {
+        return Ok(());
+    }
+    let mut grant = redis::cmd("ACL");
+    grant.arg("SETUSER").arg(WORKER_USER).arg("%R~tenant:*:engine:{transactions}:recover");
+    grant.query_async::<()>(&mut redis).await?;
+    is_witness(&audit(&sandbox.redis_url()).await?).context("as the worker")?;
+    let mut worker = redis::Client::open(sandbox.redis_url())?.get_multiplexed_async_connection().await?;
+    let refused = worker.hset::<_, _, _, ()>(&key, "t4", "{}").await;
+    assert_eq!(refused.err().and_then(|error| error.code().map(str::to_owned)).as_deref(), Some("NOPERM"));
     Ok(())
 }
 
