@@ -12,6 +12,7 @@ mod forks;
 mod losses;
 mod poison;
 mod postgres;
+mod read_only;
 mod recovery;
 mod redis;
 mod repair;

@@ -243,5 +243,6 @@ pub(in crate::backends) fn row<'a>(balance: &BalanceRef<'_>, value: &'a BalanceV
 
 /// The span of a tenant.
 pub(in crate::backends) fn span(tenant: &Tenant) -> tracing::Span {
-    tracing::info_span!("tenant", tenant_id = %tenant)
+    // At the highest level, so that the lines of every `log.level` name the tenant.
+    tracing::error_span!("tenant", tenant_id = %tenant)
 }

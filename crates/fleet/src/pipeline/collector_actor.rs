@@ -79,7 +79,8 @@ impl<Q: Queue + Unpin + 'static, S: Sink + Unpin + 'static> Actor for CollectorA
     fn started(&mut self, ctx: &mut Self::Context) {
         let Some(work) = self.work.take() else { return };
         let Incarnation { tenant, epoch, stop, kill, started, ended } = self.incarnation.clone();
-        let span = tracing::info_span!("tenant", tenant_id = %tenant, epoch);
+        // At the highest level, so that the lines of every `log.level` name the tenant.
+        let span = tracing::error_span!("tenant", tenant_id = %tenant, epoch);
         // Notices about the life of a collector must not get lost in a full mailbox, and there is one per start and end:
         // `do_send` ignores the capacity, and a supervisor that is gone needs no notice.
         if let Some(supervisor) = started.upgrade() {
