@@ -13,6 +13,7 @@ pub mod find;
 pub mod fleet;
 mod guard;
 pub mod ledger;
+mod names;
 pub mod pgbouncer;
 mod ports;
 pub mod postgres;
@@ -26,6 +27,7 @@ mod tls;
 pub mod wait;
 
 pub use fleet::{Isolation, Sandbox, SandboxOptions, SandboxTenant};
+pub use names::HostNames;
 pub use pgbouncer::{PgBouncer, PgBouncerOptions, PoolMode};
 pub use ports::free_port;
 pub use postgres::{PostgresOptions, PostgresServer};

@@ -10,6 +10,7 @@ mod cluster;
 mod drain;
 mod forks;
 mod losses;
+mod moved;
 mod poison;
 mod postgres;
 mod read_only;
