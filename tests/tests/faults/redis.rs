@@ -223,6 +223,69 @@ async fn while_redis_refuses_writes_the_status_says_so_and_shows_what_was_heard_
     Ok(())
 }
 
+/// A refusal is no fault of the connection, so another one is not opened; where it may be, once a second.
+#[tokio::test]
+async fn while_redis_refuses_each_link_of_a_worker_opens_one_connection_per_second_at_most() -> Result<()> {
+    const TENANTS: usize = 3;
+    /// Refused calls after which connections are counted.
+    const REFUSALS: f64 = 60.0;
+    let sandbox = Sandbox::start(lasting(TENANTS, 10, &[])).await?;
+    let mut redis = sandbox.redis().connect().await?;
+    let mut worker = brisk(&sandbox, "w").start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    let mut clients = ::redis::cmd("CLIENT");
+    clients.arg("LIST");
+    let clients: String = clients.query_async(&mut redis).await?;
+    let links = clients.lines().filter(|line| line.contains("user=balance-sync ")).count() as u64;
+    ensure!(links > 0, "the worker has no connection: {clients}");
+    let received = async || -> Result<u64> {
+        let info: String = ::redis::cmd("INFO").arg("stats").query_async(&mut redis.clone()).await?;
+        let line = info.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        line.and_then(|count| count.trim().parse().ok()).with_context(|| info.clone())
+    };
+    let refuse = async |reason: &str, begin: bool| match (reason, begin) {
+        ("redis_no_replicas", true) => ask(&sandbox, &["CONFIG", "SET", "min-replicas-to-write", "1"]).await,
+        ("redis_no_replicas", false) => ask(&sandbox, &["CONFIG", "SET", "min-replicas-to-write", "0"]).await,
+        ("redis_read_only", true) => ask(&sandbox, &["REPLICAOF", "127.0.0.1", "1"]).await,
+        ("redis_read_only", false) => ask(&sandbox, &["REPLICAOF", "NO", "ONE"]).await,
+        // Narrow rights: nothing of the tenants may be touched.
+        ("redis_permission", true) => {
+            ask(&sandbox, &["ACL", "SETUSER", "balance-sync", "-zadd", "-zrangebyscore"]).await
+        }
+        ("redis_permission", false) => {
+            ask(&sandbox, &["ACL", "SETUSER", "balance-sync", "+zadd", "+zrangebyscore"]).await
+        }
+        _ => snapshots_fail(&sandbox, begin).await,
+    };
+    for reason in ["redis_no_replicas", "redis_misconf", "redis_permission", "redis_read_only"] {
+        worker.signal(Signal::SIGSTOP)?;
+        producer.mutate_each(DEFAULT_TTL).await?;
+        refuse(reason, true).await?;
+        worker.signal(Signal::SIGCONT)?;
+        degraded(&worker, reason, TENANTS).await?;
+        let before = received().await?;
+        let begun = Instant::now();
+        let refused = worker.metric("balance_sync_redis_errors_total", &[("class", reason)]).await?;
+        let label = [("class", reason)];
+        worker.reaches("balance_sync_redis_errors_total", &label, refused + REFUSALS).await?;
+        let (opened, took) = (received().await? - before, begun.elapsed());
+        ensure!(opened <= links * (1 + took.as_secs()), "{reason}: {opened} by {links} links in {took:?}");
+        // To the right server there is no better connection than the one there is.
+        ensure!(opened == 0 || reason == "redis_read_only", "{reason}: {opened} opened");
+        refuse(reason, false).await?;
+        comes_in_step(&sandbox, &producer).await?;
+        nobody_degraded(&worker).await?;
+        report(
+            &format!("{reason}, {REFUSALS} calls refused in {:.1} s", took.as_secs_f64()),
+            &format!("{opened} connections opened by {links} links"),
+        );
+    }
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_redis_that_loads_its_data_is_waited_for() -> Result<()> {
     // Half a millisecond per entry of the log: time to be seen loading.

@@ -317,6 +317,7 @@ async fn whatever_a_server_answers_a_link_opens_one_connection_per_second_at_mos
     let counts_replicas = server.version().await.unwrap() >= (7, 0);
     for (what, user, begin, end) in [
         ("no replicas", "", Some(["min-replicas-to-write", "1"]), Some(["min-replicas-to-write", "0"])),
+        ("failed snapshots", "", None, Some(["stop-writes-on-bgsave-error", "no"])),
         ("narrow rights", "narrow:pw", None, None),
         ("a wrong password", "narrow:wr0ng-one", None, None),
         ("a replica", "", None, None),
@@ -328,6 +329,17 @@ async fn whatever_a_server_answers_a_link_opens_one_connection_per_second_at_mos
         let settings = LinkSettings::for_url(&url(user).replace("//@", "//"));
         if let Some(setting) = begin {
             tell!(tenant, "CONFIG", "SET", setting[0], setting[1]);
+        }
+        if what == "failed snapshots" {
+            tell!(tenant, "CONFIG", "SET", "save", "1 1");
+            std::fs::create_dir_all(server.folder().join("dump.rdb").join("inside")).unwrap();
+            tell!(tenant, "BGSAVE");
+            eventually(SOON, "a failed snapshot", async || {
+                let info: String = ask!(tenant, "INFO", "persistence");
+                info.contains("rdb_last_bgsave_status:err")
+            })
+            .await
+            .unwrap();
         }
         if what == "a replica" {
             tell!(tenant, "REPLICAOF", "127.0.0.1", nobody);
