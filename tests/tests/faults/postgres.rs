@@ -7,6 +7,7 @@ use balance_sync_sandbox::ledger::{LoadTenant, Producer, TenantKeys};
 use balance_sync_sandbox::{SandboxTenant, eventually};
 use balance_sync_tests::ledger::{all_settled, comes_in_step, scores};
 use balance_sync_tests::{Metrics, SOON, Worker};
+use futures::StreamExt as _;
 
 use crate::{BUSY, brisk, report};
 
@@ -212,6 +213,53 @@ async fn what_a_failover_lost_is_written_again() -> Result<()> {
     comes_in_step(&sandbox, &producer).await?;
     all_settled(&sandbox).await?;
     assert_eq!(rows_from(&sandbox, &tenants[1], version + 1).await?, 200);
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// So that it takes neither server from the writes, however much a failover has affected.
+#[tokio::test]
+async fn the_comparison_after_a_failover_pauses_after_each_page() -> Result<()> {
+    const BALANCES: usize = 1_100;
+    /// Balances of one page at most.
+    const PAGE: usize = 500;
+    /// Seconds between two pages: those of the pause, but for the precision of the server's clock.
+    const APART: f64 = 0.049;
+    let sandbox = balance_sync_tests::sandbox(2, BALANCES).await?;
+    let mut worker = brisk(&sandbox, "w").start().await?;
+    let mut producer = sandbox.producer();
+    let all: Vec<usize> = (0..BALANCES).collect();
+    for tenant in 0..2 {
+        producer.mutate(tenant, &all, Duration::from_secs(600)).await?;
+    }
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+    // Nothing is lost, so the pages follow each other as fast as they can.
+    sandbox.postgres().copy_to_replica().await?;
+
+    let monitor = ::redis::Client::open(sandbox.redis().url())?.get_async_monitor().await?;
+    let mut seen = monitor.into_on_message::<String>();
+    sandbox.postgres().fail_over().await?;
+    worker.reaches("balance_sync_failover_checks_total", &[], 2.0).await?;
+    let mut redis = sandbox.redis().connect().await?;
+    ::redis::cmd("SET").arg("the end").arg(1).query_async::<()>(&mut redis).await?;
+    let mut pages: Vec<(f64, usize)> = Vec::new();
+    while let Some(line) = seen.next().await.filter(|line| !line.contains("\"the end\"")) {
+        let keys = line.matches(":balance:{transactions}:").count();
+        if keys > 0 && line.contains("] \"MGET\" ") && !line.contains(" lua]") {
+            pages.push((line.split(' ').next().unwrap_or_default().parse()?, keys));
+        }
+    }
+    let compared: usize = pages.iter().map(|(_, keys)| keys).sum();
+    ensure!(compared >= 2 * BALANCES, "{compared} balances were read: {pages:?}");
+    ensure!(pages.iter().all(|(_, keys)| *keys <= PAGE), "{pages:?}");
+    let gaps: Vec<f64> = pages.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+    let shortest = gaps.iter().copied().fold(f64::MAX, f64::min);
+    ensure!(shortest >= APART, "pages are {shortest} s apart: {pages:?}");
+    report(
+        &format!("a failover, {} balances of 2 tenants to be compared", 2 * BALANCES),
+        &format!("{} pages of {PAGE} at most, at least {:.0} ms apart", pages.len(), shortest * 1e3),
+    );
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }
