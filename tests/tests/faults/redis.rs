@@ -329,6 +329,10 @@ async fn a_redis_that_loads_its_data_is_waited_for() -> Result<()> {
 /// The file that commands are appended to.
 fn append_only_file(sandbox: &Sandbox) -> Result<PathBuf> {
     let folder = sandbox.redis().folder().join("appendonlydir");
+    if !folder.exists() {
+        // Redis before 7.0.
+        return Ok(sandbox.redis().folder().join("appendonly.aof"));
+    }
     let found = std::fs::read_dir(&folder)?.flatten().map(|entry| entry.path());
     found
         .into_iter()
