@@ -112,6 +112,28 @@ bugs! {
     LossCleared,
     /// A later write of a lost balance is not marked.
     LaterNotMarked,
+    /// A schedule that has shrunk unwritten is not reported.
+    ShrinkageNotReported,
+    /// Redis that came back empty is not reported.
+    EmptiedNotReported,
+    /// Redis that lacks acknowledged writes is not reported.
+    BehindNotReported,
+    /// Another process of Redis is not reported.
+    RestartNotReported,
+    /// Evicted keys are not reported.
+    EvictionNotReported,
+    /// A tenant that is taken over after Redis has lost data has no condition.
+    LateTenantForgotten,
+    /// The mark names another process as soon as one worker has noticed it.
+    ProcessNamedEarly,
+    /// Postgres is not looked at while the operations of the ledger are waited for.
+    WaitUnwatched,
+    /// Rows and operations are not compared when Redis has lost data.
+    OperationsNotCompared,
+    /// What is lost of a balance that is scheduled with an older state is not looked for again.
+    ScheduledLossForgotten,
+    /// Values and rows are not compared after a failover of Postgres.
+    FailoverNotCompared,
     /// One locked row holds up its whole batch.
     RowLockHoldsBatch,
     /// Mode `lock`: locks of others are ignored.

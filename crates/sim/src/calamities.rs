@@ -11,6 +11,7 @@ use crate::{
     redis::Schedule,
     truth::{Truth, Unseen},
     values::{Document, Shape, State},
+    watch::Kept,
     world::{CLAIM_TTL, What, World},
 };
 
@@ -22,7 +23,7 @@ const MIDDLE_LIFE: u64 = 80 * SECOND / 1000;
 /// A server as it was when its replica, or its disk, last heard of it.
 #[derive(Debug)]
 pub(crate) enum Snapshot {
-    Redis(Vec<(Schedule, Vec<Truth>)>),
+    Redis(Vec<(Schedule, Vec<Truth>)>, Kept),
     Postgres(Tables),
 }
 
@@ -47,6 +48,7 @@ impl World {
             }
             _ => Snapshot::Redis(
                 self.tenants.iter().map(|tenant| (tenant.redis.clone(), tenant.truth.clone())).collect(),
+                self.server.kept.clone(),
             ),
         };
         self.snapshots.push((fault, snapshot));
@@ -115,42 +117,66 @@ impl World {
         self.tenants[at].redis.entries[balance].value = Some(value);
     }
 
+    /// The schedule of a tenant is gone, and perhaps the open conditions with it.
     pub(crate) fn schedule_evicted(&mut self, at: usize) {
         let now = self.now;
+        // Else somebody has deleted it.
+        let evicted = now.is_multiple_of(2);
+        self.server.evicted += u64::from(evicted);
+        if now.is_multiple_of(8) {
+            self.server.kept.open.clear();
+        }
+        let by_count = !evicted || !self.server.knows_evictions();
         let tenant = &mut self.tenants[at];
+        let mut lost = Vec::new();
         for (balance, truth) in tenant.truth.iter_mut().enumerate() {
             let entry = &mut tenant.redis.entries[balance];
             let owed = truth.is_owed(tenant.postgres.version(balance));
             if entry.score.take().is_some() && owed {
                 truth.excuse(now);
-                self.outcome.unseen[Unseen::Schedule as usize] += 1;
+                lost.push((balance, truth.newest));
             }
+        }
+        for (balance, version) in lost {
+            self.outcome.unseen[Unseen::Schedule as usize] += 1;
+            self.lose(at, balance, version, Unseen::Schedule, by_count);
         }
     }
 
     /// Redis goes on from what it, or its replica, had some time ago; `None` = from nothing.
     pub(crate) fn redis_loses(&mut self, fault: Option<usize>) {
         let now = self.now;
-        let kept = match fault.and_then(|fault| self.snapshot(fault)) {
-            Some(Snapshot::Redis(kept)) => kept,
+        let (kept, of_watch) = match fault.and_then(|fault| self.snapshot(fault)) {
+            Some(Snapshot::Redis(kept, of_watch)) => (kept, of_watch),
             _ => {
                 let balances = self.plan.balances;
                 let nothing = || (Schedule::new(balances), vec![Truth::default(); balances]);
-                self.tenants.iter().map(|_| nothing()).collect()
+                (self.tenants.iter().map(|_| nothing()).collect(), Kept::default())
             }
         };
-        let mut unseen = 0;
+        self.server.kept = of_watch;
+        self.server.process += 1;
+        self.server.evicted = 0;
+        let mut lost = Vec::new();
         self.registry.clear();
-        for (tenant, (redis, truths)) in self.tenants.iter_mut().zip(kept) {
-            tenant.redis = redis;
+        for (at, (tenant, (redis, truths))) in self.tenants.iter_mut().zip(kept).enumerate() {
+            let before = std::mem::replace(&mut tenant.redis, redis);
             for (balance, then) in truths.into_iter().enumerate() {
                 let (row, entry) = (tenant.postgres.version(balance), &tenant.redis.entries[balance]);
                 let truth = &mut tenant.truth[balance];
                 if truth.is_owed(row) && truth.newest > then.newest {
-                    unseen += 1;
+                    lost.push((at, balance, truth.newest));
+                } else if let Some(version) = before.entries[balance].loss.and_then(|loss| loss.version)
+                    && version > row
+                    && entry.loss.is_none()
+                {
+                    // It was listed, and the list is gone.
+                    lost.push((at, balance, version));
                 }
                 let (highest, deleted, locked_until) = (truth.highest, truth.deleted, truth.locked_until);
-                *truth = Truth { highest, deleted, locked_until, listed: entry.loss.is_some(), ..then };
+                let untraced = truth.untraced;
+                *truth =
+                    Truth { highest, deleted, locked_until, untraced, listed: entry.loss.is_some(), ..then };
                 truth.written(row);
                 truth.changed_at = now;
                 if deleted {
@@ -163,7 +189,7 @@ impl World {
                 {
                     // Postgres has lost it meanwhile.
                     truth.excuse(now);
-                    unseen += 1;
+                    lost.push((at, balance, truth.newest));
                 }
             }
             tenant.pod.crash();
@@ -171,7 +197,10 @@ impl World {
         for at in 0..self.tenants.len() {
             self.expire_soon(at);
         }
-        self.outcome.unseen[Unseen::RedisTail as usize] += unseen;
+        for (at, balance, version) in lost {
+            self.outcome.unseen[Unseen::RedisTail as usize] += 1;
+            self.lose(at, balance, version, Unseen::RedisTail, false);
+        }
         self.disturb(now + CLAIM_TTL);
     }
 
@@ -213,6 +242,7 @@ impl World {
             .filter(|flight| flight.step == Step::Settle)
             .flat_map(|flight| flight.good.iter().map(|held| held.balance))
             .collect();
+        let (clock, mut unseen_by_schedule) = (self.clock(), Vec::new());
         let tenant = &mut self.tenants[at];
         tenant.postgres.timeline += 1;
         let lost = std::mem::replace(&mut tenant.postgres.tables, kept);
@@ -234,12 +264,19 @@ impl World {
             let unseen = entry.score.is_none();
             let gone = entry.value.is_none() || truth.gone.is_some();
             if unseen || gone || settling.contains(&balance) || tenant.pod.has_written(balance) {
+                let lives = entry.value.is_some_and(|value| value.expires > clock);
+                if lives && truth.is_good() && !gone && !truth.deleted {
+                    unseen_by_schedule.push((balance, truth.newest));
+                }
                 truth.excuse(now);
                 self.outcome.unseen[Unseen::PostgresTail as usize] += 1;
             } else if row < before {
                 truth.unwritten.clear();
                 truth.waits_since(now);
             }
+        }
+        for (balance, version) in unseen_by_schedule {
+            self.lose(at, balance, version, Unseen::PostgresTail, false);
         }
         self.excuse(Some(at), now);
     }

@@ -37,6 +37,7 @@ impl World {
                 at.up = false;
                 at.incarnation += 1;
                 at.actors.clear();
+                at.watcher = None;
                 at.restarts_at = until(down);
                 self.disturb(now + CLAIM_TTL);
                 self.push(until(down), What::Start { worker });
@@ -160,7 +161,11 @@ impl World {
             }
             Fault::ChangeAtLeaseEnd { tenant, after } => self.tenants[tenant].armed = Some(after),
             Fault::LedgerCrash { tenant } => self.tenants[tenant].pod.crash(),
-            Fault::Evict { tenant, balance } => self.value_lost(tenant, balance, "is evicted"),
+            Fault::Evict { tenant, balance } => {
+                // Else somebody has deleted it.
+                self.server.evicted += u64::from(now.is_multiple_of(4));
+                self.value_lost(tenant, balance, "is evicted");
+            }
             Fault::EvictSchedule { tenant } => self.schedule_evicted(tenant),
             Fault::ShortLife { tenant, lasts, life } => {
                 self.tenants[tenant].short_until = until(lasts);
@@ -169,6 +174,12 @@ impl World {
             Fault::Marker { tenant, balance, life } => self.value_marked(tenant, balance, life),
             Fault::Delete { tenant, balance } => self.balance_deleted(tenant, balance),
             Fault::RedisCrash { down, .. } | Fault::RedisEmpty { down } => {
+                // No worker may be left that remembers what there was.
+                if matches!(fault, Fault::RedisEmpty { .. }) && (down / (SECOND / 1000)).is_multiple_of(3) {
+                    for worker in 0..self.plan.workers {
+                        self.fault(at, Fault::Crash { worker, down });
+                    }
+                }
                 self.redis_down_until = self.redis_down_until.max(until(down));
                 self.redis_lost_until = self.redis_lost_until.max(until(down));
                 self.redis_loses(Some(at));

@@ -280,7 +280,7 @@ impl World {
         };
         let failed = answer.is_err();
         let settled_first = bug == Some(Bug::SettleBeforeWrite);
-        let end = &mut flight.end;
+        let (end, mut removed) = (&mut flight.end, 0);
         let next = match (flight.step, answer) {
             (Step::Connect, Ok(_)) => Step::Write,
             (Step::Write, Ok(reply)) => {
@@ -308,6 +308,7 @@ impl World {
                 }
             }
             (Step::Settle, _) => {
+                removed = done;
                 end.settled |= !failed;
                 end.orphaned += if failed { flight.good.len() } else { 0 };
                 if settled_first { Step::WriteAfterSettle } else { flight.after(Step::Settle) }
@@ -355,6 +356,7 @@ impl World {
                 flight.after(step)
             }
             (step @ (Step::Quarantine | Step::Dismiss | Step::Record), _) => {
+                removed = done;
                 end.settled |= !failed;
                 let held = match step {
                     Step::Quarantine => flight.refused.len(),
@@ -371,6 +373,9 @@ impl World {
             (Step::End, _) => Step::End,
         };
         flight.step = next;
+        if let Some(watcher) = self.workers[at.0].watcher.as_mut().filter(|_| removed > 0) {
+            *watcher.removed.entry(at.1).or_default() += removed as u64;
+        }
         self.send_flight(at, id);
     }
 }

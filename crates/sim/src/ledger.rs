@@ -110,7 +110,7 @@ impl World {
             }
             Stage::Remove if away => {}
             Stage::Remove => {
-                let mut removed = Vec::new();
+                let (mut removed, mut forgotten) = (Vec::new(), Vec::new());
                 for held in std::mem::take(&mut tenant.pod.held) {
                     let balance = held.balance;
                     tenant.redis.delete_lock(balance);
@@ -125,7 +125,11 @@ impl World {
                     {
                         tenant.truth[balance].excuse(self.now);
                         self.outcome.unseen[Unseen::Pod as usize] += 1;
+                        forgotten.push(balance);
                     }
+                }
+                for balance in forgotten {
+                    self.removed_by_pod(at, balance);
                 }
                 self.note(Some(at), || format!("redis: the ledger's worker removes {removed:?}"));
             }

@@ -10,6 +10,7 @@ use balance_sync_sim::{
     bugs::Bug,
     plan::{Fault, Plan, SECOND},
     search,
+    silence::{Losses, Unwitnessed},
     truth::Unseen,
     world::{Outcome, World},
 };
@@ -61,6 +62,7 @@ fn play(first: u64, within: Duration) -> bool {
         for (sum, count) in sum.unseen.iter_mut().zip(outcome.unseen) {
             *sum += count;
         }
+        sum.losses.add(&outcome.losses);
         for (sum, count) in sum.faults.iter_mut().zip(outcome.faults) {
             *sum += count;
         }
@@ -92,7 +94,17 @@ fn play(first: u64, within: Duration) -> bool {
     );
     let unseen: Vec<String> =
         Unseen::NAMES.iter().zip(sum.unseen).map(|(name, count)| format!("{name} {count}")).collect();
-    println!("mutations that only an audit can notice: {}", unseen.join(", "));
+    println!("lost without a trace in the schedule: {}", unseen.join(", "));
+    let Losses { made, written, listed, overtaken, open, unwitnessed, longest } = sum.losses;
+    println!(
+        "of {} such losses: {written} written after all, {listed} listed, {overtaken} reported and overtaken, {open} reported at the \
+         end; longest silence {} s",
+        made.iter().sum::<u64>(),
+        longest / SECOND
+    );
+    let without: Vec<String> =
+        Unwitnessed::NAMES.iter().zip(unwitnessed).map(|(name, count)| format!("{name} {count}")).collect();
+    println!("no witness left: {}", without.join(", "));
 
     let begun = Instant::now();
     let fleet = World::run(&Plan::fleet(first), None, false);
@@ -151,7 +163,8 @@ fn show(plan: &Plan, bug: Option<Bug>) {
     for (at, fault) in &small.faults {
         println!("fault at {:.6} s: {fault:?}", *at as f64 / SECOND as f64);
     }
-    let skipped = outcome.trace.len().saturating_sub(SHOWN);
+    let shown = variable("SIM_TRACE").unwrap_or(SHOWN);
+    let skipped = outcome.trace.len().saturating_sub(shown);
     println!("… {skipped} lines before");
     for line in &outcome.trace[skipped..] {
         println!("{line}");

@@ -47,6 +47,8 @@ pub struct Plan {
     pub from_trail: bool,
     /// Our workers may read the trail.
     pub granted: bool,
+    /// Our workers look for data that vanish.
+    pub watch: bool,
     /// For how long members are put off, in seconds.
     pub put_off: u64,
     /// What goes wrong, in order of time.
@@ -272,6 +274,7 @@ impl Plan {
             releases: rng.random_range(0..Releases::ALL.len()),
             from_trail: rng.random(),
             granted: rng.random_bool(0.8),
+            watch: true,
             put_off: [60, 300][rng.random_range(0..2)],
             faults: Vec::new(),
         };
@@ -303,6 +306,7 @@ impl Plan {
             releases: 0,
             from_trail: true,
             granted: true,
+            watch: true,
             put_off: 60,
             faults: Vec::new(),
         };

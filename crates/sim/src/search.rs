@@ -9,7 +9,12 @@ use crate::{
 };
 
 /// Bugs that almost no small world shows, each with a seed of any size that does.
-const KNOWN: &[(Bug, u64)] = &[(Bug::ReadOnlyTrusted, 7_001_615)];
+const KNOWN: &[(Bug, u64)] = &[
+    (Bug::ReadOnlyTrusted, 7_001_615),
+    (Bug::LateTenantForgotten, 16),
+    (Bug::ScheduledLossForgotten, 16),
+    (Bug::WaitUnwatched, 96),
+];
 /// Runs that shrinking may take.
 const SHRINK_RUNS: u32 = 400;
 

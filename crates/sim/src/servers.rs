@@ -330,7 +330,10 @@ impl World {
                 let (locked, free): (Vec<Row>, Vec<Row>) =
                     rows.iter().partition(|row| locked_until[row.balance] > self.now);
                 let locked: Vec<usize> = locked.iter().map(|row| row.balance).collect();
-                self.write_rows(to_tenant, &free);
+                let written = self.write_rows(to_tenant, &free);
+                if let Some(watcher) = &mut self.workers[worker].watcher {
+                    *watcher.written.entry(at).or_default() += written as u64;
+                }
                 self.note(Some(at), || {
                     let rows: Vec<String> =
                         free.iter().map(|row| format!(" {}@{}", row.balance, row.state.version)).collect();

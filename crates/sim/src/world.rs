@@ -24,7 +24,9 @@ use crate::{
     producers::Releases,
     redis::{self, Rules, Schedule},
     servers::{Call, Cause, Reply},
+    silence::{Losses, Lost},
     truth::{Mutation, Truth, Unseen},
+    watch::{self, Server, Watcher},
 };
 
 /// The claim TTL, in nanoseconds.
@@ -64,6 +66,8 @@ pub struct Outcome {
     pub recorded: [u64; 2],
     /// Mutations that nothing in the schedule shows to be lost, in the order of [`Unseen`].
     pub unseen: [u64; Unseen::NAMES.len()],
+    /// What became of these, where a watch looks for them.
+    pub losses: Losses,
     /// Faults, in the order of [`Fault::KINDS`].
     pub faults: [u64; Fault::KINDS.len()],
     /// The first guarantee that was broken; the run ends there.
@@ -135,6 +139,12 @@ pub(crate) enum What {
         tenant: usize,
         stage: Stage,
     },
+    /// A worker looks for data that vanish.
+    LookForLosses {
+        worker: usize,
+        incarnation: u32,
+        step: watch::Step,
+    },
     /// The checks of what must happen in time.
     Look,
 }
@@ -190,6 +200,10 @@ pub(crate) struct Tenant {
     pub(crate) unserved_for: u64,
     /// Some worker that comes first has had the time to begin from then on.
     pub(crate) calm_from: u64,
+    /// What servers have lost of each balance, and nobody has found yet.
+    pub(crate) lost: Vec<Option<Lost>>,
+    /// For how long a loss has not been reported although a worker served the tenant undisturbed.
+    pub(crate) silent_for: u64,
     /// The next write is followed by a change at the end of its lease, and this long after it the worker goes on.
     pub(crate) armed: Option<u64>,
 }
@@ -209,6 +223,8 @@ pub(crate) struct Worker {
     /// Its standbys, each with a tenant and the task that waits.
     pub(crate) watch: Option<Watch<(usize, u64), (u64, usize)>>,
     pub(crate) watch_at: Option<u64>,
+    /// Its watch for data that vanish.
+    pub(crate) watcher: Option<Watcher>,
 }
 
 impl Worker {
@@ -247,6 +263,9 @@ pub struct World {
     pub(crate) registry: Registry,
     /// How far Redis's clock is off, in microseconds.
     pub(crate) skew: i64,
+    /// Redis, as far as all tenants share it.
+    pub(crate) server: Server,
+    pub(crate) watch_rng: SmallRng,
     pub(crate) snapshots: Vec<(usize, Snapshot)>,
     pub(crate) tenants: Vec<Tenant>,
     pub(crate) workers: Vec<Worker>,
@@ -266,6 +285,7 @@ impl World {
             let Some(Reverse(due)) = world.queue.pop() else { break };
             if due.at > last {
                 world.check_end();
+                world.count_open();
                 break;
             }
             world.now = due.at;
@@ -315,6 +335,8 @@ impl World {
             unserved_until: 0,
             unserved_for: 0,
             calm_from: 0,
+            lost: vec![None; plan.balances],
+            silent_for: 0,
             armed: None,
         });
         Self {
@@ -336,6 +358,8 @@ impl World {
             unknown_until: 0,
             registry: Registry::new(),
             skew: 0,
+            server: Server::default(),
+            watch_rng: SmallRng::seed_from_u64(plan.seed ^ 0x0013_0d1e_55ed_da7a),
             snapshots: Vec::new(),
             tenants: tenants.collect(),
             workers: (0..plan.workers).map(|_| Worker::default()).collect(),
@@ -412,6 +436,17 @@ impl World {
                     _ => self.reconcile(worker),
                 }
             }
+            What::LookForLosses { worker, incarnation, step } => {
+                let at = &self.workers[worker];
+                if !at.up || at.incarnation != incarnation {
+                    return;
+                }
+                if at.frozen_until > self.now {
+                    let frozen = at.frozen_until;
+                    return self.push(frozen, What::LookForLosses { worker, incarnation, step });
+                }
+                self.watch_step(worker, step);
+            }
             What::Start { worker } => self.start(worker),
             What::Return { tenant } => self.return_tenant(tenant),
             What::Resume { tenant } => {
@@ -422,6 +457,9 @@ impl World {
             What::Ledger { tenant, stage } => self.ledger_step(tenant, stage),
             What::Look => {
                 self.check_lateness();
+                if self.plan.watch {
+                    self.check_silence();
+                }
                 self.push(self.now + SECOND, What::Look);
             }
         }
@@ -440,6 +478,7 @@ impl World {
         worker.actors = (0..self.plan.tenants).map(|_| None).collect();
         (worker.watch, worker.watch_at) = (None, None);
         self.note(None, || format!("worker {at} starts"));
+        self.begin_watch(at);
         if self.plan.supervised {
             return self.supervise(at);
         }
