@@ -3,6 +3,7 @@
 
 mod common;
 
+mod architecture;
 mod collector_loop;
 mod collector_random;
 mod failure_table;
