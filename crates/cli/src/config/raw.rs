@@ -343,15 +343,22 @@ pub(super) struct Telemetry {
     pub drain_deadline: Duration,
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+/// `[worker]`: this worker among the others.
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Worker {
+pub(crate) struct Worker {
+    /// Name, unlike all others'. Once checked: 1 to 128 letters, digits, `-`, `_`, `.`.
     pub name: String,
+    /// Whether tenants are shared out.
     pub partition: bool,
+    /// Workers per tenant.
     pub replicas: usize,
+    /// Workers that should be alive; 0 = any number will do.
     pub expected: usize,
+    /// A worker silent for this long is gone.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
+    /// No connection without TLS.
     pub require_tls: bool,
 }
 

@@ -13,7 +13,7 @@ use url::Url;
 use super::print::Effective;
 use super::problem::ConfigNote;
 pub(crate) use super::raw::{
-    Claim, Collector, Log, LogFormat, Objectives, Postgres, Quarantine, Sampler, Supervisor,
+    Claim, Collector, Log, LogFormat, Objectives, Postgres, Quarantine, Sampler, Supervisor, Worker,
 };
 
 /// A validated configuration.
@@ -183,21 +183,4 @@ impl OtlpProtocol {
             Self::Grpc => "grpc",
         }
     }
-}
-
-/// `[worker]`.
-#[derive(Debug, Clone)]
-pub(crate) struct Worker {
-    /// Name, unlike all others'; 1 to 128 letters, digits, `-`, `_`, `.`.
-    pub name: String,
-    /// Whether tenants are shared out.
-    pub partition: bool,
-    /// Workers per tenant.
-    pub replicas: usize,
-    /// Workers that should be alive; 0 = any number will do.
-    pub expected: usize,
-    /// A worker silent for this long is gone.
-    pub lease: Duration,
-    /// No connection without TLS.
-    pub require_tls: bool,
 }

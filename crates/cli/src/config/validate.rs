@@ -592,12 +592,5 @@ fn worker(check: &mut Check<'_>, raw: &raw::Worker) -> Worker {
         }
         raw.name.clone()
     };
-    Worker {
-        name,
-        partition: raw.partition,
-        replicas: raw.replicas,
-        expected: raw.expected,
-        lease: raw.lease,
-        require_tls: raw.require_tls,
-    }
+    Worker { name, ..raw.clone() }
 }
