@@ -13,6 +13,7 @@ mod partition;
 mod refusals;
 mod requests;
 mod rooms;
+mod spawns;
 mod standby;
 mod supervisor_shell;
 mod tenant_manager;
