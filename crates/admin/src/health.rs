@@ -1,7 +1,7 @@
 //! `/livez` and `/readyz`: what an orchestrator and a load balancer ask, answered from the fleet's status.
 //!
-//! *Alive* means that the reconcile loop and the essential background tasks make progress and no thread stands still;
-//! otherwise only a restart helps. *Ready* means that the numbers of this worker can be relied on: all background tasks make
+//! *Alive* means that the reconcile loop and the essential background tasks make progress, the tenant manager runs, and no
+//! thread is stalled; otherwise only a restart helps. *Ready* means that the numbers of this worker can be relied on: all background tasks make
 //! progress. A tenant that can't write makes neither false: others go on, and a restart
 //! mends nothing.
 
@@ -29,6 +29,9 @@ pub(crate) fn liveness(status: &FleetStatus, uptime: Duration) -> Verdict {
             "stuck: {still} of the threads stand still; their tenants have moved to the others"
         ));
     }
+    if status.manager_ended.load(Relaxed) {
+        return Err("stuck: the actor that opens the tenants' databases has ended".to_owned());
+    }
     if let Some(task) = status.tasks.stalled().filter(|task| task.name.is_essential()) {
         return Err(format!("stuck: {task}"));
     }
@@ -48,6 +51,9 @@ pub(crate) fn readiness(status: &FleetStatus) -> Verdict {
     }
     if !status.reconciled.load(Relaxed) {
         return Err("not ready: no reconcile pass has known the tenants yet".to_owned());
+    }
+    if status.manager_ended.load(Relaxed) {
+        return Err("not ready: the actor that opens the tenants' databases has ended".to_owned());
     }
     match status.tasks.stalled() {
         Some(task) => Err(format!("not ready: {task}")),
@@ -100,6 +106,18 @@ mod tests {
         assert!(liveness(&status, Duration::ZERO).is_err_and(|reason| reason.contains("1 of the threads")));
         status.still_threads.store(0, Relaxed);
         assert_eq!(liveness(&status, Duration::ZERO), Ok("alive"));
+    }
+
+    #[test]
+    fn a_manager_that_has_ended_is_a_reason_for_a_restart() {
+        let status = FleetStatus::default();
+        status.pass_bound_ms.store(10_000, Relaxed);
+        status.reconciled.store(true, Relaxed);
+        assert_eq!((liveness(&status, Duration::ZERO), readiness(&status)), (Ok("alive"), Ok("ready")));
+        status.manager_ended.store(true, Relaxed);
+        for verdict in [liveness(&status, Duration::ZERO), readiness(&status)] {
+            assert!(verdict.is_err_and(|reason| reason.contains("databases has ended")));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -159,6 +159,8 @@ pub struct FleetStatus {
     pub reaped: AtomicU64,
     /// Worker threads that stand still at present.
     pub still_threads: AtomicU64,
+    /// Set when the actor that opens the tenants' databases has ended, by a panic: no tenant can be written any more.
+    pub manager_ended: AtomicBool,
     /// Collectors stopped.
     pub stopped: AtomicU64,
     /// Collectors started.

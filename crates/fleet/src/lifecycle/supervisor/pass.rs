@@ -31,9 +31,21 @@ impl Supervisor {
         }
     }
 
+    /// Notices that the manager has ended. It is not restarted: what its connections were doing is unknown.
+    fn check_manager(&self) {
+        if self.manager.as_ref().is_some_and(|manager| !manager.connected())
+            && !self.fleet.manager_ended.swap(true, Relaxed)
+        {
+            tracing::error!(
+                "the actor that opens the tenants' databases has ended, this worker has to be restarted"
+            );
+        }
+    }
+
     pub(super) fn pass(&mut self, ctx: &mut Context<Self>) {
         self.pass_pending = false;
         let begun = Instant::now();
+        self.check_manager();
         if self.fleet.still_threads.load(Relaxed) > 0 {
             self.give_up_lost();
         }
