@@ -47,6 +47,11 @@ local function lease_score(time, delay_ms)
   return string.format('%d.%06d5', time.seconds + math.floor(micros / 1000000), micros % 1000000)
 end
 
+-- Whether a score is that of a lease or a delay.
+local function is_lease(score)
+  return math.floor(score * 2000000 + 0.5) % 2 == 1
+end
+
 -- A list of live workers (sorted set: name, time until which it counts as live): drops those whose time has passed.
 local function drop_lapsed(list, now)
   redis.call('ZREMRANGEBYSCORE', list, '-inf', string.format('%.17g', now))

@@ -433,23 +433,20 @@ impl Schedule {
             .collect())
     }
 
-    /// Schedules those of the members as due now that are not scheduled. Returns how many.
+    /// Makes these members due: those that are not scheduled, and those that a worker holds, whose lease ends by it. A row may
+    /// have gone back since the holder wrote it, and then the holder must not settle it. Returns how many were not scheduled.
     ///
     /// # Errors
     /// As Redis answers.
     pub async fn schedule_again(&self, members: &[&[u8]]) -> Result<u64, ScheduleError> {
-        const OPERATION: &str = "schedule again";
         let mut done = 0;
         for page in members.chunks(500) {
-            let now = seconds_of_time(OPERATION, &self.link.send(OPERATION, &redis::cmd("TIME")).await?)?;
-            let mut cmd = redis::cmd("ZADD");
-            // NX: a member that is scheduled may have a newer mutation or a lease. Whole microseconds, so that no score can
-            // equal a lease.
-            cmd.arg(self.space.schedule()).arg("NX");
+            let mut cmd = scripts::SCHEDULE_AGAIN.call(1);
+            cmd.arg(self.space.schedule());
             for member in page {
-                cmd.arg(format!("{now:.6}")).arg(member);
+                cmd.arg(member);
             }
-            done += int(OPERATION, &self.link.send(OPERATION, &cmd).await?)?;
+            done += int("schedule again", &scripts::SCHEDULE_AGAIN.run(&self.link, &cmd).await?)?;
         }
         Ok(done)
     }

@@ -90,6 +90,7 @@ script!(RECORD_LOSSES, "record losses", "record_losses.lua");
 script!(RETRY, "retry quarantined", "retry_quarantined_balances.lua");
 script!(ADOPT, "adopt legacy", "adopt_legacy_schedule.lua");
 script!(RESCHEDULE, "reschedule", "reschedule_distant_members.lua");
+script!(SCHEDULE_AGAIN, "schedule again", "schedule_again.lua");
 script!(PROBE, "probe", "probe_schedules.lua");
 script!(HEADS, "read heads", "read_heads.lua");
 script!(COUNT, "count schedules", "count_schedules.lua");

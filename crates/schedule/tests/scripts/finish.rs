@@ -56,6 +56,31 @@ async fn a_mutation_in_the_microsecond_in_which_the_lease_ends_stays() {
     }
 }
 
+/// As after a failover of Postgres that lost the row: what the holder knows to be written is not.
+#[tokio::test]
+async fn what_is_scheduled_again_is_due_and_not_settled_by_who_held_it() {
+    let tenant = Tenant::new("settle-again").await;
+    let schedule = tenant.lease_mode();
+    let (held, _) = tenant.mutate("held", "{}").await;
+    let claim = schedule.claim(10).await.unwrap();
+    let (due, score) = tenant.mutate("due", "{}").await;
+    let gone = tenant.member("gone");
+    let members = [held.as_bytes(), due.as_bytes(), gone.as_bytes()];
+    assert_eq!(schedule.schedule_again(&members).await.unwrap(), 1, "one was not scheduled");
+    assert_eq!(schedule.settle(&all(&claim.entries)).await.unwrap().removed, 0);
+    assert_eq!(
+        number(&tenant.score(&due).await.unwrap()),
+        number(&score),
+        "a newer mutation keeps its score"
+    );
+    let claim = schedule.claim(10).await.unwrap();
+    let mut claimed = names(&claim.entries);
+    claimed.sort_unstable();
+    let mut expected = [held.as_str(), due.as_str(), gone.as_str()];
+    expected.sort_unstable();
+    assert_eq!(claimed, expected);
+}
+
 #[tokio::test]
 async fn a_later_claim_is_not_settled_by_the_earlier() {
     let tenant = Tenant::new("settle-later").await;
