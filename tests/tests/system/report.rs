@@ -10,7 +10,10 @@ use balance_sync_tests::ledger::{all_settled, comes_in_step};
 use balance_sync_tests::{SOON, Worker, run};
 use serde_json::Value;
 
-use crate::api::{json, sharing};
+use crate::{
+    api::{json, sharing},
+    rights::acl,
+};
 
 /// The month in which the test runs, or another one.
 async fn command(sandbox: &Sandbox, args: &[&str]) -> Result<Finished> {
@@ -170,5 +173,27 @@ async fn what_redis_has_lost_of_the_record_is_reported_as_unknown() -> Result<()
     let text = command(&sandbox, &["report", "--month", &month]).await?;
     assert!(text.stdout.contains("**Not recorded: "), "{}", text.stdout);
     worker.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_missing_right_to_the_record_is_logged_once() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 5).await?;
+    let mut worker = Worker::of(&sandbox).start().await?;
+    let known = reports(&sandbox, "a record", |report| number(&report["recorded"]["seconds"]) > 0.0).await?;
+    acl(&sandbox, &["-pexpireat"]).await?;
+    let line = worker.logs("the fleet can't be recorded for the report").await?;
+    let error = line.fields["error"].as_str().unwrap_or_default();
+    ensure!(line.level == "WARN" && error.contains("pexpireat"), "{} {error}", line.level);
+    worker.logs("the fleet still can't be recorded for the report").await?;
+    let warnings = worker.log().lines().iter().filter(|other| other.message == line.message).count();
+    assert_eq!(warnings, 1);
+    acl(&sandbox, &["+pexpireat"]).await?;
+    let seconds = number(&known["recorded"]["seconds"]);
+    reports(&sandbox, "it is recorded again", |report| {
+        number(&report["recorded"]["seconds"]) > seconds + 15.0
+    })
+    .await?;
+    assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

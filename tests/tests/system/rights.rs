@@ -19,7 +19,7 @@ fn brisk(sandbox: &Sandbox) -> WorkerBuilder {
         .set("collector.idle_backoff_max", "200ms")
 }
 
-async fn acl(sandbox: &Sandbox, rules: &[&str]) -> Result<()> {
+pub(crate) async fn acl(sandbox: &Sandbox, rules: &[&str]) -> Result<()> {
     let mut cmd = redis::cmd("ACL");
     cmd.arg("SETUSER").arg(WORKER_USER).arg(rules);
     Ok(cmd.query_async(&mut sandbox.redis().connect().await?).await?)

@@ -79,6 +79,8 @@ impl Recorder {
                     self.away.get_or_insert((wall_clock(), error.class.reason().as_str()));
                 } else if !std::mem::replace(&mut self.refused, true) {
                     tracing::warn!(%error, "the fleet can't be recorded for the report");
+                } else {
+                    tracing::debug!(%error, "the fleet still can't be recorded for the report");
                 }
             } else {
                 self.refused = false;
