@@ -16,7 +16,7 @@ const BINARY: &str = "balance-sync";
 const LAB_BINARY: &str = "balance-sync-lab";
 /// What a command inherits of our environment: a setting in it must not change a test.
 const INHERITED: [&str; 4] = ["PATH", "HOME", "TMPDIR", "LLVM_PROFILE_FILE"];
-/// How long a command may take that ends by itself.
+/// How long a command may take that ends by itself, unless a test allows it more.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
 /// Where the binary is: `BALANCE_SYNC_BIN`, or in one of the folders above the running test.
@@ -101,6 +101,18 @@ pub async fn run(args: &[impl AsRef<OsStr>], env: &[(&str, &str)]) -> Result<Fin
     run_program(&balance_sync()?, args, env).await
 }
 
+/// As [`run`], for a command that may take longer.
+///
+/// # Errors
+/// When it can't be started, or does not end within `limit`; then it is killed.
+pub async fn run_within(
+    limit: Duration,
+    args: &[impl AsRef<OsStr>],
+    env: &[(&str, &str)],
+) -> Result<Finished> {
+    end_within(limit, &balance_sync()?, args, env).await
+}
+
 /// Runs a command of this program to its end.
 ///
 /// # Errors
@@ -110,14 +122,55 @@ pub async fn run_program(
     args: &[impl AsRef<OsStr>],
     env: &[(&str, &str)],
 ) -> Result<Finished> {
+    end_within(ENDS_WITHIN, program, args, env).await
+}
+
+async fn end_within(
+    limit: Duration,
+    program: &Path,
+    args: &[impl AsRef<OsStr>],
+    env: &[(&str, &str)],
+) -> Result<Finished> {
     let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let mut command = tokio::process::Command::from(prepare_program(program, args, &env));
     let output = command.kill_on_drop(true).output();
-    let output = tokio::time::timeout(ENDS_WITHIN, output).await;
-    let output = output.with_context(|| format!("{command:?} did not end within {ENDS_WITHIN:?}"))??;
+    let output = tokio::time::timeout(limit, output).await;
+    let output = output.with_context(|| format!("{command:?} did not end within {limit:?}"))??;
     Ok(Finished {
         code: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     })
+}
+
+/// As [`run_within`], with the most memory that the command had resident, in bytes.
+///
+/// # Errors
+/// As [`run_within`].
+pub async fn run_measured(limit: Duration, args: &[impl AsRef<OsStr>]) -> Result<(Finished, u64)> {
+    let mut command = tokio::process::Command::from(prepare(args, &BTreeMap::new())?);
+    let child = command.kill_on_drop(true).spawn()?;
+    let status = format!("/proc/{}/status", child.id().context("it has ended at once")?);
+    let output = tokio::time::timeout(limit, child.wait_with_output());
+    tokio::pin!(output);
+    let mut peak = 0;
+    let output = loop {
+        tokio::select! {
+            output = &mut output => break output,
+            () = tokio::time::sleep(Duration::from_millis(20)) => {
+                // The highest so far, so what is read last counts.
+                let text = std::fs::read_to_string(&status).unwrap_or_default();
+                let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+                let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+                peak = kilobytes.map_or(peak, |kilobytes| kilobytes * 1024);
+            }
+        }
+    };
+    let output = output.with_context(|| format!("{command:?} did not end within {limit:?}"))??;
+    let finished = Finished {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    };
+    Ok((finished, peak))
 }

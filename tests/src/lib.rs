@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 pub use audit::Audit;
 pub use browser::Browser;
-pub use command::{Finished, balance_sync, balance_sync_lab, run, run_program};
+pub use command::{Finished, balance_sync, balance_sync_lab, run, run_measured, run_program, run_within};
 pub use leases::Leases;
 pub use log::{Line, Log};
 pub use metrics::Metrics;

@@ -20,13 +20,14 @@ use planting::{Fifty, Planting, plant_fifty};
 use redis::AsyncCommands;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// The version that every balance has when faults are planted.
 const VERSION: i64 = 2;
 /// Longer than a worker needs for any balance here.
 const IN_FLIGHT: &str = "5";
 /// What an audit may send to Redis.
-const READS: &[&str] = &[
+pub(crate) const READS: &[&str] = &[
     "auth", "hello", "client", "select", "ping", "time", "scan", "mget", "zmscore", "zscan", "hscan",
     "hexists", "acl", "info", "command",
 ];
@@ -118,7 +119,10 @@ async fn write_trail(
 }
 
 /// Rows written so far in the databases of these tenants.
-async fn writes(sandbox: &Sandbox, tenants: &[SandboxTenant]) -> Result<Vec<(String, i64, i64, i64)>> {
+pub(crate) async fn writes(
+    sandbox: &Sandbox,
+    tenants: &[SandboxTenant],
+) -> Result<Vec<(String, i64, i64, i64)>> {
     /// Ends all sessions but this one and those that hold a row.
     const END: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
          WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND state <> 'idle in transaction'";
@@ -425,6 +429,46 @@ async fn an_interrupted_audit_goes_on_where_it_was() -> Result<()> {
         "{}",
         recent.summary
     );
+    Ok(())
+}
+
+/// Keys that no row leads to are found by their names; only beside such ones are values read a second time.
+#[tokio::test]
+async fn values_that_no_row_leads_to_are_found_without_reading_all_values_twice() -> Result<()> {
+    const BALANCES: usize = 4_000;
+    let sandbox = balance_sync_tests::sandbox(1, BALANCES).await?;
+    let tenant = sandbox.tenants().remove(0);
+    fill(&sandbox, &tenant).await?;
+    sandbox.postgres().execute(&tenant.database, "ANALYZE").await?;
+    let mut redis = sandbox.redis().connect().await?;
+    let member = |n: usize| tenant.keys.member(&tenant.balances[n]);
+    // Under the name of a row is the value of another balance, which has a row, or none.
+    let foreign =
+        tenant.balances[1].json(1).replace(&tenant.balances[1].id.to_string(), &Uuid::new_v4().to_string());
+    redis.set::<_, _, ()>(member(1), foreign).await?;
+    redis.set::<_, _, ()>(member(2), tenant.balances[3].json(1)).await?;
+    // A value without a name that a row could have.
+    let stray = member(4).replace(&tenant.balances[4].alias, "@stray");
+    redis.set::<_, _, ()>(&stray, "{}").await?;
+    let planted = Planted::from([(member(1), "missing_row"), (stray, "orphaned")]);
+
+    let monitor = redis::Client::open(sandbox.redis().url())?.get_async_monitor().await?;
+    let mut seen = monitor.into_on_message::<String>();
+    let found = audit(&sandbox, &[]).await?;
+    is_exactly(&found, &planted)?;
+    assert_eq!(
+        (&found.summary["rows"], &found.summary["values"]),
+        (&BALANCES.into(), &(BALANCES + 1).into())
+    );
+    redis.set::<_, _, ()>("the end of the audit", 1).await?;
+    let mut read = 0;
+    while let Some(line) = seen.next().await.filter(|line| !line.contains("the end of the audit")) {
+        let mut words = line.split('"').skip(1).step_by(2);
+        if words.next().is_some_and(|command| command.eq_ignore_ascii_case("mget")) {
+            read += words.count();
+        }
+    }
+    assert!((BALANCES..BALANCES + 500).contains(&read), "{read} values were read");
     Ok(())
 }
 

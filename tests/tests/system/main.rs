@@ -23,6 +23,7 @@ mod isolation;
 mod lifecycle;
 mod lock_mode;
 mod locks;
+mod memory;
 mod names;
 mod newer;
 mod openapi;

@@ -33,6 +33,13 @@ impl Finding {
         shown(&String::from_utf8_lossy(&self.member))
     }
 
+    /// Which witness knows what can be restored, if that can be.
+    pub(crate) fn witness(&self) -> Option<&'static str> {
+        let known = self.witnesses.recoverable()?;
+        let is_record = self.witnesses.record.as_ref() == Some(known);
+        Some(if is_record { "recover record" } else { "newest operation" })
+    }
+
     /// What stands in the way of reading it; without numbers if amounts are to be hidden, as it may quote some.
     fn detail(&self, hide_amounts: bool) -> Option<String> {
         match &self.witnesses.value {

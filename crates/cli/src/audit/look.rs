@@ -46,12 +46,22 @@ pub(super) struct ReadValue {
     id: Option<Uuid>,
     /// The key by the name and the value together.
     key: Option<String>,
+    /// All members that have a value that can be read, with the id in it.
+    ids: Vec<(usize, Uuid)>,
 }
 
 impl ReadValue {
     /// The id in the value.
     pub(super) fn id(&self) -> Option<Uuid> {
         self.id
+    }
+
+    /// Whether the value under the member of this number is that of the row with this id, so that what is judged of the row holds for it.
+    pub(super) fn is_of_row(&self, member: usize, row: Uuid) -> bool {
+        match self.value {
+            Value::Unreadable(_) if self.at == member => true,
+            _ => self.ids.contains(&(member, row)),
+        }
     }
 
     pub(super) fn into_value(self) -> Value {
@@ -65,20 +75,26 @@ pub(super) fn newest_value(
     members: &[Vec<u8>],
     values: &[Option<Vec<u8>>],
 ) -> ReadValue {
-    let mut newest = ReadValue { at: 0, value: Value::Absent, id: None, key: None };
+    let nothing = || ReadValue { at: 0, value: Value::Absent, id: None, key: None, ids: Vec::new() };
+    let unreadable = |at, why: String| ReadValue { at, value: Value::Unreadable(why), ..nothing() };
+    let (mut newest, mut ids) = (nothing(), Vec::new());
     for (at, (member, value)) in members.iter().zip(values).enumerate() {
         let Some(value) = value else { continue };
         let name = BalanceRef::parse(schedules.of_member(member).space(), member);
         let read = match (name, BalanceValue::of_member(member, value)) {
-            (Ok(name), Ok(value)) => ReadValue {
-                at,
-                id: Some(value.id),
-                key: Some(effective_key(&name, &value).to_owned()),
-                value: Value::Present(known(&value)),
-            },
+            (Ok(name), Ok(value)) => {
+                ids.push((at, value.id));
+                ReadValue {
+                    at,
+                    id: Some(value.id),
+                    key: Some(effective_key(&name, &value).to_owned()),
+                    value: Value::Present(known(&value)),
+                    ids: Vec::new(),
+                }
+            }
             (_, Err(ValueError::DeletionMarker { .. })) => continue,
-            (Err(why), _) => ReadValue { at, value: Value::Unreadable(why.to_string()), id: None, key: None },
-            (_, Err(why)) => ReadValue { at, value: Value::Unreadable(why.to_string()), id: None, key: None },
+            (Err(why), _) => unreadable(at, why.to_string()),
+            (_, Err(why)) => unreadable(at, why.to_string()),
         };
         let is_newer = match (&newest.value, &read.value) {
             (Value::Present(newest), Value::Present(read)) => read.version > newest.version,
@@ -89,7 +105,7 @@ pub(super) fn newest_value(
             newest = read;
         }
     }
-    newest
+    ReadValue { ids, ..newest }
 }
 
 fn known(value: &BalanceValue) -> Known {
@@ -139,7 +155,7 @@ impl Audited<'_> {
             let mut read = newest_value(&self.schedules, &subject.members, &values[own.clone()]);
             // The name leads to the value of another balance, such as one that was created after this one was deleted.
             if subject.id.is_some() && read.id.is_some() && read.id != subject.id {
-                read = ReadValue { at: 0, value: Value::Absent, id: None, key: None };
+                read = ReadValue { at: 0, value: Value::Absent, id: None, key: None, ids: Vec::new() };
             }
             let score = match read.value {
                 Value::Absent => scores[own].iter().copied().flatten().next(),

@@ -1,12 +1,13 @@
 //! The audit of balances by three witnesses: Redis, the rows, and the ledger's trail. Read-only, on a ledger that works.
 //!
 //! Reading order: `finding` (what is reported) · `pace` (how fast the servers are asked) · `look` (one look at some balances, in
-//! the order that makes it reliable) · `tenant` (all balances of a tenant, in three passes) · `restore` (writing what is lost, for
-//! `recover` alone) · this file (all tenants).
+//! the order that makes it reliable) · `tenant` (all balances of a tenant, in three passes) · `restore` (writing what is lost) and
+//! `recovery` (all of it), for `recover` alone · this file (all tenants).
 //!
 //! 1. *Rows*: page by page in the order of their ids, each page with the newest operations of its balances, then their values.
 //! 2. *Members*: those of the schedule whose value is gone; the rows of most have been seen, but a member may have none.
-//! 3. *Values*: the keys of Redis page by page; of interest are those that no row leads to.
+//! 3. *Values*: the keys of Redis page by page; of interest are those that no row leads to. Their names are compared with those that rows
+//!    have led to by a `sketch`, and only where they differ are values and rows read.
 //!
 //! Each pass only suspects. What is suspected is looked at twice more, some hundred milliseconds apart, and reported if both looks
 //! find the same. Memory stays flat: pages, at most [`tenant::MAX_SUSPECTS`] suspects per tenant, and at most [`MAX_KEYS`] keys.
@@ -14,7 +15,9 @@
 mod finding;
 mod look;
 mod pace;
+mod recovery;
 mod restore;
+mod sketch;
 mod tenant;
 
 use std::{
@@ -40,6 +43,7 @@ use crate::{config::Config, wiring};
 
 pub(crate) use finding::{Finding, shown};
 pub(crate) use pace::Pace;
+pub(crate) use recovery::{Apply, Recovery, RecoveryOutput, recover};
 pub(crate) use restore::{RestoreOutcome, Restoring};
 pub(crate) use tenant::Audited;
 
@@ -129,6 +133,28 @@ pub(crate) struct Summary {
 /// Receives the rows of the first pass in the order of their ids.
 pub(crate) type RowObserver = Box<dyn Fn(&[AuditRow])>;
 
+/// Receives findings as they are confirmed: at most a few hundred at once, and none are kept, whatever their number.
+pub(crate) trait Findings {
+    /// Some findings of a tenant. The audit of this tenant goes on when it is done with them.
+    ///
+    /// # Errors
+    /// End the audit of this tenant.
+    async fn take(&self, tenant: &Audited<'_>, findings: Vec<Finding>) -> anyhow::Result<()>;
+
+    /// The rows and members of a tenant have been audited, or that ended with an error.
+    async fn ended(&self, tenant: &Audited<'_>, error: Option<&anyhow::Error>) {
+        let _ = (tenant, error);
+    }
+}
+
+/// Passes each finding on by itself.
+impl<F: Fn(Finding)> Findings for F {
+    async fn take(&self, _: &Audited<'_>, findings: Vec<Finding>) -> anyhow::Result<()> {
+        findings.into_iter().for_each(self);
+        Ok(())
+    }
+}
+
 /// Audits; holds what it needs for that.
 pub(crate) struct Auditor {
     directory: Arc<dyn TenantDirectory>,
@@ -140,6 +166,8 @@ pub(crate) struct Auditor {
     options: Options,
     postgres: Pace,
     redis: Pace,
+    /// Whether it begins with the first row.
+    whole: bool,
     stop: Cell<bool>,
     started: Instant,
     state: RefCell<State>,
@@ -174,6 +202,7 @@ impl Auditor {
             postgres: Pace::new(options.postgres_rate),
             redis: Pace::new(options.redis_rate),
             options,
+            whole: cursor == Cursor::default(),
             stop: Cell::new(false),
             started: Instant::now(),
             state: RefCell::new(State { cursor, ..State::default() }),
@@ -209,7 +238,7 @@ impl Auditor {
     /// # Errors
     /// When tenants or Redis can't be asked at all, or their clocks are impossible. A tenant that can't be audited is in the summary
     /// instead.
-    pub(crate) async fn run(&self, only: &[String], report: &dyn Fn(Finding)) -> anyhow::Result<Summary> {
+    pub(crate) async fn run(&self, only: &[String], report: &impl Findings) -> anyhow::Result<Summary> {
         let tenants = self.tenants(only).await?;
         let audited = self.rows_and_members(&tenants, report).await?;
         if !self.stop.get() {
@@ -233,7 +262,7 @@ impl Auditor {
     pub(crate) async fn rows_and_members<'a>(
         &'a self,
         tenants: &'a [Tenant],
-        report: &dyn Fn(Finding),
+        report: &impl Findings,
     ) -> anyhow::Result<Vec<Audited<'a>>> {
         let redis_now = self.check_clock().await?;
         let done = &self.state.borrow().cursor.done.clone();
@@ -243,7 +272,17 @@ impl Auditor {
                 let result = Audited::open(self, tenant, redis_now).await;
                 let result = match result {
                     Ok(audited) if done.iter().any(|id| id == tenant.label()) => Ok(audited),
-                    Ok(audited) => audited.rows_and_members(report).await.map(|()| audited),
+                    Ok(audited) => {
+                        let ended = audited.rows_and_members(report).await;
+                        report.ended(&audited, ended.as_ref().err()).await;
+                        match ended {
+                            Ok(()) => Ok(audited),
+                            Err(error) => {
+                                audited.close().await;
+                                Err(error)
+                            }
+                        }
+                    }
                     Err(error) => Err(error),
                 };
                 (tenant, result)
@@ -298,13 +337,16 @@ impl Auditor {
     }
 
     /// The third pass: values that no row leads to.
-    async fn values(&self, audited: &[Audited<'_>], report: &dyn Fn(Finding)) -> anyhow::Result<()> {
+    async fn values(&self, audited: &[Audited<'_>], report: &impl Findings) -> anyhow::Result<()> {
         let (owners, spaces): (Vec<usize>, Vec<KeySpace>) = audited
             .iter()
             .enumerate()
             .flat_map(|(n, tenant)| tenant.spaces().into_iter().map(move |space| (n, space)))
             .unzip();
         if spaces.is_empty() {
+            return Ok(());
+        }
+        if self.looks_at_all() && self.compare_names(audited, &owners, spaces.clone()).await? {
             return Ok(());
         }
         let mut waiting: Vec<Vec<Vec<u8>>> = vec![Vec::new(); audited.len()];
@@ -316,10 +358,17 @@ impl Auditor {
             let ended = page.is_none();
             for (space, key) in page.into_iter().flatten() {
                 let owner = owners[space];
-                if self.is_sampled(&key) && !failed[owner] {
-                    waiting[owner].push(key);
-                    total += 1;
+                if !self.is_sampled(&key) || failed[owner] {
+                    continue;
                 }
+                match &audited[owner].reached {
+                    // The names have been counted with the comparison.
+                    Some(reached) if !reached.borrow().may_differ(&key) => continue,
+                    Some(_) => {}
+                    None => self.state.borrow_mut().cursor.counted.values += 1,
+                }
+                waiting[owner].push(key);
+                total += 1;
             }
             loop {
                 let fullest = (0..waiting.len()).max_by_key(|n| waiting[*n].len()).unwrap_or_default();
@@ -347,6 +396,36 @@ impl Auditor {
             }
         }
         Ok(())
+    }
+
+    /// Compares the names of all keys with those that rows have led to; gives whether they are the same.
+    async fn compare_names(
+        &self,
+        audited: &[Audited<'_>],
+        owners: &[usize],
+        spaces: Vec<KeySpace>,
+    ) -> anyhow::Result<bool> {
+        let mut keys = BalanceKeys::new(self.link.clone(), spaces);
+        while let Some(page) = keys.next().await? {
+            self.redis.take(page.len()).await;
+            for (space, key) in page {
+                if let Some(reached) = &audited[owners[space]].reached {
+                    reached.borrow_mut().subtract(&key);
+                    self.state.borrow_mut().cursor.counted.values += 1;
+                }
+            }
+            if self.stop.get() {
+                return Ok(true);
+            }
+        }
+        let is_even =
+            |tenant: &Audited<'_>| tenant.reached.as_ref().is_none_or(|reached| reached.borrow().is_even());
+        Ok(audited.iter().all(is_even))
+    }
+
+    /// Whether the first pass looks at all rows in one run.
+    fn looks_at_all(&self) -> bool {
+        self.whole && self.options.since.is_none() && self.options.sample.is_none()
     }
 
     fn is_sampled(&self, key: &[u8]) -> bool {

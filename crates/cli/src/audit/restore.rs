@@ -7,6 +7,7 @@
 use balance_sync_domain::{BalanceRef, BalanceValue, QuarantineReason};
 use balance_sync_engine::audit::Known;
 use balance_sync_engine::names;
+use balance_sync_schedule::quarantine::QuarantineEntry;
 use balance_sync_store::{Outcome, Row, RowResult};
 use uuid::Uuid;
 
@@ -115,6 +116,7 @@ impl Audited<'_> {
         let results = self.database.update_isolating(&self.table, &rows).await?;
         let members: Vec<Vec<u8>> = writing.iter().map(|balance| balance.finding.member.clone()).collect();
         let values = self.values_of(&members).await?;
+        let mut made_good = Vec::new();
         for ((balance, result), value) in writing.iter().zip(results).zip(values) {
             let (mut outcome, mut detail) = match result {
                 RowResult::Ok(Outcome::Updated) => (RestoreOutcome::Restored, String::new()),
@@ -133,24 +135,32 @@ impl Audited<'_> {
                 );
             }
             if outcome.is_good() && balance.finding.listed {
-                self.drop_loss(&balance.finding.member, balance.known.version).await?;
+                made_good.push((balance.finding.member.as_slice(), balance.known.version));
             }
             done(Restoring { finding: balance.finding, outcome, detail });
         }
-        Ok(())
+        self.drop_losses(&made_good).await
     }
 
-    /// Takes a loss from the list that is none any more.
-    async fn drop_loss(&self, member: &[u8], restored: i64) -> anyhow::Result<()> {
-        let entry = self.schedules.quarantine_get(member).await?;
-        let is_made_good = entry.is_some_and(|entry| {
+    /// Takes losses from the list that are none any more: members with the versions that were restored.
+    async fn drop_losses(&self, restored: &[(&[u8], i64)]) -> anyhow::Result<()> {
+        // All at once: there may be many.
+        let entries = restored.iter().map(|(member, _)| self.schedules.quarantine_get(member));
+        let entries = futures::future::try_join_all(entries).await?;
+        let is_made_good = |entry: &QuarantineEntry, restored: i64| {
             entry.reason == QuarantineReason::ValueLost
-                && entry.loss.is_some_and(|loss| {
+                && entry.loss.as_ref().is_some_and(|loss| {
                     loss.later_at.is_none() && loss.version.is_none_or(|version| version <= restored)
                 })
-        });
-        if is_made_good {
-            self.schedules.quarantine_drop(&[member]).await?;
+        };
+        let made_good: Vec<&[u8]> = restored
+            .iter()
+            .zip(&entries)
+            .filter(|((_, version), entry)| entry.as_ref().is_some_and(|entry| is_made_good(entry, *version)))
+            .map(|((member, _), _)| *member)
+            .collect();
+        if !made_good.is_empty() {
+            self.schedules.quarantine_drop(&made_good).await?;
         }
         Ok(())
     }

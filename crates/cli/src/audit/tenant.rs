@@ -18,9 +18,10 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::{
-    Auditor, Finding, MAX_SKEW, here,
+    Auditor, Finding, Findings, MAX_SKEW, here,
     look::{Subject, newest_value, row_and_trail},
     sample_of,
+    sketch::Sketch,
 };
 
 /// Most balances that wait for another look. While there are as many, no further page is read.
@@ -58,6 +59,8 @@ pub(crate) struct Audited<'a> {
     opened: Instant,
     records: RefCell<HashMap<Uuid, Known>>,
     suspects: RefCell<VecDeque<Suspect>>,
+    /// The keys that rows have led to, against those that Redis has; `None` where not all rows are looked at.
+    pub(super) reached: Option<RefCell<Sketch>>,
     /// Unreadable values that have been reported with their rows: the pass over values meets them again.
     reported: RefCell<HashSet<Vec<u8>>>,
 }
@@ -89,8 +92,11 @@ impl<'a> Audited<'a> {
             access = access.blind("it is not to be read");
         }
         let schedules = Schedules::new(&auditor.link, tenant.key_spaces(auditor.key_form), &auditor.schedule);
+        // Of a table that was never counted a tenant in thousands must not take much.
+        let estimate = access.estimate.unwrap_or(16_384);
         let audited = Self {
             auditor,
+            reached: auditor.looks_at_all().then(|| RefCell::new(Sketch::new(estimate))),
             tenant,
             schedules,
             database,
@@ -147,7 +153,7 @@ impl<'a> Audited<'a> {
     }
 
     /// The first two passes.
-    pub(super) async fn rows_and_members(&self, report: &dyn Fn(Finding)) -> anyhow::Result<()> {
+    pub(super) async fn rows_and_members(&self, report: &impl Findings) -> anyhow::Result<()> {
         self.rows(report).await?;
         if self.auditor.stop.get() {
             return Ok(());
@@ -169,7 +175,7 @@ impl<'a> Audited<'a> {
         Ok(())
     }
 
-    async fn rows(&self, report: &dyn Fn(Finding)) -> anyhow::Result<()> {
+    async fn rows(&self, report: &impl Findings) -> anyhow::Result<()> {
         let label = self.tenant.label();
         let mut page = AuditPage {
             after: self.auditor.state.borrow().cursor.rows_after.get(label).copied(),
@@ -277,6 +283,11 @@ impl<'a> Audited<'a> {
             let own = at..at + members.len();
             at = own.end;
             let read = newest_value(&self.schedules, &members, &values[own]);
+            if let Some(reached) = &self.reached {
+                let mut reached = reached.borrow_mut();
+                let own = members.iter().enumerate().filter(|(n, _)| read.is_of_row(*n, row.id));
+                own.for_each(|(_, member)| reached.add(member));
+            }
             let value =
                 if read.id().is_some_and(|id| id != row.id) { Value::Absent } else { read.into_value() };
             let (id, companion) = (row.id, row.key == COMPANION);
@@ -309,7 +320,7 @@ impl<'a> Audited<'a> {
     }
 
     /// A first look at values: those that no row leads to.
-    pub(super) async fn values(&self, keys: &[Vec<u8>], report: &dyn Fn(Finding)) -> anyhow::Result<()> {
+    pub(super) async fn values(&self, keys: &[Vec<u8>], report: &impl Findings) -> anyhow::Result<()> {
         let values = self.values_of(keys).await?;
         let mut present = Vec::with_capacity(keys.len());
         for (key, value) in keys.iter().zip(&values).filter(|(_, value)| value.is_some()) {
@@ -332,7 +343,6 @@ impl<'a> Audited<'a> {
                 self.suspect(Subject { members: vec![key.clone()], id: None });
             }
         }
-        self.auditor.state.borrow_mut().cursor.counted.values += keys.len() as u64;
         self.confirm(report, false).await
     }
 
@@ -342,12 +352,12 @@ impl<'a> Audited<'a> {
     }
 
     /// Looks again at all that waits for it.
-    pub(super) async fn confirm_all(&self, report: &dyn Fn(Finding)) -> anyhow::Result<()> {
+    pub(super) async fn confirm_all(&self, report: &impl Findings) -> anyhow::Result<()> {
         self.confirm(report, true).await
     }
 
     /// Looks again at what has waited long enough; with `all`, or while too many wait, at all that waits.
-    async fn confirm(&self, report: &dyn Fn(Finding), all: bool) -> anyhow::Result<()> {
+    async fn confirm(&self, report: &impl Findings, all: bool) -> anyhow::Result<()> {
         let recheck = self.auditor.options.recheck;
         loop {
             let (waiting, oldest) = {
@@ -372,7 +382,7 @@ impl<'a> Audited<'a> {
         }
     }
 
-    async fn look_again(&self, suspects: Vec<Suspect>, report: &dyn Fn(Finding)) -> anyhow::Result<()> {
+    async fn look_again(&self, suspects: Vec<Suspect>, report: &impl Findings) -> anyhow::Result<()> {
         let subjects: Vec<&Subject> = suspects.iter().map(|suspect| &suspect.subject).collect();
         let mut seen = self.look(&subjects).await?;
         let in_flight = self.auditor.options.in_flight;
@@ -391,6 +401,7 @@ impl<'a> Audited<'a> {
                 if confirmed { self.schedules.is_listed(&seen.member).await } else { Ok(false) }
             });
         let listed = futures::future::try_join_all(listed).await?;
+        let mut findings = Vec::new();
         for (((mut suspect, seen), judgement), listed) in
             suspects.into_iter().zip(seen).zip(judgements).zip(listed)
         {
@@ -410,7 +421,7 @@ impl<'a> Audited<'a> {
                     self.reported.borrow_mut().insert(seen.member.clone());
                 }
                 self.auditor.state.borrow_mut().cursor.counted.findings += 1;
-                report(Finding {
+                findings.push(Finding {
                     tenant: self.tenant.label().to_owned(),
                     member: seen.member,
                     id: seen.id,
@@ -427,7 +438,7 @@ impl<'a> Audited<'a> {
                 self.auditor.count(Class::InFlight);
             }
         }
-        Ok(())
+        if findings.is_empty() { Ok(()) } else { report.take(self, findings).await }
     }
 
     /// The balances in the ledger's recover records.

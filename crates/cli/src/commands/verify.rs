@@ -4,12 +4,12 @@
 //! ledger that works, Redis is always a moment ahead. So a balance whose row differs is looked at again until the row has
 //! reached the version that Redis held at the first look, however far Redis has gone on since.
 
+mod comparing;
 mod difference;
 mod verifier;
 
 use std::path::Path;
 
-use balance_sync_tenants::Tenant;
 use serde::Serialize;
 
 use crate::{
@@ -75,12 +75,6 @@ pub(crate) struct Failed {
 /// The whole result.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Verification {
-    /// What [`TenantResult::unscheduled`] counts: tenant and member.
-    #[serde(skip)]
-    unscheduled: Vec<(Tenant, Vec<u8>)>,
-    /// The tenants that [`TenantResult::distant`] counts something of.
-    #[serde(skip)]
-    distant: Vec<Tenant>,
     /// By tenant, in id order.
     pub tenants: Vec<TenantResult>,
     /// Tenants that could not be compared.
@@ -111,10 +105,7 @@ pub(crate) async fn verify(file: Option<&Path>, args: VerifyArgs) -> anyhow::Res
     let config = super::load_config(file)?;
     let verifier = Verifier::new(&config)?;
     let wait = args.wait.map(seconds);
-    let mut result = verifier.compare(&args.tenant, args.show, wait).await?;
-    if args.apply {
-        result.repaired = verifier.repair(&result).await?;
-    }
+    let result = verifier.compare(&args.tenant, args.show, wait, args.apply).await?;
     if args.json {
         println!("{}", serde_json::to_string(&result)?);
     } else {

@@ -1,7 +1,7 @@
 //! Reads both sides of each tenant and compares them, page by page.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,14 +15,17 @@ use futures::StreamExt;
 
 use super::{
     Failed, TenantResult, Verification,
+    comparing::{Comparing, Task},
     difference::{Difference, Open},
 };
 use crate::{commands::chosen_tenants, config::Config, wiring};
 
 /// Balances compared in one go.
-const PAGE: usize = 500;
+pub(super) const PAGE: usize = 500;
 /// Tenants compared at the same time.
 const AT_ONCE: usize = 8;
+/// Most keys of all tenants that wait until there is a page of one.
+const MAX_KEYS: usize = 50_000;
 /// Between two looks at what differs.
 const AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// Without `--wait`: looks in a row by which no row has caught up, after which the rest counts as different …
@@ -30,11 +33,10 @@ const IDLE_LOOKS: u32 = 3;
 /// … and how long looks go on at most.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// The two sides of a tenant.
-struct Side<'a> {
-    schedules: &'a Schedules,
-    database: &'a Database,
-    table: &'a Table,
+/// The rows of a tenant.
+pub(super) struct Side {
+    pub(super) database: Database,
+    table: Table,
 }
 
 fn row_of<'a>(balance: &BalanceRef<'_>, value: &'a BalanceValue) -> Row<'a> {
@@ -47,14 +49,6 @@ fn row_of<'a>(balance: &BalanceRef<'_>, value: &'a BalanceValue) -> Row<'a> {
         overdraft_used: value.overdraft_used.as_str(),
         version: value.version,
     }
-}
-
-/// One tenant, compared.
-struct Compared {
-    tenant: Tenant,
-    result: TenantResult,
-    differences: Vec<String>,
-    unscheduled: Vec<Vec<u8>>,
 }
 
 /// Compares; holds what it needs for that.
@@ -86,7 +80,9 @@ impl Verifier {
         })
     }
 
-    /// Compares the tenants of these ids, or all active ones. What differs is looked at again for a moment, or for as long as `wait`.
+    /// Compares the tenants of these ids, or all active ones. What differs is looked at again for a moment, or for as long as `wait`. With
+    /// `repair`, what is behind and not scheduled is scheduled again, and what is scheduled too far ahead is made due: Redis alone is
+    /// written, a worker does the rest.
     ///
     /// # Errors
     /// When tenants or Redis can't be asked.
@@ -95,145 +91,72 @@ impl Verifier {
         only: &[String],
         show: usize,
         wait: Option<Duration>,
+        repair: bool,
     ) -> anyhow::Result<Verification> {
         let tenants = chosen_tenants(self.directory.as_ref(), only).await?;
-        let mut members = self.members(&tenants).await?;
         let deadline = wait.map(|wait| Instant::now() + wait);
-        let mut results: Vec<(&Tenant, anyhow::Result<Compared>)> =
-            futures::stream::iter(tenants.iter().map(|tenant| {
-                let members = members.remove(tenant).unwrap_or_default();
-                async move { (tenant, self.compare_tenant(tenant, &members, show, deadline).await) }
-            }))
-            .buffer_unordered(AT_ONCE)
+        let task = Task { verifier: self, show, deadline, repair };
+        let mut comparing: Vec<Comparing<'_>> =
+            tenants.iter().map(|tenant| Comparing::new(&task, tenant)).collect();
+        self.read_keys(&mut comparing).await?;
+        let ended: Vec<Comparing<'_>> = futures::stream::iter(comparing)
+            .map(|mut tenant| async move {
+                tenant.end().await;
+                tenant
+            })
+            .buffered(AT_ONCE)
             .collect()
             .await;
-        results.sort_by_key(|(tenant, _)| *tenant);
         let mut verification = Verification::default();
-        for (tenant, compared) in results {
+        for Comparing { tenant, result, differences, failed, repaired, .. } in ended {
+            verification.repaired += repaired;
             // One that can't be asked leaves the others their result.
-            let compared = match compared {
-                Ok(compared) => compared,
-                Err(error) => {
+            match failed {
+                Some(error) => {
                     let (tenant, error) = (tenant.label().to_owned(), format!("{error:#}"));
                     verification.failed.push(Failed { tenant, error });
-                    continue;
                 }
-            };
-            if compared.result.distant > 0 {
-                verification.distant.push(compared.tenant.clone());
+                None => {
+                    verification.tenants.push(result);
+                    verification.differences.extend(differences);
+                }
             }
-            verification.tenants.push(compared.result);
-            verification.differences.extend(compared.differences);
-            let tenant = compared.tenant;
-            verification
-                .unscheduled
-                .extend(compared.unscheduled.into_iter().map(|member| (tenant.clone(), member)));
         }
         verification.differences.truncate(show);
         Ok(verification)
     }
 
-    /// Schedules again what is behind and not scheduled, and makes due what is scheduled too far ahead. Writes Redis only; a
-    /// worker does the rest. Returns how many.
-    ///
-    /// # Errors
-    /// When Redis can't be written.
-    pub(crate) async fn repair(&self, found: &Verification) -> anyhow::Result<u64> {
-        let mut by_tenant: BTreeMap<&Tenant, Vec<&[u8]>> = BTreeMap::new();
-        for (tenant, member) in &found.unscheduled {
-            by_tenant.entry(tenant).or_default().push(member);
-        }
-        let mut repaired = 0;
-        for (tenant, members) in by_tenant {
-            repaired += self.schedules(tenant).schedule_again(&members).await?;
-        }
-        for tenant in &found.distant {
-            repaired += self.schedules(tenant).reschedule_distant().await?;
-        }
-        Ok(repaired)
-    }
-
-    /// The balance keys of each tenant, from one pass over the keys of Redis.
-    async fn members(&self, tenants: &[Tenant]) -> anyhow::Result<BTreeMap<Tenant, Vec<Vec<u8>>>> {
-        let (owners, spaces): (Vec<&Tenant>, Vec<KeySpace>) = tenants
+    /// One pass over the keys of Redis, page by page; each tenant compares those that have come together for it.
+    async fn read_keys(&self, comparing: &mut [Comparing<'_>]) -> anyhow::Result<()> {
+        let (owners, spaces): (Vec<usize>, Vec<KeySpace>) = comparing
             .iter()
-            .flat_map(|tenant| tenant.key_spaces(self.key_form).into_iter().map(move |space| (tenant, space)))
+            .enumerate()
+            .flat_map(|(n, own)| {
+                own.tenant.key_spaces(self.key_form).into_iter().map(move |space| (n, space))
+            })
             .unzip();
-        let mut found: BTreeMap<Tenant, BTreeSet<Vec<u8>>> = BTreeMap::new();
         let mut keys = BalanceKeys::new(self.link.clone(), spaces);
+        let mut waiting = 0;
         while let Some(page) = keys.next().await? {
             for (space, key) in page {
-                found.entry(owners[space].clone()).or_default().insert(key);
+                comparing[owners[space]].waiting.push(key);
+                waiting += 1;
             }
+            let all = waiting >= MAX_KEYS;
+            let full = comparing.iter_mut().filter(|own| all || own.waiting.len() >= PAGE);
+            let looking = futures::stream::iter(full)
+                .map(|own| async move { own.look_at_waiting(all).await })
+                .buffer_unordered(AT_ONCE);
+            waiting -= looking.fold(0, |sum, looked| std::future::ready(sum + looked)).await;
         }
-        Ok(found.into_iter().map(|(tenant, keys)| (tenant, keys.into_iter().collect())).collect())
-    }
-
-    async fn compare_tenant(
-        &self,
-        tenant: &Tenant,
-        members: &[Vec<u8>],
-        show: usize,
-        deadline: Option<Instant>,
-    ) -> anyhow::Result<Compared> {
-        let schedules = self.schedules(tenant);
-        let mut result = TenantResult { tenant: tenant.label().to_owned(), ..TenantResult::default() };
-        let mut differences = Vec::new();
-        let mut unscheduled: Vec<Vec<u8>> = Vec::new();
-        if !members.is_empty() {
-            let settings = self.directory.database(tenant).await?;
-            self.manager.allows(&settings)?;
-            let table = match &settings.schema {
-                Some(schema) => Table::in_schema(schema)?,
-                None => Table::unqualified(),
-            };
-            let database = Database::open(self.manager.spec(&settings), self.budget.clone())?;
-            let side = Side { schedules: &schedules, database: &database, table: &table };
-            let mut open = Vec::new();
-            for page in members.chunks(PAGE) {
-                let fresh = page.iter().map(|member| Open::new(member.clone())).collect();
-                open.append(&mut self.look(&side, fresh, &mut result, &mut differences).await?);
-                differences.truncate(show);
-            }
-            let open = self.settle(&side, open, &mut result, &mut differences, deadline).await?;
-            let mut behind = Vec::new();
-            for Open { member, reached, found, .. } in open {
-                differences.push(format!("{}: {}", String::from_utf8_lossy(&member), found.words(reached)));
-                match found {
-                    Difference::Missing => result.missing += 1,
-                    Difference::Behind(_) => result.behind += 1,
-                    Difference::Ahead { .. } => result.ahead += 1,
-                    Difference::Other => result.different += 1,
-                }
-                if matches!(found, Difference::Missing | Difference::Behind(_)) {
-                    behind.push((member, reached));
-                }
-            }
-            differences.truncate(show);
-            for page in behind.chunks(PAGE) {
-                unscheduled.append(&mut self.unscheduled(&side, page).await?);
-            }
-            database.close(Duration::from_secs(1)).await;
-        }
-        let backlog = schedules.backlog().await?;
-        result.scheduled = backlog.due + backlog.leased;
-        result.distant = schedules.distant().await?;
-        result.quarantined = schedules.quarantine_len().await?;
-        // Quarantined members are looked after by hand.
-        let mut free = Vec::with_capacity(unscheduled.len());
-        for member in unscheduled {
-            if result.quarantined == 0 || schedules.quarantine_get(&member).await?.is_none() {
-                free.push(member);
-            }
-        }
-        result.unscheduled = free.len() as u64;
-        Ok(Compared { tenant: tenant.clone(), result, differences, unscheduled: free })
+        Ok(())
     }
 
     /// Looks again at what differs: until the deadline, or else while rows catch up.
-    async fn settle(
+    pub(super) async fn settle(
         &self,
-        side: &Side<'_>,
+        side: &Side,
+        schedules: &Schedules,
         mut open: Vec<Open>,
         result: &mut TenantResult,
         differences: &mut Vec<String>,
@@ -254,7 +177,7 @@ impl Verifier {
             let mut left = Vec::with_capacity(before);
             while !open.is_empty() {
                 let page = open.split_off(open.len().saturating_sub(PAGE));
-                left.append(&mut self.look(side, page, result, differences).await?);
+                left.append(&mut self.look(side, schedules, page, result, differences).await?);
             }
             open = left;
             idle = if open.len() < before { 0 } else { idle + 1 };
@@ -263,9 +186,10 @@ impl Verifier {
     }
 
     /// Looks once at these balances, the values first, counts those that are settled, and gives the others back.
-    async fn look(
+    pub(super) async fn look(
         &self,
-        side: &Side<'_>,
+        side: &Side,
+        schedules: &Schedules,
         page: Vec<Open>,
         result: &mut TenantResult,
         differences: &mut Vec<String>,
@@ -284,7 +208,7 @@ impl Verifier {
                 result.balances += 1;
             }
             match (
-                BalanceRef::parse(side.schedules.of_member(&open.member).space(), &open.member),
+                BalanceRef::parse(schedules.of_member(&open.member).space(), &open.member),
                 BalanceValue::decode(value),
             ) {
                 (Ok(balance), Ok(value)) => found.push((n, balance, value)),
@@ -301,7 +225,7 @@ impl Verifier {
             }
         }
         let rows: Vec<Row<'_>> = found.iter().map(|(_, balance, value)| row_of(balance, value)).collect();
-        let stored = side.database.fetch(side.table, &rows).await?;
+        let stored = side.database.fetch(&side.table, &rows).await?;
         let mut seen: Vec<Option<(i64, Option<StoredRow>)>> = vec![None; page.len()];
         for ((n, _, value), stored) in found.iter().zip(stored) {
             seen[*n] = Some((value.version, stored));
@@ -322,7 +246,7 @@ impl Verifier {
             match balance.compare(version, stored.as_ref()) {
                 None => result.equal += 1,
                 Some(Difference::Ahead { row, .. })
-                    if self.has_newer_twin(side.schedules, &balance.member, row).await? =>
+                    if self.has_newer_twin(schedules, &balance.member, row).await? =>
                 {
                     result.equal += 1;
                 }
@@ -336,19 +260,35 @@ impl Verifier {
     }
 
     /// Those that are in no schedule and have not got their rows since.
-    async fn unscheduled(&self, side: &Side<'_>, behind: &[(Vec<u8>, i64)]) -> anyhow::Result<Vec<Vec<u8>>> {
+    pub(super) async fn unscheduled(
+        &self,
+        side: &Side,
+        schedules: &Schedules,
+        behind: &[(Vec<u8>, i64)],
+    ) -> anyhow::Result<Vec<Vec<u8>>> {
         let members: Vec<Vec<u8>> = behind.iter().map(|(member, _)| member.clone()).collect();
-        let free: BTreeSet<Vec<u8>> = side.schedules.not_scheduled(&members).await?.into_iter().collect();
+        let free: BTreeSet<Vec<u8>> = schedules.not_scheduled(&members).await?.into_iter().collect();
         let again = behind.iter().filter(|(member, _)| free.contains(member));
         let again = again.map(|(member, reached)| Open { reached: *reached, ..Open::new(member.clone()) });
         // A worker writes the row before it takes the member out of the schedule.
         let (mut ignored, mut words) = (TenantResult::default(), Vec::new());
-        let left = self.look(side, again.collect(), &mut ignored, &mut words).await?;
+        let left = self.look(side, schedules, again.collect(), &mut ignored, &mut words).await?;
         let is_behind = |open: &Open| matches!(open.found, Difference::Missing | Difference::Behind(_));
         Ok(left.into_iter().filter(is_behind).map(|open| open.member).collect())
     }
 
-    fn schedules(&self, tenant: &Tenant) -> Schedules {
+    /// The rows of a tenant.
+    pub(super) async fn open(&self, tenant: &Tenant) -> anyhow::Result<Side> {
+        let settings = self.directory.database(tenant).await?;
+        self.manager.allows(&settings)?;
+        let table = match &settings.schema {
+            Some(schema) => Table::in_schema(schema)?,
+            None => Table::unqualified(),
+        };
+        Ok(Side { database: Database::open(self.manager.spec(&settings), self.budget.clone())?, table })
+    }
+
+    pub(super) fn schedules(&self, tenant: &Tenant) -> Schedules {
         Schedules::new(&self.link, tenant.key_spaces(self.key_form), &self.options)
     }
 
