@@ -1,6 +1,6 @@
 //! `handover`: a signed statement of a tenant's rows, and every way to tamper with rows or file is detected.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -8,13 +8,16 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use balance_sync_sandbox::ledger::DEFAULT_TTL;
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, SEED_VERSION, TenantKeys};
 use balance_sync_sandbox::{Sandbox, SandboxTenant, balance_table, eventually};
 use balance_sync_tests::command::prepare;
 use balance_sync_tests::ledger::{comes_in_step, fill, scores};
 use balance_sync_tests::{Finished, SOON, Worker, run};
+use futures::StreamExt as _;
 use redis::AsyncCommands as _;
 use tempfile::TempDir;
+
+use crate::audit::{READS, writes};
 
 struct Bench {
     sandbox: Sandbox,
@@ -23,7 +26,10 @@ struct Bench {
 
 impl Bench {
     async fn new(tenants: usize, balances: usize) -> Result<Self> {
-        let sandbox = balance_sync_tests::sandbox(tenants, balances).await?;
+        Self::on(balance_sync_tests::sandbox(tenants, balances).await?).await
+    }
+
+    async fn on(sandbox: Sandbox) -> Result<Self> {
         let bench = Self { sandbox, folder: tempfile::tempdir()? };
         let made = run(&["handover", "keygen", &bench.path("key")], &[]).await?;
         ensure!(made.code == Some(0), "{made:?}");
@@ -321,6 +327,156 @@ async fn what_redis_has_lost_is_settled_before_a_handover() -> Result<()> {
     redis.del::<_, ()>(open).await?;
     let signed = bench.handover(&tenant, "c.json", &[]).await?;
     ensure!(signed.code == Some(0), "{signed:?}");
+    Ok(())
+}
+
+/// Every command that a Redis is sent until `end` is set, as command and first argument.
+async fn commands_until(
+    seen: &mut (impl futures::Stream<Item = String> + Unpin),
+    end: &str,
+) -> Result<BTreeSet<(String, String)>> {
+    let mut commands = BTreeSet::new();
+    loop {
+        let line = seen.next().await.context("the monitor ended")?;
+        if line.contains(end) {
+            return Ok(commands);
+        }
+        // Whether Redis takes writes is tested by one that can't change anything (`Snapshots::write_refusal`).
+        if line.contains(r#""XX" "0" """#) {
+            continue;
+        }
+        let mut words = line.split('"').skip(1).step_by(2);
+        let command = words.next().unwrap_or_default().to_lowercase();
+        commands.insert((command, words.next().unwrap_or_default().to_owned()));
+    }
+}
+
+/// Of a tenant with keys in both forms of its id as well, which is one tenant with one statement.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handover_writes_nothing_but_its_pause_and_reads_both_key_forms() -> Result<()> {
+    /// What it reads beside an audit: schedules, quarantine, incidents, workers and the log of actions.
+    const READS_TOO: &[&str] = &[
+        "evalsha",
+        "script",
+        "zcard",
+        "zcount",
+        "zrange",
+        "zrangebyscore",
+        "hget",
+        "hgetall",
+        "hlen",
+        "hmget",
+        "get",
+        "xrange",
+        "xrevrange",
+    ];
+    const PAUSE: [(&str, &str); 2] =
+        [("hset", "{transactions}:balance-sync:paused"), ("xadd", "{transactions}:balance-sync:actions")];
+    let bench = Bench::new(2, 60).await?;
+    let tenant = bench.sandbox.tenants().remove(1);
+    let simple = TenantKeys::tenant(&tenant.id.replace('-', ""));
+    assert_ne!(simple.prefix(), tenant.keys.prefix(), "{} is no UUID", tenant.id);
+    let mut redis = bench.sandbox.redis().connect().await?;
+    // In one form, in the other, in both, of which one is older, and in none.
+    let put = |keys: &TenantKeys, n: usize, version: i64| {
+        let balance = &tenant.balances[n];
+        redis::cmd("SET").arg(keys.member(balance)).arg(balance.json(version)).arg("EX").arg(3600).clone()
+    };
+    for n in 0..40 {
+        if n < 20 {
+            put(&tenant.keys, n, SEED_VERSION).query_async::<()>(&mut redis).await?;
+        }
+        if n >= 10 {
+            let version = if n < 20 { SEED_VERSION - 1 } else { SEED_VERSION };
+            put(&simple, n, version).query_async::<()>(&mut redis).await?;
+        }
+    }
+
+    // What is open in the form that is not listed is open.
+    redis.zadd::<_, _, _, ()>(simple.schedule(), simple.member(&tenant.balances[30]), 1).await?;
+    let refused = bench.handover(&tenant, "a.json", &["--drain", "1", "--json"]).await?;
+    let said: serde_json::Value =
+        serde_json::from_str(&refused.stdout).with_context(|| format!("{refused:?}"))?;
+    ensure!(refused.code == Some(1) && said["signed"] == false, "{refused:?}");
+    ensure!(said["refused"].as_str().is_some_and(|why| why.contains("1 due")), "{said}");
+    redis.del::<_, ()>(simple.schedule()).await?;
+
+    let before = writes(&bench.sandbox, &bench.sandbox.tenants()).await?;
+    let monitor = redis::Client::open(bench.sandbox.redis().url())?.get_async_monitor().await?;
+    let mut seen = monitor.into_on_message::<String>();
+    let done = bench.handover(&tenant, "b.json", &["--json"]).await?;
+    redis.set::<_, _, ()>("the end of the handover", 1).await?;
+    let commands = commands_until(&mut seen, "the end of the handover").await?;
+    ensure!(done.code == Some(0), "{done:?}");
+    let written: Vec<_> = commands
+        .iter()
+        .filter(|(command, _)| !READS.contains(&command.as_str()) && !READS_TOO.contains(&command.as_str()))
+        .map(|(command, key)| (command.as_str(), key.as_str()))
+        .collect();
+    assert_eq!(written, PAUSE, "{commands:?}");
+    assert_eq!(writes(&bench.sandbox, &bench.sandbox.tenants()).await?, before, "rows were written");
+    let signed: serde_json::Value = serde_json::from_str(&done.stdout)?;
+    ensure!(signed["signed"] == true && signed["truth"] == true && signed["rows"] == 60, "{signed}");
+    let text = std::fs::read_to_string(bench.file("b.json"))?;
+    let statement: serde_json::Value = serde_json::from_str(text.lines().next().context("a line")?)?;
+    assert_eq!((&statement["values"], &statement["witnesses"]), (&50.into(), &3.into()), "of both forms");
+    assert_eq!(
+        (&signed["merkle_root"], &signed["pause_action"]),
+        (&statement["digest"]["merkle_root"], &statement["pause_action"])
+    );
+
+    // Newer in the form that is not listed.
+    put(&simple, 5, SEED_VERSION + 1).query_async::<()>(&mut redis).await?;
+    let refused = bench.handover(&tenant, "c.json", &[]).await?;
+    let member = simple.member(&tenant.balances[5]);
+    ensure!(refused.code == Some(1) && refused.stderr.contains(&member), "{refused:?}");
+
+    // A verification in JSON.
+    let same = bench.verify(&bench.file("b.json"), &["--json"]).await?;
+    let said: serde_json::Value = serde_json::from_str(&same.stdout)?;
+    ensure!(same.code == Some(0) && said["same_rows"] == true && said["different"].is_null(), "{said}");
+    let id = tenant.balances[7].id;
+    bench.sql(&tenant, &format!("UPDATE {{balance}} SET on_hold = on_hold + 1 WHERE id = '{id}'")).await?;
+    let other = bench.verify(&bench.file("b.json"), &["--json"]).await?;
+    let said: serde_json::Value = serde_json::from_str(&other.stdout)?;
+    ensure!(other.code == Some(1) && said["same_rows"] == false && said["valid_signature"] == true, "{said}");
+    assert_eq!(said["different"]["named"], serde_json::json!([{ "id": id, "what": "changed" }]));
+    Ok(())
+}
+
+/// What can't be read is named before the tenant is paused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_grants_tables_or_possible_clocks_nothing_is_paused_or_signed() -> Result<()> {
+    let mut options = balance_sync_tests::options(1, 10);
+    options.redis.settable_clock = true;
+    let bench = Bench::on(Sandbox::start(options).await?).await?;
+    let tenant = bench.sandbox.tenants().remove(0);
+    let refused = async |code: i32, words: &str| -> Result<()> {
+        let done = bench.handover(&tenant, "out.json", &[]).await?;
+        ensure!(done.code == Some(code) && done.stderr.contains(words), "{words}: {done:?}");
+        ensure!(done.stderr.contains("not paused") && !bench.file("out.json").exists(), "{done:?}");
+        let mut redis = bench.sandbox.redis().connect().await?;
+        let actions: i64 =
+            redis::cmd("XLEN").arg("{transactions}:balance-sync:actions").query_async(&mut redis).await?;
+        ensure!(actions == 0, "{words}: {actions} actions");
+        Ok(())
+    };
+    bench.sql(&tenant, "REVOKE SELECT ON operation FROM balance_sync_tenants").await?;
+    refused(1, "the grant SELECT on operation is missing").await?;
+    bench.sql(&tenant, "DROP TABLE operation").await?;
+    refused(1, "there is no table operation").await?;
+    bench.sql(&tenant, "REVOKE SELECT (alias) ON {balance} FROM balance_sync_tenants").await?;
+    refused(2, "the grant SELECT (alias) on balance is missing").await?;
+    bench.sandbox.redis().shift_clock(-3 * 86_400_000)?;
+    refused(2, "impossible clock: Redis says").await?;
+    let (config, key, out) = (bench.config(), bench.path("key"), bench.path("out.json"));
+    let args =
+        ["handover", "--config", &config, "--tenant", "nobody", "--key", &key, "--out", &out, "--note", "x"];
+    let done = run(&args, &[]).await?;
+    ensure!(
+        done.code == Some(2) && done.stderr.contains("tenant nobody is not among the active ones"),
+        "{done:?}"
+    );
     Ok(())
 }
 

@@ -45,6 +45,9 @@ pub(crate) struct HandoverArgs {
     /// Values that are asked of Redis per second.
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub redis_rate: u32,
+    /// Print the result as one line of JSON.
+    #[arg(long)]
+    pub json: bool,
     #[command(subcommand)]
     pub command: Option<HandoverCommand>,
 }
@@ -85,4 +88,7 @@ pub(crate) struct HandoverVerifyArgs {
     /// Name at most so many rows.
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub show: usize,
+    /// Print the result as one line of JSON.
+    #[arg(long)]
+    pub json: bool,
 }

@@ -255,6 +255,18 @@ impl Auditor {
         crate::commands::chosen_tenants(self.directory.as_ref(), only).await
     }
 
+    /// What stands in the way of reading the trail of this tenant; nothing is audited yet.
+    ///
+    /// # Errors
+    /// When the tenant can't be audited at all, or clocks are impossible.
+    pub(crate) async fn preflight(&self, tenant: &Tenant) -> anyhow::Result<Option<String>> {
+        let redis_now = self.check_clock().await?;
+        let audited = Audited::open(self, tenant, redis_now).await?;
+        let why = audited.access().without_trail().map(str::to_owned);
+        audited.close().await;
+        Ok(why)
+    }
+
     /// The first two passes over these tenants; gives those that could be audited.
     ///
     /// # Errors

@@ -15,6 +15,9 @@ use balance_sync_view::{
     actions::{Action, ActionOutcome},
     reader::FleetReader,
 };
+use serde::Serialize;
+use serde_json::json;
+use uuid::Uuid;
 
 use super::{actions, audit::RECHECK};
 use crate::{
@@ -104,6 +107,13 @@ async fn make(file: Option<&Path>, args: &HandoverArgs) -> anyhow::Result<u8> {
         signal = interrupted() => bail!("{}: nothing was signed; if the tenant was paused it still is", signal?),
     };
     match made {
+        Err(Refusal(why)) if args.json => {
+            terminal::print(&format!(
+                "{}\n",
+                json!({ "tenant": tenant.label(), "signed": false, "refused": why })
+            ))?;
+            Ok(EXIT_DIFFERENT)
+        }
         Err(Refusal(why)) => {
             eprintln!("balance-sync: {}: nothing was signed: {why}", styled(BAD, "refused"));
             Ok(EXIT_DIFFERENT)
@@ -112,8 +122,17 @@ async fn make(file: Option<&Path>, args: &HandoverArgs) -> anyhow::Result<u8> {
             let (truth, rows) = (statement.truth, statement.digest.rows);
             let root = statement.digest.merkle_root.clone();
             let findings = statement.findings_total + statement.quarantined_total;
+            let action = statement.pause_action.clone();
             let text = statement.sign(&key)?;
             Statement::write(out, &text)?;
+            if args.json {
+                let signed = json!({
+                    "tenant": tenant.label(), "signed": true, "truth": truth, "rows": rows, "merkle_root": root,
+                    "findings": findings, "pause_action": action, "file": out.display().to_string(), "bytes": text.len(),
+                });
+                terminal::print(&format!("{signed}\n"))?;
+                return Ok(if truth { EXIT_OK } else { EXIT_DIFFERENT });
+            }
             let result = if truth {
                 styled(GOOD, "signed: the rows are the truth")
             } else {
@@ -149,6 +168,15 @@ struct Audit {
 
 impl Making<'_> {
     async fn statement(&self) -> Step<Statement> {
+        // What can be known before the tenant is paused is said before.
+        let auditor = Auditor::new(self.config, "handover", self.options(), Cursor::default())?;
+        let blind =
+            auditor.preflight(self.tenant).await.context("nothing was signed, the tenant was not paused")?;
+        if let (Some(why), false) = (blind, self.args.with_findings) {
+            return Ok(Err(Refusal(format!(
+                "the ledger's operations can't be read: {why}. The tenant was not paused; --with-findings signs what two witnesses say"
+            ))));
+        }
         let reader = wiring::reader(self.config)?;
         step!(self.drain(&reader).await?);
         let action = step!(self.pause(&reader).await?);
@@ -308,8 +336,8 @@ impl Making<'_> {
         Ok(latest.iter().find(|one| decisive(&one.what)).is_some_and(|newest| newest.id == action))
     }
 
-    async fn audit(&self) -> anyhow::Result<Audit> {
-        let options = Options {
+    fn options(&self) -> Options {
+        Options {
             trail: true,
             in_flight: IN_FLIGHT,
             recheck: RECHECK,
@@ -317,11 +345,14 @@ impl Making<'_> {
             sample: None,
             postgres_rate: self.args.postgres_rate,
             redis_rate: self.args.redis_rate,
-        };
+        }
+    }
+
+    async fn audit(&self) -> anyhow::Result<Audit> {
         // The rows that are stated are those that are judged.
         let digester = Rc::new(RefCell::new(Digester::new()));
         let own = Rc::clone(&digester);
-        let auditor = Auditor::new(self.config, "handover", options, Cursor::default())?
+        let auditor = Auditor::new(self.config, "handover", self.options(), Cursor::default())?
             .observed_by(Box::new(move |rows| rows.iter().for_each(|row| own.borrow_mut().add(row))));
         let findings = RefCell::new(Vec::new());
         let total = Cell::new(0);
@@ -396,6 +427,42 @@ fn open_findings(
 
 async fn verify(file: Option<&Path>, args: &HandoverVerifyArgs) -> anyhow::Result<u8> {
     let statement = Statement::read(&args.file, PublicKey::read(&args.public_key)?)?;
+    let different = if args.signature_only {
+        None
+    } else {
+        let source = match &args.database_url {
+            Some(url) => Source::of_url(url, args.schema.as_deref(), args.postgres_rate)?,
+            None => {
+                let config = super::load_config(file)?;
+                let directory = wiring::directory(&config)?;
+                let only = [statement.tenant.clone()];
+                let tenant = super::chosen_tenants(directory.as_ref(), &only).await?.pop();
+                Source::of_tenant(&config, &tenant.context("no such tenant")?, args.postgres_rate).await?
+            }
+        };
+        let different = compare(&source, &statement.digest, args.show).await;
+        source.close().await;
+        Some(different?)
+    };
+    let text = if args.json {
+        let same = different.as_ref().map(Option::is_none);
+        format!(
+            "{}\n",
+            json!({
+                "valid_signature": true, "tenant": statement.tenant, "made_at": statement.made_at, "made_by": statement.made_by,
+                "truth": statement.truth, "rows": statement.digest.rows, "merkle_root": statement.digest.merkle_root,
+                "same_rows": same, "different": different.iter().flatten().next(),
+            })
+        )
+    } else {
+        words(&statement, different.as_ref())
+    };
+    terminal::print(&text)?;
+    Ok(if matches!(different, Some(Some(_))) { EXIT_DIFFERENT } else { EXIT_OK })
+}
+
+/// A verification for people.
+fn words(statement: &Statement, different: Option<&Option<Different>>) -> String {
     let mut text = format!(
         "{}: {} of tenant {}, made {} by {} ({})\n",
         styled(GOOD, "valid signature"),
@@ -415,63 +482,71 @@ async fn verify(file: Option<&Path>, args: &HandoverVerifyArgs) -> anyhow::Resul
             statement.notices.join("; ")
         );
     }
-    if args.signature_only {
-        terminal::print(&text)?;
-        return Ok(EXIT_OK);
-    }
-    let source = match &args.database_url {
-        Some(url) => Source::of_url(url, args.schema.as_deref(), args.postgres_rate)?,
-        None => {
-            let config = super::load_config(file)?;
-            let directory = wiring::directory(&config)?;
-            let only = [statement.tenant.clone()];
-            let tenant = super::chosen_tenants(directory.as_ref(), &only).await?.pop();
-            Source::of_tenant(&config, &tenant.context("no such tenant")?, args.postgres_rate).await?
+    let different = match different {
+        None => return text,
+        Some(None) => {
+            let _ = writeln!(text, "{}", styled(GOOD, "the rows are those of the statement"));
+            return text;
         }
-    };
-    let different = compare(&source, &statement.digest, args.show, &mut text).await;
-    source.close().await;
-    let different = different?;
-    terminal::print(&text)?;
-    Ok(if different { EXIT_DIFFERENT } else { EXIT_OK })
-}
-
-/// Whether rows differ, and which.
-async fn compare(source: &Source, signed: &Digest, show: usize, text: &mut String) -> anyhow::Result<bool> {
-    let present = source.digest().await?;
-    let Some(changes) = Changes::between(signed, &present) else {
-        let _ = writeln!(text, "{}", styled(GOOD, "the rows are those of the statement"));
-        return Ok(false);
+        Some(Some(different)) => different,
     };
     let _ = writeln!(
         text,
         "{}: {} rows, the statement has {}; root {}, the statement has {}; {} groups of rows differ",
         styled(BAD, "rows differ"),
-        count(present.rows),
-        count(signed.rows),
-        present.merkle_root,
-        signed.merkle_root,
-        changes.groups()
+        count(different.rows),
+        count(statement.digest.rows),
+        different.merkle_root,
+        statement.digest.merkle_root,
+        different.groups
     );
-    let removed = changes.removed();
-    for id in removed.iter().take(show) {
-        let _ = writeln!(text, "  {id}  removed");
+    for named in &different.named {
+        let _ = writeln!(text, "  {}  {}", named.id, named.what);
     }
-    let (mut named, mut hidden) = (removed.len().min(show), removed.len().saturating_sub(show));
+    if different.more > 0 {
+        let _ = writeln!(text, "  … and {} more; --show names them", different.more);
+    }
+    text
+}
+
+/// The rows that are there, where they are not those of a statement.
+#[derive(Serialize)]
+struct Different {
+    rows: u64,
+    merkle_root: String,
+    groups: usize,
+    named: Vec<Named>,
+    /// So many more could be named.
+    more: usize,
+}
+
+#[derive(Serialize)]
+struct Named {
+    id: Uuid,
+    what: &'static str,
+}
+
+/// Which rows differ, if any do.
+async fn compare(source: &Source, signed: &Digest, show: usize) -> anyhow::Result<Option<Different>> {
+    let present = source.digest().await?;
+    let Some(changes) = Changes::between(signed, &present) else { return Ok(None) };
+    let (mut named, mut more) = (Vec::new(), 0);
+    let mut name = |id, what| {
+        if named.len() < show { named.push(Named { id, what }) } else { more += 1 }
+    };
+    changes.removed().into_iter().for_each(|id| name(id, "removed"));
     source
         .each_row(|row| {
             if changes.may_be(row.id) {
-                if named < show {
-                    let _ = writeln!(text, "  {}  {}", row.id, changes.describe(row.id));
-                    named += 1;
-                } else {
-                    hidden += 1;
-                }
+                name(row.id, changes.describe(row.id));
             }
         })
         .await?;
-    if hidden > 0 {
-        let _ = writeln!(text, "  … and {hidden} more; --show names them");
-    }
-    Ok(true)
+    Ok(Some(Different {
+        rows: present.rows,
+        groups: changes.groups(),
+        merkle_root: present.merkle_root,
+        named,
+        more,
+    }))
 }
