@@ -47,7 +47,7 @@ macro_rules! file {
 
 const INDEX: File = file!("index.html", HTML);
 
-const ASSETS: [File; 24] = [
+const ASSETS: [File; 25] = [
     file!("actions.js", SCRIPT),
     file!("advice.js", SCRIPT),
     file!("api.js", SCRIPT),
@@ -65,6 +65,7 @@ const ASSETS: [File; 24] = [
     file!("pages/actions.js", SCRIPT),
     file!("pages/overview.js", SCRIPT),
     file!("pages/quarantine.js", SCRIPT),
+    file!("pages/recovery.js", SCRIPT),
     file!("pages/sign-in.js", SCRIPT),
     file!("pages/tenant.js", SCRIPT),
     file!("pages/tenants.js", SCRIPT),

@@ -15,6 +15,9 @@ declare global {
     type QuarantineEntry = Schemas["QuarantineEntry"];
     type QuarantineOne = Schemas["QuarantineOne"];
     type QuarantinePage = Schemas["QuarantinePage"];
+    type LostBalance = Schemas["LostBalance"];
+    type LostBalanceState = Schemas["LostBalanceState"];
+    type Recovery = Schemas["Recovery"];
     type Session = Schemas["Session"];
     type TenantDetail = Schemas["TenantDetail"];
     type TenantPage = Schemas["TenantPage"];

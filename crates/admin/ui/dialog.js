@@ -10,12 +10,13 @@ const STAYS = 8_000;
  * Asks before something is done. Resolves to `{ note }`, or to null when it was called off.
  * `typed`: a text that has to be typed first, for what can't be undone in bulk.
  *
- * @param {{ title: string, text: string, facts?: string[], confirm: string, danger?: boolean, note?: boolean, typed?: string | number | null }} options
+ * @param {{ title: string, text: string, facts?: string[], confirm: string, danger?: boolean, note?: boolean | "needed", typed?: string | number | null }} options
  * @returns {Promise<{ note: string | null } | null>}
  */
 export function confirmAction({ title, text, facts = [], confirm, danger = false, note = true, typed = null }) {
   return new Promise((resolve) => {
-    const noteField = h("input", { id: "note", maxlength: "500", autocomplete: "off", placeholder: "Why? It will stand in the log." });
+    const needed = note === "needed";
+    const noteField = h("input", { id: "note", maxlength: "500", required: needed, pattern: needed ? ".*\\S.*" : null, autocomplete: "off", placeholder: "Why? It will stand in the log." });
     const typedField = h("input", { id: "typed", autocomplete: "off", spellcheck: "false" });
     const yes = h(danger ? "button.button.danger" : "button.button.primary", { type: "submit" }, confirm);
     if (typed !== null) {
@@ -31,7 +32,7 @@ export function confirmAction({ title, text, facts = [], confirm, danger = false
       h("p", { id: "dialog-text" }, text),
       facts.length ? h("ul.facts", facts.map((fact) => h("li", fact))) : null,
       typed !== null ? h("label", { for: "typed" }, "Type ", h("code", typed), " to go on", typedField) : null,
-      note ? h("label", { for: "note" }, "Note (optional)", noteField) : null,
+      note ? h("label", { for: "note" }, needed ? "Note" : "Note (optional)", noteField) : null,
       h("div.dialog-buttons", button("Cancel", null, () => dialog.close()), yes),
     );
     const dialog = h("dialog.dialog", { "aria-labelledby": "dialog-title", "aria-describedby": "dialog-text" }, form);

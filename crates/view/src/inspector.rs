@@ -13,6 +13,8 @@ use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, Table};
 use balance_sync_tenants::{KeyForm, Tenant, TenantDirectory};
 use balance_sync_trace::Span;
 
+use crate::recovery::{RecoveryDesk, RecoveryRunner};
+
 /// How a tenant's database is reached.
 #[derive(Clone)]
 enum Databases {
@@ -84,6 +86,12 @@ impl Inspector {
     ) -> Self {
         let outside = Outside { directory, options: manager_options };
         Self { link, key_form, options, databases: Databases::Outside(outside) }
+    }
+
+    /// Starts recoveries by `runner`, for the worker of this name.
+    #[must_use]
+    pub fn recoveries(&self, worker: String, runner: Arc<dyn RecoveryRunner>) -> RecoveryDesk {
+        RecoveryDesk::new(self.link.clone(), worker, runner)
     }
 
     /// Redis.

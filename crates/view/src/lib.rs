@@ -5,7 +5,8 @@
 //! together) · [`rows`] (tenants and workers, one row each) · [`overview`] (the whole fleet at a glance) · [`inspector`] (one
 //! tenant's schedule and database) · [`why`] (one balance) · [`report`] (a month of the fleet).
 //!
-//! What they do: [`actions`] (written down for the whole fleet) · `follower` (carried out by each worker).
+//! What they do: [`actions`] (written down for the whole fleet) · `follower` (carried out by each worker) · [`recovery`] (what Redis has
+//! lost of a tenant, planned and restored in the background).
 //!
 //! [`Operations`] runs all of this beside a worker.
 
@@ -18,6 +19,7 @@ pub mod overview;
 mod publisher;
 pub mod reader;
 mod record;
+pub mod recovery;
 pub mod report;
 pub mod rows;
 pub mod sampler;

@@ -10,6 +10,7 @@ mod keyboard;
 mod many;
 mod pages;
 mod quarantine;
+mod recovery;
 mod sign_in;
 mod why;
 

@@ -30,6 +30,7 @@ mod openapi;
 mod outage;
 mod pooler;
 mod recover;
+mod recoveries;
 mod report;
 mod rights;
 mod rotation;

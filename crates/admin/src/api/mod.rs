@@ -4,6 +4,7 @@
 //! - `fleet`: overview, workers, tenants.
 //! - `events`: what changes, as it happens.
 //! - `actions` and `quarantine`: what operators do.
+//! - `recovery`: what Redis has lost of a tenant.
 //! - `why`: one balance.
 //! - `params`, `body` and `problem`: what comes in, and what is said when that can't be used.
 //!
@@ -18,6 +19,7 @@ mod fleet;
 mod params;
 mod problem;
 mod quarantine;
+mod recovery;
 mod session;
 mod why;
 
@@ -29,7 +31,9 @@ use actix_web::{
     middleware::from_fn,
     web::{self, Data, ServiceConfig},
 };
-use balance_sync_view::{actions::Operator, inspector::Inspector, reader::FleetReader};
+use balance_sync_view::{
+    actions::Operator, inspector::Inspector, reader::FleetReader, recovery::RecoveryDesk,
+};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +53,7 @@ pub struct Api {
     reader: FleetReader,
     operator: Operator,
     inspector: Inspector,
+    recoveries: RecoveryDesk,
     access: Access,
     /// The name of this worker.
     worker: String,
@@ -65,6 +70,8 @@ pub struct ApiParts {
     pub operator: Operator,
     /// Looks into one tenant.
     pub inspector: Inspector,
+    /// Starts recoveries.
+    pub recoveries: RecoveryDesk,
     /// Who may do what.
     pub access: Access,
     /// The name of this worker.
@@ -75,11 +82,12 @@ impl Api {
     /// An API over these parts.
     #[must_use]
     pub fn new(parts: ApiParts) -> Self {
-        let ApiParts { reader, operator, inspector, access, worker } = parts;
+        let ApiParts { reader, operator, inspector, recoveries, access, worker } = parts;
         Self {
             reader,
             operator,
             inspector,
+            recoveries,
             access,
             worker,
             streams: Arc::new(Semaphore::new(events::MOST_STREAMS)),
@@ -127,6 +135,14 @@ fn paths() -> Vec<Path> {
         ("/tenants", get(web::to(fleet::tenants))),
         ("/tenants/{id}", get(web::to(fleet::tenant))),
         ("/tenants/{id}/actions", post(web::to(actions::on_tenant))),
+        (
+            "/tenants/{id}/recovery",
+            vec![
+                (Method::GET, web::to(recovery::show)),
+                (Method::POST, web::to(recovery::start)),
+                (Method::DELETE, web::to(recovery::stop)),
+            ],
+        ),
         ("/quarantine", get(web::to(quarantine::list))),
         ("/quarantine/entry", get(web::to(quarantine::entry))),
         ("/quarantine/retry", post(web::to(quarantine::retry))),
@@ -206,6 +222,9 @@ mod tests {
         assert_eq!(names(task), TaskState::NAMES.map(str::to_owned).into());
         let trigger = &schemas["Flush"]["properties"]["trigger"]["examples"];
         assert_eq!(names(trigger), Trigger::ALL.iter().map(|trigger| trigger.as_str().to_owned()).collect());
+        let recovery = &schemas["Recovery"]["properties"]["state"]["enum"];
+        let states = balance_sync_view::recovery::RecoveryState::NAMES;
+        assert_eq!(names(recovery), states.map(str::to_owned).into());
         let action = &schemas["TenantOrder"]["properties"]["action"]["enum"];
         let of_tenant = Action::ALL.into_iter().filter(|action| action.is_of_tenant());
         assert_eq!(names(action), of_tenant.map(|action| action.as_str().to_owned()).collect());

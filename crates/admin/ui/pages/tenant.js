@@ -26,6 +26,7 @@ import {
   timeAgo,
 } from "../parts.js";
 import { actionTable } from "./actions.js";
+import { recoveryPart } from "./recovery.js";
 
 /** Minutes shown in the charts, in milliseconds: as many as there are, up to ten. */
 const SPANS = [2, 5, 10].map((minutes) => minutes * 60_000);
@@ -39,6 +40,8 @@ export function tenantPage({ argument: id }) {
   const errors = errorTable(tickers);
   const settings = settingsOf();
   const outcomes = outcomesOf();
+  const controller = new AbortController();
+  const recovery = recoveryPart(id, tickers, controller.signal, () => askLog());
   const log = actionTable({ withTenant: false, empty: nothing("No actions on this tenant") });
   const content = h(
     "div",
@@ -47,12 +50,12 @@ export function tenantPage({ argument: id }) {
     charts.node,
     h("div.two", section("Last flushes", flushes.node), section("Last errors", errors.node)),
     h("div.two", section("Since its workers started", outcomes.node), section("Settings in force", settings.node)),
+    recovery.node,
     section("Actions", log.node),
   );
   const place = h("div", loading(6));
   const node = h("div.page", h("nav.crumbs", { "aria-label": "Where you are" }, link("/tenants", "Tenants"), icon("chevron")), heading(visible(id)), place);
   node.querySelector("h1").classList.add("id");
-  const controller = new AbortController();
   let shown = false;
 
   /** @param {Api.TenantDetail} tenant */
@@ -79,6 +82,7 @@ export function tenantPage({ argument: id }) {
       );
     });
     askLog();
+    recovery.look();
   }
   const ends = [
     subscribe("tenant", update),

@@ -247,6 +247,11 @@ impl Auditor {
         Ok(self.end(audited).await)
     }
 
+    /// About how many rows there are, of the tenants that have been opened so far.
+    pub(crate) fn estimate(&self) -> u64 {
+        self.bar.length().unwrap_or_default()
+    }
+
     /// The tenants of these ids, or all active ones.
     ///
     /// # Errors

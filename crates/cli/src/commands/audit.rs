@@ -24,7 +24,7 @@ const EXIT_FOUND: u8 = 1;
 /// Not all could be determined.
 const EXIT_UNKNOWN: u8 = 2;
 /// Between two looks at a balance that is suspected.
-pub(super) const RECHECK: Duration = Duration::from_millis(300);
+pub(crate) const RECHECK: Duration = Duration::from_millis(300);
 /// Between two writes of the file that it can be continued from.
 const SAVE_EVERY: Duration = Duration::from_secs(2);
 

@@ -1,6 +1,10 @@
 //! `run`: a worker, from start to drain.
 
-use std::{path::Path, sync::atomic::Ordering::Relaxed, time::Instant};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
+};
 
 use anyhow::Context;
 use balance_sync_admin::{Access, AdminServer, AdminSettings, Api, ApiParts};
@@ -9,13 +13,14 @@ use balance_sync_fleet::{
     lifecycle::{DrainReport, WorkerHandles},
     tasks::panics,
 };
-use balance_sync_view::Operations;
+use balance_sync_view::{Operations, recovery::RecoveryRunner};
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     EXIT_OK,
     config::Config,
+    recoveries::Runner,
     telemetry,
     wiring::{self, Endpoints, objectives},
 };
@@ -51,7 +56,8 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     let worker = PreparedWorker::new(wiring::worker_settings(&config, &endpoints, &name)?)?;
     let operations = Operations::start(&worker, wiring::operations_settings(&config, name));
     let worker = worker.start();
-    let admin = start_admin(&config, worker.handles(), &operations, started)?;
+    let recoveries = Arc::new(Runner::new(file.map(Path::to_owned), &config));
+    let admin = start_admin(&config, worker.handles(), &operations, &recoveries, started)?;
     let close_grace = config.collector.drain_deadline;
     // With thousands of tenants in it, it is larger than all that looks after them.
     drop(config);
@@ -69,7 +75,9 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     // Informed before the supervisor is, so that no balancer sends anything to a worker that is on its way out.
     worker.handles().fleet.draining.store(true, Relaxed);
     let drain_started = Instant::now();
+    recoveries.stop();
     let report = operations.drain(worker, close_grace).await;
+    recoveries.stopped().await;
     let code = tell(&report, drain_started);
     if let Some(admin) = admin {
         admin.stop().await;
@@ -102,6 +110,7 @@ fn start_admin(
     config: &Config,
     worker: &WorkerHandles,
     operations: &Operations,
+    recoveries: &Arc<Runner>,
     started: Instant,
 ) -> anyhow::Result<Option<AdminServer>> {
     if !config.admin.enabled {
@@ -115,12 +124,15 @@ fn start_admin(
         reader: operations.reader(objectives(config)),
         operator: operations.operator(),
         inspector: operations.inspector(),
+        recoveries: operations
+            .inspector()
+            .recoveries(config.worker.name.clone(), Arc::clone(recoveries) as Arc<dyn RecoveryRunner>),
         access: Access::new(config.admin.read_token.clone(), config.admin.operator_token.clone()),
         worker: config.worker.name.clone(),
     };
     let server = balance_sync_admin::start_with_api(
         settings,
-        std::sync::Arc::clone(&worker.fleet),
+        Arc::clone(&worker.fleet),
         started,
         connections,
         Api::new(api),

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 /// In the order of their use.
 const FLEET: [&str; 6] = ["lifecycle", "backends", "pipeline", "status", "tasks", "clock"];
 /// In the order of their use.
-const VIEW: [&str; 14] = [
+const VIEW: [&str; 15] = [
     "operations",
     "why",
     "overview",
@@ -16,6 +16,7 @@ const VIEW: [&str; 14] = [
     "reader",
     "unserved",
     "inspector",
+    "recovery",
     "local_worker",
     "actions",
     "rows",
