@@ -150,7 +150,7 @@ async fn rights(link: &Link, config: &Config, tenants: &[Tenant], findings: &mut
         for tenant in page {
             let own: Vec<String> = spaces(tenant).iter().flat_map(keys_of).collect();
             for key in missing.keys.iter().filter(|key| own.contains(key)) {
-                let said = format!("no right to {}", key.replace(ABSENT, "…").escape_debug());
+                let said = format!("no right to {}", of_any_tenant(key).replace(ABSENT, "…").escape_debug());
                 findings.of_tenant(tenant.label(), AREA, "keys", (Level::Fail, said, HELP.to_owned()));
             }
         }
@@ -180,6 +180,14 @@ async fn rights(link: &Link, config: &Config, tenants: &[Tenant], findings: &mut
         && error.class != ErrorClass::Permission
     {
         findings.fail(AREA, format!("writes are refused: {error}"), "what the answer names");
+    }
+}
+
+/// A key with `*` for the tenant, as in `users.acl`: what is missing for many tenants is one line.
+fn of_any_tenant(key: &str) -> String {
+    match key.strip_prefix("tenant:").and_then(|rest| rest.split_once(':')) {
+        Some((_, rest)) => format!("tenant:*:{rest}"),
+        None => key.to_owned(),
     }
 }
 
