@@ -136,19 +136,22 @@ end
 -- Moves members that are still under our lease out of the schedule into a hash, one JSON entry each.
 --   KEYS[1]  schedule
 --   KEYS[2]  hash (field = member)
+--   KEYS[3]  events (hash: field = schedule, value = how many this function has counted)
 --   ARGV[1]  lock prefix, '' in mode `lease`
 --   ARGV[2]  lock token
 --   ARGV[3]  most entries in the hash; a new member beyond that stays scheduled and is postponed
 --   ARGV[4]  for how long, milliseconds
 --   ARGV     from `first` on: groups as in `for_leased`
 -- `entry_of(position, member, before)` returns the new entry; `before` is the former one or nil. `first_at` and `count` are
--- carried on from it. Returns how many were moved, are left to a newer mutation or a later claim, and were postponed.
-local function move_to_hash(first, size, entry_of)
+-- carried on from it. Members that are new to the hash are counted as events, with `renewals` also those that were in it: an
+-- acknowledgement of the entries holds until the next event. Returns how many were moved, are left to a newer mutation or a
+-- later claim, and were postponed.
+local function move_to_hash(first, size, renewals, entry_of)
   local lock_prefix, token, most = ARGV[1], ARGV[2], tonumber(ARGV[3])
   local time = redis_time()
   local later = lease_score(time, tonumber(ARGV[4]))
   local entries = redis.call('HLEN', KEYS[2])
-  local moved, full = 0, 0
+  local moved, full, events = 0, 0, 0
   local kept = for_leased(KEYS[1], first, size, lock_prefix, token, function(members, positions)
     for n, member in ipairs(members) do
       local raw = redis.call('HGET', KEYS[2], member)
@@ -164,6 +167,7 @@ local function move_to_hash(first, size, entry_of)
           entry.count = (tonumber(before.count) or 0) + 1
         end
         if not raw then entries = entries + 1 end
+        if not raw or renewals then events = events + 1 end
         redis.call('HSET', KEYS[2], member, cjson.encode(entry))
         redis.call('ZREM', KEYS[1], member)
         moved = moved + 1
@@ -171,5 +175,10 @@ local function move_to_hash(first, size, entry_of)
       unlock(lock_prefix, token, member)
     end
   end)
+  -- What Redis refuses here must not keep members from being moved.
+  if events > 0 then
+    local counted = redis.pcall('HGET', KEYS[3], KEYS[1])
+    if not err_of(counted) then redis.pcall('HSET', KEYS[3], KEYS[1], (tonumber(counted) or 0) + events) end
+  end
   return { moved, kept, full }
 end

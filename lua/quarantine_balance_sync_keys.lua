@@ -3,6 +3,7 @@
 --
 -- KEYS[1]  schedule
 -- KEYS[2]  quarantine hash (field = member, value = JSON entry)
+-- KEYS[3]  events (hash: field = schedule): a member that is new to the quarantine is one
 -- ARGV[1]  lock prefix ('' = mode `lease`)
 -- ARGV[2]  lock token (mode `lock`): only locks that carry it are deleted
 -- ARGV[3]  most entries kept; a new member beyond that stays scheduled and is postponed
@@ -22,7 +23,7 @@
 
 local prefix = ARGV[5]
 
-return move_to_hash(6, 6, function(i, member, before)
+return move_to_hash(6, 6, false, function(i, member, before)
   local flag = ARGV[i + 5]
   local entry = { reason = ARGV[i + 2], detail = ARGV[i + 3], truncated = flag == 't' }
   if flag ~= '-' then entry.value = ARGV[i + 4] end

@@ -4,6 +4,7 @@
 --
 -- KEYS[1]  schedule
 -- KEYS[2]  losses (hash: field = member, value = JSON entry)
+-- KEYS[3]  events (hash: field = schedule): each loss is one, also a further one of the same member
 -- ARGV[1]  lock prefix ('' = mode `lease`)
 -- ARGV[2]  lock token (mode `lock`): only locks that carry it are deleted
 -- ARGV[3]  most entries kept; a new member beyond that stays scheduled and is postponed
@@ -15,7 +16,7 @@
 -- Atomic: comparing scores, removing from the schedule, writing entries, unlocking. `first_at`, `count` and the mark of a
 -- later mutation are carried on from a former entry. A confirmed loss is not replaced by an unconfirmed one.
 
-return move_to_hash(5, 4, function(i, _, before)
+return move_to_hash(5, 4, true, function(i, _, before)
   local entry = { confirmed = ARGV[i + 2] == '1', loss = ARGV[i + 3] }
   if before then
     if type(before.later_at) == 'string' then entry.later_at = before.later_at end

@@ -56,10 +56,10 @@ export const TENANT_ACTIONS = {
   acknowledge: {
     label: "Acknowledge",
     picture: "ok",
-    title: (id) => `Acknowledge what Redis has lost of ${id}?`,
-    text: "It is closed, and the fleet may be healthy again. Balances that are listed as lost stay listed.",
-    facts: ["What was not accounted for is not looked for any more."],
-    doing: "Acknowledging the losses of",
+    title: (id) => `Acknowledge what is in quarantine or lost of ${id}?`,
+    text: "It is accepted with your note, and the fleet may be healthy again. Entries stay listed, and nothing is written.",
+    facts: ["What comes into quarantine or is lost later is reported again.", "What Redis has lost and was not accounted for is not looked for any more."],
+    doing: "Acknowledging the entries of",
     done: "acknowledged",
   },
 };
@@ -73,7 +73,7 @@ export const ACTION_NAMES = {
   resume: "Resume",
   flush: "Flush now",
   refresh_credentials: "Re-read credentials",
-  acknowledge: "Acknowledge a loss",
+  acknowledge: "Acknowledge entries",
   drain: "Drain worker",
   quarantine_retry: "Retry from quarantine",
   quarantine_drop: "Drop from quarantine",
@@ -90,6 +90,7 @@ export async function actOnTenant(id, what) {
     facts: action.facts,
     confirm: action.label,
     danger: what === "pause",
+    note: what === "acknowledge" ? "needed" : true,
   });
   if (!answer) return;
   const message = toast(`${action.doing} ${shown}…`);

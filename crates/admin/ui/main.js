@@ -137,7 +137,7 @@ function showTabs() {
 
 function showCounts() {
   const overview = live.overview;
-  const counts = [null, unwell(overview), overview?.quarantined ?? 0, null, null];
+  const counts = [null, unwell(overview), overview ? overview.quarantined - overview.acknowledged : 0, null, null];
   tabs.forEach((tab, index) => {
     setShown(tab.number, counts[index] > 0);
     if (counts[index] > 0) {

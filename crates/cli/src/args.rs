@@ -106,7 +106,7 @@ pub(crate) enum Command {
 const EXIT_CODES: &str = "Asks Redis and the tenant service; no worker's HTTP is needed.\n\n\
     Exit codes:\n  \
     0  healthy\n  \
-    1  something is behind, degraded or served by no worker\n  \
+    1  something is behind, degraded, served by no worker, or needs an operator's attention\n  \
     2  can't tell: no live worker, Redis or the tenant service away, or the command failed";
 
 /// How `check` ends.
@@ -175,7 +175,8 @@ pub(crate) enum TenantsCommand {
     /// Claim and write at once, whatever its collector waits for.
     #[command(after_help = ACTION_EXIT_CODES)]
     Flush(TenantActionArgs),
-    /// Close what is open because Redis has lost data of it: whoever does has dealt with what is left.
+    /// Accept what is in its quarantine or lost, and close what is open because Redis has lost data of it, with a --note. What comes
+    /// later is reported again.
     #[command(after_help = ACTION_EXIT_CODES)]
     Acknowledge(TenantActionArgs),
     /// Fetch its database settings from the tenant service afresh.

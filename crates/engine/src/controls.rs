@@ -20,7 +20,7 @@ names! {
         Flush = "flush",
         /// Fetch its settings from the directory afresh.
         RefreshCredentials = "refresh_credentials",
-        /// Close what is open because Redis has lost data of it.
+        /// Accept what stands in quarantine or as lost, and close what is open because Redis has lost data of it.
         Acknowledge = "acknowledge",
         /// End a worker, as SIGTERM does.
         Drain = "drain",
@@ -41,6 +41,12 @@ impl Action {
             self,
             Self::Pause | Self::Resume | Self::Flush | Self::RefreshCredentials | Self::Acknowledge
         )
+    }
+
+    /// Whether the operator has to say why.
+    #[must_use]
+    pub const fn needs_note(self) -> bool {
+        matches!(self, Self::Acknowledge)
     }
 
     /// Whether it changes which tenants are paused.
@@ -208,12 +214,17 @@ impl Execution {
         }
     }
 
-    /// The conditions were closed; what was open, in words.
+    /// The conditions were closed; what was open, in words. `entries` = those in quarantine and among the losses that were
+    /// acknowledged when the action was recorded.
     #[must_use]
-    pub fn acknowledged(self, open: Option<String>) -> End {
-        match open {
-            Some(open) => End::new(ActionOutcome::Done, format!("closed: {open}")),
-            None => End::new(ActionOutcome::Refused, "nothing is open that could be acknowledged"),
+    pub fn acknowledged(self, open: Option<String>, entries: u64) -> End {
+        match (open, entries) {
+            (Some(open), 0) => End::new(ActionOutcome::Done, format!("closed: {open}")),
+            (Some(open), entries) => {
+                End::new(ActionOutcome::Done, format!("{entries} entries acknowledged; closed: {open}"))
+            }
+            (None, 0) => End::new(ActionOutcome::Refused, "nothing is open that could be acknowledged"),
+            (None, entries) => End::new(ActionOutcome::Done, format!("{entries} entries acknowledged")),
         }
     }
 
@@ -400,6 +411,22 @@ mod tests {
         for action in Action::ALL {
             let begun = Execution::begin(action, Instant::now(), IDLE);
             assert_eq!(begun.is_ok(), action.is_of_tenant(), "{action}");
+        }
+    }
+
+    #[test]
+    fn an_acknowledgement_names_the_entries_and_the_condition_and_is_refused_without_either() {
+        let cases = [
+            (None, 0, ActionOutcome::Refused, "nothing is open that could be acknowledged"),
+            (None, 3, ActionOutcome::Done, "3 entries acknowledged"),
+            (Some("gone"), 0, ActionOutcome::Done, "closed: gone"),
+            (Some("gone"), 3, ActionOutcome::Done, "3 entries acknowledged; closed: gone"),
+        ];
+        for (open, entries, outcome, detail) in cases {
+            let (_, acknowledge, next) = begin(Action::Acknowledge, IDLE);
+            assert_eq!(next, Next::Acknowledge);
+            let end = acknowledge.acknowledged(open.map(str::to_owned), entries);
+            ended(end.into(), outcome, detail);
         }
     }
 

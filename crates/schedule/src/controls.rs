@@ -1,11 +1,15 @@
 //! Actions of operators, shared by all workers: the paused tenants, and a log of actions that workers follow.
 //!
-//! Both are in the Redis of the schedules, so they outlive every worker. The log is a stream with one entry per action, and
+//! With them, which entries of quarantine and losses an operator has acknowledged.
+//!
+//! All are in the Redis of the schedules, so they outlive every worker. The log is a stream with one entry per action, and
 //! one per action and worker with the outcome. It is trimmed to about ten thousand entries.
 
 use std::collections::HashMap;
 
+use balance_sync_domain::KeySpace;
 use redis::Value;
+use serde::Deserialize;
 
 use crate::{
     error::ScheduleError,
@@ -18,6 +22,10 @@ use crate::{
 const PAUSED: &str = "{transactions}:balance-sync:paused";
 /// Stream of actions and outcomes.
 const ACTIONS: &str = "{transactions}:balance-sync:actions";
+/// Hash of acknowledged entries: field = schedule key of the tenant, value = [`Acknowledgement`].
+const ACKNOWLEDGED: &str = "{transactions}:balance-sync:acknowledged-entries";
+/// Hash of events that need an acknowledgement: field = schedule key, value = how many there were.
+pub(crate) const EVENTS: &str = "{transactions}:balance-sync:entry-events";
 /// Approximate limit of entries in the stream.
 const MAX_ENTRIES: usize = 10_000;
 /// Most entries in one answer.
@@ -44,6 +52,30 @@ pub struct Order<'a> {
     pub by: &'a str,
     /// The operator's reason; empty = none given.
     pub note: &'a str,
+}
+
+/// Entries of a tenant's quarantine and losses that an operator has acknowledged.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Acknowledgement {
+    /// Whose; the label.
+    pub tenant: String,
+    /// Who acknowledged them.
+    pub by: String,
+    /// When, in seconds of Redis's clock since 1970.
+    pub at: f64,
+    /// Why.
+    #[serde(default)]
+    pub note: Option<String>,
+    /// Entries at that moment, losses included.
+    pub entries: u64,
+    /// Losses among them.
+    pub losses: u64,
+    /// Events until that moment.
+    events: u64,
+    /// Events since then: new entries, and further losses of a balance.
+    #[serde(skip)]
+    pub since: u64,
+    schedules: Vec<String>,
 }
 
 /// An entry of the log.
@@ -95,19 +127,76 @@ impl Controls {
     /// # Errors
     /// As Redis answers.
     pub async fn record(&self, order: &Order<'_>) -> Result<(String, bool), ScheduleError> {
-        let mut cmd = scripts::RECORD_ACTION.call(2);
-        cmd.arg(PAUSED)
-            .arg(ACTIONS)
-            .arg(MAX_ENTRIES)
+        self.record_with(order, &[]).await
+    }
+
+    /// Records that an operator has acknowledged what stands in these key spaces of a tenant at this moment, in quarantine and as
+    /// lost. Returns the entry's id, and whether anything stood there.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn acknowledge(
+        &self,
+        order: &Order<'_>,
+        spaces: &[KeySpace],
+    ) -> Result<(String, bool), ScheduleError> {
+        self.record_with(order, spaces).await
+    }
+
+    async fn record_with(
+        &self,
+        order: &Order<'_>,
+        spaces: &[KeySpace],
+    ) -> Result<(String, bool), ScheduleError> {
+        let mut cmd = scripts::RECORD_ACTION.call(4 + 2 * spaces.len());
+        cmd.arg(PAUSED).arg(ACTIONS).arg(ACKNOWLEDGED).arg(EVENTS);
+        for space in spaces {
+            cmd.arg(space.quarantine()).arg(space.losses());
+        }
+        cmd.arg(MAX_ENTRIES)
             .arg(order.what)
             .arg(order.tenant)
             .arg(order.key)
             .arg(order.worker)
             .arg(order.by)
             .arg(order.note);
+        for space in spaces {
+            cmd.arg(space.schedule());
+        }
         let answer = scripts::RECORD_ACTION.run(&self.link, &cmd).await?;
         redis::from_redis_value(answer)
             .map_err(|error| ScheduleError::unexpected("record action", error.to_string()))
+    }
+
+    /// What operators have acknowledged last of each tenant, whatever has become of it since.
+    ///
+    /// # Errors
+    /// As Redis answers. A record of another format is left out.
+    pub async fn acknowledged(&self) -> Result<Vec<Acknowledgement>, ScheduleError> {
+        const OPERATION: &str = "read acknowledged entries";
+        let unexpected = |error: redis::ParsingError| ScheduleError::unexpected(OPERATION, error.to_string());
+        let mut cmd = redis::cmd("HGETALL");
+        cmd.arg(ACKNOWLEDGED);
+        let records: HashMap<String, String> =
+            redis::from_redis_value(self.link.send(OPERATION, &cmd).await?).map_err(unexpected)?;
+        let mut found: Vec<Acknowledgement> =
+            records.values().filter_map(|text| serde_json::from_str(text).ok()).collect();
+        let mut cmd = redis::cmd("HMGET");
+        cmd.arg(EVENTS);
+        found.iter().flat_map(|one| &one.schedules).for_each(|schedule| {
+            cmd.arg(schedule);
+        });
+        if found.iter().any(|one| !one.schedules.is_empty()) {
+            let counts: Vec<Option<u64>> =
+                redis::from_redis_value(self.link.send(OPERATION, &cmd).await?).map_err(unexpected)?;
+            let mut counts = counts.into_iter();
+            for one in &mut found {
+                let now: u64 = counts.by_ref().take(one.schedules.len()).flatten().sum();
+                // Fewer only when Redis has lost them; what was acknowledged is then not known any more.
+                one.since = if now < one.events { u64::MAX } else { now - one.events };
+            }
+        }
+        Ok(found)
     }
 
     /// Records the outcome of an action on one worker.

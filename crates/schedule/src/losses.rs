@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     claimed::Claimed,
+    controls::EVENTS,
     error::ScheduleError,
     quarantine::QuarantineEntry,
     reply::{bulk, ints, millis},
@@ -81,9 +82,10 @@ impl Schedule {
     pub async fn record_losses(&self, lost: &[(&Claimed, Loss)]) -> Result<QuarantineReport, ScheduleError> {
         let mut report = QuarantineReport::default();
         for page in lost.chunks(500) {
-            let mut cmd = scripts::RECORD_LOSSES.call(2);
+            let mut cmd = scripts::RECORD_LOSSES.call(3);
             cmd.arg(self.space().schedule())
                 .arg(self.space().losses())
+                .arg(EVENTS)
                 .arg(self.lock_prefix())
                 .arg(&self.options().lock_token)
                 .arg(self.options().quarantine_limit)

@@ -13,6 +13,7 @@ use redis::Value;
 
 use crate::{
     claimed::{Claim, Claimed, Refusal, Refused},
+    controls::EVENTS,
     error::ScheduleError,
     link::Link,
     reply::{array, bulk, int, ints, millis, seconds, seconds_of_time, text},
@@ -349,9 +350,10 @@ impl Schedule {
         let mut report = QuarantineReport::default();
         // The values are arguments: limit the size of one call so that it doesn't block Redis for long.
         for page in refused.chunks(200) {
-            let mut cmd = scripts::QUARANTINE.call(2);
+            let mut cmd = scripts::QUARANTINE.call(3);
             cmd.arg(self.space.schedule())
                 .arg(self.space.quarantine())
+                .arg(EVENTS)
                 .arg(self.lock_prefix())
                 .arg(&self.options.lock_token)
                 .arg(self.options.quarantine_limit)

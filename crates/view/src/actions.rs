@@ -68,7 +68,12 @@ impl Operator {
             note: note.unwrap_or_default(),
             ..Order::default()
         };
-        let (id, changed) = self.controls.record(&order).await?;
+        let (id, changed) = match what {
+            Action::Acknowledge => {
+                self.controls.acknowledge(&order, &tenant.key_spaces(self.key_form)).await?
+            }
+            _ => self.controls.record(&order).await?,
+        };
         tracing::info!(tenant_id = %tenant, action = what.as_str(), by, id, changed, "action of an operator");
         Ok(id)
     }

@@ -206,9 +206,10 @@ impl Follower {
         let (own, controls) = (Arc::clone(&self.own), self.controls.clone());
         // A task of its own: a collector may take its time, and the next action must not wait for that.
         let tasks = own.fleet.tasks.clone();
+        let acknowledged = entry.field("entries").parse().unwrap_or_default();
         let carrying_out = tasks.once(TaskName::Action, {
             let (own, status) = (Arc::clone(&own), Arc::clone(&status));
-            async move { carry_out(what, &own, &status).await }
+            async move { carry_out(what, &own, &status, acknowledged).await }
         });
         tasks.once(TaskName::Action, async move {
             let (ended, detail) = match carrying_out.await {
@@ -248,7 +249,8 @@ impl Follower {
 }
 
 /// Carries out an action on a tenant's collector, as its [`Execution`] decides.
-async fn carry_out(what: Action, own: &LocalWorker, status: &TenantStatus) -> End {
+/// `acknowledged` = entries that were acknowledged when it was recorded.
+async fn carry_out(what: Action, own: &LocalWorker, status: &TenantStatus, acknowledged: u64) -> End {
     let (mut execution, mut next) = match Execution::begin(what, now(), observed(status)) {
         Ok(begun) => begun,
         Err(end) => return end,
@@ -268,7 +270,7 @@ async fn carry_out(what: Action, own: &LocalWorker, status: &TenantStatus) -> En
             }
             Next::Acknowledge => {
                 let open = status.acknowledge().map(|open| format!("{}: {}", open.reason, open.detail));
-                return execution.acknowledged(open);
+                return execution.acknowledged(open, acknowledged);
             }
             Next::Observe(at) => {
                 tokio::time::sleep_until(Instant::from_std(at)).await;

@@ -44,6 +44,8 @@ pub struct Overview {
     pub quarantined: u64,
     /// Lost balances among them.
     pub losses: u64,
+    /// Entries that an operator has acknowledged, lost ones included.
+    pub acknowledged: u64,
     /// Values that had expired before they were claimed, since the workers' start.
     pub expired_total: u64,
     /// Smallest remaining life of a scheduled value in Redis.
@@ -184,6 +186,7 @@ impl FleetView {
             unknown_tenants: 0,
         };
         let (mut unserved, mut quarantined, mut losses, mut expired) = (0, 0, 0, 0);
+        let mut acknowledged = 0;
         let mut shortest: Option<f64> = None;
         for row in &self.tenants {
             match &row.state {
@@ -199,6 +202,7 @@ impl FleetView {
             backlog.exposure_age_seconds = backlog.exposure_age_seconds.max(row.exposure_age_seconds);
             quarantined += row.quarantined;
             losses += row.losses;
+            acknowledged += row.quarantined - row.unacknowledged();
             expired += row.expired_total;
             shortest = match (shortest, row.shortest_life_seconds) {
                 (Some(a), Some(b)) => Some(a.min(b)),
@@ -239,6 +243,7 @@ impl FleetView {
             backlog,
             quarantined,
             losses,
+            acknowledged,
             expired_total: expired,
             shortest_life_seconds: shortest,
             rates: RatesView {

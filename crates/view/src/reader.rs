@@ -18,7 +18,9 @@ use balance_sync_fleet::{
     pipeline::CollectorOptions,
     status::{Rates, TenantState},
 };
-use balance_sync_schedule::{Controls, Link, ScheduleError, Snapshots, snapshots::Position};
+use balance_sync_schedule::{
+    Controls, Link, ScheduleError, Snapshots, controls::Acknowledgement, snapshots::Position,
+};
 use balance_sync_tenants::{KeyForm, Tenant, TenantDirectory};
 use tokio::{sync::Mutex, time::Instant};
 
@@ -26,7 +28,7 @@ use crate::{
     actions::PausedRecord,
     local_worker::LocalWorker,
     record::{Counts, DetailRecord, FleetPoint, TenantRecord, WorkerRecord},
-    rows::{PausedBy, TenantDetail, TenantRow, WorkerRow},
+    rows::{AcknowledgedView, PausedBy, TenantDetail, TenantRow, WorkerRow},
     unserved::{self, Waiting},
 };
 pub use query::{StateFilter, TenantQuery, TenantSort};
@@ -116,6 +118,7 @@ enum Source {
 #[derive(Default)]
 struct Read {
     paused: HashMap<String, PausedBy>,
+    acknowledged: HashMap<String, Acknowledgement>,
     writes_refused: Option<ScheduleError>,
 }
 
@@ -360,7 +363,9 @@ impl FleetReader {
             .filter_map(|text| serde_json::from_str::<PausedRecord>(&text).ok())
             .map(|PausedRecord { tenant, by, at: when, note }| (tenant, PausedBy::new(by, when, note)))
             .collect();
-        Ok(Read { paused, writes_refused })
+        let acknowledged = self.controls.acknowledged().await?;
+        let acknowledged = acknowledged.into_iter().map(|record| (record.tenant.clone(), record)).collect();
+        Ok(Read { paused, acknowledged, writes_refused })
     }
 
     fn put_together(
@@ -371,7 +376,8 @@ impl FleetReader {
         listed: Option<&[Tenant]>,
         waiting: &HashMap<String, Waiting>,
     ) -> FleetView {
-        let Read { paused, writes_refused } = read;
+        let Read { paused, acknowledged, writes_refused } = read;
+        let at = wall_clock();
         let own_records: Vec<(String, TenantRecord)> = self.own.as_ref().map_or_else(Vec::new, |own| {
             let statuses = own.fleet.tenants();
             statuses
@@ -433,6 +439,10 @@ impl FleetReader {
                 }
             }
         }
+        for row in tenants.iter_mut().filter(|row| row.quarantined > 0) {
+            let record = acknowledged.get(&row.id);
+            row.acknowledged = record.map(|record| AcknowledgedView::new(record, row.quarantined, at));
+        }
         let mut workers: Vec<WorkerRow> = Vec::with_capacity(known.len() + 1);
         let mut rates = Rates::default();
         for other in known.values() {
@@ -456,7 +466,7 @@ impl FleetReader {
         }
         workers.sort_by(|a, b| a.name.cmp(&b.name));
         FleetView {
-            at: wall_clock(),
+            at,
             redis_error,
             writes_refused,
             listed: listed.is_some(),

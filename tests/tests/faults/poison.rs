@@ -285,3 +285,66 @@ async fn a_key_in_the_place_of_the_quarantine_degrades_the_tenant_and_loses_noth
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }
+
+/// The verdict in one word, the exit code, and the reasons.
+async fn status(sandbox: &Sandbox) -> Result<(Option<i32>, Value)> {
+    let config = sandbox.config_path().to_str().context("a path of text")?;
+    let done = run(&["status", "--json", "--config", config], &[]).await?;
+    Ok((done.code, serde_json::from_str(&done.stdout).with_context(|| format!("{done:?}"))?))
+}
+
+#[tokio::test]
+async fn acknowledged_entries_leave_the_fleet_healthy_until_one_more_comes() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 5).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let mut worker = brisk(&sandbox, "w").start().await?;
+    let poison = async |number: usize| -> Result<()> {
+        let member = tenant.keys.member(&tenant.balances[number]);
+        let mut redis = sandbox.redis().connect().await?;
+        let schedule = tenant.keys.schedule();
+        put_raw(&mut redis, &schedule, member.as_bytes(), b"[]", Some(DEFAULT_TTL)).await?;
+        Ok(())
+    };
+    let judged = async |code: i32, verdict: &str| {
+        eventually(SOON, verdict, || async {
+            let (found, overview) = status(&sandbox).await?;
+            ensure!(found == Some(code) && overview["verdict"] == verdict, "{found:?} {overview}");
+            Ok(overview)
+        })
+        .await
+    };
+    poison(0).await?;
+    judged(1, "attention").await?;
+    let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();
+    let acknowledge =
+        ["tenants", "acknowledge", &tenant.id, "--note", "the ledger mends it", "--config", &config];
+    let done = run(&acknowledge, &[("USER", "ann")]).await?;
+    ensure!(done.code == Some(0) && done.stdout.contains("1 entries acknowledged"), "{done:?}");
+    let overview = judged(0, "healthy").await?;
+    assert_eq!((&overview["quarantined"], &overview["acknowledged"]), (&1.into(), &1.into()));
+    let reasons = overview["reasons"].to_string();
+    ensure!(reasons.contains("are acknowledged, the first by cli:ann@"), "{reasons}");
+    ensure!(reasons.contains("(the ledger mends it)"), "{reasons}");
+    // Wherever the tenant is shown.
+    let shown = run(&["tenants", "show", &tenant.id, "--config", &config], &[]).await?;
+    ensure!(shown.code == Some(0) && shown.stdout.contains("1 entries by cli:ann@"), "{shown:?}");
+    let (_, answer) = worker.get(&format!("/api/v1/tenants/{}", tenant.id)).await?;
+    let answer: Value = serde_json::from_str(&answer)?;
+    assert_eq!(answer["acknowledged"]["holds"], true, "{answer}");
+    // It outlives the worker.
+    assert_eq!(worker.stop().await?.code, Some(0));
+    let mut worker = brisk(&sandbox, "w2").start().await?;
+    judged(0, "healthy").await?;
+
+    // One goes and another one comes: as many as before.
+    let own = tenant.keys.member(&tenant.balances[0]);
+    let (code, _) = quarantine(&sandbox, &["drop", &own]).await?;
+    assert_eq!(code, Some(0));
+    poison(1).await?;
+    let overview = judged(1, "attention").await?;
+    assert_eq!((&overview["quarantined"], &overview["acknowledged"]), (&1.into(), &0.into()));
+    let reasons = overview["reasons"].to_string();
+    ensure!(reasons.contains("(more came since cli:ann@"), "{reasons}");
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}

@@ -265,10 +265,14 @@ async fn an_empty_restart_of_redis_stays_open_until_all_is_listed_or_acknowledge
     let taken = shown(&sandbox, &tenants[1], "redis_data_replaced").await?;
     assert_eq!((&taken["extent"], &taken["since"]), (&held["extent"], &held["since"]), "{taken}");
     let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();
-    let done = run(&["tenants", "acknowledge", &tenants[1].id, "--config", &config], &[]).await?;
+    let acknowledge =
+        ["tenants", "acknowledge", &tenants[1].id, "--note", "no operations", "--config", &config];
+    let done = run(&acknowledge[..3], &[("BALANCE_SYNC_CONFIG", &config)]).await?;
+    ensure!(done.code == Some(2) && format!("{done:?}").contains("--note: needed"), "{done:?}");
+    let done = run(&acknowledge, &[]).await?;
     ensure!(done.code == Some(0), "{done:?}");
     nothing_open(&sandbox).await?;
-    let done = run(&["tenants", "acknowledge", &tenants[1].id, "--config", &config], &[]).await?;
+    let done = run(&acknowledge, &[]).await?;
     ensure!(done.code == Some(1) && format!("{done:?}").contains("nothing is open"), "{done:?}");
     report(
         "Redis restarts empty with 200 balances waiting",

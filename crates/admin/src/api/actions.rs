@@ -60,6 +60,9 @@ pub(super) async fn on_tenant(
         .filter(|what| what.is_of_tenant())
         .ok_or_else(|| Problem::invalid("action", &wanted.action, &of_tenant()))?;
     let note = note(wanted.note.as_deref())?;
+    if what.needs_note() && note.is_none() {
+        return Err(Problem::invalid("note", "", "what has been found and decided"));
+    }
     let tenant = state.reader.tenant(&id).await.ok_or_else(|| no_tenant(&id))?;
     let action_id = state.operator.tenant(what, &tenant, who.name, note).await?;
     Ok(HttpResponse::Accepted().json(OfTenant { action_id, what: what.as_str(), tenant: tenant.label() }))

@@ -166,7 +166,7 @@ function tileRow() {
       const exposed = backlog.exposure_p99_seconds;
       const bound = overview.settings.exposure_objective_seconds;
       exposure.set(span(exposed), `now ${span(backlog.exposure_age_seconds)}, objective ${span(bound)}`, exposed === null || exposed > bound ? "warn" : null);
-      quarantined.set(count(overview.quarantined), overview.expired_total > 0 ? `${count(overview.expired_total)} expired unread` : "none expired unread", overview.quarantined > 0 ? "warn" : null);
+      quarantined.set(count(overview.quarantined), `${overview.acknowledged > 0 ? `${count(overview.acknowledged)} acknowledged, ` : ""}${overview.expired_total > 0 ? `${count(overview.expired_total)} expired unread` : "none expired unread"}`, overview.quarantined > overview.acknowledged ? "warn" : null);
       life.set(overview.shortest_life_seconds === null ? "–" : span(overview.shortest_life_seconds), overview.shortest_life_seconds === null ? "nothing waits" : "until expiry", overview.shortest_life_seconds !== null && overview.shortest_life_seconds < 300 ? "warn" : null);
     },
   };

@@ -5,7 +5,7 @@ import { adviceFor, assess, firstAid } from "../advice.js";
 import { get } from "../api.js";
 import { lineChart } from "../chart.js";
 import { h, icon, keyed, setAttr, setShown, setText, visible } from "../dom.js";
-import { count, rate, span, words } from "../format.js";
+import { count, plural, rate, span, words } from "../format.js";
 import { connect, now, objective, subscribe } from "../live.js";
 import {
   button,
@@ -112,6 +112,7 @@ function headOf(id, tickers) {
   const next = h("p.next-text");
   const todo = h("p.todo", icon("bolt"), h("span"));
   const owners = h("p.quiet");
+  const acknowledged = h("p.quiet.acknowledged");
   const buttons = Object.entries(TENANT_ACTIONS).map(([what, action]) => ({
     what,
     node: button(action.label, action.picture, () => actOnTenant(id, what)),
@@ -127,6 +128,7 @@ function headOf(id, tickers) {
     todo,
     bar,
     note,
+    acknowledged,
     owners,
   );
   return {
@@ -153,10 +155,20 @@ function headOf(id, tickers) {
         node.disabled = what === "flush" && paused;
       }
       setShown(note, !mayAct());
+      setText(acknowledged, acknowledgement(tenant));
+      setShown(acknowledged, Boolean(tenant.acknowledged));
       const names = ownerNames(tenant).join(" and ");
       setText(owners, names ? `Looked after by ${names}` : "No live worker looks after it");
     },
   };
+}
+
+/** Who acknowledged its entries, and whether that still holds. */
+function acknowledgement(/** @type {Api.TenantDetail} */ { acknowledged }) {
+  if (!acknowledged) return "";
+  const { by, at, age_seconds: age, entries, note, holds } = acknowledged;
+  const why = note ? `: ${visible(note)}` : "";
+  return `${plural(entries, "entry", "entries")} acknowledged by ${visible(by)} ${span(age)} ago, at ${at}${why}${holds ? "" : ". More came since, which is not acknowledged."}`;
 }
 
 function figureList() {
@@ -193,7 +205,7 @@ function figureList() {
       setText(cells.pool, tenant.pool ? `${tenant.pool.in_use} of ${tenant.pool.open} in use` : "none open");
       setText(cells.quarantined, count(tenant.quarantined));
       setAttr(cells.oldest, "data-level", tenant.due > 0 && tenant.oldest_due_age_seconds > objective() ? "warn" : null);
-      setAttr(cells.quarantined, "data-level", tenant.quarantined > 0 ? "warn" : null);
+      setAttr(cells.quarantined, "data-level", tenant.quarantined > 0 && !tenant.acknowledged?.holds ? "warn" : null);
       setAttr(list.querySelector("a"), "href", `/quarantine?tenant=${encodeURIComponent(tenant.id)}`);
     },
   };

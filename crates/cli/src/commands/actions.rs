@@ -71,6 +71,9 @@ pub(super) async fn on_tenant(
 ) -> anyhow::Result<u8> {
     let config = super::load_config(file)?;
     let note = note(args.action.note.as_deref())?;
+    if what.needs_note() && note.is_none() {
+        bail!("--note: needed for {what}: what has been found and decided");
+    }
     let (reader, operator) = (wiring::reader(&config)?, wiring::operator(&config)?);
     let view = reader.view().await;
     let Some(tenant) = view.tenant(&args.tenant) else {

@@ -169,8 +169,12 @@ fn figures(text: &mut String, overview: &Overview) {
     row(
         "aside",
         format_args!(
-            "{} in quarantine, {} expired; shortest life {}",
+            "{} in quarantine{}, {} expired; shortest life {}",
             count(overview.quarantined),
+            match overview.acknowledged {
+                0 => String::new(),
+                entries => format!(" ({} acknowledged)", count(entries)),
+            },
             count(overview.expired_total),
             optional(overview.shortest_life_seconds, span)
         ),

@@ -12,7 +12,7 @@ use balance_sync_view::{
     actions::Action,
     overview::Verdict,
     reader::{FleetReader, FleetView, TenantQuery},
-    rows::{TenantDetail, TenantRow},
+    rows::{AcknowledgedView, TenantDetail, TenantRow},
 };
 use serde::Serialize;
 
@@ -198,7 +198,7 @@ pub(super) fn table(rows: &[&TenantRow], view: &FleetView, screen: Screen) -> St
             (if_sampled(row, span(row.oldest_due_age_seconds)), late),
             (optional(row.lag_p99_seconds, span), PLAIN),
             (rate(row.rows_per_second), PLAIN),
-            (if_sampled(row, count(row.quarantined)), if row.quarantined > 0 { WARN } else { PLAIN }),
+            (if_sampled(row, count(row.quarantined)), if row.unacknowledged() > 0 { WARN } else { PLAIN }),
         ]);
     }
     table.render(screen)
@@ -207,6 +207,19 @@ pub(super) fn table(rows: &[&TenantRow], view: &FleetView, screen: Screen) -> St
 /// What was read from the tenant's schedule, if it was.
 fn if_sampled(row: &TenantRow, text: String) -> String {
     if row.sampled { text } else { "?".to_owned() }
+}
+
+/// Who acknowledged its entries, and whether that still holds.
+pub(super) fn acknowledgement(one: &AcknowledgedView) -> String {
+    let note = one.note.as_deref().map(|note| format!(": {note}")).unwrap_or_default();
+    let since = if one.holds { "" } else { "; more came since, which is not acknowledged" };
+    format!(
+        "{} entries by {} {} ago, at {}{note}{since}",
+        count(one.entries),
+        one.by,
+        span(one.age_seconds),
+        one.at
+    )
 }
 
 /// The workers that serve it, those that only stand by last.
@@ -260,6 +273,9 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
     if let Some(paused) = &row.paused {
         let note = paused.note.as_deref().map(|note| format!(": {note}")).unwrap_or_default();
         say("paused", format!("by {} at {}{note}", paused.by, paused.at));
+    }
+    if let Some(one) = &row.acknowledged {
+        say("acknowledged", acknowledgement(one));
     }
     say("next", detail.next.clone());
     say(

@@ -1,7 +1,12 @@
 //! The log of actions and the set of paused tenants.
 
 use balance_sync_sandbox::{RedisOptions, RedisServer};
-use balance_sync_schedule::{Controls, Link, LinkSettings, controls::Order};
+use balance_sync_schedule::{
+    Controls, Link, LinkSettings, Loss,
+    controls::{Acknowledgement, Order},
+};
+
+use crate::{Tenant, common::space_of};
 
 const PAUSE: Order<'_> =
     Order { what: "pause", tenant: "acme", key: "tenant:acme:s", worker: "", by: "ann", note: "why not" };
@@ -65,4 +70,69 @@ async fn the_log_is_read_in_pages_and_trimmed() {
     }
     let left = controls.log().await.unwrap().len();
     assert!((10_000..11_000).contains(&left), "{left} entries left of 11,500");
+}
+
+async fn only(controls: &Controls) -> Acknowledgement {
+    let mut all = controls.acknowledged().await.unwrap();
+    assert_eq!(all.len(), 1, "{all:?}");
+    all.remove(0)
+}
+
+#[tokio::test]
+async fn an_acknowledgement_of_entries_holds_until_one_more_comes_whatever_went_meanwhile() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("acknowledged"), &server.url()).await;
+    let controls = Controls::new(tenant.link.clone());
+    // The other form of a tenant's id is read with its own.
+    let spaces = [tenant.space.clone(), space_of("other-form")];
+    let schedule = tenant.lease_mode();
+    let key = tenant.space.schedule().to_owned();
+    let order = Order { what: "acknowledge", key: &key, ..PAUSE };
+
+    let (_, any) = controls.acknowledge(&order, &spaces).await.unwrap();
+    assert!(!any && controls.acknowledged().await.unwrap().is_empty(), "nothing stands there");
+
+    let [a, b] = [tenant.quarantined("a", "one").await, tenant.quarantined("b", "two").await];
+    let (id, any) = controls.acknowledge(&order, &spaces).await.unwrap();
+    let found = only(&controls).await;
+    assert!(any && found.at > 1.7e9);
+    assert_eq!(
+        (found.tenant.as_str(), found.by.as_str(), found.note.as_deref()),
+        ("acme", "ann", Some("why not"))
+    );
+    assert_eq!((found.entries, found.losses, found.since), (2, 0, 0));
+    let entry = controls.log().await.unwrap().into_iter().find(|entry| entry.id == id).unwrap();
+    assert_eq!((entry.field("what"), entry.field("entries")), ("acknowledge", "2"));
+
+    // The same balance is refused again: known. One goes and another one comes: as many as before, and not known.
+    tenant.quarantined("a", "three").await;
+    assert_eq!(only(&controls).await.since, 0);
+    schedule.quarantine_drop(&[b.as_bytes()]).await.unwrap();
+    assert_eq!(only(&controls).await.since, 0);
+    tenant.quarantined("c", "four").await;
+    assert_eq!((only(&controls).await.since, schedule.quarantine_len().await.unwrap()), (1, 2));
+
+    // A loss counts whenever it is recorded: each time another mutation is gone.
+    controls.acknowledge(&Order { by: "bob", ..order }, &spaces).await.unwrap();
+    assert_eq!((only(&controls).await.by.as_str(), only(&controls).await.since), ("bob", 0));
+    let loss = Loss { confirmed: true, detail: "the row lacks it".to_owned(), ..Loss::default() };
+    for times in 1..3 {
+        tenant.mutate("d", "five").await;
+        let claim = schedule.claim(1).await.unwrap();
+        schedule.record_losses(&[(&claim.entries[0], loss.clone())]).await.unwrap();
+        assert_eq!(only(&controls).await.since, times);
+    }
+    controls.acknowledge(&order, &spaces).await.unwrap();
+    assert_eq!((only(&controls).await.entries, only(&controls).await.losses), (3, 1));
+
+    // Redis has lost how many there were: what was acknowledged is not known any more.
+    crate::tell!(tenant, "DEL", "{transactions}:balance-sync:entry-events");
+    assert_eq!(only(&controls).await.since, u64::MAX);
+
+    schedule
+        .quarantine_drop(&[a.as_bytes(), tenant.member("c").as_bytes(), tenant.member("d").as_bytes()])
+        .await
+        .unwrap();
+    controls.acknowledge(&order, &spaces).await.unwrap();
+    assert!(controls.acknowledged().await.unwrap().is_empty(), "nothing is left to acknowledge");
 }

@@ -1,6 +1,6 @@
 //! The verdict: how the fleet is in one word, how a tenant is, and why, in sentences.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use balance_sync_engine::vanish::REASONS;
 use balance_sync_fleet::{
@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     reader::FleetView,
-    rows::{StateView, TaskView, TenantRow, VanishedView, WorkerRow},
+    rows::{AcknowledgedView, StateView, TaskView, TenantRow, VanishedView, WorkerRow},
 };
 
 /// Tenants named in one sentence.
@@ -55,7 +55,7 @@ impl FleetView {
     #[must_use]
     pub fn verdict_of(&self, row: &TenantRow) -> Verdict {
         let notice = row.vanished.as_ref().is_some_and(VanishedView::is_notice);
-        let lost = row.losses > 0 || row.vanished.is_some() && !notice;
+        let lost = row.unacknowledged_losses() > 0 || row.vanished.is_some() && !notice;
         if row.state.condition() == Condition::Failing || lost {
             Verdict::Degraded
         } else if !row.sampled || matches!(row.state, StateView::Other(_)) {
@@ -63,7 +63,7 @@ impl FleetView {
         } else if row.is_behind(self.objective_seconds) || row.ahead_seconds.is_some() || self.is_exposed(row)
         {
             Verdict::Behind
-        } else if notice || row.quarantined > 0 || self.is_forgotten(row) {
+        } else if notice || row.unacknowledged() > 0 || self.is_forgotten(row) {
             Verdict::Attention
         } else {
             Verdict::Healthy
@@ -124,6 +124,7 @@ impl FleetView {
         let (mut behind, mut paused, mut short) = (vec![], vec![], vec![]);
         let (mut ahead, mut vanished, mut unmarked, mut missed) = (vec![], vec![], vec![], vec![]);
         let (mut quarantined, mut lost, mut expired) = (vec![], vec![], vec![]);
+        let mut acknowledged = vec![];
         for row in &self.tenants {
             match &row.vanished {
                 Some(open) if open.is_notice() => unmarked.push((open, row)),
@@ -159,10 +160,12 @@ impl FleetView {
             if row.shortest_life_seconds.is_some_and(|life| life < SHORT_LIFE_SECONDS) {
                 short.push(row);
             }
-            if row.quarantined > 0 {
+            if row.unacknowledged() > 0 {
                 quarantined.push(row);
+            } else if row.acknowledged.is_some() {
+                acknowledged.push(row);
             }
-            if row.losses > 0 {
+            if row.unacknowledged_losses() > 0 {
                 lost.push(row);
             }
             if row.expired_total > 0 {
@@ -218,7 +221,8 @@ impl FleetView {
             lost.sort_by_key(|row| std::cmp::Reverse(row.losses));
             let losses: u64 = lost.iter().map(|row| row.losses).sum();
             let text = format!(
-                "{losses} balances have lost mutations or forked, or may have, until their entries are dropped: {}.",
+                "{losses} balances have lost mutations or forked, or may have, until they are acknowledged or their entries dropped{}: {}.",
+                came_since(&lost),
                 names(&lost)
             );
             worse(Verdict::Degraded, text);
@@ -314,12 +318,14 @@ impl FleetView {
             worse(
                 Verdict::Attention,
                 format!(
-                    "{entries} balances are in quarantine until they are retried or dropped: {}.",
+                    "{entries} balances are in quarantine until they are retried, dropped or acknowledged{}: {}.",
+                    came_since(&quarantined),
                     names(&quarantined)
                 ),
             );
         }
         // What is worth knowing and needs no action.
+        reasons.extend(accepted(acknowledged));
         reasons.extend(missed_exposure(exposure, missed));
         if !paused.is_empty() {
             reasons.push(format!("{} paused by hand: {}.", are(&paused), names(&paused)));
@@ -392,6 +398,35 @@ impl FleetView {
             error.message.trim_end_matches('.')
         )
     }
+}
+
+/// That there were acknowledged entries before those that need an acknowledgement now.
+fn came_since(rows: &[&TenantRow]) -> String {
+    let latest = rows.iter().filter_map(|row| row.acknowledged.as_ref()).min_by(|a, b| {
+        // The one that was overtaken last.
+        a.age_seconds.total_cmp(&b.age_seconds)
+    });
+    latest.map_or_else(String::new, |one| {
+        format!(" (more came since {} acknowledged {} entries at {})", one.by, one.entries, one.at)
+    })
+}
+
+/// Which entries have been acknowledged and still stand, in one sentence; `None` without any.
+fn accepted(mut rows: Vec<&TenantRow>) -> Option<String> {
+    rows.sort_by_key(|row| std::cmp::Reverse(row.quarantined));
+    let (entries, losses) =
+        rows.iter().fold((0, 0), |(entries, losses), row| (entries + row.quarantined, losses + row.losses));
+    let age = |one: &&AcknowledgedView| one.age_seconds;
+    let oldest =
+        rows.iter().filter_map(|row| row.acknowledged.as_ref()).max_by(|a, b| age(a).total_cmp(&age(b)))?;
+    let note = oldest.note.as_ref().map_or_else(String::new, |note| format!(" ({note})"));
+    let since = humantime::format_duration(Duration::from_secs(oldest.age_seconds as u64));
+    Some(format!(
+        "{entries} balances in quarantine, {losses} of them lost, are acknowledged, the first by {} {since} ago, at {}{note}: {}.",
+        oldest.by,
+        oldest.at,
+        names(&rows)
+    ))
 }
 
 /// Whether the reason that is shown of a tenant is that Redis has lost data of it.

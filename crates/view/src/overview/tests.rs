@@ -8,10 +8,12 @@ use balance_sync_fleet::{
     tasks::{TaskName, TaskState},
 };
 
+use balance_sync_schedule::controls::Acknowledgement;
+
 use crate::{
     reader::Objectives,
     record::{TaskRecord, WorkerRecord},
-    rows::{PausedBy, WorkerRow},
+    rows::{AcknowledgedView, PausedBy, WorkerRow},
 };
 
 fn view(tasks: Vec<TaskRecord>) -> FleetView {
@@ -108,6 +110,48 @@ fn a_fleet_with_an_open_loss_is_not_healthy() {
     assert_eq!(verdict, Verdict::Unknown, "it is not known whether there are any");
     assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Unknown);
     assert!(reasons[0].contains("have not been read yet"), "{reasons:?}");
+}
+
+fn acknowledged(fleet: &FleetView, since: u64, entries: u64) -> AcknowledgedView {
+    let record = r#"{"tenant":"acme","by":"ann","at":40,"note":"asked the ledger","entries":3,"losses":2,"events":7,"schedules":["s"]}"#;
+    let mut record: Acknowledgement = serde_json::from_str(record).unwrap();
+    record.since = since;
+    AcknowledgedView::new(&record, entries, fleet.at)
+}
+
+#[test]
+fn acknowledged_entries_are_reported_with_their_age_and_need_no_attention_until_more_come() {
+    let mut fleet = view(Vec::new());
+    let mut row =
+        TenantRow { state: TenantState::Idle.into(), sampled: true, ..TenantRow::unserved("acme", None) };
+    (row.quarantined, row.losses) = (3, 2);
+    row.acknowledged = Some(acknowledged(&fleet, 0, 3));
+    fleet.tenants = vec![row];
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!(verdict, Verdict::Healthy);
+    assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Healthy);
+    let said = "3 balances in quarantine, 2 of them lost, are acknowledged, the first by ann 1m ago, at 1970-01-01T00:00:40.000Z \
+                (asked the ledger): acme.";
+    assert_eq!(reasons, [said]);
+    let overview = fleet.overview();
+    assert_eq!((overview.quarantined, overview.losses, overview.acknowledged), (3, 2, 3));
+
+    // One of them was dropped and another one came: as many as before. Or an earlier release, which counts no events, added one.
+    for (since, entries) in [(1, 3), (0, 4), (u64::MAX, 3)] {
+        let row = &mut fleet.tenants[0];
+        row.quarantined = entries;
+        row.acknowledged = None;
+        let more = acknowledged(&fleet, since, entries);
+        fleet.tenants[0].acknowledged = Some(more);
+        let (verdict, reasons) = fleet.judge();
+        assert_eq!(verdict, Verdict::Degraded, "{since} {entries}");
+        let said = "(more came since ann acknowledged 3 entries at 1970-01-01T00:00:40.000Z)";
+        assert!(reasons.iter().all(|reason| reason.contains(said)), "{reasons:?}");
+        fleet.tenants[0].losses = 0;
+        assert_eq!(fleet.judge().0, Verdict::Attention, "{since} {entries}");
+        fleet.tenants[0].losses = 2;
+        assert_eq!(fleet.overview().acknowledged, 0);
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ mod worker;
 
 pub use detail::{ErrorView, FlushView, PointView, SettingsView, TenantDetail, next_of};
 pub use state::StateView;
-pub use tenant::{Merged, PausedBy, TenantRow, VanishedView};
+pub use tenant::{AcknowledgedView, Merged, PausedBy, TenantRow, VanishedView};
 pub use worker::{ReconcileView, ServiceView, TaskView, WorkerRow};
 
 /// A time as text (RFC 3339, UTC, milliseconds).

@@ -4,6 +4,7 @@ use balance_sync_engine::vanish::Found;
 use balance_sync_fleet::status::{
     Outcome, Rates, ReportedReason, TenantState, display_priority, is_notice, lag_quantile,
 };
+use balance_sync_schedule::controls::Acknowledgement;
 use balance_sync_store::PoolUsage;
 use serde::Serialize;
 
@@ -34,6 +35,38 @@ impl PausedBy {
     #[must_use]
     pub fn seconds(&self, now: f64) -> f64 {
         (now - self.at_ms as f64 / 1e3).max(0.0)
+    }
+}
+
+/// Who acknowledged the entries in a tenant's quarantine and among its losses.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AcknowledgedView {
+    /// Who.
+    pub by: String,
+    /// When.
+    pub at: String,
+    /// How long ago.
+    pub age_seconds: f64,
+    /// Why.
+    pub note: Option<String>,
+    /// Entries at that moment, losses included.
+    pub entries: u64,
+    /// Whether nothing has come since. If not, all entries count as unacknowledged.
+    pub holds: bool,
+}
+
+impl AcknowledgedView {
+    /// An acknowledgement, while so many entries are left.
+    pub(crate) fn new(record: &Acknowledgement, entries: u64, now: f64) -> Self {
+        Self {
+            by: record.by.clone(),
+            at: at(record.at),
+            age_seconds: (now - record.at).max(0.0).round(),
+            note: record.note.clone(),
+            entries: record.entries,
+            // A worker of an earlier release counts no events.
+            holds: record.since == 0 && entries <= record.entries,
+        }
     }
 }
 
@@ -135,6 +168,8 @@ pub struct TenantRow {
     pub quarantined: u64,
     /// Lost balances among them.
     pub losses: u64,
+    /// Who acknowledged the entries in quarantine and the losses last, if there still are any.
+    pub acknowledged: Option<AcknowledgedView>,
     /// What is open because Redis has lost data of it.
     pub vanished: Option<VanishedView>,
     /// Values that had expired before they were claimed.
@@ -167,6 +202,22 @@ impl TenantRow {
         self.paused.is_none() && self.exposure_p99_seconds.is_some_and(|p99| p99 > objective_seconds)
     }
 
+    /// Entries in quarantine that no operator has acknowledged, losses included.
+    #[must_use]
+    pub fn unacknowledged(&self) -> u64 {
+        if self.is_acknowledged() { 0 } else { self.quarantined }
+    }
+
+    /// Losses that no operator has acknowledged.
+    #[must_use]
+    pub fn unacknowledged_losses(&self) -> u64 {
+        if self.is_acknowledged() { 0 } else { self.losses }
+    }
+
+    fn is_acknowledged(&self) -> bool {
+        self.acknowledged.as_ref().is_some_and(|acknowledged| acknowledged.holds)
+    }
+
     /// A tenant that no live worker serves.
     #[must_use]
     pub fn unserved(id: &str, paused: Option<PausedBy>) -> Self {
@@ -193,6 +244,7 @@ impl TenantRow {
             updated_total: 0,
             quarantined: 0,
             losses: 0,
+            acknowledged: None,
             vanished: None,
             expired_total: 0,
             batch_failures_total: 0,
@@ -261,6 +313,7 @@ impl TenantRow {
             updated_total: merged.counts.outcomes[Outcome::Updated],
             quarantined: most(|r| r.quarantine_entries),
             losses: most(|r| r.losses),
+            acknowledged: None,
             vanished: owners
                 .iter()
                 .filter_map(|(_, r)| r.vanished.as_ref())
