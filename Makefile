@@ -10,7 +10,7 @@ DIFFERENTIAL_INPUTS ?= 10000000
 BROWSER_OR_NONE = { command -v chromedriver && { command -v chromium || command -v chromium-browser || command -v google-chrome \
 	|| command -v google-chrome-stable; }; } >/dev/null 2>&1 || export BALANCE_SYNC_BROWSER=none
 
-.PHONY: help setup build demo test matrix screenshots chaos sim bench fuzz differential coverage lint ui-check fmt clean
+.PHONY: help setup build demo test matrix screenshots chaos sim bench fuzz differential coverage lint ui-check chart fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,15 @@ ui-check: ## Check the types of the dashboard's JavaScript against the OpenAPI d
 	@sh tests/setup.sh npm
 	@if command -v npm >/dev/null 2>&1; then cd crates/admin/ui-check && npm ci --silent && npm run --silent check; \
 	else echo "npm is not installed, the dashboard's JavaScript was not checked"; fi
+
+chart: target/chart/venv/ready ## Check and package the Helm chart (REWRITE=1 takes over how it is rendered now)
+	@target/chart/venv/bin/python tests/chart/check.py
+
+target/chart/venv/ready: tests/chart/requirements.txt
+	@sh tests/setup.sh venv
+	python3 -m venv target/chart/venv
+	target/chart/venv/bin/pip install --quiet --disable-pip-version-check --requirement tests/chart/requirements.txt
+	@touch $@
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

@@ -26,6 +26,7 @@ wished=""
 for program in "$@"; do
   case "$program" in
     pgbouncer) has_pgbouncer || missing="$missing pgbouncer"; continue ;;
+    venv) python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || missing="$missing python3-venv"; continue ;;
     promtool) package=prometheus ;;
     chromium) package=chromium ;;
     chromedriver) package=chromium-driver ;;

@@ -280,11 +280,20 @@ fn promtool_finds_fault_with_the_ledgers_name_only(text: &str) -> Result<()> {
     Ok(())
 }
 
+/// What the Helm chart has its autoscaler ask for, without the selector, which is filled in when the chart is rendered.
+fn chart_expression() -> Result<String> {
+    let template = text("deploy/helm/balance-sync/templates/autoscaling.yaml")?;
+    let query =
+        template.lines().find_map(|line| line.trim_start().strip_prefix("query: ")).context("a query")?;
+    Ok(query.split('{').next().unwrap_or(query).to_owned())
+}
+
 fn rules_and_dashboard_ask_for_what_is_there(page: &Metrics) -> Result<()> {
     let recorded = rules::recorded()?;
     let of_rules = rules::rules()?.into_iter().map(|rule| (format!("rule {}", rule.name), rule.expression));
     let mut used = BTreeSet::new();
-    for (place, expression) in of_rules.chain(dashboard::expressions()?) {
+    let of_chart = [("the chart's ScaledObject".to_owned(), chart_expression()?)];
+    for (place, expression) in of_rules.chain(dashboard::expressions()?).chain(of_chart) {
         let named = Named::of(&expression).with_context(|| place.clone())?;
         named.is_known(page, &recorded).with_context(|| format!("{place}: {expression}"))?;
         used.extend(named.metrics().map(str::to_owned));

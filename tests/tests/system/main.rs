@@ -9,6 +9,7 @@
 mod access;
 mod api;
 mod audit;
+mod chart;
 mod check;
 mod commands;
 mod controls;
