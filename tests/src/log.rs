@@ -107,11 +107,13 @@ impl Log {
         faults
     }
 
-    /// The last lines, for whoever has to find out why a test failed.
+    /// The last lines, for whoever has to find out why a test failed; without those of the drivers below INFO, which would be
+    /// all of them.
     pub fn tail(&self) -> String {
         let lines = self.lock();
+        let own: Vec<&String> = lines.iter().filter(|raw| !is_driver_detail(raw)).collect();
         let mut text = String::new();
-        for line in &lines[lines.len().saturating_sub(SHOWN)..] {
+        for line in &own[own.len().saturating_sub(SHOWN)..] {
             // Writing into a String can't fail.
             let _ = writeln!(text, "  {line}");
         }
@@ -123,9 +125,27 @@ impl Log {
     }
 }
 
+fn is_driver_detail(raw: &str) -> bool {
+    Line::parse(raw).is_some_and(|line| {
+        !line.target.starts_with("balance_sync") && matches!(line.level.as_str(), "DEBUG" | "TRACE")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_lines_are_those_of_the_worker() {
+        let log = Log::default();
+        let ours = r#"{"level":"DEBUG","message":"flushed","target":"balance_sync_fleet::pipeline"}"#;
+        let warning = r#"{"level":"WARN","message":"odd","target":"hyper_util::client"}"#;
+        let detail = r#"{"level":"DEBUG","message":"reuse idle connection","target":"hyper_util::client"}"#;
+        let mut lines = vec![ours, warning, "a panic"];
+        lines.extend([detail; SHOWN]);
+        log.lock().extend(lines.into_iter().map(str::to_owned));
+        assert_eq!(log.tail(), format!("  {ours}\n  {warning}\n  a panic\n"));
+    }
 
     #[test]
     fn every_kind_of_fault_is_found_and_a_good_log_has_none() {

@@ -9,8 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use balance_sync_sandbox::{Sandbox, eventually};
+use anyhow::{Context, Result, bail, ensure};
+use balance_sync_sandbox::{RedisServer, Sandbox, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use secrecy::ExposeSecret;
@@ -288,6 +288,25 @@ impl Worker {
         kill(Pid::from_raw(i32::try_from(self.pid)?), signal).context("signalling the worker")
     }
 
+    /// Freezes it (SIGSTOP) until it is continued, and waits until Redis has executed what it had sent. Otherwise a claim on its
+    /// way could still take what the test schedules next.
+    ///
+    /// # Errors
+    /// When it has ended or doesn't stop, or Redis doesn't answer.
+    pub async fn freeze(&mut self, redis: &RedisServer) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        eventually(SOON, "a stopped worker", || async {
+            let states = thread_states(self.pid)?;
+            ensure!(states.iter().all(|state| *state == 'T'), "its threads are {states:?}");
+            Ok(())
+        })
+        .await?;
+        // Redis answers what comes in later after what has come in before.
+        let answer: String = redis::cmd("PING").query_async(&mut redis.connect().await?).await?;
+        ensure!(answer == "PONG", "Redis answers {answer} to PING");
+        Ok(())
+    }
+
     /// Waits for its end, after it was asked to, and checks its log.
     ///
     /// # Errors
@@ -384,6 +403,18 @@ impl Drop for Worker {
             );
         }
     }
+}
+
+/// The states of the threads of a process, as in `/proc`: `T` is stopped. Empty on systems without procfs.
+fn thread_states(pid: u32) -> Result<Vec<char>> {
+    if !Path::new("/proc/self/task").exists() {
+        return Ok(Vec::new());
+    }
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"))?;
+    // The state comes after the name in brackets, which may itself hold any. A thread may end meanwhile.
+    let stats =
+        threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+    Ok(stats.filter_map(|stat| stat.rsplit_once(") ")?.1.chars().next()).collect())
 }
 
 /// The password in a URL.

@@ -15,6 +15,8 @@ use crate::{brisk, nothing_backwards, report};
 
 const TENANTS: usize = 2;
 const SLOTS: u16 = 16_384;
+/// As the line of a node that has them all shows them.
+const ALL_SLOTS: &str = " 0-16383";
 
 /// A node without slots.
 fn node() -> RedisOptions {
@@ -40,8 +42,10 @@ async fn says(server: &RedisServer, command: &[&str], text: &str) -> Result<()> 
 
 /// Makes this replica the master, and waits until the other knows.
 async fn take_over(replica: &RedisServer, master: &RedisServer) -> Result<()> {
-    // Both must know how things stand, or the other goes on as a master.
+    // Both must know how things stand, or the other goes on as a master: a replica takes over those slots only of which it
+    // knows that they are the master's.
     says(master, &["CLUSTER", "NODES"], " slave ").await?;
+    says(replica, &["CLUSTER", "NODES"], ALL_SLOTS).await?;
     says(replica, &["INFO", "replication"], "master_link_status:up").await?;
     let offset = |text: &str| -> Option<u64> {
         text.lines()
@@ -100,7 +104,7 @@ async fn slots_that_are_not_there_are_waited_for_and_those_that_have_moved_follo
         .await?;
 
     // Frozen for a moment, so that there is work left when the slots have moved.
-    worker.signal(Signal::SIGSTOP)?;
+    worker.freeze(sandbox.redis()).await?;
     producer.mutate_each(DEFAULT_TTL).await?;
     take_over(&second, first).await?;
     assert_eq!(refusal(first, &tenants[0]).await?, "MOVED");
@@ -182,7 +186,7 @@ async fn a_migration_of_the_slot_stops_a_tenant_no_longer_than_it_lasts() -> Res
     all_settled(&sandbox).await?;
 
     // Frozen, so that both tenants have work when the migration begins.
-    worker.signal(Signal::SIGSTOP)?;
+    worker.freeze(sandbox.redis()).await?;
     producer.mutate_each(DEFAULT_TTL).await?;
     ask::<()>(&new, &["CLUSTER", "SETSLOT", SLOT, "IMPORTING", &old_id]).await?;
     ask::<()>(old, &["CLUSTER", "SETSLOT", SLOT, "MIGRATING", &new_id]).await?;

@@ -32,7 +32,7 @@ async fn an_unknown_format_waits_scheduled_and_alive_for_a_worker_that_knows_it(
     verdict(&worker, "healthy").await?;
 
     // A ledger of a later release writes a balance.
-    worker.signal(Signal::SIGSTOP)?;
+    worker.freeze(sandbox.redis()).await?;
     producer.mutate(0, &[0], DEFAULT_TTL).await?;
     let schedule = producer.tenants()[0].keys.schedule();
     let (member, _) = scores(&sandbox, &schedule).await?.pop_first().context("a scheduled member")?;
