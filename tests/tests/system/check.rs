@@ -1,9 +1,16 @@
 //! `check`: hosts that are none, and what `check --connect` prints for people and for programs.
 
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::process::Stdio;
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
-use balance_sync_sandbox::ledger::DEFAULT_TTL;
-use balance_sync_sandbox::{Isolation, Sandbox, SandboxOptions};
-use balance_sync_tests::{options, run};
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, put_raw};
+use balance_sync_sandbox::{Isolation, RedisOptions, Sandbox, SandboxOptions};
+use balance_sync_tests::command::prepare;
+use balance_sync_tests::{options, run, run_within};
+use nix::pty::openpty;
 use serde_json::Value;
 
 /// What may be found in the place of a host: each with the words for it.
@@ -127,5 +134,196 @@ async fn each_odd_host_of_the_tenant_service_has_its_line_with_what_helps() -> R
     let healthy = findings.iter().find(|finding| finding["area"] == "postgres" && finding["level"] == "ok");
     let healthy = healthy.with_context(|| report.to_string())?;
     assert_eq!(healthy["tenants"], serde_json::json!([tenants[ODD.len()].id]), "{healthy}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_thousand_tenants_are_checked_a_few_at_a_time_and_reported_in_a_few_lines() -> Result<()> {
+    check_many(1_000).await
+}
+
+#[tokio::test]
+#[ignore = "takes minutes"]
+async fn ten_thousand_tenants_are_checked() -> Result<()> {
+    check_many(10_000).await
+}
+
+/// They share one database, so that it is their number that is tried and not Postgres.
+async fn check_many(count: usize) -> Result<()> {
+    const AT_ONCE: i64 = 8;
+    /// So many have a wrong password, and one each a database that doesn't exist and an odd host.
+    const REFUSED: usize = 100;
+    const LIMIT: Duration = Duration::from_secs(900);
+    let wanted = SandboxOptions { isolation: Isolation::Database, ..options(1, 20) };
+    let sandbox = Sandbox::start(wanted).await?;
+    sandbox.producer().mutate_each(DEFAULT_TTL).await?;
+    let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();
+    let first = sandbox.tenants().remove(0).id;
+    let record = sandbox.service().tenant(&first).context("its record")?;
+    for number in 1..count {
+        let mut record = record.clone();
+        record.id = format!("many-{number:05}");
+        match number {
+            1 => record.host = "db.internal:5432".into(),
+            2 => record.database = "nowhere".into(),
+            _ if number < 3 + REFUSED => record.password = "not the one".to_owned().into(),
+            _ => {}
+        }
+        sandbox.service().set_tenant(record);
+    }
+    let at_once = AT_ONCE.to_string();
+    let check = async |timeout: &str| {
+        let args = [
+            "check",
+            "--config",
+            &config,
+            "--connect",
+            "--json",
+            "--at-once",
+            &at_once,
+            "--timeout",
+            timeout,
+        ];
+        let finished = run_within(LIMIT, &args, &[]).await?;
+        let report: Value =
+            serde_json::from_str(&finished.stdout).with_context(|| format!("{finished:?}"))?;
+        anyhow::Ok((finished.code, report))
+    };
+    let pool = sandbox.postgres().pool("postgres");
+    let sessions = async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'balance-sync check'";
+        sqlx::query_scalar::<_, i64>(sql).fetch_one(&pool).await
+    };
+    let mut most = 0;
+    let all = check("800");
+    tokio::pin!(all);
+    let (code, report) = loop {
+        tokio::select! {
+            checked = &mut all => break checked?,
+            () = tokio::time::sleep(Duration::from_millis(20)) => most = most.max(sessions().await?),
+        }
+    };
+    assert_eq!(code, Some(1), "{report:#}");
+    // Those that have just been closed may still be counted.
+    assert!((1..3 * AT_ONCE).contains(&most), "{most} sessions at the same time");
+    let findings = report["findings"].as_array().context("findings")?;
+    let of = |finding: &Value| finding["tenants"].as_array().map_or(0, Vec::len);
+    let mut lines: Vec<(&str, &str, usize)> = findings
+        .iter()
+        .filter(|finding| finding["area"] == "postgres")
+        .map(|finding| {
+            let text = |name: &str| finding[name].as_str().unwrap_or_default();
+            (text("level"), if text("level") == "ok" { "" } else { text("kind") }, of(finding))
+        })
+        .collect();
+    lines.sort_unstable();
+    let expected = [
+        ("fail", "postgres_credentials", REFUSED),
+        ("fail", "postgres_database_missing", 1),
+        ("fail", "settings", 1),
+        ("ok", "", count - REFUSED - 2),
+    ];
+    assert_eq!(lines, expected, "{findings:?}");
+    for text in [
+        format!("{count} active"),
+        format!("the keys of {count} tenants may be used"),
+        format!("20 members in those of {count} tenants"),
+    ] {
+        let said = |finding: &&Value| finding["found"].as_str().is_some_and(|found| found.contains(&text));
+        assert!(findings.iter().any(|finding| said(&finding)), "{text:?} is missing in {report:#}");
+    }
+
+    // What there was no time for is counted.
+    let (_, report) = check("0.2").await?;
+    let findings = report["findings"].as_array().context("findings")?;
+    let looked: usize = findings.iter().filter(|finding| finding["area"] == "postgres").map(of).sum();
+    let left = format!("{} of {count} tenants were not looked at in time", count - looked);
+    let said = |finding: &&Value| finding["level"] == "warn" && finding["found"] == left.as_str();
+    assert!(looked < count && findings.iter().any(|finding| said(&finding)), "{left}: {findings:?}");
+    pool.close().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_redis_may_lose_or_hides_is_named_with_what_helps() -> Result<()> {
+    let wanted = options(3, 10);
+    let redis = RedisOptions { settable_clock: true, ..wanted.redis.clone() };
+    let sandbox = Sandbox::start(SandboxOptions { redis, ..wanted }).await?;
+    let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();
+    let tenants = sandbox.tenants();
+    sandbox.producer().mutate_each(DEFAULT_TTL).await?;
+    let mut redis = sandbox.redis().connect().await?;
+    let keys = &tenants[0].keys;
+    let member = keys.member(&tenants[0].balances[0]);
+    let value = tenants[0].balances[0].json(3);
+    put_raw(&mut redis, &keys.legacy_schedule(), member.as_bytes(), value.as_bytes(), Some(DEFAULT_TTL))
+        .await?;
+    let check = async |key_form: &str| {
+        let env = [("BALANCE_SYNC__TENANTS__KEY_FORM", key_form)];
+        let finished = run(&["check", "--config", &config, "--connect", "--json"], &env).await?;
+        let report: Value =
+            serde_json::from_str(&finished.stdout).with_context(|| format!("{finished:?}"))?;
+        anyhow::Ok((finished.code, report))
+    };
+    let has = |report: &Value, level: &str, area: &str, text: &str| {
+        let fits = |one: &Value| {
+            let found = one["found"].as_str().is_some_and(|found| found.contains(text));
+            found && one["level"] == level && one["area"] == area && one["help"] != ""
+        };
+        ensure!(
+            report["findings"].as_array().is_some_and(|all| all.iter().any(fits)),
+            "{text:?}: {report:#}"
+        );
+        Ok(())
+    };
+    ::redis::cmd("CONFIG")
+        .arg(&["SET", "maxmemory-policy", "allkeys-lru"])
+        .query_async::<()>(&mut redis)
+        .await?;
+    sandbox.redis().shift_clock(-5000)?;
+    let (code, report) = check("auto").await?;
+    assert_eq!(code, Some(0), "warnings alone: {report:#}");
+    for (area, text) in [
+        ("redis", "maxmemory-policy is allkeys-lru: balances, or a whole schedule, may be evicted"),
+        ("redis", "the append-only file is off"),
+        ("redis", "its clock and this machine's are "),
+        ("schedules", "1 members in legacy schedules of tenant-0001"),
+    ] {
+        has(&report, "warn", area, text)?;
+    }
+
+    // The second tenant's id is a UUID, and its keys have it as listed.
+    let (code, report) = check("simple_uuid").await?;
+    assert_eq!(code, Some(1), "{report:#}");
+    has(
+        &report,
+        "fail",
+        "schedules",
+        &format!("10 members under the other form of the tenant id: {}", tenants[1].id),
+    )?;
+
+    ::redis::cmd("REPLICAOF").arg(&["127.0.0.1", "1"]).query_async::<()>(&mut redis).await?;
+    let (code, report) = check("auto").await?;
+    assert_eq!(code, Some(1), "{report:#}");
+    has(&report, "fail", "redis", "a replica answers, which takes no writes")?;
+    has(&report, "fail", "redis", "writes are refused: ")
+}
+
+#[tokio::test]
+async fn in_a_terminal_a_bar_shows_how_many_tenants_are_done() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(4, 1).await?;
+    let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();
+    let env = BTreeMap::from([("TERM".to_owned(), "xterm-256color".to_owned())]);
+    let pty = openpty(None, None)?;
+    let mut child = {
+        let mut command = prepare(&["check", "--config", &config, "--connect", "--json"], &env)?;
+        command.stdout(Stdio::null()).stderr(Stdio::from(pty.slave)).spawn()?
+    };
+    let mut shown = Vec::new();
+    // A terminal without writers ends with an error on Linux.
+    let _ = std::fs::File::from(pty.master).read_to_end(&mut shown);
+    let shown = String::from_utf8_lossy(&shown);
+    assert!(child.wait()?.success(), "{shown}");
+    assert!(shown.contains(" of 4 tenants, "), "{shown:?}");
     Ok(())
 }
