@@ -2,7 +2,8 @@
 --
 -- KEYS[…]  none: Redis would refuse the whole call for one key without a right
 -- ARGV[1]  a key that doesn't exist, on which commands are tried
--- ARGV[…]  keys that are tried for reading and for writing
+-- ARGV[2]  how many keys follow that are only read
+-- ARGV[…]  keys that are tried for reading, and after those that are only read for writing as well
 --
 -- Result   { { command, command, ... }, { key, key, ... } }: those that are refused
 --
@@ -17,7 +18,7 @@ local COMMANDS = {
   { 'ZCARD', key }, { 'ZCOUNT', key, '0', '0' }, { 'ZRANGE', key, '0', '0' }, { 'ZRANGEBYSCORE', key, '0', '0' },
   { 'ZREVRANGE', key, '0', '0' }, { 'ZSCORE', key, 'x' }, { 'ZMSCORE', key, 'x' }, { 'ZSCAN', key, '0' },
   { 'HGET', key, 'x' }, { 'HMGET', key, 'x' }, { 'HGETALL', key }, { 'HEXISTS', key, 'x' }, { 'HLEN', key },
-  { 'HSCAN', key, '0' }, { 'HSET', key, 'x', 'x', 'x' }, { 'HDEL', key, 'x' }, { 'XADD', key, 'x', 'x', 'x' },
+  { 'HSCAN', key, '0' }, { 'HRANDFIELD', key, '-1' }, { 'HSTRLEN', key, 'x' }, { 'HSET', key, 'x', 'x', 'x' }, { 'HDEL', key, 'x' }, { 'XADD', key, 'x', 'x', 'x' },
   { 'XRANGE', key, '-', '+' }, { 'XREVRANGE', key, '+', '-' }, { 'TIME' },
 }
 -- By any of these it shows whether a key may be read, or written: more than one, as some may be refused as commands.
@@ -46,7 +47,8 @@ local function may_not(ways, tried)
   return false
 end
 
-for i = 2, #ARGV do
-  if may_not(READING, ARGV[i]) or may_not(WRITING, ARGV[i]) then keys[#keys + 1] = ARGV[i] end
+local only_read = tonumber(ARGV[2])
+for i = 3, #ARGV do
+  if may_not(READING, ARGV[i]) or (i > 2 + only_read and may_not(WRITING, ARGV[i])) then keys[#keys + 1] = ARGV[i] end
 end
 return { commands, keys }

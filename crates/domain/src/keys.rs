@@ -22,6 +22,13 @@ const BALANCE: &str = "balance:{transactions}:";
 const QUARANTINE: &str = "quarantine:{transactions}:balance-sync";
 const LOSSES: &str = "quarantine:{transactions}:balance-sync:losses";
 
+/// The ledger's other queues. They are read and never written.
+const BACKUP: &str = "backup_queue:{transactions}";
+const BACKUP_ATTEMPTS: &str = "backup_queue:{transactions}:attempts";
+const RECOVERY: &str = "engine:{transactions}:recover";
+const RECOVERY_ATTEMPTS: &str = "engine:{transactions}:recover:attempts";
+const RECOVERY_CLEANUP: &str = "engine:{transactions}:recovery-cleanup";
+
 /// The keys of one tenant ([`KeySpace::tenant`]) or of a single-tenant ledger ([`KeySpace::single`]). Cheap to clone.
 ///
 /// Of the keys only the schedule's is kept, which holds those that are needed often: there are two key spaces for each of
@@ -94,6 +101,36 @@ impl KeySpace {
     #[must_use]
     pub fn losses(&self) -> String {
         self.key(LOSSES)
+    }
+
+    /// The hash of transactions that the ledger has not written to Postgres yet.
+    #[must_use]
+    pub fn backup_queue(&self) -> String {
+        self.key(BACKUP)
+    }
+
+    /// The hash that counts the ledger's attempts at them.
+    #[must_use]
+    pub fn backup_attempts(&self) -> String {
+        self.key(BACKUP_ATTEMPTS)
+    }
+
+    /// The hash of transactions that the ledger's engine has to recover.
+    #[must_use]
+    pub fn recovery(&self) -> String {
+        self.key(RECOVERY)
+    }
+
+    /// The hash that counts the engine's attempts at them.
+    #[must_use]
+    pub fn recovery_attempts(&self) -> String {
+        self.key(RECOVERY_ATTEMPTS)
+    }
+
+    /// The sorted set of recovered transactions to be cleaned up; the score is when, in milliseconds.
+    #[must_use]
+    pub fn recovery_cleanup(&self) -> String {
+        self.key(RECOVERY_CLEANUP)
     }
 
     /// What the claim locks of this space start with; the whole member follows.
@@ -179,6 +216,29 @@ mod tests {
         assert_eq!(keys.losses(), "quarantine:{transactions}:balance-sync:losses");
         assert_eq!(keys.lock(b"m"), b"lock:{transactions}:balance-sync:m");
         assert_eq!(keys.balance_prefix(), "balance:{transactions}:");
+    }
+
+    #[test]
+    fn the_ledgers_queues_of_a_tenant() {
+        let queues = |keys: &KeySpace| {
+            [
+                keys.backup_queue(),
+                keys.backup_attempts(),
+                keys.recovery(),
+                keys.recovery_attempts(),
+                keys.recovery_cleanup(),
+            ]
+        };
+        let single = [
+            "backup_queue:{transactions}",
+            "backup_queue:{transactions}:attempts",
+            "engine:{transactions}:recover",
+            "engine:{transactions}:recover:attempts",
+            "engine:{transactions}:recovery-cleanup",
+        ];
+        assert_eq!(queues(&KeySpace::single()), single);
+        let acme = KeySpace::tenant(&TenantId::parse("acme").unwrap());
+        assert_eq!(queues(&acme), single.map(|key| format!("tenant:acme:{key}")));
     }
 
     #[test]

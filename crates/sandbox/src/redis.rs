@@ -94,7 +94,7 @@ impl RedisServer {
             clock,
         };
         if let Some(password) = &options.worker_password {
-            server.guard.write_private(USERS_FILE, &users(options.password.as_ref(), password)?)?;
+            server.guard.write_private(USERS_FILE, &users(&program, options.password.as_ref(), password)?)?;
         }
         for _ in 0..PORT_ATTEMPTS {
             server.port = if options.cluster { ports::free_port_with_bus()? } else { ports::free_port()? };
@@ -343,9 +343,13 @@ impl RedisServer {
     }
 }
 
-/// The shipped file of users, with passwords instead of the hashes that operators put there.
-fn users(ledger: Option<&SecretString>, worker: &SecretString) -> Result<String> {
-    let mut text = USERS.to_owned();
+/// The shipped file of users, with passwords instead of the hashes that operators put there. Redis before 7 knows no keys that
+/// may only be read: as the documentation says, the whole right stands there instead.
+fn users(program: &Path, ledger: Option<&SecretString>, worker: &SecretString) -> Result<String> {
+    let version =
+        std::process::Command::new(program).arg("--version").output().context("asking for the version")?;
+    let is_old = String::from_utf8_lossy(&version.stdout).contains(" v=6.");
+    let mut text = if is_old { USERS.replace("%R~", "~") } else { USERS.to_owned() };
     let ledger =
         ledger.map_or_else(|| "nopass".to_owned(), |password| format!(">{}", password.expose_secret()));
     let worker = format!(">{}", worker.expose_secret());

@@ -12,8 +12,8 @@
 //! [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) · [`workers`] (live workers) · [`names`]
 //! (which process holds a name) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`reports`] (what the monthly report is made of) · [`heads`] (unclaimed
 //! members, for standby) · `rights` (naming those that are missing) · [`inspect`] (one balance) · [`balances`] (all of them) ·
-//! [`witnesses`] (what an audit reads) · [`origins`] (Postgres servers) · [`vanished`] (lost data) · [`subscription`]
-//! (messages) · [`error`].
+//! [`witnesses`] (what an audit reads) · [`origins`] (Postgres servers) · [`vanished`] (lost data) · [`queues`] (the ledger's
+//! own queues) · [`subscription`] (messages) · [`error`].
 
 mod access;
 pub mod balances;
@@ -33,6 +33,7 @@ pub mod probe;
 mod protect;
 pub mod quarantine;
 pub mod recoveries;
+pub mod queues;
 mod reply;
 pub mod reports;
 mod rights;
@@ -65,6 +66,7 @@ pub use protect::{ProtectPage, RecentFrom, RecentPage};
 pub use quarantine::{QuarantineEntry, Quarantined, Retried};
 pub use recoveries::Recoveries;
 pub use reports::Reports;
+pub use queues::{Page, QueueError, QueueReader};
 pub use rights::MissingRights;
 pub use sample::{PageEnd, Sample, SampleRequest, sample};
 pub use schedule::{

@@ -130,6 +130,16 @@ impl Link {
         operation: &'static str,
         cmd: &Cmd,
     ) -> Result<Value, (ScheduleError, Option<RedisError>)> {
+        self.query_expecting(operation, cmd, |_| false).await
+    }
+
+    /// As [`Link::query`]. A refusal of the server that is `expected` doesn't count as a failure.
+    pub(crate) async fn query_expecting(
+        &self,
+        operation: &'static str,
+        cmd: &Cmd,
+        expected: impl Fn(&ScheduleError) -> bool,
+    ) -> Result<Value, (ScheduleError, Option<RedisError>)> {
         let mut redirections = 0;
         loop {
             let mut used = self.connection(operation).await.map_err(|error| {
@@ -150,7 +160,7 @@ impl Link {
             }
             let error = ScheduleError::new(operation, &cause);
             // `Script::run` loads the script and sends the call again.
-            if cause.kind() != ErrorKind::Server(ServerErrorKind::NoScript) {
+            if cause.kind() != ErrorKind::Server(ServerErrorKind::NoScript) && !expected(&error) {
                 self.0.stats.failed(error.class);
             }
             if wants_new_connection(&error, &cause) {

@@ -130,13 +130,13 @@ pub struct MissingRights {
 }
 
 impl MissingRights {
-    /// Tries every command that scripts and calls of a worker use, and these keys. Nothing is changed.
+    /// Tries every command that scripts and calls of a worker use, and these keys: some for reading alone. Nothing is changed.
     ///
     /// # Errors
     /// As Redis answers, for instance when the user may not run scripts.
-    pub async fn find(link: &Link, keys: &[String]) -> Result<Self, ScheduleError> {
+    pub async fn find(link: &Link, keys: &[String], only_read: &[String]) -> Result<Self, ScheduleError> {
         let mut cmd = scripts::CHECK_RIGHTS.call(0);
-        cmd.arg(PROBE_KEY).arg(keys);
+        cmd.arg(PROBE_KEY).arg(only_read.len()).arg(only_read).arg(keys);
         let answer = scripts::CHECK_RIGHTS.attempt(link, &cmd).await?;
         let (commands, keys): (Vec<String>, Vec<String>) = redis::from_redis_value(answer)
             .map_err(|error| ScheduleError::unexpected("check rights", error.to_string()))?;
@@ -145,7 +145,7 @@ impl MissingRights {
 }
 
 async fn missing(link: &Link, keys: &[String]) -> Option<String> {
-    let MissingRights { commands, keys } = MissingRights::find(link, keys).await.ok()?;
+    let MissingRights { commands, keys } = MissingRights::find(link, keys, &[]).await.ok()?;
     let commands = commands.iter().map(|command| format!("+{command}"));
     let mut list: Vec<String> =
         commands.chain(keys.iter().map(|key| format!("~{}", pattern(key).escape_debug()))).collect();

@@ -141,7 +141,7 @@ pub async fn recover_records(
     most: usize,
 ) -> Result<(HashMap<Vec<u8>, Vec<u8>>, bool), ScheduleError> {
     const OPERATION: &str = "read recover records";
-    let key = format!("{}engine:{{transactions}}:recover", schedule.space().prefix());
+    let key = schedule.space().recovery();
     let mut found = HashMap::new();
     let mut cursor = Some(b"0".to_vec());
     while let Some(at) = cursor {

@@ -18,6 +18,7 @@ mod losses;
 mod model;
 mod protect;
 mod quarantine;
+mod queues;
 mod refusals;
 mod reports;
 mod rights;

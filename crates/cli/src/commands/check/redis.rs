@@ -138,7 +138,8 @@ async fn rights(link: &Link, config: &Config, tenants: &[Tenant], findings: &mut
     let mut commands: Vec<String> = Vec::new();
     for page in all.chunks(TENANTS_PER_CALL) {
         let keys: Vec<String> = page.iter().flat_map(spaces).flat_map(|space| keys_of(&space)).collect();
-        let missing = match within(MissingRights::find(link, &keys)).await {
+        let queues: Vec<String> = page.iter().flat_map(spaces).flat_map(|space| queues_of(&space)).collect();
+        let missing = match within(MissingRights::find(link, &keys, &queues)).await {
             Ok(missing) => missing,
             Err(error) => {
                 findings.fail(AREA, format!("rights can't be tried: {error}"), HELP);
@@ -153,10 +154,18 @@ async fn rights(link: &Link, config: &Config, tenants: &[Tenant], findings: &mut
                 let said = format!("no right to {}", of_any_tenant(key).replace(ABSENT, "…").escape_debug());
                 findings.of_tenant(tenant.label(), AREA, "keys", (Level::Fail, said, HELP.to_owned()));
             }
+            let own: Vec<String> = spaces(tenant).iter().flat_map(queues_of).collect();
+            for key in missing.keys.iter().filter(|key| own.contains(key)) {
+                let said =
+                    format!("no right to read {}: that queue of the ledger isn't shown", key.escape_debug());
+                let help = format!("%R~{}; before Redis 7 ~ instead of %R~", key.escape_debug());
+                findings.of_tenant(tenant.label(), AREA, "queues", (Level::Warn, said, help));
+            }
         }
     }
     // Those that belong to no tenant.
-    match within(MissingRights::find(link, &Reports::new(link.clone(), &wiring::group(config)).keys())).await
+    match within(MissingRights::find(link, &Reports::new(link.clone(), &wiring::group(config)).keys(), &[]))
+        .await
     {
         Ok(missing) => {
             refused |= !missing.keys.is_empty();
@@ -199,6 +208,17 @@ fn keys_of(space: &KeySpace) -> [String; 5] {
         space.losses(),
         format!("{}{ABSENT}", space.balance_prefix()),
         format!("{}{ABSENT}", space.lock_prefix()),
+    ]
+}
+
+/// The ledger's own queues of a tenant, which are only read.
+fn queues_of(space: &KeySpace) -> [String; 5] {
+    [
+        space.backup_queue(),
+        space.backup_attempts(),
+        space.recovery(),
+        space.recovery_attempts(),
+        space.recovery_cleanup(),
     ]
 }
 
