@@ -47,7 +47,7 @@ macro_rules! file {
 
 const INDEX: File = file!("index.html", HTML);
 
-const ASSETS: [File; 25] = [
+const ASSETS: [File; 26] = [
     file!("actions.js", SCRIPT),
     file!("advice.js", SCRIPT),
     file!("api.js", SCRIPT),
@@ -72,6 +72,7 @@ const ASSETS: [File; 25] = [
     file!("pages/why.js", SCRIPT),
     file!("parts.css", STYLE),
     file!("parts.js", SCRIPT),
+    file!("queues.js", SCRIPT),
     file!("theme.js", SCRIPT),
 ];
 

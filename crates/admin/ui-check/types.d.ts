@@ -18,6 +18,7 @@ declare global {
     type LostBalance = Schemas["LostBalance"];
     type LostBalanceState = Schemas["LostBalanceState"];
     type Recovery = Schemas["Recovery"];
+    type Queue = Schemas["Queue"];
     type Session = Schemas["Session"];
     type TenantDetail = Schemas["TenantDetail"];
     type TenantPage = Schemas["TenantPage"];

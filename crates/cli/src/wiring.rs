@@ -23,6 +23,7 @@ use balance_sync_view::{
     Identity, OperationsSettings,
     actions::Operator,
     inspector::Inspector,
+    queues::QueueOptions,
     reader::{FleetReader, Objectives},
 };
 
@@ -125,6 +126,7 @@ pub(crate) fn objectives(config: &Config) -> Objectives {
         freshness: config.admin.freshness_objective,
         exposure: config.objectives.exposure,
         pause: config.objectives.pause,
+        queue_age: config.queues.oldest,
         workers: config.worker.expected,
     }
 }
@@ -271,6 +273,10 @@ pub(crate) fn operations_settings(config: &Config, name: WorkerName) -> Operatio
         sample_interval: config.supervisor.sample_interval,
         reach: schedule_options(config).reach(),
         objectives: objectives(config),
+        queues: config.queues.enabled.then_some(QueueOptions {
+            interval: config.queues.interval,
+            records_per_second: config.queues.records_per_second,
+        }),
     }
 }
 

@@ -100,7 +100,7 @@ mod tests {
         let delays = stream(7);
         let in_range = |from: u64, to: u64| {
             let range = Duration::from_millis(from)..=Duration::from_millis(to);
-            delays.iter().filter(|delay| range.contains(delay)).count()
+            delays.iter().filter(|delay| range.contains(*delay)).count()
         };
         assert_eq!(in_range(500, 1000), 1000);
         for from in (500..1000).step_by(100) {

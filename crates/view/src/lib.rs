@@ -1,7 +1,8 @@
 //! What operators see and do, over [`balance_sync_fleet`] and what its workers publish in Redis.
 //!
 //! What they see, in reading order: `record` (what a worker publishes of itself) · `local_worker` (where that comes from) ·
-//! `publisher` (when it is written) · [`sampler`] (what waits in the schedules) · [`reader`] (what all workers publish, put
+//! `publisher` (when it is written) · [`sampler`] (what waits in the schedules) · [`queues`] (what waits in the ledger's own
+//! queues) · [`reader`] (what all workers publish, put
 //! together) · [`rows`] (tenants and workers, one row each) · [`overview`] (the whole fleet at a glance) · [`inspector`] (one
 //! tenant's schedule and database) · [`why`] (one balance) · [`report`] (a month of the fleet).
 //!
@@ -17,6 +18,7 @@ mod local_worker;
 mod operations;
 pub mod overview;
 mod publisher;
+pub mod queues;
 pub mod reader;
 mod record;
 pub mod recovery;

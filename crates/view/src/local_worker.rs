@@ -154,6 +154,7 @@ impl LocalWorker {
             quarantine_entries: known(status.quarantine_entries.load(Relaxed)).unwrap_or_default(),
             losses: known(status.losses.load(Relaxed)).unwrap_or_default(),
             vanished: status.vanished().map(Into::into),
+            queues: status.queues(),
             rates: status.recent(Recent::rates).unwrap_or_default(),
             counts: Counts {
                 outcomes: status.outcomes.map(|count| count.load(Relaxed)),

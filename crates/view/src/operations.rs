@@ -17,6 +17,7 @@ use crate::{
     inspector::Inspector,
     local_worker::{LocalWorker, LocalWorkerParts},
     publisher::{self, Publisher},
+    queues::{self, QueueOptions},
     reader::{FleetReader, Objectives},
     report::recorder::{self, Recorder},
     sampler,
@@ -49,6 +50,8 @@ pub struct OperationsSettings {
     pub reach: Duration,
     /// What the fleet is judged by.
     pub objectives: Objectives,
+    /// How the ledger's own queues are looked at; `None` = not at all.
+    pub queues: Option<QueueOptions>,
 }
 
 /// The operators' side of a worker.
@@ -75,6 +78,7 @@ impl Operations {
             sample_interval,
             reach,
             objectives,
+            queues,
         } = settings;
         let local = Arc::new(LocalWorker::new(LocalWorkerParts {
             name,
@@ -130,6 +134,13 @@ impl Operations {
                     .run(stop.clone(), progress)
             }
         });
+        let mut kept = vec![following, sampling, recording];
+        if let Some(options) = queues {
+            let (link, fleet, stop) = (link.clone(), Arc::clone(&handles.fleet), stop.clone());
+            kept.push(tasks.keep(TaskName::QueueWatch, None, queues::STEP, stop.clone(), move |progress| {
+                queues::run(link.clone(), Arc::clone(&fleet), key_form, options, stop.clone(), progress)
+            }));
+        }
         let publish_stop = CancellationToken::new();
         let publishing = tasks.keep(TaskName::Publisher, None, publisher::TICK, publish_stop.clone(), {
             let (local, snapshots, stop) = (Arc::clone(&local), snapshots.clone(), publish_stop.clone());
@@ -146,7 +157,7 @@ impl Operations {
             controls,
             inspector,
             drain_request,
-            tasks: (stop.drop_guard(), vec![following, sampling, recording]),
+            tasks: (stop.drop_guard(), kept),
             publisher: (publish_stop.drop_guard(), publishing),
         }
     }

@@ -13,10 +13,12 @@ use crate::{
 };
 
 mod judge;
+mod queues;
 #[cfg(test)]
 mod tests;
 
 pub use judge::Verdict;
+pub use queues::FleetQueue;
 
 /// Tenants shown as the worst.
 const WORST: usize = 8;
@@ -46,6 +48,8 @@ pub struct Overview {
     pub losses: u64,
     /// Entries that an operator has acknowledged, lost ones included.
     pub acknowledged: u64,
+    /// The ledger's own queues.
+    pub queues: Vec<FleetQueue>,
     /// Values that had expired before they were claimed, since the workers' start.
     pub expired_total: u64,
     /// Smallest remaining life of a scheduled value in Redis.
@@ -244,6 +248,7 @@ impl FleetView {
             quarantined,
             losses,
             acknowledged,
+            queues: self.queues(),
             expired_total: expired,
             shortest_life_seconds: shortest,
             rates: RatesView {

@@ -137,6 +137,8 @@ pub struct Objectives {
     pub freshness: Duration,
     /// A tenant that has been paused for longer needs attention.
     pub pause: Duration,
+    /// A record that waits in one of the ledger's own queues for longer needs attention.
+    pub queue_age: Duration,
     /// Workers that should be alive; 0 = any number will do.
     pub workers: usize,
 }

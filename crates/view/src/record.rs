@@ -5,7 +5,9 @@
 use balance_sync_domain::Reported;
 use balance_sync_fleet::{
     backends::DatabaseView,
-    status::{ErrorNote, FlushNote, Outcomes, Point, Rates, ReportedReason, ReportedState, Vanished},
+    status::{
+        ErrorNote, FlushNote, Outcomes, Point, QueueReport, Rates, ReportedReason, ReportedState, Vanished,
+    },
     tasks::{TaskReport, TaskState},
 };
 use balance_sync_store::{PoolUsage, ServerUsage};
@@ -64,6 +66,9 @@ pub struct TenantRecord {
     /// What is open because Redis has lost data of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vanished: Option<VanishedRecord>,
+    /// The ledger's own queues: those that hold something, or can't be read. `None` = this worker doesn't look at them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<Vec<QueueReport>>,
     /// The last seconds.
     #[serde(flatten)]
     pub rates: Rates,

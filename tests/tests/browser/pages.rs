@@ -55,6 +55,10 @@ async fn trouble(sandbox: &Sandbox, worker: &Worker, browser: &mut Browser) -> R
         anyhow::Ok(())
     })
     .await?;
+    // Of the ledger's own queues: a record with a time, and one that isn't what the ledger writes.
+    let backup = format!("{}backup_queue:{{transactions}}", tenants[3].keys.prefix());
+    let _: () = redis.hset(&backup, "t1", r#"{"ttl":"2026-01-02T03:04:05Z"}"#).await?;
+    let _: () = redis.hset(&backup, "<b>t2</b>", "<b>no JSON</b>").await?;
     break_password(sandbox, &tenants[0], "another-one").await?;
     browser.open(&worker.url(&format!("/tenants/{}", tenants[3].id))).await?;
     browser.press(".actions", "Pause").await?;
@@ -146,6 +150,9 @@ async fn look(sandbox: &Sandbox, worker: &Worker, browser: &mut Browser) -> Resu
     browser.until("one row", "document.querySelector('.page-head').innerText.includes('1 of 12')").await?;
     browser.press(".grid", &tenants[3].id).await?;
     browser.shows(".tenant-state", "moving to another server").await?;
+    browser.shows("table[aria-label=\"The ledger's own queues\"]", "1 unreadable").await?;
+    browser.shows("table[aria-label=\"The ledger's own queues\"]", "scanned").await?;
+    ensure!(!browser.text("main").await?.contains("no JSON"), "records are never shown");
 
     browser.open(&worker.url(&format!("/tenants/{}", tenants[0].id))).await?;
     browser.shows("table[aria-label='Last errors']", "postgres credentials").await?;

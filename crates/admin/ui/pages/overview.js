@@ -24,6 +24,7 @@ import {
   textColumn,
   timeAgo,
 } from "../parts.js";
+import { fleetQueues } from "../queues.js";
 
 /** Minutes shown in the charts, in milliseconds: as many as there are, up to an hour. */
 const SPANS = [5, 15, 60].map((minutes) => minutes * 60_000);
@@ -44,6 +45,7 @@ export function overviewPage({ navigate }) {
   const worst = worstTable(tickers);
   const states = stateBar(navigate);
   const workers = workerTable(tickers);
+  const queues = fleetQueues();
   const charts = chartRow();
   const content = h(
     "div.page",
@@ -53,6 +55,7 @@ export function overviewPage({ navigate }) {
     worst.node,
     charts.node,
     h("div.two.uneven", states.node, workers.node),
+    section("The ledger's own queues", queues.node),
   );
   const bones = h("div.page", heading("Overview"), loading(6));
   const node = h("div", bones, content);
@@ -64,7 +67,7 @@ export function overviewPage({ navigate }) {
     if (!overview) return;
     setShown(bones, false);
     setShown(content, true);
-    for (const part of [verdict, tiles, worst, states, charts]) part.update(overview);
+    for (const part of [verdict, tiles, worst, states, queues, charts]) part.update(overview);
   };
   const askWorkers = () => get(["workers"]).then((answer) => workers.update(answer.workers), () => {});
   const ends = [subscribe("overview", update), subscribe("connection", ({ again }) => again && askWorkers())];

@@ -25,6 +25,7 @@ import {
   textColumn,
   timeAgo,
 } from "../parts.js";
+import { queueTable } from "../queues.js";
 import { actionTable } from "./actions.js";
 import { recoveryPart } from "./recovery.js";
 
@@ -38,6 +39,7 @@ export function tenantPage({ argument: id }) {
   const charts = chartsOf();
   const flushes = flushTable(tickers);
   const errors = errorTable(tickers);
+  const queues = queueTable();
   const settings = settingsOf();
   const outcomes = outcomesOf();
   const controller = new AbortController();
@@ -51,6 +53,7 @@ export function tenantPage({ argument: id }) {
     h("div.two", section("Last flushes", flushes.node), section("Last errors", errors.node)),
     h("div.two", section("Since its workers started", outcomes.node), section("Settings in force", settings.node)),
     recovery.node,
+    section("The ledger's own queues", queues.node),
     section("Actions", log.node),
   );
   const place = h("div", loading(6));
@@ -62,7 +65,7 @@ export function tenantPage({ argument: id }) {
   function update(tenant) {
     if (!shown) place.replaceChildren(content);
     shown = true;
-    for (const part of [head, figures, charts, flushes, errors, settings, outcomes]) part.update(tenant);
+    for (const part of [head, figures, charts, flushes, errors, queues, settings, outcomes]) part.update(tenant);
   }
   const askLog = () => get(["actions"], { tenant: id, per_page: 20 }, controller.signal).then((answer) => log.update(answer.actions), () => {});
   function start() {

@@ -6,6 +6,7 @@ pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod handover;
 pub(crate) mod quarantine;
+mod queues;
 pub(crate) mod recover;
 pub(crate) mod report;
 pub(crate) mod run;

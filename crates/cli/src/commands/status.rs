@@ -8,7 +8,7 @@ use balance_sync_view::{
     rows::{StateView, TenantRow},
 };
 
-use super::{tenants, workers};
+use super::{queues, tenants, workers};
 use crate::{
     EXIT_OK,
     args::{StatusArgs, seconds},
@@ -70,7 +70,7 @@ fn render(view: &FleetView, overview: &Overview, screen: Screen, every: Option<D
     let mut text = String::new();
     head(&mut text, overview, every);
     reasons(&mut text, overview, screen);
-    figures(&mut text, overview);
+    figures(&mut text, overview, view.at);
     let troubled: Vec<&TenantRow> =
         overview.worst.iter().filter(|row| tenants::is_of_note(row, view)).collect();
     if !troubled.is_empty() {
@@ -109,7 +109,7 @@ fn reasons(text: &mut String, overview: &Overview, screen: Screen) {
     }
 }
 
-fn figures(text: &mut String, overview: &Overview) {
+fn figures(text: &mut String, overview: &Overview, view_at: f64) {
     let states: Vec<String> = overview
         .tenants
         .by_state
@@ -179,6 +179,7 @@ fn figures(text: &mut String, overview: &Overview) {
             optional(overview.shortest_life_seconds, span)
         ),
     );
+    row("ledger", format_args!("{}", queues::of_fleet(&overview.queues, view_at)));
     let redis = match overview.redis {
         "ok" => "redis ok".to_owned(),
         "refuses_writes" => styled(BAD, "redis refuses writes"),

@@ -16,7 +16,7 @@ use balance_sync_view::{
 };
 use serde::Serialize;
 
-use super::{actions, status::exit_code};
+use super::{actions, queues, status::exit_code};
 use crate::{
     args::{TenantListArgs, TenantShowArgs, TenantsArgs, TenantsCommand},
     terminal::{
@@ -311,6 +311,9 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
             count(row.batch_failures_total)
         ),
     );
+    for (name, value) in queues::of_tenant(row, view.at) {
+        say(name, value);
+    }
     if let Some(database) = &detail.settings.database {
         let schema =
             database.schema.as_deref().map(|schema| format!(", schema {schema}")).unwrap_or_default();

@@ -33,6 +33,7 @@ pub(super) struct Raw {
     pub supervisor: Supervisor,
     pub admin: Admin,
     pub objectives: Objectives,
+    pub queues: Queues,
     pub log: Log,
     pub telemetry: Telemetry,
     pub worker: Worker,
@@ -341,6 +342,22 @@ pub(super) struct Telemetry {
     pub export_interval: Duration,
     #[serde(with = "humantime_serde")]
     pub drain_deadline: Duration,
+}
+
+/// `[queues]`: looking at the ledger's own queues.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Queues {
+    /// Whether they are looked at.
+    pub enabled: bool,
+    /// Time between two looks at their depths.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    /// Records that all workers together look at, at most.
+    pub records_per_second: u32,
+    /// A record that waits for longer makes the verdict ATTENTION.
+    #[serde(with = "humantime_serde")]
+    pub oldest: Duration,
 }
 
 /// `[worker]`: this worker among the others.

@@ -13,7 +13,7 @@ use url::Url;
 use super::print::Effective;
 use super::problem::ConfigNote;
 pub(crate) use super::raw::{
-    Claim, Collector, Log, LogFormat, Objectives, Postgres, Quarantine, Sampler, Supervisor, Worker,
+    Claim, Collector, Log, LogFormat, Objectives, Postgres, Quarantine, Queues, Sampler, Supervisor, Worker,
 };
 
 /// A validated configuration.
@@ -37,6 +37,8 @@ pub(crate) struct Config {
     pub admin: Admin,
     /// What the fleet is judged by.
     pub objectives: Objectives,
+    /// The ledger's own queues.
+    pub queues: Queues,
     /// Log.
     pub log: Log,
     /// Where traces go; none when they are off.

@@ -283,6 +283,7 @@ pub(super) fn validate(
             supervisor: raw.supervisor,
             admin,
             objectives: raw.objectives,
+            queues: raw.queues,
             log: raw.log,
             traces,
             worker,
@@ -317,6 +318,9 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
     within!(check, raw.admin.freshness_objective, ms(100)..=minutes(60));
     within!(check, raw.objectives.exposure, ms(100)..=minutes(60));
     within!(check, raw.objectives.pause, secs(1)..=minutes(60 * 24 * 30));
+    within!(check, raw.queues.interval, ms(100)..=minutes(10));
+    within!(check, raw.queues.records_per_second, 10..=2_000);
+    within!(check, raw.queues.oldest, secs(1)..=minutes(60 * 24 * 30));
     within!(check, raw.collector.flush_timeout, ms(1)..=secs(5));
     within!(check, raw.collector.poll_interval, ms(1)..=secs(1));
     within!(check, raw.collector.idle_backoff_max, ms(1)..=minutes(1));

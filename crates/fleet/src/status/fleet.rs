@@ -131,6 +131,8 @@ pub struct FleetStatus {
     pub reconciled: AtomicBool,
     /// Set when the worker drains.
     pub draining: AtomicBool,
+    /// Records of the ledger's own queues that were looked at.
+    pub queue_records: AtomicU64,
     /// Reconcile passes finished.
     pub passes: AtomicU64,
     /// When the last pass ended, in milliseconds since the worker's start.

@@ -13,6 +13,7 @@ mod vanished;
 pub use balance_sync_engine::{
     collector::Trigger,
     outcome::{Outcome, Outcomes},
+    queues::{Oldest, QueueReport},
     reason::{Pace, Reason, ReportedReason, pace_of},
     state::{Condition, ReportedState, TenantState, display_priority},
 };

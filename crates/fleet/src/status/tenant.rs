@@ -12,6 +12,7 @@ use std::{
 use balance_sync_engine::{
     collector::Trigger,
     outcome::{Outcome, Outcomes},
+    queues::QueueReport,
     reason::Reason,
     state::TenantState,
 };
@@ -60,6 +61,8 @@ pub struct TenantStatus {
     /// One per reason at most.
     notices: Mutex<Vec<Notice>>,
     vanished: Mutex<Option<Box<Vanished>>>,
+    /// The ledger's own queues, those that hold something; `None` = this worker doesn't look at them.
+    queues: Mutex<Option<Vec<QueueReport>>>,
     /// An operator has acknowledged what is open.
     acknowledged: AtomicBool,
     /// Balances by what became of them.
@@ -135,6 +138,7 @@ impl TenantStatus {
             }),
             notices: Mutex::default(),
             vanished: Mutex::default(),
+            queues: Mutex::default(),
             acknowledged: AtomicBool::new(false),
             outcomes: Outcomes::default(),
             removed: AtomicU64::new(0),
@@ -239,6 +243,17 @@ impl TenantStatus {
             self.acknowledged.store(false, Relaxed);
         }
         *self.vanished.lock().unwrap_or_else(PoisonError::into_inner) = open.map(Box::new);
+    }
+
+    /// The ledger's own queues: those that hold something, or can't be read. `None` = not known.
+    #[must_use]
+    pub fn queues(&self) -> Option<Vec<QueueReport>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Shows the ledger's own queues; `None` = not known.
+    pub fn show_queues(&self, queues: Option<Vec<QueueReport>>) {
+        *self.queues.lock().unwrap_or_else(PoisonError::into_inner) = queues;
     }
 
     /// Has what is open closed; returns what that is.

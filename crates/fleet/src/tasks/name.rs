@@ -19,6 +19,8 @@ pub enum TaskName {
     Standby,
     /// Looks at what waits in the schedules (`balance_sync_view`).
     Sampler,
+    /// Looks at the ledger's own queues (`balance_sync_view`).
+    QueueWatch,
     /// Publishes what this worker knows (`balance_sync_view`).
     Publisher,
     /// Records what the monthly report is made of (`balance_sync_view`).
@@ -65,6 +67,7 @@ impl TaskName {
         Self::Prober,
         Self::Standby,
         Self::Sampler,
+        Self::QueueWatch,
         Self::Publisher,
         Self::Recorder,
         Self::TenantEvents,
@@ -95,6 +98,7 @@ impl TaskName {
             Self::Prober => "prober",
             Self::Standby => "standby",
             Self::Sampler => "sampler",
+            Self::QueueWatch => "queue_watch",
             Self::Publisher => "publisher",
             Self::Recorder => "recorder",
             Self::TenantEvents => "tenant_events",

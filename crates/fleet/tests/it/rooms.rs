@@ -5,13 +5,14 @@ use std::{fs, path::Path};
 /// In the order of their use.
 const FLEET: [&str; 6] = ["lifecycle", "backends", "pipeline", "status", "tasks", "clock"];
 /// In the order of their use.
-const VIEW: [&str; 15] = [
+const VIEW: [&str; 17] = [
     "operations",
     "why",
     "overview",
     "follower",
     "publisher",
     "sampler",
+    "queues",
     "report",
     "reader",
     "unserved",

@@ -63,7 +63,11 @@ impl FleetView {
         } else if row.is_behind(self.objective_seconds) || row.ahead_seconds.is_some() || self.is_exposed(row)
         {
             Verdict::Behind
-        } else if notice || row.unacknowledged() > 0 || self.is_forgotten(row) {
+        } else if notice
+            || row.unacknowledged() > 0
+            || self.is_forgotten(row)
+            || self.stuck_queues(row).next().is_some()
+        {
             Verdict::Attention
         } else {
             Verdict::Healthy
@@ -324,6 +328,9 @@ impl FleetView {
                 ),
             );
         }
+        for (level, reason) in self.judge_queues() {
+            worse(level, reason);
+        }
         // What is worth knowing and needs no action.
         reasons.extend(accepted(acknowledged));
         reasons.extend(missed_exposure(exposure, missed));
@@ -501,7 +508,7 @@ fn without_mark(open: Vec<(&VanishedView, &TenantRow)>) -> Option<String> {
     ))
 }
 
-fn tenants(rows: &[&TenantRow]) -> String {
+pub(super) fn tenants(rows: &[&TenantRow]) -> String {
     if rows.len() == 1 { "1 tenant".to_owned() } else { format!("{} tenants", rows.len()) }
 }
 
@@ -509,7 +516,7 @@ fn are(rows: &[&TenantRow]) -> String {
     format!("{} {}", tenants(rows), if rows.len() == 1 { "is" } else { "are" })
 }
 
-fn names(rows: &[&TenantRow]) -> String {
+pub(super) fn names(rows: &[&TenantRow]) -> String {
     listed(rows.iter().map(|row| row.id.as_str()))
 }
 

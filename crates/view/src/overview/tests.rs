@@ -56,6 +56,7 @@ fn view(tasks: Vec<TaskRecord>) -> FleetView {
             freshness: Duration::from_secs(5),
             exposure: Duration::from_secs(1),
             pause: Duration::from_secs(3_600),
+            queue_age: Duration::from_secs(3_600),
             workers: 0,
         },
         single: false,
@@ -268,4 +269,59 @@ fn mutations_that_took_longer_than_the_objective_are_behind() {
     let (verdict, reasons) = fleet.judge();
     assert_eq!(verdict, Verdict::Behind);
     assert!(reasons[0].contains("took") && reasons[0].contains("objective 5 s"), "{reasons:?}");
+}
+
+#[test]
+fn a_record_that_waits_too_long_in_a_queue_of_the_ledger_needs_attention() {
+    use balance_sync_domain::LedgerQueue;
+    use balance_sync_fleet::status::QueueReport;
+
+    use crate::rows::QueueView;
+
+    let backup = |oldest: Option<i64>, seen: Option<i64>| QueueReport {
+        depth: Some(7),
+        oldest_at_ms: oldest,
+        seen_at_ms: seen,
+        ..QueueReport::empty(LedgerQueue::Backup)
+    };
+    let of = |report: QueueReport| {
+        let mut fleet = view(Vec::new());
+        fleet.at = 1e6;
+        let mut row = TenantRow::unserved("acme", None);
+        (row.state, row.sampled) = (StateView::Is(TenantState::Idle), true);
+        row.queues = Some(vec![QueueView::from(&report)]);
+        fleet.tenants = vec![row];
+        let verdict = fleet.verdict_of(&fleet.tenants[0]);
+        let (whole, reasons) = fleet.judge();
+        assert_eq!(verdict, whole, "{reasons:?}");
+        (whole, reasons, fleet.overview().queues.remove(0))
+    };
+    // A million seconds after 1970 less the hour that is allowed.
+    let allowed_ms = 996_400_000;
+    assert_eq!(of(backup(Some(allowed_ms), None)).0, Verdict::Healthy);
+    let (verdict, reasons, sum) = of(backup(Some(allowed_ms - 1_000), None));
+    assert_eq!(verdict, Verdict::Attention);
+    let said = "The ledger doesn't get on with its queue backup of 1 tenant: 7 records, the oldest since 1970-01-12T12:46:39.000Z, \
+                which is longer than 1h (queues.oldest): acme.";
+    assert_eq!(reasons, [said]);
+    assert_eq!((sum.depth, sum.tenants, sum.unknown_tenants), (7, 1, 0));
+    assert_eq!(sum.oldest_at.as_deref(), Some("1970-01-12T12:46:39.000Z"));
+    // What a scan has seen so far is enough to know that it is late, and is not shown as the oldest.
+    let (verdict, _, sum) = of(backup(None, Some(allowed_ms - 1_000)));
+    assert_eq!((verdict, sum.oldest_at), (Verdict::Attention, None));
+    assert_eq!(sum.oldest_seen_at.as_deref(), Some("1970-01-12T12:46:39.000Z"));
+    assert_eq!(of(backup(None, None)).0, Verdict::Healthy, "not known yet");
+    // A queue that can't be read is reported and leaves the verdict alone.
+    let unread = QueueReport::unknown(LedgerQueue::Backup, Some("missing: +hlen".to_owned()));
+    let (verdict, reasons, sum) = of(unread);
+    assert_eq!((verdict, sum.unknown_tenants, sum.depth), (Verdict::Healthy, 1, 0));
+    assert_eq!(reasons, ["The ledger's queue backup of 1 tenant can't be read (missing: +hlen): acme."]);
+    // An older record may wait at a tenant of which nothing is known.
+    let mut fleet = view(Vec::new());
+    let mut row = TenantRow::unserved("acme", None);
+    row.queues = Some(vec![QueueView::from(&backup(Some(1_000), None))]);
+    fleet.tenants = vec![row, TenantRow::unserved("globex", None)];
+    let sum = fleet.overview().queues.remove(0);
+    assert_eq!((sum.unknown_tenants, sum.oldest_at), (1, None));
+    assert_eq!(sum.oldest_seen_at.as_deref(), Some("1970-01-01T00:00:01.000Z"));
 }

@@ -85,6 +85,7 @@ fn fleet(tenants: Vec<(TenantRow, u64)>) -> FleetView {
             freshness: Duration::from_secs(5),
             exposure: Duration::from_secs(1),
             pause: Duration::from_secs(3_600),
+            queue_age: Duration::from_secs(3_600),
             workers: 0,
         },
         single: false,

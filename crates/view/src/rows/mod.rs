@@ -3,11 +3,13 @@
 //! These types are the answers of the admin API; their field names are a contract.
 
 mod detail;
+mod queue;
 mod state;
 mod tenant;
 mod worker;
 
 pub use detail::{ErrorView, FlushView, PointView, SettingsView, TenantDetail, next_of};
+pub use queue::QueueView;
 pub use state::StateView;
 pub use tenant::{AcknowledgedView, Merged, PausedBy, TenantRow, VanishedView};
 pub use worker::{ReconcileView, ServiceView, TaskView, WorkerRow};

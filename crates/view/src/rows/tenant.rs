@@ -8,7 +8,7 @@ use balance_sync_schedule::controls::Acknowledgement;
 use balance_sync_store::PoolUsage;
 use serde::Serialize;
 
-use super::{StateView, at};
+use super::{QueueView, StateView, at};
 use crate::record::{Counts, TenantRecord, VanishedRecord};
 
 /// Who paused a tenant.
@@ -172,6 +172,8 @@ pub struct TenantRow {
     pub acknowledged: Option<AcknowledgedView>,
     /// What is open because Redis has lost data of it.
     pub vanished: Option<VanishedView>,
+    /// The ledger's own queues that hold something, or can't be read; `None` = not known.
+    pub queues: Option<Vec<QueueView>>,
     /// Values that had expired before they were claimed.
     pub expired_total: u64,
     /// Flushes that failed.
@@ -246,6 +248,7 @@ impl TenantRow {
             losses: 0,
             acknowledged: None,
             vanished: None,
+            queues: None,
             expired_total: 0,
             batch_failures_total: 0,
             pool: None,
@@ -319,6 +322,11 @@ impl TenantRow {
                 .filter_map(|(_, r)| r.vanished.as_ref())
                 .max_by(|a, b| a.extent.cmp(&b.extent).then(b.since.total_cmp(&a.since)))
                 .map(VanishedView::from),
+            // Only one of them looks; while that changes it may be two.
+            queues: owners
+                .iter()
+                .find_map(|(_, r)| r.queues.as_ref())
+                .map(|queues| queues.iter().map(QueueView::from).collect()),
             expired_total: merged.counts.outcomes[Outcome::Expired],
             batch_failures_total: merged.counts.failures,
             pool,

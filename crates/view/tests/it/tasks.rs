@@ -24,6 +24,7 @@ use balance_sync_tenants::{KeyForm, Membership, ServiceDirectory, ServiceSetting
 use balance_sync_view::{
     Identity, Operations, OperationsSettings,
     actions::{Action, ActionOutcome},
+    queues::QueueOptions,
     reader::Objectives,
 };
 
@@ -41,7 +42,7 @@ const OBJECTIVES: Objectives = Objectives {
 };
 
 /// The tasks that a worker keeps, but for the sweeper of connections, which comes and goes with them.
-const KEPT: [TaskName; 15] = [
+const KEPT: [TaskName; 16] = [
     TaskName::ActionsFollower,
     TaskName::Partition,
     TaskName::ThreadWatch,
@@ -49,6 +50,7 @@ const KEPT: [TaskName; 15] = [
     TaskName::Prober,
     TaskName::Standby,
     TaskName::Sampler,
+    TaskName::QueueWatch,
     TaskName::Publisher,
     TaskName::Recorder,
     TaskName::TenantEvents,
@@ -80,6 +82,7 @@ impl Bench {
                 sample_interval: Duration::from_millis(500),
                 reach: ScheduleOptions::default().reach(),
                 objectives: OBJECTIVES,
+                queues: Some(QueueOptions { interval: Duration::from_millis(500), records_per_second: 1000 }),
             },
         );
         let worker = worker.start();
