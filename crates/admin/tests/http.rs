@@ -12,11 +12,11 @@ use std::{
 };
 
 use balance_sync_admin::{AdminServer, AdminSettings, metrics::Metrics, start, start_with_connections};
-use balance_sync_domain::TenantId;
+use balance_sync_domain::{LedgerQueue, TenantId};
 use balance_sync_fleet::{
     ErrorClass, ServerUsage,
     backends::ObservedDirectory,
-    status::{FleetStatus, InForce, Outcome, Reason, Stage, TenantState, TenantStatus},
+    status::{FleetStatus, InForce, Outcome, QueueReport, Reason, Stage, TenantState, TenantStatus},
     tasks::TaskName,
 };
 use balance_sync_schedule::ClaimMode;
@@ -222,6 +222,7 @@ fn busy_fleet() -> Arc<FleetStatus> {
         &fleet.vanished_lost,
         &fleet.redis_evicted_keys,
         &fleet.vanished[1],
+        &fleet.queue_records,
     ]
     .iter()
     .enumerate()
@@ -248,6 +249,14 @@ fn busy_fleet() -> Arc<FleetStatus> {
         exposure_objective: Duration::from_secs(1),
     };
     fleet.in_force.set(in_force).unwrap();
+    acme.show_queues(Some(vec![QueueReport {
+        depth: Some(227),
+        oldest_at_ms: Some(0),
+        most_attempts: Some(228),
+        unreadable: 229,
+        error: Some("missing: +hscan".to_owned()),
+        ..QueueReport::empty(LedgerQueue::Backup)
+    }]));
     fleet
 }
 
@@ -288,6 +297,7 @@ async fn every_metric_has_its_name_type_help_and_value() {
     let metrics = scrape(server.address()).await;
 
     let acme = [("tenant_id", "acme")];
+    let queue = [("tenant_id", "acme"), ("queue", "backup")];
     let expected: &[(&str, &str, Labels<'_>, f64)] = &[
         ("balance_synced", "counter", &acme, 101.0),
         ("balance_sync_batch_failures_total", "counter", &acme, 107.0),
@@ -342,6 +352,11 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_vanished_rescheduled_total", "counter", &[], 222.0),
         ("balance_sync_vanished_lost_total", "counter", &[], 223.0),
         ("balance_sync_redis_evicted_keys_total", "counter", &[], 224.0),
+        ("balance_sync_ledger_queue_records_read_total", "counter", &[], 226.0),
+        ("balance_sync_ledger_queue_records", "gauge", &queue, 227.0),
+        ("balance_sync_ledger_queue_most_attempts", "gauge", &queue, 228.0),
+        ("balance_sync_ledger_queue_unreadable_records", "gauge", &queue, 229.0),
+        ("balance_sync_ledger_queue_unread", "gauge", &queue, 1.0),
         ("balance_sync_vanished_total", "counter", &[("reason", "redis_schedule_vanished")], 225.0),
         ("balance_sync_collector_reaped_total", "counter", &[], 204.0),
         ("balance_sync_collector_panics_total", "counter", &[], 205.0),
@@ -432,6 +447,10 @@ async fn every_metric_has_its_name_type_help_and_value() {
     }
     let progress = "balance_sync_background_task_progress_timestamp_seconds";
     assert!(metrics.value(progress, &[("task", "sampler")]) > 1.7e9);
+    // Created in 1970.
+    let queue_age = "balance_sync_ledger_queue_oldest_age_seconds";
+    assert!(metrics.value(queue_age, &queue) > 1.7e9);
+    assert_eq!(metrics.kind(queue_age), Some("gauge"));
     assert!(metrics.value("process_resident_memory_bytes", &[]) > 1e6);
     assert!(metrics.value("process_open_fds", &[]) > 3.0);
     assert!(metrics.value("process_start_time_seconds", &[]) > 1.7e9);
@@ -442,7 +461,8 @@ async fn every_metric_has_its_name_type_help_and_value() {
         let known = expected.iter().any(|entry| entry.0 == name)
             || histograms.iter().any(|entry| entry.0 == name)
             || name == durations
-            || name == progress;
+            || name == progress
+            || name == queue_age;
         assert!(known, "{name} is not tested");
         assert!(name == "balance_synced" || name.starts_with("balance_sync_"), "{name}");
         assert!(metrics.help(name).is_some_and(|help| help.len() > 10), "{name} has no help text");

@@ -38,6 +38,7 @@ const fn is(
 }
 
 const TENANT: &[&str] = &["tenant_id"];
+const QUEUE: &[&str] = &["queue", "tenant_id"];
 const SERVER: &[&str] = &["server"];
 const TASK: &[&str] = &["task"];
 
@@ -72,6 +73,7 @@ pub(crate) const FAMILIES: &[Expected] = &[
     is("balance_sync_vanished_rescheduled_total", "counter", "", &[]),
     is("balance_sync_vanished_lost_total", "counter", "", &[]),
     is("balance_sync_redis_evicted_keys_total", "counter", "", &[]),
+    is("balance_sync_ledger_queue_records_read_total", "counter", "", &[]),
     is("balance_sync_collector_reaped_total", "counter", "", &[]),
     is("balance_sync_collector_panics_total", "counter", "", &[]),
     is("balance_sync_vanished_total", "counter", "", &["reason"]),
@@ -107,6 +109,11 @@ pub(crate) const FAMILIES: &[Expected] = &[
     is("balance_sync_quarantine_entries", "gauge", "entries", TENANT),
     is("balance_sync_loss_entries", "gauge", "entries", TENANT),
     is("balance_sync_other_key_form_members", "gauge", "members", TENANT),
+    is("balance_sync_ledger_queue_records", "gauge", "", QUEUE),
+    is("balance_sync_ledger_queue_oldest_age_seconds", "gauge", "seconds", QUEUE),
+    is("balance_sync_ledger_queue_most_attempts", "gauge", "", QUEUE),
+    is("balance_sync_ledger_queue_unreadable_records", "gauge", "", QUEUE),
+    is("balance_sync_ledger_queue_unread", "gauge", "", QUEUE),
     is("balance_sync_redis_errors_total", "counter", "", &["class"]),
     is("balance_sync_redis_connections_opened_total", "counter", "", &[]),
     is("balance_sync_redis_may_evict", "gauge", "", &[]),
@@ -138,6 +145,7 @@ async fn a_workers_page_is_as_documented_and_answers_rules_and_dashboard() -> Re
     let sandbox = balance_sync_tests::sandbox(4, 20).await?;
     let worker = Worker::of(&sandbox)
         .set("supervisor.sample_interval", "200ms")
+        .set("queues.interval", "200ms")
         .expect_error("redis may evict")
         .expect_error("a format that this release doesn't know")
         .start()
@@ -182,6 +190,12 @@ async fn trouble(sandbox: &Sandbox, worker: &Worker, tenants: &[SandboxTenant]) 
     let member = poisoned.keys.member(&poisoned.balances[0]);
     let _: () = redis.set(&member, "{\"ID\":").await?;
     let _: () = redis.zadd(poisoned.keys.schedule(), &member, 1).await?;
+    // The ledger's own queues: a record that was tried, and a key of another type.
+    let prefix = poisoned.keys.prefix();
+    let record = r#"{"ttl":"2026-11-26T00:00:00Z"}"#;
+    let _: () = redis.hset(format!("{prefix}backup_queue:{{transactions}}"), "t", record).await?;
+    let _: () = redis.hset(format!("{prefix}backup_queue:{{transactions}}:attempts"), "t", 2).await?;
+    let _: () = redis.set(format!("{prefix}engine:{{transactions}}:recover"), "x").await?;
     let member = newer.keys.member(&newer.balances[0]);
     let _: () = redis.set(&member, "{\"SchemaVersion\":3}").await?;
     let _: () = redis.zadd(newer.keys.schedule(), &member, 1).await?;
@@ -208,6 +222,10 @@ async fn trouble(sandbox: &Sandbox, worker: &Worker, tenants: &[SandboxTenant]) 
     // Older than the objective.
     worker.reaches("balance_sync_oldest_due_age_seconds", &[("tenant_id", &id(broken))], 6.0).await?;
     worker.reaches("balance_sync_redis_may_evict", &[], 1.0).await?;
+    let queue = |name: &'static str| [("tenant_id", poisoned.id.as_str()), ("queue", name)];
+    worker.reaches("balance_sync_ledger_queue_oldest_age_seconds", &queue("backup"), 1.0).await?;
+    worker.reaches("balance_sync_ledger_queue_most_attempts", &queue("backup"), 2.0).await?;
+    worker.reaches("balance_sync_ledger_queue_unread", &queue("recovery"), 1.0).await?;
     let _: () =
         redis::cmd("CONFIG").arg(&["SET", "maxmemory-policy", "noeviction"]).query_async(&mut redis).await?;
     eventually(SOON, "a redis that no longer evicts", || async {

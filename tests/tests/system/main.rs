@@ -30,6 +30,7 @@ mod newer;
 mod openapi;
 mod outage;
 mod pooler;
+mod queues;
 mod recover;
 mod recoveries;
 mod report;

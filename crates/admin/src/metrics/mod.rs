@@ -1,6 +1,6 @@
 //! `/metrics`: the fleet's atomics as Prometheus text, made on demand.
 //!
-//! - `worker`, `tenants`, `outside`: which metrics there are, with names, units and sources. `docs/metrics.md` lists
+//! - `worker`, `tenants`, `queues`, `outside`: which metrics there are, with names, units and sources. `docs/metrics.md` lists
 //!   them; a test compares the two.
 //! - `rows`: which tenants get a label of their own, and totals that never fall.
 //! - `exposition`: the text format.
@@ -10,6 +10,7 @@
 
 mod exposition;
 mod outside;
+mod queues;
 mod rows;
 mod tenants;
 mod worker;
@@ -75,6 +76,7 @@ impl Metrics {
         worker::flushes(&mut page, &self.status)?;
         tenants::work(&mut page, &snapshot.rows)?;
         tenants::condition(&mut page, &snapshot.rows)?;
+        queues::queues(&mut page, &snapshot.rows)?;
         outside::redis(&mut page, &self.status)?;
         outside::tenant_service(&mut page, &self.status)?;
         if let Some(connections) = &self.connections {

@@ -21,9 +21,12 @@ use std::{
     },
 };
 
+use balance_sync_domain::LedgerQueue;
 use balance_sync_fleet::status::{
     BUCKETS, Histogram, Outcome, Outcomes, Reason, TenantState, TenantStatus, Trigger,
 };
+
+use super::queues::{self, QueueGauges};
 
 /// Label of the row that the remaining tenants share.
 pub(super) const OTHER: &str = "other";
@@ -213,11 +216,14 @@ pub(super) struct Row {
     pub(super) gauges: Gauges,
     /// Degraded tenants by reason; at most one in the row of a single tenant.
     pub(super) degraded: BTreeMap<&'static str, u64>,
+    /// The ledger's own queues, where this worker looks at them.
+    pub(super) queues: BTreeMap<LedgerQueue, QueueGauges>,
 }
 
 impl Row {
     fn add_now(&mut self, status: &TenantStatus, degraded: Option<&'static str>) {
         self.gauges.add(status, self.label != OTHER);
+        queues::add(&mut self.queues, status);
         if let Some(reason) = degraded {
             *self.degraded.entry(reason).or_default() += 1;
         }

@@ -9,7 +9,7 @@ use super::{
 };
 
 /// Label of the tenant: its id, `single` without multi-tenancy, or `other` for all beyond the configured number.
-const TENANT: &str = "tenant_id";
+pub(super) const TENANT: &str = "tenant_id";
 
 /// What was done for each tenant.
 pub(super) fn work(page: &mut Page, rows: &[Row]) -> Result<(), Error> {

@@ -185,6 +185,12 @@ pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) 
             &status.redis_evicted_keys,
         ),
         (
+            "balance_sync_ledger_queue_records_read_total",
+            "Records of the ledger's own queues that this worker has looked at; queues.records_per_second bounds the sum over \
+             all workers.",
+            &status.queue_records,
+        ),
+        (
             "balance_sync_collector_reaped_total",
             "Collectors that ended by themselves or had to be broken off, panics among them.",
             &status.reaped,

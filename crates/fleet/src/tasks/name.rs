@@ -59,7 +59,7 @@ pub enum TaskName {
 
 impl TaskName {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::ActionsFollower,
         Self::Partition,
         Self::ThreadWatch,

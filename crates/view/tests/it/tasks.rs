@@ -38,6 +38,7 @@ const OBJECTIVES: Objectives = Objectives {
     freshness: Duration::from_secs(5),
     exposure: Duration::from_secs(1),
     pause: Duration::from_secs(3_600),
+    queue_age: Duration::from_secs(3_600),
     workers: 0,
 };
 
