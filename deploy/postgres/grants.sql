@@ -33,6 +33,10 @@ GRANT SELECT (alias, key, account_id, updated_at) ON :"schema".balance TO :"role
 -- unconfirmed loss, which names this grant.
 GRANT SELECT ON :"schema".operation TO :"role";
 
+-- Ledgers of 4.x: how many records the ledger has given up replaying. Without it their number is unknown. Older ledgers have no
+-- such table.
+-- GRANT SELECT (quarantined_at) ON :"schema".transaction_backup_quarantine TO :"role";
+
 -- Not needed: since when the transaction is open that has locked a row. It shows the queries of all databases of the server, with
 -- the amounts in them.
 -- GRANT pg_read_all_stats TO :"role";

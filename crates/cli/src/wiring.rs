@@ -276,6 +276,7 @@ pub(crate) fn operations_settings(config: &Config, name: WorkerName) -> Operatio
         queues: config.queues.enabled.then_some(QueueOptions {
             interval: config.queues.interval,
             records_per_second: config.queues.records_per_second,
+            quarantine_interval: config.queues.quarantine_interval,
         }),
     }
 }

@@ -14,6 +14,8 @@ names! {
         Recovery = "recovery",
         /// Recovered transactions that the engine has to clean up (4.1 and later).
         RecoveryCleanup = "recovery_cleanup",
+        /// Records of the others that the ledger has given up replaying, in a table of Postgres (4.x).
+        Quarantine = "quarantine",
     }
 }
 

@@ -8,6 +8,7 @@
 //! Nothing here creates or alters anything: the schema belongs to the ledger.
 
 mod audit;
+mod backup_quarantine;
 mod budget;
 mod classify;
 mod connect;
@@ -34,6 +35,7 @@ mod verify;
 mod writable;
 
 pub use audit::{AuditAccess, AuditPage, AuditRow, NewestOperation};
+pub use backup_quarantine::BackupQuarantine;
 pub use budget::{Chore, ConnectionBudget, ServerUsage};
 pub use classify::{ErrorClass, StoreError, class_of_sqlstate};
 pub use database::{Database, PoolUsage};

@@ -17,7 +17,7 @@ use crate::{
     inspector::Inspector,
     local_worker::{LocalWorker, LocalWorkerParts},
     publisher::{self, Publisher},
-    queues::{self, QueueOptions},
+    queues::{self, QueueOptions, quarantine},
     reader::{FleetReader, Objectives},
     report::recorder::{self, Recorder},
     sampler,
@@ -136,6 +136,14 @@ impl Operations {
         });
         let mut kept = vec![following, sampling, recording];
         if let Some(options) = queues {
+            let (fleet, manager) = (Arc::clone(&handles.fleet), handles.manager.clone());
+            let stop_looking = stop.clone();
+            let name = TaskName::LedgerQuarantineWatch;
+            kept.push(tasks.keep(name, None, quarantine::LONGEST_LOOK, stop.clone(), move |progress| {
+                let watch =
+                    quarantine::Watch::new(Arc::clone(&fleet), manager.clone(), options.quarantine_interval);
+                watch.run(stop_looking.clone(), progress)
+            }));
             let (link, fleet, stop) = (link.clone(), Arc::clone(&handles.fleet), stop.clone());
             kept.push(tasks.keep(TaskName::QueueWatch, None, queues::STEP, stop.clone(), move |progress| {
                 queues::run(link.clone(), Arc::clone(&fleet), key_form, options, stop.clone(), progress)

@@ -7,6 +7,8 @@
 //!
 //! Of a tenant's workers only the first one looks.
 
+pub mod quarantine;
+
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -45,6 +47,8 @@ pub struct QueueOptions {
     pub interval: Duration,
     /// Records that all live workers together look at, at most.
     pub records_per_second: u32,
+    /// Time between two looks at what the ledger has given up replaying, in Postgres.
+    pub quarantine_interval: Duration,
 }
 
 /// Looks until it is stopped.
@@ -224,7 +228,10 @@ impl Watch {
                     status.show_queues(None);
                 }
             }
-            self.tenants.insert(status.tenant().clone(), spaces);
+            // Of empty queues there is nothing to remember.
+            if !spaces.iter().all(Space::is_empty) {
+                self.tenants.insert(status.tenant().clone(), spaces);
+            }
         }
     }
 
@@ -423,6 +430,12 @@ impl Space {
         let now_ms = i64::try_from(wall_clock_ms()).unwrap_or(i64::MAX);
         self.scan_of(queue, attempts).page(seen, page.next, now_ms);
         Ok(Some((page.cost, looked_at)))
+    }
+
+    /// Whether nothing is in it, and all of it could be read.
+    fn is_empty(&self) -> bool {
+        let empty = |hash: &Hash| hash.depth.value() == Some(0) && hash.retried.value() == Some(0);
+        self.hashes.iter().all(empty) && self.cleanup.value().is_some_and(|(depth, _)| depth == 0)
     }
 
     fn report(&self, queue: LedgerQueue) -> QueueReport {

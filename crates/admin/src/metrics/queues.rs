@@ -26,14 +26,11 @@ pub(super) struct QueueGauges {
     unread: u64,
 }
 
-/// The queues that are in Redis.
-const IN_REDIS: [LedgerQueue; 3] = [LedgerQueue::Backup, LedgerQueue::Recovery, LedgerQueue::RecoveryCleanup];
-
 /// Adds what is known of a tenant's queues.
 pub(super) fn add(into: &mut BTreeMap<LedgerQueue, QueueGauges>, status: &TenantStatus) {
     // Another worker looks at them.
     let Some(reports) = status.queues() else { return };
-    for queue in IN_REDIS {
+    for queue in LedgerQueue::ALL {
         let gauges = into.entry(queue).or_default();
         let Some(report) = reports.iter().find(|report| report.queue == queue) else {
             gauges.depth = Some(gauges.depth.unwrap_or_default());
@@ -59,7 +56,7 @@ pub(super) fn queues(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
         (
             "balance_sync_ledger_queue_records",
             "Records in a queue of the ledger's own at the last look: backup (transactions not in Postgres yet), recovery and \
-             recovery_cleanup (of its engine); absent while not known, and where another worker looks.",
+             recovery_cleanup (of its engine), quarantine (what it has given up, in Postgres); absent while not known, and where another worker looks.",
             |gauges| gauges.depth.map(|depth| depth as f64),
         ),
         (

@@ -355,6 +355,9 @@ pub(crate) struct Queues {
     pub interval: Duration,
     /// Records that all workers together look at, at most.
     pub records_per_second: u32,
+    /// Time between two looks at what the ledger has given up replaying.
+    #[serde(with = "humantime_serde")]
+    pub quarantine_interval: Duration,
     /// A record that waits for longer makes the verdict ATTENTION.
     #[serde(with = "humantime_serde")]
     pub oldest: Duration,

@@ -320,6 +320,7 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
     within!(check, raw.objectives.pause, secs(1)..=minutes(60 * 24 * 30));
     within!(check, raw.queues.interval, ms(100)..=minutes(10));
     within!(check, raw.queues.records_per_second, 10..=2_000);
+    within!(check, raw.queues.quarantine_interval, secs(1)..=minutes(60 * 24));
     within!(check, raw.queues.oldest, secs(1)..=minutes(60 * 24 * 30));
     within!(check, raw.collector.flush_timeout, ms(1)..=secs(5));
     within!(check, raw.collector.poll_interval, ms(1)..=secs(1));

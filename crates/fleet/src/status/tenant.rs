@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use balance_sync_domain::LedgerQueue;
 use balance_sync_engine::{
     collector::Trigger,
     outcome::{Outcome, Outcomes},
@@ -63,6 +64,8 @@ pub struct TenantStatus {
     vanished: Mutex<Option<Box<Vanished>>>,
     /// The ledger's own queues, those that hold something; `None` = this worker doesn't look at them.
     queues: Mutex<Option<Vec<QueueReport>>>,
+    /// The queue of the ledger that is in Postgres.
+    ledger_quarantine: Mutex<LedgerQuarantine>,
     /// An operator has acknowledged what is open.
     acknowledged: AtomicBool,
     /// Balances by what became of them.
@@ -123,6 +126,16 @@ pub struct TenantStatus {
     recent: Mutex<Option<Box<Recent>>>,
 }
 
+/// What the ledger has given up replaying of a tenant. Most have none, and take no memory.
+#[derive(Debug, Default)]
+enum LedgerQuarantine {
+    /// Not looked at by this worker.
+    #[default]
+    Unknown,
+    Empty,
+    Holds(Box<QueueReport>),
+}
+
 impl TenantStatus {
     /// A tenant that is starting.
     #[must_use]
@@ -139,6 +152,7 @@ impl TenantStatus {
             notices: Mutex::default(),
             vanished: Mutex::default(),
             queues: Mutex::default(),
+            ledger_quarantine: Mutex::default(),
             acknowledged: AtomicBool::new(false),
             outcomes: Outcomes::default(),
             removed: AtomicU64::new(0),
@@ -248,12 +262,27 @@ impl TenantStatus {
     /// The ledger's own queues: those that hold something, or can't be read. `None` = not known.
     #[must_use]
     pub fn queues(&self) -> Option<Vec<QueueReport>> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        match &*self.ledger_quarantine.lock().unwrap_or_else(PoisonError::into_inner) {
+            LedgerQuarantine::Unknown => queues.push(QueueReport::unknown(LedgerQueue::Quarantine, None)),
+            LedgerQuarantine::Empty => {}
+            LedgerQuarantine::Holds(report) => queues.push(QueueReport::clone(report)),
+        }
+        Some(queues)
     }
 
     /// Shows the ledger's own queues; `None` = not known.
     pub fn show_queues(&self, queues: Option<Vec<QueueReport>>) {
         *self.queues.lock().unwrap_or_else(PoisonError::into_inner) = queues;
+    }
+
+    /// Shows what the ledger has given up replaying; `None` = not looked at.
+    pub fn show_ledger_quarantine(&self, report: Option<QueueReport>) {
+        *self.ledger_quarantine.lock().unwrap_or_else(PoisonError::into_inner) = match report {
+            None => LedgerQuarantine::Unknown,
+            Some(report) if report.is_empty() => LedgerQuarantine::Empty,
+            Some(report) => LedgerQuarantine::Holds(Box::new(report)),
+        };
     }
 
     /// Has what is open closed; returns what that is.

@@ -21,6 +21,8 @@ pub enum TaskName {
     Sampler,
     /// Looks at the ledger's own queues (`balance_sync_view`).
     QueueWatch,
+    /// Looks at what the ledger has given up replaying (`balance_sync_view`).
+    LedgerQuarantineWatch,
     /// Publishes what this worker knows (`balance_sync_view`).
     Publisher,
     /// Records what the monthly report is made of (`balance_sync_view`).
@@ -59,7 +61,7 @@ pub enum TaskName {
 
 impl TaskName {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::ActionsFollower,
         Self::Partition,
         Self::ThreadWatch,
@@ -68,6 +70,7 @@ impl TaskName {
         Self::Standby,
         Self::Sampler,
         Self::QueueWatch,
+        Self::LedgerQuarantineWatch,
         Self::Publisher,
         Self::Recorder,
         Self::TenantEvents,
@@ -99,6 +102,7 @@ impl TaskName {
             Self::Standby => "standby",
             Self::Sampler => "sampler",
             Self::QueueWatch => "queue_watch",
+            Self::LedgerQuarantineWatch => "ledger_quarantine_watch",
             Self::Publisher => "publisher",
             Self::Recorder => "recorder",
             Self::TenantEvents => "tenant_events",

@@ -17,6 +17,12 @@ use crate::update::place;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Readable(HashMap<String, bool>);
 
+impl FromIterator<(String, bool)> for Readable {
+    fn from_iter<T: IntoIterator<Item = (String, bool)>>(columns: T) -> Self {
+        Self(columns.into_iter().collect())
+    }
+}
+
 impl Readable {
     pub(crate) fn has(&self, column: &str) -> bool {
         self.0.get(column).copied().unwrap_or(false)

@@ -1,6 +1,7 @@
 //! The store against a real Postgres. One server for all tests of a process; each test has databases of its own.
 #![allow(clippy::unwrap_used)]
 
+mod backup_quarantine;
 mod budget;
 mod failures;
 mod isolation;

@@ -36,8 +36,7 @@ pub struct FleetQueue {
 impl FleetView {
     /// The ledger's own queues.
     pub(super) fn queues(&self) -> Vec<FleetQueue> {
-        let in_redis = [LedgerQueue::Backup, LedgerQueue::Recovery, LedgerQueue::RecoveryCleanup];
-        in_redis.into_iter().map(|queue| self.queue(queue)).collect()
+        LedgerQueue::ALL.into_iter().map(|queue| self.queue(queue)).collect()
     }
 
     fn queue(&self, queue: LedgerQueue) -> FleetQueue {
@@ -84,6 +83,8 @@ impl FleetView {
     pub(super) fn stuck_queues<'a>(&self, row: &'a TenantRow) -> impl Iterator<Item = &'a QueueView> {
         let (now, most) = (self.at, self.objectives.queue_age.as_secs_f64());
         let queues = row.queues.iter().flatten();
+        // What the ledger has given up waits for people, and may be kept for ever.
+        let queues = queues.filter(|queue| queue.queue != LedgerQueue::Quarantine);
         queues.filter(move |queue| queue.age_at_least(now).is_some_and(|age| age > most))
     }
 
@@ -112,7 +113,7 @@ impl FleetView {
             found.push((
                 Verdict::Attention,
                 format!(
-                    "The ledger doesn't get on with its queue {name} of {}: {known} records, the oldest since {}, which is longer \
+                    "The ledger is not working off its queue {name} of {}: {known} records, the oldest since {}, which is longer \
                      than {} (queues.oldest): {}.",
                     tenants(&rows),
                     since.map_or("unknown", String::as_str),

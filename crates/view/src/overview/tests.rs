@@ -301,7 +301,7 @@ fn a_record_that_waits_too_long_in_a_queue_of_the_ledger_needs_attention() {
     assert_eq!(of(backup(Some(allowed_ms), None)).0, Verdict::Healthy);
     let (verdict, reasons, sum) = of(backup(Some(allowed_ms - 1_000), None));
     assert_eq!(verdict, Verdict::Attention);
-    let said = "The ledger doesn't get on with its queue backup of 1 tenant: 7 records, the oldest since 1970-01-12T12:46:39.000Z, \
+    let said = "The ledger is not working off its queue backup of 1 tenant: 7 records, the oldest since 1970-01-12T12:46:39.000Z, \
                 which is longer than 1h (queues.oldest): acme.";
     assert_eq!(reasons, [said]);
     assert_eq!((sum.depth, sum.tenants, sum.unknown_tenants), (7, 1, 0));

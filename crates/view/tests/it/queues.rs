@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balance_sync_domain::{KeySpace, TenantId};
+use balance_sync_domain::{KeySpace, LedgerQueue, TenantId};
 use balance_sync_fleet::{
     status::{FleetStatus, QueueReport, TenantStatus},
     tasks::{Progress, TaskName},
@@ -46,7 +46,10 @@ impl Lab {
 
     /// A tenant that this worker serves first.
     fn serves(&self, id: &str) -> Arc<TenantStatus> {
-        self.fleet.tenant(&Tenant::Id(TenantId::parse(id).unwrap()))
+        let status = self.fleet.tenant(&Tenant::Id(TenantId::parse(id).unwrap()));
+        // Another task looks into Postgres.
+        status.show_ledger_quarantine(Some(QueueReport::empty(LedgerQueue::Quarantine)));
+        status
     }
 
     fn watch(&self, records_per_second: u32) {
@@ -54,7 +57,7 @@ impl Lab {
     }
 
     fn watch_every(&self, interval: Duration, records_per_second: u32) {
-        let options = QueueOptions { interval, records_per_second };
+        let options = QueueOptions { interval, records_per_second, quarantine_interval: interval };
         let progress = Progress::unobserved(TaskName::QueueWatch);
         let (link, fleet) = (self.link.clone(), Arc::clone(&self.fleet));
         drop(actix_rt::spawn(queues::run(link, fleet, KeyForm::Auto, options, self.stop.clone(), progress)));

@@ -43,7 +43,7 @@ const OBJECTIVES: Objectives = Objectives {
 };
 
 /// The tasks that a worker keeps, but for the sweeper of connections, which comes and goes with them.
-const KEPT: [TaskName; 16] = [
+const KEPT: [TaskName; 17] = [
     TaskName::ActionsFollower,
     TaskName::Partition,
     TaskName::ThreadWatch,
@@ -52,6 +52,7 @@ const KEPT: [TaskName; 16] = [
     TaskName::Standby,
     TaskName::Sampler,
     TaskName::QueueWatch,
+    TaskName::LedgerQuarantineWatch,
     TaskName::Publisher,
     TaskName::Recorder,
     TaskName::TenantEvents,
@@ -83,7 +84,11 @@ impl Bench {
                 sample_interval: Duration::from_millis(500),
                 reach: ScheduleOptions::default().reach(),
                 objectives: OBJECTIVES,
-                queues: Some(QueueOptions { interval: Duration::from_millis(500), records_per_second: 1000 }),
+                queues: Some(QueueOptions {
+                    interval: Duration::from_millis(500),
+                    records_per_second: 1000,
+                    quarantine_interval: Duration::from_secs(60),
+                }),
             },
         );
         let worker = worker.start();
