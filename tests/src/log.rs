@@ -82,8 +82,8 @@ impl Log {
             .find_map(|raw| Line::parse(raw).filter(|line| line.message == message))
     }
 
-    /// What is wrong with the log of a worker that logs JSON: lines that are no JSON (a panic, for one), lines of a
-    /// tenant's collector without the tenant's id, ERROR lines that hold none of the expected texts, secrets.
+    /// What is wrong with the log of a worker that logs JSON: lines that are no JSON (a panic, for one), lines without the
+    /// worker's name, lines of a tenant's collector without the tenant's id, ERROR lines that hold none of the expected texts, secrets.
     pub fn faults(&self, expected_errors: &[String], secrets: &[String]) -> Vec<String> {
         let mut faults = Vec::new();
         for raw in self.lock().iter() {
@@ -94,6 +94,9 @@ impl Log {
                 faults.push(format!("not a line of JSON: {raw}"));
                 continue;
             };
+            if line.fields["worker"].as_str().is_none_or(str::is_empty) {
+                faults.push(format!("a line without its worker's name: {raw}"));
+            }
             if line.level == "ERROR" && !expected_errors.iter().any(|expected| raw.contains(expected)) {
                 faults.push(format!("unexpected error: {raw}"));
             }
@@ -149,13 +152,14 @@ mod tests {
 
     #[test]
     fn every_kind_of_fault_is_found_and_a_good_log_has_none() {
-        let good = r#"{"level":"INFO","message":"flushed","target":"balance_sync_fleet::pipeline","span":{"tenant_id":"a"}}"#;
-        let listed = r#"{"level":"ERROR","message":"refused","target":"x","reason":"an id"}"#;
+        let good = r#"{"worker":"w","level":"INFO","message":"flushed","target":"balance_sync_fleet::pipeline","span":{"tenant_id":"a"}}"#;
+        let listed = r#"{"worker":"w","level":"ERROR","message":"refused","target":"x","reason":"an id"}"#;
         let bad = [
-            r#"{"level":"INFO","message":"flushed","target":"balance_sync_fleet::pipeline"}"#,
-            r#"{"level":"ERROR","message":"broken","target":"x"}"#,
+            r#"{"worker":"w","level":"INFO","message":"flushed","target":"balance_sync_fleet::pipeline"}"#,
+            r#"{"worker":"w","level":"ERROR","message":"broken","target":"x"}"#,
             "thread panicked",
-            r#"{"level":"INFO","message":"the password is hunter2","target":"x"}"#,
+            r#"{"level":"INFO","message":"flushed","target":"x"}"#,
+            r#"{"worker":"w","level":"INFO","message":"the password is hunter2","target":"x"}"#,
         ];
         let log = Log::default();
         log.lock().extend([good, listed].map(str::to_owned));

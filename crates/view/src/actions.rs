@@ -86,7 +86,7 @@ impl Operator {
         let note = note.unwrap_or_default();
         let order = Order { what: Action::Drain.as_str(), worker, by, note, ..Order::default() };
         let (id, _) = self.controls.record(&order).await?;
-        tracing::info!(worker, action = Action::Drain.as_str(), by, id, "action of an operator");
+        tracing::info!(of_worker = worker, action = Action::Drain.as_str(), by, id, "action of an operator");
         Ok(id)
     }
 

@@ -14,6 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::{
     actions::{ActionOutcome, Operator},
     follower::{self, DrainRequest, Follower, drain_summary},
+    heartbeat::Heartbeat,
     inspector::Inspector,
     local_worker::{LocalWorker, LocalWorkerParts},
     publisher::{self, Publisher},
@@ -193,6 +194,12 @@ impl Operations {
     #[must_use]
     pub fn operator(&self) -> Operator {
         Operator::new(self.controls.clone(), self.handles.key_form)
+    }
+
+    /// The line with this worker's numbers that its log has once a minute.
+    #[must_use]
+    pub fn heartbeat(&self) -> Heartbeat {
+        Heartbeat::new(Arc::clone(&self.local))
     }
 
     /// An operator's request that this worker drain.

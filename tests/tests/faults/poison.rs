@@ -225,7 +225,14 @@ async fn a_full_quarantine_puts_off_and_raises_its_alarm() -> Result<()> {
     producer.mutate_each(DEFAULT_TTL).await?;
     balance_sync_tests::ledger::comes_in_step(&sandbox, &producer).await?;
     worker.reaches("balance_sync_quarantine_full_total", &[], 3.0).await?;
-    assert_eq!(redis.hlen::<_, i64>(quarantine_key(&tenant)).await?, 2);
+    let entries: Vec<String> = redis.hkeys(quarantine_key(&tenant)).await?;
+    assert_eq!(entries.len(), 2);
+    let lines = worker.log().lines();
+    let named = lines.iter().filter(|line| line.message == "balance can't be synced, quarantined");
+    let named: Vec<_> = named.filter_map(|line| line.fields["member"].as_str()).collect();
+    let wrongly: Vec<_> =
+        named.iter().filter(|member| !entries.iter().any(|entry| entry == *member)).collect();
+    assert!(wrongly.is_empty(), "not in quarantine: {wrongly:?}");
     let left = scores(&sandbox, &tenant.keys.schedule()).await?;
     let now = balance_sync_tests::ledger::redis_time(&mut redis).await?;
     assert_eq!(left.len(), 3);

@@ -24,6 +24,7 @@ mod isolation;
 mod lifecycle;
 mod lock_mode;
 mod locks;
+mod log;
 mod memory;
 mod names;
 mod newer;

@@ -50,7 +50,7 @@ async fn two_workers_with_one_name_are_two_and_drain_ends_one() -> Result<()> {
     let mut second = named(&sandbox).start().await?;
     let line = second.logs(TAKEN).await?;
     assert_eq!(
-        (line.level.as_str(), &line.fields["configured"], &line.fields["worker"]),
+        (line.level.as_str(), &line.fields["configured"], &line.fields["taken"]),
         ("WARN", &"w".into(), &"w-2".into())
     );
     has_names(&sandbox, &["w", "w-2"]).await?;

@@ -3,7 +3,7 @@
 use std::{
     path::Path,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -15,18 +15,23 @@ use balance_sync_fleet::{
 };
 use balance_sync_view::{Operations, recovery::RecoveryRunner};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Interval, MissedTickBehavior, interval},
+};
 
 use crate::{
     EXIT_OK,
     config::Config,
     recoveries::Runner,
-    telemetry,
+    telemetry::{self, Telemetry},
     wiring::{self, Endpoints, objectives},
 };
 
 /// Some work could not be finished or given back while draining.
 const EXIT_LEFT_BEHIND: u8 = 1;
+/// Time between two summaries of lines that the log left out.
+const SUMMARY_EVERY: Duration = Duration::from_secs(60);
 
 /// Runs until a signal comes.
 ///
@@ -35,14 +40,14 @@ const EXIT_LEFT_BEHIND: u8 = 1;
 /// answer: the worker waits for them.
 pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     let mut config = super::load_config(file)?;
-    let traces = telemetry::init(&config)?;
+    let Telemetry { log, traces } = telemetry::init(&config)?;
     let endpoints = Endpoints::new(&config)?;
     let name = wiring::claim_name(&config, &endpoints).await;
     config.worker.name = name.current().to_string();
-    panics::log_all(&config.worker.name);
+    log.identify(name.clone());
+    panics::log_all();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        worker = config.worker.name,
         claim_mode = config.claim.mode.as_str(),
         batch_size = config.collector.batch_size,
         "balance-sync starts"
@@ -59,6 +64,8 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     let recoveries = Arc::new(Runner::new(file.map(Path::to_owned), &config));
     let admin = start_admin(&config, worker.handles(), &operations, &recoveries, started)?;
     let close_grace = config.collector.drain_deadline;
+    let mut heartbeat = operations.heartbeat();
+    let (mut beats, mut summaries) = (every(config.log.heartbeat), every(SUMMARY_EVERY));
     // With thousands of tenants in it, it is larger than all that looks after them.
     drop(config);
 
@@ -69,6 +76,8 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
             signal = &mut interrupted => break signal.context("listening to signals")?,
             () = drain_request.wanted() => break "an operator's action",
             Some(()) = hangups.recv() => reload(file, &endpoints).await,
+            _ = beats.tick() => heartbeat.log(),
+            _ = summaries.tick() => log.limit.summarise(),
         }
     };
     tracing::info!(signal, "draining: no more claims, what is held is flushed or given back");
@@ -78,6 +87,7 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     recoveries.stop();
     let report = operations.drain(worker, close_grace).await;
     recoveries.stopped().await;
+    log.limit.summarise();
     let code = tell(&report, drain_started);
     if let Some(admin) = admin {
         admin.stop().await;
@@ -86,6 +96,14 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
         traces.finish().await;
     }
     Ok(code)
+}
+
+/// Ticks this often, for the first time when the interval is over.
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks.reset();
+    ticks
 }
 
 /// Reads the configuration again, as SIGHUP asks for, and takes from it what needs no restart.

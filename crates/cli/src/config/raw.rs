@@ -319,6 +319,11 @@ pub(crate) struct Log {
     pub format: LogFormat,
     /// Filter as `EnvFilter` reads it; known to be readable.
     pub level: String,
+    /// Time between two heartbeats.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat: Duration,
+    /// Lines at INFO and above per minute at most.
+    pub lines_per_minute: u64,
 }
 
 #[derive(Debug, Deserialize, Serialize)]

@@ -1,7 +1,8 @@
-//! `[telemetry]`: where traces go, which, and how. Looked at only when they are on.
+//! `[log]`, and `[telemetry]`: where traces go, which, and how. That is looked at only when they are on.
 
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::Url;
 
 use super::problem::{Origin, quoted};
@@ -15,6 +16,16 @@ const DEFAULT_ENDPOINT: &str = "http://localhost:4318";
 /// The port that by convention means gRPC.
 const GRPC_PORT: u16 = 4317;
 const ENDPOINT_FORM: &str = "allowed: http:// or https://host[:port][/path], or host:port";
+
+/// `EnvFilter` takes any single word for the name of a module, so that a misspelt level would mean "trace this module".
+pub(super) fn log(check: &mut Check<'_>, log: &raw::Log) {
+    let words = log.level.split(',').map(str::trim);
+    let misspelt = |word: &str| !word.contains(['=', '[']) && word.parse::<LevelFilter>().is_err();
+    if words.clone().any(misspelt) || EnvFilter::builder().parse(&log.level).is_err() {
+        let allowed = "allowed: error, warn, info, debug, trace, off, or module=level, separated by commas";
+        check.refuse("log.level", Some(quoted(&log.level)), allowed);
+    }
+}
 
 /// Checks the section; none when traces are off, or something was refused.
 pub(super) fn traces(check: &mut Check<'_>, raw: &raw::Telemetry) -> Option<Traces> {

@@ -12,8 +12,6 @@ use std::time::Duration;
 
 use balance_sync_schedule::LinkSettings;
 use secrecy::{ExposeSecret, SecretString};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 use super::layers::Layers;
 use super::print::Effective;
@@ -36,6 +34,12 @@ pub(super) trait Ranged: PartialOrd + Copy {
 }
 
 impl Ranged for u32 {
+    fn written(self) -> String {
+        self.to_string()
+    }
+}
+
+impl Ranged for u64 {
     fn written(self) -> String {
         self.to_string()
     }
@@ -256,7 +260,7 @@ pub(super) fn validate(
     let link = redis::link(check, &raw.redis);
     let tenants = tenants::tenants(check, &mut raw, link.as_ref());
     let admin = admin(check, &raw.admin);
-    log(check, &raw.log);
+    telemetry::log(check, &raw.log);
     let traces = telemetry::traces(check, &raw.telemetry);
     let worker = worker(check, &raw.worker);
     if raw.worker.require_tls {
@@ -360,6 +364,8 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
 
     within!(check, raw.admin.metrics_tenants, 0..=100_000);
 
+    within!(check, raw.log.heartbeat, secs(1)..=minutes(60));
+    within!(check, raw.log.lines_per_minute, 40..=1_000_000);
     within!(check, raw.telemetry.timeout, ms(100)..=minutes(1));
     within!(check, raw.telemetry.sample_ratio, 0.0..=1.0);
     within!(check, raw.telemetry.queue_size, 16..=1_000_000);
@@ -522,16 +528,6 @@ fn token(check: &mut Check<'_>, key: &str, value: &SecretString) -> Option<Secre
         return None;
     }
     Some(token)
-}
-
-/// `EnvFilter` takes any single word for the name of a module, so that a misspelt level would mean "trace this module".
-fn log(check: &mut Check<'_>, log: &raw::Log) {
-    let words = log.level.split(',').map(str::trim);
-    let misspelt = |word: &str| !word.contains(['=', '[']) && word.parse::<LevelFilter>().is_err();
-    if words.clone().any(misspelt) || EnvFilter::builder().parse(&log.level).is_err() {
-        let allowed = "allowed: error, warn, info, debug, trace, off, or module=level, separated by commas";
-        check.refuse("log.level", Some(quoted(&log.level)), allowed);
-    }
 }
 
 /// Where TLS is required, what is configured without it is refused. What the tenant service says of its tenants' databases is

@@ -1,21 +1,71 @@
-//! Lines of the log that say to which trace they belong: `trace_id` and `span_id`, as long as one is under way that is
-//! sent. Any other line is written as it always was.
+//! Lines of the log: each names its worker, and says to which trace it belongs (`trace_id` and `span_id`) as long as one is
+//! under way that is sent. How many there are is bounded ([`Limit`]).
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
+use balance_sync_fleet::lifecycle::name::WorkerName;
 use balance_sync_trace as trace;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::{
-    FmtContext, FormatEvent, FormatFields,
+    FmtContext, FormatEvent, FormatFields, FormattedFields,
     format::{Format, Full, Json as JsonFormat, Writer},
 };
 use tracing_subscriber::registry::LookupSpan;
 
-/// A JSON object per line, the ids among its fields.
-pub(super) struct Json(pub Format<JsonFormat>);
+use super::limit::Limit;
 
-/// Text, the ids at the end.
-pub(super) struct Text(pub Format<Full>);
+/// What all lines have in common.
+pub(crate) struct Lines {
+    configured: String,
+    name: OnceLock<WorkerName>,
+    /// Which of them are logged.
+    pub(crate) limit: Limit,
+}
+
+impl Lines {
+    /// Lines of a worker that is configured with this name, so many per minute at most.
+    pub(super) fn new(worker: &str, per_minute: u64) -> Self {
+        let limit = Limit::new(per_minute, Instant::now());
+        Self { configured: worker.to_owned(), name: OnceLock::new(), limit }
+    }
+
+    /// From now on they have the name that is in force.
+    pub(crate) fn identify(&self, name: WorkerName) {
+        // Once per process.
+        let _ = self.name.set(name);
+    }
+
+    fn worker(&self) -> Arc<str> {
+        self.name.get().map_or_else(|| Arc::from(self.configured.as_str()), WorkerName::current)
+    }
+
+    fn admits<S, N>(&self, ctx: &FmtContext<'_, S, N>, event: &Event<'_>) -> bool
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+        N: for<'a> FormatFields<'a> + 'static,
+    {
+        self.limit.admits(event, Instant::now(), || {
+            let span = ctx.event_scope()?.find(|span| span.name() == "tenant")?;
+            span.extensions().get::<FormattedFields<N>>().map(|fields| fields.fields.clone())
+        })
+    }
+}
+
+/// A JSON object per line, worker and ids among its fields.
+pub(super) struct Json {
+    pub(super) format: Format<JsonFormat>,
+    pub(super) lines: Arc<Lines>,
+}
+
+/// Text, worker and ids at the end.
+pub(super) struct Text {
+    pub(super) format: Format<Full>,
+    pub(super) lines: Arc<Lines>,
+}
 
 impl<S, N> FormatEvent<S, N> for Json
 where
@@ -28,13 +78,18 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let Some((trace, span)) = trace::ids() else { return self.0.format_event(ctx, writer, event) };
-        let mut line = String::new();
-        self.0.format_event(ctx, Writer::new(&mut line), event)?;
-        match line.strip_prefix('{') {
-            Some(rest) => write!(writer, "{{\"trace_id\":\"{trace}\",\"span_id\":\"{span}\",{rest}"),
-            None => writer.write_str(&line),
+        if !self.lines.admits(ctx, event) {
+            return Ok(());
         }
+        let mut line = String::new();
+        self.format.format_event(ctx, Writer::new(&mut line), event)?;
+        let Some(rest) = line.strip_prefix('{') else { return writer.write_str(&line) };
+        let worker = serde_json::to_string(&*self.lines.worker()).map_err(|_| fmt::Error)?;
+        write!(writer, "{{\"worker\":{worker},")?;
+        if let Some((trace, span)) = trace::ids() {
+            write!(writer, "\"trace_id\":\"{trace}\",\"span_id\":\"{span}\",")?;
+        }
+        writer.write_str(rest)
     }
 }
 
@@ -49,10 +104,16 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let Some((trace, span)) = trace::ids() else { return self.0.format_event(ctx, writer, event) };
+        if !self.lines.admits(ctx, event) {
+            return Ok(());
+        }
         let mut line = String::new();
-        self.0.format_event(ctx, Writer::new(&mut line), event)?;
-        writeln!(writer, "{} trace_id={trace} span_id={span}", line.trim_end_matches('\n'))
+        self.format.format_event(ctx, Writer::new(&mut line), event)?;
+        write!(writer, "{} worker={:?}", line.trim_end_matches('\n'), self.lines.worker())?;
+        if let Some((trace, span)) = trace::ids() {
+            write!(writer, " trace_id={trace} span_id={span}")?;
+        }
+        writeln!(writer)
     }
 }
 
@@ -60,7 +121,7 @@ where
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::io::{self, Write};
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use balance_sync_trace::Span;
     use opentelemetry::global;
@@ -74,13 +135,12 @@ mod tests {
 
     #[test]
     fn a_panic_is_one_line_with_worker_and_backtrace() {
-        let lines = Lines::default();
+        let lines = Written::default();
         let writer = lines.clone();
-        let format = tracing_fmt::format().json().flatten_event(true);
         let layer = tracing_fmt::layer().with_writer(move || writer.clone());
-        let layer = layer.event_format(Json(format)).fmt_fields(JsonFields::new());
+        let layer = layer.event_format(json("worker-7")).fmt_fields(JsonFields::new());
         let before = std::panic::take_hook();
-        balance_sync_fleet::tasks::panics::log_all("worker-7");
+        balance_sync_fleet::tasks::panics::log_all();
         let panicking = || std::panic::catch_unwind(|| panic!("in\nhere"));
         let ended = tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), panicking);
         std::panic::set_hook(before);
@@ -99,10 +159,15 @@ mod tests {
         );
     }
 
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
+    fn json(worker: &str) -> Json {
+        let format = tracing_fmt::format().json().flatten_event(true);
+        Json { format, lines: Arc::new(Lines::new(worker, 1_000)) }
+    }
 
-    impl Write for Lines {
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().write(bytes)
         }
@@ -112,51 +177,121 @@ mod tests {
         }
     }
 
-    impl Lines {
+    impl Written {
         fn take(&self) -> String {
             String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap()
         }
     }
 
     #[test]
-    fn a_line_names_its_trace_and_is_otherwise_as_it_was() {
-        let (json, text) = (Lines::default(), Lines::default());
-        let (json_writer, text_writer) = (json.clone(), text.clone());
-        let format = tracing_fmt::format().json().flatten_event(true);
-        let as_json = tracing_fmt::layer()
-            .event_format(Json(format))
+    fn a_line_names_its_worker_and_its_trace_and_is_otherwise_as_it_was() {
+        let (as_it_was, as_json, as_text) = (Written::default(), Written::default(), Written::default());
+        let (plain_writer, json_writer, text_writer) = (as_it_was.clone(), as_json.clone(), as_text.clone());
+        let lines = Arc::new(Lines::new("w \"1\"", 1_000));
+        let plain_layer = tracing_fmt::layer()
+            .event_format(tracing_fmt::format().json().flatten_event(true))
+            .fmt_fields(JsonFields::new())
+            .with_writer(move || plain_writer.clone());
+        let json_layer = tracing_fmt::layer()
+            .event_format(Json { lines: Arc::clone(&lines), ..json("") })
             .fmt_fields(JsonFields::new())
             .with_writer(move || json_writer.clone());
-        let as_text = tracing_fmt::layer()
+        let text_layer = tracing_fmt::layer()
             .with_ansi(false)
-            .event_format(Text(tracing_fmt::format().with_ansi(false)))
+            .event_format(Text { format: tracing_fmt::format().with_ansi(false), lines: Arc::clone(&lines) })
             .with_writer(move || text_writer.clone());
-        let _logging =
-            tracing::subscriber::set_default(tracing_subscriber::registry().with(as_json).with(as_text));
+        let registry = tracing_subscriber::registry().with(plain_layer).with(json_layer).with(text_layer);
+        let _logging = tracing::subscriber::set_default(registry);
         let line = || {
             tracing::info_span!("tenant", tenant_id = "acme").in_scope(|| tracing::info!(n = 1, "flushed"));
-            (json.take(), text.take())
+            let fields = |line: &str| {
+                let mut fields: serde_json::Value = serde_json::from_str(line).unwrap();
+                fields.as_object_mut().unwrap().remove("timestamp");
+                fields
+            };
+            let text = as_text.take();
+            let text = text.strip_suffix('\n').unwrap();
+            (fields(&as_it_was.take()), fields(&as_json.take()), text.split_once(' ').unwrap().1.to_owned())
         };
 
+        let (mut expected, json, text) = line();
+        expected["worker"] = "w \"1\"".into();
+        assert_eq!(json, expected);
+        assert!(text.ends_with("flushed n=1 worker=\"w \\\"1\\\"\""), "{text}");
+
+        lines.identify("w-2".into());
         global::set_tracer_provider(SdkTracerProvider::builder().build());
         trace::enable(TraceContextPropagator::new());
-        let (json_before, text_before) = line();
-        assert!(!json_before.contains("trace_id") && !text_before.contains("trace_id"));
-
         let span = Span::root("flush");
         let (trace, id) = span.cover(trace::ids).unwrap();
-        let (json_within, text_within) = span.cover(line);
-        let without = |line: &str| {
-            let mut fields: serde_json::Value = serde_json::from_str(line).unwrap();
-            fields.as_object_mut().unwrap().remove("timestamp");
-            fields
-        };
-        let mut expected = without(&json_before);
+        let (_, json, text) = span.cover(line);
+        expected["worker"] = "w-2".into();
         expected["trace_id"] = trace.to_string().into();
         expected["span_id"] = id.to_string().into();
-        assert_eq!(without(&json_within), expected);
-        let rest = |line: &str| line.trim_end().split_once(' ').unwrap().1.to_owned();
-        assert_eq!(rest(&text_within), format!("{} trace_id={trace} span_id={id}", rest(&text_before)));
-        assert!(text_within.ends_with('\n') && json_within.ends_with("}\n"));
+        assert_eq!(json, expected);
+        assert!(text.ends_with(&format!("n=1 worker=\"w-2\" trace_id={trace} span_id={id}")), "{text}");
+    }
+
+    #[test]
+    fn what_happens_to_thousands_is_logged_for_some_and_summed_up() {
+        let written = Written::default();
+        let writer = written.clone();
+        let lines = Arc::new(Lines::new("w", 40));
+        let layer = tracing_fmt::layer()
+            .event_format(Json { lines: Arc::clone(&lines), ..json("") })
+            .fmt_fields(JsonFields::new())
+            .with_writer(move || writer.clone());
+        let _logging = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+        let degrade = |reason: &str, tenants: u64| {
+            for n in 0..tenants {
+                tracing::info_span!("tenant", tenant_id = n)
+                    .in_scope(|| tracing::warn!(reason, error = "no", "tenant degraded"));
+            }
+        };
+        let take = || -> Vec<serde_json::Value> {
+            written.take().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        };
+
+        degrade("postgres_timeout", 2_000);
+        degrade("postgres_timeout", 2_000);
+        assert_eq!(take().len(), 20, "of a kind");
+        degrade("postgres_unreachable", 100);
+        assert_eq!(take().len(), 10, "of the total of 40 a quarter is for errors");
+        for tenant_id in 0..100 {
+            tracing::error!(tenant_id, "rejected");
+            tracing::debug!("nobody bounds what is asked for by its level");
+        }
+        let lines_of = |lines: &[serde_json::Value], level: &str| {
+            lines.iter().filter(|line| line["level"] == level).count()
+        };
+        let more = take();
+        assert_eq!((lines_of(&more, "ERROR"), lines_of(&more, "DEBUG")), (10, 100));
+
+        lines.limit.summarise();
+        let summary: Vec<_> = take()
+            .iter()
+            .map(|line| {
+                let number = |name: &str| line[name].as_u64().unwrap();
+                let text = |name: &str| line[name].as_str().map(str::to_owned);
+                (
+                    text("level").unwrap(),
+                    text("of").unwrap(),
+                    text("reason"),
+                    number("lines"),
+                    number("tenants"),
+                )
+            })
+            .collect();
+        let expected = [
+            ("ERROR", "rejected", None, 90, 90),
+            ("WARN", "tenant degraded", Some("postgres_timeout"), 3_980, 2_000),
+            ("WARN", "tenant degraded", Some("postgres_unreachable"), 90, 90),
+        ];
+        let owned = |(level, of, reason, lines, tenants): (&str, &str, Option<&str>, u64, u64)| {
+            (level.to_owned(), of.to_owned(), reason.map(str::to_owned), lines, tenants)
+        };
+        assert_eq!(summary, expected.map(owned));
+        lines.limit.summarise();
+        assert!(take().is_empty(), "each line left out is counted once");
     }
 }

@@ -1,9 +1,10 @@
 //! What a worker tells of itself while it works: the log (`log.rs`) and traces (`traces.rs`).
 
+mod limit;
 mod log;
 mod traces;
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, sync::Arc};
 
 use anyhow::Context;
 use tracing_subscriber::{
@@ -15,26 +16,36 @@ use tracing_subscriber::{
 
 use crate::config::{Config, Log, LogFormat};
 
+pub(crate) use log::Lines;
 pub(crate) use traces::Traces;
+
+/// Log and traces of a worker.
+pub(crate) struct Telemetry {
+    /// What all lines of the log have in common.
+    pub(crate) log: Arc<Lines>,
+    /// The export of traces, if they are sent.
+    pub(crate) traces: Option<Traces>,
+}
 
 /// Starts log and traces as configured.
 ///
 /// # Errors
 /// When the filter can't be read, or logging was started already. Where traces can't be sent in the way that is asked for, a
 /// warning says so and the worker goes on without: balances matter more.
-pub(crate) fn init(config: &Config) -> anyhow::Result<Option<Traces>> {
-    start_log(&config.log)?;
-    let Some(traces) = &config.traces else { return Ok(None) };
-    match Traces::start(traces, &config.worker.name) {
-        Ok(traces) => Ok(Some(traces)),
-        Err(error) => {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "traces can't be sent, the worker goes on without them"
-            );
-            Ok(None)
-        }
-    }
+pub(crate) fn init(config: &Config) -> anyhow::Result<Telemetry> {
+    let log = Arc::new(Lines::new(&config.worker.name, config.log.lines_per_minute));
+    start_log(&config.log, &log)?;
+    let traces = config.traces.as_ref().and_then(|traces| {
+        Traces::start(traces, &config.worker.name)
+            .inspect_err(|error| {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "traces can't be sent, the worker goes on without them"
+                );
+            })
+            .ok()
+    });
+    Ok(Telemetry { log, traces })
 }
 
 /// The filter for a level. The HTTP server speaks at INFO of each of its steps at start and end: only its warnings are
@@ -50,21 +61,22 @@ fn filter(level: &str) -> Result<EnvFilter, ParseError> {
     })
 }
 
-fn start_log(log: &Log) -> anyhow::Result<()> {
+fn start_log(log: &Log, common: &Arc<Lines>) -> anyhow::Result<()> {
     let filter = filter(&log.level).with_context(|| format!("log.level = {:?}", log.level))?;
     let registry = tracing_subscriber::registry().with(filter);
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let layer = fmt::layer().with_writer(std::io::stderr);
+    let lines = Arc::clone(common);
     match log.format {
         LogFormat::Json => {
             let format =
                 fmt::format().json().flatten_event(true).with_current_span(true).with_span_list(false);
             let fields = fmt::format::JsonFields::new();
-            registry.with(lines.event_format(log::Json(format)).fmt_fields(fields)).try_init()
+            registry.with(layer.event_format(log::Json { format, lines }).fmt_fields(fields)).try_init()
         }
         LogFormat::Text => {
             let colours = std::io::stderr().is_terminal();
             let format = fmt::format().with_ansi(colours);
-            registry.with(lines.with_ansi(colours).event_format(log::Text(format))).try_init()
+            registry.with(layer.with_ansi(colours).event_format(log::Text { format, lines })).try_init()
         }
     }
     .context("starting the log")

@@ -126,7 +126,7 @@ impl WorkerName {
         let Some(name) = claim.held.and_then(|at| others.get(at)) else { return Ok(false) };
         tracing::warn!(
             configured = self.0.configured,
-            worker = name,
+            taken = name,
             "another worker runs under this worker's name, this one takes another: give each its own worker.name"
         );
         self.0.current.send_replace(Arc::from(name.as_str()));

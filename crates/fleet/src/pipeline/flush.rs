@@ -416,18 +416,18 @@ async fn isolate<Q: Queue>(
                 status.quarantine_full.fetch_add(report.full, Relaxed);
                 tracing::error!(
                     members = report.full,
+                    quarantined = report.quarantined,
                     "quarantine is full, members are put off and stay scheduled"
                 );
             }
-            for (member, refusal) in refused {
-                // The entry has the words in full.
-                let quotes = refusal.reason.may_quote();
-                let detail = if quotes { &without_numbers(&refusal.detail) } else { &refusal.detail };
-                tracing::warn!(
-                    member = %shown(&member.member),
-                    reason = refusal.reason.as_str(),
-                    detail,
-                    "balance can't be synced, quarantined"
+            // Which of them are in it is not known otherwise.
+            if report.quarantined == refused.len() as u64 {
+                log_quarantined(refused);
+            } else if report.kept > 0 {
+                tracing::info!(
+                    members = report.kept,
+                    quarantined = report.quarantined,
+                    "balances can't be synced, and have changed since: they are looked at again"
                 );
             }
         }
@@ -444,6 +444,20 @@ async fn isolate<Q: Queue>(
                 end.note(error);
             }
         }
+    }
+}
+
+fn log_quarantined(refused: &[(&Claimed, Refusal)]) {
+    for (member, refusal) in refused {
+        // The entry has the words in full.
+        let quotes = refusal.reason.may_quote();
+        let detail = if quotes { &without_numbers(&refusal.detail) } else { &refusal.detail };
+        tracing::warn!(
+            member = %shown(&member.member),
+            reason = refusal.reason.as_str(),
+            detail,
+            "balance can't be synced, quarantined"
+        );
     }
 }
 

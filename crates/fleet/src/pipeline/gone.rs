@@ -267,10 +267,13 @@ pub(crate) async fn record<Q: Queue>(
                 status.quarantine_full.fetch_add(report.full, Relaxed);
                 tracing::error!(
                     members = report.full,
+                    quarantined = report.quarantined,
                     "quarantine is full, members are put off and stay scheduled"
                 );
             }
-            for (member, loss) in lost {
+            // Which of them are listed is not known otherwise.
+            let listed = report.quarantined == lost.len() as u64;
+            for (member, loss) in lost.iter().filter(|_| listed) {
                 tracing::warn!(
                     member = %shown(&member.member),
                     confirmed = loss.confirmed,

@@ -8,14 +8,12 @@ use super::{CURRENT, TaskName, excerpt, text_of};
 const LONGEST_BACKTRACE: usize = 20_000;
 
 /// Logs all panics from now on, in whatever thread. The backtrace is there without `RUST_BACKTRACE`.
-pub fn log_all(worker: &str) {
-    let worker = worker.to_owned();
-    std::panic::set_hook(Box::new(move |panic| {
+pub fn log_all() {
+    std::panic::set_hook(Box::new(|panic| {
         let task = CURRENT.try_with(|name| *name).ok();
         let place = panic.location().map(ToString::to_string);
         let backtrace = one_line(&Backtrace::force_capture().to_string());
         tracing::error!(
-            worker,
             task = task.map(TaskName::name),
             thread_name = std::thread::current().name(),
             place,

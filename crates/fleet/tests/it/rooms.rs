@@ -18,6 +18,7 @@ const VIEW: [&str; 17] = [
     "unserved",
     "inspector",
     "recovery",
+    "heartbeat",
     "local_worker",
     "actions",
     "rows",
