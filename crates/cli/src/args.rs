@@ -5,6 +5,7 @@ mod values;
 
 use std::path::PathBuf;
 
+use balance_sync_domain::QuarantineReason;
 use balance_sync_view::{
     reader::{StateFilter, TenantSort},
     report::Month,
@@ -20,7 +21,7 @@ use uuid::Uuid;
 use handover::HANDOVER_EXIT_CODES;
 pub(crate) use handover::{HandoverArgs, HandoverCommand, HandoverVerifyArgs};
 pub(crate) use values::seconds;
-use values::{interval, month, patience, positive, positive_count, share, sort, state};
+use values::{interval, month, patience, positive, positive_count, quarantine_reason, share, sort, state};
 
 /// Carries the balances of a multi-tenant ledger from Redis to each tenant's Postgres.
 #[derive(Debug, Parser)]
@@ -301,12 +302,15 @@ pub(crate) struct TenantListArgs {
     /// The other way round.
     #[arg(long)]
     pub reverse: bool,
-    /// At most so many; all that fit count for the exit code.
-    #[arg(long, default_value = "100", value_parser = positive_count)]
-    pub limit: usize,
+    /// At most so many, 100 if not given, and all with --csv; all that fit count for the exit code.
+    #[arg(long, value_parser = positive_count)]
+    pub limit: Option<usize>,
     /// Print one line of JSON, as /api/v1/tenants answers.
     #[arg(long)]
     pub json: bool,
+    /// Print comma-separated values, for a spreadsheet.
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -440,7 +444,13 @@ pub(crate) struct RecoverArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum QuarantineCommand {
     /// List entries. Exit code 0: none, 1: some.
-    List(QuarantineFilter),
+    List {
+        #[command(flatten)]
+        filter: QuarantineFilter,
+        /// Print comma-separated values, for a spreadsheet.
+        #[arg(long, conflicts_with = "json")]
+        csv: bool,
+    },
     /// Show one entry whole, with the value it keeps.
     Show {
         /// The member as the list shows it.
@@ -460,8 +470,8 @@ pub(crate) struct QuarantineFilter {
     #[arg(long, value_delimiter = ',', value_name = "ID")]
     pub tenant: Vec<String>,
     /// Only entries with this reason, e.g. missing_row.
-    #[arg(long)]
-    pub reason: Option<String>,
+    #[arg(long, value_parser = quarantine_reason)]
+    pub reason: Option<QuarantineReason>,
     /// Print one line of JSON.
     #[arg(long)]
     pub json: bool,

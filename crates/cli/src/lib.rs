@@ -14,6 +14,11 @@ macro_rules! println {
     ($($text:tt)*) => { crate::terminal::print_line(format_args!($($text)*)) };
 }
 
+/// As the standard library's, which panics where standard error is closed: what a command does doesn't depend on who reads along.
+macro_rules! eprintln {
+    ($($text:tt)*) => { crate::terminal::print_error_line(format_args!($($text)*)) };
+}
+
 mod args;
 mod audit;
 mod commands;
@@ -33,7 +38,7 @@ use args::{Args, Command};
 
 pub use deployment::Deployment;
 pub use program::{EXIT_OK, interrupted, run};
-pub use terminal::print_line;
+pub use terminal::{print_error_line, print_line};
 
 /// The program `balance-sync`.
 pub fn main() -> ExitCode {

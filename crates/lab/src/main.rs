@@ -10,6 +10,11 @@ macro_rules! println {
     ($($text:tt)*) => { balance_sync_cli::print_line(format_args!($($text)*)) };
 }
 
+/// As the standard library's, which panics where standard error is closed.
+macro_rules! eprintln {
+    ($($text:tt)*) => { balance_sync_cli::print_error_line(format_args!($($text)*)) };
+}
+
 mod args;
 mod demo;
 mod load;

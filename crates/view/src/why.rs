@@ -4,24 +4,21 @@
 //! tenant. The sentence is a pure function of them ([`verdict`], in `judge`).
 
 mod judge;
+mod search;
 
 use balance_sync_domain::{BalanceRef, BalanceValue, QuarantineReason, Reported, Uuid, effective_key};
 use balance_sync_fleet::status::ReportedReason;
-use balance_sync_schedule::{Schedule, ScheduleError, Schedules, inspect::is_lease};
+use balance_sync_schedule::{ScheduleError, inspect::is_lease};
 use balance_sync_store::{FoundRow, Sought};
 use serde::Serialize;
 
 pub use self::judge::verdict;
+use self::search::Names;
 use crate::{
     inspector::Inspector,
     reader::FleetReader,
     rows::{ErrorView, PausedBy, StateView, TenantRow, at},
 };
-
-/// Balances in one answer at most.
-const MOST: usize = 50;
-/// Members looked at more closely, of those in which the alias stands somewhere.
-const MOST_FOUND: usize = 1000;
 
 /// What identifies a balance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +61,12 @@ pub struct Why {
     pub matches: Vec<BalanceReport>,
     /// Amounts are left out, because the caller may not see them.
     pub amounts_hidden: bool,
+    /// Why the tenant's Postgres could not be asked which balances have the alias: others than those found may exist.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unasked: Option<String>,
+    /// No balance has the alias, but some have this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub meant: Option<String>,
 }
 
 /// Everything about one balance.
@@ -284,37 +287,6 @@ impl Why {
 
 // -- asking ------------------------------------------------------------------------------------------------------------
 
-/// The members under which Redis knows anything about the balance of a row. A tenant whose id is a UUID has two that may be;
-/// where neither is known, the one in the form in which the tenant is listed stands for both.
-async fn in_redis(
-    schedules: &Schedules,
-    organization: Uuid,
-    ledger: Uuid,
-    alias: &str,
-    key: &str,
-) -> Result<Vec<Vec<u8>>, ScheduleError> {
-    let member =
-        |schedule: &Schedule| schedule.space().balance(organization, ledger, alias, key).into_bytes();
-    let mut known = Vec::new();
-    if schedules.iter().len() > 1 {
-        for schedule in schedules.iter() {
-            let member = member(schedule);
-            let found = schedule.inspect(&member).await?;
-            if found.score.is_some()
-                || found.value.is_some()
-                || found.unreadable.is_some()
-                || found.quarantine.is_some()
-            {
-                known.push(member);
-            }
-        }
-    }
-    if known.is_empty() {
-        known.push(member(schedules.first()));
-    }
-    Ok(known)
-}
-
 /// Finds the balances that fit, and tells everything about each.
 ///
 /// # Errors
@@ -343,45 +315,20 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
     let opened = database.as_ref().map_err(ToString::to_string);
 
     let mut reports = Vec::new();
+    let (mut unasked, mut meant) = (None, None);
     let members: Vec<(Vec<u8>, Option<FoundRow>)> = match question {
         Question::Member(member) => vec![(member.clone().into_bytes(), None)],
         Question::Balance { alias, key, organization, ledger, .. } => {
-            let sought = Sought {
-                organization: *organization,
-                ledger: *ledger,
-                alias: Some(alias),
-                key: key.as_deref(),
-                ..Sought::default()
-            };
-            let rows = match &opened {
-                Ok(open) => open.database.look_up(&open.table, &sought).await.unwrap_or_default(),
-                Err(_) => Vec::new(),
-            };
-            let mut members: Vec<(Vec<u8>, Option<FoundRow>)> = Vec::new();
-            for row in rows {
-                if let (Some(organization), Some(ledger)) = (row.organization, row.ledger) {
-                    for member in in_redis(&schedules, organization, ledger, &row.alias, &row.key).await? {
-                        if !members.iter().any(|(known, _)| *known == member) {
-                            members.push((member, Some(row.clone())));
-                        }
-                    }
-                }
+            let names = Names { alias, key: key.as_deref(), organization: *organization, ledger: *ledger };
+            let found = names.find(&schedules, opened.as_ref().copied()).await?;
+            if found.members.is_empty() {
+                let other = search::meant(alias);
+                let like =
+                    Names { alias: &other, ..names }.find(&schedules, opened.as_ref().copied()).await?;
+                meant = (!like.members.is_empty()).then_some(other);
             }
-            // Those without a row, or whose database can't be asked.
-            for member in schedules.find_members(&format!(":{alias}"), MOST_FOUND).await? {
-                let space = schedules.of_member(&member).space();
-                let fits = BalanceRef::parse(space, &member).is_ok_and(|balance| {
-                    balance.alias == alias
-                        && key.as_deref().is_none_or(|key| balance.key == key)
-                        && organization.is_none_or(|id| balance.organization == id)
-                        && ledger.is_none_or(|id| balance.ledger == id)
-                });
-                if fits && !members.iter().any(|(known, _)| *known == member) {
-                    members.push((member, None));
-                }
-            }
-            members.truncate(MOST);
-            members
+            unasked = found.unasked;
+            found.members
         }
     };
     let last_error = match &row {
@@ -480,7 +427,7 @@ pub async fn why(reader: &FleetReader, inspector: &Inspector, question: &Questio
     if let Ok(opened) = database {
         opened.close().await;
     }
-    Ok(Why { matches: reports, amounts_hidden: false })
+    Ok(Why { matches: reports, amounts_hidden: false, unasked, meant })
 }
 
 /// Whether the sync would write this row for the member.

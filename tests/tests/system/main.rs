@@ -37,6 +37,7 @@ mod recoveries;
 mod report;
 mod rights;
 mod rotation;
+mod screens;
 mod sentinel;
 mod service;
 mod shutdown;

@@ -19,7 +19,7 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 /// A worker that notices soon what happens to its tenants.
-fn brisk(sandbox: &Sandbox) -> WorkerBuilder {
+pub(crate) fn brisk(sandbox: &Sandbox) -> WorkerBuilder {
     Worker::of(sandbox)
         .set("worker.name", "w-1")
         .set("tenants.poll_interval", "300ms")
@@ -27,13 +27,13 @@ fn brisk(sandbox: &Sandbox) -> WorkerBuilder {
         .set("collector.idle_backoff_max", "100ms")
 }
 
-async fn ask(sandbox: &Sandbox, args: &[&str]) -> Result<Finished> {
+pub(crate) async fn ask(sandbox: &Sandbox, args: &[&str]) -> Result<Finished> {
     let config = sandbox.config_path().to_str().context("a path of text")?;
     run(&[args, &["--config", config]].concat(), &[]).await
 }
 
 /// The exit code and the one line of JSON.
-async fn ask_json(sandbox: &Sandbox, args: &[&str]) -> Result<(Option<i32>, Value)> {
+pub(crate) async fn ask_json(sandbox: &Sandbox, args: &[&str]) -> Result<(Option<i32>, Value)> {
     let done = ask(sandbox, &[args, &["--json"]].concat()).await?;
     ensure!(done.stdout.lines().count() == 1, "{args:?}: not one line: {done:?}");
     Ok((done.code, serde_json::from_str(&done.stdout).with_context(|| format!("{done:?}"))?))
@@ -244,7 +244,7 @@ async fn a_tenant_that_cannot_be_written_and_a_fleet_of_which_nothing_is_known()
 }
 
 /// A command whose standard output is a terminal of this width.
-fn in_a_terminal(
+pub(crate) fn in_a_terminal(
     sandbox: &Sandbox,
     args: &[&str],
     columns: u16,
@@ -261,7 +261,7 @@ fn in_a_terminal(
 }
 
 /// Everything that is written to a terminal until its last writer goes.
-fn written(master: OwnedFd) -> String {
+pub(crate) fn written(master: OwnedFd) -> String {
     let mut bytes = Vec::new();
     // A terminal without writers ends with an error on Linux.
     let _ = std::fs::File::from(master).read_to_end(&mut bytes);
@@ -307,7 +307,7 @@ async fn in_a_terminal_it_is_coloured_fits_and_is_drawn_in_place() -> Result<()>
     Ok(())
 }
 
-fn without_escapes(text: &str) -> String {
+pub(crate) fn without_escapes(text: &str) -> String {
     let mut plain = String::new();
     let mut rest = text;
     while let Some((before, escape)) = rest.split_once("\x1b[") {

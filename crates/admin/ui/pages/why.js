@@ -19,6 +19,11 @@ const VERDICTS = {
   unknown: ["note", "question", "Can't tell."],
 };
 
+/** The same question about another alias. */
+function aliasHref(alias) {
+  return `/why?${new URLSearchParams({ ...Object.fromEntries(new URLSearchParams(location.search)), alias })}`;
+}
+
 export function whyPage({ query, navigate }) {
   const values = Object.fromEntries(FIELDS.map((name) => [name, query.get(name) ?? ""]));
   /** @type {Record<string, HTMLInputElement>} */
@@ -66,13 +71,17 @@ export function whyPage({ query, navigate }) {
   }
 
   /** @param {Api.Why} found */
-  function show({ matches, amounts_hidden: hidden }) {
+  function show({ matches, amounts_hidden: hidden, unasked, meant }) {
+    const other = meant ? h("p", "There is ", h("a", { href: aliasHref(meant) }, visible(meant)), ".") : null;
     if (matches.length === 0) {
-      answer.replaceChildren(nothing("Nothing is known of this balance", "Neither Redis nor Postgres has it. Is the alias spelled as the ledger does?"));
+      const missing = unasked
+        ? nothing("Can't tell", `Redis knows no such balance, and the tenant's Postgres can't be asked: ${visible(unasked)}`)
+        : nothing("Nothing is known of this balance", "Neither Redis nor Postgres has it. Is the alias spelled as the ledger does?");
+      answer.replaceChildren(...[missing, other].filter(Boolean));
       return;
     }
     const several = matches.length > 1 ? h("p.quiet", `${matches.length} balances match: the alias exists in more than one ledger.`) : null;
-    answer.replaceChildren(...[hidden ? readerNote() : null, several, ...matches.map((match) => card(match, hidden, ask))].filter(Boolean));
+    answer.replaceChildren(...[hidden ? readerNote() : null, several, ...matches.map((match) => card(match, hidden, ask)), unasked ? h("p.quiet", `There may be more: the tenant's Postgres can't be asked for the alias: ${visible(unasked)}`) : null].filter(Boolean));
   }
 
   if (FIELDS.some((name) => values[name])) ask();

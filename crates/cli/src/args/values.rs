@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use balance_sync_domain::QuarantineReason;
 use balance_sync_view::{
     reader::{StateFilter, TenantSort},
     report::Month,
@@ -55,6 +56,11 @@ pub(super) fn share(text: &str) -> Result<f64, String> {
 
 pub(super) fn state(text: &str) -> Result<StateFilter, String> {
     StateFilter::parse(text).ok_or_else(|| format!("must be one of {}", StateFilter::names()))
+}
+
+pub(super) fn quarantine_reason(text: &str) -> Result<QuarantineReason, String> {
+    QuarantineReason::parse(text)
+        .ok_or_else(|| format!("must be one of {}", QuarantineReason::NAMES.join(", ")))
 }
 
 pub(super) fn sort(text: &str) -> Result<TenantSort, String> {

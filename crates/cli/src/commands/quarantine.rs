@@ -5,13 +5,17 @@ use std::{path::Path, sync::Arc};
 use anyhow::bail;
 use balance_sync_schedule::{Link, Loss, Quarantined, Retried, Schedule, ScheduleError};
 use balance_sync_tenants::Tenant;
-use balance_sync_view::actions::{Action, ActionOutcome};
+use balance_sync_view::{
+    actions::{Action, ActionOutcome},
+    rows::at,
+};
 use serde_json::{Value, json};
 
 use super::actions;
 use crate::{
     EXIT_OK,
     args::{QuarantineChange, QuarantineCommand, QuarantineFilter},
+    terminal::{self, Cell, csv},
     wiring,
 };
 
@@ -24,9 +28,12 @@ const EXIT_SOME: u8 = 1;
 /// When tenants or Redis can't be asked.
 pub(crate) async fn quarantine(file: Option<&Path>, command: QuarantineCommand) -> anyhow::Result<u8> {
     match command {
-        QuarantineCommand::List(filter) => {
+        QuarantineCommand::List { filter, csv } => {
             let found = find(file, &filter).await?;
-            list(&found, filter.json)?;
+            match (csv, filter.json) {
+                (true, _) => terminal::print(&as_csv(&found))?,
+                (false, as_json) => list(&found, as_json)?,
+            }
             Ok(if found.is_empty() { EXIT_OK } else { EXIT_SOME })
         }
         QuarantineCommand::Show { member, filter } => {
@@ -138,7 +145,7 @@ async fn find(file: Option<&Path>, filter: &QuarantineFilter) -> anyhow::Result<
         for space in tenant.key_spaces(config.tenants.key_form) {
             let schedule = Schedule::new(link.clone(), space, Arc::clone(&options));
             for quarantined in schedule.quarantine_list().await? {
-                if filter.reason.as_ref().is_none_or(|reason| reason == quarantined.entry.reason.as_str()) {
+                if filter.reason.is_none_or(|reason| quarantined.entry.reason.as_str() == reason.as_str()) {
                     found.push(Found { tenant: tenant.clone(), schedule: schedule.clone(), quarantined });
                 }
             }
@@ -155,16 +162,68 @@ fn list(found: &[Found], as_json: bool) -> anyhow::Result<()> {
     }
     for entry in found {
         println!(
-            "{}  {}  {} times  {}\n    {}",
+            "{}  {}  {} times since {}  {}\n    {}",
             entry.tenant,
             entry.quarantined.entry.reason,
             entry.quarantined.entry.count,
+            time(&entry.quarantined.entry.first_at),
             entry.name(),
             entry.quarantined.entry.detail
         );
     }
     println!("quarantine: {} balances", found.len());
     Ok(())
+}
+
+/// A time of an entry, which is in seconds.
+fn time(seconds: &str) -> String {
+    seconds.parse().map_or_else(|_| seconds.to_owned(), at)
+}
+
+fn as_csv(found: &[Found]) -> String {
+    let titles = [
+        "tenant",
+        "member",
+        "reason",
+        "detail",
+        "first_at",
+        "last_at",
+        "count",
+        "loss",
+        "version",
+        "row_version",
+    ];
+    let texts: Vec<(String, (String, String))> = found
+        .iter()
+        .map(|found| {
+            let entry = &found.quarantined.entry;
+            (found.name(), (time(&entry.first_at), time(&entry.last_at)))
+        })
+        .collect();
+    let rows = found.iter().zip(&texts).map(|(found, (name, times))| -> [Cell<'_>; 10] {
+        let entry = &found.quarantined.entry;
+        let loss = entry.loss.as_ref();
+        let number =
+            |version: Option<i64>| version.map_or(Cell::Empty, |version| Cell::Own(version.to_string()));
+        [
+            found.tenant.label().into(),
+            name.as_str().into(),
+            entry.reason.as_str().into(),
+            entry.detail.as_str().into(),
+            times.0.as_str().into(),
+            times.1.as_str().into(),
+            entry.count.into(),
+            loss.map(|loss| match (loss.forked, loss.confirmed) {
+                (true, _) => "forked",
+                (false, true) => "confirmed",
+                (false, false) => "unconfirmed",
+            })
+            .into(),
+            number(loss.and_then(|loss| loss.version)),
+            number(loss.and_then(|loss| loss.row_version)),
+        ]
+    });
+    csv(titles, rows)
 }
 
 async fn apply(file: Option<&Path>, change: &QuarantineChange, what: Action) -> anyhow::Result<u8> {

@@ -70,7 +70,7 @@ fn render(view: &FleetView, overview: &Overview, screen: Screen, every: Option<D
     let mut text = String::new();
     head(&mut text, overview, every);
     reasons(&mut text, overview, screen);
-    figures(&mut text, overview, view.at);
+    figures(&mut text, overview, view.at, screen);
     let troubled: Vec<&TenantRow> =
         overview.worst.iter().filter(|row| tenants::is_of_note(row, view)).collect();
     if !troubled.is_empty() {
@@ -109,7 +109,7 @@ fn reasons(text: &mut String, overview: &Overview, screen: Screen) {
     }
 }
 
-fn figures(text: &mut String, overview: &Overview, view_at: f64) {
+fn figures(text: &mut String, overview: &Overview, view_at: f64, screen: Screen) {
     let states: Vec<String> = overview
         .tenants
         .by_state
@@ -124,6 +124,9 @@ fn figures(text: &mut String, overview: &Overview, view_at: f64) {
     let lag = |seconds| optional(seconds, span);
     let backlog = &overview.backlog;
     let mut row = |name: &str, value: std::fmt::Arguments<'_>| {
+        // What another program reads stays in one line.
+        let width = screen.width.unwrap_or(usize::MAX);
+        let value = wrap(&value.to_string(), width, 12);
         line(text, format_args!("{}  {value}", styled(HEAD, format_args!("{name:<10}"))));
     };
     row("tenants", format_args!("{}: {}", count(overview.tenants.total as u64), states.join(", ")));

@@ -20,11 +20,14 @@ use super::{actions, queues, status::exit_code};
 use crate::{
     args::{TenantListArgs, TenantShowArgs, TenantsArgs, TenantsCommand},
     terminal::{
-        self, BAD, Column, FAINT, PLAIN, Screen, Table, WARN, ago, count, optional, rate, span, styled,
+        self, BAD, Cell, Column, FAINT, PLAIN, Screen, Table, WARN, ago, count, csv, optional, rate, span,
+        styled,
     },
     wiring,
 };
 
+/// Tenants that are listed at most, unless told otherwise.
+const LIMIT: usize = 100;
 /// Flushes and errors of a tenant that are shown.
 const SHOWN: usize = 8;
 /// How long the workers of a tenant may take to tell its detail: they notice the interest with one publication and answer
@@ -71,16 +74,22 @@ async fn list(file: Option<&Path>, args: TenantListArgs) -> anyhow::Result<u8> {
         sort: args.sort,
         descending: args.reverse != descends(args.sort),
         page: 1,
-        per_page: args.limit,
+        // An export has all of them unless a limit is given.
+        per_page: args.limit.unwrap_or(if args.csv { usize::MAX } else { LIMIT }),
     };
     let (total, tenants) = view.page(&query);
     // What was asked for is judged, whether it is shown or not.
+    let per_page = query.per_page;
     let (_, all) = view.page(&TenantQuery { per_page: usize::MAX, ..query });
     let verdict =
         all.iter().map(|row| view.verdict_of(row)).max().unwrap_or(Verdict::Healthy).max(known(&view));
     if args.json {
-        let page = Page { total, page: 1, per_page: args.limit, tenants };
+        let page = Page { total, page: 1, per_page, tenants };
         terminal::print(&format!("{}\n", serde_json::to_string(&page)?))?;
+        return Ok(exit_code(verdict));
+    }
+    if args.csv {
+        terminal::print(&as_csv(&tenants))?;
         return Ok(exit_code(verdict));
     }
     let mut text = table(&tenants, &view, Screen::of_stdout());
@@ -93,6 +102,56 @@ async fn list(file: Option<&Path>, args: TenantListArgs) -> anyhow::Result<u8> {
     doubts(&mut text, &view);
     terminal::print(&text)?;
     Ok(exit_code(verdict))
+}
+
+fn as_csv(tenants: &[&TenantRow]) -> String {
+    let titles = [
+        "tenant",
+        "state",
+        "reason",
+        "detail",
+        "since",
+        "paused_by",
+        "paused_at",
+        "scheduled",
+        "due",
+        "leased",
+        "oldest_due_age_seconds",
+        "exposure_age_seconds",
+        "lag_p50_seconds",
+        "lag_p99_seconds",
+        "rows_per_second",
+        "updated_total",
+        "batch_failures_total",
+        "quarantined",
+        "losses",
+    ];
+    let rows = tenants.iter().map(|row| -> [Cell<'_>; 19] {
+        let sampled = |number: u64| if row.sampled { number.into() } else { Cell::Empty };
+        let age = |seconds: f64| Some(seconds).filter(|_| row.sampled).into();
+        [
+            row.id.as_str().into(),
+            Cell::Own(row.state.to_string()),
+            row.reason.as_ref().map(ReportedReason::as_str).into(),
+            row.detail.as_deref().into(),
+            row.since.as_deref().into(),
+            row.paused.as_ref().map(|paused| paused.by.as_str()).into(),
+            row.paused.as_ref().map(|paused| paused.at.as_str()).into(),
+            sampled(row.scheduled),
+            sampled(row.due),
+            sampled(row.leased),
+            age(row.oldest_due_age_seconds),
+            age(row.exposure_age_seconds),
+            row.lag_p50_seconds.into(),
+            row.lag_p99_seconds.into(),
+            Some(row.rows_per_second).into(),
+            row.updated_total.into(),
+            row.batch_failures_total.into(),
+            sampled(row.quarantined),
+            sampled(row.losses),
+        ]
+    });
+    csv(titles, rows)
 }
 
 /// Prints everything about one tenant.
@@ -174,14 +233,14 @@ pub(super) fn is_of_note(row: &TenantRow, view: &FleetView) -> bool {
 /// A line per tenant.
 pub(super) fn table(rows: &[&TenantRow], view: &FleetView, screen: Screen) -> String {
     let mut table = Table::new(&[
-        Column::long("TENANT"),
-        Column::long("STATE"),
+        Column::id("TENANT"),
+        Column::long("STATE").keeping(14),
         Column::number("SINCE"),
         Column::number("DUE"),
         Column::number("OLDEST"),
-        Column::number("LAG P99"),
-        Column::number("ROWS/S"),
-        Column::number("QUAR"),
+        Column::number("LAG P99").spare(2),
+        Column::number("ROWS/S").spare(1),
+        Column::number("QUAR").spare(3),
     ]);
     for row in rows {
         let state = match &row.reason {
@@ -333,8 +392,8 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
     if !detail.errors.is_empty() {
         let mut table = Table::new(&[
             Column::text("ERROR AT"),
-            Column::text("REASON"),
-            Column::text("WORKER"),
+            Column::long("REASON").keeping(20),
+            Column::long("WORKER").spare(1),
             Column::long("DETAIL"),
         ]);
         for error in detail.errors.iter().take(SHOWN) {
@@ -353,10 +412,10 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
             Column::text("BY"),
             Column::number("CLAIMED"),
             Column::number("WRITTEN"),
-            Column::number("STALE"),
-            Column::number("DELETED"),
+            Column::number("STALE").spare(2),
+            Column::number("DELETED").spare(1),
             Column::number("QUAR"),
-            Column::number("GIVEN BACK"),
+            Column::number("GIVEN BACK").spare(3),
             Column::number("TOOK"),
         ]);
         for flush in detail.flushes.iter().take(SHOWN) {

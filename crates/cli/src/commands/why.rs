@@ -3,13 +3,13 @@
 use std::{fmt::Write as _, path::Path};
 
 use balance_sync_view::why::{
-    BalanceReport, PostgresView, Question, RedisView, RowState, Scheduled, Verdict, WhyError, why,
+    BalanceReport, PostgresView, Question, RedisView, RowState, Scheduled, Verdict, Why, WhyError, why,
 };
 
 use crate::{
     EXIT_OK,
     args::WhyArgs,
-    terminal::{self, BAD, GOOD, PLAIN, Screen, WARN, optional, span, styled},
+    terminal::{self, BAD, GOOD, PLAIN, Screen, WARN, optional, span, styled, wrap},
     wiring,
 };
 
@@ -58,11 +58,25 @@ pub(crate) async fn answer(file: Option<&Path>, args: WhyArgs) -> anyhow::Result
         }
         text.push_str(&render(report, screen));
     }
-    if found.matches.is_empty() {
-        text.push_str("no such balance in Redis, in the schedule or in Postgres\n");
-    }
+    text.push_str(&absence(&found, screen));
     terminal::print(&text)?;
     Ok(code)
+}
+
+/// What is said where nothing was found, or not all could be looked for.
+fn absence(found: &Why, screen: Screen) -> String {
+    let said = match (&found.unasked, found.matches.is_empty()) {
+        (Some(error), true) => format!(
+            "Redis knows no such balance, and the tenant's Postgres can't be asked whether it does: {error}"
+        ),
+        (Some(error), false) => {
+            format!("There may be more: the tenant's Postgres can't be asked for the alias: {error}")
+        }
+        (None, true) => "no such balance in Redis, in the schedule or in Postgres".to_owned(),
+        (None, false) => return String::new(),
+    };
+    let meant = found.meant.as_ref().map(|alias| format!("; there is {alias:?}")).unwrap_or_default();
+    format!("{}\n", wrap(&format!("{said}{meant}"), screen.text_width(), 0))
 }
 
 fn exit_code(verdict: Verdict) -> u8 {

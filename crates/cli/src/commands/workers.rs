@@ -62,13 +62,13 @@ fn is_well(row: &WorkerRow) -> bool {
 /// A line per worker.
 pub(super) fn table(rows: &[WorkerRow], now: f64, screen: Screen) -> String {
     let mut table = Table::new(&[
-        Column::long("WORKER"),
+        Column::id("WORKER"),
         Column::text("STATE"),
         Column::number("UP"),
         Column::number("SEEN"),
         Column::number("TENANTS"),
-        Column::number("ROWS/S"),
-        Column::number("MEMORY"),
+        Column::number("ROWS/S").spare(1),
+        Column::number("MEMORY").spare(2),
         Column::long("TENANT SERVICE"),
     ]);
     for row in rows {

@@ -1,6 +1,7 @@
-//! How answers look in a terminal: tables that fit its width (`table.rs`), numbers for people (`units.rs`), colour where
+//! How answers look in a terminal: tables that fit its width (`table.rs`), numbers for people (`units.rs`), values for spreadsheets (`csv.rs`), colour where
 //! there is one, and pictures that are drawn anew without flicker (`watch.rs`).
 
+mod csv;
 mod table;
 mod units;
 mod watch;
@@ -11,6 +12,7 @@ use anstyle::{AnsiColor, Style};
 use balance_sync_fleet::status::Condition;
 use balance_sync_view::{overview::Verdict, rows::StateView};
 
+pub(crate) use csv::{Cell, csv};
 pub(crate) use table::{Column, Table};
 pub(crate) use units::{ago, bytes, count, optional, rate, span};
 pub(crate) use watch::watch;
@@ -98,6 +100,11 @@ pub fn print_line(line: std::fmt::Arguments<'_>) {
         }
         _ => {}
     }
+}
+
+/// Writes a line to standard error, if it can be written.
+pub fn print_error_line(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// The style of a verdict.

@@ -1,4 +1,5 @@
-//! Tables of text: columns as wide as what stands in them, and one that gives way when the terminal is narrow.
+//! Tables of text: columns as wide as what stands in them. When the terminal is narrow, some give way, some are left out, and an
+//! id is cut last of all: a part of one can't be used for anything.
 
 use anstyle::Style;
 
@@ -8,6 +9,8 @@ use super::{HEAD, Screen, styled};
 const GAP: &str = "  ";
 /// A column that gives way keeps this much.
 const LEAST: usize = 8;
+/// A column of ids keeps this much as long as others can be left out: a UUID.
+const ID: usize = 36;
 
 /// On which side a column's text stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,22 +30,41 @@ pub(crate) struct Column {
     pub(super) align: Align,
     /// Whether its text may be cut.
     pub gives_way: bool,
+    /// What it keeps of its text as long as other columns can be left out.
+    keeps: usize,
+    /// Whether it is left out where there is no room, and which is first: the one with the lowest number.
+    spare: Option<u8>,
 }
 
 impl Column {
     /// Text that is shown whole.
     pub(crate) const fn text(title: &'static str) -> Self {
-        Self { title, align: Align::Left, gives_way: false }
+        Self { title, align: Align::Left, gives_way: false, keeps: 0, spare: None }
     }
 
     /// Text that is cut where there is no room.
     pub(crate) const fn long(title: &'static str) -> Self {
-        Self { title, align: Align::Left, gives_way: true }
+        Self { title, align: Align::Left, gives_way: true, keeps: LEAST, spare: None }
+    }
+
+    /// An id, which is cut where there is no room even without the columns that can be left out.
+    pub(crate) const fn id(title: &'static str) -> Self {
+        Self { keeps: ID, ..Self::long(title) }
     }
 
     /// A number.
     pub(crate) const fn number(title: &'static str) -> Self {
-        Self { title, align: Align::Right, gives_way: false }
+        Self { title, align: Align::Right, gives_way: false, keeps: 0, spare: None }
+    }
+
+    /// This one keeps so much of its text as long as other columns can be left out.
+    pub(crate) const fn keeping(self, keeps: usize) -> Self {
+        Self { keeps, ..self }
+    }
+
+    /// This one is left out where there is no room, those with lower numbers before it.
+    pub(crate) const fn spare(self, order: u8) -> Self {
+        Self { spare: Some(order), ..self }
     }
 }
 
@@ -65,13 +87,14 @@ impl Table {
 
     /// As text, a line per row.
     pub(crate) fn render(&self, screen: Screen) -> String {
-        let widths = self.widths(screen.width);
+        let shown = self.fit(screen.width);
         let titles: Vec<(String, Style)> =
             self.columns.iter().map(|column| (column.title.to_owned(), HEAD)).collect();
         let mut text = String::new();
         for row in std::iter::once(&titles).chain(&self.rows) {
             let mut line = String::new();
-            for ((column, width), (cell, style)) in self.columns.iter().zip(&widths).zip(row) {
+            for (at, width) in &shown {
+                let (column, (cell, style)) = (&self.columns[*at], &row[*at]);
                 if !line.is_empty() {
                     line.push_str(GAP);
                 }
@@ -88,30 +111,51 @@ impl Table {
         text
     }
 
-    fn widths(&self, limit: Option<usize>) -> Vec<usize> {
-        let mut widths: Vec<usize> = self
+    /// The columns that are shown, with their widths.
+    fn fit(&self, limit: Option<usize>) -> Vec<(usize, usize)> {
+        let mut shown: Vec<(usize, usize)> = self
             .columns
             .iter()
             .enumerate()
             .map(|(at, column)| {
                 let cells = self.rows.iter().filter_map(|row| row.get(at));
                 let widest = cells.map(|(text, _)| text.chars().count()).max().unwrap_or_default();
-                widest.max(column.title.chars().count())
+                (at, widest.max(column.title.chars().count()))
             })
             .collect();
-        let Some(limit) = limit else { return widths };
-        let gaps = GAP.len() * widths.len().saturating_sub(1);
-        // The widest of those that give way, again and again, a column at a time.
-        while widths.iter().sum::<usize>() + gaps > limit {
-            let giving = self.columns.iter().zip(&mut widths).filter(|(column, _)| column.gives_way);
-            let widest = giving.map(|(_, width)| width).filter(|width| **width > LEAST).max();
-            match widest {
-                Some(width) => *width -= 1,
+        let Some(limit) = limit else { return shown };
+        loop {
+            let mut narrowed = shown.clone();
+            self.narrow(&mut narrowed, limit, |column| column.keeps);
+            let spare = shown.iter().filter_map(|(at, _)| Some((self.columns[*at].spare?, *at))).min();
+            match spare {
+                Some((_, spare)) if total(&narrowed) > limit => shown.retain(|(at, _)| *at != spare),
+                _ => {
+                    self.narrow(&mut narrowed, limit, |_| LEAST);
+                    return narrowed;
+                }
+            }
+        }
+    }
+
+    /// Takes from the columns that give way until the limit is kept: from the widest, again and again, a character at a time.
+    fn narrow(&self, shown: &mut [(usize, usize)], limit: usize, keeps: impl Fn(&Column) -> usize) {
+        while total(shown) > limit {
+            let giving = shown.iter_mut().filter(|(at, width)| {
+                let column = &self.columns[*at];
+                column.gives_way && *width > keeps(column)
+            });
+            match giving.max_by_key(|(_, width)| *width) {
+                Some((_, width)) => *width -= 1,
                 None => break,
             }
         }
-        widths
     }
+}
+
+/// What columns take of a line.
+fn total(shown: &[(usize, usize)]) -> usize {
+    shown.iter().map(|(_, width)| width).sum::<usize>() + GAP.len() * shown.len().saturating_sub(1)
 }
 
 /// Without what would break the line or move the cursor: what is shown comes from outside.
@@ -165,6 +209,31 @@ mod tests {
         assert_eq!(text, expected);
         let narrow = plain(&table().render(Screen { width: Some(5), height: None }));
         assert!(narrow.lines().all(|line| line.chars().count() <= 26), "{narrow}");
+    }
+
+    #[test]
+    fn an_id_stays_whole_as_long_as_a_column_can_be_left_out() {
+        let columns = [
+            Column::id("TENANT"),
+            Column::long("STATE").keeping(12),
+            Column::number("DUE"),
+            Column::number("ROWS/S").spare(1),
+            Column::number("QUAR").spare(2),
+        ];
+        let mut table = Table::new(&columns);
+        let id = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
+        let cells = [id, "degraded: postgres_unreachable", "1,234", "12", "3"];
+        table.row(cells.map(|cell| (cell.to_owned(), PLAIN)));
+        let shown = |width| plain(&table.render(Screen { width: Some(width), height: None }));
+        let row = |width| shown(width).lines().nth(1).unwrap_or_default().to_owned();
+        assert_eq!(row(90), format!("{id}  degraded: postgres_unreac…  1,234      12     3"));
+        assert_eq!(row(72), format!("{id}  degraded: post…  1,234      12     3"));
+        assert_eq!(row(65), format!("{id}  degraded: po…  1,234     3"));
+        assert_eq!(row(57), format!("{id}  degraded: …  1,234"));
+        assert_eq!(row(50).chars().count(), 50, "at last the id is cut");
+        for width in 30..100 {
+            assert!(shown(width).lines().all(|line| line.chars().count() <= width), "{}", shown(width));
+        }
     }
 
     #[test]

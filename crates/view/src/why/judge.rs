@@ -402,7 +402,7 @@ mod tests {
         let detail = Some("field Available is 77123x".to_owned());
         report.quarantine =
             Some(QuarantineView { reason: QuarantineReason::ValueInvalidAmount.into(), detail, ..entry() });
-        let mut why = Why { matches: vec![report], amounts_hidden: false };
+        let mut why = Why { matches: vec![report], amounts_hidden: false, unasked: None, meant: None };
         let shown = serde_json::to_string(&why).unwrap_or_default();
         assert_eq!(shown.matches("77123").count(), 4);
         why.hide_amounts();
