@@ -142,6 +142,26 @@ impl Browser {
         Ok(self.driver.goto(url).await?)
     }
 
+    /// Opens a tab with this address, beside those that are open, and goes on in it.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub async fn open_tab(&mut self, url: &str) -> Result<()> {
+        let tab = self.driver.new_tab().await?;
+        self.driver.switch_to_window(tab).await?;
+        self.open(url).await
+    }
+
+    /// Goes on in the tab of this number, in the order in which they were opened.
+    ///
+    /// # Errors
+    /// When there is none, or the driver refuses.
+    pub async fn tab(&self, number: usize) -> Result<()> {
+        let tabs = self.driver.windows().await?;
+        let tab = tabs.get(number).with_context(|| format!("there are {} tabs", tabs.len()))?;
+        Ok(self.driver.switch_to_window(tab.clone()).await?)
+    }
+
     /// Sets the size of the view in CSS pixels (a phone's below 600) and the colour scheme that the system prefers.
     ///
     /// # Errors

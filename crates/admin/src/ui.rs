@@ -1,13 +1,14 @@
 //! The dashboard: a page, its modules and its style, embedded in the binary, so that it works where there is no internet
 //! and always fits the worker that serves it.
 //!
-//! All pages are the same `index.html`; which one is shown is decided in the browser by the path. Every file carries a
+//! All pages are the same `index.html`; which one is shown is decided in the browser by the path. Its addresses are relative, as a
+//! proxy may have the dashboard under a prefix that is not known here. Every file carries a
 //! tag of its content and is asked for again each time: a worker of another version behind the same address must not meet
 //! the modules of this one.
 
 mod tables;
 
-use std::future::ready;
+use std::{future::ready, sync::LazyLock};
 
 use actix_web::{
     HttpRequest, HttpResponse, guard,
@@ -46,17 +47,22 @@ macro_rules! file {
 }
 
 const INDEX: File = file!("index.html", HTML);
+/// The same for pages a level deeper.
+static DEEPER: LazyLock<String> = LazyLock::new(|| INDEX.body.replace("=\"./", "=\"../"));
 
-const ASSETS: [File; 26] = [
+const ASSETS: [File; 31] = [
     file!("actions.js", SCRIPT),
     file!("advice.js", SCRIPT),
     file!("api.js", SCRIPT),
     file!("base.css", STYLE),
+    file!("base.js", SCRIPT),
     file!("chart.js", SCRIPT),
     file!("dialog.js", SCRIPT),
     file!("dom.js", SCRIPT),
+    file!("export.js", SCRIPT),
     file!("format.js", SCRIPT),
     file!("grid.js", SCRIPT),
+    file!("hub.js", SCRIPT),
     file!("icon-alert.svg", IMAGE),
     file!("icon.svg", IMAGE),
     file!("live.js", SCRIPT),
@@ -73,6 +79,7 @@ const ASSETS: [File; 26] = [
     file!("parts.css", STYLE),
     file!("parts.js", SCRIPT),
     file!("queues.js", SCRIPT),
+    file!("stream.js", SCRIPT),
     file!("theme.js", SCRIPT),
 ];
 
@@ -85,7 +92,8 @@ fn assets() -> impl Iterator<Item = File> {
 /// Pages and assets. They hold nothing of any tenant, so they need no token: the sign-in page is one of them.
 pub(crate) fn routes(config: &mut ServiceConfig) {
     for path in PAGES {
-        config.service(resource(path, INDEX));
+        let deeper = path.matches('/').count() > 1;
+        config.service(resource(path, if deeper { File { body: &DEEPER, ..INDEX } } else { INDEX }));
     }
     for file in assets() {
         config.service(resource(&format!("/assets/{}", file.name), file));

@@ -176,9 +176,20 @@ function outcomeOf(/** @type {string} */ id, /** @type {string | null} */ tenant
   });
 }
 
-/** Asks for and does a retry or drop of quarantined entries. `request` is the API's body. Returns whether it was done. */
-export async function actOnQuarantine(what, request, number, subject) {
+/** Entries that are retried or dropped with one request: as many as a worker does well within a second. */
+const AT_ONCE = 200;
+
+/**
+ * Asks for and does a retry or drop of quarantined entries, `AT_ONCE` at a time, so that one sees how far it is and can stop it.
+ * Returns whether anything was done.
+ *
+ * @param {"retry" | "drop"} what
+ * @param {Pick<Api.QuarantineEntry, "tenant" | "member">[]} entries
+ * @param {string} subject
+ */
+export async function actOnQuarantine(what, entries, subject) {
   const drop = what === "drop";
+  const number = entries.length;
   const many = number > 1;
   const answer = await confirmAction({
     title: `${drop ? "Drop" : "Retry"} ${many ? plural(number, "entry", "entries") : "this entry"}?`,
@@ -191,15 +202,42 @@ export async function actOnQuarantine(what, request, number, subject) {
     typed: drop && many ? number : null,
   });
   if (!answer) return false;
-  const message = toast(`${drop ? "Dropping" : "Retrying"} ${plural(number, "entry", "entries")}…`);
+  const doing = `${drop ? "Dropping" : "Retrying"} ${plural(number, "entry", "entries")}…`;
+  let stopped = false;
+  const message = toast(doing, number > AT_ONCE ? () => (stopped = true) : null);
+  const sum = { done: 0, absent: 0, listed: 0 };
+  let handled = 0;
+  const told = () => {
+    const absent = sum.absent > 0 ? `, ${count(sum.absent)} were no longer there` : "";
+    const listed = sum.listed > 0 ? `, ${count(sum.listed)} stay listed as lost until dropped` : "";
+    const left = handled < number ? `; ${count(number - handled)} were left as they are` : "";
+    return `${drop ? "Dropped" : "Scheduled again"}: ${plural(sum.done, "entry", "entries")}${listed}${absent}${left}`;
+  };
   try {
-    const done = await post(["quarantine", what], { ...request, note: answer.note });
-    const absent = done.absent > 0 ? `, ${count(done.absent)} were no longer there` : "";
-    const listed = done.listed > 0 ? `, ${count(done.listed)} stay listed as lost until dropped` : "";
-    message.update("good", `${drop ? "Dropped" : "Scheduled again"}: ${plural(done.done, "entry", "entries")}${listed}${absent}`);
-    return true;
+    for (const { tenant, members } of portions(entries)) {
+      if (stopped) break;
+      if (handled > 0) message.update("wait", `${doing} ${count(handled)} done`);
+      const done = await post(["quarantine", what], { tenant, members, reason: null, all: false, note: answer.note });
+      for (const name of Object.keys(sum)) sum[name] += done[name];
+      handled += members.length;
+    }
+    message.update("good", told());
   } catch (problem) {
-    message.update("bad", `${drop ? "Drop" : "Retry"}: ${visible(problem.message)}`);
-    return false;
+    message.update("bad", `${drop ? "Drop" : "Retry"}: ${visible(problem.message)}${handled > 0 ? `. ${told()}` : ""}`);
   }
+  return handled > 0;
+}
+
+/** By tenant, in portions that one request takes. */
+function portions(/** @type {Pick<Api.QuarantineEntry, "tenant" | "member">[]} */ entries) {
+  /** @type {Map<string, string[]>} */
+  const byTenant = new Map();
+  for (const { tenant, member } of entries) {
+    const members = byTenant.get(tenant) ?? [];
+    members.push(member);
+    byTenant.set(tenant, members);
+  }
+  return [...byTenant].flatMap(([tenant, members]) =>
+    Array.from({ length: Math.ceil(members.length / AT_ONCE) }, (_, at) => ({ tenant, members: members.slice(at * AT_ONCE, (at + 1) * AT_ONCE) })),
+  );
 }

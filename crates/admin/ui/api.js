@@ -1,6 +1,8 @@
 // Calls of /api/v1. Errors come as problem+json and become `Problem`, whose message can be shown as it is.
 
-const BASE = "/api/v1";
+import { at } from "./base.js";
+
+const BASE = at("/api/v1");
 
 /** What went wrong with a call. `status` 0: no answer at all. */
 export class Problem extends Error {
@@ -16,6 +18,11 @@ let onSignedOut = () => {};
 /** Called when an answer says that a token is needed. */
 export function whenSignedOut(handler) {
   onSignedOut = handler;
+}
+
+/** To be called when something else shows that the user is no longer signed in. */
+export function signedOut() {
+  onSignedOut();
 }
 
 /**

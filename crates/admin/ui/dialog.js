@@ -74,12 +74,18 @@ export function showDialog(title, ...content) {
   return dialog;
 }
 
-/** A message in the corner that can change: `update(level, text, done)`. Levels: wait, good, bad. */
-export function toast(text) {
+/**
+ * A message in the corner that can change: `update(level, text)`. Levels: wait, good, bad. With `stop` it has a button for that
+ * until it is over.
+ * @param {string} text
+ * @param {(() => void) | null} [stop]
+ */
+export function toast(text, stop = null) {
   const picture = icon("dots");
   const words = h("span.toast-text", text);
   const close = h("button.toast-close", { type: "button", "aria-label": "Close message" }, icon("cross"));
-  const node = h("div.toast", { data: { level: "wait" } }, picture, words, close);
+  const stopButton = stop ? button("Stop", null, stop, "button.button.small") : null;
+  const node = h("div.toast", { data: { level: "wait" } }, picture, words, stopButton, close);
   close.addEventListener("click", () => node.remove());
   document.querySelector(".toasts")?.append(node);
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -90,6 +96,7 @@ export function toast(text) {
       setAttr(node, "data-level", level);
       setIcon(picture, { wait: "dots", good: "ok", bad: "alert" }[level]);
       setText(words, message);
+      if (level !== "wait") stopButton?.remove();
       clearTimeout(timer);
       if (level === "good") timer = setTimeout(() => node.remove(), STAYS);
     },

@@ -1,6 +1,8 @@
 // Making and updating elements. Whatever comes from outside (tenant ids, members, details) gets in as text only: nothing
 // here, or anywhere in this folder, parses markup.
 
+import { at } from "./base.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
@@ -45,9 +47,14 @@ function setProps(node, props) {
     } else if (value === true) {
       node.setAttribute(name, "");
     } else if (value !== null && value !== undefined && value !== false) {
-      node.setAttribute(name, value);
+      node.setAttribute(name, where(name, value));
     }
   }
+}
+
+/** Addresses of the dashboard's own begin with a slash. */
+function where(name, value) {
+  return name === "href" && String(value).startsWith("/") ? at(value) : value;
 }
 
 /** Sets the text if it is another one: an unchanged node keeps the reader's selection and costs no layout. */
@@ -60,8 +67,8 @@ export function setText(node, text) {
 export function setAttr(node, name, value) {
   if (value === null || value === undefined || value === false) {
     if (node.hasAttribute(name)) node.removeAttribute(name);
-  } else if (node.getAttribute(name) !== String(value)) {
-    node.setAttribute(name, value);
+  } else if (node.getAttribute(name) !== String(where(name, value))) {
+    node.setAttribute(name, where(name, value));
   }
 }
 

@@ -1,18 +1,18 @@
 // What is known of the fleet, kept up to date by server-sent events. One store for all pages: they read it, subscribe to
-// it, and are notified of what changed.
+// it, and are notified of what changed. The stream itself is one for all tabs of the browser (hub.js).
 //
 // "Connected" means that data come: a connection that is open but silent for SILENCE counts as lost, since a number that
 // stands still looks like a number that is true.
 
-import { get, path } from "./api.js";
+import { get, signedOut } from "./api.js";
+import { at } from "./base.js";
 import { moment } from "./format.js";
+import { BEAT, Hub } from "./hub.js";
 
 /** Events come every 2 s; after this long without one the data are called old. */
 const SILENCE = 8_000;
 /** Pauses between attempts to connect again. The browser's own attempts end for good at the first odd answer. */
 const RETRY = [1_000, 2_000, 4_000, 8_000];
-/** A tab in the background gives up its connection after this long: browsers allow few per server. */
-const HIDDEN = 60_000;
 /** Points kept of the overview's history: an hour in steps of 5 s. */
 const HISTORY = 720;
 /** The step of the history. */
@@ -81,8 +81,11 @@ function emit(event, detail) {
   }
 }
 
-/** @type {EventSource | null} */
-let source = null;
+/**
+ * The way to the hub; null while nothing is to be received.
+ * @type {MessagePort | null}
+ */
+let port = null;
 /** @type {string | null} */
 let watched = null;
 let attempts = 0;
@@ -92,51 +95,85 @@ let retryTimer;
 /** @type {Timer} */
 let silenceTimer;
 /** @type {Timer} */
-let hiddenTimer;
+let beatTimer;
 
 /** Connects, or connects anew for another tenant's page. */
 export function connect(tenant = watched) {
   const changed = tenant !== watched;
   watched = tenant;
   if (changed) live.tenant = null;
-  if (changed || !source) open();
+  if (changed || !port) open("watch");
 }
 
-/** Ends the connection, when no user is signed in. */
+/** Ends the connection of all tabs, when no user is signed in. */
 export function disconnect() {
-  close();
-  clearTimeout(retryTimer);
-  clearTimeout(silenceTimer);
+  leave("end");
   watched = null;
 }
 
 /** Tries at once instead of at the next attempt. */
 export function retryNow() {
   attempts = 0;
-  open();
+  open("silent");
 }
 
-function close() {
-  source?.close();
-  source = null;
-}
-
-function open() {
-  close();
+/** @param {"leave" | "end"} say */
+function leave(say) {
   clearTimeout(retryTimer);
-  source = new EventSource(`/api/v1/events${path([], { tenant: watched })}`);
-  source.addEventListener("overview", (event) => received(event, takeOverview));
-  source.addEventListener("tenants", (event) => received(event, (changes) => emit("tenants", changes)));
-  source.addEventListener("tenant", (event) => received(event, takeTenant));
-  source.addEventListener("action", (event) => received(event, (action) => emit("action", action)));
-  source.addEventListener("error", () => lose());
+  clearTimeout(silenceTimer);
+  clearInterval(beatTimer);
+  port?.postMessage({ say });
+  port = null;
+}
+
+/** @param {"watch" | "silent"} say */
+function open(say) {
+  clearTimeout(retryTimer);
+  clearInterval(beatTimer);
+  if (say === "silent") {
+    // The hub itself may be what doesn't answer: one whose script could not be loaded is made anew.
+    port?.postMessage({ say: "leave" });
+    port = null;
+  }
+  port ??= join();
+  port.postMessage({ say, tenant: watched });
+  beatTimer = setInterval(() => port?.postMessage({ say: "watch", tenant: watched }), BEAT);
   expectData();
 }
 
-function received(event, take) {
+/** A port to the hub that all tabs share; where the browser has no shared workers, to one of this tab. */
+function join() {
+  /** @type {MessagePort} */
+  let ours;
+  if (typeof SharedWorker === "function") {
+    ours = new SharedWorker(at("/assets/stream.js"), { type: "module", name: "balance-sync" }).port;
+  } else {
+    const channel = new MessageChannel();
+    new Hub().join(channel.port1);
+    ours = channel.port2;
+  }
+  ours.onmessage = (message) => {
+    if (ours === port) take(message.data);
+  };
+  return ours;
+}
+
+const TAKES = {
+  overview: takeOverview,
+  tenants: (changes) => emit("tenants", changes),
+  tenant: takeTenant,
+  action: (action) => emit("action", action),
+};
+
+function take({ event, data }) {
+  if (event === "lost") lose("watch");
+  else received(data, TAKES[event]);
+}
+
+function received(text, take) {
   let data;
   try {
-    data = JSON.parse(event.data);
+    data = JSON.parse(text);
   } catch {
     return;
   }
@@ -157,11 +194,11 @@ function received(event, take) {
 
 function expectData() {
   clearTimeout(silenceTimer);
-  silenceTimer = setTimeout(lose, SILENCE);
+  silenceTimer = setTimeout(() => lose("silent"), SILENCE);
 }
 
-function lose() {
-  close();
+/** @param {"watch" | "silent"} say what the hub is told at the next attempt */
+function lose(say) {
   clearTimeout(silenceTimer);
   clearTimeout(retryTimer);
   if (live.state !== "lost") {
@@ -173,8 +210,9 @@ function lose() {
   attempts += 1;
   retryTimer = setTimeout(async () => {
     // An EventSource hides the status of the answer; a token that is no longer good must lead to the sign-in page.
-    await get(["session"]).catch(() => {});
-    open();
+    const session = await get(["session"]).catch(() => null);
+    if (session?.auth_required && session.role === "none") signedOut();
+    if (port) open(say);
   }, pause);
 }
 
@@ -211,16 +249,10 @@ function takeTenant(tenant) {
   emit("tenant", tenant);
 }
 
-document.addEventListener("visibilitychange", () => {
-  clearTimeout(hiddenTimer);
-  if (document.hidden) {
-    hiddenTimer = setTimeout(() => {
-      close();
-      clearTimeout(silenceTimer);
-      clearTimeout(retryTimer);
-    }, HIDDEN);
-  } else if (!source && live.session && live.session.role !== "none") {
-    retryNow();
-    load().catch(() => {});
-  }
+// A page that the browser keeps for the way back is told nothing meanwhile.
+addEventListener("pagehide", () => leave("leave"));
+addEventListener("pageshow", (event) => {
+  if (!event.persisted || !live.session || live.session.role === "none") return;
+  retryNow();
+  load().catch(() => {});
 });

@@ -1,6 +1,7 @@
 // The frame around the pages: who is signed in, the tabs, the state of the connection, the keys; and which page is shown.
 
 import { get, Problem, remove, whenSignedOut } from "./api.js";
+import { at, here, isOurs } from "./base.js";
 import { h, icon, setAttr, setIcon, setShown, setText, visible } from "./dom.js";
 import { showDialog } from "./dialog.js";
 import { clock, span } from "./format.js";
@@ -43,7 +44,7 @@ let title = "Overview";
 
 /** Goes to a page of ours. `replace`: without an entry in the history, for what is only a filter. */
 export function navigate(href, { replace = false, silent = false } = {}) {
-  const url = new URL(href, location.href);
+  const url = new URL(href.startsWith("/") ? at(href) : href, location.href);
   if (url.href !== location.href) history[replace ? "replaceState" : "pushState"](null, "", url);
   if (!silent) show();
 }
@@ -57,10 +58,10 @@ function show({ focus = true } = {}) {
     title = "Sign in";
     next = signInPage({ signedIn: begin });
   } else {
-    const route = ROUTES.find(([pattern]) => pattern.test(location.pathname));
+    const route = ROUTES.find(([pattern]) => pattern.test(here()));
     if (route) {
       const [pattern, make, name] = route;
-      const part = location.pathname.match(pattern)?.[1];
+      const part = here().match(pattern)?.[1];
       const argument = part === undefined ? null : decode(part);
       title = name ?? visible(argument);
       if (make !== tenantPage) connect(null);
@@ -92,7 +93,7 @@ function decode(text) {
 document.addEventListener("click", (event) => {
   const anchor = /** @type {HTMLAnchorElement | null} */ (/** @type {Element} */ (event.target).closest("a[href]"));
   if (!anchor || event.defaultPrevented || event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
-  if (anchor.origin !== location.origin || anchor.target || anchor.getAttribute("href")?.startsWith("#")) return;
+  if (anchor.origin !== location.origin || !isOurs(anchor.pathname) || anchor.target || anchor.getAttribute("href")?.startsWith("#")) return;
   event.preventDefault();
   navigate(anchor.href);
 });
@@ -126,8 +127,8 @@ function showTabs() {
   setShown(connection, signedIn);
   setShown(helpButton, signedIn);
   for (const tab of tabs) {
-    const here = tab.href === "/" ? location.pathname === "/" : location.pathname.startsWith(tab.href);
-    setAttr(tab.node, "aria-current", here ? "page" : null);
+    const current = tab.href === "/" ? here() === "/" : here().startsWith(tab.href);
+    setAttr(tab.node, "aria-current", current ? "page" : null);
   }
   const named = signedIn && session.auth_required;
   setShown(who, named);

@@ -49,6 +49,43 @@ async fn a_lost_worker_is_told_and_its_return_is_noticed() -> Result<()> {
 }
 
 #[tokio::test]
+async fn nine_tabs_share_one_stream() -> Result<()> {
+    let mut browser = browser!();
+    let sandbox = balance_sync_tests::sandbox(4, 10).await?;
+    let mut worker = worker(&sandbox, "first").start().await?;
+    // Browsers allow six connections to a server.
+    let tenants = sandbox.tenants();
+    let mut pages: Vec<String> = tenants.iter().map(|tenant| format!("/tenants/{}", tenant.id)).collect();
+    pages.extend(["/", "/tenants", "/quarantine", "/actions", "/"].map(str::to_owned));
+    browser.open(&worker.url("/")).await?;
+    for page in &pages {
+        browser.open_tab(&worker.url(page)).await?;
+        browser.shows(".connection", "Live").await?;
+    }
+    // Each of them goes on, also those of tenants, and those behind.
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    for (number, page) in pages.iter().enumerate() {
+        browser.tab(number + 1).await?;
+        browser.until("it is live", "document.querySelector('.connection').dataset.state === 'open'").await?;
+        if page.starts_with("/tenants/") {
+            browser.shows("main table", "10").await?;
+        }
+    }
+    // They notice together that the worker is gone.
+    worker.kill().await?;
+    for number in [1, pages.len()] {
+        browser.tab(number).await?;
+        browser.shows(".banners", "Connection lost at").await?;
+    }
+    browser.expect_error("ERR_CONNECTION");
+    browser.expect_error("ERR_INCOMPLETE_CHUNKED_ENCODING");
+    browser.expect_error("ERR_EMPTY_RESPONSE");
+    browser.finish().await
+}
+
+#[tokio::test]
 async fn an_unreachable_redis_is_told() -> Result<()> {
     let mut browser = browser!();
     let sandbox = balance_sync_tests::sandbox(2, 10).await?;

@@ -9,6 +9,7 @@ mod connection;
 mod keyboard;
 mod many;
 mod pages;
+mod prefix;
 mod quarantine;
 mod recovery;
 mod sign_in;

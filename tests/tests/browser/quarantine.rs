@@ -169,3 +169,69 @@ async fn hostile_texts_stay_texts() -> Result<()> {
     browser.expect_error("status of 400");
     browser.finish().await
 }
+
+#[tokio::test]
+async fn entries_are_searched_selected_and_retried_in_portions() -> Result<()> {
+    const POISON: usize = 450;
+    let mut browser = browser!();
+    let sandbox = balance_sync_tests::sandbox(2, 5).await?;
+    let worker = worker(&sandbox, "first").start().await?;
+    let tenant = sandbox.tenants().remove(0);
+    let mut redis = sandbox.redis().connect().await?;
+    let model = tenant.keys.member(&tenant.balances[0]);
+    for number in 0..POISON {
+        let member = model.replace(&tenant.balances[0].alias, &format!("@poison-{number}"));
+        put_raw(&mut redis, &tenant.keys.schedule(), member.as_bytes(), b"[]", Some(DEFAULT_TTL)).await?;
+    }
+    let member = model.replace(&tenant.balances[0].alias, "@lonely");
+    put_raw(&mut redis, &tenant.keys.schedule(), member.as_bytes(), b"{}", Some(DEFAULT_TTL)).await?;
+    reaches(&sandbox, &tenant, POISON + 1).await?;
+    let rows = |count: usize| {
+        format!("document.querySelectorAll('table[aria-label=Entries] tbody tr').length === {count}")
+    };
+
+    browser.open(&worker.url("/quarantine")).await?;
+    browser.until("a page", &rows(50)).await?;
+    browser.shows("table[aria-label=Entries] thead", "First seen").await?;
+    // By alias, by reason, by the words of the detail.
+    let field = "input[aria-label^=Alias]";
+    for text in ["@LONELY", "value_field_missing", "field"] {
+        browser.fill(field, text).await?;
+        browser.keys(thirtyfour::Key::Enter + "").await?;
+        browser.until(&format!("the one with {text}"), &rows(1)).await?;
+        browser.shows("table[aria-label=Entries]", "@lonely").await?;
+    }
+    browser.until("the address keeps it", "location.search === '?text=field'").await?;
+    browser.fill(field, "poison-1").await?;
+    browser.keys(thirtyfour::Key::Enter + "").await?;
+    browser.shows(".bulk", "111 entries, with").await?;
+
+    // Two of them.
+    for row in [1, 2] {
+        let pick = format!(
+            "document.querySelector('table[aria-label=Entries] tbody tr:nth-child({row}) input').click() ?? true"
+        );
+        browser.eval(&pick).await?;
+    }
+    browser.shows(".bulk", "2 entries selected").await?;
+    browser.press(".bulk", "Drop selected").await?;
+    browser.fill("dialog #typed", "2").await?;
+    browser.press("dialog", "Drop").await?;
+    browser.shows(".toasts", "Dropped: 2 entries").await?;
+    reaches(&sandbox, &tenant, POISON - 1).await?;
+
+    // All of the filter, and then the rest in three portions.
+    browser.shows(".bulk", "109 entries").await?;
+    browser.press(".bulk", "Drop all").await?;
+    browser.fill("dialog #typed", "109").await?;
+    browser.press("dialog", "Drop").await?;
+    browser.shows(".toasts", "Dropped: 109 entries").await?;
+    reaches(&sandbox, &tenant, POISON - 110).await?;
+    browser.open(&worker.url("/quarantine")).await?;
+    browser.press(".bulk", "Drop all").await?;
+    browser.fill("dialog #typed", "340").await?;
+    browser.press("dialog", "Drop").await?;
+    browser.shows(".toasts", "Dropped: 340 entries").await?;
+    reaches(&sandbox, &tenant, 0).await?;
+    browser.finish().await
+}

@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-use super::{Answer, State, fleet::no_tenant, params::Params, problem::Problem};
+use super::{Answer, State, params::Params, problem::Problem};
 
 /// Streams at a time; together with scrapers and probes they stay below the limit of connections.
 pub(super) const MOST_STREAMS: usize = 32;
@@ -28,6 +28,8 @@ const EVERY: Duration = Duration::from_secs(2);
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// A client that hasn't read for this long is dropped.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Tenants in detail in one stream at most.
+const MOST_TENANTS: usize = 16;
 /// Rows in one event: a page of changes stays small enough to be shown at once.
 const ROWS: usize = 500;
 
@@ -48,20 +50,21 @@ struct News {
 /// `GET /api/v1/events`.
 pub(super) async fn events(state: State, tasks: Data<Tasks>, request: HttpRequest) -> Answer {
     let params = Params::read(&request, &["tenant"])?;
-    let tenant = params.get("tenant").map(str::to_owned);
+    let named = params.get("tenant").unwrap_or_default();
+    // One that isn't known has no events; the others of the same browser go on.
+    let tenants: Vec<String> = named.split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect();
+    if tenants.len() > MOST_TENANTS {
+        let allowed = format!("{MOST_TENANTS} ids at most, separated by commas");
+        return Err(Problem::invalid("tenant", named, &allowed));
+    }
     let Ok(permit) = Arc::clone(&state.streams).try_acquire_owned() else {
         return Err(Problem::unavailable(format!(
             "all {MOST_STREAMS} event streams of this worker are taken"
         )));
     };
     let view = state.reader.view().await;
-    if let Some(id) = &tenant
-        && view.find(id).is_none()
-    {
-        return Err(no_tenant(id));
-    }
     let (sender, mut receiver) = mpsc::channel(8);
-    let stream = Stream { state, tenant, sender, last_sent: Instant::now(), _permit: permit };
+    let stream = Stream { state, tenants, sender, last_sent: Instant::now(), _permit: permit };
     // Its client sees that it has ended, however it did.
     drop(tasks.once(TaskName::EventStream, stream.run(view)));
     Ok(HttpResponse::Ok()
@@ -81,7 +84,7 @@ enum Ended {
 
 struct Stream {
     state: State,
-    tenant: Option<String>,
+    tenants: Vec<String>,
     sender: mpsc::Sender<Bytes>,
     last_sent: Instant,
     _permit: OwnedSemaphorePermit,
@@ -108,10 +111,10 @@ impl Stream {
             self.event("overview", &overview).await?;
             self.changes(&before, &view).await?;
             self.news(&mut heard).await?;
-            if let Some(id) = &self.tenant
-                && let Some(detail) = self.state.reader.detail(id).await
-            {
-                self.event("tenant", &detail).await?;
+            for at in 0..self.tenants.len() {
+                if let Some(detail) = self.state.reader.detail(&self.tenants[at]).await {
+                    self.event("tenant", &detail).await?;
+                }
             }
             before = view;
             if self.last_sent.elapsed() >= HEARTBEAT {

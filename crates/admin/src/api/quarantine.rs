@@ -140,10 +140,14 @@ async fn tenants(state: &State, named: Option<&str>) -> Result<Vec<Tenant>, Prob
 
 /// `GET /api/v1/quarantine`.
 pub(super) async fn list(state: State, who: Who, request: HttpRequest) -> Answer {
-    let params = Params::read(&request, &["tenant", "reason", "page", "per_page"])?;
+    let params = Params::read(&request, &["tenant", "reason", "text", "page", "per_page"])?;
     let (page, per_page) = params.paging()?;
     let tenants = tenants(&state, params.get("tenant")).await?;
     let mut found = state.inspector.quarantined(&tenants).await.map_err(Problem::from)?;
+    if let Some(text) = params.get("text") {
+        let text = text.to_lowercase();
+        found.retain(|quarantined| has_text(quarantined, &text, who));
+    }
     let mut by_reason: BTreeMap<String, usize> = BTreeMap::new();
     for quarantined in &found {
         *by_reason.entry(quarantined.entry.reason.to_string()).or_default() += 1;
@@ -167,6 +171,16 @@ pub(super) async fn list(state: State, who: Who, request: HttpRequest) -> Answer
         })
         .collect();
     Ok(HttpResponse::Ok().json(Page { total, by_reason, page, per_page, entries }))
+}
+
+/// Whether an entry has this text, in lower case, where `who` may see it: in its member, alias included, reason or detail.
+fn has_text(quarantined: &Quarantined, text: &str, who: Who) -> bool {
+    let Quarantined { tenant, member, entry, has_value } = quarantined;
+    let shown = shown(tenant, member, entry, *has_value, who);
+    let detail = shown.detail.unwrap_or_default();
+    [shown.member.as_str(), entry.reason.as_str(), &detail]
+        .iter()
+        .any(|part| part.to_lowercase().contains(text))
 }
 
 /// `GET /api/v1/quarantine/entry`.

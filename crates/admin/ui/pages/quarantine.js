@@ -1,15 +1,19 @@
-// What was set aside, by reason: one entry with its value, or all of a reason at once, retried or dropped.
+// What was set aside, by reason and text: one entry with its value, those that are ticked, or all that the filter leaves, retried
+// or dropped.
 
 import { actOnQuarantine } from "../actions.js";
 import { quarantineMeaning } from "../advice.js";
 import { get } from "../api.js";
-import { showDialog } from "../dialog.js";
+import { showDialog, toast } from "../dialog.js";
 import { h, icon, keyed, setAttr, setShown, setText, visible } from "../dom.js";
+import { exportButtons } from "../export.js";
 import { count, plural, words } from "../format.js";
 import { live, subscribe } from "../live.js";
 import { button, dataTable, failed, heading, link, loading, mayAct, nothing, numberColumn, pager, readerNote, tenantColumn, timeAgo, timeOfDay, whenChosen } from "../parts.js";
 
 const PER_PAGE = 50;
+/** The same while all that are meant are gathered. */
+const GATHERED = 1000;
 /** The list is asked for again when the fleet's number of entries changes, at most this often. */
 const RELOAD_EVERY = 2;
 
@@ -17,22 +21,31 @@ export function quarantinePage({ query, navigate }) {
   const view = {
     tenant: query.get("tenant") ?? "",
     reason: query.get("reason") ?? "",
+    text: query.get("text") ?? "",
     page: Math.max(1, Number.parseInt(query.get("page") ?? "1", 10) || 1),
   };
   const search = h("input", { type: "search", placeholder: "Only this tenant", "aria-label": "Only this tenant", "data-search": "", value: view.tenant, autocomplete: "off", spellcheck: "false" });
+  const textField = h("input", { type: "search", placeholder: "Alias, member, reason or text", "aria-label": "Alias, member, reason or text", value: view.text, autocomplete: "off", spellcheck: "false" });
   const reasons = h("ul.reason-list", { "aria-label": "By reason" });
   const meaning = h("p.meaning");
   const bulkText = h("span");
   const retryAll = button("Retry all", "retry", () => bulk("retry"));
   const dropAll = button("Drop all", "trash", () => bulk("drop"), "button.button.danger");
-  const bulkBar = h("div.bulk", bulkText, h("span.spread"), retryAll, dropAll);
+  const allHere = h("input", { type: "checkbox", id: "tick-all", on: { change: () => tickAll(allHere.checked) } });
+  const tickHere = h("label.tick", { for: "tick-all" }, allHere, h("span", "This page"));
+  const unticked = button("Clear the selection", null, () => tick(null), "button.button.small");
+  const bulkBar = h("div.bulk", tickHere, bulkText, unticked, h("span.spread"), retryAll, dropAll);
+  /** What is ticked, by key, whichever page it is on. @type {Map<string, Api.QuarantineEntry>} */
+  const ticked = new Map();
+  /** @type {Api.QuarantineEntry[]} */
+  let shownEntries = [];
   const note = readerNote();
   const pages = pager((page) => go({ page }));
   const tickers = new Set();
   const table = dataTable({
     label: "Entries",
-    key: (/** @type {Api.QuarantineEntry} */ entry) => `${entry.tenant} ${entry.member}`,
-    columns: entryColumns({ tickers, open: openEntry, one }),
+    key: keyOf,
+    columns: entryColumns({ tickers, open: openEntry, one, isTicked: (entry) => ticked.has(keyOf(entry)), tick }),
     empty: nothing("Nothing is in quarantine", "Every balance could be read and written. What can't be is set aside here with its reason, and blocks no other balance."),
   });
   const list = h("section.card", meaning, bulkBar, table.node, pages.node);
@@ -40,7 +53,7 @@ export function quarantinePage({ query, navigate }) {
   const node = h(
     "div.page",
     heading("Quarantine"),
-    h("form.toolbar", { role: "search" }, h("label.search", icon("search"), search)),
+    h("form.toolbar", { role: "search" }, h("label.search", icon("search"), textField), h("label.search", icon("search"), search), exportButtons("quarantine", everything)),
     reasons,
     note,
     place,
@@ -67,10 +80,13 @@ export function quarantinePage({ query, navigate }) {
   });
 
   function go(changes) {
+    // What is no longer meant by the filter isn't acted on unseen.
+    if (Object.keys(changes).some((name) => name !== "page")) ticked.clear();
     Object.assign(view, changes);
     const params = new URLSearchParams();
     if (view.tenant) params.set("tenant", view.tenant);
     if (view.reason) params.set("reason", view.reason);
+    if (view.text) params.set("text", view.text);
     if (view.page > 1) params.set("page", String(view.page));
     const text = params.toString();
     navigate(`/quarantine${text ? `?${text}` : ""}`, { replace: true, silent: true });
@@ -82,7 +98,7 @@ export function quarantinePage({ query, navigate }) {
     controller = new AbortController();
     stale = false;
     try {
-      const answer = await get(["quarantine"], { tenant: view.tenant, reason: view.reason, page: view.page, per_page: PER_PAGE }, controller.signal);
+      const answer = await get(["quarantine"], { ...filter(), page: view.page, per_page: PER_PAGE }, controller.signal);
       show(answer);
       if (place.firstChild !== list) place.replaceChildren(list);
     } catch (problem) {
@@ -105,26 +121,83 @@ export function quarantinePage({ query, navigate }) {
     setShown(meaning, view.reason && answer.total > 0);
     setShown(bulkBar, mayAct() && answer.total > 0);
     setShown(note, !mayAct());
-    setText(bulkText, plural(answer.total, "entry", "entries") + subject());
-    table.update(answer.entries);
+    shownEntries = answer.entries;
+    table.update(shownEntries);
     pages.update(answer);
+    showTicks();
+  }
+
+  function showTicks() {
+    const some = ticked.size > 0;
+    setText(bulkText, some ? `${plural(ticked.size, "entry", "entries")} selected` : plural(total, "entry", "entries") + subject());
+    setText(retryAll.querySelector("span"), some ? "Retry selected" : "Retry all");
+    setText(dropAll.querySelector("span"), some ? "Drop selected" : "Drop all");
+    setShown(unticked, some);
+    const here = shownEntries.filter((entry) => ticked.has(keyOf(entry))).length;
+    allHere.checked = here > 0 && here === shownEntries.length;
+    allHere.indeterminate = here > 0 && here < shownEntries.length;
+  }
+
+  /** Ticks an entry, or not; null: none any more. */
+  function tick(/** @type {Api.QuarantineEntry | null} */ entry, on = false) {
+    if (entry === null) ticked.clear();
+    else if (on) ticked.set(keyOf(entry), entry);
+    else ticked.delete(keyOf(entry));
+    table.update(shownEntries);
+    showTicks();
+  }
+
+  function tickAll(on) {
+    for (const entry of shownEntries) {
+      if (on) ticked.set(keyOf(entry), entry);
+      else ticked.delete(keyOf(entry));
+    }
+    table.update(shownEntries);
+    showTicks();
+  }
+
+  /** What the API is asked for. */
+  function filter() {
+    return { tenant: view.tenant, reason: view.reason, text: view.text };
+  }
+
+  /** All entries that the filter leaves, from all pages, as they are now. */
+  async function everything() {
+    /** @type {Map<string, Api.QuarantineEntry>} */
+    const all = new Map();
+    for (let page = 1; ; page += 1) {
+      /** @type {Api.QuarantinePage} */
+      const answer = await get(["quarantine"], { ...filter(), page, per_page: GATHERED });
+      for (const entry of answer.entries) all.set(keyOf(entry), entry);
+      if (page * GATHERED >= answer.total) return [...all.values()];
+    }
   }
 
   /** What the filter leaves, in words. */
   function subject() {
-    return `${view.reason ? `, reason ${words(view.reason)}` : ""}${view.tenant ? `, tenant ${visible(view.tenant)}` : ""}`;
+    return `${view.text ? `, with “${visible(view.text)}”` : ""}${view.reason ? `, reason ${words(view.reason)}` : ""}${view.tenant ? `, tenant ${visible(view.tenant)}` : ""}`;
   }
 
   async function bulk(what) {
-    const everything = !view.reason && !view.tenant;
-    const request = { tenant: view.tenant || null, members: null, reason: view.reason || null, all: everything };
-    const said = everything ? "Everything in quarantine, of all tenants" : `All entries${subject()}`;
-    if (await actOnQuarantine(what, request, total, said)) load();
+    const some = ticked.size > 0;
+    const filtered = view.reason || view.tenant || view.text;
+    let entries;
+    try {
+      entries = some ? [...ticked.values()] : await everything();
+    } catch (problem) {
+      toast("").update("bad", visible(problem.message));
+      return;
+    }
+    const said = some ? `What is selected${subject()}` : filtered ? `All entries${subject()}` : "Everything in quarantine, of all tenants";
+    if (await actOnQuarantine(what, entries, said)) {
+      ticked.clear();
+      load();
+    }
   }
 
   async function one(what, entry, dialog) {
-    const request = { tenant: entry.tenant, members: [entry.member], reason: null, all: false };
-    if (await actOnQuarantine(what, request, 1, visible(entry.member))) {
+    if (await actOnQuarantine(what, [entry], visible(entry.member))) {
+      ticked.delete(keyOf(entry));
       dialog?.close();
       load();
     }
@@ -163,6 +236,7 @@ export function quarantinePage({ query, navigate }) {
   }
 
   whenChosen(search, (tenant) => go({ tenant, page: 1 }));
+  whenChosen(textField, (text) => go({ text, page: 1 }));
   const ends = [
     subscribe("overview", (overview) => {
       stale = stale || (known !== null && known !== overview.quarantined);
@@ -184,6 +258,10 @@ export function quarantinePage({ query, navigate }) {
       for (const end of ends) end();
     },
   };
+}
+
+function keyOf(/** @type {Api.QuarantineEntry} */ entry) {
+  return `${entry.tenant} ${entry.member}`;
 }
 
 /**
@@ -212,8 +290,31 @@ function valueOf(/** @type {Api.QuarantineOne} */ entry) {
 }
 
 /** @returns {import("../parts.js").Column<Api.QuarantineEntry>[]} */
-function entryColumns({ tickers, open, one }) {
+function entryColumns({ tickers, open, one, isTicked, tick }) {
+  const timeColumn = (label, of) => ({
+    label,
+    make(cell) {
+      const time = timeAgo();
+      cell.append(time.node);
+      tickers.add(time.tick);
+      return (entry) => time.update(of(entry));
+    },
+  });
   return [
+    {
+      label: "Select",
+      make(cell) {
+        let entry = null;
+        const box = h("input", { type: "checkbox", on: { change: () => tick(entry, box.checked) } });
+        cell.append(h("label.tick", box));
+        return (item) => {
+          entry = item;
+          box.checked = isTicked(item);
+          setAttr(box, "aria-label", `Select ${visible(shortMember(item))}`);
+          setShown(box, mayAct());
+        };
+      },
+    },
     tenantColumn(),
     {
       label: "Balance",
@@ -243,15 +344,8 @@ function entryColumns({ tickers, open, one }) {
       },
     },
     numberColumn("Times", (entry) => count(entry.count)),
-    {
-      label: "Last",
-      make(cell) {
-        const time = timeAgo();
-        cell.append(time.node);
-        tickers.add(time.tick);
-        return (entry) => time.update(entry.last_at);
-      },
-    },
+    timeColumn("First seen", (entry) => entry.first_at),
+    timeColumn("Last", (entry) => entry.last_at),
     {
       label: "Action",
       make(cell) {

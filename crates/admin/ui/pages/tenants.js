@@ -4,6 +4,7 @@
 import { assess, WORDS } from "../advice.js";
 import { get } from "../api.js";
 import { h, icon, setAttr, setShown, setText, visible } from "../dom.js";
+import { exportButtons } from "../export.js";
 import { brief, count, rate } from "../format.js";
 import { virtualGrid } from "../grid.js";
 import { live, objective, subscribe } from "../live.js";
@@ -63,7 +64,7 @@ export function tenantsPage({ query, navigate }) {
   const node = h(
     "div.page.fill",
     heading("Tenants", status),
-    h("div.toolbar", h("label.search", icon("search"), search), h("div.chips", { role: "group", "aria-label": "Filter by state" }, chips.map((chip) => chip.node)), sortSelect),
+    h("div.toolbar", h("label.search", icon("search"), search), h("div.chips", { role: "group", "aria-label": "Filter by state" }, chips.map((chip) => chip.node)), sortSelect, exportButtons("tenants", () => order.flatMap((id) => rows.get(id) ?? []))),
     body,
   );
 
