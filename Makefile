@@ -10,6 +10,9 @@ DIFFERENTIAL_INPUTS ?= 10000000
 BROWSER_OR_NONE = { command -v chromedriver && { command -v chromium || command -v chromium-browser || command -v google-chrome \
 	|| command -v google-chrome-stable; }; } >/dev/null 2>&1 || export BALANCE_SYNC_BROWSER=none
 
+# What finds violations of WCAG in the tests in a browser comes from npm; without it that test is skipped, and says so.
+AXE_OR_NONE = { command -v npm >/dev/null 2>&1 && (cd crates/admin/ui-check && npm ci --silent); } || export BALANCE_SYNC_AXE=none
+
 .PHONY: help setup build demo test matrix screenshots chaos sim bench fuzz differential coverage lint ui-check chart fmt clean
 
 help: ## Show this list
@@ -26,9 +29,9 @@ demo: setup ## Show the main job on private servers (DEMO_ARGS="--tenants 20 --r
 	target/release/balance-sync-lab demo $(DEMO_ARGS)
 
 test: ## Run all tests: unit, property, real servers, whole system, alert rules
-	@sh tests/setup.sh pgbouncer promtool chromium chromedriver
+	@sh tests/setup.sh pgbouncer promtool chromium chromedriver npm
 	$(CARGO) build --locked --package balance-sync-cli --package balance-sync-lab
-	@$(BROWSER_OR_NONE); $(CARGO) test --locked --workspace
+	@$(BROWSER_OR_NONE); $(AXE_OR_NONE); $(CARGO) test --locked --workspace
 
 matrix: ## Run the tests on several versions of Redis, Postgres and PgBouncer (MATRIX_ONLY="redis-6.2 valkey")
 	@sh tests/setup.sh pgbouncer

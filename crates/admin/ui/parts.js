@@ -134,6 +134,15 @@ export function section(title, ...children) {
   return h("section.card", h("div.card-head", h("h2", title)), ...children);
 }
 
+/** A part that may be too wide or too high for its place: while it is, keys reach it, so that it can be scrolled without a mouse. */
+export function scrollable(node) {
+  const look = () => setAttr(node, "tabindex", node.scrollWidth > node.clientWidth || node.scrollHeight > node.clientHeight ? "0" : null);
+  const resized = new ResizeObserver(look);
+  resized.observe(node);
+  for (const child of node.children) resized.observe(child);
+  return node;
+}
+
 /**
  * @template T
  * @typedef {{ label: string, num?: boolean, wide?: boolean, make: (cell: HTMLElement) => (item: T) => void }} Column
@@ -151,7 +160,7 @@ export function dataTable({ label, columns, key, empty, rowClass }) {
   const head = h("tr", columns.map((column) => h(column.num ? "th.num" : "th", { scope: "col" }, column.label)));
   const table = h("table.table", { "aria-label": label }, h("thead", head), body);
   const none = empty ?? nothing("Nothing here");
-  const node = h("div.table-wrap", table, none);
+  const node = scrollable(h("div.table-wrap", table, none));
   const update = keyed(body, key, () => {
     const row = h("tr");
     const updates = columns.map((column) => {

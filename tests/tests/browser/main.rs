@@ -4,6 +4,7 @@
 //! Everything is done as a person does it, by clicks and keys at what is visible. An error on the browser's console, or a
 //! request to anything but the worker, fails every test. Where Chromium can't be installed the tests say so and pass by.
 
+mod accessible;
 mod actions;
 mod connection;
 mod keyboard;

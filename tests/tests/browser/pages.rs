@@ -34,7 +34,7 @@ async fn fits(browser: &Browser, name: &str) -> Result<()> {
 }
 
 /// Poison for the third tenant, a broken password for the first, and a pause of the fourth.
-async fn trouble(sandbox: &Sandbox, worker: &Worker, browser: &mut Browser) -> Result<()> {
+pub(crate) async fn trouble(sandbox: &Sandbox, worker: &Worker, browser: &mut Browser) -> Result<()> {
     let tenants = sandbox.tenants();
     let mut redis = sandbox.redis().connect().await?;
     let (schedule, balances) = (tenants[2].keys.schedule(), &tenants[2].balances);

@@ -197,13 +197,13 @@ async fn entries_are_searched_selected_and_retried_in_portions() -> Result<()> {
     let field = "input[aria-label^=Alias]";
     for text in ["@LONELY", "value_field_missing", "field"] {
         browser.fill(field, text).await?;
-        browser.keys(thirtyfour::Key::Enter + "").await?;
+        browser.keys(thirtyfour::Key::Enter).await?;
         browser.until(&format!("the one with {text}"), &rows(1)).await?;
         browser.shows("table[aria-label=Entries]", "@lonely").await?;
     }
     browser.until("the address keeps it", "location.search === '?text=field'").await?;
     browser.fill(field, "poison-1").await?;
-    browser.keys(thirtyfour::Key::Enter + "").await?;
+    browser.keys(thirtyfour::Key::Enter).await?;
     browser.shows(".bulk", "111 entries, with").await?;
 
     // Two of them.

@@ -20,6 +20,7 @@ import {
   ownerNames,
   readerNote,
   reasonOf,
+  scrollable,
   section,
   stateBadge,
   textColumn,
@@ -269,7 +270,7 @@ function flushTable(tickers) {
     ],
     empty: nothing("No flush yet", "None since its workers started."),
   });
-  return { node: h("div.scroll", table.node), update: (/** @type {Api.TenantDetail} */ tenant) => table.update(tenant.flushes.slice(0, 50)) };
+  return { node: scrollable(h("div.scroll", table.node)), update: (/** @type {Api.TenantDetail} */ tenant) => table.update(tenant.flushes.slice(0, 50)) };
 }
 
 function errorTable(tickers) {
@@ -295,7 +296,7 @@ function errorTable(tickers) {
     ],
     empty: nothing("No errors", "None since its workers started."),
   });
-  return { node: h("div.scroll", table.node), update: (/** @type {Api.TenantDetail} */ tenant) => table.update(tenant.errors.slice(0, 50)) };
+  return { node: scrollable(h("div.scroll", table.node)), update: (/** @type {Api.TenantDetail} */ tenant) => table.update(tenant.errors.slice(0, 50)) };
 }
 
 function outcomesOf() {

@@ -5,7 +5,7 @@ import { get } from "../api.js";
 import { h, icon, visible } from "../dom.js";
 import { count, moment, span, words } from "../format.js";
 import { now } from "../live.js";
-import { foreign, failed, heading, link, loading, nothing, readerNote, stateBadge, reasonOf, tenantHref, timeOfDay } from "../parts.js";
+import { foreign, failed, heading, link, loading, nothing, readerNote, scrollable, stateBadge, reasonOf, tenantHref, timeOfDay } from "../parts.js";
 
 const FIELDS = ["member", "tenant", "alias", "key", "organization", "ledger"];
 /** @type {Record<string, [string, string, string]>} */
@@ -152,8 +152,8 @@ function compare(/** @type {Api.BalanceReport} */ { redis, postgres }, /** @type
     const differs = compared && redis.present && postgres.state === "present" && left !== right;
     return h("tr", { class: differs ? "differs" : null }, h("th", { scope: "row" }, name), h("td", typeof left === "string" ? visible(left) : left), h("td", typeof right === "string" ? visible(right) : right, differs ? h("span.differs-mark", " ≠ differs") : null));
   };
-  return h(
+  return scrollable(h(
     "div.scroll",
     h("table.compare", { "aria-label": "Redis and Postgres" }, h("thead", h("tr", h("td"), h("th", { scope: "col" }, "Redis"), h("th", { scope: "col" }, "Postgres"))), h("tbody", rows.map((row) => line(row, true)), extra.map((row) => line(row, false)))),
-  );
+  ));
 }
