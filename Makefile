@@ -13,7 +13,7 @@ BROWSER_OR_NONE = { command -v chromedriver && { command -v chromium || command 
 # What finds violations of WCAG in the tests in a browser comes from npm; without it that test is skipped, and says so.
 AXE_OR_NONE = { command -v npm >/dev/null 2>&1 && (cd crates/admin/ui-check && npm ci --silent); } || export BALANCE_SYNC_AXE=none
 
-.PHONY: help setup build demo test matrix screenshots chaos sim bench fuzz differential coverage lint ui-check chart fmt clean
+.PHONY: help setup build man demo test matrix screenshots chaos sim bench fuzz differential coverage lint ui-check chart fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,11 @@ setup: ## Install redis-server and postgresql if they are missing
 
 build: ## Build balance-sync and balance-sync-lab in release mode
 	$(CARGO) build --release --locked --package balance-sync-cli --package balance-sync-lab
+
+man: ## Write the man pages of both programs to target/man
+	$(CARGO) build --locked --package balance-sync-cli --package balance-sync-lab
+	target/debug/balance-sync man target/man
+	target/debug/balance-sync-lab man target/man
 
 demo: setup ## Show the main job on private servers (DEMO_ARGS="--tenants 20 --rate 10000")
 	$(CARGO) build --release --locked --package balance-sync-cli --package balance-sync-lab

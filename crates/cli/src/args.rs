@@ -101,6 +101,11 @@ pub(crate) enum Command {
         /// The shell.
         shell: Shell,
     },
+    /// Write a man page for each command.
+    Man {
+        /// The folder, which is made if it isn't there.
+        folder: PathBuf,
+    },
 }
 
 /// How the commands end that say how the fleet is.

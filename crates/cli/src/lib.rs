@@ -37,7 +37,7 @@ use std::process::ExitCode;
 use args::{Args, Command};
 
 pub use deployment::Deployment;
-pub use program::{EXIT_OK, interrupted, run};
+pub use program::{EXIT_OK, interrupted, run, write_man_pages};
 pub use terminal::{print_error_line, print_line};
 
 /// The program `balance-sync`.
@@ -62,5 +62,6 @@ async fn dispatch(args: Args) -> anyhow::Result<u8> {
         Command::Handover(options) => commands::handover::handover(file, options).await,
         Command::Quarantine(command) => commands::quarantine::quarantine(file, command).await,
         Command::Completions { shell } => commands::completions::completions(shell),
+        Command::Man { folder } => program::write_man_pages::<Args>(&folder),
     }
 }

@@ -1,7 +1,8 @@
 //! How a program of ours starts and ends.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
+use anyhow::Context;
 use clap::CommandFactory;
 
 use crate::environment;
@@ -31,6 +32,17 @@ where
             ExitCode::from(EXIT_FAILED)
         }
     }
+}
+
+/// Writes a man page (section 1) for the program and each of its commands into a folder.
+///
+/// # Errors
+/// When they can't be written.
+pub fn write_man_pages<A: CommandFactory>(folder: &Path) -> anyhow::Result<u8> {
+    let in_folder = || format!("man pages in {}", folder.display());
+    std::fs::create_dir_all(folder).with_context(in_folder)?;
+    clap_mangen::generate_to(A::command(), folder).with_context(in_folder)?;
+    Ok(EXIT_OK)
 }
 
 /// Waits for SIGINT, SIGTERM or SIGQUIT and names it.

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use balance_sync_sandbox::ledger::Format;
+use balance_sync_sandbox::{Breakage, ledger::Format};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 /// Private servers, load and a demonstration for balance-sync. Never deployed.
@@ -22,6 +22,11 @@ pub(crate) enum Command {
     Sandbox(SandboxArgs),
     /// Produce mutations as the ledger does: value and schedule in one atomic step.
     Load(LoadArgs),
+    /// Write a man page for each command.
+    Man {
+        /// The folder, which is made if it isn't there.
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Clone, ClapArgs)]
@@ -58,7 +63,10 @@ pub(crate) enum IsolationArg {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct SandboxArgs {
+    #[command(subcommand)]
+    pub command: Option<SandboxCommand>,
     /// Number of tenants.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     pub tenants: u32,
@@ -68,9 +76,38 @@ pub(crate) struct SandboxArgs {
     /// How tenants are kept apart.
     #[arg(long, value_enum, default_value_t = IsolationArg::Mixed)]
     pub isolation: IsolationArg,
-    /// Print one line of JSON instead of text: redis_url, tenant_service_url, api_key, config, tenants.
+    /// Print one line of JSON instead of text: redis_url, tenant_service_url, api_key, config, dashboard_url, tenants.
     #[arg(long)]
     pub json: bool,
+}
+
+/// What can be done with a sandbox that runs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SandboxCommand {
+    /// Break a tenant, for a drill: its password, its database (postgres: no connections) or its table (schema: it is renamed).
+    Break {
+        /// Its id.
+        tenant: String,
+        #[arg(value_parser = breakage, help = format!("What: {}", breakages()))]
+        what: Breakage,
+        #[command(flatten)]
+        of: OfSandbox,
+    },
+    /// Undo whatever was broken of a tenant.
+    Mend {
+        /// Its id.
+        tenant: String,
+        #[command(flatten)]
+        of: OfSandbox,
+    },
+}
+
+/// Which sandbox.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct OfSandbox {
+    /// Its configuration file, as it was printed at its start; the environment variable BALANCE_SYNC_CONFIG does the same.
+    #[arg(long, short, value_name = "FILE", env = "BALANCE_SYNC_CONFIG")]
+    pub config: PathBuf,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -112,6 +149,14 @@ pub(crate) struct LoadArgs {
     /// Allow a Redis that is not on this machine. Load overwrites real balances: never point it at a live ledger.
     #[arg(long)]
     pub allow_remote: bool,
+}
+
+fn breakage(text: &str) -> Result<Breakage, String> {
+    Breakage::parse(text).ok_or_else(|| format!("must be one of {}", breakages()))
+}
+
+fn breakages() -> String {
+    Breakage::ALL.map(|(name, _)| name).join(", ")
 }
 
 fn positive(text: &str) -> Result<f64, String> {

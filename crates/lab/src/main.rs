@@ -17,6 +17,7 @@ macro_rules! eprintln {
 
 mod args;
 mod demo;
+mod drill;
 mod load;
 mod product;
 mod sandbox;
@@ -36,5 +37,6 @@ async fn dispatch(args: Args) -> anyhow::Result<u8> {
         Command::Demo(options) => demo::demo(options).await,
         Command::Sandbox(options) => sandbox::sandbox(options).await,
         Command::Load(options) => load::load(options).await,
+        Command::Man { folder } => balance_sync_cli::write_man_pages::<Args>(&folder),
     }
 }

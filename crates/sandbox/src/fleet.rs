@@ -60,6 +60,8 @@ pub struct SandboxOptions {
     /// Whether workers have the rights of `deploy/redis/users.acl` and `deploy/postgres/grants.sql` alone, instead of those of the
     /// ledger. Default true.
     pub least_privilege: bool,
+    /// Where workers' admin interface listens; the default, port 0, is a free port for each.
+    pub admin_port: u16,
     /// Whether Redis has the mark that workers leave in it, as one has in which they have run before. Default true.
     pub marked: bool,
     /// `maxOpenConns` that the tenant service gives for each tenant; `None` leaves it out.
@@ -80,6 +82,7 @@ impl Default for SandboxOptions {
             isolation: Isolation::default(),
             proxied: false,
             least_privilege: true,
+            admin_port: 0,
             marked: true,
             max_open_conns: None,
             statement_timeout: None,
@@ -350,11 +353,12 @@ impl Sandbox {
             "[redis]\nurl = {}\n\n\
              [tenants]\nsource = \"service\"\npoll_interval = \"1s\"\nevents = false\n\n\
              [tenants.service]\nurl = {}\napi_key = {}\nallow_plain_http = true\nservice = {}\n\n\
-             [admin]\nlisten = \"127.0.0.1:0\"\n",
+             [admin]\nlisten = \"127.0.0.1:{}\"\n",
             toml_text(&self.redis_url()),
             toml_text(&self.service.base_url()),
             toml_text(self.service.api_key().expose_secret()),
             toml_text(SERVICE),
+            self.options.admin_port,
         )
     }
 

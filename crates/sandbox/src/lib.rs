@@ -9,6 +9,7 @@
 //! protocol: tests that took it from the code under test would agree with its mistakes.
 
 mod clock;
+mod drill;
 pub mod find;
 pub mod fleet;
 mod guard;
@@ -26,6 +27,7 @@ pub mod tenant_service;
 mod tls;
 pub mod wait;
 
+pub use drill::Breakage;
 pub use fleet::{Isolation, Sandbox, SandboxOptions, SandboxTenant};
 pub use names::HostNames;
 pub use pgbouncer::{PgBouncer, PgBouncerOptions, PoolMode};

@@ -13,7 +13,7 @@ use balance_sync_sandbox::{Isolation, Sandbox, SandboxOptions, eventually};
 use balance_sync_tests::command::prepare_program;
 use balance_sync_tests::ledger::comes_in_step;
 use balance_sync_tests::worker::password_in;
-use balance_sync_tests::{SOON, Worker, balance_sync_lab, connection_mode, run, run_program};
+use balance_sync_tests::{SOON, Worker, balance_sync, balance_sync_lab, connection_mode, run, run_program};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use redis::{AsyncCommands as _, aio::MultiplexedConnection};
@@ -193,6 +193,96 @@ async fn a_sandbox_can_be_worked_and_leaves_nothing() -> Result<()> {
     assert_eq!(processes_in(folder.path())?, Vec::<String>::new());
     for port in ports {
         assert!(!is_listening(port).await, "port {port}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sandbox_is_broken_and_mended_for_drills() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o1777))?;
+    let env = BTreeMap::from([("TMPDIR".to_owned(), folder.path().to_string_lossy().into_owned())]);
+    let lab = balance_sync_lab()?;
+    let args = ["sandbox", "--json", "--tenants", "3", "--balances", "5"];
+    let mut sandbox = Running(prepare_program(&lab, &args, &env).process_group(0).spawn()?);
+    let output = sandbox.0.stdout.take().context("its output")?;
+    let line = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line).map(|_| line)
+    });
+    let line = tokio::time::timeout(SOON, line).await.context("no line")???;
+    let told: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
+    let config = told["config"].as_str().context("no config")?;
+    let url = told["dashboard_url"].as_str().context("no dashboard")?;
+    let listen = url.trim_start_matches("http://").trim_end_matches('/');
+    assert!(std::fs::read_to_string(config)?.contains(&format!("listen = \"{listen}\"")), "{url}");
+
+    let mut worker = Worker::with_config(Path::new(config)).set("admin.listen", listen).start().await?;
+    assert_eq!(worker.get("/livez").await?.0, 200);
+    let becomes = |verdict: &'static str| async move {
+        eventually(SOON, verdict, || async {
+            // Something to write, so that it is noticed.
+            let load = ["load", "--config", config, "--rate", "50", "--seconds", "0.5", "--json"];
+            run_program(&balance_sync_lab()?, &load, &[]).await?;
+            let status = run(&["status", "--config", config, "--json"], &[]).await?;
+            let status: Value = serde_json::from_str(&status.stdout)?;
+            anyhow::ensure!(status["verdict"] == verdict, "{status}");
+            anyhow::Ok(status["worst"][0]["reason"].as_str().map(str::to_owned))
+        })
+        .await
+    };
+    let ask = |args: &'static [&'static str]| {
+        let lab = lab.clone();
+        async move { run_program(&lab, &[&["sandbox"], args, &["--config", config]].concat(), &[]).await }
+    };
+    for (order, reason) in [
+        (&["break", "tenant-0001", "password"][..], "postgres_auth"),
+        (&["break", "tenant-0001", "postgres"], "postgres_"),
+        (&["break", "tenant-0001", "schema"], "postgres_"),
+    ] {
+        let broken = ask(order).await?;
+        assert_eq!((broken.code, broken.stdout.as_str()), (Some(0), "tenant-0001 is broken\n"), "{broken:?}");
+        let found = becomes("degraded").await?.context("no reason")?;
+        assert!(found.starts_with(reason), "{order:?}: {found}");
+        let mended = ask(&["mend", "tenant-0001"]).await?;
+        assert_eq!((mended.code, mended.stdout.as_str()), (Some(0), "tenant-0001 is mended\n"), "{mended:?}");
+        becomes("healthy").await?;
+    }
+    for (order, part) in [
+        (&["break", "nobody", "password"][..], "nobody"),
+        (&["break", "tenant-0001", "disk"], "must be one of password, postgres, schema"),
+    ] {
+        let refused = ask(order).await?;
+        assert!(refused.code == Some(2) && refused.stderr.contains(part), "{part}: {refused:?}");
+    }
+    worker.stop().await?;
+    kill(Pid::from_raw(i32::try_from(sandbox.0.id())?), Signal::SIGINT)?;
+    eventually(SOON, "the sandbox's end", || {
+        std::future::ready(sandbox.0.try_wait().ok().flatten().is_some())
+    })
+    .await?;
+    let refused = ask(&["mend", "tenant-0001"]).await?;
+    assert!(refused.code == Some(2) && refused.stderr.contains("no sandbox runs with"), "{refused:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_command_has_a_man_page() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for (program, pages) in [
+        (balance_sync()?, &["balance-sync.1", "balance-sync-status.1", "balance-sync-quarantine-list.1"]),
+        (
+            balance_sync_lab()?,
+            &["balance-sync-lab.1", "balance-sync-lab-sandbox.1", "balance-sync-lab-sandbox-break.1"],
+        ),
+    ] {
+        let into = folder.path().join("man").display().to_string();
+        let done = run_program(&program, &["man", &into], &[]).await?;
+        assert_eq!(done.code, Some(0), "{done:?}");
+        for page in pages {
+            let text = std::fs::read_to_string(folder.path().join("man").join(page)).context(*page)?;
+            assert!(text.contains(".SH NAME") && text.contains(".SH SYNOPSIS"), "{page}: {text}");
+        }
     }
     Ok(())
 }
