@@ -62,6 +62,7 @@ const ASSETS: [File; 31] = [
     file!("export.js", SCRIPT),
     file!("format.js", SCRIPT),
     file!("grid.js", SCRIPT),
+    file!("heat.js", SCRIPT),
     file!("hub.js", SCRIPT),
     file!("icon-alert.svg", IMAGE),
     file!("icon.svg", IMAGE),

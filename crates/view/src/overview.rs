@@ -12,6 +12,7 @@ use crate::{
     rows::{StateView, TenantRow, at},
 };
 
+mod eta;
 mod judge;
 mod queues;
 #[cfg(test)]
@@ -106,6 +107,9 @@ pub struct BacklogView {
     pub exposure_p99_seconds: Option<f64>,
     /// Tenants of which it is not known what waits: they are not in these numbers.
     pub unknown_tenants: usize,
+    /// When nothing will be due any more, if it goes on as in the last minute. `None` where the backlog doesn't shrink, and for
+    /// commands, which have seen no minute.
+    pub eta_seconds: Option<f64>,
 }
 
 /// The last seconds.
@@ -188,6 +192,7 @@ impl FleetView {
             exposure_age_seconds: 0.0,
             exposure_p99_seconds: self.exposure_p99_seconds(),
             unknown_tenants: 0,
+            eta_seconds: eta::eta(&self.history),
         };
         let (mut unserved, mut quarantined, mut losses, mut expired) = (0, 0, 0, 0);
         let mut acknowledged = 0;

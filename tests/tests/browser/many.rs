@@ -71,5 +71,22 @@ async fn two_thousand_tenants_stay_fluid() -> Result<()> {
     browser.until("the address keeps it", "location.search === '?sort=quarantined&order=desc'").await?;
     browser.press(".grid-head", "Tenant").await?;
     browser.until("the names", "document.querySelector('.grid-body .grid-row[aria-rowindex=\"2\"] .id').innerText === 'many-0000'").await?;
+
+    // Each has its cell in the strip of the overview, and the legend counts all of them.
+    browser.press(".tabs", "Overview").await?;
+    browser
+        .until("the strip", "document.querySelector('.heat')?.getAttribute('aria-label')?.startsWith('Lag of 2,000 tenants') === true")
+        .await?;
+    let painted = browser
+        .eval("(() => { const heat = document.querySelector('.heat'); const { data } = heat.getContext('2d').getImageData(0, 0, heat.width, heat.height);
+                 return data.filter((value, at) => at % 4 === 3 && value > 0).length / (heat.width * heat.height); })()")
+        .await?;
+    assert!(painted.as_f64() > Some(0.5), "{painted} of it is painted");
+    let counted = "[...document.querySelectorAll('.heat-legend .num')].reduce((sum, node) => sum + Number(node.innerText.replaceAll(',', '')), 0)";
+    assert_eq!(browser.eval(counted).await?, 2_000);
+    browser
+        .eval("document.querySelector('.heat').dispatchEvent(new MouseEvent('click', { bubbles: true }))")
+        .await?;
+    browser.until("a tenant's page", "location.pathname.startsWith('/tenants/')").await?;
     browser.finish().await
 }

@@ -4,6 +4,7 @@ import { actOnTenant, drainWorker, TENANT_ACTIONS } from "../actions.js";
 import { adviceFor, assess, firstAid, levelOf, STATE_NAMES } from "../advice.js";
 import { get } from "../api.js";
 import { lineChart, sparkline } from "../chart.js";
+import { heatStrip } from "../heat.js";
 import { h, icon, keyed, setAttr, setIcon, setShown, setText, visible } from "../dom.js";
 import { ago, bytes, clock, count, moment, plural, rate, span, words } from "../format.js";
 import { live, now, objective, subscribe } from "../live.js";
@@ -47,12 +48,14 @@ export function overviewPage({ navigate }) {
   const workers = workerTable(tickers);
   const queues = fleetQueues();
   const charts = chartRow();
+  const heat = heatStrip(navigate);
   const content = h(
     "div.page",
     h("h1.sr", { tabindex: "-1" }, "Overview"),
     verdict.node,
     tiles.node,
     worst.node,
+    heat.node,
     charts.node,
     h("div.two.uneven", states.node, workers.node),
     section("The ledger's own queues", queues.node),
@@ -67,7 +70,7 @@ export function overviewPage({ navigate }) {
     if (!overview) return;
     setShown(bones, false);
     setShown(content, true);
-    for (const part of [verdict, tiles, worst, states, queues, charts]) part.update(overview);
+    for (const part of [verdict, tiles, worst, heat, states, queues, charts]) part.update(overview);
   };
   const askWorkers = () => get(["workers"]).then((answer) => workers.update(answer.workers), () => {});
   const ends = [subscribe("overview", update), subscribe("connection", ({ again }) => again && askWorkers())];
@@ -83,6 +86,7 @@ export function overviewPage({ navigate }) {
     stop() {
       for (const end of ends) end();
       charts.stop();
+      heat.stop();
     },
   };
 }
@@ -164,7 +168,8 @@ function tileRow() {
       rows.set(rate(rates.rows_per_second), rates.failures_per_second > 0 ? `${rate(rates.failures_per_second)} failures/s` : "no failures", rates.failures_per_second > 0 ? "warn" : null);
       lag.set(span(lags.p99_seconds), `p50 ${span(lags.p50_seconds)}`, (lags.p99_seconds ?? 0) > limit ? "warn" : null);
       const unknown = backlog.unknown_tenants;
-      due.set(count(backlog.due), unknown > 0 ? `unknown of ${plural(unknown, "tenant")}` : `${count(backlog.leased)} leased of ${count(backlog.scheduled)}`, unknown > 0 ? "warn" : null);
+      const eta = backlog.eta_seconds === null ? "" : `, gone in about ${span(backlog.eta_seconds)}`;
+      due.set(count(backlog.due), unknown > 0 ? `unknown of ${plural(unknown, "tenant")}` : `${count(backlog.leased)} leased of ${count(backlog.scheduled)}${eta}`, unknown > 0 ? "warn" : null);
       oldest.set(span(backlog.due > 0 ? backlog.oldest_due_age_seconds : 0), `objective ${span(limit)}`, backlog.oldest_due_age_seconds > limit ? "warn" : null);
       const exposed = backlog.exposure_p99_seconds;
       const bound = overview.settings.exposure_objective_seconds;
