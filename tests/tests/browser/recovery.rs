@@ -1,7 +1,7 @@
 //! A recovery on the page of a tenant: what is lost is shown, then restored after a confirmation that asks for a reason.
 
 use anyhow::{Context, Result, ensure};
-use balance_sync_sandbox::ledger::{SEED_VERSION, SeededBalance, write_operations};
+use balance_sync_sandbox::ledger::{SEED_VERSION, write_operations, write_repayments};
 
 use crate::{browser, version, worker};
 
@@ -14,15 +14,11 @@ async fn lost_balances_are_shown_and_restored_after_a_confirmation() -> Result<(
     let sandbox = balance_sync_tests::sandbox(2, 20).await?;
     let worker = worker(&sandbox, "first").start().await?;
     let tenant = sandbox.tenants().remove(0);
-    let overdraft = |balance: &SeededBalance, version| {
-        balance.amounts(version).overdraft_used.parse::<f64>().unwrap_or_default()
-    };
-    let (doubtful, exact): (Vec<usize>, Vec<usize>) = (0..20)
-        .partition(|n| overdraft(&tenant.balances[*n], LOST - 1) > overdraft(&tenant.balances[*n], LOST));
-    let (exact, doubtful) = ([exact[0], exact[1]], doubtful[0]);
-    let lost: Vec<_> = exact.iter().chain([&doubtful]).map(|n| (&tenant.balances[*n], LOST)).collect();
+    let (exact, doubtful) = ([4, 5], 6);
+    let lost = exact.map(|n: usize| (&tenant.balances[n], LOST));
     let pool = sandbox.pool(&tenant);
     write_operations(&pool, tenant.schema.as_deref(), &lost).await?;
+    write_repayments(&pool, tenant.schema.as_deref(), &[(&tenant.balances[doubtful], LOST)]).await?;
     pool.close().await;
 
     browser.open(&worker.url(&format!("/tenants/{}", tenant.id))).await?;

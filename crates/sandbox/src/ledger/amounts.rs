@@ -19,6 +19,10 @@ pub struct Amounts {
 /// Of 16 versions of a balance one has 31 integer digits, one 30 fractional digits, one has both, one is
 /// zero, one is a whole number; the others are amounts of money with two digits. `external` balances are
 /// negative.
+///
+/// The overdraft of every second balance grows with each eighth version, the others have none. It never falls: after a
+/// repayment the ledger's operations may name amounts that are not the true ones, so their readers don't rely on them.
+/// [`write_repayments`](super::write_repayments) writes such operations.
 pub fn amounts_of(id: Uuid, version: i64, external: bool) -> Amounts {
     let (high, low) = id.as_u64_pair();
     let mut numbers = Numbers(high ^ low.rotate_left(32) ^ version.cast_unsigned().wrapping_mul(GOLDEN));
@@ -35,8 +39,16 @@ pub fn amounts_of(id: Uuid, version: i64, external: bool) -> Amounts {
     let money =
         |numbers: &mut Numbers| decimal(&numbers.small(10_000), &format!("{:02}", numbers.next() % 100));
     let on_hold = if numbers.next().is_multiple_of(4) { money(&mut numbers) } else { "0".to_owned() };
-    let overdraft_used = if numbers.next().is_multiple_of(8) { money(&mut numbers) } else { "0".to_owned() };
-    Amounts { available, on_hold, overdraft_used }
+    Amounts { available, on_hold, overdraft_used: overdraft_of(high ^ low, version) }
+}
+
+/// See [`amounts_of`].
+fn overdraft_of(id: u64, version: i64) -> String {
+    let mut numbers = Numbers(id);
+    let (uses, phase, step) = (numbers.next() % 2, numbers.next() % 8, 1 + numbers.next() % 99_999);
+    let times = (version.unsigned_abs() + phase) / 8;
+    let cents = u128::from(uses * step) * u128::from(times);
+    decimal(&(cents / 100).to_string(), &format!("{:02}", cents % 100))
 }
 
 /// 2^64 divided by the golden ratio, the increment of `splitmix64`.
@@ -104,6 +116,22 @@ mod tests {
         {
             assert!(shapes.contains(&shape), "{shape:?} never occurs");
         }
+    }
+
+    #[test]
+    fn an_overdraft_is_never_repaid() {
+        let overdraft = |id, version| {
+            let text = amounts_of(Uuid::from_u128(id), version, false).overdraft_used;
+            let (whole, cents) = text.split_once('.').unwrap_or((&text, ""));
+            format!("{whole}{cents:0<2}").parse::<u128>().unwrap_or(u128::MAX)
+        };
+        for id in 1..200 {
+            let all: Vec<u128> = (1..40).map(|version| overdraft(id, version)).collect();
+            assert!(all.is_sorted(), "{id}: {all:?}");
+        }
+        let used = |version| (1..200).filter(|id| overdraft(*id, version) > 0).count();
+        assert!(used(1) > 0 && used(1) < used(3) && used(3) < used(20) && used(20) < 130, "{}", used(20));
+        assert!(overdraft(1, i64::MAX) < u128::MAX && overdraft(2, i64::MAX) < u128::MAX);
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod script;
 pub use amounts::{Amounts, amounts_of};
 pub use balances::{SEED_VERSION, SeededBalance, TenantKeys, describe_balances};
 pub use formats::Format;
-pub use operations::write_operations;
+pub use operations::{write_operations, write_repayments};
 pub use producer::{LoadOptions, LoadReport, LoadTenant, Producer, Progress, TenantProgress};
 pub use rows::{StoredBalance, seed_balances, stored_balances};
 pub use script::{DEFAULT_TTL, Mutation, Written, put_raw, write_mutations};

@@ -16,6 +16,32 @@ pub async fn write_operations(
     schema: Option<&str>,
     operations: &[(&SeededBalance, i64)],
 ) -> Result<()> {
+    write(pool, schema, operations, |balance, version| balance.amounts(version - 1).overdraft_used).await
+}
+
+/// The same of operations that repaid an overdraft: if such a one belongs to a cancelled transaction, its amounts can
+/// differ from the true ones.
+///
+/// # Errors
+/// What PostgreSQL answers.
+pub async fn write_repayments(
+    pool: &PgPool,
+    schema: Option<&str>,
+    operations: &[(&SeededBalance, i64)],
+) -> Result<()> {
+    // With one more digit in front it was more before.
+    write(pool, schema, operations, |balance, version| {
+        format!("1{}", balance.amounts(version).overdraft_used)
+    })
+    .await
+}
+
+async fn write(
+    pool: &PgPool,
+    schema: Option<&str>,
+    operations: &[(&SeededBalance, i64)],
+    overdraft_before: impl Fn(&SeededBalance, i64) -> String,
+) -> Result<()> {
     let sql = format!(
         "INSERT INTO {} (balance_id, account_id, organization_id, ledger_id, asset_code, balance_key,
              balance_version_before, balance_version_after, available_balance_after, on_hold_balance_after, snapshot,
@@ -32,7 +58,7 @@ pub async fn write_operations(
         operations.iter().map(|(b, _)| get(b).clone()).collect::<Vec<_>>()
     };
     let after: Vec<_> = operations.iter().map(|(balance, version)| balance.amounts(*version)).collect();
-    let before = operations.iter().map(|(balance, version)| balance.amounts(version - 1).overdraft_used);
+    let before = operations.iter().map(|(balance, version)| overdraft_before(balance, *version));
     sqlx::query(AssertSqlSafe(sql))
         .bind(uuids(|balance| balance.id))
         .bind(uuids(|balance| balance.account_id))
