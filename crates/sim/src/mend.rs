@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use balance_sync_engine::vanish::{Found, Next};
+use balance_sync_engine::vanish::{Found, Listed, Next};
 
 use crate::{
     bugs::Bug,
@@ -62,7 +62,8 @@ impl World {
                     }
                     let written = watcher.written.get(&tenant).copied().unwrap_or(0);
                     let written = written.saturating_sub(open.written);
-                    if open.episode.compared_operations(now, lost, left, written, unreadable) {
+                    let listed = Listed { lost, new: lost, left };
+                    if open.episode.compared_operations(now, listed, written, unreadable) {
                         let since = open.since;
                         watcher.done.push((tenant, since));
                         watcher.board.remove(&tenant);

@@ -41,6 +41,18 @@ impl Found {
     }
 }
 
+/// What a comparison of rows and operations listed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// Balances that lack operations and are listed as lost.
+    pub lost: u64,
+    /// Those among them that were not listed before: by an earlier comparison, or for another reason.
+    pub new: u64,
+    /// Balances that lack operations and are scheduled with an older state, so that what is lost of them shows only when that is
+    /// written.
+    pub left: u64,
+}
+
 /// What is done about it at present.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Phase {
@@ -247,18 +259,21 @@ impl Episode {
         self.missing
     }
 
-    /// Rows and operations are compared: so many losses were listed, and `written` rows were written since the condition was
-    /// noticed. `left`: balances that lack operations and are scheduled with an older state, so that what is lost of them shows
-    /// only when that is written. `unreadable` = why operations can't be read. Returns whether it is over.
+    /// Rows and operations are compared, and `written` rows were written since the condition was noticed. `unreadable` = why
+    /// operations can't be read. Returns whether it is over.
+    ///
+    /// Each balance counts once, however often it is compared and listed: what counts twice would account for one of which nothing
+    /// is known, and close the condition over it.
     pub fn compared_operations(
         &mut self,
         now: Instant,
-        lost: u64,
-        left: u64,
+        listed: Listed,
         written: u64,
         unreadable: Option<String>,
     ) -> bool {
-        self.found.lost += lost;
+        let Listed { lost, new, left } = listed;
+        // Redis may have lost the list as well, so that all of it is new.
+        self.found.lost = (self.found.lost + new).min(self.found.lost.max(lost));
         if self.phase != Phase::Operations {
             return false;
         }
@@ -308,6 +323,33 @@ mod tests {
         Found { rescheduled, ..Found::default() }
     }
 
+    fn lost(lost: u64, left: u64) -> Listed {
+        Listed { lost, new: lost, left }
+    }
+
+    #[test]
+    fn what_is_listed_again_accounts_for_nothing_more() {
+        let now = Instant::now();
+        let mut open = episode(Reason::RedisScheduleVanished, 2_000, now);
+        open.compared_values(now, Found::default());
+        // The server was restarted meanwhile; another worker goes on; and Redis loses the list too.
+        for (again, new) in [1_950, 0, 1_950].into_iter().enumerate() {
+            let now = now + u32::try_from(again).unwrap_or_default() * 10 * GRACE;
+            open.next(now + GRACE);
+            assert!(!open.compared_operations(now, Listed { lost: 1_950, new, left: 0 }, 0, None));
+            assert_eq!(open.phase().describe(), "of 2000 members that vanished, 50 are not accounted for");
+            open.merge(episode(Reason::RedisDataReplaced, 0, now), now);
+            open.compared_values(now, Found::default());
+        }
+        open.next(now + 40 * GRACE);
+        assert!(open.compared_operations(now, Listed { lost: 2_000, new: 50, left: 0 }, 0, None));
+        // Losses that were open before account for none of it.
+        let mut open = episode(Reason::RedisScheduleVanished, 10, now);
+        open.compared_values(now, Found::default());
+        open.next(now + GRACE);
+        assert!(!open.compared_operations(now, Listed { lost: 10, new: 0, left: 0 }, 0, None));
+    }
+
     #[test]
     fn it_is_over_when_all_that_vanished_is_written_or_listed() {
         let now = Instant::now();
@@ -316,7 +358,7 @@ mod tests {
         open.compared_values(now, rescheduled(9));
         assert_ne!(open.next(now + GRACE - SECOND), Next::Operations);
         assert_eq!(open.next(now + GRACE), Next::Operations);
-        assert!(open.compared_operations(now, 1_991, 0, 9, None));
+        assert!(open.compared_operations(now, lost(1_991, 0), 9, None));
     }
 
     #[test]
@@ -325,7 +367,7 @@ mod tests {
         let mut open = episode(Reason::RedisScheduleVanished, 2_000, now);
         open.compared_values(now, rescheduled(9));
         assert_eq!(open.next(now + GRACE), Next::Operations);
-        assert!(!open.compared_operations(now, 0, 0, 9, None));
+        assert!(!open.compared_operations(now, lost(0, 0), 9, None));
         assert_eq!(open.phase().describe(), "of 2000 members that vanished, 1991 are not accounted for");
         assert_eq!(open.next(now + 10 * GRACE), Next::Wait);
         // Until more vanishes.
@@ -339,13 +381,13 @@ mod tests {
         let mut open = episode(Reason::RedisDataReplaced, 0, now);
         open.compared_values(now, Found { rows_ahead: 729, ..Found::default() });
         open.next(now + GRACE);
-        assert!(!open.compared_operations(now, 0, 0, 0, None));
+        assert!(!open.compared_operations(now, lost(0, 0), 0, None));
         assert!(open.phase().describe().starts_with("729 rows"), "{:?}", open.phase());
         for (is_loss, over) in [(true, false), (false, true)] {
             let mut open = Episode { is_loss, ..episode(Reason::RedisDataReplaced, 0, now) };
             open.compared_values(now, Found::default());
             open.next(now + GRACE);
-            assert_eq!(open.compared_operations(now, 0, 0, 0, Some("no grant".to_owned())), over);
+            assert_eq!(open.compared_operations(now, lost(0, 0), 0, Some("no grant".to_owned())), over);
         }
     }
 
@@ -375,7 +417,7 @@ mod tests {
         assert_eq!(open.next(calm), Next::Values, "what was evicted meanwhile");
         open.compared_values(calm, Found::default());
         assert_eq!(open.next(calm + GRACE), Next::Operations);
-        assert!(open.compared_operations(now, 0, 0, 0, None));
+        assert!(open.compared_operations(now, lost(0, 0), 0, None));
         // A schedule that vanishes is worked at once.
         let mut open = episode(Reason::RedisEvicted, 0, now);
         open.compared_values(now, Found::default());
@@ -395,7 +437,8 @@ mod tests {
             match open.next(now) {
                 Next::Operations => {
                     compared += 1;
-                    assert!(!open.compared_operations(now, 1, 0, 0, None), "open while it goes on");
+                    let listed = Listed { lost: compared, new: 1, left: 0 };
+                    assert!(!open.compared_operations(now, listed, 0, None), "open while it goes on");
                 }
                 next => assert!(matches!(next, Next::Wait | Next::Look), "{next:?}"),
             }
@@ -406,7 +449,7 @@ mod tests {
         now += GRACE;
         open.compared_values(now, Found::default());
         assert_eq!(open.next(now + GRACE), Next::Operations);
-        assert!(open.compared_operations(now, 0, 0, 0, None));
+        assert!(open.compared_operations(now, lost(0, 0), 0, None));
     }
 
     #[test]
@@ -424,7 +467,7 @@ mod tests {
         assert_eq!(open.next(now + 55 * SECOND + GRACE), Next::Operations);
         // Also at the very end.
         assert!(!open.answered("later still", now + 2 * GRACE));
-        assert!(!open.compared_operations(now + 2 * GRACE, 0, 0, 0, None));
+        assert!(!open.compared_operations(now + 2 * GRACE, lost(0, 0), 0, None));
         assert_ne!(open.next(now + 3 * GRACE - SECOND), Next::Operations);
     }
 
@@ -451,7 +494,7 @@ mod tests {
             let mut open = Episode { is_loss: false, ..episode(Reason::RedisUnmarked, 0, now) };
             open.compared_values(now, Found::default());
             open.next(now + GRACE);
-            assert_eq!(open.compared_operations(now + GRACE, 0, 0, 0, unreadable), over);
+            assert_eq!(open.compared_operations(now + GRACE, lost(0, 0), 0, unreadable), over);
         }
         let mut open = episode(Reason::RedisUnmarked, 0, now);
         open.merge(episode(Reason::RedisScheduleVanished, 5, now), now);
@@ -464,10 +507,10 @@ mod tests {
         let mut open = episode(Reason::RedisDataReplaced, 0, now);
         open.compared_values(now, Found::default());
         open.next(now + GRACE);
-        assert!(!open.compared_operations(now + GRACE, 3, 1, 0, None));
+        assert!(!open.compared_operations(now + GRACE, lost(3, 1), 0, None));
         assert_ne!(open.next(now + 2 * GRACE - SECOND), Next::Operations);
         assert_eq!(open.next(now + 2 * GRACE), Next::Operations);
-        assert!(open.compared_operations(now + 2 * GRACE, 1, 0, 0, None));
+        assert!(open.compared_operations(now + 2 * GRACE, Listed { lost: 4, new: 1, left: 0 }, 0, None));
         assert_eq!(open.found().lost, 4);
     }
 }

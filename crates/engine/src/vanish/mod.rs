@@ -21,6 +21,6 @@ pub const REASONS: [Reason; 4] =
     [Reason::RedisDataReplaced, Reason::RedisScheduleVanished, Reason::RedisEvicted, Reason::RedisUnmarked];
 
 pub use changes::Changes;
-pub use episode::{Episode, Found, Next, Phase};
+pub use episode::{Episode, Found, Listed, Next, Phase};
 pub use schedule::{ScheduleWatch, Trace, Verdict, judge};
 pub use server::{Change, How, ServerLook, ServerWatch};

@@ -7,7 +7,7 @@ use std::{
 };
 
 use balance_sync_domain::BalanceValue;
-use balance_sync_engine::vanish::{Found, Next, Phase};
+use balance_sync_engine::vanish::{Found, Listed, Next, Phase};
 use balance_sync_schedule::{Loss, read_values};
 use balance_sync_store::{Behind, Fate, LastKnown, Named};
 use balance_sync_tenants::Tenant;
@@ -36,10 +36,8 @@ struct Due {
 }
 
 /// What a comparison with the operations found.
-struct Listed {
-    lost: u64,
-    /// Lost as well, and scheduled with an older state.
-    left: u64,
+struct Compared {
+    listed: Listed,
     rescheduled: u64,
     unreadable: Option<String>,
 }
@@ -172,14 +170,15 @@ impl Vanish {
 
     async fn compare_operations(&self, tenant: &Tenant, from: f64, progress: &Progress) {
         let comparing = self.list_lost(tenant, from, progress);
-        let listed = match comparing.instrument(span(tenant)).await {
-            Ok(listed) => listed,
+        let compared = match comparing.instrument(span(tenant)).await {
+            Ok(compared) => compared,
             Err(error) => return self.failed(tenant, &error),
         };
         // What was listed stays listed; that nothing else is lost shows only on a server that takes operations.
         self.look_at_server(tenant).await;
-        let Listed { lost, left, rescheduled, unreadable } = listed;
-        self.fleet.vanished_lost.fetch_add(lost, Relaxed);
+        let Compared { listed, rescheduled, unreadable } = compared;
+        let lost = listed.lost;
+        self.fleet.vanished_lost.fetch_add(listed.new, Relaxed);
         self.fleet.vanished_rescheduled.fetch_add(rescheduled, Relaxed);
         let Some(status) = self.fleet.find(tenant) else { return };
         let (over, held, notice, since, phase) = {
@@ -187,7 +186,7 @@ impl Vanish {
             let Some(open) = board.get_mut(tenant) else { return };
             let written = status.outcomes[Outcome::Updated].load(Relaxed).saturating_sub(open.updated);
             let over =
-                open.episode.compared_operations(Instant::now().into_std(), lost, left, written, unreadable);
+                open.episode.compared_operations(Instant::now().into_std(), listed, written, unreadable);
             let held = matches!(open.episode.phase(), Phase::Held(_));
             let notice = is_notice(open.episode.reason, open.episode.found());
             (over, held, notice, open.episode.since, open.episode.phase().describe().to_owned())
@@ -212,8 +211,8 @@ impl Vanish {
     }
 
     /// Lists the balances as lost whose newest operation neither the row nor Redis has.
-    async fn list_lost(&self, tenant: &Tenant, from: f64, progress: &Progress) -> Result<Listed, Failure> {
-        let mut listed = Listed { lost: 0, left: 0, rescheduled: 0, unreadable: None };
+    async fn list_lost(&self, tenant: &Tenant, from: f64, progress: &Progress) -> Result<Compared, Failure> {
+        let mut compared = Compared { listed: Listed::default(), rescheduled: 0, unreadable: None };
         let mut after = None;
         loop {
             let pool = self.comparison.pool(tenant).await?;
@@ -221,19 +220,19 @@ impl Vanish {
             let page = match page {
                 Ok(page) => page,
                 Err(why) => {
-                    listed.unreadable = Some(why);
-                    return Ok(listed);
+                    compared.unreadable = Some(why);
+                    return Ok(compared);
                 }
             };
             if !page.behind.is_empty() {
                 let names: Vec<Named<'_>> = page.behind.iter().map(named).collect();
                 let fates = pool.database.fates(&pool.table, &names).await.map_err(sink)?;
-                self.list_page(tenant, &page.behind, fates, &mut listed).await?;
+                self.list_page(tenant, &page.behind, fates, &mut compared).await?;
             }
             progress.beat();
             after = page.last;
             if after.is_none() {
-                return Ok(listed);
+                return Ok(compared);
             }
             tokio::time::sleep(COMPARE_PAUSE).await;
         }
@@ -244,7 +243,7 @@ impl Vanish {
         tenant: &Tenant,
         behind: &[Behind],
         fates: Vec<Fate>,
-        listed: &mut Listed,
+        compared: &mut Compared,
     ) -> Result<(), Failure> {
         let schedules = self.comparison.schedules(tenant);
         let lost: Vec<(&Behind, LastKnown)> = behind
@@ -275,7 +274,7 @@ impl Vanish {
         for ((_, known), (version, key)) in lost.into_iter().zip(newest) {
             if version >= known.version {
                 // Redis has it, and it is on its way, or ought to be.
-                listed.rescheduled += schedules.schedule_again(&[&key]).await?;
+                compared.rescheduled += schedules.schedule_again(&[&key]).await?;
             } else {
                 losses.push((key, loss(known, version)));
             }
@@ -284,9 +283,14 @@ impl Vanish {
             let prefix = schedule.space().balance_prefix();
             let own: Vec<_> = losses.extract_if(.., |(key, _)| key.starts_with(prefix.as_bytes())).collect();
             let count = own.len() as u64;
+            let members: Vec<&[u8]> = own.iter().map(|(key, _)| key.as_slice()).collect();
+            let listed = schedule.listed(&members).await?;
+            let before = listed.into_iter().filter(|listed| *listed).count() as u64;
             let done = schedule.list_losses(own).await?;
-            listed.lost += done;
-            listed.left += count - done.min(count);
+            let Listed { lost, new, left } = &mut compared.listed;
+            *lost += done;
+            *new += done.saturating_sub(before);
+            *left += count - done.min(count);
         }
         Ok(())
     }
