@@ -143,6 +143,7 @@ impl LocalWorker {
             partial: info.partial,
             since: (info.since * 1e3).round() / 1e3,
             unsampled: known(status.losses.load(Relaxed)).is_none(),
+            unwatched: !status.watched.load(Relaxed),
             scheduled: status.scheduled.load(Relaxed),
             due: status.due.load(Relaxed),
             leased: status.leased.load(Relaxed),

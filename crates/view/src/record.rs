@@ -33,6 +33,9 @@ pub struct TenantRecord {
     /// Its schedules have not been sampled yet, or could not be: what waits and what is lost is not known.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unsampled: bool,
+    /// It has not been looked at yet whether Redis has lost data of it, or could not be lately.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unwatched: bool,
     /// Members in the schedule.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub scheduled: u64,

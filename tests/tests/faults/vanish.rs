@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, write_operations};
-use balance_sync_sandbox::{RedisOptions, RedisServer, Sandbox, SandboxOptions, SandboxTenant, eventually};
+use balance_sync_sandbox::{
+    RedisOptions, RedisServer, Sandbox, SandboxOptions, SandboxTenant, WORKER_USER, eventually,
+};
 use balance_sync_tests::ledger::{all_settled, comes_in_step, losses_key, rows, scores};
 use balance_sync_tests::{Audit, SOON, Worker, WorkerBuilder, options, run};
 use nix::sys::signal::Signal;
@@ -16,16 +18,16 @@ use serde_json::Value;
 use crate::{brisk, nothing_backwards, report};
 
 /// From a loss to a verdict that is not HEALTHY.
-const WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const WITHIN: Duration = Duration::from_secs(10);
 
-fn of_redis(tenants: usize, balances: usize, extra: &[&str]) -> SandboxOptions {
+pub(crate) fn of_redis(tenants: usize, balances: usize, extra: &[&str]) -> SandboxOptions {
     let wanted = options(tenants, balances);
     let extra = extra.iter().map(|line| (*line).to_owned()).collect();
     let redis = RedisOptions { extra, ..wanted.redis.clone() };
     SandboxOptions { redis, ..wanted }
 }
 
-fn worker(sandbox: &Sandbox, name: &str) -> WorkerBuilder {
+pub(crate) fn worker(sandbox: &Sandbox, name: &str) -> WorkerBuilder {
     let worker =
         brisk(sandbox, name).set("quarantine.trail_grace", "3s").set("supervisor.sample_interval", "1s");
     [
@@ -39,14 +41,14 @@ fn worker(sandbox: &Sandbox, name: &str) -> WorkerBuilder {
     .fold(worker, WorkerBuilder::expect_error)
 }
 
-async fn overview(sandbox: &Sandbox) -> Result<Value> {
+pub(crate) async fn overview(sandbox: &Sandbox) -> Result<Value> {
     let config = sandbox.config_path().to_str().context("a path of text")?;
     let done = run(&["status", "--config", config, "--json"], &[]).await?;
     serde_json::from_str(&done.stdout).with_context(|| format!("{done:?}"))
 }
 
 /// Waits until it is shown of a tenant that Redis has lost data, under this reason.
-async fn shown(sandbox: &Sandbox, tenant: &SandboxTenant, reason: &str) -> Result<Value> {
+pub(crate) async fn shown(sandbox: &Sandbox, tenant: &SandboxTenant, reason: &str) -> Result<Value> {
     eventually(SOON, reason, || async {
         let overview = overview(sandbox).await?;
         let row =
@@ -61,7 +63,7 @@ async fn shown(sandbox: &Sandbox, tenant: &SandboxTenant, reason: &str) -> Resul
     .await
 }
 
-async fn nothing_open(sandbox: &Sandbox) -> Result<()> {
+pub(crate) async fn nothing_open(sandbox: &Sandbox) -> Result<()> {
     eventually(SOON, "nothing that is open", || async {
         let overview = overview(sandbox).await?;
         let open = overview["worst"].as_array().into_iter().flatten().any(|row| !row["vanished"].is_null());
@@ -72,7 +74,7 @@ async fn nothing_open(sandbox: &Sandbox) -> Result<()> {
 }
 
 /// Waits until the worker has counted the schedules at least once more.
-async fn counted(sandbox: &Sandbox) -> Result<()> {
+pub(crate) async fn counted(sandbox: &Sandbox) -> Result<()> {
     let number = async || -> Result<u64> {
         let mut redis = sandbox.redis().connect().await?;
         let keys: Vec<String> = redis.keys("{transactions}:balance-sync:acknowledged:*").await?;
@@ -89,7 +91,7 @@ async fn counted(sandbox: &Sandbox) -> Result<()> {
     .await
 }
 
-async fn operations(sandbox: &Sandbox, tenant: &SandboxTenant, version: i64) -> Result<()> {
+pub(crate) async fn operations(sandbox: &Sandbox, tenant: &SandboxTenant, version: i64) -> Result<()> {
     let pool = sandbox.pool(tenant);
     let operations: Vec<_> = tenant.balances.iter().map(|balance| (balance, version)).collect();
     let written = write_operations(&pool, tenant.schema.as_deref(), &operations).await;
@@ -119,7 +121,7 @@ async fn written_and_listed(
 }
 
 /// A million bytes in a hundred keys, as other users of this Redis write them.
-async fn fill(sandbox: &Sandbox, round: usize) -> Result<()> {
+pub(crate) async fn fill(sandbox: &Sandbox, round: usize) -> Result<()> {
     let mut redis = sandbox.redis().connect().await?;
     let mut pipe = redis::pipe();
     let junk = "x".repeat(10_000);
@@ -395,6 +397,44 @@ async fn a_replica_that_lags_and_is_promoted_is_noticed_and_compared() -> Result
         "a replica of Redis that lags is promoted",
         &format!("shown after {:.1} s; 30 rows ahead of Redis, 30 listed as lost", noticed.as_secs_f64()),
     );
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// Wrong green is worse than red. A worker whose looks all fail stands for one that has not looked yet, which lasts a moment.
+#[tokio::test]
+async fn until_it_is_looked_at_whether_redis_has_lost_data_the_verdict_is_unknown() -> Result<()> {
+    let sandbox = Sandbox::start(of_redis(2, 10, &[])).await?;
+    let mut redis = sandbox.redis().connect().await?;
+    let mut may_look = async |rule: &str| -> Result<()> {
+        Ok(redis::cmd("ACL").arg("SETUSER").arg(WORKER_USER).arg(rule).query_async(&mut redis).await?)
+    };
+    may_look("-info").await?;
+    let mut worker = worker(&sandbox, "w").start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    let is_unknown = || async {
+        let overview = overview(&sandbox).await?;
+        let reasons = overview["reasons"].as_array().context("reasons")?;
+        let said = reasons.iter().filter_map(Value::as_str).collect::<Vec<_>>();
+        let whose = "whether Redis has lost data of 2 tenants";
+        ensure!(overview["verdict"] == "unknown" && said.len() == 1 && said[0].contains(whose), "{overview}");
+        Ok(())
+    };
+    let is_healthy = || async {
+        let overview = overview(&sandbox).await?;
+        ensure!(overview["verdict"] == "healthy", "{overview}");
+        Ok(())
+    };
+    eventually(SOON, "nothing but that to be unknown", is_unknown).await?;
+    may_look("+info").await?;
+    eventually(SOON, "a verdict", is_healthy).await?;
+    // What was seen last is not believed for ever.
+    may_look("-info").await?;
+    eventually(SOON, "that to be unknown again", is_unknown).await?;
+    may_look("+info").await?;
+    eventually(SOON, "a verdict again", is_healthy).await?;
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

@@ -68,6 +68,9 @@ pub struct TenantStatus {
     ledger_quarantine: Mutex<LedgerQuarantine>,
     /// An operator has acknowledged what is open.
     acknowledged: AtomicBool,
+    /// It has been looked at whether Redis has lost data of it, since this worker serves it: its schedules are counted, and what is
+    /// open of it in Redis is known.
+    pub watched: AtomicBool,
     /// Balances by what became of them.
     pub outcomes: Outcomes<AtomicU64>,
     /// Members that this worker has removed from the schedules, for whatever reason; those of calls without an answer among
@@ -154,6 +157,7 @@ impl TenantStatus {
             queues: Mutex::default(),
             ledger_quarantine: Mutex::default(),
             acknowledged: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
             outcomes: Outcomes::default(),
             removed: AtomicU64::new(0),
             batch_failures: AtomicU64::new(0),

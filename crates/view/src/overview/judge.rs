@@ -58,7 +58,7 @@ impl FleetView {
         let lost = row.unacknowledged_losses() > 0 || row.vanished.is_some() && !notice;
         if row.state.condition() == Condition::Failing || lost {
             Verdict::Degraded
-        } else if !row.sampled || matches!(row.state, StateView::Other(_)) {
+        } else if !row.sampled || !row.watched || matches!(row.state, StateView::Other(_)) {
             Verdict::Unknown
         } else if row.is_behind(self.objective_seconds) || row.ahead_seconds.is_some() || self.is_exposed(row)
         {
@@ -124,11 +124,13 @@ impl FleetView {
 
         let exposure = self.objectives.exposure.as_secs_f64();
         let mut degraded: BTreeMap<(&str, bool), Vec<&TenantRow>> = BTreeMap::new();
-        let (mut unserved, mut unsampled, mut foreign) = (vec![], vec![], vec![]);
+        let (mut unserved, mut unsampled, mut unwatched, mut foreign) = (vec![], vec![], vec![], vec![]);
         let (mut behind, mut paused, mut short) = (vec![], vec![], vec![]);
         let (mut ahead, mut vanished, mut unmarked, mut missed) = (vec![], vec![], vec![], vec![]);
         let (mut quarantined, mut lost, mut expired) = (vec![], vec![], vec![]);
         let mut acknowledged = vec![];
+        // While Redis is away or refuses writes no look succeeds; that is said already.
+        let looks = self.redis_error.is_none() && self.writes_refused.is_none();
         for row in &self.tenants {
             match &row.vanished {
                 Some(open) if open.is_notice() => unmarked.push((open, row)),
@@ -148,6 +150,11 @@ impl FleetView {
             }
             if !row.sampled && row.state != StateView::Is(TenantState::Degraded) {
                 unsampled.push(row);
+            } else if looks
+                && !row.watched
+                && matches!(&row.state, StateView::Is(state) if *state != TenantState::Degraded)
+            {
+                unwatched.push(row);
             }
             if row.is_behind(self.objective_seconds) {
                 behind.push(row);
@@ -209,6 +216,14 @@ impl FleetView {
                 "The schedules of {} have not been read yet, or can't be, so it is unknown what waits or is lost there: {}.",
                 tenants(&unsampled),
                 names(&unsampled)
+            );
+            worse(Verdict::Unknown, text);
+        }
+        if !unwatched.is_empty() {
+            let text = format!(
+                "It has not been looked at yet, or can't be, whether Redis has lost data of {}: {}.",
+                tenants(&unwatched),
+                names(&unwatched)
             );
             worse(Verdict::Unknown, text);
         }

@@ -90,8 +90,12 @@ fn a_stalled_task_is_a_reason_and_an_essential_one_makes_the_fleet_degraded() {
 #[test]
 fn a_fleet_with_an_open_loss_is_not_healthy() {
     let mut fleet = view(Vec::new());
-    let mut row =
-        TenantRow { state: TenantState::Idle.into(), sampled: true, ..TenantRow::unserved("acme", None) };
+    let mut row = TenantRow {
+        state: TenantState::Idle.into(),
+        sampled: true,
+        watched: true,
+        ..TenantRow::unserved("acme", None)
+    };
     row.quarantined = 3;
     fleet.tenants = vec![row];
     assert_eq!(
@@ -111,6 +115,12 @@ fn a_fleet_with_an_open_loss_is_not_healthy() {
     assert_eq!(verdict, Verdict::Unknown, "it is not known whether there are any");
     assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Unknown);
     assert!(reasons[0].contains("have not been read yet"), "{reasons:?}");
+    fleet.tenants[0] = TenantRow { sampled: true, watched: false, ..fleet.tenants[0].clone() };
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!(verdict, Verdict::Unknown, "what Redis has lost shows only when it is looked for");
+    assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Unknown);
+    let said = "It has not been looked at yet, or can't be, whether Redis has lost data of 1 tenant: acme.";
+    assert_eq!(reasons[0], said);
 }
 
 fn acknowledged(fleet: &FleetView, since: u64, entries: u64) -> AcknowledgedView {
@@ -123,8 +133,12 @@ fn acknowledged(fleet: &FleetView, since: u64, entries: u64) -> AcknowledgedView
 #[test]
 fn acknowledged_entries_are_reported_with_their_age_and_need_no_attention_until_more_come() {
     let mut fleet = view(Vec::new());
-    let mut row =
-        TenantRow { state: TenantState::Idle.into(), sampled: true, ..TenantRow::unserved("acme", None) };
+    let mut row = TenantRow {
+        state: TenantState::Idle.into(),
+        sampled: true,
+        watched: true,
+        ..TenantRow::unserved("acme", None)
+    };
     (row.quarantined, row.losses) = (3, 2);
     row.acknowledged = Some(acknowledged(&fleet, 0, 3));
     fleet.tenants = vec![row];
@@ -161,6 +175,7 @@ fn a_missed_exposure_objective_is_behind_while_it_lasts_and_reported_for_an_hour
     let row = TenantRow {
         state: TenantState::Idle.into(),
         sampled: true,
+        watched: true,
         exposure_age_seconds: 3.0,
         exposure_p99_seconds: Some(2.5),
         ..TenantRow::unserved("acme", None)
@@ -193,8 +208,12 @@ fn a_missed_exposure_objective_is_behind_while_it_lasts_and_reported_for_an_hour
 fn a_pause_that_was_forgotten_needs_attention() {
     let mut fleet = view(Vec::new());
     let paused = Some(PausedBy::new("ann".to_owned(), 90.0, Some("moving its database".to_owned())));
-    let row =
-        TenantRow { state: TenantState::Paused.into(), sampled: true, ..TenantRow::unserved("acme", paused) };
+    let row = TenantRow {
+        state: TenantState::Paused.into(),
+        sampled: true,
+        watched: true,
+        ..TenantRow::unserved("acme", paused)
+    };
     fleet.tenants = vec![row];
     let (verdict, reasons) = fleet.judge();
     assert_eq!(

@@ -45,7 +45,12 @@ impl Redis {
 }
 
 fn tenant(id: &str) -> TenantRow {
-    TenantRow { state: TenantState::Idle.into(), sampled: true, ..TenantRow::unserved(id, None) }
+    TenantRow {
+        state: TenantState::Idle.into(),
+        sampled: true,
+        watched: true,
+        ..TenantRow::unserved(id, None)
+    }
 }
 
 fn broken(id: &str, since: f64, exposure: f64) -> TenantRow {

@@ -139,6 +139,8 @@ pub struct TenantRow {
     pub paused: Option<PausedBy>,
     /// Whether its schedules have been sampled: without that, what waits and what is lost is not known.
     pub sampled: bool,
+    /// Whether a worker has looked, since it serves it, if Redis has lost data of it.
+    pub watched: bool,
     /// Members in the schedule.
     pub scheduled: u64,
     /// Those whose time has come.
@@ -232,6 +234,7 @@ impl TenantRow {
             since: None,
             paused,
             sampled: false,
+            watched: false,
             scheduled: 0,
             due: 0,
             leased: 0,
@@ -295,6 +298,7 @@ impl TenantRow {
             since: Some(at(main.since)),
             paused,
             sampled,
+            watched: owners.iter().any(|(_, record)| !record.unwatched),
             scheduled: most(|r| r.scheduled.max(r.due + r.leased)),
             due: most(|r| r.due),
             leased: most(|r| r.leased),

@@ -41,6 +41,10 @@ pub(crate) const INTERVAL: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often schedules are counted.
 const COUNT_EVERY: Duration = Duration::from_secs(4);
+/// How often it is looked before the first look whether the tenants are known.
+const FIRST_LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Without a look for so long it is no longer known whether data are lost.
+const KNOWN_FOR: Duration = Duration::from_secs(30);
 /// After a schedule has shrunk: until all that this worker has removed is counted, and between two looks at rows.
 const CONFIRM_AFTER: Duration = Duration::from_secs(1);
 /// How long after a change the mark keeps naming the former process, or none, so that workers that start meanwhile notice as
@@ -115,12 +119,21 @@ impl Vanish {
         let store = Store::new(self.comparison.link.clone(), &self.mark);
         let mut memory = Memory::default();
         let watching = async {
+            // Before, it is not known whose tenants are to be looked at.
+            while !self.fleet.reconciled.load(Relaxed) {
+                progress.beat();
+                tokio::time::sleep(FIRST_LOOK_EVERY).await;
+            }
+            let mut known = Instant::now();
             loop {
-                // Before, it is not known whose tenants are to be looked at.
-                if self.fleet.reconciled.load(Relaxed)
-                    && let Err(error) = self.look(&store, &mut memory, &progress).await
-                {
-                    tracing::debug!(%error, "whether redis has lost data is not known");
+                match self.look(&store, &mut memory, &progress).await {
+                    Ok(()) => known = Instant::now(),
+                    Err(error) => {
+                        tracing::debug!(%error, "whether redis has lost data is not known");
+                        if known.elapsed() >= KNOWN_FOR {
+                            self.fleet.each(|status| status.watched.store(false, Relaxed));
+                        }
+                    }
                 }
                 progress.beat();
                 tokio::time::sleep(jittered(LOOK_EVERY)).await;
@@ -176,13 +189,15 @@ impl Vanish {
             memory.name_process = None;
             memory.changes.noticed(change, now.into_std());
         }
-        let counts = memory.counted.is_none_or(|counted| now - counted >= COUNT_EVERY);
+        let counts =
+            memory.counted.is_none_or(|counted| now - counted >= COUNT_EVERY) || self.waits_for_a_look();
         if counts || memory.changes.is_pending() {
             memory.counted = Some(now);
             self.count(store, memory, progress).await?;
         }
         self.keep(store, memory).await?;
         memory.lost = false;
+        self.show_watched(memory);
         // Last of all: a worker that ends before leaves it to the next.
         if names_process {
             memory.name_process = None;
@@ -201,6 +216,25 @@ impl Vanish {
     fn served(&self) -> Vec<Arc<TenantStatus>> {
         let works = |status: &Arc<TenantStatus>| is_served(status);
         self.fleet.tenants().into_iter().filter(works).collect()
+    }
+
+    /// Whether a tenant that could be healthy has not been looked at: its verdict is unknown until then.
+    fn waits_for_a_look(&self) -> bool {
+        let waits = |status: &Arc<TenantStatus>| {
+            !status.watched.load(Relaxed) && status.collector_state().state != TenantState::Degraded
+        };
+        self.served().iter().any(waits)
+    }
+
+    /// What has been counted, and what is open is shown, is known. What another worker comes first of is known to that one.
+    fn show_watched(&self, memory: &Memory) {
+        self.fleet.each(|status| {
+            if status.standby.load(Relaxed) {
+                status.watched.store(false, Relaxed);
+            } else if memory.tenants.contains_key(status.tenant()) {
+                status.watched.store(true, Relaxed);
+            }
+        });
     }
 
     /// Counts the schedules, and opens conditions.
