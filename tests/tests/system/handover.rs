@@ -8,10 +8,10 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use balance_sync_sandbox::ledger::{DEFAULT_TTL, SEED_VERSION, TenantKeys};
-use balance_sync_sandbox::{Sandbox, SandboxTenant, balance_table, eventually};
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, SEED_VERSION, TenantKeys, put_raw};
+use balance_sync_sandbox::{Sandbox, SandboxTenant, TenantRecord, balance_table, eventually};
 use balance_sync_tests::command::prepare;
-use balance_sync_tests::ledger::{comes_in_step, fill, scores};
+use balance_sync_tests::ledger::{comes_in_step, fill, rows, scores};
 use balance_sync_tests::{Finished, SOON, Worker, run};
 use futures::StreamExt as _;
 use redis::AsyncCommands as _;
@@ -441,6 +441,60 @@ async fn a_handover_writes_nothing_but_its_pause_and_reads_both_key_forms() -> R
     let said: serde_json::Value = serde_json::from_str(&other.stdout)?;
     ensure!(other.code == Some(1) && said["same_rows"] == false && said["valid_signature"] == true, "{said}");
     assert_eq!(said["different"]["named"], serde_json::json!([{ "id": id, "what": "changed" }]));
+    Ok(())
+}
+
+/// Listed in upper case with dashes, as a ledger up to 4.0 writes its keys; one from 4.1 on writes lower case without dashes. Either
+/// way it is one tenant, and whoever hands it over may write its id in each of these ways.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_is_handed_over_by_each_form_of_its_id() -> Result<()> {
+    let bench = Bench::new(2, 40).await?;
+    let seeded = bench.sandbox.tenants().remove(1);
+    let service = bench.sandbox.service();
+    let record = service.remove_tenant(&seeded.id).context("it is listed")?;
+    let id = seeded.id.to_uppercase();
+    service.set_tenant(TenantRecord { id: id.clone(), ..record });
+    let keys = TenantKeys::tenant(&id);
+    let short = id.replace('-', "").to_lowercase();
+    let forms = [keys, TenantKeys::tenant(&short)];
+    let mut worker = Worker::of(&bench.sandbox).start().await?;
+    let mut redis = bench.sandbox.redis().connect().await?;
+    let config = bench.config();
+    let names = [id.clone(), short.clone(), id.to_lowercase(), short.to_uppercase()];
+    for (round, name) in names.into_iter().enumerate() {
+        let version = SEED_VERSION + 1 + i64::try_from(round)?;
+        for (number, balance) in seeded.balances.iter().enumerate() {
+            let keys = &forms[(number + round) % 2];
+            let (member, json) = (keys.member(balance), balance.json(version));
+            put_raw(&mut redis, &keys.schedule(), member.as_bytes(), json.as_bytes(), Some(DEFAULT_TTL))
+                .await?;
+        }
+        let mut tenant = seeded.clone();
+        tenant.id.clone_from(&name);
+        let out = format!("{round}.json");
+        let done = bench.handover(&tenant, &out, &["--json"]).await?;
+        ensure!(done.code == Some(0), "{name}: {done:?}");
+        let text = std::fs::read_to_string(bench.file(&out))?;
+        let statement: serde_json::Value = serde_json::from_str(text.lines().next().context("a line")?)?;
+        assert_eq!((&statement["tenant"], &statement["truth"]), (&id.clone().into(), &true.into()), "{name}");
+        // From the second round on each balance has an older value in the other form.
+        let values = if round == 0 { 40 } else { 80 };
+        assert_eq!(
+            (&statement["values"], &statement["digest"]["rows"]),
+            (&values.into(), &40.into()),
+            "{name}"
+        );
+        let rows = rows(&bench.sandbox, &seeded).await?;
+        ensure!(
+            rows.values().all(|row| row.version == version),
+            "{name}: what both forms had is in the rows"
+        );
+        let good = bench.verify(&bench.file(&out), &[]).await?;
+        ensure!(good.code == Some(0), "{name}: {good:?}");
+        let resumed = run(&["tenants", "resume", &name, "--config", &config], &[]).await?;
+        ensure!(resumed.code == Some(0), "{name}: {resumed:?}");
+    }
+    assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }
 
