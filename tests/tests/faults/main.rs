@@ -8,6 +8,7 @@
 mod clock;
 mod cluster;
 mod drain;
+mod eviction;
 mod forks;
 mod losses;
 mod moved;
@@ -17,6 +18,7 @@ mod read_only;
 mod recovery;
 mod redis;
 mod repair;
+mod silent;
 mod states;
 mod vanish;
 
