@@ -17,8 +17,10 @@ names! {
         Connection = "connection",
         /// No name service knows the host.
         Dns = "dns",
-        /// The server, the role, the database or our own budget has no connection to give.
+        /// The server, the role or the database has no connection to give.
         TooManyConnections = "too_many_connections",
+        /// All connections that this worker may have are in use.
+        ConnectionBudget = "connection_budget",
         /// No answer in time: statement timeout, lock timeout, or a connection that has gone silent.
         Timeout = "timeout",
         /// The server takes no writes: a standby, or a primary just demoted.
@@ -291,6 +293,7 @@ pub const fn reaction(cause: Cause) -> Reaction {
             // Who can't be found may be somewhere else.
             PostgresClass::Dns => Reaction::new(Reason::PostgresDns).refetching().pinging(),
             PostgresClass::TooManyConnections => Reaction::new(Reason::PostgresTooManyConnections).pinging(),
+            PostgresClass::ConnectionBudget => Reaction::new(Reason::PostgresConnectionBudget).pinging(),
             PostgresClass::Timeout => Reaction::new(Reason::PostgresTimeout).pinging(),
             PostgresClass::ReadOnly => Reaction::new(Reason::PostgresReadOnly).refetching(),
             // The store has retried these at once already.
@@ -423,6 +426,7 @@ mod tests {
             PostgresClass::Connection => ("postgres_connection", Short, "ping"),
             PostgresClass::Dns => ("postgres_dns", Short, "refetch ping"),
             PostgresClass::TooManyConnections => ("postgres_too_many_connections", Short, "ping"),
+            PostgresClass::ConnectionBudget => ("postgres_connection_budget", Short, "ping"),
             PostgresClass::Timeout => ("postgres_timeout", Short, "ping"),
             PostgresClass::ReadOnly => ("postgres_read_only", Short, "refetch"),
             PostgresClass::Contention => ("postgres_contention", Short, ""),

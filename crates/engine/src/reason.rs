@@ -87,6 +87,11 @@ reasons! {
         means: "Server, role or database give no more connections.",
         help: "Raise their limit, or lower postgres.connections_per_server.",
     }
+    PostgresConnectionBudget = "postgres_connection_budget" {
+        pace: Short, action: Some(Flush),
+        means: "All connections that a worker may have to its Postgres are in use. The limit is this worker's, not the server's.",
+        help: "Do they hang (locks, a slow disk) or are they busy? Busy: raise postgres.connections_per_server or connections_per_tenant if the server has room, or add workers.",
+    }
     PostgresTimeout = "postgres_timeout" {
         pace: Short, action: Some(Flush),
         means: "Its Postgres does not answer in time.",

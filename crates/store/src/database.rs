@@ -195,7 +195,7 @@ impl Database {
     /// A session whose connection is there already, and whose turn it is to write a batch: what follows doesn't wait in the queue.
     ///
     /// # Errors
-    /// What keeps it from being had, by class; [`ErrorClass::TooManyConnections`] when none became free in time.
+    /// What keeps it from being had, by class; [`ErrorClass::ConnectionBudget`] when none became free in time.
     pub async fn connect(&self) -> Result<Session, StoreError> {
         let mut session = self.session().await?;
         session.connect().await?;
@@ -293,12 +293,13 @@ impl Database {
     pub(crate) fn no_place(&self) -> StoreError {
         let within = self.0.spec.acquire_timeout;
         StoreError::new(
-            ErrorClass::TooManyConnections,
+            ErrorClass::ConnectionBudget,
             format!(
-                "no connection became free within {within:?}: this database may use {}, all databases on {} together {}",
+                "none of this worker's connections became free within {within:?}: it may have {} to this database \
+                 (postgres.connections_per_tenant), {} to all on {} (postgres.connections_per_server)",
                 self.0.limit,
-                self.0.server.key(),
-                self.0.server.limit()
+                self.0.server.limit(),
+                self.0.server.key()
             ),
         )
     }

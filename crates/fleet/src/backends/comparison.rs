@@ -45,9 +45,11 @@ pub(in crate::backends) enum Failure {
 impl Failure {
     /// Whether the server's other tenants would most likely meet it too.
     fn is_of_server(&self) -> bool {
-        use balance_sync_store::ErrorClass::{Connection, Dns, Timeout, TooManyConnections};
+        use balance_sync_store::ErrorClass::{
+            Connection, ConnectionBudget, Dns, Timeout, TooManyConnections,
+        };
         let Self::Postgres(SinkError::Store(error)) = self else { return false };
-        matches!(error.class(), Connection | Dns | Timeout | TooManyConnections)
+        matches!(error.class(), Connection | ConnectionBudget | Dns | Timeout | TooManyConnections)
     }
 }
 

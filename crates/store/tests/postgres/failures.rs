@@ -308,7 +308,7 @@ async fn too_many_connections() {
         async move { write(&database, 2).await }
     });
     eventually(PATIENCE, "the write under way", || async { database.usage().in_use == 1 }).await.unwrap();
-    assert_eq!(failure(&database, 3).await, is(ErrorClass::TooManyConnections, ""));
+    assert_eq!(failure(&database, 3).await, is(ErrorClass::ConnectionBudget, ""));
     assert_eq!(database.idle_since(), None);
     sqlx::raw_sql("ROLLBACK").execute(&mut blocker).await.unwrap();
     assert_eq!(running.await.unwrap().unwrap(), [Outcome::Updated]);
