@@ -16,6 +16,6 @@ pub mod metrics;
 pub mod server;
 mod ui;
 
-pub use api::{Access, Api, ApiParts};
+pub use api::{Access, Api, ApiParts, LONGEST_NAME, NamedToken, Role, TrustedProxies};
 pub use metrics::ConnectionSource;
 pub use server::{AdminServer, AdminSettings, start, start_with_api, start_with_connections};

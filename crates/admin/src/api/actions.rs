@@ -64,7 +64,7 @@ pub(super) async fn on_tenant(
         return Err(Problem::invalid("note", "", "what has been found and decided"));
     }
     let tenant = state.reader.tenant(&id).await.ok_or_else(|| no_tenant(&id))?;
-    let action_id = state.operator.tenant(what, &tenant, who.name, note).await?;
+    let action_id = state.operator.tenant(what, &tenant, &who.name, note).await?;
     Ok(HttpResponse::Accepted().json(OfTenant { action_id, what: what.as_str(), tenant: tenant.label() }))
 }
 
@@ -90,7 +90,7 @@ pub(super) async fn on_worker(
     if worker.draining {
         return Err(Problem::conflict(format!("worker {} drains already", worker.name)));
     }
-    let action_id = state.operator.drain(&worker.name, who.name, note).await?;
+    let action_id = state.operator.drain(&worker.name, &who.name, note).await?;
     let what = Action::Drain.as_str();
     Ok(HttpResponse::Accepted().json(OfWorker { action_id, what, worker: &worker.name }))
 }

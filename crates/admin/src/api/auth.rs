@@ -5,11 +5,15 @@
 //! - With tokens: `Authorization: Bearer …`, or the cookie that `POST /api/v1/session` sets. Tokens are compared in
 //!   constant time, and a wrong one costs time, wherever it is shown: an address can try as many per second as it may have
 //!   connections. None is refused unread, so that right ones are served while wrong ones pour in.
+//! - Tokens may have names, and a proxy that is trusted by its address may name who asks: the log of actions and the screens show
+//!   the name. The role is the token's in any case.
 //! - What changes something has to come with a Bearer token or with the header `X-Balance-Sync: 1`, which no other site's
 //!   page can send.
 
 use std::{
+    borrow::Cow,
     fmt,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -27,6 +31,8 @@ use subtle::ConstantTimeEq;
 
 use super::problem::Problem;
 
+/// Longest name of who asks, in bytes.
+pub const LONGEST_NAME: usize = 64;
 /// The cookie of a session.
 pub(super) const COOKIE: &str = "balance_sync_token";
 /// What a request of our own pages carries.
@@ -38,7 +44,7 @@ const WRONG_LOGGED_EVERY: Duration = Duration::from_secs(60);
 
 /// What a client may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Role {
+pub enum Role {
     /// Nothing.
     None,
     /// Look, but not at amounts.
@@ -60,20 +66,21 @@ impl Role {
 }
 
 /// Who asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Who {
     /// What they may do.
     pub(crate) role: Role,
     /// The name in the log of actions.
-    pub(crate) name: &'static str,
+    pub(crate) name: Cow<'static, str>,
 }
 
 impl Who {
-    pub(super) const UNKNOWN: Self = Self { role: Role::None, name: "unknown" };
-    pub(super) const LOOPBACK: Self = Self { role: Role::Operator, name: "anonymous@loopback" };
+    pub(super) const UNKNOWN: Self = Self { role: Role::None, name: Cow::Borrowed("unknown") };
+    pub(super) const LOOPBACK: Self =
+        Self { role: Role::Operator, name: Cow::Borrowed("anonymous@loopback") };
 
     /// Whether amounts are hidden from them.
-    pub(super) fn amounts_hidden(self) -> bool {
+    pub(super) fn amounts_hidden(&self) -> bool {
         self.role < Role::Operator
     }
 }
@@ -84,17 +91,35 @@ impl FromRequest for Who {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         // The guard has put it there.
-        std::future::ready(request.extensions().get().copied().ok_or_else(Problem::token_needed))
+        std::future::ready(request.extensions().get().cloned().ok_or_else(Problem::token_needed))
     }
+}
+
+/// A token whose bearer has a name.
+#[derive(Debug, Clone)]
+pub struct NamedToken {
+    /// The name in the log of actions.
+    pub name: String,
+    /// What its bearer may do.
+    pub role: Role,
+    /// The token.
+    pub token: SecretString,
+}
+
+/// Proxies that name who asks.
+#[derive(Debug, Clone)]
+pub struct TrustedProxies {
+    /// The header that has the name.
+    pub header: String,
+    /// Their addresses.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The tokens in force. Empty = the interface is open to every client that reaches it.
 #[derive(Clone, Default)]
 pub struct Access {
-    /// Its bearer may look.
-    read: Option<SecretString>,
-    /// Its bearer may do everything.
-    operator: Option<SecretString>,
+    tokens: Arc<[NamedToken]>,
+    proxies: Option<Arc<TrustedProxies>>,
     wrong: Arc<Mutex<Wrong>>,
 }
 
@@ -120,40 +145,71 @@ impl Wrong {
 impl fmt::Debug for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Access")
-            .field("read", &self.read.is_some())
-            .field("operator", &self.operator.is_some())
+            .field("tokens", &self.tokens.len())
+            .field("proxies", &self.proxies)
             .finish_non_exhaustive()
     }
 }
 
 impl Access {
-    /// These tokens.
+    /// These tokens: one for reading, one for operators, and those with names.
     #[must_use]
-    pub fn new(read: Option<SecretString>, operator: Option<SecretString>) -> Self {
-        Self { read, operator, wrong: Arc::default() }
+    pub fn new(
+        read: Option<SecretString>,
+        operator: Option<SecretString>,
+        named: impl IntoIterator<Item = NamedToken>,
+    ) -> Self {
+        let token = |name: &str, role, token: Option<SecretString>| {
+            token.map(|token| NamedToken { name: name.to_owned(), role, token })
+        };
+        let unnamed =
+            [token("operator_token", Role::Operator, operator), token("read_token", Role::Reader, read)];
+        let tokens = unnamed.into_iter().flatten().chain(named).collect();
+        Self { tokens, proxies: None, wrong: Arc::default() }
+    }
+
+    /// The same behind proxies that name who asks.
+    #[must_use]
+    pub fn behind(self, proxies: Option<TrustedProxies>) -> Self {
+        Self { proxies: proxies.map(Arc::new), ..self }
     }
 
     /// Whether a token is needed.
     #[must_use]
     pub fn is_required(&self) -> bool {
-        self.read.is_some() || self.operator.is_some()
+        !self.tokens.is_empty()
     }
 
     /// Whose token it is. Takes the same time for all tokens of a length.
     fn bearer(&self, token: &str) -> Option<Who> {
-        let same = |known: &Option<SecretString>| {
-            known
-                .as_ref()
-                .is_some_and(|known| bool::from(known.expose_secret().as_bytes().ct_eq(token.as_bytes())))
-        };
-        // Both are always compared.
-        let (read, operator) = (same(&self.read), same(&self.operator));
-        if operator {
-            Some(Who { role: Role::Operator, name: "operator_token" })
-        } else if read {
-            Some(Who { role: Role::Reader, name: "read_token" })
-        } else {
-            None
+        // All are always compared.
+        let same =
+            |known: &NamedToken| bool::from(known.token.expose_secret().as_bytes().ct_eq(token.as_bytes()));
+        self.tokens.iter().fold(None, |found, known| match same(known) {
+            true => found.or(Some(Who { role: known.role, name: Cow::Owned(known.name.clone()) })),
+            false => found,
+        })
+    }
+
+    /// The name that a trusted proxy gives who asks.
+    fn proxied(&self, request: &HttpRequest) -> Option<String> {
+        let proxies = self.proxies.as_ref()?;
+        let peer = request.peer_addr()?.ip().to_canonical();
+        let mut names = request.headers().get_all(proxies.header.as_str());
+        let name = names.next()?.to_str().ok()?.trim();
+        // A second one is not the proxy's.
+        let fits = names.next().is_none()
+            && !name.is_empty()
+            && name.len() <= LONGEST_NAME
+            && name.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+        (fits && proxies.addresses.contains(&peer)).then(|| name.to_owned())
+    }
+
+    /// The same user, under the name that a trusted proxy gives.
+    fn named(&self, request: &HttpRequest, who: Who) -> Who {
+        match self.proxied(request) {
+            Some(name) if who.role > Role::None => Who { name: Cow::Owned(name), ..who },
+            _ => who,
         }
     }
 
@@ -163,7 +219,7 @@ impl Access {
     /// When it is not valid, after a while.
     pub(super) async fn sign_in(&self, request: &HttpRequest, token: &str) -> Result<Who, Problem> {
         match self.bearer(token) {
-            Some(who) => Ok(who),
+            Some(who) => Ok(self.named(request, who)),
             None => {
                 self.turn_away(request).await;
                 Err(Problem::wrong_token())
@@ -187,11 +243,14 @@ impl Access {
     /// When the token shown is not valid, or when none is needed and the request came by a foreign name.
     pub(crate) async fn who(&self, request: &HttpRequest) -> Result<Who, Problem> {
         if !self.is_required() {
-            return if by_own_name(request) { Ok(Who::LOOPBACK) } else { Err(Problem::foreign_host()) };
+            return match by_own_name(request) {
+                true => Ok(self.named(request, Who::LOOPBACK)),
+                false => Err(Problem::foreign_host()),
+            };
         }
         let Some((token, from_cookie)) = shown(request) else { return Ok(Who::UNKNOWN) };
         match self.bearer(&token) {
-            Some(who) => Ok(who),
+            Some(who) => Ok(self.named(request, who)),
             None => {
                 self.turn_away(request).await;
                 // A cookie outlives a change of tokens; its user signs in again.
@@ -293,7 +352,7 @@ mod tests {
     const OPERATOR: &str = "operator-token-of-the-test";
 
     fn access() -> Access {
-        Access::new(Some(READ.to_owned().into()), Some(OPERATOR.to_owned().into()))
+        Access::new(Some(READ.to_owned().into()), Some(OPERATOR.to_owned().into()), [])
     }
 
     fn request(headers: &[(&'static str, &str)]) -> HttpRequest {
@@ -348,6 +407,57 @@ mod tests {
         assert_eq!(served, (Role::Reader, Duration::ZERO));
         assert!(answers.iter().all(Result::is_err));
         assert_eq!(begun.elapsed(), WRONG_TOKEN_DELAY);
+    }
+
+    #[actix_rt::test]
+    async fn who_acts_has_the_name_of_the_token_or_the_one_that_a_trusted_proxy_gives() {
+        const ANN: &str = "the-token-of-ann-in-the-test";
+        let named = NamedToken { name: "ann".to_owned(), role: Role::Reader, token: ANN.to_owned().into() };
+        let proxies =
+            TrustedProxies { header: "x-user".to_owned(), addresses: vec!["10.0.0.7".parse().unwrap()] };
+        let access =
+            Access::new(None, Some(OPERATOR.to_owned().into()), [named]).behind(Some(proxies.clone()));
+        let who = async |access: &Access, peer: &str, token: &str, names: &[&str]| {
+            let request = TestRequest::with_uri("/").peer_addr(format!("{peer}:1").parse().unwrap());
+            let mut request = request.insert_header(("host", "localhost"));
+            if !token.is_empty() {
+                request = request.insert_header(("authorization", format!("Bearer {token}")));
+            }
+            let request =
+                names.iter().fold(request, |request, name| request.append_header(("x-user", *name)));
+            let who = access.who(&request.to_http_request()).await.unwrap();
+            (who.role, who.name.into_owned())
+        };
+        let (reader, operator) = (Role::Reader, Role::Operator);
+        let is = |role, name: &str| (role, name.to_owned());
+        assert_eq!(who(&access, "10.0.0.8", ANN, &[]).await, is(reader, "ann"));
+        assert_eq!(
+            who(&access, "10.0.0.8", OPERATOR, &["eve"]).await,
+            is(operator, "operator_token"),
+            "any client"
+        );
+        assert_eq!(who(&access, "10.0.0.7", OPERATOR, &["bob b"]).await, is(operator, "bob b"));
+        assert_eq!(
+            who(&access, "[::ffff:10.0.0.7]", ANN, &["bob"]).await,
+            is(reader, "bob"),
+            "the token's role"
+        );
+        assert_eq!(
+            who(&access, "10.0.0.7", "", &["bob"]).await,
+            is(Role::None, "unknown"),
+            "a name is no right"
+        );
+        let long = "b".repeat(LONGEST_NAME + 1);
+        for names in [&["eve", "bob"][..], &[""], &["tab\tbed"], &[long.as_str()]] {
+            assert_eq!(
+                who(&access, "10.0.0.7", OPERATOR, names).await,
+                is(operator, "operator_token"),
+                "{names:?}"
+            );
+        }
+        let open = Access::default().behind(Some(proxies));
+        assert_eq!(who(&open, "10.0.0.7", "", &["bob"]).await, is(operator, "bob"));
+        assert_eq!(who(&open, "127.0.0.1", "", &["bob"]).await, is(operator, "anonymous@loopback"));
     }
 
     #[test]

@@ -37,7 +37,7 @@ use balance_sync_view::{
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub use self::auth::Access;
+pub use self::auth::{Access, LONGEST_NAME, NamedToken, Role, TrustedProxies};
 pub(crate) use self::problem::Problem;
 
 /// Where the API is.

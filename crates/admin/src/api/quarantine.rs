@@ -53,7 +53,7 @@ struct Lost {
 }
 
 impl Lost {
-    fn of(loss: &Loss, who: Who) -> Self {
+    fn of(loss: &Loss, who: &Who) -> Self {
         let amount = |amount: &Option<String>| amount.clone().filter(|_| !who.amounts_hidden());
         Self {
             confirmed: loss.confirmed,
@@ -113,7 +113,7 @@ struct Changed {
     listed: u64,
 }
 
-fn shown(tenant: &Tenant, member: &[u8], entry: &QuarantineEntry, has_value: bool, who: Who) -> Entry {
+fn shown(tenant: &Tenant, member: &[u8], entry: &QuarantineEntry, has_value: bool, who: &Who) -> Entry {
     let time = |text: &str| at(text.parse().unwrap_or_default());
     let quotes = entry.reason.may_quote();
     Entry {
@@ -167,7 +167,7 @@ pub(super) async fn list(state: State, who: Who, request: HttpRequest) -> Answer
         .take(per_page)
         .map(|quarantined| {
             let Quarantined { tenant, member, entry, has_value } = quarantined;
-            shown(tenant, member, entry, *has_value, who)
+            shown(tenant, member, entry, *has_value, &who)
         })
         .collect();
     Ok(HttpResponse::Ok().json(Page { total, by_reason, page, per_page, entries }))
@@ -200,7 +200,7 @@ pub(super) async fn entry(state: State, who: Who, request: HttpRequest) -> Answe
     let value = entry.value.clone();
     let amounts_hidden = who.amounts_hidden();
     Ok(HttpResponse::Ok().json(One {
-        entry: shown(&tenant, &members[0], &entry, value.is_some(), who),
+        entry: shown(&tenant, &members[0], &entry, value.is_some(), &who),
         value: value.filter(|_| !amounts_hidden),
         amounts_hidden,
     }))
@@ -259,7 +259,7 @@ async fn change(
     let tenants = tenants(state, tenant).await?;
     // What is asked for is written down before it is done: if this worker dies in between, that is seen.
     let of = tenant.and_then(|_| tenants.first());
-    let action_id = state.operator.own(what, of, who.name, note).await.map_err(Problem::from)?;
+    let action_id = state.operator.own(what, of, &who.name, note).await.map_err(Problem::from)?;
     let ended = carry_out(state, &tenants, chosen.members, reason, what).await;
     let (outcome, detail) = match &ended {
         Ok((done, absent)) => (ActionOutcome::Done, summary(what, *done, *absent, reason)),
@@ -268,7 +268,7 @@ async fn change(
     tracing::info!(
         tenant_id = tenant,
         action = what.as_str(),
-        by = who.name,
+        by = &*who.name,
         id = action_id,
         detail,
         "action of an operator"

@@ -55,7 +55,7 @@ pub(super) async fn start(
         return Err(Problem::invalid("note", "", "the reason, for the log of actions, as apply is true"));
     }
     let tenant = state.reader.tenant(&id).await.ok_or_else(|| no_tenant(&id))?;
-    let record = state.recoveries.start(&tenant, wanted.apply, who.name, note).await?;
+    let record = state.recoveries.start(&tenant, wanted.apply, &who.name, note).await?;
     Ok(HttpResponse::Accepted().json(RecoveryView::new(record, who.amounts_hidden())))
 }
 

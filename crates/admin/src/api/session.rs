@@ -18,7 +18,7 @@ const LASTS: u32 = 12 * 60 * 60;
 #[derive(Debug, Serialize)]
 struct Session<'a> {
     role: &'static str,
-    name: &'static str,
+    name: String,
     auth_required: bool,
     worker: &'a str,
     version: &'static str,
@@ -58,7 +58,7 @@ pub(super) async fn sign_out(state: State, request: HttpRequest) -> HttpResponse
 fn session(state: &State, who: Who) -> Session<'_> {
     Session {
         role: who.role.name(),
-        name: who.name,
+        name: who.name.into_owned(),
         auth_required: state.access.is_required(),
         worker: &state.worker,
         version: env!("CARGO_PKG_VERSION"),

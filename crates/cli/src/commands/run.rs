@@ -145,7 +145,12 @@ fn start_admin(
         recoveries: operations
             .inspector()
             .recoveries(config.worker.name.clone(), Arc::clone(recoveries) as Arc<dyn RecoveryRunner>),
-        access: Access::new(config.admin.read_token.clone(), config.admin.operator_token.clone()),
+        access: Access::new(
+            config.admin.read_token.clone(),
+            config.admin.operator_token.clone(),
+            config.admin.tokens.iter().cloned(),
+        )
+        .behind(config.admin.proxies.clone()),
         worker: config.worker.name.clone(),
     };
     let server = balance_sync_admin::start_with_api(

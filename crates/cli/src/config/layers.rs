@@ -154,7 +154,7 @@ impl Layers {
         let value = match default {
             None => return refuse(self.unknown(&key, variable_name), None),
             Some(Value::Dict(..)) => return refuse("is a section, not a value".to_owned(), None),
-            Some(Value::Array(..)) if key == "tenants.list" => {
+            Some(Value::Array(..)) if key == "tenants.list" || key == "admin.tokens" => {
                 return refuse("can only be set in a file".to_owned(), None);
             }
             Some(Value::Array(..)) => Value::from(

@@ -3,6 +3,7 @@
 //!
 //! `config/default.toml` is the manual. Every problem is reported in one go (`problem.rs`), none shows a secret.
 
+mod admin;
 mod layers;
 mod ledger_env;
 mod manual;

@@ -296,9 +296,24 @@ pub(super) struct Admin {
     pub read_token: SecretString,
     #[serde(serialize_with = "masked")]
     pub operator_token: SecretString,
+    pub tokens: Vec<AdminToken>,
+    pub name_header: String,
+    pub trusted_proxies: Vec<String>,
     pub metrics_tenants: usize,
     #[serde(with = "humantime_serde")]
     pub freshness_objective: Duration,
+}
+
+/// One entry of `admin.tokens`; what must not be missing is empty here and refused in `validate.rs`.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AdminToken {
+    #[serde(default)]
+    pub name: String,
+    #[serde(default)]
+    pub role: String,
+    #[serde(default, serialize_with = "masked")]
+    pub token: SecretString,
 }
 
 /// `[objectives]`: what the fleet is judged by.

@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use balance_sync_admin::{NamedToken, TrustedProxies};
 use balance_sync_schedule::LinkSettings;
 use balance_sync_tenants::{KeyForm, StaticTenant, TenantDatabase};
 use secrecy::SecretString;
@@ -133,6 +134,10 @@ pub(crate) struct Admin {
     pub read_token: Option<SecretString>,
     /// Its bearer may do everything.
     pub operator_token: Option<SecretString>,
+    /// Further tokens, with the names of their bearers.
+    pub tokens: Vec<NamedToken>,
+    /// Proxies that name who asks.
+    pub proxies: Option<TrustedProxies>,
     /// Tenants with time series of their own at `/metrics`.
     pub metrics_tenants: usize,
     /// A tenant whose oldest due balance is older counts as behind.

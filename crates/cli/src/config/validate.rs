@@ -6,7 +6,6 @@
 //! worker that only seems to work.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -17,8 +16,8 @@ use super::layers::Layers;
 use super::print::Effective;
 use super::problem::{ConfigError, ConfigNote, Origin, Problem, quoted};
 use super::raw::{self, ByteSize, MASK, Raw, SourceKind};
-use super::types::{Admin, Config, Worker};
-use super::{redis, telemetry, tenants};
+use super::types::{Config, Worker};
+use super::{admin, redis, telemetry, tenants};
 
 /// A claim must outlive its flush by this part of the flush's deadline (1/4): for the clocks of two machines, and for
 /// the way to Redis and back.
@@ -259,7 +258,7 @@ pub(super) fn validate(
     relations(check, &raw);
     let link = redis::link(check, &raw.redis);
     let tenants = tenants::tenants(check, &mut raw, link.as_ref());
-    let admin = admin(check, &raw.admin);
+    let admin = admin::admin(check, &raw.admin);
     telemetry::log(check, &raw.log);
     let traces = telemetry::traces(check, &raw.telemetry);
     let worker = worker(check, &raw.worker);
@@ -476,58 +475,6 @@ fn relations(check: &mut Check<'_>, raw: &Raw) {
         &[("tenants.service.request_timeout", raw.tenants.service.request_timeout.written())],
         "connecting is part of a request",
     );
-}
-
-fn admin(check: &mut Check<'_>, raw: &raw::Admin) -> Option<Admin> {
-    let Ok(listen) = raw.listen.trim().parse::<SocketAddr>() else {
-        check.refuse(
-            "admin.listen",
-            Some(quoted(&raw.listen)),
-            "allowed: address:port, as 127.0.0.1:8090 or [::]:8090",
-        );
-        return None;
-    };
-    let read_token = token(check, "admin.read_token", &raw.read_token);
-    let operator_token = token(check, "admin.operator_token", &raw.operator_token);
-    if let (Some(read), Some(operator)) = (&read_token, &operator_token)
-        && read.expose_secret() == operator.expose_secret()
-    {
-        check.refuse(
-            "admin.read_token",
-            Some(MASK.to_owned()),
-            "allowed: another one than admin.operator_token, or its bearers could act",
-        );
-    }
-    let open = raw.read_token.expose_secret().is_empty() && raw.operator_token.expose_secret().is_empty();
-    if raw.enabled && !listen.ip().is_loopback() && open {
-        check.refuse(
-            "admin.listen",
-            Some(quoted(&raw.listen)),
-            "allowed: an address of this machine alone (127.0.0.1, [::1]), or any with admin.read_token or \
-             admin.operator_token set: every client that reaches it could pause tenants and drain workers",
-        );
-    }
-    Some(Admin {
-        enabled: raw.enabled,
-        listen,
-        read_token,
-        operator_token,
-        metrics_tenants: raw.metrics_tenants,
-        freshness_objective: raw.freshness_objective,
-    })
-}
-
-/// A token of the admin interface: something that can't be guessed and that fits into a header.
-fn token(check: &mut Check<'_>, key: &str, value: &SecretString) -> Option<SecretString> {
-    /// Shortest token, in characters.
-    const SHORTEST: usize = 16;
-    let token = check.header_secret(key, value)?;
-    if token.expose_secret().len() < SHORTEST {
-        let found = format!("{MASK} ({} characters)", token.expose_secret().len());
-        check.refuse(key, Some(found), format!("allowed: at least {SHORTEST} visible ASCII characters"));
-        return None;
-    }
-    Some(token)
 }
 
 /// Where TLS is required, what is configured without it is refused. What the tenant service says of its tenants' databases is

@@ -1,5 +1,7 @@
 //! What is refused, how it is told, and that no secret is told with it.
 
+use balance_sync_admin::Role;
+
 use super::*;
 
 #[test]
@@ -279,4 +281,49 @@ fn an_address_that_others_reach_needs_a_token() {
     let both = [("BALANCE_SYNC__ADMIN__READ_TOKEN", TOKEN), ("BALANCE_SYNC__ADMIN__OPERATOR_TOKEN", TOKEN)];
     let text = refused("", &both).to_string();
     assert!(text.contains("admin.read_token") && !text.contains(TOKEN), "{text}");
+}
+
+#[test]
+fn tokens_with_names_are_told_apart_and_a_header_is_believed_of_named_proxies_only() {
+    const ANN: &str = "the-token-of-ann-1234";
+    const BOB: &str = "the-token-of-bob-1234";
+    let entry = |name: &str, role: &str, token: &str| {
+        format!("[[admin.tokens]]\nname = \"{name}\"\nrole = \"{role}\"\ntoken = \"{token}\"\n")
+    };
+    let good = [entry("ann@example.org", "operator", ANN), entry("bob", "reader", BOB)].concat();
+    let config = complete(&format!("[admin]\nlisten = \"0.0.0.0:8090\"\n{good}"), &[]).unwrap();
+    let named: Vec<_> = config.admin.tokens.iter().map(|token| (token.name.as_str(), token.role)).collect();
+    assert_eq!(named, [("ann@example.org", Role::Operator), ("bob", Role::Reader)]);
+    let shown = print(&config);
+    assert!(shown.contains("[[admin.tokens]]") && !shown.contains(ANN), "{shown}");
+
+    for (text, key) in [
+        (entry("an n", "operator", ANN), "admin.tokens[0].name = \"an n\""),
+        (entry("ann", "boss", ANN), "admin.tokens[0].role = \"boss\""),
+        (entry("ann", "operator", ""), "admin.tokens[0].token"),
+        (entry("ann", "operator", "short"), "admin.tokens[0].token"),
+        (
+            [entry("ann", "operator", ANN), entry("ann", "reader", BOB)].concat(),
+            "admin.tokens[1].name = \"ann\"",
+        ),
+        ([entry("ann", "operator", ANN), entry("bob", "reader", ANN)].concat(), "admin.tokens[1].token"),
+        (
+            format!("[admin]\nread_token = \"{ANN}\"\n{}", entry("ann", "operator", ANN)),
+            "admin.tokens[0].token",
+        ),
+        ("[admin]\nname_header = \"X-User\"".to_owned(), "admin.trusted_proxies"),
+        ("[admin]\ntrusted_proxies = [\"10.0.0.7\"]".to_owned(), "admin.name_header"),
+        (
+            "[admin]\nname_header = \"X-User\"\ntrusted_proxies = [\"proxy\"]".to_owned(),
+            "admin.trusted_proxies = \"proxy\"",
+        ),
+        (
+            "[admin]\nname_header = \"Cookie\"\ntrusted_proxies = [\"10.0.0.7\"]".to_owned(),
+            "admin.name_header = \"Cookie\"",
+        ),
+    ] {
+        let refused = problem(&text, &[]);
+        assert!(refused.contains(key) && refused.contains("allowed: "), "{key}: {refused}");
+        assert!(!refused.contains(ANN) && !refused.contains(BOB), "{refused}");
+    }
 }
