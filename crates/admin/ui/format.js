@@ -75,21 +75,58 @@ export function moment(text) {
   return Number.isNaN(at) ? null : at;
 }
 
-const clockFormat = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-const dayFormat = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
-const minuteFormat = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
+/** Formats for one zone; `timeZone` undefined = the browser's. */
+function formatsOf(/** @type {string | undefined} */ timeZone) {
+  const format = (/** @type {Intl.DateTimeFormatOptions} */ options) => new Intl.DateTimeFormat("en-GB", { ...options, timeZone });
+  return {
+    clock: format({ hour: "2-digit", minute: "2-digit", second: "2-digit" }),
+    day: format({ day: "numeric", month: "short" }),
+    date: format({ dateStyle: "short" }),
+    minute: format({ hour: "2-digit", minute: "2-digit" }),
+    zone: format({ timeZoneName: "shortOffset" }),
+  };
+}
 
-/** 14:03:12, with the day if it is another one. Local time, as the reader's watch has it. */
+const ZONE_KEY = "zone";
+let utc = storedZone() === "utc";
+let formats = formatsOf(utc ? "UTC" : undefined);
+
+function storedZone() {
+  try {
+    return localStorage.getItem(ZONE_KEY);
+  } catch {
+    return null;
+  }
+}
+
+/** The zone in which times are shown: "UTC", "GMT+2". */
+export function zoneName() {
+  if (utc) return "UTC";
+  return formats.zone.formatToParts(new Date()).find((part) => part.type === "timeZoneName")?.value ?? "local";
+}
+
+/** Shows times in UTC instead of the browser's zone, or the other way round. */
+export function switchZone() {
+  utc = !utc;
+  formats = formatsOf(utc ? "UTC" : undefined);
+  try {
+    localStorage.setItem(ZONE_KEY, utc ? "utc" : "local");
+  } catch {
+    // It holds for this page then.
+  }
+}
+
+/** 14:03:12, with the day if it is another one. In the zone that the page's head names. */
 export function clock(at, now = Date.now()) {
   if (at === null || at === undefined) return UNKNOWN;
   const date = new Date(at);
-  const time = clockFormat.format(date);
-  return date.toDateString() === new Date(now).toDateString() ? time : `${dayFormat.format(date)} ${time}`;
+  const time = formats.clock.format(date);
+  return formats.date.format(date) === formats.date.format(new Date(now)) ? time : `${formats.day.format(date)} ${time}`;
 }
 
 /** 14:03 */
 export function minute(at) {
-  return minuteFormat.format(new Date(at));
+  return formats.minute.format(new Date(at));
 }
 
 /** "12 s ago", "just now", "in 3 min" */

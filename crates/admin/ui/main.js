@@ -4,7 +4,7 @@ import { get, Problem, remove, whenSignedOut } from "./api.js";
 import { at, here, isOurs } from "./base.js";
 import { h, icon, setAttr, setIcon, setShown, setText, visible } from "./dom.js";
 import { showDialog } from "./dialog.js";
-import { clock, span } from "./format.js";
+import { clock, span, switchZone, zoneName } from "./format.js";
 import { connect, disconnect, live, load, retryNow, subscribe } from "./live.js";
 import { button, failed, heading, link, nothing } from "./parts.js";
 import { actionsPage } from "./pages/actions.js";
@@ -112,13 +112,14 @@ const lampText = h("span");
 const connection = h("span.connection", lamp, lampText);
 const themeIcon = icon("auto");
 const themeButton = h("button.icon-button.theme", { type: "button", on: { click: nextTheme } }, themeIcon);
+const zoneButton = h("button.button.small.zone", { type: "button", on: { click: nextZone } });
 const helpButton = h("button.icon-button.help", { type: "button", "aria-label": "Keys (?)", title: "Keys (?)", on: { click: showKeys } }, icon("question"));
 const who = h("span.who");
 const signOut = button("Sign out", null, async () => {
   await remove(["session"]).catch(() => {});
   await begin();
 }, "button.button.small");
-document.querySelector(".top-end")?.append(connection, who, signOut, helpButton, themeButton);
+document.querySelector(".top-end")?.append(connection, who, signOut, zoneButton, helpButton, themeButton);
 
 function showTabs() {
   const session = live.session;
@@ -138,7 +139,7 @@ function showTabs() {
 
 function showCounts() {
   const overview = live.overview;
-  const counts = [null, unwell(overview), overview ? overview.quarantined - overview.acknowledged : 0, null, null];
+  const counts = [null, unwell(overview), overview ? (overview.quarantined ?? 0) - overview.acknowledged : 0, null, null];
   tabs.forEach((tab, index) => {
     setShown(tab.number, counts[index] > 0);
     if (counts[index] > 0) {
@@ -160,6 +161,7 @@ function showTitle() {
   const lost = live.state === "lost" && live.lastData !== null;
   const bad = !lost && overview && ["attention", "behind", "degraded"].includes(overview.verdict);
   const sign = lost || overview?.verdict === "unknown" ? "? " : bad ? "! " : "";
+  // A hidden tab looks rarely: what it shows was true within the last minute.
   document.title = `${sign}${title} · balance-sync`;
   setAttr(document.querySelector("link[rel=icon]"), "href", bad || lost ? "/assets/icon-alert.svg" : "/assets/icon.svg");
 }
@@ -183,6 +185,19 @@ function nextTheme() {
   showTheme();
 }
 
+/** Shows all times in the other zone: the page is built anew. */
+function nextZone() {
+  switchZone();
+  showZone();
+  show();
+}
+
+function showZone() {
+  setText(zoneButton, zoneName());
+  setAttr(zoneButton, "aria-label", `Times are in ${zoneName()}: show the other zone`);
+  setAttr(zoneButton, "title", `Times are in ${zoneName()}; UTC or this browser's zone`);
+}
+
 function showTheme() {
   const name = { auto: "as the system", dark: "dark", light: "light" }[theme()];
   setIcon(themeIcon, THEME_ICONS[theme()]);
@@ -196,7 +211,9 @@ const bannerText = h("span");
 const banner = h("div.banner", { role: "alert", hidden: true, data: { level: "bad" } }, icon("alert"), bannerText, button("Try now", "retry", retryNow, "button.button.small"));
 const redisText = h("span");
 const redisBanner = h("div.banner", { role: "alert", hidden: true, data: { level: "bad" } }, icon("alert"), redisText);
-document.querySelector(".banners")?.append(banner, redisBanner);
+const clockText = h("span");
+const clockBanner = h("div.banner", { role: "status", hidden: true, data: { level: "warn" } }, icon("alert"), clockText);
+document.querySelector(".banners")?.append(banner, redisBanner, clockBanner);
 
 function showConnection() {
   const states = { connecting: "Connecting", open: "Live", lost: "Not live" };
@@ -222,6 +239,16 @@ function showRedis(overview) {
   }
 }
 
+/** A worker's clock may be off by so many seconds before its page says so. */
+const CLOCK_TOLERANCE = 1;
+
+function showClock(/** @type {Api.Overview} */ overview) {
+  const offset = overview.clock_offset_seconds ?? 0;
+  const wrong = Math.abs(offset) > CLOCK_TOLERANCE;
+  setShown(clockBanner, wrong);
+  if (wrong) setText(clockText, `The clock of the worker that serves this page is ${span(Math.abs(offset))} ${offset > 0 ? "ahead of" : "behind"} Redis's: times and ages here are wrong by as much.`);
+}
+
 let lastVerdict = null;
 
 /** Says a changed verdict to a screen reader; not every update. */
@@ -237,6 +264,7 @@ subscribe("connection", () => {
 });
 subscribe("overview", (overview) => {
   showRedis(overview);
+  showClock(overview);
   showCounts();
   showTitle();
   announce(overview);
@@ -303,6 +331,7 @@ whenSignedOut(() => {
 
 async function begin() {
   showTheme();
+  showZone();
   showConnection();
   /** @type {Api.Session} */
   let session;

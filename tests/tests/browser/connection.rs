@@ -1,8 +1,8 @@
 //! A worker that goes away and comes back, and a Redis that does: what is shown is never taken for what is.
 
 use anyhow::Result;
-use balance_sync_sandbox::free_port;
 use balance_sync_sandbox::ledger::DEFAULT_TTL;
+use balance_sync_sandbox::{RedisOptions, Sandbox, SandboxOptions, free_port};
 use balance_sync_tests::ledger::comes_in_step;
 
 use crate::{browser, worker};
@@ -111,5 +111,28 @@ async fn an_unreachable_redis_is_told() -> Result<()> {
         .await?;
     browser.shows("#verdict", "All tenants are on time").await?;
     browser.expect_error("status of 503");
+    browser.finish().await
+}
+
+#[tokio::test]
+async fn a_wrong_clock_is_named_and_times_are_shown_in_a_zone_that_can_be_chosen() -> Result<()> {
+    let mut browser = browser!();
+    let wanted = balance_sync_tests::options(2, 5);
+    let redis = RedisOptions { settable_clock: true, ..wanted.redis.clone() };
+    let sandbox = Sandbox::start(SandboxOptions { redis, ..wanted }).await?;
+    let mut worker = worker(&sandbox, "first").start().await?;
+    browser.open(&worker.url("/")).await?;
+    browser.shows("#verdict", "All tenants are on time").await?;
+    sandbox.redis().shift_clock(30_000)?;
+    browser.shows(".banners", "The clock of the worker that serves this page is 30 s behind Redis's").await?;
+    browser.shows(".verdict", "Clocks differ from Redis's: that of worker first is 30.0 s behind").await?;
+
+    browser.press(".top-end", "Times are in ").await?;
+    browser.shows(".zone", "UTC").await?;
+    browser.until("it is remembered", "localStorage.getItem('zone') === 'utc'").await?;
+    browser.press(".top-end", "Times are in UTC").await?;
+    browser.until("the browser's own", "localStorage.getItem('zone') === 'local'").await?;
+    assert_eq!(worker.stop().await?.code, Some(0));
+    browser.expect_error("ERR_");
     browser.finish().await
 }

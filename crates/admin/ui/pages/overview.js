@@ -122,7 +122,7 @@ function verdictCard() {
       const oldest = overview.backlog.oldest_due_age_seconds;
       const unknown = overview.backlog.unknown_tenants;
       const none_due = unknown > 0 ? "No balance is known to be due" : "No balance is due";
-      const waiting = overview.backlog.due > 0 ? `The oldest due balance waits ${span(oldest)}` : none_due;
+      const waiting = (overview.backlog.due ?? 0) > 0 ? `The oldest due balance waits ${span(oldest)}` : none_due;
       setText(foot, `${waiting}; the objective is ${span(objective())}. ${plural(overview.tenants.total, "tenant")} on ${plural(overview.workers.live, "live worker")}.`);
     },
   };
@@ -168,13 +168,14 @@ function tileRow() {
       rows.set(rate(rates.rows_per_second), rates.failures_per_second > 0 ? `${rate(rates.failures_per_second)} failures/s` : "no failures", rates.failures_per_second > 0 ? "warn" : null);
       lag.set(span(lags.p99_seconds), `p50 ${span(lags.p50_seconds)}`, (lags.p99_seconds ?? 0) > limit ? "warn" : null);
       const unknown = backlog.unknown_tenants;
+      const asOf = backlog.age_seconds === null ? null : `as of ${span(backlog.age_seconds)} ago`;
       const eta = backlog.eta_seconds === null ? "" : `, gone in about ${span(backlog.eta_seconds)}`;
-      due.set(count(backlog.due), unknown > 0 ? `unknown of ${plural(unknown, "tenant")}` : `${count(backlog.leased)} leased of ${count(backlog.scheduled)}${eta}`, unknown > 0 ? "warn" : null);
-      oldest.set(span(backlog.due > 0 ? backlog.oldest_due_age_seconds : 0), `objective ${span(limit)}`, backlog.oldest_due_age_seconds > limit ? "warn" : null);
+      due.set(count(backlog.due), unknown > 0 ? `unknown of ${plural(unknown, "tenant")}` : asOf ?? `${count(backlog.leased)} leased of ${count(backlog.scheduled)}${eta}`, unknown > 0 || asOf ? "warn" : null);
+      oldest.set(span(backlog.due === 0 ? 0 : backlog.oldest_due_age_seconds), asOf ?? `objective ${span(limit)}`, asOf || (backlog.oldest_due_age_seconds ?? 0) > limit ? "warn" : null);
       const exposed = backlog.exposure_p99_seconds;
       const bound = overview.settings.exposure_objective_seconds;
       exposure.set(span(exposed), `now ${span(backlog.exposure_age_seconds)}, objective ${span(bound)}`, exposed === null || exposed > bound ? "warn" : null);
-      quarantined.set(count(overview.quarantined), `${overview.acknowledged > 0 ? `${count(overview.acknowledged)} acknowledged, ` : ""}${overview.expired_total > 0 ? `${count(overview.expired_total)} expired unread` : "none expired unread"}`, overview.quarantined > overview.acknowledged ? "warn" : null);
+      quarantined.set(count(overview.quarantined), `${overview.acknowledged > 0 ? `${count(overview.acknowledged)} acknowledged, ` : ""}${overview.expired_total > 0 ? `${count(overview.expired_total)} expired unread` : "none expired unread"}`, (overview.quarantined ?? 0) > overview.acknowledged ? "warn" : null);
       life.set(overview.shortest_life_seconds === null ? "–" : span(overview.shortest_life_seconds), overview.shortest_life_seconds === null ? "nothing waits" : "until expiry", overview.shortest_life_seconds !== null && overview.shortest_life_seconds < 300 ? "warn" : null);
     },
   };
@@ -217,7 +218,7 @@ function worstTable(tickers) {
           return (row) => since.update(sinceOf(row));
         },
       },
-      numberColumn("Due", (row) => (row.sampled ? count(row.due) : "?")),
+      numberColumn("Due", (row) => (row.sampled || row.numbers_age_seconds !== null ? count(row.due) : "?")),
       numberColumn("Oldest", (row) => (row.due > 0 ? span(row.oldest_due_age_seconds) : "–")),
       numberColumn("Lag p99", (row) => span(row.lag_p99_seconds)),
       {

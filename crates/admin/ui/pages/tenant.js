@@ -194,10 +194,14 @@ function figureList() {
   figure("life", "Shortest life");
   figure("pool", "Connections");
   figure("quarantined", "In quarantine", "/quarantine");
+  const dated = h("p.quiet.dated");
   return {
-    node: h("section.card", { "aria-label": "Figures" }, list),
+    node: h("section.card", { "aria-label": "Figures" }, list, dated),
     /** @param {Api.TenantDetail} tenant */
     update(tenant) {
+      const age = tenant.numbers_age_seconds;
+      setText(dated, tenant.sampled ? "" : age === null ? "The schedules have not been read yet, or can't be: what waits is not known." : `As of ${span(age)} ago: the schedules can't be read now.`);
+      setShown(dated, !tenant.sampled);
       setText(cells.backlog, count(tenant.scheduled));
       setText(cells.due, count(tenant.due));
       setText(cells.leased, count(tenant.leased));

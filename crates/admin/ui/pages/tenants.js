@@ -232,7 +232,7 @@ function columns() {
       },
     },
     text("backlog", "Backlog", "backlog", (row) => count(row.scheduled)),
-    text("due", "Due", "due", (row) => (row.sampled ? count(row.due) : "?")),
+    text("due", "Due", "due", (row) => (row.sampled || row.numbers_age_seconds !== null ? count(row.due) : "?")),
     text("leased", "Leased", "leased", (row) => count(row.leased)),
     text("oldest", "Oldest", "oldest", (row) => (row.due > 0 ? brief(row.oldest_due_age_seconds) : "–")),
     text("p50", "Lag p50", null, (row) => brief(row.lag_p50_seconds)),
