@@ -4,6 +4,8 @@
 -- KEYS[2]  records of this worker (hash: `incarnation`, `seq`, `worker`, `t:<tenant>`, `d:<tenant>`)
 -- KEYS[3]  changes of this worker (sorted set: tenant, number of the call that changed its record last)
 -- KEYS[4]  tenants watched in detail (sorted set: tenant, time at which the interest ends)
+-- KEYS[5]  dead workers of the group (sorted set: name, time until which it counted as live)
+-- KEYS[6]  groups (sorted set: KEYS[1] of a group, time until which one of its workers counts as live)
 -- ARGV[1]  name of this worker
 -- ARGV[2]  how long the worker counts as live after this call, in milliseconds
 -- ARGV[3]  incarnation: new for each process, and whenever the process starts over
@@ -18,9 +20,11 @@
 --          tenants   those watched in detail
 --
 -- Atomic: checking the number, writing all records. Readers never see half a call. What a worker published last outlives it:
--- while Redis refuses writes, no worker can publish, and readers fall back to it.
+-- while Redis refuses writes, no worker can publish, and readers fall back to it. A worker whose time has passed without its
+-- taking leave counts as dead for a while, unless it publishes again.
 
 local KEPT_MS = 3600000 -- how long records are kept after the last call
+local DEAD_SECONDS = 900 -- how long a dead worker is reported
 
 local name, life_ms = ARGV[1], tonumber(ARGV[2])
 local seq = tonumber(ARGV[4])
@@ -49,8 +53,20 @@ end
 redis.call('PEXPIRE', KEYS[2], KEPT_MS)
 redis.call('PEXPIRE', KEYS[3], KEPT_MS)
 
+local listed = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+for i = 1, #listed, 2 do
+  if tonumber(listed[i + 1]) <= now then redis.call('ZADD', KEYS[5], listed[i + 1], listed[i]) end
+end
+redis.call('ZREM', KEYS[5], name)
+drop_lapsed(KEYS[5], now - DEAD_SECONDS)
+redis.call('PEXPIRE', KEYS[5], KEPT_MS)
 drop_lapsed(KEYS[1], now)
-if ARGV[5] == '1' then list_as_live(KEYS[1], name, now, life_ms) end
+drop_lapsed(KEYS[6], now)
+if ARGV[5] == '1' then
+  list_as_live(KEYS[1], name, now, life_ms)
+  list_as_live(KEYS[6], KEYS[1], now, life_ms)
+end
+redis.call('PEXPIRE', KEYS[6], KEPT_MS)
 redis.call('PEXPIRE', KEYS[1], KEPT_MS)
 
 redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', string.format('%.17g', now))

@@ -238,6 +238,7 @@ fn busy_fleet() -> Arc<FleetStatus> {
     fleet.redis.failed(ErrorClass::OutOfMemory);
     fleet.redis.connected();
     fleet.redis_may_evict.store(1);
+    fleet.clock_offset_ms.store(Some(-1_500));
     let in_force = InForce {
         claim_mode: ClaimMode::Lease,
         key_form: KeyForm::AsListed,
@@ -384,6 +385,7 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_redis_errors_total", "counter", &[("class", "redis_unavailable")], 0.0),
         ("balance_sync_redis_connections_opened_total", "counter", &[], 1.0),
         ("balance_sync_redis_may_evict", "gauge", &[], 1.0),
+        ("balance_sync_clock_offset_seconds", "gauge", &[], -1.5),
         ("balance_sync_tenant_list_timestamp_seconds", "gauge", &[], 1_795_380_400.0),
         (
             "balance_sync_tenant_service_calls_total",

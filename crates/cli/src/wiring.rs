@@ -1,6 +1,6 @@
 //! From the configuration to the parts of a worker.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use balance_sync_fleet::{
@@ -278,7 +278,38 @@ pub(crate) fn operations_settings(config: &Config, name: WorkerName) -> Operatio
             records_per_second: config.queues.records_per_second,
             quarantine_interval: config.queues.quarantine_interval,
         }),
+        shared: shared_settings(config),
     }
+}
+
+/// Settings that are compared between workers. No secrets: others read them.
+fn shared_settings(config: &Config) -> BTreeMap<String, String> {
+    let span = |duration: Duration| humantime::format_duration(duration).to_string();
+    let directory = match &config.tenants.source {
+        TenantSource::Service(service) => {
+            let url = service.url.as_str();
+            // Whatever stands before the host may be a secret.
+            let shown = match (url.split_once("://"), url.split_once('@')) {
+                (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://{rest}"),
+                _ => url.to_owned(),
+            };
+            format!("{} at {}", service.service, shown.split(['?', '#']).next().unwrap_or_default())
+        }
+        TenantSource::Static(tenants) => format!("a list of {}", tenants.len()),
+        TenantSource::Single(_) => "single".to_owned(),
+    };
+    [
+        ("tenants.directory", directory),
+        ("postgres.connections_per_server", config.postgres.connections_per_server.to_string()),
+        ("postgres.connections_per_tenant", config.postgres.connections_per_tenant.to_string()),
+        ("claim.ttl", span(config.claim.ttl)),
+        ("admin.freshness_objective", span(config.admin.freshness_objective)),
+        ("objectives.exposure", span(config.objectives.exposure)),
+        ("objectives.pause", span(config.objectives.pause)),
+        ("worker.expected", config.worker.expected.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
 }
 
 /// The workers that serve the same tenants as this one: a worker of another fleet on the same Redis must not be counted

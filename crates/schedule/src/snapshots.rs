@@ -4,20 +4,25 @@
 //! call: ten thousand idle tenants cost neither anything. A worker counts as live for a few seconds after each call. Its records
 //! outlive it by an hour: while Redis refuses writes no worker can publish, and readers show what was published last.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use redis::Value;
 
 use crate::{
     error::{ErrorClass, ScheduleError},
     link::Link,
-    reply::bulk,
+    reply::{bulk, seconds_of_time},
     scripts,
     workers::Listed,
 };
 
 /// Prefix of the keys, with the hash tag of all other keys. Increase the number when the format of the records changes.
 const KEY_PREFIX: &str = "{transactions}:balance-sync:worker-1:";
+/// Groups with live workers. No group has an empty name.
+const GROUPS: &str = "{transactions}:balance-sync:worker-1:";
 /// Most tenants in one call of a writer: about 300 µs of Redis.
 pub const PUBLISH_PAGE: usize = 250;
 /// Most tenants in one answer to a reader. More than [`PUBLISH_PAGE`], so that each page makes progress.
@@ -93,6 +98,10 @@ impl Snapshots {
         format!("{KEY_PREFIX}{}|watched", self.group)
     }
 
+    fn dead_index(&self) -> String {
+        format!("{KEY_PREFIX}{}|dead", self.group)
+    }
+
     /// Workers' names contain neither `:` nor `|`.
     fn records(&self, name: &str) -> String {
         format!("{KEY_PREFIX}{}:{name}", self.group)
@@ -112,11 +121,13 @@ impl Snapshots {
         life: Duration,
         page: &Publication<'_>,
     ) -> Result<Published, ScheduleError> {
-        let mut cmd = scripts::PUBLISH.call(4);
+        let mut cmd = scripts::PUBLISH.call(6);
         cmd.arg(self.index())
             .arg(self.records(name))
             .arg(self.changes(name))
             .arg(self.watched())
+            .arg(self.dead_index())
+            .arg(GROUPS)
             .arg(name)
             .arg(millis(life))
             .arg(page.incarnation)
@@ -155,6 +166,49 @@ impl Snapshots {
     /// As Redis answers.
     pub async fn publishers(&self) -> Result<Listed, ScheduleError> {
         Listed::read(&self.link, &self.index()).await
+    }
+
+    /// The workers that stopped publishing within the last quarter of an hour without taking leave, and until when each counted as
+    /// live, by Redis's clock. Another worker's publication makes a silent one dead.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn dead(&self) -> Result<BTreeMap<String, f64>, ScheduleError> {
+        const OPERATION: &str = "list dead workers";
+        let mut cmd = redis::cmd("ZRANGE");
+        cmd.arg(self.dead_index()).arg(0).arg(-1).arg("WITHSCORES");
+        let listed: Vec<(String, f64)> = redis::from_redis_value(self.link.send(OPERATION, &cmd).await?)
+            .map_err(|error| ScheduleError::unexpected(OPERATION, error.to_string()))?;
+        Ok(listed.into_iter().collect())
+    }
+
+    /// The other groups that publish in this Redis: workers with another list of tenants, or another form of keys.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn other_groups(&self) -> Result<Vec<Self>, ScheduleError> {
+        const OPERATION: &str = "list groups";
+        let mut cmd = redis::cmd("ZRANGE");
+        cmd.arg(GROUPS).arg(0).arg(-1);
+        let listed: Vec<String> = redis::from_redis_value(self.link.send(OPERATION, &cmd).await?)
+            .map_err(|error| ScheduleError::unexpected(OPERATION, error.to_string()))?;
+        let groups = listed.iter().filter_map(|key| key.strip_prefix(KEY_PREFIX));
+        let others = groups.filter(|group| *group != self.group);
+        Ok(others.map(|group| Self { link: self.link.clone(), group: group.to_owned() }).collect())
+    }
+
+    /// Which workers these are of.
+    #[must_use]
+    pub fn group(&self) -> &str {
+        &self.group
+    }
+
+    /// Redis's clock, in seconds since 1970.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn time(&self) -> Result<f64, ScheduleError> {
+        seconds_of_time("read time", &self.link.send("read time", &redis::cmd("TIME")).await?)
     }
 
     /// Why Redis refuses writes; `None` if it takes them, or if this user may not write.

@@ -10,13 +10,14 @@ use actix::Addr;
 use balance_sync_fleet::{
     ConnectionBudget,
     backends::{GetDatabaseView, GetUsages, TenantManager},
-    clock::wall_clock,
+    clock::{self, wall_clock},
     lifecycle::name::WorkerName,
     status::{
         ExposureHour, FleetStatus, NOTES, Rates, Recent, ReportedState, STEP_SECONDS, TenantState,
         TenantStatus, Totals, Window, lag_quantile,
     },
 };
+use balance_sync_schedule::Snapshots;
 use balance_sync_store::PoolUsage;
 use balance_sync_tenants::{BreakerState, Tenant};
 use tokio::time::Instant;
@@ -46,6 +47,8 @@ pub struct LocalWorker {
     pub budget: ConnectionBudget,
     /// Who knows its databases.
     pub manager: Addr<TenantManager>,
+    /// Further settings that should be the same on all workers, by their names.
+    settings: BTreeMap<String, String>,
     window: Mutex<Window>,
     /// Of whichever tenant is exposed longest, each second.
     exposure: Mutex<ExposureHour>,
@@ -70,13 +73,15 @@ pub struct LocalWorkerParts {
     pub budget: ConnectionBudget,
     /// Who knows its databases.
     pub manager: Addr<TenantManager>,
+    /// Further settings that should be the same on all workers, by their names.
+    pub settings: BTreeMap<String, String>,
 }
 
 impl LocalWorker {
     /// A worker that has just been started.
     #[must_use]
     pub fn new(parts: LocalWorkerParts) -> Self {
-        let LocalWorkerParts { name, version, replicas, fleet, budget, manager } = parts;
+        let LocalWorkerParts { name, version, replicas, fleet, budget, manager, settings } = parts;
         Self {
             name,
             version,
@@ -85,6 +90,7 @@ impl LocalWorker {
             fleet,
             budget,
             manager,
+            settings,
             window: Mutex::default(),
             exposure: Mutex::default(),
             started: Instant::now(),
@@ -135,6 +141,11 @@ impl LocalWorker {
     pub fn tenant_record(&self, status: &TenantStatus) -> TenantRecord {
         let info = status.state();
         let known = |n: u64| (n != u64::MAX).then_some(n);
+        let entries = known(status.quarantine_entries.load(Relaxed)).zip(known(status.losses.load(Relaxed)));
+        let last = &status.last_sample;
+        let last_at = seconds(last.at_ms.load(Relaxed)).filter(|_| entries.is_none());
+        let (quarantine_entries, losses) =
+            entries.unwrap_or_else(|| (last.quarantine_entries.load(Relaxed), last.losses.load(Relaxed)));
         let batches: Vec<u64> = status.batches.iter().map(|count| count.load(Relaxed)).collect();
         TenantRecord {
             state: info.state.into(),
@@ -142,8 +153,9 @@ impl LocalWorker {
             detail: info.detail,
             partial: info.partial,
             since: (info.since * 1e3).round() / 1e3,
-            unsampled: known(status.losses.load(Relaxed)).is_none(),
+            unsampled: entries.is_none(),
             unwatched: !status.watched.load(Relaxed),
+            sampled_at: last_at,
             scheduled: status.scheduled.load(Relaxed),
             due: status.due.load(Relaxed),
             leased: status.leased.load(Relaxed),
@@ -152,8 +164,8 @@ impl LocalWorker {
             exposure_p99_ms: millis(status.exposure_p99()),
             ahead_ms: status.ahead_ms.load(Relaxed),
             shortest_life_ms: known(status.shortest_life_ms.load(Relaxed)),
-            quarantine_entries: known(status.quarantine_entries.load(Relaxed)).unwrap_or_default(),
-            losses: known(status.losses.load(Relaxed)).unwrap_or_default(),
+            quarantine_entries,
+            losses,
             vanished: status.vanished().map(Into::into),
             queues: status.queues(),
             rates: status.recent(Recent::rates).unwrap_or_default(),
@@ -218,6 +230,7 @@ impl LocalWorker {
             exposure_p99_ms: fleet.exposure_p99_ms.load(Relaxed),
             replicas: self.replicas,
             settings: self.settings(),
+            clock_offset_ms: fleet.clock_offset_ms.load(),
             tasks: fleet.tasks.reports().into_iter().map(TaskRecord::from).collect(),
         }
     }
@@ -227,14 +240,15 @@ impl LocalWorker {
         let Some(in_force) = self.fleet.in_force.get() else { return BTreeMap::new() };
         let directory = if self.fleet.directory.service().is_some() { "service" } else { "static" };
         let replicas = self.replicas.map_or_else(|| "all".to_owned(), |replicas| replicas.to_string());
-        [
+        let mut settings = self.settings.clone();
+        let others = [
             ("claim.mode", in_force.claim_mode.to_string()),
             ("tenants.key_form", in_force.key_form.to_string()),
             ("tenants.source", directory.to_owned()),
             ("worker.replicas", replicas),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into()
+        ];
+        settings.extend(others.map(|(name, value)| (name.to_owned(), value)));
+        settings
     }
 
     fn service_record(&self) -> ServiceRecord {
@@ -286,6 +300,13 @@ impl LocalWorker {
     pub fn step() -> Duration {
         Duration::from_secs(STEP_SECONDS)
     }
+}
+
+/// By how many milliseconds this host's clock is ahead of Redis's, at least; `None` if Redis doesn't answer.
+pub(crate) async fn clock_offset_ms(snapshots: &Snapshots) -> Option<i64> {
+    let (begun, asked) = (wall_clock(), Instant::now());
+    let read = snapshots.time().await.ok()?;
+    Some(clock::clock_offset_ms(begun, asked.elapsed(), read))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

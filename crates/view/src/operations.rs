@@ -1,6 +1,6 @@
 //! The operators' side of a worker: it publishes what the worker knows, samples its schedules, and carries out actions.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use balance_sync_fleet::{
     PreparedWorker, Worker,
@@ -53,6 +53,8 @@ pub struct OperationsSettings {
     pub objectives: Objectives,
     /// How the ledger's own queues are looked at; `None` = not at all.
     pub queues: Option<QueueOptions>,
+    /// Settings that should be the same on all workers, by their names; those of the worker itself aside.
+    pub shared: BTreeMap<String, String>,
 }
 
 /// The operators' side of a worker.
@@ -80,6 +82,7 @@ impl Operations {
             reach,
             objectives,
             queues,
+            shared,
         } = settings;
         let local = Arc::new(LocalWorker::new(LocalWorkerParts {
             name,
@@ -88,6 +91,7 @@ impl Operations {
             fleet: Arc::clone(&handles.fleet),
             budget: handles.budget.clone(),
             manager: handles.manager.clone(),
+            settings: shared,
         }));
         let (link, key_form, tasks) = (&handles.link, handles.key_form, &handles.fleet.tasks);
         let snapshots = Snapshots::new(link.clone(), &group);

@@ -9,16 +9,17 @@ use serde::Serialize;
 use crate::{
     reader::FleetView,
     record::FleetPoint,
-    rows::{StateView, TenantRow, at},
+    rows::{DeadWorker, StateView, TenantRow, at},
 };
 
 mod eta;
 mod judge;
 mod queues;
+mod redundancy;
 #[cfg(test)]
 mod tests;
 
-pub use judge::Verdict;
+pub use judge::{CLOCK_TOLERANCE_SECONDS, Verdict};
 pub use queues::FleetQueue;
 
 /// Tenants shown as the worst.
@@ -39,14 +40,16 @@ pub struct Overview {
     pub reasons: Vec<String>,
     /// Workers.
     pub workers: WorkerCount,
+    /// Workers that died within the last quarter of an hour, the last first.
+    pub dead_workers: Vec<DeadWorker>,
     /// Tenants.
     pub tenants: TenantCount,
     /// What waits.
     pub backlog: BacklogView,
-    /// Entries in quarantine.
-    pub quarantined: u64,
+    /// Entries in quarantine; `None` = nothing is known of any tenant.
+    pub quarantined: Option<u64>,
     /// Lost balances among them.
-    pub losses: u64,
+    pub losses: Option<u64>,
     /// Entries that an operator has acknowledged, lost ones included.
     pub acknowledged: u64,
     /// The ledger's own queues.
@@ -65,6 +68,8 @@ pub struct Overview {
     pub worst: Vec<TenantRow>,
     /// Collectors that were started again.
     pub restarts_total: u64,
+    /// By how much the clock of whoever answers is ahead of Redis's, at least; `None` = not known.
+    pub clock_offset_seconds: Option<f64>,
     /// What it is measured by.
     pub settings: OverviewSettings,
 }
@@ -85,6 +90,8 @@ pub struct TenantCount {
     pub total: usize,
     /// Those that no live worker serves.
     pub unserved: usize,
+    /// Those of which nothing is known, as Redis can't be read.
+    pub unknown: usize,
     /// The others by state.
     pub by_state: BTreeMap<ReportedState, usize>,
 }
@@ -92,17 +99,17 @@ pub struct TenantCount {
 /// What waits.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct BacklogView {
-    /// Members in all schedules.
-    pub scheduled: u64,
+    /// Members in all schedules; `None`, as all that follow, when nothing is known of any tenant.
+    pub scheduled: Option<u64>,
     /// Those whose time has come.
-    pub due: u64,
+    pub due: Option<u64>,
     /// Those that a worker holds.
-    pub leased: u64,
+    pub leased: Option<u64>,
     /// How long the oldest due one has been due.
-    pub oldest_due_age_seconds: f64,
+    pub oldest_due_age_seconds: Option<f64>,
     /// For how long the oldest balance has waited whose last mutation only Redis has, claimed or not: the scheduled ones would be
     /// missing from the rows if Redis lost its data now.
-    pub exposure_age_seconds: f64,
+    pub exposure_age_seconds: Option<f64>,
     /// What that exceeded in 36 seconds of the last hour: the age of the oldest such balance of any tenant. `None` = not known.
     pub exposure_p99_seconds: Option<f64>,
     /// Tenants of which it is not known what waits: they are not in these numbers.
@@ -110,6 +117,8 @@ pub struct BacklogView {
     /// When nothing will be due any more, if it goes on as in the last minute. `None` where the backlog doesn't shrink, and for
     /// commands, which have seen no minute.
     pub eta_seconds: Option<f64>,
+    /// How old the oldest of these numbers is, where schedules could be read before and can't be now.
+    pub age_seconds: Option<f64>,
 }
 
 /// The last seconds.
@@ -169,7 +178,23 @@ pub struct OverviewSettings {
     pub exposure_objective_seconds: f64,
 }
 
+/// What waits, of the tenants of which it is known.
+#[derive(Default)]
+struct Waits {
+    scheduled: u64,
+    due: u64,
+    leased: u64,
+    oldest_due_age_seconds: f64,
+    exposure_age_seconds: f64,
+}
+
 impl FleetView {
+    /// Whether the numbers of any tenant are known, or there are none.
+    fn is_anything_known(&self) -> bool {
+        let is_whole = self.tenants.is_empty() && self.unknown_tenants == 0 && self.listed;
+        (is_whole && self.redis_error.is_none()) || self.tenants.iter().any(TenantRow::has_numbers)
+    }
+
     /// The largest that any worker has seen. At a given second each knows its own tenants only, so that the fleet's own p99 may be
     /// larger where tenants of several workers were exposed at different times.
     fn exposure_p99_seconds(&self) -> Option<f64> {
@@ -184,18 +209,10 @@ impl FleetView {
         let objective = self.objective_seconds;
         let mut by_state: BTreeMap<ReportedState, usize> =
             TenantState::ALL.into_iter().map(|state| (state.into(), 0)).collect();
-        let mut backlog = BacklogView {
-            scheduled: 0,
-            due: 0,
-            leased: 0,
-            oldest_due_age_seconds: 0.0,
-            exposure_age_seconds: 0.0,
-            exposure_p99_seconds: self.exposure_p99_seconds(),
-            unknown_tenants: 0,
-            eta_seconds: eta::eta(&self.history),
-        };
+        let mut waits = Waits::default();
+        let mut unknown_tenants = self.unknown_tenants;
         let (mut unserved, mut quarantined, mut losses, mut expired) = (0, 0, 0, 0);
-        let mut acknowledged = 0;
+        let (mut acknowledged, mut age): (u64, Option<f64>) = (0, None);
         let mut shortest: Option<f64> = None;
         for row in &self.tenants {
             match &row.state {
@@ -203,12 +220,15 @@ impl FleetView {
                 StateView::Other(name) => *by_state.entry(Reported::Other(name.clone())).or_default() += 1,
                 StateView::Unserved => unserved += 1,
             }
-            backlog.unknown_tenants += usize::from(!row.sampled);
-            backlog.scheduled += row.scheduled;
-            backlog.due += row.due;
-            backlog.leased += row.leased;
-            backlog.oldest_due_age_seconds = backlog.oldest_due_age_seconds.max(row.oldest_due_age_seconds);
-            backlog.exposure_age_seconds = backlog.exposure_age_seconds.max(row.exposure_age_seconds);
+            unknown_tenants += usize::from(!row.has_numbers());
+            if let Some(seconds) = row.numbers_age_seconds {
+                age = Some(age.unwrap_or_default().max(seconds));
+            }
+            waits.scheduled += row.scheduled;
+            waits.due += row.due;
+            waits.leased += row.leased;
+            waits.oldest_due_age_seconds = waits.oldest_due_age_seconds.max(row.oldest_due_age_seconds);
+            waits.exposure_age_seconds = waits.exposure_age_seconds.max(row.exposure_age_seconds);
             quarantined += row.quarantined;
             losses += row.losses;
             acknowledged += row.quarantined - row.unacknowledged();
@@ -218,6 +238,19 @@ impl FleetView {
                 (a, b) => a.or(b),
             };
         }
+        let is_known = self.is_anything_known();
+        let backlog = BacklogView {
+            scheduled: is_known.then_some(waits.scheduled),
+            due: is_known.then_some(waits.due),
+            leased: is_known.then_some(waits.leased),
+            oldest_due_age_seconds: is_known.then_some(waits.oldest_due_age_seconds),
+            exposure_age_seconds: is_known.then_some(waits.exposure_age_seconds),
+            exposure_p99_seconds: self.exposure_p99_seconds(),
+            unknown_tenants,
+            // Of numbers that are read no more nothing follows.
+            eta_seconds: if age.is_none() { eta::eta(&self.history) } else { None },
+            age_seconds: age,
+        };
         let (verdict, reasons) = self.judge();
         let mut worst: Vec<&TenantRow> = self.tenants.iter().collect();
         let order = |row: &TenantRow| (self.severity(row), row.oldest_due_age_seconds, row.due as f64);
@@ -248,10 +281,16 @@ impl FleetView {
                 live: self.workers.iter().filter(|worker| worker.live).count(),
                 last_known: self.workers.iter().filter(|worker| !worker.live).count(),
             },
-            tenants: TenantCount { total: self.tenants.len(), unserved, by_state },
+            dead_workers: self.dead_workers.clone(),
+            tenants: TenantCount {
+                total: self.tenants.len() + self.unknown_tenants,
+                unserved,
+                unknown: self.unknown_tenants,
+                by_state,
+            },
             backlog,
-            quarantined,
-            losses,
+            quarantined: is_known.then_some(quarantined),
+            losses: is_known.then_some(losses),
             acknowledged,
             queues: self.queues(),
             expired_total: expired,
@@ -267,6 +306,7 @@ impl FleetView {
             history: self.history.iter().map(FleetPointView::from).collect(),
             worst: worst.into_iter().cloned().collect(),
             restarts_total: self.workers.iter().map(|worker| worker.collector_restarts_total).sum(),
+            clock_offset_seconds: self.clock_offset_seconds,
             settings: OverviewSettings {
                 freshness_objective_seconds: objective,
                 exposure_objective_seconds: self.objectives.exposure.as_secs_f64(),

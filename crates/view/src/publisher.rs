@@ -20,7 +20,10 @@ use balance_sync_tenants::Tenant;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::{local_worker::LocalWorker, record::WorkerRecord};
+use crate::{
+    local_worker::{LocalWorker, clock_offset_ms},
+    record::WorkerRecord,
+};
 
 /// Time between two looks at the counters.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
@@ -109,6 +112,8 @@ impl Publisher {
             let _ = self.own.name.renew(&self.names).await;
             if tick.is_multiple_of(PUBLISH_EVERY) {
                 self.own.look_at_pools().await;
+                let offset = clock_offset_ms(&self.snapshots).await;
+                self.own.fleet.clock_offset_ms.store(offset);
                 let answer = self.publish().await;
                 self.tell(answer);
             }

@@ -4,6 +4,7 @@
 //! It is built on demand, at most once per second, and then only
 //! what has changed is read. With Redis away a worker still tells what it serves itself.
 
+mod beside;
 mod query;
 
 use std::{
@@ -26,11 +27,13 @@ use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     actions::PausedRecord,
-    local_worker::LocalWorker,
+    local_worker::{LocalWorker, clock_offset_ms},
     record::{Counts, DetailRecord, FleetPoint, TenantRecord, WorkerRecord},
-    rows::{AcknowledgedView, PausedBy, TenantDetail, TenantRow, WorkerRow},
+    rows::{AcknowledgedView, DeadWorker, PausedBy, TenantDetail, TenantRow, WorkerRow},
     unserved::{self, Waiting},
 };
+pub use beside::ForeignWorker;
+use beside::{Dead, Foreign, dead_workers, foreign_workers};
 pub use query::{StateFilter, TenantQuery, TenantSort};
 
 /// Requests within this time get the same answer.
@@ -57,10 +60,16 @@ pub struct FleetView {
     pub listed: bool,
     /// All live workers, by name.
     pub workers: Vec<WorkerRow>,
+    /// Those that died lately, the last first.
+    pub dead_workers: Vec<DeadWorker>,
+    /// Workers with another list of tenants or another form of keys that serve some of these tenants as well.
+    pub foreign_workers: Vec<ForeignWorker>,
     /// The last seconds, over all workers.
     pub rates: Rates,
     /// All tenants, by id.
     pub tenants: Vec<TenantRow>,
+    /// Those that are listed and of which nothing is known: Redis can't be read.
+    pub unknown_tenants: usize,
     /// Their counters, in the same order.
     pub counts: Vec<Counts>,
     /// Their lags over the last seconds by bucket, in the same order; empty without any.
@@ -71,6 +80,8 @@ pub struct FleetView {
     pub objective_seconds: f64,
     /// What it is judged by.
     pub objectives: Objectives,
+    /// By how much the clock of this process is ahead of Redis's, at least; `None` = not known.
+    pub clock_offset_seconds: Option<f64>,
     /// It is a ledger without tenants.
     pub single: bool,
 }
@@ -115,16 +126,22 @@ enum Source {
 }
 
 /// What was read beside the workers.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Read {
     paused: HashMap<String, PausedBy>,
     acknowledged: HashMap<String, Acknowledgement>,
     writes_refused: Option<ScheduleError>,
+    clock_offset_ms: Option<i64>,
 }
 
 struct State {
     source: Source,
     known: BTreeMap<String, Known>,
+    dead: BTreeMap<String, Dead>,
+    /// By group and name.
+    foreign: BTreeMap<(String, String), Foreign>,
+    /// What was read last beside the workers.
+    read: Read,
     last: Option<(Instant, Arc<FleetView>)>,
 }
 
@@ -195,7 +212,14 @@ impl FleetReader {
         options: Arc<CollectorOptions>,
     ) -> Self {
         let controls = Controls::new(link.clone());
-        let state = Mutex::new(State { source, known: BTreeMap::new(), last: None });
+        let state = Mutex::new(State {
+            source,
+            known: BTreeMap::new(),
+            dead: BTreeMap::new(),
+            foreign: BTreeMap::new(),
+            read: Read::default(),
+            last: None,
+        });
         Self { own, snapshots, controls, link, key_form, objectives, options, state }
     }
 
@@ -259,14 +283,26 @@ impl FleetReader {
     }
 
     async fn look(&self, state: &mut State) -> FleetView {
-        let read = self.bounded(self.read_others(&mut state.known)).await;
+        let read = self.bounded(self.read_others(&mut state.known, &mut state.dead)).await;
         let (redis_error, read) = match read {
-            Ok(read) => (None, read),
+            Ok(read) => {
+                state.read = read.clone();
+                (None, read)
+            }
             Err(error) => {
-                state.known.clear();
-                (Some(error.to_string()), Read::default())
+                // Shown as they were last reported, with their age.
+                state.known.values_mut().for_each(|other| other.live = false);
+                state.dead.clear();
+                let read = Read { writes_refused: None, clock_offset_ms: None, ..state.read.clone() };
+                (Some(error.to_string()), read)
             }
         };
+        if redis_error.is_some() {
+            state.foreign.clear();
+        } else if let Err(error) = self.bounded(self.read_foreign(&mut state.foreign)).await {
+            tracing::debug!(%error, "the workers of other groups can't be read");
+            state.foreign.clear();
+        }
         let listed: Option<Vec<Tenant>> = match &mut state.source {
             Source::LocalWorker(own) => {
                 own.fleet.listed().map(|listed| listed.tenants.iter().cloned().collect())
@@ -277,7 +313,10 @@ impl FleetReader {
             None => self.read_unserved(&state.known, listed.as_deref().unwrap_or_default()).await,
             Some(_) => HashMap::new(),
         };
-        self.put_together(&state.known, redis_error, read, listed.as_deref(), &waiting)
+        let mut view = self.put_together(&state.known, redis_error, read, listed.as_deref(), &waiting);
+        view.dead_workers = dead_workers(&state.dead, &view);
+        view.foreign_workers = foreign_workers(&state.foreign, &view);
+        view
     }
 
     /// What waits in the schedules of the tenants that no worker reports on. Empty if it can't be read: it is unknown then.
@@ -314,13 +353,25 @@ impl FleetReader {
     }
 
     /// Brings what is known of other workers up to date; returns what else was read.
-    async fn read_others(&self, known: &mut BTreeMap<String, Known>) -> Result<Read, ScheduleError> {
+    async fn read_others(
+        &self,
+        known: &mut BTreeMap<String, Known>,
+        dead: &mut BTreeMap<String, Dead>,
+    ) -> Result<Read, ScheduleError> {
         let own = self.own.as_ref().map(|own| own.name.current());
         let writes_refused = self.snapshots.write_refusal().await?;
         let publishers = self.snapshots.publishers().await?;
         let live = |name: &str| publishers.live.contains(name);
         // A silent worker is gone, unless it can't publish.
         let silent = publishers.silent.iter().filter(|_| writes_refused.is_some());
+        let mut died: BTreeMap<String, Option<f64>> =
+            self.snapshots.dead().await?.into_iter().map(|(name, until)| (name, Some(until))).collect();
+        if writes_refused.is_none() {
+            // Until another worker publishes; there may be none.
+            died.extend(publishers.silent.iter().map(|name| (name.clone(), None)));
+        }
+        died.retain(|name, _| !live(name) && Some(name.as_str()) != own.as_deref());
+        self.read_dead(died, dead).await?;
         let names: BTreeSet<&String> = publishers.live.iter().chain(silent).collect();
         known.retain(|name, _| names.contains(name));
         for name in names.into_iter().filter(|name| Some(name.as_str()) != own.as_deref()) {
@@ -367,7 +418,11 @@ impl FleetReader {
             .collect();
         let acknowledged = self.controls.acknowledged().await?;
         let acknowledged = acknowledged.into_iter().map(|record| (record.tenant.clone(), record)).collect();
-        Ok(Read { paused, acknowledged, writes_refused })
+        let clock_offset_ms = match &self.own {
+            Some(own) => own.fleet.clock_offset_ms.load(),
+            None => clock_offset_ms(&self.snapshots).await,
+        };
+        Ok(Read { paused, acknowledged, writes_refused, clock_offset_ms })
     }
 
     fn put_together(
@@ -378,8 +433,11 @@ impl FleetReader {
         listed: Option<&[Tenant]>,
         waiting: &HashMap<String, Waiting>,
     ) -> FleetView {
-        let Read { paused, acknowledged, writes_refused } = read;
-        let at = wall_clock();
+        let Read { paused, acknowledged, writes_refused, clock_offset_ms } = read;
+        let clock_offset_seconds = clock_offset_ms.map(|millis| millis as f64 / 1e3);
+        // A command may run on a host whose clock is wrong, and what it shows was reported by others.
+        let ahead = clock_offset_seconds.filter(|_| self.own.is_none()).unwrap_or_default();
+        let at = wall_clock() - ahead;
         let own_records: Vec<(String, TenantRecord)> = self.own.as_ref().map_or_else(Vec::new, |own| {
             let statuses = own.fleet.tenants();
             statuses
@@ -397,9 +455,13 @@ impl FleetReader {
             .iter()
             .filter(|(_, other)| !other.live)
             .flat_map(|(name, other)| {
-                let refused = writes_refused.as_ref();
+                let (refused, away) = (writes_refused.as_ref(), redis_error.is_some());
                 other.tenants.iter().map(move |(tenant, record)| {
-                    (name.as_str(), tenant.as_str(), unwritable(record, &other.worker, refused))
+                    let shown = match away {
+                        true => outdated(record, &other.worker),
+                        false => unwritable(record, &other.worker, refused),
+                    };
+                    (name.as_str(), tenant.as_str(), shown)
                 })
             })
             .collect();
@@ -418,10 +480,12 @@ impl FleetReader {
         let mut tenants = Vec::with_capacity(owners.len());
         let mut counts = Vec::with_capacity(owners.len());
         let mut lags = Vec::with_capacity(owners.len());
+        let shown = |tenant: &&Tenant| owners.contains_key(tenant.label());
+        let unknown_tenants = listed.map_or(0, |all| all.len() - all.iter().filter(shown).count());
         for (id, mut records) in owners {
             records.sort_by_key(|(name, _)| *name);
             let paused = paused.get(id).cloned();
-            match TenantRow::merged(id, &records, paused.clone()) {
+            match TenantRow::merged(id, &records, paused.clone(), at) {
                 Some((row, merged)) => {
                     tenants.push(row);
                     counts.push(merged.counts);
@@ -449,12 +513,12 @@ impl FleetReader {
         let mut rates = Rates::default();
         for other in known.values() {
             let mut row = WorkerRow::new(&other.worker, false);
-            match &writes_refused {
-                Some(error) if !other.live => {
-                    row.live = false;
-                    row.redis = error.to_string();
-                }
-                _ => rates.add(&other.worker.rates),
+            if other.live {
+                rates.add(&other.worker.rates);
+            } else {
+                row.live = false;
+                let error = writes_refused.as_ref().map(ToString::to_string).or_else(|| redis_error.clone());
+                row.redis = error.unwrap_or_default();
             }
             workers.push(row);
         }
@@ -473,6 +537,8 @@ impl FleetReader {
             writes_refused,
             listed: listed.is_some(),
             workers,
+            dead_workers: Vec::new(),
+            foreign_workers: Vec::new(),
             rates,
             tenants,
             counts,
@@ -480,6 +546,8 @@ impl FleetReader {
             history: self.own.as_ref().map(|own| own.history()).unwrap_or_default(),
             objective_seconds: self.objectives.freshness.as_secs_f64(),
             objectives: self.objectives,
+            clock_offset_seconds,
+            unknown_tenants,
             single: listed.is_some_and(|tenants| tenants.contains(&Tenant::Single)),
         }
     }
@@ -497,6 +565,15 @@ fn unwritable(record: &TenantRecord, worker: &WorkerRecord, refused: Option<&Sch
         record.partial = false;
         record.since = worker.seen_at;
     }
+    record.rates = Rates::default();
+    record
+}
+
+/// The record of a tenant as another worker reported it last, while Redis can't be read.
+fn outdated(record: &TenantRecord, worker: &WorkerRecord) -> TenantRecord {
+    let mut record = record.clone();
+    record.sampled_at = record.sampled_at.or((!record.unsampled).then_some(worker.seen_at));
+    record.unsampled = true;
     record.rates = Rates::default();
     record
 }

@@ -36,6 +36,9 @@ pub struct TenantRecord {
     /// It has not been looked at yet whether Redis has lost data of it, or could not be lately.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unwatched: bool,
+    /// When they could last be read, in seconds since 1970, if they can't be now: the numbers are of that time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampled_at: Option<f64>,
     /// Members in the schedule.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub scheduled: u64,
@@ -214,6 +217,9 @@ pub struct WorkerRecord {
     /// Settings in force that should be the same on all workers, by their names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub settings: BTreeMap<String, String>,
+    /// By how many milliseconds its clock is ahead of Redis's, at least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_offset_ms: Option<i64>,
     /// Its background tasks.
     #[serde(default)]
     pub tasks: Vec<TaskRecord>,

@@ -16,6 +16,7 @@ use std::{
 
 use balance_sync_domain::KeySpace;
 use balance_sync_fleet::{
+    clock::wall_clock_ms,
     status::{FleetStatus, TenantStatus},
     tasks::Progress,
 };
@@ -225,6 +226,12 @@ fn note(status: &TenantStatus, samples: &[Sample], reach: Duration) {
     let entries = quarantined.zip(lost).map(|(quarantined, lost)| quarantined + lost);
     status.quarantine_entries.store(entries.unwrap_or(u64::MAX), Relaxed);
     status.losses.store(lost.unwrap_or(u64::MAX), Relaxed);
+    if let (Some(entries), Some(lost)) = (entries, lost) {
+        let last = &status.last_sample;
+        last.quarantine_entries.store(entries, Relaxed);
+        last.losses.store(lost, Relaxed);
+        last.at_ms.store(wall_clock_ms(), Relaxed);
+    }
     let lives = samples.iter().filter_map(|sample| sample.shortest.as_ref().map(|(life, _)| millis(*life)));
     status.shortest_life_ms.store(lives.min().unwrap_or(u64::MAX), Relaxed);
 }

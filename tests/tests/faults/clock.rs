@@ -161,3 +161,45 @@ async fn what_a_clock_that_jumped_back_left_far_ahead_is_worked_at_once() -> Res
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }
+
+#[tokio::test]
+async fn clocks_that_differ_are_reported_with_who_and_how_much() -> Result<()> {
+    let sandbox = Sandbox::start(settable(1, 5)).await?;
+    let mut worker = brisk(&sandbox, "w").start().await?;
+    let mut other = brisk(&sandbox, "other").start().await?;
+    let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();
+    let judged = async |code: i32, verdict: &str| {
+        eventually(SOON, verdict, || async {
+            let done = run(&["status", "--json", "--config", &config], &[]).await?;
+            let overview: Value = serde_json::from_str(&done.stdout)?;
+            ensure!(done.code == Some(code) && overview["verdict"] == verdict, "{:?} {overview}", done.code);
+            Ok(overview)
+        })
+        .await
+    };
+    let overview = judged(0, "healthy").await?;
+    let offset = |value: &Value| value["clock_offset_seconds"].as_f64().context("no offset");
+    ensure!(offset(&overview)?.abs() < 1.0, "{overview}");
+    sandbox.redis().shift_clock(30_000)?;
+    let overview = eventually(SOON, "Redis's clock is named", || async {
+        let overview = judged(1, "attention").await?;
+        let reasons = overview["reasons"].to_string();
+        ensure!(reasons.contains("ahead of those of all 2 workers, which agree"), "{reasons}");
+        Ok(overview)
+    })
+    .await?;
+    // The command's own clock is as wrong, so it shows ages by Redis's.
+    ensure!((-31.0..-29.0).contains(&offset(&overview)?), "{overview}");
+    let shown = run(&["status", "--config", &config], &[]).await?;
+    ensure!(shown.stdout.contains("behind Redis's; times here are Redis's"), "{shown:?}");
+    assert_eq!(other.stop().await?.code, Some(0));
+    eventually(SOON, "the worker is named", || async {
+        let (_, answer) = worker.get("/api/v1/overview").await?;
+        ensure!(answer.contains("that of worker w is 30.0 s behind"), "{answer}");
+        ensure!(worker.metric("balance_sync_clock_offset_seconds", &[]).await? < -29.0, "the metric");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}

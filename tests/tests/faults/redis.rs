@@ -440,3 +440,69 @@ async fn a_redis_that_comes_back_empty_is_gone_on_with() -> Result<()> {
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }
+
+#[tokio::test]
+async fn while_redis_is_away_numbers_stay_as_they_were_known_and_show_their_age() -> Result<()> {
+    const BALANCES: usize = 20;
+    let sandbox = balance_sync_tests::sandbox(4, BALANCES).await?;
+    let named = |name: &str| brisk(&sandbox, name).set("worker.replicas", "1");
+    let mut workers = [named("one").start().await?, named("two").start().await?];
+    let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();
+    let get =
+        async |path: &str| -> Result<Value> { Ok(serde_json::from_str(&workers[0].get(path).await?.1)?) };
+    eventually(SOON, "both serve", || async {
+        let overview = get("/api/v1/overview").await?;
+        ensure!(overview["workers"]["live"] == 2 && overview["verdict"] == "healthy", "{overview}");
+        Ok(())
+    })
+    .await?;
+    // What waits stays the same.
+    for tenant in sandbox.tenants() {
+        let paused = run(&["tenants", "pause", &tenant.id, "--config", &config], &[]).await?;
+        ensure!(paused.code == Some(0), "{paused:?}");
+    }
+    sandbox.producer().mutate_each(DEFAULT_TTL).await?;
+    let all = 4 * BALANCES;
+    eventually(SOON, "all that waits", || async {
+        let overview = get("/api/v1/overview").await?;
+        ensure!(
+            overview["backlog"]["due"] == all && overview["backlog"]["age_seconds"].is_null(),
+            "{overview}"
+        );
+        Ok(())
+    })
+    .await?;
+    sandbox.redis().pause()?;
+    let later = eventually(SOON, "numbers with an age", || async {
+        let overview = get("/api/v1/overview").await?;
+        ensure!(overview["redis"] == "unavailable", "{overview}");
+        ensure!(overview["backlog"]["age_seconds"].as_f64().is_some_and(|age| age > 3.0), "{overview}");
+        Ok(overview)
+    })
+    .await?;
+    assert_eq!((&later["backlog"]["due"], &later["backlog"]["unknown_tenants"]), (&all.into(), &0.into()));
+    assert_eq!(
+        (&later["tenants"]["total"], &later["workers"]["last_known"]),
+        (&4.into(), &1.into()),
+        "{later}"
+    );
+    let rows = get("/api/v1/tenants").await?;
+    for row in rows["tenants"].as_array().context("no tenants")? {
+        ensure!(row["due"] == BALANCES && row["sampled"] == false, "{row}");
+        ensure!(row["numbers_age_seconds"].as_f64().is_some(), "{row}");
+    }
+    sandbox.redis().resume()?;
+    eventually(SOON, "fresh numbers", || async {
+        let overview = get("/api/v1/overview").await?;
+        ensure!(
+            overview["backlog"]["due"] == all && overview["backlog"]["age_seconds"].is_null(),
+            "{overview}"
+        );
+        Ok(())
+    })
+    .await?;
+    for worker in &mut workers {
+        assert_eq!(worker.stop().await?.code, Some(0));
+    }
+    Ok(())
+}

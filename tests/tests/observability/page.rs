@@ -117,6 +117,7 @@ pub(crate) const FAMILIES: &[Expected] = &[
     is("balance_sync_redis_errors_total", "counter", "", &["class"]),
     is("balance_sync_redis_connections_opened_total", "counter", "", &[]),
     is("balance_sync_redis_may_evict", "gauge", "", &[]),
+    is("balance_sync_clock_offset_seconds", "gauge", "seconds", &[]),
     is("balance_sync_tenant_list_timestamp_seconds", "gauge", "seconds", &[]),
     is("balance_sync_tenant_list_failures_total", "counter", "", &[]),
     is("balance_sync_tenant_service_calls_total", "counter", "", &["call", "outcome"]),

@@ -224,3 +224,90 @@ async fn a_killed_workers_claims_are_taken_over_within_the_claim_ttl() -> Result
     assert_eq!(heir.stop().await?.code, Some(0));
     Ok(())
 }
+
+#[tokio::test]
+async fn a_worker_that_died_is_named_with_its_heir_and_a_drained_one_is_not() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(3, 5).await?;
+    let named = |name: &str| Worker::of(&sandbox).set("worker.name", name).set("worker.replicas", "1");
+    let mut heir = named("heir").start().await?;
+    let mut victim = named("victim").start().await?;
+    let mut drained = named("drained").start().await?;
+    let overview = async |what: &str, fits: &dyn Fn(&Value) -> bool| {
+        eventually(SOON, what, || async {
+            let overview = json(&heir, "/api/v1/overview").await?;
+            ensure!(fits(&overview), "{overview}");
+            Ok(overview)
+        })
+        .await
+    };
+    overview("three workers", &|overview| overview["workers"]["live"] == 3).await?;
+    assert_eq!(drained.stop().await?.code, Some(0));
+    let two = |overview: &Value| overview["workers"]["live"] == 2 && overview["verdict"] == "healthy";
+    overview("two workers", &two).await?;
+
+    victim.kill().await?;
+    let overview_after = overview("a dead worker", &|overview| {
+        let dead = overview["dead_workers"].as_array().map_or(&[][..], Vec::as_slice);
+        dead.len() == 1 && dead[0]["unserved"] == 0 && overview["verdict"] == "attention"
+    })
+    .await?;
+    let dead = &overview_after["dead_workers"][0];
+    ensure!(dead["name"] == "victim" && dead["taken_over_by"].as_array().is_some(), "{dead}");
+    let reasons = overview_after["reasons"].to_string();
+    ensure!(reasons.contains("Worker victim has died: last sign of life "), "{reasons}");
+    let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();
+    let done = balance_sync_tests::run(&["workers", "--config", &config], &[]).await?;
+    ensure!(done.code == Some(1) && done.stdout.contains("victim has died: last seen "), "{done:?}");
+    let done = balance_sync_tests::run(&["status", "--config", &config], &[]).await?;
+    ensure!(done.code == Some(1) && done.stdout.contains("Worker victim has died"), "{done:?}");
+
+    // One that comes back is no longer missed.
+    let mut again = named("victim").start().await?;
+    overview("two workers again", &two).await?;
+    assert_eq!(again.stop().await?.code, Some(0));
+    overview("one worker", &|overview| overview["workers"]["live"] == 1 && overview["verdict"] == "healthy")
+        .await?;
+    assert_eq!(heir.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn workers_that_differ_in_their_settings_are_named_with_what_each_has() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(2, 5).await?;
+    let named = |name: &str| Worker::of(&sandbox).set("worker.name", name);
+    let mut one = named("one").start().await?;
+    let mut two = named("two").set("postgres.connections_per_server", "7").set("objectives.pause", "2h");
+    two = two.set("worker.expected", "2");
+    let mut two = two.start().await?;
+    // It doesn't see the others, nor they it: another form of keys makes another group.
+    let mut three = named("three").set("tenants.key_form", "simple_uuid").start().await?;
+    eventually(SOON, "all differences", || async {
+        let overview = json(&one, "/api/v1/overview").await?;
+        ensure!(overview["verdict"] == "attention" && overview["workers"]["live"] == 2, "{overview}");
+        let reasons = overview["reasons"].to_string();
+        for said in [
+            "Workers differ in postgres.connections_per_server: ",
+            "7 on two",
+            "Workers differ in objectives.pause: ",
+            "2h on two",
+            "Workers differ in worker.expected: ",
+            "Worker three serves 2 of these tenants with other settings, and neither counts on the other: ",
+            "tenants.key_form simple_uuid there, auto here",
+        ] {
+            ensure!(reasons.contains(said), "{said}: {reasons}");
+        }
+        Ok(())
+    })
+    .await?;
+    for worker in [&mut two, &mut three] {
+        assert_eq!(worker.stop().await?.code, Some(0));
+    }
+    eventually(SOON, "no difference", || async {
+        let overview = json(&one, "/api/v1/overview").await?;
+        ensure!(overview["verdict"] == "healthy", "{overview}");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(one.stop().await?.code, Some(0));
+    Ok(())
+}

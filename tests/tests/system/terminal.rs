@@ -237,6 +237,15 @@ async fn a_tenant_that_cannot_be_written_and_a_fleet_of_which_nothing_is_known()
     sandbox.redis().kill()?;
     let (code, overview) = ask_json(&sandbox, &["status"]).await?;
     assert_eq!((code, &overview["redis"]), (Some(2), &"unavailable".into()));
+    // Unknown is not zero.
+    for number in ["due", "scheduled", "leased", "oldest_due_age_seconds", "exposure_age_seconds"] {
+        assert_eq!(overview["backlog"][number], Value::Null, "{number}: {overview}");
+    }
+    assert_eq!((&overview["quarantined"], &overview["losses"]), (&Value::Null, &Value::Null), "{overview}");
+    let all = sandbox.tenants().len();
+    assert_eq!((&overview["tenants"]["total"], &overview["tenants"]["unknown"]), (&all.into(), &all.into()));
+    let status = ask(&sandbox, &["status"]).await?;
+    ensure!(status.stdout.contains("? due") && !status.stdout.contains(" 0 due"), "{status:?}");
     assert_eq!(ask(&sandbox, &["tenants"]).await?.code, Some(2));
     // And no usable configuration.
     assert_eq!(run(&["status", "--config", "no/such/file.toml"], &[]).await?.code, Some(2));

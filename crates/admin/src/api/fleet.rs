@@ -3,7 +3,7 @@
 use actix_web::{HttpRequest, HttpResponse, web};
 use balance_sync_view::{
     reader::{StateFilter, TenantQuery, TenantSort},
-    rows::TenantRow,
+    rows::{DeadWorker, TenantRow, WorkerRow},
 };
 use serde::Serialize;
 
@@ -21,7 +21,8 @@ struct Page<'a> {
 /// Workers.
 #[derive(Debug, Serialize)]
 struct Workers<'a> {
-    workers: &'a [balance_sync_view::rows::WorkerRow],
+    workers: &'a [WorkerRow],
+    dead: &'a [DeadWorker],
 }
 
 /// `GET /api/v1/overview`.
@@ -34,7 +35,7 @@ pub(super) async fn overview(state: State, request: HttpRequest) -> Answer {
 pub(super) async fn workers(state: State, request: HttpRequest) -> Answer {
     Params::read(&request, &[])?;
     let view = state.reader.view().await;
-    Ok(HttpResponse::Ok().json(Workers { workers: &view.workers }))
+    Ok(HttpResponse::Ok().json(Workers { workers: &view.workers, dead: &view.dead_workers }))
 }
 
 /// `GET /api/v1/tenants`.

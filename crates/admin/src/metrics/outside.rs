@@ -40,7 +40,16 @@ pub(super) fn redis(page: &mut Page, status: &FleetStatus) -> Result<(), Error> 
     if let Some(value) = status.redis_may_evict.load() {
         may_evict.sample(&[], value as f64);
     }
-    page.write(may_evict)
+    page.write(may_evict)?;
+    let mut offset = Family::gauge(
+        "balance_sync_clock_offset_seconds",
+        "By how much this worker's clock is ahead of Redis's, in seconds; negative: behind. At least: what the way to Redis and \
+         back explains counts as none.",
+    );
+    if let Some(millis) = status.clock_offset_ms.load() {
+        offset.sample(&[], millis as f64 / 1e3);
+    }
+    page.write(offset)
 }
 
 /// The tenant list, and the service it comes from, if it comes from one.

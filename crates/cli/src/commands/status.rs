@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, path::Path, time::Duration};
 
 use balance_sync_view::{
-    overview::{Overview, Verdict},
+    overview::{CLOCK_TOLERANCE_SECONDS, Overview, Verdict},
     reader::{FleetReader, FleetView},
     rows::{StateView, TenantRow},
 };
@@ -70,7 +70,13 @@ fn render(view: &FleetView, overview: &Overview, screen: Screen, every: Option<D
     let mut text = String::new();
     head(&mut text, overview, every);
     reasons(&mut text, overview, screen);
-    figures(&mut text, overview, view.at, screen);
+    if let Some(offset) = overview.clock_offset_seconds.filter(|by| by.abs() > CLOCK_TOLERANCE_SECONDS) {
+        let way = if offset > 0.0 { "ahead of" } else { "behind" };
+        let said =
+            format!("This host's clock is {} {way} Redis's; times here are Redis's.", span(offset.abs()));
+        line(&mut text, format_args!("{}", styled(WARN, said)));
+    }
+    figures(&mut text, view, overview, screen);
     let troubled: Vec<&TenantRow> =
         overview.worst.iter().filter(|row| tenants::is_of_note(row, view)).collect();
     if !troubled.is_empty() {
@@ -109,7 +115,7 @@ fn reasons(text: &mut String, overview: &Overview, screen: Screen) {
     }
 }
 
-fn figures(text: &mut String, overview: &Overview, view_at: f64, screen: Screen) {
+fn figures(text: &mut String, view: &FleetView, overview: &Overview, screen: Screen) {
     let states: Vec<String> = overview
         .tenants
         .by_state
@@ -121,23 +127,35 @@ fn figures(text: &mut String, overview: &Overview, view_at: f64, screen: Screen)
             styled(terminal::state_style(&state), format_args!("{} {state}", count(tenants as u64)))
         })
         .collect();
+    let unknown = match overview.tenants.unknown {
+        0 => None,
+        tenants => Some(styled(WARN, format_args!("{} unknown", count(tenants as u64)))),
+    };
+    let states: Vec<String> = states.into_iter().chain(unknown).collect();
     let lag = |seconds| optional(seconds, span);
     let backlog = &overview.backlog;
+    let number = |number: Option<u64>| number.map_or_else(|| "?".to_owned(), count);
+    let seconds = |seconds: Option<f64>| seconds.map_or_else(|| "?".to_owned(), span);
+    let as_of = backlog.age_seconds.map(|age| format!(", as of {} ago", span(age))).unwrap_or_default();
     let mut row = |name: &str, value: std::fmt::Arguments<'_>| {
         // What another program reads stays in one line.
         let width = screen.width.unwrap_or(usize::MAX);
         let value = wrap(&value.to_string(), width, 12);
         line(text, format_args!("{}  {value}", styled(HEAD, format_args!("{name:<10}"))));
     };
-    row("tenants", format_args!("{}: {}", count(overview.tenants.total as u64), states.join(", ")));
+    if overview.tenants.total == 0 && !view.listed {
+        row("tenants", format_args!("unknown"));
+    } else {
+        row("tenants", format_args!("{}: {}", count(overview.tenants.total as u64), states.join(", ")));
+    }
     row(
         "backlog",
         format_args!(
-            "{} due, the oldest for {}; {} held, {} scheduled in all{}",
-            count(backlog.due),
-            span(backlog.oldest_due_age_seconds),
-            count(backlog.leased),
-            count(backlog.scheduled),
+            "{} due, the oldest for {}; {} held, {} scheduled in all{as_of}{}",
+            number(backlog.due),
+            seconds(backlog.oldest_due_age_seconds),
+            number(backlog.leased),
+            number(backlog.scheduled),
             match backlog.unknown_tenants {
                 0 => String::new(),
                 tenants => format!("; unknown of {} tenants", count(tenants as u64)),
@@ -147,9 +165,9 @@ fn figures(text: &mut String, overview: &Overview, view_at: f64, screen: Screen)
     row(
         "exposed",
         format_args!(
-            "{} balances are in Redis only, the oldest for {}",
-            count(backlog.scheduled),
-            span(backlog.exposure_age_seconds),
+            "{} balances are in Redis only, the oldest for {}{as_of}",
+            number(backlog.scheduled),
+            seconds(backlog.exposure_age_seconds),
         ),
     );
     row(
@@ -172,8 +190,8 @@ fn figures(text: &mut String, overview: &Overview, view_at: f64, screen: Screen)
     row(
         "aside",
         format_args!(
-            "{} in quarantine{}, {} expired; shortest life {}",
-            count(overview.quarantined),
+            "{} in quarantine{}, {} expired; shortest life {}{as_of}",
+            number(overview.quarantined),
             match overview.acknowledged {
                 0 => String::new(),
                 entries => format!(" ({} acknowledged)", count(entries)),
@@ -182,7 +200,7 @@ fn figures(text: &mut String, overview: &Overview, view_at: f64, screen: Screen)
             optional(overview.shortest_life_seconds, span)
         ),
     );
-    row("ledger", format_args!("{}", queues::of_fleet(&overview.queues, view_at)));
+    row("ledger", format_args!("{}", queues::of_fleet(&overview.queues, view.at)));
     let redis = match overview.redis {
         "ok" => "redis ok".to_owned(),
         "refuses_writes" => styled(BAD, "redis refuses writes"),

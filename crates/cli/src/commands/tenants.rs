@@ -232,7 +232,7 @@ pub(super) fn is_of_note(row: &TenantRow, view: &FleetView) -> bool {
 
 /// A line per tenant.
 pub(super) fn table(rows: &[&TenantRow], view: &FleetView, screen: Screen) -> String {
-    let mut table = Table::new(&[
+    let mut columns = vec![
         Column::id("TENANT"),
         Column::long("STATE").keeping(14),
         Column::number("SINCE"),
@@ -241,7 +241,13 @@ pub(super) fn table(rows: &[&TenantRow], view: &FleetView, screen: Screen) -> St
         Column::number("LAG P99").spare(2),
         Column::number("ROWS/S").spare(1),
         Column::number("QUAR").spare(3),
-    ]);
+    ];
+    // How old the numbers are, where they can't be read now.
+    let dated = rows.iter().any(|row| row.numbers_age_seconds.is_some());
+    if dated {
+        columns.push(Column::number("AS OF"));
+    }
+    let mut table = Table::new(&columns);
     for row in rows {
         let state = match &row.reason {
             Some(reason) => format!("{}: {reason}", row.state),
@@ -249,7 +255,7 @@ pub(super) fn table(rows: &[&TenantRow], view: &FleetView, screen: Screen) -> St
         };
         let style = if row.paused.is_some() { WARN } else { terminal::state_style(&row.state) };
         let late = if row.is_behind(view.objective_seconds) { BAD } else { PLAIN };
-        table.row([
+        let mut cells = vec![
             (row.id.clone(), PLAIN),
             (state, style),
             (row.since.as_deref().map_or_else(|| "-".to_owned(), |since| ago(since, view.at)), PLAIN),
@@ -258,14 +264,18 @@ pub(super) fn table(rows: &[&TenantRow], view: &FleetView, screen: Screen) -> St
             (optional(row.lag_p99_seconds, span), PLAIN),
             (rate(row.rows_per_second), PLAIN),
             (if_sampled(row, count(row.quarantined)), if row.unacknowledged() > 0 { WARN } else { PLAIN }),
-        ]);
+        ];
+        if dated {
+            cells.push((optional(row.numbers_age_seconds, |age| format!("{} ago", span(age))), WARN));
+        }
+        table.row(cells);
     }
     table.render(screen)
 }
 
 /// What was read from the tenant's schedule, if it was.
 fn if_sampled(row: &TenantRow, text: String) -> String {
-    if row.sampled { text } else { "?".to_owned() }
+    if row.has_numbers() { text } else { "?".to_owned() }
 }
 
 /// Who acknowledged its entries, and whether that still holds.
@@ -339,9 +349,10 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
     say("next", detail.next.clone());
     say(
         "backlog",
-        match row.sampled {
+        match row.has_numbers() {
             true => format!(
-                "{} due, the oldest for {}; {} held, {} scheduled in all; shortest life {}",
+                "{}{} due, the oldest for {}; {} held, {} scheduled in all; shortest life {}",
+                row.numbers_age_seconds.map(|age| format!("as of {} ago: ", span(age))).unwrap_or_default(),
                 count(row.due),
                 span(row.oldest_due_age_seconds),
                 count(row.leased),

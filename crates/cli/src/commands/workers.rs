@@ -32,11 +32,11 @@ pub(crate) async fn workers(file: Option<&Path>, args: WorkersArgs) -> anyhow::R
         Some(_) => EXIT_UNKNOWN,
         None if view.writes_refused.is_some() => EXIT_NOT_WELL,
         None if view.workers.is_empty() => EXIT_UNKNOWN,
-        None if view.workers.iter().all(is_well) => EXIT_OK,
+        None if view.workers.iter().all(is_well) && view.dead_workers.is_empty() => EXIT_OK,
         None => EXIT_NOT_WELL,
     };
     if args.json {
-        terminal::print(&format!("{}\n", json!({ "workers": view.workers })))?;
+        terminal::print(&format!("{}\n", json!({ "workers": view.workers, "dead": view.dead_workers })))?;
         return Ok(code);
     }
     let mut text = table(&view.workers, view.at, Screen::of_stdout());
@@ -46,6 +46,22 @@ pub(crate) async fn workers(file: Option<&Path>, args: WorkersArgs) -> anyhow::R
         (None, None) if view.workers.is_empty() => Some("No live worker has reported.".to_owned()),
         (None, None) => None,
     };
+    for dead in &view.dead_workers {
+        let heirs = match dead.taken_over_by.as_slice() {
+            [] => "no live worker".to_owned(),
+            heirs => heirs.join(", "),
+        };
+        let (name, seen) = (&dead.name, &dead.last_seen_at);
+        let of = count(dead.tenants as u64);
+        let _ = writeln!(
+            text,
+            "{}",
+            styled(
+                WARN,
+                format_args!("{name} has died: last seen {seen}, its {of} tenants taken over by {heirs}.")
+            )
+        );
+    }
     if let Some(note) = note {
         let _ = writeln!(text, "{}", styled(WARN, note));
     }

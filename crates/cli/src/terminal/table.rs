@@ -81,7 +81,7 @@ impl Table {
     }
 
     /// One more row: a text and its style for each column.
-    pub(crate) fn row<const N: usize>(&mut self, cells: [(String, Style); N]) {
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = (String, Style)>) {
         self.rows.push(cells.into_iter().map(|(text, style)| (one_line(&text), style)).collect());
     }
 

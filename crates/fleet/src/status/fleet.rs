@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -123,6 +123,29 @@ impl Known {
     }
 }
 
+/// A number that may be negative, and may not be known.
+#[derive(Debug)]
+pub struct KnownOffset(AtomicI64);
+
+impl Default for KnownOffset {
+    fn default() -> Self {
+        Self(AtomicI64::new(i64::MIN))
+    }
+}
+
+impl KnownOffset {
+    /// Learns it, or that it isn't known any more.
+    pub fn store(&self, value: Option<i64>) {
+        self.0.store(value.unwrap_or(i64::MIN), Relaxed);
+    }
+
+    /// The number last learnt.
+    #[must_use]
+    pub fn load(&self) -> Option<i64> {
+        Some(self.0.load(Relaxed)).filter(|value| *value != i64::MIN)
+    }
+}
+
 /// Counters of the whole worker, and the registry of its tenants.
 #[derive(Debug, Default)]
 pub struct FleetStatus {
@@ -193,6 +216,8 @@ pub struct FleetStatus {
     pub redis_evicted_keys: AtomicU64,
     /// Whether Redis may throw keys away by itself (1) or not (0); not known = `None`.
     pub redis_may_evict: Known,
+    /// By how many milliseconds this host's clock is ahead of Redis's, at least.
+    pub clock_offset_ms: KnownOffset,
     /// What the worker was started with.
     pub in_force: OnceLock<InForce>,
     /// Calls to the tenant directory.

@@ -20,12 +20,12 @@ pub use balance_sync_engine::{
 
 pub use directory::{Calls, DirectoryStatus, OUTCOMES};
 pub use exposure::ExposureHour;
-pub use fleet::{FleetStatus, InForce, Known, Listed, Phase, Stage};
+pub use fleet::{FleetStatus, InForce, Known, KnownOffset, Listed, Phase, Stage};
 pub use histogram::{BUCKETS, Histogram, LagCounts};
 pub use recent::{
     ErrorNote, FlushNote, NOTED, NOTES, POINTS, Point, Rates, Recent, STEP_SECONDS, Totals, Window,
     lag_quantile,
 };
 pub use requests::{PausedTenants, Requests};
-pub use tenant::{StateInfo, TenantStatus};
+pub use tenant::{LastSample, StateInfo, TenantStatus};
 pub use vanished::{Vanished, is_notice};

@@ -105,6 +105,8 @@ pub struct TenantStatus {
     pub quarantine_entries: AtomicU64,
     /// Balances whose last mutations are lost, when they were last counted; `u64::MAX` = not known.
     pub losses: AtomicU64,
+    /// Both as they were known last, and when that was, by the wall clock in milliseconds since 1970 (0 = never).
+    pub last_sample: LastSample,
     /// Members put off because the quarantine is full.
     pub quarantine_full: AtomicU64,
     /// Members found in a schedule of the key form that is not configured (protocol §1).
@@ -137,6 +139,17 @@ enum LedgerQuarantine {
     Unknown,
     Empty,
     Holds(Box<QueueReport>),
+}
+
+/// What was known of a tenant's entries when its schedules could last be read.
+#[derive(Debug, Default)]
+pub struct LastSample {
+    /// When, in milliseconds since 1970; 0 = never.
+    pub at_ms: AtomicU64,
+    /// Entries in quarantine, losses among them.
+    pub quarantine_entries: AtomicU64,
+    /// Losses.
+    pub losses: AtomicU64,
 }
 
 impl TenantStatus {
@@ -174,6 +187,7 @@ impl TenantStatus {
             exposure_hour: Mutex::default(),
             quarantine_entries: AtomicU64::new(u64::MAX),
             losses: AtomicU64::new(u64::MAX),
+            last_sample: LastSample::default(),
             quarantine_full: AtomicU64::new(0),
             other_form: AtomicU64::new(0),
             leaving: AtomicBool::new(false),

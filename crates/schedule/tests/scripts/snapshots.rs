@@ -222,3 +222,52 @@ async fn watching_a_tenant_makes_its_workers_publish_details() {
     .await
     .unwrap();
 }
+
+#[tokio::test]
+async fn a_worker_that_stops_without_taking_leave_is_dead_until_it_publishes_again() {
+    let (_, snapshots) = group("snapshots-dead").await;
+    let publish_as = async |name: &str, life: Duration| {
+        let page = Publication {
+            incarnation: "i",
+            seq: 1,
+            visible: true,
+            worker: "{}",
+            tenants: &records(&[("a", Some("1"))]),
+            ..Publication::default()
+        };
+        assert!(snapshots.publish(name, life, &page).await.unwrap().accepted);
+    };
+    let short = Duration::from_millis(1);
+    let dead = async || snapshots.dead().await.unwrap().into_keys().collect::<Vec<_>>();
+    publish_as("drained", short).await;
+    snapshots.leave("drained").await.unwrap();
+    publish_as("killed", short).await;
+    eventually(SOON, "its silence", || async {
+        let listed = snapshots.publishers().await.unwrap();
+        if listed.silent.contains("killed") { Ok(()) } else { Err(format!("{listed:?}")) }
+    })
+    .await
+    .unwrap();
+    assert!(dead().await.is_empty(), "none has looked since");
+    publish_as("w", LIFE).await;
+    assert_eq!(dead().await, ["killed"]);
+    assert!(
+        snapshots.read("killed", &Position::default()).await.unwrap().is_some(),
+        "what it published stays"
+    );
+    publish_as("killed", LIFE).await;
+    assert!(dead().await.is_empty());
+}
+
+#[tokio::test]
+async fn groups_with_live_workers_find_each_other() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let link = Link::new(&LinkSettings::for_url(&server.url())).unwrap();
+    let [ours, theirs] = ["ours", "theirs"].map(|group| Snapshots::new(link.clone(), group));
+    assert!(ours.other_groups().await.unwrap().is_empty());
+    assert!(publish(&theirs, 1, &[("a", Some("1"))]).await);
+    let [found] = &ours.other_groups().await.unwrap()[..] else { panic!("one was expected") };
+    assert_eq!(found.group(), "theirs");
+    assert!(found.publishers().await.unwrap().live.contains("w"));
+    assert!(theirs.other_groups().await.unwrap().is_empty(), "none but itself");
+}

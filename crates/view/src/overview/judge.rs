@@ -12,11 +12,13 @@ use serde::Serialize;
 
 use crate::{
     reader::FleetView,
-    rows::{AcknowledgedView, StateView, TaskView, TenantRow, VanishedView, WorkerRow},
+    rows::{AcknowledgedView, StateView, TaskView, TenantRow, VanishedView},
 };
 
 /// Tenants named in one sentence.
-const NAMED: usize = 3;
+pub(super) const NAMED: usize = 3;
+/// Clocks that differ by more need attention.
+pub const CLOCK_TOLERANCE_SECONDS: f64 = 1.0;
 /// A value with less life left than this may be lost before it is written.
 const SHORT_LIFE_SECONDS: f64 = 300.0;
 
@@ -108,7 +110,9 @@ impl FleetView {
             let level = if self.workers.is_empty() { Verdict::Unknown } else { Verdict::Degraded };
             worse(
                 level,
-                format!("Redis can't be asked, only what this worker serves itself is shown: {error}."),
+                format!(
+                    "Redis can't be asked: {error}. What is shown of workers and tenants was known before, with its age."
+                ),
             );
         } else if let Some(error) = &self.writes_refused {
             worse(Verdict::Degraded, self.refusal(error));
@@ -367,42 +371,6 @@ impl FleetView {
         }
         (verdict, reasons)
     }
-    /// What is missing of the workers that there should be, what the tenant service doesn't answer, and in what the workers differ.
-    fn redundancy(&self) -> Vec<String> {
-        let mut reasons = Vec::new();
-        let live: Vec<&WorkerRow> =
-            self.workers.iter().filter(|worker| worker.live && !worker.draining).collect();
-        let expected = self.objectives.workers;
-        if live.len() < expected && self.redis_error.is_none() && self.writes_refused.is_none() {
-            reasons.push(format!("{} of {expected} workers are alive (worker.expected).", live.len()));
-        }
-        let failing =
-            |worker: &&&WorkerRow| matches!(worker.tenant_service.state.as_str(), "failing" | "breaker_open");
-        let unanswered: Vec<&&WorkerRow> = live.iter().filter(failing).collect();
-        if let Some(worker) = unanswered.first() {
-            let since = worker.tenant_service.last_success_at.as_deref().unwrap_or("its start");
-            reasons.push(format!(
-                "The tenant service has not answered {} since {since}: tenants that were added, removed or moved meanwhile are not known.",
-                listed(unanswered.iter().map(|worker| worker.name.as_str()))
-            ));
-        }
-        let mut values: BTreeMap<&str, BTreeMap<&str, Vec<&str>>> = BTreeMap::new();
-        for worker in &live {
-            let version = ("version", worker.version.as_str());
-            let settings = worker.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-            for (name, value) in settings.chain([version]) {
-                values.entry(name).or_default().entry(value).or_default().push(&worker.name);
-            }
-        }
-        for (name, values) in values.into_iter().filter(|(_, values)| values.len() > 1) {
-            let each = values
-                .into_iter()
-                .map(|(value, workers)| format!("{value} on {}", listed(workers.into_iter())));
-            reasons.push(format!("Workers differ in {name}: {}.", each.collect::<Vec<_>>().join("; ")));
-        }
-        reasons
-    }
-
     /// That Redis refuses writes, and what is known all the same.
     fn refusal(&self, error: &ScheduleError) -> String {
         let silent: Vec<_> = self.workers.iter().filter(|worker| !worker.live).collect();
@@ -536,7 +504,7 @@ pub(super) fn names(rows: &[&TenantRow]) -> String {
 }
 
 /// The first names, and how many more there are.
-fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+pub(super) fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
     let more = names.len().saturating_sub(NAMED);
     let named: Vec<&str> = names.take(NAMED).collect();
     if more == 0 { named.join(", ") } else { format!("{} and {more} more", named.join(", ")) }

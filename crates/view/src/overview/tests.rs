@@ -11,9 +11,9 @@ use balance_sync_fleet::{
 use balance_sync_schedule::controls::Acknowledgement;
 
 use crate::{
-    reader::Objectives,
+    reader::{ForeignWorker, Objectives},
     record::{TaskRecord, WorkerRecord},
-    rows::{AcknowledgedView, PausedBy, WorkerRow},
+    rows::{AcknowledgedView, DeadWorker, PausedBy, WorkerRow},
 };
 
 fn view(tasks: Vec<TaskRecord>) -> FleetView {
@@ -38,6 +38,7 @@ fn view(tasks: Vec<TaskRecord>) -> FleetView {
         exposure_p99_ms: 0,
         replicas: None,
         settings: BTreeMap::new(),
+        clock_offset_ms: None,
         tasks,
     };
     FleetView {
@@ -46,8 +47,11 @@ fn view(tasks: Vec<TaskRecord>) -> FleetView {
         writes_refused: None,
         listed: true,
         workers: vec![WorkerRow::new(&record, true)],
+        dead_workers: Vec::new(),
+        foreign_workers: Vec::new(),
         rates: Rates::default(),
         tenants: Vec::new(),
+        unknown_tenants: 0,
         counts: Vec::new(),
         lags: Vec::new(),
         history: Vec::new(),
@@ -59,6 +63,7 @@ fn view(tasks: Vec<TaskRecord>) -> FleetView {
             queue_age: Duration::from_secs(3_600),
             workers: 0,
         },
+        clock_offset_seconds: None,
         single: false,
     }
 }
@@ -109,7 +114,7 @@ fn a_fleet_with_an_open_loss_is_not_healthy() {
     assert_eq!(verdict, Verdict::Degraded);
     assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Degraded);
     assert!(reasons[0].starts_with("2 balances have lost mutations or forked"), "{reasons:?}");
-    assert_eq!(fleet.overview().losses, 2);
+    assert_eq!(fleet.overview().losses, Some(2));
     fleet.tenants[0] = TenantRow { losses: 0, sampled: false, ..fleet.tenants[0].clone() };
     let (verdict, reasons) = fleet.judge();
     assert_eq!(verdict, Verdict::Unknown, "it is not known whether there are any");
@@ -149,7 +154,7 @@ fn acknowledged_entries_are_reported_with_their_age_and_need_no_attention_until_
                 (asked the ledger): acme.";
     assert_eq!(reasons, [said]);
     let overview = fleet.overview();
-    assert_eq!((overview.quarantined, overview.losses, overview.acknowledged), (3, 2, 3));
+    assert_eq!((overview.quarantined, overview.losses, overview.acknowledged), (Some(3), Some(2), 3));
 
     // One of them was dropped and another one came: as many as before. Or an earlier release, which counts no events, added one.
     for (since, entries) in [(1, 3), (0, 4), (u64::MAX, 3)] {
@@ -259,6 +264,83 @@ fn a_missing_worker_and_workers_that_differ_need_attention() {
         fleet.judge(),
         (Verdict::Attention, vec!["1 of 2 workers are alive (worker.expected).".to_owned()])
     );
+}
+
+#[test]
+fn a_worker_that_died_needs_attention_and_is_named_with_who_took_over() {
+    let mut fleet = view(Vec::new());
+    let dead = |name: &str, tenants: usize, unserved: usize, heirs: &[&str]| DeadWorker {
+        name: name.to_owned(),
+        last_seen_at: "1970-01-01T00:01:30.000Z".to_owned(),
+        age_seconds: 10.0,
+        tenants,
+        unserved,
+        taken_over_by: heirs.iter().map(|heir| (*heir).to_owned()).collect(),
+    };
+    let begin = "has died: last sign of life 1970-01-01T00:01:30.000Z, 10s ago;";
+    for (died, end) in [
+        (dead("w0", 12, 0, &["w1", "w2"]), "its 12 tenants were taken over by w1, w2."),
+        (dead("w0", 1, 0, &["w1"]), "its 1 tenant was taken over by w1."),
+        (dead("w0", 12, 4, &["w1"]), "4 of its 12 tenants are served by no live worker, the others by w1."),
+        (dead("w0", 12, 12, &[]), "its 12 tenants are served by no live worker."),
+        (dead("w0", 0, 0, &[]), "it served no tenant."),
+    ] {
+        fleet.dead_workers = vec![died];
+        assert_eq!(fleet.judge(), (Verdict::Attention, vec![format!("Worker w0 {begin} {end}")]));
+    }
+    fleet.dead_workers = (0..5).map(|n| dead(&format!("d{n}"), 1, 0, &["w1"])).collect();
+    let (_, reasons) = fleet.judge();
+    assert_eq!((reasons.len(), reasons[3].as_str()), (4, "2 more workers have died."));
+    assert_eq!(fleet.overview().dead_workers.len(), 5);
+}
+
+#[test]
+fn a_worker_of_another_configuration_on_the_same_tenants_needs_attention() {
+    let mut fleet = view(Vec::new());
+    let settings = |form: &str| BTreeMap::from([("tenants.key_form".to_owned(), form.to_owned())]);
+    fleet.workers[0].settings = settings("auto");
+    let foreign =
+        |tenants, form: &str| ForeignWorker { name: "w9".to_owned(), tenants, settings: settings(form) };
+    fleet.foreign_workers = vec![foreign(2, "as_listed")];
+    let said = "Worker w9 serves 2 of these tenants with other settings, and neither counts on the other: tenants.key_form as_listed \
+                there, auto here.";
+    assert_eq!(fleet.judge(), (Verdict::Attention, vec![said.to_owned()]));
+    fleet.workers[0].settings.clear();
+    let said = "Worker w9 serves 1 of these tenants with other settings, and neither counts on the other.";
+    fleet.foreign_workers = vec![foreign(1, "as_listed")];
+    assert_eq!(fleet.judge(), (Verdict::Attention, vec![said.to_owned()]));
+}
+
+#[test]
+fn clocks_that_differ_by_more_than_a_second_need_attention() {
+    let mut fleet = view(Vec::new());
+    for name in ["w2", "w3"] {
+        let row = WorkerRow { name: name.to_owned(), ..fleet.workers[0].clone() };
+        fleet.workers.push(row);
+    }
+    let mut judged = |offsets: [Option<f64>; 3]| {
+        for (worker, offset) in fleet.workers.iter_mut().zip(offsets) {
+            worker.clock_offset_seconds = offset;
+        }
+        fleet.judge()
+    };
+    let healthy = (Verdict::Healthy, Vec::new());
+    assert_eq!(judged([None, Some(1.0), Some(0.1)]), healthy);
+    let end = "Times and ages are shown wrong by as much: synchronise the clocks.";
+    for (offsets, said) in [
+        (
+            [Some(-3.25), Some(1.5), Some(0.0)],
+            "Clocks differ from Redis's: that of worker w1 is 3.2 s behind, that of worker w2 1.5 s ahead.",
+        ),
+        ([Some(20.0), None, None], "Clocks differ from Redis's: that of worker w1 is 20.0 s ahead."),
+        (
+            [Some(20.0), Some(20.4), Some(20.1)],
+            "Redis's clock is 20.1 s behind those of all 3 workers, which agree.",
+        ),
+        ([Some(0.7), Some(-0.7), None], "The clocks of workers w1 and w2 differ by 1.4 s."),
+    ] {
+        assert_eq!(judged(offsets), (Verdict::Attention, vec![format!("{said} {end}")]));
+    }
 }
 
 #[test]

@@ -75,6 +75,10 @@ fn fleet(tenants: Vec<(TenantRow, u64)>) -> FleetView {
     let mut lags = vec![0; 8];
     lags[7] = 10;
     FleetView {
+        clock_offset_seconds: None,
+        dead_workers: Vec::new(),
+        foreign_workers: Vec::new(),
+        unknown_tenants: 0,
         at: 0.0,
         redis_error: None,
         writes_refused: None,

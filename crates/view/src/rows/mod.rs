@@ -12,7 +12,7 @@ pub use detail::{ErrorView, FlushView, PointView, SettingsView, TenantDetail, ne
 pub use queue::QueueView;
 pub use state::StateView;
 pub use tenant::{AcknowledgedView, Merged, PausedBy, TenantRow, VanishedView};
-pub use worker::{ReconcileView, ServiceView, TaskView, WorkerRow};
+pub use worker::{DeadWorker, ReconcileView, ServiceView, TaskView, WorkerRow};
 
 /// A time as text (RFC 3339, UTC, milliseconds).
 #[must_use]

@@ -141,6 +141,8 @@ pub struct TenantRow {
     pub sampled: bool,
     /// Whether a worker has looked, since it serves it, if Redis has lost data of it.
     pub watched: bool,
+    /// How old the numbers are, where the schedules could be read before and can't be now.
+    pub numbers_age_seconds: Option<f64>,
     /// Members in the schedule.
     pub scheduled: u64,
     /// Those whose time has come.
@@ -206,6 +208,12 @@ impl TenantRow {
         self.paused.is_none() && self.exposure_p99_seconds.is_some_and(|p99| p99 > objective_seconds)
     }
 
+    /// Whether its numbers are known, be it of an earlier time.
+    #[must_use]
+    pub fn has_numbers(&self) -> bool {
+        self.sampled || self.numbers_age_seconds.is_some()
+    }
+
     /// Entries in quarantine that no operator has acknowledged, losses included.
     #[must_use]
     pub fn unacknowledged(&self) -> u64 {
@@ -235,6 +243,7 @@ impl TenantRow {
             paused,
             sampled: false,
             watched: false,
+            numbers_age_seconds: None,
             scheduled: 0,
             due: 0,
             leased: 0,
@@ -267,6 +276,7 @@ impl TenantRow {
         id: &str,
         owners: &[(&str, &TenantRecord)],
         paused: Option<PausedBy>,
+        now: f64,
     ) -> Option<(Self, Merged)> {
         // The state that matters most, and where several are in it, the one that is in it longest.
         let (_, main) = owners.iter().min_by(|(_, a), (_, b)| {
@@ -287,8 +297,14 @@ impl TenantRow {
             }
         }
         // All owners look at the same schedule, each at its own moments.
-        let most = |of: fn(&TenantRecord) -> u64| owners.iter().map(|(_, r)| of(r)).max().unwrap_or_default();
         let sampled = owners.iter().any(|(_, record)| !record.unsampled);
+        let most = |of: fn(&TenantRecord) -> u64| {
+            // What one could not read lately doesn't count beside what another one has read.
+            let read = owners.iter().filter(|(_, record)| !sampled || !record.unsampled);
+            read.map(|(_, record)| of(record)).max().unwrap_or_default()
+        };
+        let last = owners.iter().filter_map(|(_, record)| record.sampled_at).reduce(f64::max);
+        let numbers_age_seconds = last.filter(|_| !sampled).map(|at| (now - at).max(0.0).round());
         let row = Self {
             id: id.to_owned(),
             state: StateView::from(&main.state),
@@ -299,6 +315,7 @@ impl TenantRow {
             paused,
             sampled,
             watched: owners.iter().any(|(_, record)| !record.unwatched),
+            numbers_age_seconds,
             scheduled: most(|r| r.scheduled.max(r.due + r.leased)),
             due: most(|r| r.due),
             leased: most(|r| r.leased),

@@ -54,6 +54,8 @@ pub struct WorkerRow {
     pub postgres: Vec<ServerUsage>,
     /// Settings in force that should be the same on all workers, by their names.
     pub settings: BTreeMap<String, String>,
+    /// By how much its clock is ahead of Redis's, at least; negative = behind.
+    pub clock_offset_seconds: Option<f64>,
     /// Whether it has reported within the last seconds. False only while Redis refuses writes, so that no worker can report: it
     /// is shown as it was last reported.
     pub live: bool,
@@ -154,8 +156,26 @@ impl WorkerRow {
             exposure_p99_seconds: record.exposure_p99_ms as f64 / 1e3,
             postgres: record.postgres.clone(),
             settings: record.settings.clone(),
+            clock_offset_seconds: record.clock_offset_ms.map(|millis| millis as f64 / 1e3),
             live: true,
             is_self,
         }
     }
+}
+
+/// A worker that stopped reporting without having been drained.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DeadWorker {
+    /// Its name.
+    pub name: String,
+    /// When it last reported.
+    pub last_seen_at: String,
+    /// How long ago.
+    pub age_seconds: f64,
+    /// Tenants that it looked after.
+    pub tenants: usize,
+    /// Those that no worker serves now.
+    pub unserved: usize,
+    /// The workers that serve the others.
+    pub taken_over_by: Vec<String>,
 }

@@ -1,6 +1,6 @@
 //! A whole worker whose background tasks panic: it goes on, each in turn, and says so.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use balance_sync_domain::TenantId;
 use balance_sync_fleet::{
@@ -89,6 +89,7 @@ impl Bench {
                     records_per_second: 1000,
                     quarantine_interval: Duration::from_secs(60),
                 }),
+                shared: BTreeMap::new(),
             },
         );
         let worker = worker.start();
