@@ -13,8 +13,8 @@ const DRAINS: u64 = 12 * SECOND;
 
 /// A change of the list of tenants is noticed within this.
 pub(crate) const NOTICED: u64 = 15 * SECOND;
-/// A list without tenants is not believed for this long.
-const DOUBTED: u64 = 15 * SECOND;
+/// A list without tenants is not believed for this long: three polls must agree, and two of them are at least five seconds apart.
+const DOUBTED: u64 = 10 * SECOND;
 
 impl World {
     pub(crate) fn fault(&mut self, at: usize, fault: Fault) {
