@@ -139,6 +139,10 @@ async fn alive_while_passes_are_made() {
 
     fleet.last_pass_ms.store(95_000, Relaxed);
     assert_eq!(get(server.address(), "/livez").await, (200, "alive\n".to_owned()));
+
+    fleet.manager_ended.store(true, Relaxed);
+    let (status, body) = get(server.address(), "/livez").await;
+    assert_eq!((status, body.contains("databases has ended")), (503, true), "{body}");
     server.stop().await;
 }
 

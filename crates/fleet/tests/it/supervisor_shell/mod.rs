@@ -100,6 +100,19 @@ struct Bench {
     begun: Instant,
 }
 
+/// A message whose handler panics.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct PanicNow;
+
+impl Handler<PanicNow> for TenantManager {
+    type Result = ();
+
+    fn handle(&mut self, _: PanicNow, _: &mut Context<Self>) {
+        panic!("a handler of the manager panics");
+    }
+}
+
 fn limits() -> Limits {
     Limits {
         start_concurrency: 64,
@@ -120,23 +133,15 @@ impl Bench {
     }
 
     fn with(tenants: &[&str], limits: Limits, options: CollectorOptions) -> Self {
-        Self::with_manager(tenants, limits, options, |manager| manager.start())
-    }
-
-    fn with_manager(
-        tenants: &[&str],
-        limits: Limits,
-        options: CollectorOptions,
-        start: impl FnOnce(TenantManager) -> Addr<TenantManager>,
-    ) -> Self {
         tokio::time::pause();
         let directory = Arc::new(FakeDirectory::new());
         directory.lists(&tenants.iter().map(|id| tenant(id)).collect::<Vec<_>>());
         let fleet = Arc::new(FleetStatus::default());
         let world = Rc::new(World::default());
         let begun = Instant::now();
-        let budget = ConnectionBudget::new(10);
-        let manager = start(TenantManager::new(directory.clone(), budget, ManagerOptions::default()));
+        let manager =
+            TenantManager::new(directory.clone(), ConnectionBudget::new(10), ManagerOptions::default())
+                .start();
         let spawner = FakeSpawner {
             world: Rc::clone(&world),
             fleet: Arc::clone(&fleet),
