@@ -9,6 +9,7 @@ mod clock;
 mod cluster;
 mod drain;
 mod eviction;
+mod failover;
 mod forks;
 mod losses;
 mod moved;

@@ -141,7 +141,7 @@ async fn failed_balances_are_retried_within_two_seconds_of_the_return() -> Resul
 }
 
 /// A tenant's rows at this version or later.
-async fn rows_from(
+pub(crate) async fn rows_from(
     sandbox: &balance_sync_sandbox::Sandbox,
     tenant: &SandboxTenant,
     version: i64,
