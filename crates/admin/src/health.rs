@@ -10,11 +10,14 @@ use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 use balance_sync_fleet::status::FleetStatus;
 
 /// What is said when all is well, or why it is not.
-pub(crate) type Verdict = Result<&'static str, String>;
+pub type Verdict = Result<&'static str, String>;
 
 /// Whether the worker makes progress. `uptime` is the time since the start from which
 /// [`FleetStatus::last_pass_ms`] counts.
-pub(crate) fn liveness(status: &FleetStatus, uptime: Duration) -> Verdict {
+///
+/// # Errors
+/// Why it doesn't, as `/livez` answers.
+pub fn liveness(status: &FleetStatus, uptime: Duration) -> Verdict {
     if status.draining.load(Relaxed) {
         // No passes are made any more, and the drain has a bound of its own. A restart now would cut it short.
         return Ok("alive: draining");
@@ -45,7 +48,10 @@ pub(crate) fn liveness(status: &FleetStatus, uptime: Duration) -> Verdict {
 }
 
 /// Whether the worker can be relied on.
-pub(crate) fn readiness(status: &FleetStatus) -> Verdict {
+///
+/// # Errors
+/// Why not, as `/readyz` answers.
+pub fn readiness(status: &FleetStatus) -> Verdict {
     if status.draining.load(Relaxed) {
         return Err("not ready: draining".to_owned());
     }

@@ -17,5 +17,6 @@ pub mod server;
 mod ui;
 
 pub use api::{Access, Api, ApiParts, LONGEST_NAME, NamedToken, Role, TrustedProxies};
+pub use health::{Verdict, liveness, readiness};
 pub use metrics::ConnectionSource;
 pub use server::{AdminServer, AdminSettings, start, start_with_api, start_with_connections};

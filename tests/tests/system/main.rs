@@ -28,6 +28,7 @@ mod log;
 mod memory;
 mod names;
 mod newer;
+mod notify;
 mod openapi;
 mod outage;
 mod pooler;

@@ -7,10 +7,11 @@ use std::{
 };
 
 use anyhow::Context;
-use balance_sync_admin::{Access, AdminServer, AdminSettings, Api, ApiParts};
+use balance_sync_admin::{Access, AdminServer, AdminSettings, Api, ApiParts, liveness, readiness};
 use balance_sync_fleet::{
     PreparedWorker,
     lifecycle::{DrainReport, WorkerHandles},
+    status::FleetStatus,
     tasks::panics,
 };
 use balance_sync_view::{Operations, recovery::RecoveryRunner};
@@ -23,6 +24,7 @@ use tokio::{
 use crate::{
     EXIT_OK,
     config::Config,
+    notify::{Health, Notifier},
     recoveries::Runner,
     telemetry::{self, Telemetry},
     wiring::{self, Endpoints, objectives},
@@ -69,24 +71,36 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     // With thousands of tenants in it, it is larger than all that looks after them.
     drop(config);
 
+    let mut manager = Notifier::from_env();
+    manager.started();
+    let fleet = Arc::clone(&worker.handles().fleet);
+    let health = || health(&fleet, started.elapsed());
     let drain_request = operations.drain_request();
-    let mut interrupted = std::pin::pin!(crate::interrupted());
-    let signal = loop {
-        tokio::select! {
-            signal = &mut interrupted => break signal.context("listening to signals")?,
-            () = drain_request.wanted() => break "an operator's action",
-            Some(()) = hangups.recv() => reload(file, &endpoints).await,
-            _ = beats.tick() => heartbeat.log(),
-            _ = summaries.tick() => log.limit.summarise(),
+    let signalled = async {
+        let mut interrupted = std::pin::pin!(crate::interrupted());
+        loop {
+            tokio::select! {
+                signal = &mut interrupted => return signal.context("listening to signals"),
+                () = drain_request.wanted() => return Ok("an operator's action"),
+                Some(()) = hangups.recv() => reload(file, &endpoints).await,
+                _ = beats.tick() => heartbeat.log(),
+                _ = summaries.tick() => log.limit.summarise(),
+            }
         }
     };
+    let signal = manager.while_running(health, signalled).await?;
+    manager.stopping();
     tracing::info!(signal, "draining: no more claims, what is held is flushed or given back");
     // Informed before the supervisor is, so that no balancer sends anything to a worker that is on its way out.
     worker.handles().fleet.draining.store(true, Relaxed);
     let drain_started = Instant::now();
     recoveries.stop();
-    let report = operations.drain(worker, close_grace).await;
-    recoveries.stopped().await;
+    let drained = async {
+        let report = operations.drain(worker, close_grace).await;
+        recoveries.stopped().await;
+        report
+    };
+    let report = manager.while_running(health, drained).await;
     log.limit.summarise();
     let code = tell(&report, drain_started);
     if let Some(admin) = admin {
@@ -104,6 +118,13 @@ fn every(period: Duration) -> Interval {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks.reset();
     ticks
+}
+
+/// As `/livez` and `/readyz` answer, for the service manager.
+fn health(fleet: &FleetStatus, uptime: Duration) -> Health {
+    let (alive, ready) = (liveness(fleet, uptime), readiness(fleet));
+    let text = alive.clone().and(ready.map(str::to_owned));
+    Health { alive: alive.is_ok(), text: text.unwrap_or_else(|reason| reason) }
 }
 
 /// Reads the configuration again, as SIGHUP asks for, and takes from it what needs no restart.
