@@ -25,7 +25,7 @@ use values::{interval, month, patience, positive, positive_count, quarantine_rea
 
 /// Carries the balances of a multi-tenant ledger from Redis to each tenant's Postgres.
 #[derive(Debug, Parser)]
-#[command(name = "balance-sync", version, max_term_width = 110)]
+#[command(name = "balance-sync", version = crate::version::text(), max_term_width = 110)]
 pub(crate) struct Args {
     /// Configuration file (TOML); the environment variable BALANCE_SYNC_CONFIG does the same.
     #[arg(long, short, global = true, value_name = "FILE")]

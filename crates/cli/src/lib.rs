@@ -31,6 +31,7 @@ mod program;
 mod recoveries;
 mod telemetry;
 mod terminal;
+mod version;
 mod wiring;
 
 use std::process::ExitCode;

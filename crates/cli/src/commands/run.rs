@@ -50,6 +50,7 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     panics::log_all();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
+        commit = crate::version::COMMIT,
         claim_mode = config.claim.mode.as_str(),
         batch_size = config.collector.batch_size,
         "balance-sync starts"
