@@ -5,6 +5,7 @@
 mod layers;
 mod ledger;
 mod redis;
+mod reference;
 mod refusals;
 mod shown;
 mod telemetry;
