@@ -13,7 +13,7 @@ BROWSER_OR_NONE = { command -v chromedriver && { command -v chromium || command 
 # What finds violations of WCAG in the tests in a browser comes from npm; without it that test is skipped, and says so.
 AXE_OR_NONE = { command -v npm >/dev/null 2>&1 && (cd crates/admin/ui-check && npm ci --silent); } || export BALANCE_SYNC_AXE=none
 
-.PHONY: help setup build man demo test matrix screenshots chaos sim bench fuzz differential coverage lint ui-check chart fmt clean
+.PHONY: help setup build man demo test matrix screenshots chaos sim bench fuzz differential coverage lint ui-check chart dist dist-test image fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +106,21 @@ target/chart/venv/ready: tests/chart/requirements.txt
 	python3 -m venv target/chart/venv
 	target/chart/venv/bin/pip install --quiet --disable-pip-version-check --requirement tests/chart/requirements.txt
 	@touch $@
+
+dist: chart ## Build what a release consists of into target/dist: tarball, Debian package, chart, bill of materials, checksums
+	@sh tests/setup.sh
+	@CARGO="$(CARGO)" sh deploy/dist/dist.sh
+	@target/chart/venv/bin/python tests/chart/sbom.py target/dist/*.cdx.json
+
+dist-test: dist ## Install the Debian package into a fresh Debian and run it there, under systemd as well (root; Debian)
+	@sh tests/setup.sh debootstrap systemd-nspawn
+	$(CARGO) build --release --locked --package balance-sync-lab
+	@sh deploy/dist/try.sh
+
+image: dist ## Build the container image from target/dist, without a daemon or base image (root; Debian)
+	@sh tests/setup.sh buildah
+	@target/chart/venv/bin/hadolint deploy/Dockerfile
+	@sh deploy/dist/image.sh
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

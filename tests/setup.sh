@@ -26,6 +26,8 @@ wished=""
 for program in "$@"; do
   case "$program" in
     pgbouncer) has_pgbouncer || missing="$missing pgbouncer"; continue ;;
+    debootstrap|buildah) command -v "$program" >/dev/null 2>&1 || missing="$missing $program"; continue ;;
+    systemd-nspawn) command -v systemd-nspawn >/dev/null 2>&1 || missing="$missing systemd-container"; continue ;;
     venv) python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || missing="$missing python3-venv"; continue ;;
     promtool) package=prometheus ;;
     chromium) package=chromium ;;
