@@ -12,8 +12,8 @@
 
 local key = ARGV[1]
 local COMMANDS = {
-  { 'GET', key }, { 'MGET', key }, { 'SET', key, '', 'XX' }, { 'DEL', key }, { 'UNLINK', key }, { 'EXISTS', key },
-  { 'TYPE', key }, { 'TTL', key }, { 'PTTL', key }, { 'PERSIST', key }, { 'EXPIRE', key, 'x' }, { 'PEXPIRE', key, 'x' },
+  { 'GET', key }, { 'MGET', key }, { 'STRLEN', key }, { 'SET', key, '', 'XX' }, { 'DEL', key }, { 'UNLINK', key },
+  { 'EXISTS', key }, { 'TYPE', key }, { 'TTL', key }, { 'PTTL', key }, { 'PERSIST', key }, { 'EXPIRE', key, 'x' }, { 'PEXPIRE', key, 'x' },
   { 'PEXPIREAT', key, 'x' }, { 'ZADD', key, 'XX', '0', 'x' }, { 'ZREM', key, 'x' }, { 'ZREMRANGEBYSCORE', key, 'x', 'x' },
   { 'ZCARD', key }, { 'ZCOUNT', key, '0', '0' }, { 'ZRANGE', key, '0', '0' }, { 'ZRANGEBYSCORE', key, '0', '0' },
   { 'ZREVRANGE', key, '0', '0' }, { 'ZSCORE', key, 'x' }, { 'ZMSCORE', key, 'x' }, { 'ZSCAN', key, '0' },

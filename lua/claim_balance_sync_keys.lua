@@ -11,8 +11,11 @@
 -- ARGV[8]  scan limit (mode `lock`): most members examined in this call
 -- ARGV[9]  offset (mode `lock`): how many due members to skip, as returned by a call that found only foreign locks
 -- ARGV[10] delay in milliseconds of members whose values Redis refuses to return while it returns others
+-- ARGV[11] most entries in the quarantine hash
+-- ARGV[12] events (hash, see `move_to_hash`): a new entry is one
 --
--- Result   { now, lease, scheduled, resume, foreign, postponed, refusal, unlock, member, former score, value | false | status, ... }
+-- Result   { now, lease, scheduled, resume, foreign, postponed, refusal, unlock, isolated, unlisted,
+--            member, former score, value | false | status, ... }
 --          now        Redis time, seconds with six decimals
 --          lease      the lease score of every member in this answer
 --          scheduled  members in the schedule, due or not
@@ -21,15 +24,21 @@
 --          postponed  members whose values Redis refuses to return: due again after ARGV[10]
 --          refusal    the error reported for them; with none postponed, the error met when TTLs were raised; '' = no refusal
 --          unlock     milliseconds until the first of the foreign locks ends, of those looked at first; -1 = not known
+--          isolated   members longer than LONGEST_MEMBER that were moved into the quarantine hash, see below
+--          unlisted   such members that were postponed, because the hash is full or can't be written
 --          value      the string; false = there is none; a status reply with the reason when this balance alone can't be
 --                     read: its key is of another type, lies outside the tenant's slot, or is no key of a balance and the
---                     user has no right to it
+--                     user has no right to it; 'TOOLARGE <bytes>' for a value longer than LONGEST_VALUE
 -- Error    the refusal, when Redis returns no value of the tenant: nothing is claimed, all scores are unchanged
 --
 -- Atomic: finding due members, moving each score to the end of the lease, reading the values.
 -- A refusal that every balance of the tenant would meet (access rights, a moving slot, undeclared keys) is not a fault of
 -- the balances. Access rights may cover some keys only: members without are postponed so that they don't hide the others.
--- Fewer members than the limit are returned when their values are large, to bound the memory of Redis and of the worker.
+-- Fewer members than the limit are returned when their values are large, to bound the time for which Redis is blocked, and the
+-- memory of Redis and of the worker. Sizes are looked at before values are read.
+-- No ledger writes a member longer than LONGEST_MEMBER. Such a member is neither locked nor returned: it would pass through every
+-- script, listing and log line. It is moved into the quarantine hash under its beginning, its length and a hash, so it can be
+-- listed and dropped, not retried. Its value is not touched.
 -- The copy in a quarantine entry is used only while nothing but the retry, and claims since, has scheduled the member: after
 -- a newer mutation the copy is older than what was lost, and writing it would hide the loss.
 
@@ -39,7 +48,10 @@ local prefix, lock_prefix, token = ARGV[4], ARGV[6], ARGV[7]
 local balances = prefix .. 'balance:{transactions}:' -- what keys of balances begin with
 local MGET_KEYS = 100 -- values read by one command
 local LOCKS_TIMED = 50 -- foreign locks whose end is read: as many as the ledger's worker takes at once
-local MAX_BYTES = 16 * 1024 * 1024 -- of all values in one answer; the first one is returned whatever its size
+local MAX_BYTES = 4 * 1024 * 1024 -- of all members and values in one answer
+local STEP = 16 -- due members read by one command, whose length is known only then
+local STEP_LOCKED = 50 -- in mode `lock`, which skips many
+local SHOWN = 200 -- bytes that are kept of a member that is too long
 
 local function contains(text, words)
   return string.find(text, words, 1, true) ~= nil
@@ -64,6 +76,8 @@ local time = redis_time()
 local lease, later = lease_score(time, ttl_ms), lease_score(time, tonumber(ARGV[10]))
 
 local members, formers = {}, {}
+local overlong = {} -- members that are too long
+local bytes = 0 -- of the members read, and later of the values
 local resume, foreign, unlock_in = 0, 0, -1
 local moved = 0 -- how many of the members have a new score already
 
@@ -87,57 +101,131 @@ local function refuse(err)
   return redis.error_reply(err)
 end
 
+-- Due members and their scores, a few at a time, so that one call never reads much more than MAX_BYTES of them.
+local function read_due(at, most)
+  return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', time.text, 'WITHSCORES', 'LIMIT', at, most)
+end
+
+-- Counts the bytes of a member. Returns whether it is too long, after noting it.
+local function is_overlong(member)
+  bytes = bytes + #member
+  if #member <= LONGEST_MEMBER then return false end
+  overlong[#overlong + 1] = member
+  return true
+end
+
 if lock_prefix == '' then
-  local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', time.text, 'WITHSCORES', 'LIMIT', 0, limit)
-  for i = 1, #due, 2 do
-    members[#members + 1] = due[i]
-    formers[#formers + 1] = due[i + 1]
+  local at = 0
+  while #members < limit and bytes < MAX_BYTES do
+    local due = read_due(at, math.min(limit - #members, STEP))
+    if #due == 0 then break end
+    for i = 1, #due, 2 do
+      if not is_overlong(due[i]) then
+        members[#members + 1] = due[i]
+        formers[#formers + 1] = due[i + 1]
+      end
+    end
+    at = at + #due / 2
   end
 else
   local at, seen = offset, 0
-  while #members < limit do
+  while #members < limit and bytes < MAX_BYTES do
     if seen >= scan_limit then
       -- The next call skips the members with foreign locks, or they would hide the others for ever. Those claimed now are
-      -- not due then.
-      resume = at - #members
+      -- not due then, and those that are too long have gone.
+      resume = at - #members - #overlong
       break
     end
-    local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', time.text, 'WITHSCORES', 'LIMIT', at, math.min(limit, PAGE))
+    local due = read_due(at, math.min(limit, STEP_LOCKED))
     if #due == 0 then
       if seen > 0 or at == 0 then break end
       at = 0 -- fewer members are due than at the last call: begin at the head
     end
     for i = 1, #due, 2 do
-      local lock = lock_prefix .. due[i]
-      local taken = redis.pcall('SET', lock, token, 'NX', 'PX', ttl_ms)
-      if err_of(taken) then return refuse(taken.err) end
-      if not taken and redis.pcall('GET', lock) == token then
-        taken = redis.call('SET', lock, token, 'PX', ttl_ms)
-      end
       seen, at = seen + 1, at + 1
-      if taken then
-        members[#members + 1] = due[i]
-        formers[#formers + 1] = due[i + 1]
-        if #members == limit then break end
-      else
-        foreign = foreign + 1
-        local left = foreign <= LOCKS_TIMED and redis.pcall('PTTL', lock)
-        if type(left) == 'number' and left >= 0 and (unlock_in < 0 or left < unlock_in) then unlock_in = left end
+      if not is_overlong(due[i]) then
+        local lock = lock_prefix .. due[i]
+        local taken = redis.pcall('SET', lock, token, 'NX', 'PX', ttl_ms)
+        if err_of(taken) then return refuse(taken.err) end
+        if not taken and redis.pcall('GET', lock) == token then
+          taken = redis.call('SET', lock, token, 'PX', ttl_ms)
+        end
+        if taken then
+          members[#members + 1] = due[i]
+          formers[#formers + 1] = due[i + 1]
+          if #members == limit then break end
+        else
+          foreign = foreign + 1
+          local left = foreign <= LOCKS_TIMED and redis.pcall('PTTL', lock)
+          if type(left) == 'number' and left >= 0 and (unlock_in < 0 or left < unlock_in) then unlock_in = left end
+        end
       end
     end
   end
 end
 
-local result = { time.text, lease, redis.call('ZCARD', KEYS[1]), resume, foreign, 0, '', unlock_in }
-local bytes, readable, postponed, refusal = 0, 0, 0, nil
+-- Moves the members that are too long out of the schedule. Returns how many were moved and how many postponed.
+local function isolate()
+  if #overlong == 0 then return 0, 0 end
+  local isolated, unlisted, events = 0, 0, 0
+  local entries = redis.pcall('HLEN', ARGV[5])
+  for _, member in ipairs(overlong) do
+    local ends = string.sub(member, 1, LONGEST_MEMBER) .. string.sub(member, -LONGEST_MEMBER) .. #member
+    local field = string.format('%s… (%d bytes, %s)', string.sub(member, 1, SHOWN), #member, redis.sha1hex(ends))
+    local done = false
+    if type(entries) == 'number' and entries < tonumber(ARGV[11]) then
+      local entry = {
+        reason = 'member_too_long', truncated = false, first_at = time.text, last_at = time.text, count = 1,
+        detail = string.format('the member has %d bytes; allowed: at most %d', #member, LONGEST_MEMBER),
+      }
+      local added = redis.pcall('HSET', ARGV[5], field, cjson.encode(entry))
+      done = type(added) == 'number'
+      if done then entries, events = entries + added, events + added end
+    end
+    if done then
+      redis.call('ZREM', KEYS[1], member)
+      isolated = isolated + 1
+    else
+      redis.call('ZADD', KEYS[1], 'XX', later, member)
+      unlisted = unlisted + 1
+    end
+  end
+  count_events(ARGV[12], KEYS[1], events)
+  return isolated, unlisted
+end
+
+local result = { time.text, lease, redis.call('ZCARD', KEYS[1]), resume, foreign, 0, '', unlock_in, 0, 0 }
+local readable, postponed, refusal = 0, 0, nil
+local ask_sizes = true -- until Redis refuses to return them
 local first = 1
 while first <= #members do
   local last = math.min(first + MGET_KEYS - 1, #members)
-  local keys, at_key = {}, {}
+  local keys, at_key, large = {}, {}, {}
+  local beyond
   for i = first, last do
-    if string.sub(members[i], 1, #balances) == balances then
-      keys[#keys + 1] = members[i]
-      at_key[i] = #keys
+    local member = members[i]
+    local is_balance = string.sub(member, 1, #balances) == balances
+    if is_balance or is_own(member, prefix) then
+      local size = ask_sizes and redis.pcall('STRLEN', member) or 0
+      if type(size) ~= 'number' then
+        -- What else may be wrong shows when the value is read.
+        local err = err_of(size) or ''
+        if is_denial(err) and not is_denied_key(err) then ask_sizes, refusal = false, refusal or err end
+        size = 0
+      end
+      if size > LONGEST_VALUE then
+        large[i] = size
+      else
+        if bytes + size > MAX_BYTES and i > 1 then
+          beyond, last = i, i - 1
+          break
+        end
+        bytes = bytes + size
+        if is_balance then
+          keys[#keys + 1] = member
+          at_key[i] = #keys
+        end
+      end
     end
   end
   local values = {}
@@ -149,10 +237,12 @@ while first <= #members do
 
   -- Read the whole page before anything is changed.
   local scores, to_protect, retried, answer = {}, {}, {}, {}
-  local beyond
   for i = first, last do
     local member, value, why, err = members[i], false, nil, nil
-    if at_key[i] then
+    if large[i] then
+      -- No copy in the quarantine may take its place: the value is there, and may be newer.
+      value = { ok = 'TOOLARGE ' .. large[i] }
+    elseif at_key[i] then
       value = values[at_key[i]]
       err = err_of(value)
       if err then
@@ -168,14 +258,16 @@ while first <= #members do
         if not in_slot(member) or contains(err, 'WRONGTYPE') or is_denied_key(err) then why, err = err, nil end
       end
     end
-    if value then
-      bytes = bytes + #value
-      if bytes > MAX_BYTES and i > 1 then
-        beyond = i
-        break
+    if type(value) == 'string' then
+      if not ask_sizes then
+        bytes = bytes + #value
+        if bytes > MAX_BYTES and i > 1 then
+          beyond = i
+          break
+        end
       end
       to_protect[#to_protect + 1] = member
-    elseif is_own(member, prefix) and not err then
+    elseif not value and is_own(member, prefix) and not err then
       local kept = redis.pcall('HGET', ARGV[5], member)
       if type(kept) == 'string' then
         local entry = decode(kept)
@@ -231,4 +323,5 @@ end
 -- No balance could be read, so the refusal concerns the tenant as a whole.
 if postponed > 0 and readable == 0 then return refuse(refusal) end
 result[6], result[7] = postponed, refusal or ''
+result[9], result[10] = isolate()
 return result

@@ -25,7 +25,7 @@ for n = 1, #KEYS do
       for _, member in ipairs(some) do
         if not seen[member] and is_own(member, ARGV[n + 2]) then
           seen[member] = true
-          local value = redis.pcall('GET', member)
+          local value = not too_large(member) and redis.pcall('GET', member)
           if type(value) == 'string' and #value <= longest then
             found[#found + 1] = member
             found[#found + 1] = value

@@ -10,7 +10,7 @@
 --            reason | false, loss | false }
 --          now     Redis time, seconds with six decimals
 --          TTLs    remaining, in milliseconds; -1 = no TTL, -2 = no key
---          reason  why the value can't be read although its key exists
+--          reason  why the value can't be read, or is not read for its size, although its key exists
 --
 -- Atomic: all of one moment. Read-only. A lock, quarantine or losses key of another type is returned as false.
 
@@ -20,8 +20,11 @@ local function try(...)
   return answer
 end
 
-local value, reason = redis.pcall('GET', KEYS[3]), false
-if err_of(value) then
+local size = too_large(KEYS[3])
+local value, reason = not size and redis.pcall('GET', KEYS[3]), false
+if size then
+  reason = string.format('it has %d bytes; allowed: at most %d', size, LONGEST_VALUE)
+elseif err_of(value) then
   local kind = try('TYPE', KEYS[3])
   reason = kind and kind.ok ~= 'string' and 'its key is of type ' .. kind.ok or value.err
   value = false

@@ -5,6 +5,8 @@
 
 local PAGE = 1000 -- most members in one command: unpack() and Lua's C stack take about 8,000 values
 local KEEP_ALIVE_SECONDS = 86400 -- TTL given back to a value that had none while its quarantine entry needed it
+local LONGEST_VALUE = 1024 * 1024 -- bytes of a balance's value; the ledger's have about one thousandth of that
+local LONGEST_MEMBER = 8192 -- bytes of a member; the ledger's have a few hundred
 
 -- What Redis refused, as it reported it; nil for any other answer of redis.pcall.
 local function err_of(answer)
@@ -73,9 +75,18 @@ local function in_slot(key)
   return string.match(key, '{([^}]*)}') == 'transactions'
 end
 
+-- The size of the value at a key if it is too large to be read; nil for any other value or type, and if there is none. The
+-- second result is the refusal when the user may not ask for sizes.
+local function too_large(key)
+  local size = redis.pcall('STRLEN', key)
+  if type(size) == 'number' then return size > LONGEST_VALUE and size or nil end
+  local err = err_of(size)
+  return nil, err and is_denial(err) and err or nil
+end
+
 -- Whether a key holds the token of a deletion marker instead of a value. The ledger gives it its TTL and waits for its end.
 local function is_deletion_marker(key)
-  if string.sub(key, -8) ~= ':deleted' then return false end
+  if string.sub(key, -8) ~= ':deleted' or too_large(key) then return false end
   local text = redis.pcall('GET', key)
   return type(text) == 'string' and not string.find(text, '^%s*{')
 end
@@ -133,6 +144,13 @@ local function for_leased(schedule, first, size, lock_prefix, token, handle)
   return kept
 end
 
+-- Counts events of a schedule in the hash of events. What Redis refuses here must not keep members from being moved.
+local function count_events(events, schedule, number)
+  if number == 0 then return end
+  local counted = redis.pcall('HGET', events, schedule)
+  if not err_of(counted) then redis.pcall('HSET', events, schedule, (tonumber(counted) or 0) + number) end
+end
+
 -- Moves members that are still under our lease out of the schedule into a hash, one JSON entry each.
 --   KEYS[1]  schedule
 --   KEYS[2]  hash (field = member)
@@ -175,10 +193,6 @@ local function move_to_hash(first, size, renewals, entry_of)
       unlock(lock_prefix, token, member)
     end
   end)
-  -- What Redis refuses here must not keep members from being moved.
-  if events > 0 then
-    local counted = redis.pcall('HGET', KEYS[3], KEYS[1])
-    if not err_of(counted) then redis.pcall('HSET', KEYS[3], KEYS[1], (tonumber(counted) or 0) + events) end
-  end
+  count_events(KEYS[3], KEYS[1], events)
   return { moved, kept, full }
 end

@@ -13,7 +13,8 @@
 -- copy of the value is there if the value in Redis has expired. The entry records the score: the copy may be written only
 -- while no mutation has scheduled the member since. That score lies half-way between two microseconds, which no producer
 -- writes, and a second ago, so that it is due at once. A lost member is looked up in Postgres again. `listed` counts those of
--- `done` that are retried and stay listed whatever is found: a loss that is confirmed, or that a later mutation followed.
+-- `done` that stay listed whatever is found: a loss that is confirmed, or that a later mutation followed; and a member that was
+-- too long, which is not retried.
 -- Drop deletes the entries.
 
 local due = lease_score(redis_time(), -1000)
@@ -35,6 +36,11 @@ local function drop(member, entry, loss)
 end
 
 local function retry(member, entry, loss)
+  -- Its entry stands under a name that was never scheduled.
+  if entry and entry.reason == 'member_too_long' then
+    listed = listed + 1
+    return
+  end
   if loss and (loss.confirmed ~= false or loss.later_at) then listed = listed + 1 end
   if redis.call('ZADD', KEYS[1], 'NX', due, member) == 0 then return end
   if entry and type(entry.value) == 'string' then

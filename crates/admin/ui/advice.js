@@ -27,6 +27,8 @@ const QUARANTINE = {
   forked: "The row is ahead of Redis, or has other amounts at the same version: one of the two lost mutations that the other was computed from. The entry lists both sides, and stays until it is dropped. Compare both with the ledger's operations, mend the wrong one, then drop it.",
   value_lost: "The value is gone from Redis, and the row lacks what the ledger's trail has, or that can't be determined: the detail says which. It stays here until an operator drops it, whatever is written later. Mend the row from the ledger's operations, then drop it; where a grant is missing, give it and retry.",
   value_unreadable: "Its key in Redis is of another type, or outside the slot of the ledger's keys; the detail says which. Find out who else writes to this Redis; the balance's next good mutation clears it.",
+  value_too_large: "The value has more than 1 MiB and was not read; one of the ledger has about 1 KiB. Find out who wrote it; the balance's next good mutation clears the entry.",
+  member_too_long: "The member of the schedule has more than 8 KiB; one of the ledger has a few hundred bytes. Find out who else writes to this Redis, then drop the entry: it can't be retried.",
   unreadable_entry: "The entry in Redis is in a format that this release can't read: the detail says why. Ask a worker of the release that wrote it.",
   value_duplicate_name: "A name stands twice in the value, and which of the two counts is unknown. Report its writer; the balance's next good mutation clears it.",
   value_field_null: "A field that counts is null in UpperCamel, or in the only spelling there is. Report its writer; the balance's next good mutation clears it.",

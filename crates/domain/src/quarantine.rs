@@ -15,10 +15,14 @@ names! {
         ValueExpired = "value_expired",
         /// The key of its value has another type, or can't be reached.
         ValueUnreadable = "value_unreadable",
+        /// Its value is larger than any that is read.
+        ValueTooLarge = "value_too_large",
         /// Postgres refuses the row.
         RefusedByPostgres = "refused_by_postgres",
         /// The entry in Redis can't be read.
         UnreadableEntry = "unreadable_entry",
+        /// The member is longer than any that is claimed. Its entry stands under its beginning and its length.
+        MemberTooLong = "member_too_long",
         /// The member is no UTF-8.
         MemberNotUtf8 = "member_not_utf8",
         /// The member has the prefix of another tenant.
@@ -80,6 +84,8 @@ impl QuarantineReason {
             | Self::ValueLost
             | Self::ValueExpired
             | Self::ValueUnreadable
+            | Self::ValueTooLarge
+            | Self::MemberTooLong
             | Self::ValueFieldMissing
             | Self::MemberNotUtf8
             | Self::MemberForeignTenant

@@ -6,6 +6,9 @@ use balance_sync_domain::QuarantineReason;
 
 use crate::error::ScheduleError;
 
+/// Bytes of a value that is read. The same number stands in `lua/prelude.lua`.
+const LONGEST_VALUE: u64 = 1024 * 1024;
+
 /// One claimed member. Dropping it doesn't release it: its lease then expires.
 #[derive(Debug, Clone)]
 pub struct Claimed {
@@ -19,8 +22,36 @@ pub struct Claimed {
     pub former: String,
     /// The balance's JSON. `None` if the value has expired or can't be read, or if the member is another tenant's.
     pub value: Option<Vec<u8>>,
-    /// Why the value can't be read although its key exists or may exist: wrong type, or outside the tenant's slot.
-    pub unreadable: Option<String>,
+    /// Why the value was not read although its key exists or may exist.
+    pub unreadable: Option<Unreadable>,
+}
+
+/// Why a value was not read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// It is larger than what a claim reads; its size in bytes.
+    #[error("the value has {0} bytes; allowed: at most {longest}", longest = LONGEST_VALUE)]
+    TooLarge(u64),
+    /// Wrong type, or outside the tenant's slot.
+    #[error("the value can't be read: {0}; allowed: a string")]
+    Refused(String),
+}
+
+impl Unreadable {
+    /// The status reply of the claim script.
+    pub(crate) fn of_status(status: String) -> Self {
+        let size = status.strip_prefix("TOOLARGE ").and_then(|size| size.parse().ok());
+        size.map_or(Self::Refused(status), Self::TooLarge)
+    }
+
+    /// The reason with which the balance is quarantined.
+    #[must_use]
+    pub fn reason(&self) -> QuarantineReason {
+        match self {
+            Self::TooLarge(_) => QuarantineReason::ValueTooLarge,
+            Self::Refused(_) => QuarantineReason::ValueUnreadable,
+        }
+    }
 }
 
 impl Claimed {
@@ -53,6 +84,10 @@ pub struct Claim {
     pub unlock_in: Option<Duration>,
     /// What Redis refused, if it refused a part.
     pub refused: Option<Refused>,
+    /// Members that were too long to be claimed, and were moved to quarantine.
+    pub isolated: u64,
+    /// Such members that were postponed, because the quarantine is full or can't be written.
+    pub unlisted: u64,
 }
 
 /// A refusal of Redis that concerns a part of a claim.

@@ -52,7 +52,7 @@ pub mod witnesses;
 pub mod workers;
 
 pub use balances::{BalanceKeys, read_values};
-pub use claimed::{Claim, Claimed, Refusal, Refused};
+pub use claimed::{Claim, Claimed, Refusal, Refused, Unreadable};
 pub use controls::Controls;
 pub use credentials::password_in;
 pub use endpoint::Endpoint;

@@ -59,8 +59,8 @@ pub struct Quarantined {
 pub struct Retried {
     /// Entries found, and scheduled unless they were scheduled already.
     pub done: u64,
-    /// Of these, losses that stay listed whatever the retry finds, because they are confirmed or a later mutation followed: only
-    /// a drop removes them.
+    /// Of these, entries that stay listed whatever the retry finds, and that only a drop removes: losses that are confirmed or
+    /// that a later mutation followed, and members that were too long.
     pub listed: u64,
 }
 

@@ -12,7 +12,7 @@ use balance_sync_domain::KeySpace;
 use redis::Value;
 
 use crate::{
-    claimed::{Claim, Claimed, Refusal, Refused},
+    claimed::{Claim, Claimed, Refusal, Refused, Unreadable},
     controls::EVENTS,
     error::ScheduleError,
     link::Link,
@@ -175,6 +175,8 @@ impl Schedule {
     /// their leases expire.
     pub async fn claim(&self, limit: usize) -> Result<Claim, ScheduleError> {
         const OPERATION: &str = "claim";
+        /// Parts before those of the members.
+        const HEAD: usize = 10;
         let mut cmd = scripts::CLAIM.call(1);
         cmd.arg(self.space.schedule())
             .arg(limit.max(1))
@@ -186,18 +188,20 @@ impl Schedule {
             .arg(&self.options.lock_token)
             .arg(self.options.lock_scan_limit.max(limit))
             .arg(self.resume.load(Ordering::Relaxed))
-            .arg(millis(self.options.put_off));
+            .arg(millis(self.options.put_off))
+            .arg(self.options.quarantine_limit)
+            .arg(EVENTS);
         let Value::Array(parts) = scripts::CLAIM.run(&self.link, &cmd).await? else {
             return Err(ScheduleError::unexpected(OPERATION, "the script returned no array"));
         };
-        if parts.len() < 8 || (parts.len() - 8) % 3 != 0 {
+        if parts.len() < HEAD || !(parts.len() - HEAD).is_multiple_of(3) {
             return Err(ScheduleError::unexpected(
                 OPERATION,
                 format!("the script returned {} parts", parts.len()),
             ));
         }
         let mut parts = parts.into_iter();
-        let mut head = [const { Value::Nil }; 8];
+        let mut head = [const { Value::Nil }; HEAD];
         for (slot, part) in head.iter_mut().zip(parts.by_ref()) {
             *slot = part;
         }
@@ -211,6 +215,7 @@ impl Schedule {
             return Err(ScheduleError::unexpected(OPERATION, "the end of a lock is not an integer"));
         };
         let unlock_in = u64::try_from(unlock_in).ok().map(Duration::from_millis);
+        let [isolated, unlisted] = [int(OPERATION, &head[8])?, int(OPERATION, &head[9])?];
         let mut refused = None;
         if !refusal.is_empty() {
             let error = ScheduleError::refused(OPERATION, &String::from_utf8_lossy(refusal));
@@ -225,7 +230,7 @@ impl Schedule {
                 .map_err(|_| ScheduleError::unexpected(OPERATION, "a score is not text"))?;
             let (value, unreadable) = match value {
                 Value::BulkString(value) => (Some(value), None),
-                Value::SimpleString(reason) => (None, Some(reason)),
+                Value::SimpleString(status) => (None, Some(Unreadable::of_status(status))),
                 _ => (None, None),
             };
             entries.push(Claimed {
@@ -237,7 +242,7 @@ impl Schedule {
                 unreadable,
             });
         }
-        Ok(Claim { entries, scheduled, now, foreign, unlock_in, refused })
+        Ok(Claim { entries, scheduled, now, foreign, unlock_in, refused, isolated, unlisted })
     }
 
     /// Removes written members, each only under its lease, and deletes their quarantine entries. Losses of these members are

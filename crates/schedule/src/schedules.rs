@@ -152,6 +152,8 @@ impl Schedules {
             }
             claim.now = claim.now.max(part.now);
             claim.foreign += part.foreign;
+            claim.isolated += part.isolated;
+            claim.unlisted += part.unlisted;
             claim.unlock_in = claim.unlock_in.into_iter().chain(part.unlock_in).min();
             if claim.entries.is_empty() {
                 claim.entries = part.entries;

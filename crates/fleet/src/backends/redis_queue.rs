@@ -72,7 +72,9 @@ impl Queue for RedisQueue {
     }
 
     async fn claim(&self, limit: usize) -> Result<Claim, ScheduleError> {
-        self.schedules.claim(limit).await
+        let claim = self.schedules.claim(limit).await?;
+        self.status.removed.fetch_add(claim.isolated, Relaxed);
+        Ok(claim)
     }
 
     async fn settle(&self, written: &[&Claimed]) -> Result<SettleReport, ScheduleError> {

@@ -309,8 +309,7 @@ fn decode<'a>(
             }
         };
         if let Some(why) = &entry.unreadable {
-            let detail = format!("the value can't be read: {why}; allowed: a string");
-            refused.push((entry, Refusal { reason: QuarantineReason::ValueUnreadable, detail }));
+            refused.push((entry, Refusal { reason: why.reason(), detail: why.to_string() }));
             continue;
         }
         let Some(value) = &entry.value else {

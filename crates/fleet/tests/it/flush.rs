@@ -11,7 +11,7 @@ use balance_sync_fleet::{
     pipeline::{Batch, FlushEnd, Queue, Sink, SinkError, flush},
     status::{FleetStatus, Outcome, TenantStatus, Trigger},
 };
-use balance_sync_schedule::{Claimed, ErrorClass};
+use balance_sync_schedule::{Claimed, ErrorClass, Unreadable};
 use balance_sync_store::{Fate, LastKnown, Outcome as RowOutcome, RowResult};
 use balance_sync_tenants::KeyForm;
 
@@ -78,7 +78,7 @@ async fn a_value_that_cant_be_read_is_set_aside_with_what_its_key_holds_and_is_n
     redis.mutate(0..2, 1);
     redis.schedule(member(&space, 7), None, 0.0);
     let mut claimed = bench.claim().await;
-    claimed.last_mut().unwrap().unreadable = Some("its key is of type list".to_owned());
+    claimed.last_mut().unwrap().unreadable = Some(Unreadable::Refused("its key is of type list".to_owned()));
 
     let end = bench.flush(&claimed).await;
     assert_eq!((end.outcomes[Outcome::Updated], end.outcomes[Outcome::Quarantined], end.orphaned), (2, 1, 0));

@@ -3,7 +3,7 @@
 
 use balance_sync_domain::QuarantineReason;
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
-use balance_sync_schedule::{ErrorClass, RecentFrom};
+use balance_sync_schedule::{ErrorClass, RecentFrom, Unreadable};
 
 use crate::{SOON, Tenant, all, ask, common, names, number, refusal, tell};
 
@@ -79,13 +79,14 @@ async fn a_value_of_another_type_is_distinguished_from_an_expired_one() {
     for schedule in [tenant.lease_mode(), tenant.lock_mode("us")] {
         let claim = schedule.claim(10).await.unwrap();
         assert_eq!(names(&claim.entries), [foreign, &odd, &good, &gone, &hash]);
-        let told: Vec<(bool, Option<&str>)> = claim
+        let read: Vec<(bool, Option<Unreadable>)> = claim
             .entries
             .iter()
-            .map(|claimed| (claimed.value.is_some(), claimed.unreadable.as_deref()))
+            .map(|claimed| (claimed.value.is_some(), claimed.unreadable.clone()))
             .collect();
-        let (list, hash) = (Some("its key is of type list"), Some("its key is of type hash"));
-        assert_eq!(told, [(false, None), (false, list), (true, None), (false, None), (false, hash)]);
+        let [list, hash] =
+            ["list", "hash"].map(|kind| Some(Unreadable::Refused(format!("its key is of type {kind}"))));
+        assert_eq!(read, [(false, None), (false, list), (true, None), (false, None), (false, hash)]);
         assert_eq!(schedule.release(&all(&claim.entries)).await.unwrap().released, 5);
     }
     tell!(tenant, "DEL", foreign);
@@ -159,7 +160,7 @@ async fn members_in_another_slot_of_a_cluster_block_no_others() {
     let claim = schedule.claim(10).await.unwrap();
     assert_eq!(names(&claim.entries), [foreign, other, good.as_str()]);
     assert_eq!((&claim.entries[0].value, claim.entries[2].value.is_some()), (&None, true));
-    let why = claim.entries[0].unreadable.as_deref().unwrap();
+    let why = claim.entries[0].unreadable.as_ref().unwrap().to_string();
     assert!(why.contains("non local key") || why.contains("slot not served"), "{why}");
     assert!(claim.entries[1..].iter().all(|claimed| claimed.unreadable.is_none()));
     assert!(tenant.ttl(&good).await > 50_000, "protected all the same");
@@ -208,10 +209,10 @@ async fn extreme_scores_are_claimed_or_wait_and_are_restored_exactly() {
 #[tokio::test]
 async fn the_bytes_of_one_claim_are_bounded() {
     let tenant = Tenant::new("odd-large").await;
-    let value = "x".repeat(5 * 1024 * 1024);
+    let value = "x".repeat(1024 * 1024);
     let mut members = Vec::new();
-    for n in 0..9 {
-        members.push(tenant.mutate(&format!("m{n}"), if n == 4 { "{}" } else { &value }).await);
+    for n in 0..20 {
+        members.push(tenant.mutate(&format!("m{n:02}"), if n == 4 { "{}" } else { &value }).await);
     }
     let schedule = tenant.lock_mode("us");
     let mut seen: Vec<String> = Vec::new();
@@ -224,7 +225,7 @@ async fn the_bytes_of_one_claim_are_bounded() {
         assert!(claim.entries.iter().all(|claimed| claimed.value.is_some()));
         let bytes: usize =
             claim.entries.iter().filter_map(|claimed| claimed.value.as_ref()).map(Vec::len).sum();
-        assert!(bytes <= 16 * 1024 * 1024, "{bytes} bytes in one answer");
+        assert!(bytes <= 4 * 1024 * 1024, "{bytes} bytes in one answer");
         seen.extend(names(&claim.entries).iter().map(|name| (*name).to_owned()));
         // What did not come is as it was: due under its own score, and without a lock.
         for (member, score) in members.iter().filter(|(member, _)| !seen.contains(member)) {
@@ -233,33 +234,161 @@ async fn the_bytes_of_one_claim_are_bounded() {
         }
     }
     assert_eq!(seen, members.iter().map(|(member, _)| member.clone()).collect::<Vec<_>>());
+}
 
-    // One that is larger than all that may come comes alone.
-    let huge = "x".repeat(17 * 1024 * 1024);
-    let tenant = Tenant::new("odd-huge").await;
-    tenant.mutate("huge", &huge).await;
-    tenant.mutate("next", "{}").await;
-    assert_eq!(tenant.lease_mode().claim(10).await.unwrap().entries.len(), 1);
-    assert_eq!(tenant.lease_mode().claim(10).await.unwrap().entries.len(), 1);
+/// A server of its own, because it counts bytes and commands.
+async fn counting(id: &str) -> (RedisServer, Tenant) {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(common::space_of(id), &server.url()).await;
+    (server, tenant)
+}
+
+/// The number behind a name in the answer to `INFO`; 0 if it is not there.
+async fn counted(tenant: &Tenant, section: &str, name: &str) -> u64 {
+    let info: String = ask!(tenant, "INFO", section);
+    let found = info.split_once(name).map(|(_, rest)| rest.trim_start_matches([':', '=']));
+    let digits = |rest: &str| rest.chars().take_while(char::is_ascii_digit).collect::<String>();
+    found.map_or(0, |rest| digits(rest).parse().unwrap())
 }
 
 #[tokio::test]
-async fn a_member_of_a_megabyte_is_claimed_and_quarantined_like_any_other() {
-    let tenant = Tenant::new("odd-long").await;
-    let (long, _) = tenant.mutate(&"x".repeat(1024 * 1024), "{}").await;
-    let (good, _) = tenant.mutate("good", "{}").await;
+async fn a_value_that_is_too_large_is_never_read() {
+    for mode in ["lease", "lock"] {
+        let (_server, tenant) = counting("odd-huge").await;
+        let huge = "x".repeat(4 * 1024 * 1024);
+        let mut members = Vec::new();
+        for n in 0..6 {
+            members.push(tenant.mutate(&format!("huge{n}"), &huge).await.0);
+        }
+        let (edge, _) = tenant.mutate("edge", &"x".repeat(1024 * 1024)).await;
+        let (good, _) = tenant.mutate("good", "{}").await;
+        let schedule = if mode == "lock" { tenant.lock_mode("us") } else { tenant.lease_mode() };
+        let before = counted(&tenant, "stats", "total_net_output_bytes").await;
+        let claim = schedule.claim(100).await.unwrap();
+        let sent = counted(&tenant, "stats", "total_net_output_bytes").await - before;
+        assert!(sent < 1024 * 1024 + 65_536, "{sent} bytes were sent");
+        // Neither did the script read them: two values in one call.
+        assert_eq!(counted(&tenant, "commandstats", "cmdstat_mget:calls").await, 1);
+        assert_eq!(counted(&tenant, "commandstats", "cmdstat_strlen:calls").await, 8);
+        assert_eq!(claim.entries.len(), 8);
+        let (large, read) = claim.entries.split_at(6);
+        let too_large = Some(Unreadable::TooLarge(4 * 1024 * 1024));
+        assert!(large.iter().all(|claimed| claimed.value.is_none() && claimed.unreadable == too_large));
+        assert_eq!(names(read), [edge.as_str(), good.as_str()]);
+        assert!(read.iter().all(|claimed| claimed.value.is_some()));
+
+        // It is kept for a retry, and the other way to it does not read it either.
+        let reason = large[0].unreadable.as_ref().unwrap().reason();
+        assert_eq!(reason, QuarantineReason::ValueTooLarge);
+        let refused: Vec<_> = large.iter().map(|claimed| (claimed, refusal(reason))).collect();
+        assert_eq!(schedule.quarantine(&refused).await.unwrap().quarantined, 6);
+        assert_eq!(tenant.ttl(&members[0]).await, -1);
+        let before = counted(&tenant, "stats", "total_net_output_bytes").await;
+        let found = schedule.inspect(members[0].as_bytes()).await.unwrap();
+        assert_eq!(found.value, None);
+        assert_eq!(
+            format!("the value can't be read: {}", found.unreadable.unwrap()),
+            "the value can't be read: it has 4194304 bytes; allowed: at most 1048576"
+        );
+        assert!(
+            large[0].unreadable.as_ref().unwrap().to_string().ends_with("bytes; allowed: at most 1048576")
+        );
+        assert!(counted(&tenant, "stats", "total_net_output_bytes").await - before < 65_536);
+
+        // Once its writer has mended it, it is claimed as any other.
+        tenant.mutate("huge0", "{}").await;
+        assert_eq!(names(&schedule.claim(10).await.unwrap().entries), [members[0].as_str()]);
+    }
+}
+
+#[tokio::test]
+async fn an_older_copy_does_not_take_the_place_of_a_value_that_is_too_large() {
+    let tenant = Tenant::new("odd-huge-kept").await;
     let schedule = tenant.lease_mode();
+    let member = tenant.quarantined("a", "version 1").await;
+    tell!(tenant, "SET", &member, "x".repeat(1024 * 1024 + 1));
+    assert_eq!(schedule.quarantine_retry(&[member.as_bytes()]).await.unwrap().done, 1);
     let claim = schedule.claim(10).await.unwrap();
-    assert_eq!(names(&claim.entries), [long.as_str(), good.as_str()]);
+    let [claimed] = claim.entries.as_slice() else { panic!("{claim:?}") };
     assert_eq!(
-        schedule
-            .quarantine(&[(&claim.entries[0], refusal(QuarantineReason::RefusedByPostgres))])
-            .await
-            .unwrap()
-            .quarantined,
-        1
+        (claimed.value.as_deref(), &claimed.unreadable),
+        (None, &Some(Unreadable::TooLarge(1_048_577)))
     );
-    assert_eq!(schedule.settle(&all(&claim.entries[1..])).await.unwrap().removed, 1);
+}
+
+#[tokio::test]
+async fn a_member_that_is_too_long_is_set_aside_without_being_returned() {
+    for mode in ["lease", "lock"] {
+        let (_server, tenant) = counting("odd-long").await;
+        let fill = 8192 - tenant.member("").len();
+        let (edge, _) = tenant.mutate(&"e".repeat(fill), "{}").await;
+        let (long, _) = tenant.mutate(&"x".repeat(1024 * 1024), "{}").await;
+        let (other, _) = tenant.mutate(&"x".repeat(1024 * 1024 + 1), "{}").await;
+        let (good, _) = tenant.mutate("good", "{}").await;
+        let schedule = match mode {
+            "lock" => tenant.lock_mode("us"),
+            _ => tenant.lease_mode(),
+        };
+        let before = counted(&tenant, "stats", "total_net_output_bytes").await;
+        let claim = schedule.claim(10).await.unwrap();
+        let sent = counted(&tenant, "stats", "total_net_output_bytes").await - before;
+        assert!(sent < 65_536, "{sent} bytes were sent");
+        assert_eq!(names(&claim.entries), [edge.as_str(), good.as_str()]);
+        assert_eq!((claim.isolated, claim.unlisted), (2, 0));
+        for member in [&long, &other] {
+            assert_eq!((tenant.score(member).await, tenant.lock_of(member).await), (None, None));
+        }
+        let listed = schedule.quarantine_list().await.unwrap();
+        assert_eq!(listed.len(), 2, "each under a name of its own");
+        let events: u64 =
+            ask!(tenant, "HGET", "{transactions}:balance-sync:entry-events", tenant.space.schedule());
+        assert_eq!(events, 2, "an acknowledgement doesn't cover them");
+        let name = String::from_utf8(listed[0].member.clone()).unwrap();
+        let size = long.len();
+        assert!(name.starts_with(&long[..200]) && name.contains(&format!("… ({size} bytes, ")), "{name}");
+        assert_eq!(listed[0].entry.reason, QuarantineReason::MemberTooLong);
+        assert_eq!(listed[0].entry.detail, format!("the member has {size} bytes; allowed: at most 8192"));
+
+        // There is nothing to retry under that name; it is dropped.
+        let retried = schedule.quarantine_retry(&[&listed[0].member]).await.unwrap();
+        assert_eq!((retried.done, retried.listed), (1, 1));
+        assert_eq!(tenant.score(&name).await, None);
+        assert_eq!(schedule.quarantine_drop(&[&listed[0].member]).await.unwrap(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_is_too_long_waits_when_it_cant_be_listed() {
+    let tenant = Tenant::new("odd-long-full").await;
+    let (long, _) = tenant.mutate(&"x".repeat(10_000), "{}").await;
+    let (good, _) = tenant.mutate("good", "{}").await;
+    let full = tenant.with(|options| options.quarantine_limit = 0);
+    let claim = full.claim(10).await.unwrap();
+    assert_eq!((names(&claim.entries), claim.isolated, claim.unlisted), (vec![good.as_str()], 0, 1));
+    let later = number(&tenant.score(&long).await.unwrap());
+    assert!(later > claim.now + 50.0, "put off");
+
+    tenant.schedule(&long, "1").await;
+    tell!(tenant, "SET", tenant.space.quarantine(), "text");
+    let claim = tenant.lease_mode().claim(10).await.unwrap();
+    assert_eq!((claim.isolated, claim.unlisted), (0, 1));
+    assert!(tenant.score(&long).await.is_some());
+}
+
+#[tokio::test]
+async fn without_the_right_to_sizes_values_are_read_and_the_right_is_named() {
+    let options = RedisOptions { worker_password: Some("pw".into()), ..RedisOptions::default() };
+    let server = RedisServer::start(options).await.unwrap();
+    let admin = Tenant::on(common::space_of("odd-sizes"), &server.url()).await;
+    tell!(admin, "ACL", "SETUSER", balance_sync_sandbox::WORKER_USER, "-strlen");
+    let tenant = Tenant::on(common::space_of("odd-sizes"), &server.worker_url_on(server.port())).await;
+    let (good, _) = admin.mutate("good", "{}").await;
+    let claim = tenant.lease_mode().claim(10).await.unwrap();
+    assert_eq!(names(&claim.entries), [good.as_str()]);
+    assert_eq!(claim.entries[0].value.as_deref(), Some(&b"{}"[..]));
+    let refused = claim.refused.unwrap();
+    assert_eq!((refused.put_off, refused.error.class), (0, ErrorClass::Permission));
+    assert!(refused.error.message.ends_with("missing: +strlen"), "{}", refused.error.message);
 }
 
 /// As the scripts see it: scores and leases from before lie in the future.

@@ -2,6 +2,7 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
+use balance_sync_domain::QuarantineReason;
 use balance_sync_engine::{
     collector::{Claimed as Answer, Event, FlightEnd, Locked, UpkeepEnd},
     failure::{Failure, Side},
@@ -91,6 +92,7 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
         if let Some(refused) = &claim.refused {
             self.note_refusal(refused);
         }
+        self.note_overlong(&claim);
         let Claim { entries, scheduled, now, foreign, unlock_in, .. } = claim;
         // Not simply the first: a lease that lapsed shows no time.
         let head_age = entries
@@ -99,6 +101,25 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
             .map(|at| Duration::try_from_secs_f64(now - at).unwrap_or_default());
         let locked = (foreign > 0).then_some(Locked { unlock_in });
         Event::Claimed(Answer { members: entries, scheduled, head_age, locked })
+    }
+
+    /// Members too long to be claimed are moved to quarantine by the claim itself.
+    fn note_overlong(&self, claim: &Claim) {
+        let (isolated, unlisted) = (claim.isolated, claim.unlisted);
+        if isolated > 0 {
+            self.status.outcomes[Outcome::Quarantined].fetch_add(isolated, Relaxed);
+            // Until they are counted again: no screen may show a healthy tenant meanwhile.
+            self.status.quarantine_entries.fetch_max(isolated, Relaxed);
+            let reason = QuarantineReason::MemberTooLong.as_str();
+            tracing::warn!(members = isolated, reason, "members are too long to be claimed, quarantined");
+        }
+        if unlisted > 0 {
+            self.status.quarantine_full.fetch_add(unlisted, Relaxed);
+            tracing::error!(
+                members = unlisted,
+                "quarantine is full or can't be written, members that are too long are put off and stay scheduled"
+            );
+        }
     }
 
     /// Redis refused some of what a claim asked for: the tenant goes on, and shows it until it has not happened for a while.

@@ -7,7 +7,7 @@ use std::sync::{
 
 use balance_sync_domain::{BalanceValue, KeySpace, QuarantineReason};
 use balance_sync_sandbox::ledger::{Format, SeededBalance, describe_balances};
-use balance_sync_schedule::{ClaimMode, Claimed, Link, Refusal, Schedule, ScheduleOptions};
+use balance_sync_schedule::{ClaimMode, Claimed, Link, Refusal, Schedule, ScheduleOptions, Unreadable};
 use redis::{Cmd, Script, aio::MultiplexedConnection};
 
 use super::{BALANCES, LAPSE_SECONDS, LOCK_WORKER, Sabotage, Step, WORKERS};
@@ -355,11 +355,14 @@ impl<'a> World<'a> {
         let mut cmd = redis::cmd("TYPE");
         cmd.arg(&claimed.member);
         let kind: String = cmd.query_async(&mut self.redis).await.unwrap();
-        let told = (claimed.value.is_some(), claimed.unreadable.as_deref());
+        let told = (claimed.value.is_some(), claimed.unreadable.clone());
         let fits = match kind.as_str() {
             "string" => told == (true, None),
             "none" => told.1.is_none(),
-            _ => told == (true, None) || told == (false, Some("its key is of type list")),
+            _ => {
+                let list = Unreadable::Refused("its key is of type list".to_owned());
+                told == (true, None) || told == (false, Some(list))
+            }
         };
         assert!(fits, "a {kind}, told as {told:?}");
     }
