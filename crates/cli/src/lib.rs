@@ -15,6 +15,7 @@ macro_rules! println {
 }
 
 /// As the standard library's, which panics where standard error is closed: what a command does doesn't depend on who reads along.
+/// What could act on the terminal is escaped.
 macro_rules! eprintln {
     ($($text:tt)*) => { crate::terminal::print_error_line(format_args!($($text)*)) };
 }

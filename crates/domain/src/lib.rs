@@ -11,6 +11,7 @@
 mod address;
 mod aggregate;
 mod amount;
+mod escape;
 mod excerpt;
 mod keys;
 mod member;
@@ -24,6 +25,7 @@ mod value;
 pub use address::link_local;
 pub use aggregate::{Aggregation, Candidate, aggregate};
 pub use amount::{Amount, AmountError, MAX_FRACTION_DIGITS, MAX_INTEGER_DIGITS};
+pub use escape::{printable, printable_bytes};
 pub use excerpt::without_numbers;
 pub use keys::KeySpace;
 pub use member::{BalanceRef, DEFAULT_KEY, MemberError};

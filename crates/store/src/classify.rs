@@ -11,7 +11,7 @@
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
-use balance_sync_domain::without_numbers;
+use balance_sync_domain::{printable, without_numbers};
 pub use balance_sync_engine::failure::PostgresClass as ErrorClass;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
@@ -99,20 +99,16 @@ const MESSAGE_BYTES: usize = 1024;
 
 /// A message on one line, without characters that a terminal obeys, and cut to [`MESSAGE_BYTES`].
 fn bounded(message: Cow<'static, str>) -> Cow<'static, str> {
-    let harmless = |c: char| !c.is_control() && !is_bidi_control(c);
-    if message.len() <= MESSAGE_BYTES && message.chars().all(harmless) {
+    if message.len() <= MESSAGE_BYTES && matches!(printable(&message), Cow::Borrowed(_)) {
         return message;
     }
-    let end =
-        (0..=MESSAGE_BYTES.min(message.len())).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
-    let mut kept = String::with_capacity(end + 40);
-    for c in message[..end].chars() {
-        match c {
-            '\n' | '\t' | '\r' => kept.push(' '),
-            c if harmless(c) => kept.push(c),
-            c => kept.extend(c.escape_unicode()),
-        }
-    }
+    let cut = |text: &str| {
+        (0..=MESSAGE_BYTES.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+    };
+    let end = cut(&message);
+    let mut kept = printable(&message[..end].replace(['\n', '\t', '\r'], " ")).into_owned();
+    // Escapes take more than what they stand for.
+    kept.truncate(cut(&kept));
     if end < message.len() {
         // Writing into a String can't fail.
         let _ = write!(kept, "… ({} bytes in all)", message.len());
@@ -120,9 +116,9 @@ fn bounded(message: Cow<'static, str>) -> Cow<'static, str> {
     kept.into()
 }
 
-/// Characters that change the direction in which a terminal or a page shows what follows.
-fn is_bidi_control(c: char) -> bool {
-    matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+/// A SQLSTATE; none for what isn't one, as a server may send anything of any length in its place.
+fn five_of(code: &str) -> Option<String> {
+    (code.len() == 5 && code.bytes().all(|byte| byte.is_ascii_alphanumeric())).then(|| code.to_owned())
 }
 
 /// Words that may quote amounts.
@@ -166,7 +162,7 @@ impl StoreError {
     }
 
     pub(crate) fn with_sqlstate(self, sqlstate: &str) -> StoreError {
-        StoreError { sqlstate: Some(sqlstate.to_owned()), ..self }
+        StoreError { sqlstate: five_of(sqlstate), ..self }
     }
 
     /// The session has not even seen it.
@@ -340,7 +336,7 @@ fn from_postgres(error: &PgDatabaseError) -> StoreError {
         StoreError::new(class, error.message().to_owned())
     };
     StoreError {
-        sqlstate: Some(error.code().to_owned()),
+        sqlstate: five_of(error.code()),
         session_survives: (keep && !fatal) || origin == Origin::Raised,
         in_function: match origin {
             Origin::Server => false,
@@ -402,7 +398,7 @@ mod tests {
             .of_every_row("\u{7}".repeat(9));
         assert!(wild.message().starts_with("\\u{7}\\u{7}"), "{wild}");
         let wild = StoreError::new(ErrorClass::Internal, "a\n\u{1b}[2Jb\u{202e}c\u{9b}d é");
-        assert_eq!(wild.message(), "a \\u{1b}[2Jb\\u{202e}c\\u{9b}d é");
+        assert_eq!(wild.message(), r"a \u001b[2Jb\u202ec\u009bd é");
         assert_eq!(StoreError::new(ErrorClass::Internal, "as it is").message(), "as it is");
     }
 

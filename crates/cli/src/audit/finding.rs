@@ -1,6 +1,6 @@
 //! What is reported of one balance.
 
-use balance_sync_domain::without_numbers;
+use balance_sync_domain::{printable, without_numbers};
 use balance_sync_engine::audit::{Judgement, Known, Scheduled, Trail, Value, Witnesses};
 use serde_json::{Value as Json, json};
 use uuid::Uuid;
@@ -139,13 +139,8 @@ impl Finding {
 
 /// Foreign text, for people.
 pub(crate) fn shown(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len().min(SHOWN));
-    for (n, c) in text.chars().enumerate() {
-        if n == SHOWN {
-            shown.push('…');
-            break;
-        }
-        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", printable(&text[..end])),
+        None => printable(text).into_owned(),
     }
-    shown
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::bail;
+use balance_sync_domain::printable;
 use balance_sync_view::{
     actions::{Action, ActionOutcome, ActionView, LONGEST_NOTE, Operator, OutcomeView},
     reader::FleetReader,
@@ -78,8 +79,8 @@ pub(super) async fn on_tenant(
     let view = reader.view().await;
     let Some(tenant) = view.tenant(&args.tenant) else {
         match &view.redis_error {
-            Some(error) => bail!("{}: not known, as Redis can't be asked: {error}", args.tenant),
-            None => bail!("{}: no such tenant is listed or served", args.tenant),
+            Some(error) => bail!("{}: not known, as Redis can't be asked: {error}", printable(&args.tenant)),
+            None => bail!("{}: no such tenant is listed or served", printable(&args.tenant)),
         }
     };
     let owners = view.find(&args.tenant).map(|(row, _)| row.owners.clone()).unwrap_or_default();
@@ -99,8 +100,8 @@ pub(super) async fn drain(file: Option<&Path>, worker: &str, args: &ActionArgs) 
     let view = reader.view().await;
     if !view.workers.iter().any(|row| row.name == worker) {
         match &view.redis_error {
-            Some(error) => bail!("{worker}: not known, as Redis can't be asked: {error}"),
-            None => bail!("{worker}: no live worker has this name"),
+            Some(error) => bail!("{}: not known, as Redis can't be asked: {error}", printable(worker)),
+            None => bail!("{}: no live worker has this name", printable(worker)),
         }
     }
     let id = operator.drain(worker, &who(), note).await?;
@@ -148,13 +149,19 @@ fn tell(
         terminal::print(&format!("{answer}\n"))?;
         return Ok(code);
     }
-    let mut text = format!("{} {subject}: action {id} is written down\n", what.as_str());
+    let mut text = format!("{} {}: action {id} is written down\n", what.as_str(), printable(subject));
     for outcome in outcomes {
         let detail = outcome.detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default();
-        let _ = writeln!(text, "  {}  {}{detail}", outcome.worker, ended(outcome.outcome));
+        let _ = writeln!(
+            text,
+            "  {}  {}{}",
+            printable(&outcome.worker),
+            ended(outcome.outcome),
+            printable(&detail)
+        );
     }
     for name in silent {
-        let _ = writeln!(text, "  {name}  {}", styled(WARN, "has said nothing yet"));
+        let _ = writeln!(text, "  {}  {}", printable(name), styled(WARN, "has said nothing yet"));
     }
     if owners.is_empty() {
         let _ =

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use balance_sync_domain::printable;
 use balance_sync_engine::audit::Class;
 use serde_json::json;
 
@@ -117,15 +118,21 @@ fn render(summary: &Summary, hidden: u64, resume: Option<&PathBuf>) -> String {
         let _ = writeln!(text, "… and {} more findings; --show and --json print them", count(hidden));
     }
     for notice in &summary.notices {
-        let _ = writeln!(text, "{} tenant {}: {}", styled(WARN, "notice"), notice.tenant, notice.text);
+        let _ = writeln!(
+            text,
+            "{} tenant {}: {}",
+            styled(WARN, "notice"),
+            printable(&notice.tenant),
+            printable(&notice.text)
+        );
     }
     for failed in &summary.failed {
         let _ = writeln!(
             text,
             "{} tenant {} could not be audited: {}",
             styled(BAD, "failed"),
-            failed.tenant,
-            failed.text
+            printable(&failed.tenant),
+            printable(&failed.text)
         );
     }
     for class in Class::ALL {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use balance_sync_domain::printable;
 use balance_sync_schedule::{Link, Schedules, Vanished};
 use balance_sync_tenants::Tenant;
 use balance_sync_view::{
@@ -414,13 +415,13 @@ fn open_findings(
         count(quarantined_total)
     );
     for found in findings.iter().take(SHOWN) {
-        let _ = write!(text, "\n  {}  {}  {}", found.class, found.member, found.advice);
+        let _ = write!(text, "\n  {}  {}  {}", found.class, printable(&found.member), found.advice);
     }
     for listed in quarantined.iter().take(SHOWN) {
-        let _ = write!(text, "\n  quarantined: {}  {}", listed.reason, listed.member);
+        let _ = write!(text, "\n  quarantined: {}  {}", listed.reason, printable(&listed.member));
     }
     for notice in notices {
-        let _ = write!(text, "\n  {notice}");
+        let _ = write!(text, "\n  {}", printable(notice));
     }
     text
 }
@@ -467,10 +468,10 @@ fn words(statement: &Statement, different: Option<&Option<Different>>) -> String
         "{}: {} of tenant {}, made {} by {} ({})\n",
         styled(GOOD, "valid signature"),
         count(statement.digest.rows) + " rows",
-        statement.tenant,
-        statement.made_at,
-        statement.made_by,
-        statement.note
+        printable(&statement.tenant),
+        printable(&statement.made_at),
+        printable(&statement.made_by),
+        printable(&statement.note)
     );
     if !statement.truth {
         let _ = writeln!(
@@ -479,7 +480,7 @@ fn words(statement: &Statement, different: Option<&Option<Different>>) -> String
             styled(WARN, "not stated as the truth"),
             count(statement.findings_total),
             count(statement.quarantined_total),
-            statement.notices.join("; ")
+            printable(&statement.notices.join("; "))
         );
     }
     let different = match different {
@@ -501,7 +502,7 @@ fn words(statement: &Statement, different: Option<&Option<Different>>) -> String
         different.groups
     );
     for named in &different.named {
-        let _ = writeln!(text, "  {}  {}", named.id, named.what);
+        let _ = writeln!(text, "  {}  {}", named.id, printable(named.what));
     }
     if different.more > 0 {
         let _ = writeln!(text, "  … and {} more; --show names them", different.more);

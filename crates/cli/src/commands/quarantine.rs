@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::bail;
+use balance_sync_domain::printable;
 use balance_sync_schedule::{Link, Loss, Quarantined, Retried, Schedule, ScheduleError};
 use balance_sync_tenants::Tenant;
 use balance_sync_view::{
@@ -38,8 +39,8 @@ pub(crate) async fn quarantine(file: Option<&Path>, command: QuarantineCommand) 
         }
         QuarantineCommand::Show { member, filter } => {
             let found = find(file, &filter).await?;
-            let Some(found) = found.iter().find(|found| found.name() == member) else {
-                bail!("{member}: not in quarantine");
+            let Some(found) = found.iter().find(|found| found.is_named(&member)) else {
+                bail!("{}: not in quarantine", printable(&member));
             };
             if filter.json {
                 println!("{}", found.json(true));
@@ -64,6 +65,12 @@ impl Found {
         String::from_utf8_lossy(&self.quarantined.member).into_owned()
     }
 
+    /// Whether a command names it, as it is or as `list` shows it.
+    fn is_named(&self, given: &str) -> bool {
+        let name = self.name();
+        name == given || printable(&name) == given
+    }
+
     fn json(&self, with_value: bool) -> Value {
         let entry = &self.quarantined.entry;
         let mut json = json!({
@@ -82,15 +89,16 @@ impl Found {
 
     fn print(&self) {
         let entry = &self.quarantined.entry;
-        println!("tenant     {}", self.tenant);
-        println!("member     {}", self.name());
-        println!("reason     {}", entry.reason);
-        println!("detail     {}", entry.detail);
-        println!("first at   {} (Redis time, seconds)", entry.first_at);
-        println!("last at    {}", entry.last_at);
+        let line = |name: &str, text: &str| println!("{name}{}", printable(text));
+        line("tenant     ", self.tenant.label());
+        line("member     ", &self.name());
+        line("reason     ", entry.reason.as_str());
+        line("detail     ", &entry.detail);
+        line("first at   ", &format!("{} (Redis time, seconds)", entry.first_at));
+        line("last at    ", &entry.last_at);
         println!("count      {}", entry.count);
         match &entry.value {
-            Some(value) => println!("value{}     {value}", if entry.truncated { " (cut)" } else { "" }),
+            Some(value) => line(if entry.truncated { "value (cut)     " } else { "value     " }, value),
             None => println!("value      none, it had expired"),
         }
         if let Some(loss) = &entry.loss {
@@ -99,8 +107,13 @@ impl Found {
     }
 }
 
+/// An amount as it is shown.
+fn known(amount: Option<&str>) -> String {
+    amount.map_or_else(|| "not known".to_owned(), |amount| printable(amount).into_owned())
+}
+
 fn print_loss(loss: &Loss) {
-    let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "not known".to_owned());
+    let text = |value: &Option<String>| known(value.as_deref());
     let number = |value: Option<i64>| value.map_or_else(|| "not known".to_owned(), |n| n.to_string());
     if loss.forked {
         return print_fork(loss);
@@ -114,7 +127,10 @@ fn print_loss(loss: &Loss) {
         println!("  overdraft {}{doubt}", text(&loss.overdraft_used));
     }
     if let Some(at) = &loss.later_at {
-        println!("  a later mutation was written at {at} (Redis time): the balance may have forked");
+        println!(
+            "  a later mutation was written at {} (Redis time): the balance may have forked",
+            printable(at)
+        );
     }
 }
 
@@ -127,11 +143,10 @@ fn print_fork(loss: &Loss) {
         ("on hold  ", &loss.on_hold, &loss.row_on_hold),
         ("overdraft", &loss.overdraft_used, &loss.row_overdraft_used),
     ] {
-        let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "not known".to_owned());
-        println!("  {name} {}, {}", text(redis), text(row));
+        println!("  {name} {}, {}", known(redis.as_deref()), known(row.as_deref()));
     }
     if let Some(at) = &loss.later_at {
-        println!("  a later mutation was written at {at} (Redis time)");
+        println!("  a later mutation was written at {} (Redis time)", printable(at));
     }
 }
 
@@ -161,14 +176,15 @@ fn list(found: &[Found], as_json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     for entry in found {
+        let Quarantined { entry: listed, .. } = &entry.quarantined;
         println!(
             "{}  {}  {} times since {}  {}\n    {}",
-            entry.tenant,
-            entry.quarantined.entry.reason,
-            entry.quarantined.entry.count,
-            time(&entry.quarantined.entry.first_at),
-            entry.name(),
-            entry.quarantined.entry.detail
+            printable(entry.tenant.label()),
+            printable(listed.reason.as_str()),
+            listed.count,
+            time(&listed.first_at),
+            printable(&entry.name()),
+            printable(&listed.detail)
         );
     }
     println!("quarantine: {} balances", found.len());
@@ -229,8 +245,10 @@ fn as_csv(found: &[Found]) -> String {
 async fn apply(file: Option<&Path>, change: &QuarantineChange, what: Action) -> anyhow::Result<u8> {
     let note = actions::note(change.note.as_deref())?;
     let found = find(file, &change.filter).await?;
-    let chosen: Vec<&Found> =
-        found.iter().filter(|found| change.all || change.member.contains(&found.name())).collect();
+    let chosen: Vec<&Found> = found
+        .iter()
+        .filter(|found| change.all || change.member.iter().any(|member| found.is_named(member)))
+        .collect();
     let absent = if change.all { 0 } else { change.member.len().saturating_sub(chosen.len()) };
     // What is asked for is written down before it is done: should this be broken off, that is seen.
     let operator = wiring::operator(&super::load_config(file)?)?;

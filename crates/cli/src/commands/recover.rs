@@ -2,6 +2,7 @@
 
 use std::{cell::Cell, fmt::Write as _, path::Path};
 
+use balance_sync_domain::printable;
 use balance_sync_engine::audit::Known;
 use serde_json::{Value, json};
 
@@ -103,7 +104,7 @@ impl RecoveryOutput for Output<'_> {
                 };
                 format!(
                     "plan  {}  {}\n    row: {}\n    to:  {}, by the {witness}\n",
-                    finding.tenant,
+                    printable(&finding.tenant),
                     finding.name(),
                     row.map(words).unwrap_or_default(),
                     words(known)
@@ -123,7 +124,7 @@ impl RecoveryOutput for Output<'_> {
                 json!({ "outcome": { "tenant": finding.tenant, "member": String::from_utf8_lossy(&finding.member),
                     "version": finding.judgement.version, "outcome": outcome, "detail": detail } })
             },
-            || format!("{outcome}  {}  {}\n    {detail}\n", finding.tenant, finding.name()),
+            || format!("{outcome}  {}  {}\n    {}\n", printable(&finding.tenant), finding.name(), printable(detail)),
         )
     }
 }
@@ -153,10 +154,22 @@ impl Output<'_> {
             let _ = writeln!(text, "… and {} more lines; --show and --json print them", count(hidden));
         }
         for remark in &audit.notices {
-            let _ = writeln!(text, "{} tenant {}: {}", styled(WARN, "notice"), remark.tenant, remark.text);
+            let _ = writeln!(
+                text,
+                "{} tenant {}: {}",
+                styled(WARN, "notice"),
+                printable(&remark.tenant),
+                printable(&remark.text)
+            );
         }
         for remark in &audit.failed {
-            let _ = writeln!(text, "{} tenant {}: {}", styled(BAD, "failed"), remark.tenant, remark.text);
+            let _ = writeln!(
+                text,
+                "{} tenant {}: {}",
+                styled(BAD, "failed"),
+                printable(&remark.tenant),
+                printable(&remark.text)
+            );
         }
         for (outcome, balances) in outcomes {
             let style = if outcome.is_good() { GOOD } else { BAD };

@@ -2,6 +2,7 @@
 
 use std::{fmt::Write as _, path::Path, time::Duration};
 
+use balance_sync_domain::printable;
 use balance_sync_view::{
     overview::{CLOCK_TOLERANCE_SECONDS, Overview, Verdict},
     reader::{FleetReader, FleetView},
@@ -111,7 +112,10 @@ fn reasons(text: &mut String, overview: &Overview, screen: Screen) {
     for (at, reason) in overview.reasons.iter().enumerate() {
         // The worst comes first; what follows may be worth knowing and no more.
         let style = if at == 0 { style } else { PLAIN };
-        line(text, format_args!("{} {}", styled(style, "-"), wrap(reason, screen.text_width(), 2)));
+        line(
+            text,
+            format_args!("{} {}", styled(style, "-"), wrap(&printable(reason), screen.text_width(), 2)),
+        );
     }
 }
 

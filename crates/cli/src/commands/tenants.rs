@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::bail;
+use balance_sync_domain::printable;
 use balance_sync_fleet::status::{Outcome, ReportedReason};
 use balance_sync_view::{
     actions::Action,
@@ -161,8 +162,8 @@ async fn show(file: Option<&Path>, args: TenantShowArgs) -> anyhow::Result<u8> {
     let view = reader.view().await;
     let Some(detail) = whole(&reader, &args.tenant).await else {
         match &view.redis_error {
-            Some(error) => bail!("{}: not known, as Redis can't be asked: {error}", args.tenant),
-            None => bail!("{}: no such tenant is listed or served", args.tenant),
+            Some(error) => bail!("{}: not known, as Redis can't be asked: {error}", printable(&args.tenant)),
+            None => bail!("{}: no such tenant is listed or served", printable(&args.tenant)),
         }
     };
     let verdict = view.verdict_of(&detail.row).max(known(&view));
@@ -305,13 +306,14 @@ fn owners(row: &TenantRow) -> String {
 fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
     let row = &detail.row;
     let mut text = String::new();
-    let mut say = |name: &str, value: String| text.push_str(&terminal::entry(name, &value, screen));
-    say("tenant", row.id.clone());
+    let mut entry = |name: &str, value: &str| text.push_str(&terminal::entry(name, value, screen));
+    entry("tenant", &printable(&row.id));
     let since = row.since.as_deref().map(|since| format!(", since {since} ({})", ago(since, view.at)));
     let partial = if row.partial { " (some balances; the others are written)" } else { "" };
     let reason = row.reason.as_ref().map(|reason| format!(": {reason}{partial}")).unwrap_or_default();
     let state = styled(terminal::state_style(&row.state), format_args!("{}{reason}", row.state));
-    say("state", format!("{state}{}", since.unwrap_or_default()));
+    entry("state", &format!("{state}{}", printable(&since.unwrap_or_default())));
+    let mut say = |name: &str, value: String| entry(name, &printable(&value));
     if let Some(what) = &row.detail {
         say("detail", what.clone());
     }

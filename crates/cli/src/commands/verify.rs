@@ -10,6 +10,7 @@ mod verifier;
 
 use std::path::Path;
 
+use balance_sync_domain::printable;
 use serde::Serialize;
 
 use crate::{
@@ -143,7 +144,7 @@ fn print_table(result: &Verification) {
     for row in &result.tenants {
         println!(
             "{:<38} {:>9} {:>9} {:>8} {:>8} {:>7} {:>9} {:>10} {:>11} {:>9}",
-            row.tenant,
+            printable(&row.tenant),
             row.balances,
             row.equal,
             row.behind,
@@ -156,10 +157,10 @@ fn print_table(result: &Verification) {
         );
     }
     for difference in &result.differences {
-        println!("{difference}");
+        println!("{}", printable(&difference.to_string()));
     }
     for Failed { tenant, error } in &result.failed {
-        println!("tenant {tenant} could not be compared: {error}");
+        println!("tenant {} could not be compared: {}", printable(tenant), printable(&error.to_string()));
     }
     let distant = result.total(|row| row.distant);
     if distant > 0 {

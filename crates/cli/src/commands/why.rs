@@ -2,6 +2,7 @@
 
 use std::{fmt::Write as _, path::Path};
 
+use balance_sync_domain::printable;
 use balance_sync_view::why::{
     BalanceReport, PostgresView, Question, RedisView, RowState, Scheduled, Verdict, Why, WhyError, why,
 };
@@ -89,7 +90,7 @@ fn exit_code(verdict: Verdict) -> u8 {
 
 fn render(report: &BalanceReport, screen: Screen) -> String {
     let mut text = String::new();
-    let mut say = |name: &str, value: &str| text.push_str(&terminal::entry(name, value, screen));
+    let mut say = |name: &str, value: &str| text.push_str(&terminal::entry(name, &printable(value), screen));
     let (word, style) = match report.verdict {
         Verdict::InSync => ("IN SYNC", GOOD),
         Verdict::OnItsWay => ("ON ITS WAY", GOOD),
@@ -99,7 +100,6 @@ fn render(report: &BalanceReport, screen: Screen) -> String {
         Verdict::UnscheduledAndBehind => ("BEHIND AND NOT SCHEDULED", BAD),
         Verdict::Unknown => ("UNKNOWN", WARN),
     };
-    say("verdict", &styled(style.bold(), word));
     say("next", &report.next);
     say("tenant", &tenant(report));
     say("member", &report.member);
@@ -123,7 +123,7 @@ fn render(report: &BalanceReport, screen: Screen) -> String {
     if let Some(error) = &report.last_error {
         say("last error", &format!("{} on {}: {}: {}", error.at, error.worker, error.reason, error.detail));
     }
-    text
+    format!("{}{text}", terminal::entry("verdict", &styled(style.bold(), word), screen))
 }
 
 fn tenant(report: &BalanceReport) -> String {

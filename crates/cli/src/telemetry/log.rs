@@ -1,5 +1,6 @@
 //! Lines of the log: each names its worker, and says to which trace it belongs (`trace_id` and `span_id`) as long as one is
-//! under way that is sent. How many there are is bounded ([`Limit`]).
+//! under way that is sent. How many there are is bounded ([`Limit`]). What could act on a terminal, or break a line in two, is
+//! escaped: names, reasons and errors come from outside.
 
 use std::{
     fmt,
@@ -17,6 +18,7 @@ use tracing_subscriber::fmt::{
 use tracing_subscriber::registry::LookupSpan;
 
 use super::limit::Limit;
+use crate::terminal::guarded_line;
 
 /// What all lines have in common.
 pub(crate) struct Lines {
@@ -65,6 +67,8 @@ pub(super) struct Json {
 pub(super) struct Text {
     pub(super) format: Format<Full>,
     pub(super) lines: Arc<Lines>,
+    /// Whether the format has colours.
+    pub(super) colours: bool,
 }
 
 impl<S, N> FormatEvent<S, N> for Json
@@ -83,6 +87,7 @@ where
         }
         let mut line = String::new();
         self.format.format_event(ctx, Writer::new(&mut line), event)?;
+        let line = guarded_line(&line, false);
         let Some(rest) = line.strip_prefix('{') else { return writer.write_str(&line) };
         let worker = serde_json::to_string(&*self.lines.worker()).map_err(|_| fmt::Error)?;
         write!(writer, "{{\"worker\":{worker},")?;
@@ -109,6 +114,7 @@ where
         }
         let mut line = String::new();
         self.format.format_event(ctx, Writer::new(&mut line), event)?;
+        let line = guarded_line(&line, self.colours);
         write!(writer, "{} worker={:?}", line.trim_end_matches('\n'), self.lines.worker())?;
         if let Some((trace, span)) = trace::ids() {
             write!(writer, " trace_id={trace} span_id={span}")?;
@@ -198,7 +204,7 @@ mod tests {
             .with_writer(move || json_writer.clone());
         let text_layer = tracing_fmt::layer()
             .with_ansi(false)
-            .event_format(Text { format: tracing_fmt::format().with_ansi(false), lines: Arc::clone(&lines) })
+            .event_format(Text { format: tracing_fmt::format().with_ansi(false), lines: Arc::clone(&lines), colours: false })
             .with_writer(move || text_writer.clone());
         let registry = tracing_subscriber::registry().with(plain_layer).with(json_layer).with(text_layer);
         let _logging = tracing::subscriber::set_default(registry);
@@ -293,5 +299,39 @@ mod tests {
         assert_eq!(summary, expected.map(owned));
         lines.limit.summarise();
         assert!(take().is_empty(), "each line left out is counted once");
+    }
+
+    #[test]
+    fn text_from_outside_stays_one_line_and_acts_on_no_terminal() {
+        for colours in [false, true] {
+            let (as_read, text) = (Written::default(), Written::default());
+            let (json_writer, text_writer) = (as_read.clone(), text.clone());
+            let as_json = tracing_fmt::layer()
+                .event_format(json("w"))
+                .fmt_fields(JsonFields::new())
+                .with_writer(move || json_writer.clone());
+            let format = tracing_fmt::format().with_ansi(colours);
+            let as_text = tracing_fmt::layer()
+                .with_ansi(colours)
+                .event_format(Text { format, lines: Arc::new(Lines::new("w", 1_000)), colours })
+                .with_writer(move || text_writer.clone());
+            let registry = tracing_subscriber::registry().with(as_json).with(as_text);
+            let hostile = "a\nFORGED\r\x1b[2J\x1b]0;t\x07\u{9b}31m\u{202e}\u{2028}b";
+            tracing::subscriber::with_default(registry, || {
+                tracing::info_span!("tenant", tenant_id = %hostile).in_scope(|| {
+                    tracing::warn!(member = %hostile, error = hostile, other = ?hostile, "{hostile}");
+                });
+            });
+            let (json, text) = (as_read.take(), text.take());
+            let line: serde_json::Value = serde_json::from_str(&json).unwrap();
+            assert_eq!(line["error"], hostile, "a reader of JSON has it as it was");
+            for lines in [json, text] {
+                assert_eq!(lines.lines().count(), 1, "{lines:?}");
+                let shown = anstream::adapter::strip_str(&lines).to_string();
+                let active = |c: char| c.is_control() || matches!(c, '\u{202e}' | '\u{2028}');
+                assert_eq!(shown.trim_end_matches('\n').find(active), None, "{shown:?}");
+                assert!(!lines.contains("\x1b[2J"), "{lines:?}");
+            }
+        }
     }
 }

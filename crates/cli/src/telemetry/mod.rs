@@ -49,15 +49,15 @@ pub(crate) fn init(config: &Config) -> anyhow::Result<Telemetry> {
 }
 
 /// The filter for a level. The HTTP server speaks at INFO of each of its steps at start and end: only its warnings are
-/// shown, unless it is named. What triggers of a database raise as notices and warnings, which can hold amounts, isn't shown
-/// either, unless it is named.
+/// shown, unless it is named. Notices of Postgres are never shown: a server may send any number of them, and what triggers raise can
+/// hold amounts.
 fn filter(level: &str) -> Result<EnvFilter, ParseError> {
     let quieter = level.trim().parse::<LevelFilter>().is_ok_and(|level| level < LevelFilter::WARN);
     // Of two directives for one target the later counts.
     EnvFilter::try_new(if quieter {
-        level.to_owned()
+        format!("{level},sqlx::postgres::notice=off")
     } else {
-        format!("actix_server=warn,sqlx::postgres::notice=off,{level}")
+        format!("actix_server=warn,{level},sqlx::postgres::notice=off")
     })
 }
 
@@ -76,7 +76,8 @@ fn start_log(log: &Log, common: &Arc<Lines>) -> anyhow::Result<()> {
         LogFormat::Text => {
             let colours = std::io::stderr().is_terminal();
             let format = fmt::format().with_ansi(colours);
-            registry.with(layer.with_ansi(colours).event_format(log::Text { format, lines })).try_init()
+            let format = log::Text { format, lines, colours };
+            registry.with(layer.with_ansi(colours).event_format(format)).try_init()
         }
     }
     .context("starting the log")
@@ -94,9 +95,20 @@ mod tests {
         assert!(shown("debug,balance_sync_fleet=trace").contains("actix_server=warn"));
         assert!(shown("info,actix_server=debug").contains("actix_server=debug"));
         assert!(!shown("info,actix_server=debug").contains("actix_server=warn"));
-        assert!(shown("debug").contains("sqlx::postgres::notice=off"));
         for level in ["error", "off"] {
-            assert_eq!(shown(level), level, "never more than what was asked for");
+            let more = shown(level).replace("sqlx::postgres::notice=off", "");
+            assert_eq!(more.trim_matches(','), level, "never more than what was asked for");
+        }
+    }
+
+    #[test]
+    fn notices_of_postgres_are_not_shown_whatever_the_level() {
+        for level in
+            ["trace", "error", "sqlx=trace", "sqlx::postgres::notice=trace", "info,sqlx::postgres=debug"]
+        {
+            let shown = filter(level).unwrap().to_string();
+            assert!(shown.contains("sqlx::postgres::notice=off"), "{shown}");
+            assert!(!shown.contains("sqlx::postgres::notice=trace"), "{shown}");
         }
     }
 }

@@ -2,6 +2,7 @@
 //! there is one, and pictures that are drawn anew without flicker (`watch.rs`).
 
 mod csv;
+mod guard;
 mod table;
 mod units;
 mod watch;
@@ -9,10 +10,12 @@ mod watch;
 use std::io::{self, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
+use balance_sync_domain::printable;
 use balance_sync_fleet::status::Condition;
 use balance_sync_view::{overview::Verdict, rows::StateView};
 
 pub(crate) use csv::{Cell, csv};
+pub(crate) use guard::{guarded, guarded_line};
 pub(crate) use table::{Column, Table};
 pub(crate) use units::{ago, bytes, count, optional, rate, span};
 pub(crate) use watch::watch;
@@ -67,9 +70,9 @@ impl Screen {
     }
 }
 
-/// Text in a style.
+/// Text in a style; what could act on the terminal is escaped.
 pub(crate) fn styled(style: Style, text: impl std::fmt::Display) -> String {
-    format!("{style}{text}{style:#}")
+    format!("{style}{}{style:#}", printable(&text.to_string()))
 }
 
 /// A line that says this of what has that name; broken where the screen ends, and all of it below each other.
@@ -83,17 +86,17 @@ pub(crate) fn entry(name: &str, value: &str, screen: Screen) -> String {
 /// # Errors
 /// When it can't be written. A reader that has seen enough and went away is no error.
 pub(crate) fn print(text: &str) -> io::Result<()> {
-    let written = anstream::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
+    let written = anstream::stdout().write_all(guarded(text).as_bytes()).and_then(|()| io::stdout().flush());
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }
 }
 
-/// Writes a line to standard output as it is. A reader that has seen enough and went away is no error: what a command does must
+/// Writes a line to standard output; what could act on the terminal is escaped. A reader that has seen enough and went away is no error: what a command does must
 /// not depend on who reads along. Any other failure is reported once, and ends the program.
 pub fn print_line(line: std::fmt::Arguments<'_>) {
-    match writeln!(io::stdout(), "{line}") {
+    match writeln!(io::stdout(), "{}", guarded(&line.to_string())) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             eprintln!("balance-sync: can't write to standard output: {error}");
             std::process::exit(i32::from(crate::program::EXIT_FAILED));
@@ -102,9 +105,10 @@ pub fn print_line(line: std::fmt::Arguments<'_>) {
     }
 }
 
-/// Writes a line to standard error, if it can be written.
+/// Writes a line to standard error; what could act on the terminal is escaped.
 pub fn print_error_line(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{line}");
+    // Nothing is left to report it to.
+    let _ = writeln!(io::stderr(), "{}", guarded(&line.to_string()));
 }
 
 /// The style of a verdict.

@@ -2,6 +2,7 @@
 //! id is cut last of all: a part of one can't be used for anything.
 
 use anstyle::Style;
+use balance_sync_domain::printable;
 
 use super::{HEAD, Screen, styled};
 
@@ -82,7 +83,8 @@ impl Table {
 
     /// One more row: a text and its style for each column.
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = (String, Style)>) {
-        self.rows.push(cells.into_iter().map(|(text, style)| (one_line(&text), style)).collect());
+        self.rows
+            .push(cells.into_iter().map(|(text, style)| (printable(&text).into_owned(), style)).collect());
     }
 
     /// As text, a line per row.
@@ -156,11 +158,6 @@ impl Table {
 /// What columns take of a line.
 fn total(shown: &[(usize, usize)]) -> usize {
     shown.iter().map(|(_, width)| width).sum::<usize>() + GAP.len() * shown.len().saturating_sub(1)
-}
-
-/// Without what would break the line or move the cursor: what is shown comes from outside.
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn cut(text: &str, width: usize) -> String {
@@ -240,6 +237,6 @@ mod tests {
     fn what_comes_from_outside_moves_no_cursor() {
         let mut table = Table::new(&[Column::text("X")]);
         table.row([("a\nb\x1b[2J".into(), PLAIN)]);
-        assert_eq!(plain(&table.render(Screen { width: None, height: None })), "X\na b [2J\n");
+        assert_eq!(plain(&table.render(Screen { width: None, height: None })), "X\na\\nb\\u001b[2J\n");
     }
 }

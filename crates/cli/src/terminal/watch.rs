@@ -56,6 +56,7 @@ pub(crate) async fn watch<T>(
             made = picture(screen) => {
                 let (text, value) = made?;
                 last = Some(value);
+                let text = super::guarded(&text).into_owned();
                 let text = if coloured { text } else { anstream::adapter::strip_str(&text).to_string() };
                 let text = if drawn { frame(&text, screen.height) } else { text };
                 match write_all(&text) {

@@ -8,7 +8,8 @@ use std::{
 };
 
 use balance_sync_domain::{
-    BalanceRef, BalanceValue, Candidate, QuarantineReason, aggregate, effective_key, without_numbers,
+    BalanceRef, BalanceValue, Candidate, QuarantineReason, aggregate, effective_key, printable_bytes,
+    without_numbers,
 };
 use balance_sync_engine::trail::TrailWatch;
 use balance_sync_schedule::{Claimed, ErrorClass, Refusal, ScheduleError};
@@ -331,14 +332,14 @@ fn decode<'a>(
     decoded
 }
 
-/// A member as a log line shows it: whole, unless it is longer than any that the ledger writes.
+/// A member as a log line shows it: escaped, and whole unless it is longer than any that the ledger writes.
 pub(crate) fn shown(member: &[u8]) -> Cow<'_, str> {
     const LONGEST: usize = 2_048;
     match member.get(..LONGEST) {
         Some(head) if member.len() > LONGEST => {
-            format!("{}… ({} bytes)", String::from_utf8_lossy(head), member.len()).into()
+            format!("{}… ({} bytes)", printable_bytes(head), member.len()).into()
         }
-        _ => String::from_utf8_lossy(member),
+        _ => printable_bytes(member),
     }
 }
 
@@ -582,6 +583,7 @@ mod tests {
     fn a_log_line_shows_a_member_whole_unless_it_is_longer_than_any_real_one() {
         assert_eq!(shown(b"tenant:t:balance:@a#default"), "tenant:t:balance:@a#default");
         assert_eq!(shown(&[b'x'; 2_048]).len(), 2_048);
+        assert_eq!(shown(b"tenant:t\nb\x1b[2J"), r"tenant:t\nb\u001b[2J");
         let cut = shown(&[b'x'; 1_000_000]);
         assert!(cut.len() < 2_100 && cut.ends_with("… (1000000 bytes)"), "{}", cut.len());
     }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use balance_sync_domain::printable;
 use serde::Serialize;
 
 use crate::terminal::{BAD, GOOD, HEAD, Screen, WARN, styled, wrap};
@@ -135,10 +136,10 @@ impl Findings {
                 1 => format!("{}: ", of[0]),
                 n => format!("{n} tenants ({}): ", names(&of)),
             };
-            let said = wrap(&format!("{whose}{found}"), screen.text_width(), INDENT);
+            let said = wrap(&printable(&format!("{whose}{found}")), screen.text_width(), INDENT);
             let _ = writeln!(text, "{mark}  {area:<10}  {said}");
             if !help.is_empty() {
-                let help = wrap(&format!("→ {help}"), screen.text_width(), INDENT + 2);
+                let help = wrap(&printable(&format!("→ {help}")), screen.text_width(), INDENT + 2);
                 let _ = writeln!(text, "{:INDENT$}{help}", "");
             }
         }

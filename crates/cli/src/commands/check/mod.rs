@@ -35,7 +35,7 @@ pub(crate) async fn check(file: Option<&Path>, args: CheckArgs) -> anyhow::Resul
     let endpoints = wiring::Endpoints::new(&config)?;
     wiring::worker_settings(&config, &endpoints, &config.worker.name.as_str().into())?;
     if !args.connect {
-        print!("{}", config::print(&config));
+        crate::terminal::print(&config::print(&config))?;
         for note in &config.notes {
             eprintln!("note: {note}");
         }
