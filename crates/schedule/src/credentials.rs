@@ -1,7 +1,8 @@
 //! Passwords and certificates in force, and where they are read from again.
 
-use std::{io::Read as _, path::Path};
+use std::{io::Read as _, os::unix::fs::OpenOptionsExt as _, path::Path};
 
+use nix::fcntl::OFlag;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::settings::{Authority, LinkSettings, Secret};
@@ -102,7 +103,13 @@ fn certificates(pem: &[u8]) -> Result<usize, String> {
 fn bytes_of(path: &Path) -> Result<Vec<u8>, String> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        std::fs::File::open(path)?.take(FILE_LIMIT + 1).read_to_end(&mut bytes)?;
+        // Doesn't wait for a writer of a pipe.
+        let file =
+            std::fs::OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(std::io::Error::other("it is not a regular file"));
+        }
+        file.take(FILE_LIMIT + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     match read() {
@@ -143,6 +150,11 @@ mod tests {
         assert!(password_in(&path).unwrap_err().contains("UTF-8"));
         std::fs::write(&path, vec![b'x'; FILE_LIMIT as usize + 1]).unwrap();
         assert!(password_in(&path).unwrap_err().contains("larger"));
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [&pipe, folder.path()] {
+            assert!(password_in(path).unwrap_err().contains("not a regular file"));
+        }
     }
 
     #[test]

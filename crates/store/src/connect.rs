@@ -3,8 +3,7 @@
 //! The driver reports most failures of this kind as an I/O error. The operator who has to mend it needs to know which: a name that no name
 //! service knows, a port without a listener, a certificate, a limit of time.
 
-use balance_sync_domain::{TlsMode, link_local};
-use std::path::Path;
+use balance_sync_domain::link_local;
 use std::time::Duration;
 
 use sqlx::postgres::PgDatabaseError;
@@ -13,11 +12,9 @@ use sqlx::{ConnectOptions, PgConnection};
 use crate::classify::{ErrorClass, StoreError};
 use crate::database::Inner;
 use crate::examine::{Examined, examine};
+use crate::files::Files;
 use crate::names::{Addresses, look_up};
 use crate::spec::DatabaseSpec;
-
-/// Most bytes of a file with certificates that are looked at.
-const LONGEST_FILE: u64 = 4 * 1024 * 1024;
 
 /// Bytes of a foreign text that are repeated in an error.
 const EXCERPT: usize = 300;
@@ -40,9 +37,11 @@ pub(crate) async fn connect(inner: &Inner) -> Result<Connected, StoreError> {
         let addresses = resolve(&inner.spec).await?;
         inner.server.names.note(&addresses);
         step = "connecting and logging in";
-        let mut connection = match inner.options.connect().await {
+        let files = Files::read(&inner.spec).await?;
+        let mut connection = match files.within(inner.options.clone()).connect().await {
             Ok(connection) => connection,
-            Err(error) => return Err(explain(&inner.spec, error).await),
+            Err(error @ sqlx::Error::Database(_)) => return Err(error.into()),
+            Err(error) => return Err(files.fault().unwrap_or_else(|| error.into())),
         };
         step = "asking where the connection leads";
         let examined = examine(&mut connection, &inner.preamble).await?;
@@ -93,63 +92,6 @@ fn refuse_link_local(spec: &DatabaseSpec, addresses: Addresses) -> Result<Addres
             ),
         )),
         None => Ok(addresses),
-    }
-}
-
-/// The class and the words of a failed attempt to connect.
-async fn explain(spec: &DatabaseSpec, error: sqlx::Error) -> StoreError {
-    let fault = match &error {
-        sqlx::Error::Database(_) => None,
-        _ if spec.tls == TlsMode::Disable => None,
-        _ => file_fault(spec).await,
-    };
-    match fault {
-        Some(fault) => StoreError::new(ErrorClass::Tls, fault),
-        None => error.into(),
-    }
-}
-
-/// What is wrong with the files that TLS needs. Only asked after a failure: the driver takes a file without certificates for an
-/// authority that signs nothing.
-async fn file_fault(spec: &DatabaseSpec) -> Option<String> {
-    let checked = matches!(spec.tls, TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull);
-    let files = [
-        ("sslrootcert", spec.root_cert.as_deref().filter(|_| checked), "CERTIFICATE"),
-        ("sslcert", spec.cert.as_deref(), "CERTIFICATE"),
-        ("sslkey", spec.key.as_deref(), "PRIVATE KEY"),
-    ];
-    for (name, path, wanted) in files {
-        let Some(path) = path else { continue };
-        let shown = quoted(&path.display().to_string());
-        match read(path).await {
-            Err(error) => return Some(format!("the file {shown} ({name}) can't be read: {error}")),
-            Ok(text) if !is_pem(&text, wanted) => {
-                return Some(format!(
-                    "the file {shown} ({name}) is not PEM: it must hold a block -----BEGIN {wanted}-----"
-                ));
-            }
-            Ok(_) => {}
-        }
-    }
-    None
-}
-
-async fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    use tokio::io::AsyncReadExt;
-    let mut bytes = Vec::new();
-    tokio::fs::File::open(path).await?.take(LONGEST_FILE).read_to_end(&mut bytes).await?;
-    Ok(bytes)
-}
-
-/// Whether a file has a block of this kind that can be decoded. Keys have a word before ("RSA PRIVATE KEY").
-fn is_pem(text: &[u8], wanted: &str) -> bool {
-    use rustls::pki_types::pem::PemObject;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    if wanted == "CERTIFICATE" {
-        let mut certificates = CertificateDer::pem_slice_iter(text).peekable();
-        certificates.peek().is_some() && certificates.all(|certificate| certificate.is_ok())
-    } else {
-        PrivateKeyDer::from_pem_slice(text).is_ok()
     }
 }
 
@@ -237,17 +179,6 @@ mod tests {
             assert!(refused.to_string().contains(part), "{refused}");
         }
         assert_eq!(refuse_link_local(&spec, addresses(&["192.0.2.1"])).unwrap().len(), 1);
-    }
-
-    #[test]
-    fn what_is_pem_and_what_is_not() {
-        for text in ["", "certificate", "-----BEGIN CERTIFICATE-----\n", "\u{30}\u{82}\u{1}\u{a}"] {
-            assert!(!is_pem(text.as_bytes(), "CERTIFICATE"), "{text:?}");
-            assert!(!is_pem(text.as_bytes(), "PRIVATE KEY"), "{text:?}");
-        }
-        let block = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
-        assert!(is_pem(block.as_bytes(), "CERTIFICATE"));
-        assert!(!is_pem(block.as_bytes(), "PRIVATE KEY"));
     }
 
     #[test]

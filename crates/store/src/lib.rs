@@ -16,6 +16,7 @@ mod database;
 mod evidence;
 mod examine;
 mod facts;
+mod files;
 mod grants;
 mod homes;
 mod identifier;

@@ -13,6 +13,7 @@ use sqlx::{ConnectOptions, PgConnection, Row as _};
 use crate::budget::{CLOSE_TIMEOUT, Open, lock};
 use crate::classify::StoreError;
 use crate::database::Inner;
+use crate::files::Files;
 use crate::session::send;
 use crate::sql::Sql;
 
@@ -120,9 +121,10 @@ struct Second {
 impl Second {
     /// `None` = the attempt decides nothing.
     async fn open(inner: &Inner) -> Option<Second> {
+        let options = Files::read(&inner.spec).await.ok()?.within(inner.options.clone());
         if inner.server.is_direct.fresh().is_none() {
             let mark = format!("{:08x}", rand::random::<u32>());
-            match inner.options.clone().options([(MARK, &mark)]).connect().await {
+            match options.clone().options([(MARK, &mark)]).connect().await {
                 Ok(mut connection) => {
                     let (pid, found) = ask(inner, &mut connection).await.ok()?;
                     let is_direct = found == mark;
@@ -134,7 +136,7 @@ impl Second {
             }
         }
         let mut second = Second { connection: None, is_direct: false, pid: None };
-        if let Ok(mut connection) = inner.options.connect().await {
+        if let Ok(mut connection) = options.connect().await {
             second.pid = ask(inner, &mut connection).await.ok().map(|(pid, _)| pid);
             second.connection = Some(connection);
         }

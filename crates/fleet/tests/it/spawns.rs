@@ -30,6 +30,7 @@ const ALLOWED: &[(&str, usize, &str)] = &[
         "the interface's thread; its end or panic is awaited by `Tasks::once`, and so is each connection",
     ),
     ("admin/src/listener.rs", 1, "starts a connection by the function it is given, which is `Tasks::once`"),
+    ("store/src/files.rs", 1, "reads files on a thread for blocking calls; awaited at once"),
     ("schedule/src/endpoint.rs", 1, "reads files on a thread for blocking calls; awaited at once"),
     ("tenants/src/service.rs", 1, "reads a long answer on a thread for blocking calls; awaited at once"),
     (
