@@ -146,7 +146,7 @@ pub(super) async fn list(state: State, who: Who, request: HttpRequest) -> Answer
     let mut found = state.inspector.quarantined(&tenants).await.map_err(Problem::from)?;
     if let Some(text) = params.get("text") {
         let text = text.to_lowercase();
-        found.retain(|quarantined| has_text(quarantined, &text, who));
+        found.retain(|quarantined| has_text(quarantined, &text, &who));
     }
     let mut by_reason: BTreeMap<String, usize> = BTreeMap::new();
     for quarantined in &found {
@@ -174,7 +174,7 @@ pub(super) async fn list(state: State, who: Who, request: HttpRequest) -> Answer
 }
 
 /// Whether an entry has this text, in lower case, where `who` may see it: in its member, alias included, reason or detail.
-fn has_text(quarantined: &Quarantined, text: &str, who: Who) -> bool {
+fn has_text(quarantined: &Quarantined, text: &str, who: &Who) -> bool {
     let Quarantined { tenant, member, entry, has_value } = quarantined;
     let shown = shown(tenant, member, entry, *has_value, who);
     let detail = shown.detail.unwrap_or_default();
