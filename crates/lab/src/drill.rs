@@ -71,7 +71,7 @@ pub(crate) async fn serve(orders: &UnixListener, sandbox: &Sandbox) {
 async fn one(mut stream: UnixStream, sandbox: &Sandbox) -> anyhow::Result<()> {
     let mut text = Vec::new();
     (&mut stream).take(LONGEST).read_to_end(&mut text).await?;
-    let done = match serde_json::from_slice(&text)? {
+    let done = match serde_json::from_slice::<Written>(&text)? {
         Written { tenant, breaks: None } => sandbox.mend_tenant(&tenant).await,
         Written { tenant, breaks: Some(what) } => match Breakage::parse(&what) {
             Some(what) => sandbox.break_tenant(&tenant, what).await,

@@ -85,7 +85,10 @@ async fn two_thousand_tenants_stay_fluid() -> Result<()> {
     let counted = "[...document.querySelectorAll('.heat-legend .num')].reduce((sum, node) => sum + Number(node.innerText.replaceAll(',', '')), 0)";
     assert_eq!(browser.eval(counted).await?, 2_000);
     browser
-        .eval("document.querySelector('.heat').dispatchEvent(new MouseEvent('click', { bubbles: true }))")
+        .eval(
+            "(() => { const heat = document.querySelector('.heat'); const { left, top } = heat.getBoundingClientRect();
+                 return heat.dispatchEvent(new MouseEvent('click', { bubbles: true, clientX: left + 2, clientY: top + 2 })); })()",
+        )
         .await?;
     browser.until("a tenant's page", "location.pathname.startsWith('/tenants/')").await?;
     browser.finish().await
