@@ -58,7 +58,7 @@ pub use credentials::password_in;
 pub use endpoint::Endpoint;
 pub use error::{ErrorClass, ScheduleError};
 pub use heads::{Head, HeadState, read_heads};
-pub use link::Link;
+pub use link::{Link, ServerFacts};
 pub use losses::Loss;
 pub use names::{NameClaim, Names};
 pub use origins::{Origins, Written};

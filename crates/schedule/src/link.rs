@@ -186,18 +186,16 @@ impl Link {
         &self.0.rights
     }
 
-    /// The server's `maxmemory-policy` if it allows eviction (any but `noeviction`): balances may then be evicted before they
-    /// are written. `None` if it doesn't, or if the server doesn't report it.
+    /// What the server says of itself that decides whether it may keep balances.
     ///
     /// # Errors
     /// As Redis answers.
-    pub async fn eviction_policy(&self) -> Result<Option<String>, ScheduleError> {
-        let mut cmd = redis::cmd("INFO");
-        cmd.arg("memory");
-        let text: String = redis::from_redis_value(self.send("read memory policy", &cmd).await?)
-            .map_err(|error| ScheduleError::unexpected("read memory policy", error.to_string()))?;
-        let policy = text.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")).map(str::trim);
-        Ok(policy.filter(|policy| *policy != "noeviction").map(str::to_owned))
+    pub async fn server_facts(&self) -> Result<ServerFacts, ScheduleError> {
+        const OPERATION: &str = "read what the server is";
+        // One call, which every version answers: several sections in one call are known from 7.0 on.
+        let text: String = redis::from_redis_value(self.send(OPERATION, &redis::cmd("INFO")).await?)
+            .map_err(|error| ScheduleError::unexpected(OPERATION, error.to_string()))?;
+        Ok(ServerFacts::read(&text))
     }
 
     async fn connection(&self, operation: &'static str) -> Result<Used, ScheduleError> {
@@ -328,5 +326,44 @@ fn wants_new_connection(error: &ScheduleError, cause: &RedisError) -> bool {
             matches!(cause.kind(), ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::ClusterDown))
         }
         class => class.needs_new_connection(),
+    }
+}
+
+/// What a Redis server says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerFacts {
+    /// `master` or `slave`, as Redis calls them; empty if it doesn't say.
+    pub role: String,
+    /// `maxmemory-policy`; empty if it doesn't say.
+    pub policy: String,
+    /// Memory in use, bytes.
+    pub used_bytes: u64,
+    /// `maxmemory`, bytes; 0 = no limit.
+    pub max_bytes: u64,
+    /// Keys that it has evicted since its start.
+    pub evicted_keys: u64,
+}
+
+impl ServerFacts {
+    fn read(info: &str) -> Self {
+        let of = |name: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            // It comes from outside, and goes to screens.
+            line.map(|value| value.trim().chars().take(40).collect::<String>()).unwrap_or_default()
+        };
+        let number = |name: &str| of(name).parse().unwrap_or_default();
+        Self {
+            role: of("role"),
+            policy: of("maxmemory_policy"),
+            used_bytes: number("used_memory"),
+            max_bytes: number("maxmemory"),
+            evicted_keys: number("evicted_keys"),
+        }
+    }
+
+    /// The policy by which it throws keys away by itself when it is full, if it does.
+    #[must_use]
+    pub fn evicting_policy(&self) -> Option<&str> {
+        Some(self.policy.as_str()).filter(|policy| !matches!(*policy, "" | "noeviction"))
     }
 }

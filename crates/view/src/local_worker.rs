@@ -22,6 +22,7 @@ use balance_sync_store::PoolUsage;
 use balance_sync_tenants::{BreakerState, Tenant};
 use tokio::time::Instant;
 
+use crate::facts::{Fact, Facts};
 use crate::record::{
     Counts, DetailRecord, FleetPoint, ReconcileRecord, ServiceRecord, TaskRecord, TenantRecord, WorkerRecord,
 };
@@ -55,6 +56,7 @@ pub struct LocalWorker {
     started: Instant,
     pools: Mutex<HashMap<Tenant, PoolUsage>>,
     history: Mutex<VecDeque<FleetPoint>>,
+    facts: Mutex<Facts>,
     /// What is wrong with Redis.
     redis: Mutex<Option<String>>,
 }
@@ -96,6 +98,7 @@ impl LocalWorker {
             started: Instant::now(),
             pools: Mutex::default(),
             history: Mutex::default(),
+            facts: Mutex::default(),
             redis: Mutex::default(),
         }
     }
@@ -265,8 +268,10 @@ impl LocalWorker {
         ServiceRecord { state: state.to_owned(), last_success_at, failures: stats.failures }
     }
 
-    /// Adds a point to the fleet's history, out of what all live workers say, this one among them.
+    /// Adds a point to the fleet's history, out of what all live workers say, this one among them, and looks at the facts.
     pub fn remember(&self, workers: &[WorkerRecord]) {
+        let redis = lock(&self.fleet.redis_server).clone();
+        lock(&self.facts).look(workers, redis.as_ref(), wall_clock());
         let mut rates = Rates::default();
         workers.iter().for_each(|worker| rates.add(&worker.rates));
         // Each of its owners counts a tenant's members.
@@ -293,6 +298,12 @@ impl LocalWorker {
     #[must_use]
     pub fn history(&self) -> Vec<FleetPoint> {
         lock(&self.history).iter().copied().collect()
+    }
+
+    /// What the fleet is made of, as last looked at.
+    #[must_use]
+    pub fn facts(&self) -> Vec<Fact> {
+        lock(&self.facts).all()
     }
 
     /// Time from one point of the fleet's history to the next.

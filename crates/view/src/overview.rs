@@ -7,6 +7,7 @@ use balance_sync_fleet::status::{ReportedState, TenantState, lag_quantile};
 use serde::Serialize;
 
 use crate::{
+    facts::{Fact, LIVE_WORKERS},
     reader::FleetView,
     record::FleetPoint,
     rows::{DeadWorker, StateView, TenantRow, at},
@@ -64,6 +65,8 @@ pub struct Overview {
     pub lag: LagView,
     /// Oldest first, a point every 5 s.
     pub history: Vec<FleetPointView>,
+    /// What the fleet is made of; empty for commands, which have not watched it.
+    pub facts: Vec<FactView>,
     /// Those behind or degraded first.
     pub worst: Vec<TenantRow>,
     /// Collectors that were started again.
@@ -166,6 +169,28 @@ impl From<&FleetPoint> for FleetPointView {
             due: point.due,
             oldest_due_age_seconds: point.oldest_due_age_seconds,
         }
+    }
+}
+
+/// One fact about the fleet.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FactView {
+    /// What it is about.
+    pub name: &'static str,
+    /// What is so.
+    pub value: String,
+    /// Whether that is as it should be.
+    pub well: bool,
+    /// Since when it is so, as the worker that answers has seen it; `None` for what changes all the time.
+    pub since: Option<String>,
+}
+
+impl FactView {
+    fn new(fact: &Fact, expected_workers: usize) -> Self {
+        let Fact { name, value, well, since } = fact.clone();
+        let expected = expected_workers > 0 && name == LIVE_WORKERS;
+        let value = if expected { format!("{value} of {expected_workers} expected") } else { value };
+        Self { name, value, well, since: since.map(at) }
     }
 }
 
@@ -304,6 +329,7 @@ impl FleetView {
                 p99_seconds: lag_quantile(&self.rates.lags, 0.99),
             },
             history: self.history.iter().map(FleetPointView::from).collect(),
+            facts: self.facts.iter().map(|fact| FactView::new(fact, self.objectives.workers)).collect(),
             worst: worst.into_iter().cloned().collect(),
             restarts_total: self.workers.iter().map(|worker| worker.collector_restarts_total).sum(),
             clock_offset_seconds: self.clock_offset_seconds,

@@ -27,6 +27,7 @@ use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     actions::PausedRecord,
+    facts::Fact,
     local_worker::{LocalWorker, clock_offset_ms},
     record::{Counts, DetailRecord, FleetPoint, TenantRecord, WorkerRecord},
     rows::{AcknowledgedView, DeadWorker, PausedBy, TenantDetail, TenantRow, WorkerRow},
@@ -76,6 +77,8 @@ pub struct FleetView {
     pub lags: Vec<Vec<u64>>,
     /// The fleet's history, as this worker has seen it.
     pub history: Vec<FleetPoint>,
+    /// What the fleet is made of, as this worker has seen it.
+    pub facts: Vec<Fact>,
     /// A tenant whose oldest due balance is older counts as behind.
     pub objective_seconds: f64,
     /// What it is judged by.
@@ -544,6 +547,7 @@ impl FleetReader {
             counts,
             lags,
             history: self.own.as_ref().map(|own| own.history()).unwrap_or_default(),
+            facts: self.own.as_ref().map(|own| own.facts()).unwrap_or_default(),
             objective_seconds: self.objectives.freshness.as_secs_f64(),
             objectives: self.objectives,
             clock_offset_seconds,

@@ -49,6 +49,7 @@ export function overviewPage({ navigate }) {
   const queues = fleetQueues();
   const charts = chartRow();
   const heat = heatStrip(navigate);
+  const facts = factList(tickers);
   const content = h(
     "div.page",
     h("h1.sr", { tabindex: "-1" }, "Overview"),
@@ -59,6 +60,7 @@ export function overviewPage({ navigate }) {
     charts.node,
     h("div.two.uneven", states.node, workers.node),
     section("The ledger's own queues", queues.node),
+    facts.node,
   );
   const bones = h("div.page", heading("Overview"), loading(6));
   const node = h("div", bones, content);
@@ -70,7 +72,7 @@ export function overviewPage({ navigate }) {
     if (!overview) return;
     setShown(bones, false);
     setShown(content, true);
-    for (const part of [verdict, tiles, worst, heat, states, queues, charts]) part.update(overview);
+    for (const part of [verdict, tiles, worst, heat, states, queues, charts, facts]) part.update(overview);
   };
   const askWorkers = () => get(["workers"]).then((answer) => workers.update(answer.workers), () => {});
   const ends = [subscribe("overview", update), subscribe("connection", ({ again }) => again && askWorkers())];
@@ -169,7 +171,7 @@ function tileRow() {
       lag.set(span(lags.p99_seconds), `p50 ${span(lags.p50_seconds)}`, (lags.p99_seconds ?? 0) > limit ? "warn" : null);
       const unknown = backlog.unknown_tenants;
       const asOf = backlog.age_seconds === null ? null : `as of ${span(backlog.age_seconds)} ago`;
-      const eta = backlog.eta_seconds === null ? "" : `, gone in about ${span(backlog.eta_seconds)}`;
+      const eta = (backlog.eta_seconds ?? null) === null ? "" : `, gone in about ${span(backlog.eta_seconds)}`;
       due.set(count(backlog.due), unknown > 0 ? `unknown of ${plural(unknown, "tenant")}` : asOf ?? `${count(backlog.leased)} leased of ${count(backlog.scheduled)}${eta}`, unknown > 0 || asOf ? "warn" : null);
       oldest.set(span(backlog.due === 0 ? 0 : backlog.oldest_due_age_seconds), asOf ?? `objective ${span(limit)}`, asOf || (backlog.oldest_due_age_seconds ?? 0) > limit ? "warn" : null);
       const exposed = backlog.exposure_p99_seconds;
@@ -297,6 +299,37 @@ function stateBar(navigate) {
         setAttr(part.item, "class", amount === 0 ? "none" : null);
       }
       setAttr(bar, "aria-label", parts.map((part) => `${part.name} ${counts[part.name] ?? 0}`).join(", "));
+    },
+  };
+}
+
+/** What the fleet is made of, each with when it last changed. */
+function factList(tickers) {
+  const list = h("dl.facts-list");
+  const node = section("Fleet", list);
+  const update = keyed(list, (/** @type {Api.Overview["facts"][number]} */ fact) => fact.name, (fact) => {
+    const value = h("strong");
+    const since = timeAgo("since ");
+    tickers.push(since.tick);
+    const item = h("div", h("dt", words(fact.name)), h("dd", value, since.node));
+    return {
+      node: item,
+      update(/** @type {Api.Overview["facts"][number]} */ fact) {
+        setText(value, visible(fact.value));
+        setAttr(item, "data-level", fact.well ? null : "warn");
+        setShown(since.node, fact.since !== null);
+        since.update(fact.since);
+      },
+    };
+  });
+  return {
+    node,
+    /** @param {Api.Overview} overview */
+    update(overview) {
+      // A worker of a former release behind the same address has none.
+      const facts = overview.facts ?? [];
+      setShown(node, facts.length > 0);
+      update(facts);
     },
   };
 }

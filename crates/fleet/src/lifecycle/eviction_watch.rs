@@ -1,6 +1,9 @@
 //! Whether Redis may evict balances before they are written.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use balance_sync_schedule::Link;
 use tokio_util::sync::CancellationToken;
@@ -18,8 +21,10 @@ pub(super) const INTERVAL: Duration = Duration::from_secs(10);
 pub(super) async fn watch(link: Link, fleet: Arc<FleetStatus>, stop: CancellationToken, progress: Progress) {
     let mut reported: Option<String> = None;
     loop {
-        match link.eviction_policy().await {
-            Ok(policy) => {
+        match link.server_facts().await {
+            Ok(facts) => {
+                let policy = facts.evicting_policy().map(str::to_owned);
+                *fleet.redis_server.lock().unwrap_or_else(PoisonError::into_inner) = Some(facts);
                 fleet.redis_may_evict.store(u64::from(policy.is_some()));
                 if policy != reported {
                     match &policy {

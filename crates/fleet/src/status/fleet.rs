@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     sync::{
-        Arc, OnceLock, PoisonError, RwLock,
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -12,7 +12,7 @@ use std::{
 
 use balance_sync_domain::TenantId;
 use balance_sync_engine::vanish::REASONS;
-use balance_sync_schedule::{ClaimMode, LinkStats};
+use balance_sync_schedule::{ClaimMode, LinkStats, ServerFacts};
 use balance_sync_tenants::{KeyForm, Tenant};
 use dashmap::DashMap;
 
@@ -218,6 +218,8 @@ pub struct FleetStatus {
     pub redis_may_evict: Known,
     /// By how many milliseconds this host's clock is ahead of Redis's, at least.
     pub clock_offset_ms: KnownOffset,
+    /// What Redis last said of itself.
+    pub redis_server: Mutex<Option<ServerFacts>>,
     /// What the worker was started with.
     pub in_force: OnceLock<InForce>,
     /// Calls to the tenant directory.

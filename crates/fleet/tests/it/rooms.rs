@@ -22,6 +22,7 @@ const VIEW: [&str; 17] = [
     "local_worker",
     "actions",
     "rows",
+    "facts",
     "record",
 ];
 

@@ -298,10 +298,14 @@ async fn missing_rights_are_reported() {
 async fn an_evicting_policy_is_reported() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
-    assert_eq!(tenant.link.eviction_policy().await.unwrap(), None);
+    let facts = tenant.link.server_facts().await.unwrap();
+    assert_eq!((facts.role.as_str(), facts.evicting_policy(), facts.max_bytes), ("master", None, 0));
+    assert!(facts.used_bytes > 100_000 && facts.evicted_keys == 0, "{facts:?}");
+    tell!(tenant, "CONFIG", "SET", "maxmemory", "100mb");
     for policy in ["allkeys-lru", "volatile-ttl"] {
         tell!(tenant, "CONFIG", "SET", "maxmemory-policy", policy);
-        assert_eq!(tenant.link.eviction_policy().await.unwrap().as_deref(), Some(policy));
+        let facts = tenant.link.server_facts().await.unwrap();
+        assert_eq!((facts.evicting_policy(), facts.max_bytes), (Some(policy), 100 << 20));
     }
 }
 

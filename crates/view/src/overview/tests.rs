@@ -55,6 +55,7 @@ fn view(tasks: Vec<TaskRecord>) -> FleetView {
         counts: Vec::new(),
         lags: Vec::new(),
         history: Vec::new(),
+        facts: Vec::new(),
         objective_seconds: 5.0,
         objectives: Objectives {
             freshness: Duration::from_secs(5),

@@ -89,6 +89,7 @@ fn fleet(tenants: Vec<(TenantRow, u64)>) -> FleetView {
         tenants,
         counts,
         history: Vec::new(),
+        facts: Vec::new(),
         objective_seconds: 5.0,
         objectives: Objectives {
             freshness: Duration::from_secs(5),
