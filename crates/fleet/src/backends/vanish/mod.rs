@@ -76,7 +76,7 @@ struct Watched {
     /// For how long the oldest member had been due.
     oldest: Duration,
     /// It has shrunk, and the rows could not be read yet.
-    suspected: Option<f64>,
+    suspected: Option<(f64, u64)>,
 }
 
 /// A tenant whose schedules were counted.
@@ -269,7 +269,9 @@ impl Vanish {
                 let extent = if matches!(change, Change::Replaced { .. }) { shortfall } else { 0 };
                 self.open(&count.status, reason, extent, is_loss, detail, watched.oldest);
             }
-            if shortfall > 0 && !is_replaced {
+            // What is suspected is found out by its members, whatever has come and gone since: the comparison after a restart of
+            // Postgres may have scheduled them again, and a later mutation may stand in their place.
+            if (shortfall > 0 || watched.suspected.is_some()) && !is_replaced {
                 shrunk.push(count);
             } else {
                 watched.remember(count);
@@ -283,7 +285,7 @@ impl Vanish {
         for count in shrunk {
             let Some(watched) = memory.tenants.get_mut(count.status.tenant()) else { continue };
             let shortfall = watched.schedule.shortfall(count.members, count.status.removed.load(Relaxed));
-            if shortfall == 0 {
+            if shortfall == 0 && watched.suspected.is_none() {
                 watched.remember(count);
                 continue;
             }

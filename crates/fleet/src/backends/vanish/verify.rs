@@ -24,6 +24,7 @@ impl Vanish {
     pub(super) async fn verify(&self, watched: &mut Watched, count: Count, shortfall: u64) {
         let status = Arc::clone(&count.status);
         let tenant = status.tenant();
+        let shortfall = watched.suspected.map_or(shortfall, |(_, suspected)| shortfall.max(suspected));
         let schedules = self.comparison.schedules(tenant);
         let looking = self.is_forgotten(tenant, &schedules, watched.schedule.witnesses());
         match looking.instrument(span(tenant)).await {
@@ -47,7 +48,8 @@ impl Vanish {
             }
             // What is remembered stays: the rows are read as soon as they can be.
             Err(error) => {
-                let since = *watched.suspected.get_or_insert_with(wall_clock);
+                let (since, _) = watched.suspected.unwrap_or((wall_clock(), 0));
+                watched.suspected = Some((since, shortfall));
                 status.show_vanished(Some(Vanished {
                     reason: Reason::RedisScheduleVanished,
                     extent: shortfall,
