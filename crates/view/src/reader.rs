@@ -97,6 +97,12 @@ impl FleetView {
         Some((&self.tenants[at], &self.counts[at]))
     }
 
+    /// The row of the tenant that is shown under this name, or under the other form of this UUID.
+    #[must_use]
+    pub fn find_called(&self, id: &str) -> Option<(&TenantRow, &Counts)> {
+        self.find(id).or_else(|| self.find(self.tenant(id)?.label()))
+    }
+
     /// The tenant that is shown under this name, or under the other form of this UUID.
     #[must_use]
     pub fn tenant(&self, id: &str) -> Option<Tenant> {
@@ -265,7 +271,8 @@ impl FleetReader {
     /// Everything about one tenant; `None` when there is no such tenant.
     pub async fn detail(&self, id: &str) -> Option<TenantDetail> {
         let view = self.view().await;
-        let (row, counts) = view.find(id)?;
+        let (row, counts) = view.find_called(id)?;
+        let id = row.id.as_str();
         let own_name = self.own.as_ref().map(|own| own.name.current());
         let others: Vec<&str> =
             row.owners.iter().map(String::as_str).filter(|name| Some(*name) != own_name.as_deref()).collect();

@@ -83,7 +83,7 @@ pub(super) async fn on_tenant(
             None => bail!("{}: no such tenant is listed or served", printable(&args.tenant)),
         }
     };
-    let owners = view.find(&args.tenant).map(|(row, _)| row.owners.clone()).unwrap_or_default();
+    let owners = view.find_called(&args.tenant).map(|(row, _)| row.owners.clone()).unwrap_or_default();
     let id = operator.tenant(what, &tenant, &who(), note).await?;
     let outcomes = outcomes(&operator, &id, &owners, args.action.wait).await?;
     tell(&id, what, tenant.label(), &owners, &outcomes, &args.action)
