@@ -5,7 +5,7 @@ mod values;
 
 use std::path::PathBuf;
 
-use balance_sync_domain::QuarantineReason;
+use balance_sync_domain::{QuarantineReason, Reported};
 use balance_sync_view::{
     reader::{StateFilter, TenantSort},
     report::Month,
@@ -476,7 +476,7 @@ pub(crate) struct QuarantineFilter {
     pub tenant: Vec<String>,
     /// Only entries with this reason, e.g. missing_row.
     #[arg(long, value_parser = quarantine_reason)]
-    pub reason: Option<QuarantineReason>,
+    pub reason: Option<Reported<QuarantineReason>>,
     /// Print one line of JSON.
     #[arg(long)]
     pub json: bool,

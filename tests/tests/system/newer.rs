@@ -45,6 +45,9 @@ async fn names_of_a_later_release_are_shown_as_they_are() -> Result<()> {
     record["state"] = json!("hibernating");
     record["reason"] = json!("postgres_on_the_moon");
     record["quarantine_entries"] = json!(1);
+    // It may have been published before the worker's first look.
+    record["unsampled"] = json!(false);
+    record["unwatched"] = json!(false);
     let tenants = [(tenant.id.to_string(), Some(record.to_string()))];
     let detail = json!({
         "flushes": [{

@@ -1,9 +1,9 @@
 //! `quarantine`: what could not be synced, why, and what to do about it.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use anyhow::bail;
-use balance_sync_domain::printable;
+use balance_sync_domain::{QuarantineReason, printable};
 use balance_sync_schedule::{Link, Loss, Quarantined, Retried, Schedule, ScheduleError};
 use balance_sync_tenants::Tenant;
 use balance_sync_view::{
@@ -32,7 +32,7 @@ pub(crate) async fn quarantine(file: Option<&Path>, command: QuarantineCommand) 
         QuarantineCommand::List { filter, csv } => {
             let found = find(file, &filter).await?;
             match (csv, filter.json) {
-                (true, _) => terminal::print(&as_csv(&found))?,
+                (true, _) => terminal::print_csv(&as_csv(&found))?,
                 (false, as_json) => list(&found, as_json)?,
             }
             Ok(if found.is_empty() { EXIT_OK } else { EXIT_SOME })
@@ -156,15 +156,29 @@ async fn find(file: Option<&Path>, filter: &QuarantineFilter) -> anyhow::Result<
     let link = Link::new(&config.redis.link)?;
     let options = Arc::new(wiring::schedule_options(&config));
     let mut found = Vec::new();
+    let mut others = BTreeSet::new();
     for tenant in super::chosen_tenants(directory.as_ref(), &filter.tenant).await? {
         for space in tenant.key_spaces(config.tenants.key_form) {
             let schedule = Schedule::new(link.clone(), space, Arc::clone(&options));
             for quarantined in schedule.quarantine_list().await? {
-                if filter.reason.is_none_or(|reason| quarantined.entry.reason.as_str() == reason.as_str()) {
+                let reason = &quarantined.entry.reason;
+                if reason.known().is_none() {
+                    others.insert(reason.to_string());
+                }
+                if filter.reason.as_ref().is_none_or(|wanted| wanted == reason) {
                     found.push(Found { tenant: tenant.clone(), schedule: schedule.clone(), quarantined });
                 }
             }
         }
+    }
+    // One of a later release is right where an entry has it.
+    if let Some(reason) = &filter.reason
+        && reason.known().is_none()
+        && !others.contains(reason.as_str())
+    {
+        let known = QuarantineReason::NAMES.into_iter().chain(others.iter().map(String::as_str));
+        let known = known.collect::<Vec<_>>().join(", ");
+        bail!("--reason {}: must be one of {known}", printable(reason.as_str()));
     }
     Ok(found)
 }

@@ -90,7 +90,7 @@ async fn list(file: Option<&Path>, args: TenantListArgs) -> anyhow::Result<u8> {
         return Ok(exit_code(verdict));
     }
     if args.csv {
-        terminal::print(&as_csv(&tenants))?;
+        terminal::print_csv(&as_csv(&tenants))?;
         return Ok(exit_code(verdict));
     }
     let mut text = table(&tenants, &view, Screen::of_stdout());

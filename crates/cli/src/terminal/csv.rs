@@ -1,5 +1,7 @@
 //! Comma-separated values, for spreadsheets: RFC 4180, with a line of titles.
 
+use balance_sync_domain::printable;
+
 /// One cell.
 pub(crate) enum Cell<'a> {
     /// Text, which may come from outside.
@@ -63,14 +65,7 @@ fn quote(foreign: &str, text: &mut String) {
     if foreign.starts_with(['=', '+', '-', '@', '\t', '\r']) {
         text.push('\'');
     }
-    for c in foreign.chars() {
-        match c {
-            '"' => text.push_str("\"\""),
-            '\n' | '\t' => text.push(' '),
-            c if c.is_control() => text.extend(c.escape_default()),
-            c => text.push(c),
-        }
-    }
+    text.push_str(&printable(foreign).replace('"', "\"\""));
     text.push('"');
 }
 
@@ -86,7 +81,7 @@ mod tests {
             ["\u{1b}[2J".into(), Cell::Empty, 0.into()],
         ];
         let text = csv(["id", "lag", "due"], rows.into_iter());
-        let expected = "id,lag,due\r\n\"a,b \"\"c\"\" d\",0.5,7\r\n\"'=1+1\",,x\r\n\"\\u{1b}[2J\",,0\r\n";
+        let expected = "id,lag,due\r\n\"a,b \"\"c\"\"\\nd\",0.5,7\r\n\"'=1+1\",,x\r\n\"\\u001b[2J\",,0\r\n";
         assert_eq!(text, expected);
     }
 }

@@ -86,8 +86,19 @@ pub(crate) fn entry(name: &str, value: &str, screen: Screen) -> String {
 /// # Errors
 /// When it can't be written. A reader that has seen enough and went away is no error.
 pub(crate) fn print(text: &str) -> io::Result<()> {
-    let written = anstream::stdout().write_all(guarded(text).as_bytes()).and_then(|()| io::stdout().flush());
-    match written {
+    written(anstream::stdout().write_all(guarded(text).as_bytes()))
+}
+
+/// Writes lines of [`csv`] to standard output, whose ends and cells are as spreadsheets want them.
+///
+/// # Errors
+/// As [`print`].
+pub(crate) fn print_csv(lines: &str) -> io::Result<()> {
+    written(io::stdout().write_all(lines.as_bytes()))
+}
+
+fn written(written: io::Result<()>) -> io::Result<()> {
+    match written.and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }
