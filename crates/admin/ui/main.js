@@ -35,6 +35,8 @@ const ROUTES = [
 ];
 
 const main = /** @type {HTMLElement} */ (document.querySelector("#main"));
+// In the document it is relative to the page that was loaded, and other pages are a level deeper.
+setAttr(document.querySelector(".brand"), "href", "/");
 /** @typedef {{ node: HTMLElement, stop?: () => void, shown?: () => void, tick?: () => void }} Page */
 /** @type {Page | null} */
 let page = null;

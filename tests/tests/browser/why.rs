@@ -53,7 +53,9 @@ async fn a_balance_says_where_it_is_and_what_happens_next() -> Result<()> {
     browser.until("a link that can be sent", "location.search.includes('alias=')").await?;
     browser.fill("#why-alias", "@nobody-knows-this").await?;
     browser.press(".why-form", "Ask").await?;
-    browser.shows(".why-answer", "Nothing is known of this balance").await?;
+    // Its database refuses the worker, so that nobody can say that there is none.
+    browser.shows(".why-answer", "Can't tell").await?;
+    browser.shows(".why-answer", "the tenant's Postgres can't be asked: credentials").await?;
     browser.expect_error("status of 404");
     browser.finish().await
 }
