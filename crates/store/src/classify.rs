@@ -396,7 +396,7 @@ mod tests {
         assert!(more.message().len() < MESSAGE_BYTES + 40, "{more}");
         let wild = StoreError::new(ErrorClass::Internal, "a\n\u{1b}[2Jb\u{202e}c\u{9b}d")
             .of_every_row("\u{7}".repeat(9));
-        assert!(wild.message().starts_with("\\u{7}\\u{7}"), "{wild}");
+        assert!(wild.message().starts_with(r"\u0007\u0007"), "{wild}");
         let wild = StoreError::new(ErrorClass::Internal, "a\n\u{1b}[2Jb\u{202e}c\u{9b}d é");
         assert_eq!(wild.message(), r"a \u001b[2Jb\u202ec\u009bd é");
         assert_eq!(StoreError::new(ErrorClass::Internal, "as it is").message(), "as it is");

@@ -19,7 +19,6 @@ mod read_only;
 mod recovery;
 mod redis;
 mod repair;
-mod silent;
 mod states;
 mod vanish;
 

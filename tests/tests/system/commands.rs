@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::ledger::DEFAULT_TTL;
@@ -219,12 +219,20 @@ async fn a_sandbox_is_broken_and_mended_for_drills() -> Result<()> {
 
     let mut worker = Worker::with_config(Path::new(config)).set("admin.listen", listen).start().await?;
     assert_eq!(worker.get("/livez").await?.0, 200);
+    // Something to write, so that a breakage is noticed. It reads the balances before it begins, so it must run before.
+    let args = ["load", "--config", config, "--rate", "50", "--seconds", "600"];
+    let mut load = prepare_program(&lab, &args, &env);
+    let _load = Running(load.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+    eventually(SOON, "rows that are written", || async {
+        let shown = run(&["tenants", "show", "tenant-0001", "--json", "--config", config], &[]).await?;
+        let shown: Value = serde_json::from_str(&shown.stdout)?;
+        anyhow::ensure!(shown["updated_total"].as_u64() > Some(0), "{shown}");
+        Ok(())
+    })
+    .await?;
     // The reason, as soon as the tenant is degraded, or no longer.
     let becomes = |degraded: bool| async move {
         eventually(SOON, &format!("degraded: {degraded}"), || async {
-            // Something to write, so that it is noticed.
-            let load = ["load", "--config", config, "--rate", "50", "--seconds", "0.5", "--json"];
-            run_program(&balance_sync_lab()?, &load, &[]).await?;
             let shown = run(&["tenants", "show", "tenant-0001", "--json", "--config", config], &[]).await?;
             let shown: Value = serde_json::from_str(&shown.stdout)?;
             anyhow::ensure!((shown["state"] == "degraded") == degraded, "{shown}");

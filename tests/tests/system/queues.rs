@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use balance_sync_sandbox::{Sandbox, WORKER_USER, eventually};
+use balance_sync_sandbox::{Sandbox, SandboxTenant, WORKER_USER, balance_table, eventually};
 use balance_sync_tests::{SOON, Worker, WorkerBuilder, run};
 use redis::AsyncCommands as _;
 use serde_json::Value;
@@ -189,14 +189,20 @@ async fn what_the_ledger_has_given_up_is_counted_in_postgres() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(2, 5).await?;
     let tenants = sandbox.tenants();
     let (poisoned, calm) = (&tenants[0], &tenants[1]);
-    let (postgres, role) = (sandbox.postgres(), "balance_sync_tenants");
-    let table = "CREATE TABLE transaction_backup_quarantine (organization_id UUID, ledger_id UUID, quarantined_at TIMESTAMPTZ)";
-    postgres.execute(&poisoned.database, table).await?;
-    postgres.execute(&calm.database, table).await?;
-    let grant = format!("GRANT SELECT (quarantined_at) ON transaction_backup_quarantine TO {role}");
-    postgres.execute(&poisoned.database, &grant).await?;
-    let insert = "INSERT INTO transaction_backup_quarantine (quarantined_at) VALUES (now() - interval '3 days'), (now())";
-    postgres.execute(&poisoned.database, insert).await?;
+    let postgres = sandbox.postgres();
+    let table = |tenant: &SandboxTenant| {
+        balance_table(tenant.schema.as_deref()).replace(".balance", ".transaction_backup_quarantine")
+    };
+    for tenant in [poisoned, calm] {
+        let columns = "(organization_id UUID, ledger_id UUID, quarantined_at TIMESTAMPTZ)";
+        postgres.execute(&tenant.database, &format!("CREATE TABLE {} {columns}", table(tenant))).await?;
+    }
+    let (name, role) = (table(poisoned), format!("\"{}\"", poisoned.role));
+    let sql = format!(
+        "GRANT SELECT (quarantined_at) ON {name} TO {role}; \
+         INSERT INTO {name} (quarantined_at) VALUES (now() - interval '3 days'), (now())"
+    );
+    postgres.execute(&poisoned.database, &sql).await?;
 
     let mut worker = brisk(&sandbox, "one").start().await?;
     worker.reaches(QUEUE, &[("tenant_id", &poisoned.id), ("queue", "quarantine")], 2.0).await?;
@@ -209,12 +215,20 @@ async fn what_the_ledger_has_given_up_is_counted_in_postgres() -> Result<()> {
     })
     .await?;
     let config = sandbox.config_path().to_str().context("a path of text")?;
-    let shown = run(&["tenants", "show", &poisoned.id, "--config", config], &[]).await?;
-    let text = shown.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(text.contains("quarantine: 2 records, the oldest 3d"), "{text}");
+    eventually(SOON, "what a command shows", || async {
+        let shown = run(&["tenants", "show", &poisoned.id, "--config", config], &[]).await?;
+        let text = shown.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+        ensure!(text.contains("quarantine: 2 records, the oldest 3d"), "{text}");
+        Ok(())
+    })
+    .await?;
     // They wait for people, and may be kept for ever.
-    let overview = json(&worker, "/api/v1/overview").await?;
-    assert_eq!(overview["verdict"], "healthy", "{overview}");
+    eventually(SOON, "a healthy fleet", || async {
+        let overview = json(&worker, "/api/v1/overview").await?;
+        ensure!(overview["verdict"] == "healthy", "{overview}");
+        Ok(())
+    })
+    .await?;
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

@@ -24,7 +24,7 @@ pub(super) fn of_fleet(queues: &[FleetQueue], now: f64) -> String {
         }
         text
     });
-    format!("queues of its own: {}", parts.collect::<Vec<_>>().join("; "))
+    format!("queues: {}", parts.collect::<Vec<_>>().join("; "))
 }
 
 /// Those of a tenant that hold something, or can't be read.

@@ -204,7 +204,11 @@ mod tests {
             .with_writer(move || json_writer.clone());
         let text_layer = tracing_fmt::layer()
             .with_ansi(false)
-            .event_format(Text { format: tracing_fmt::format().with_ansi(false), lines: Arc::clone(&lines), colours: false })
+            .event_format(Text {
+                format: tracing_fmt::format().with_ansi(false),
+                lines: Arc::clone(&lines),
+                colours: false,
+            })
             .with_writer(move || text_writer.clone());
         let registry = tracing_subscriber::registry().with(plain_layer).with(json_layer).with(text_layer);
         let _logging = tracing::subscriber::set_default(registry);

@@ -109,7 +109,7 @@ async fn every_class_of_postgres_has_its_row() {
         (nobody_listens().await, ("postgres_connection", Short, "ping")),
         (nobody_knows_the_name().await, ("postgres_dns", Short, "refetch ping")),
         (nobody_answers().await, ("postgres_timeout", Short, "ping")),
-        (no_place_is_free().await, ("postgres_too_many_connections", Short, "ping")),
+        (no_place_is_free().await, ("postgres_connection_budget", Short, "ping")),
         (impossible_settings(), ("postgres_configuration", Long, "refetch ping")),
         (closed().await, ("postgres_connection", Short, "")),
         (certificate_missing(), ("postgres_tls", Long, "refetch ping")),

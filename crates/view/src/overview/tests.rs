@@ -336,7 +336,7 @@ fn clocks_that_differ_by_more_than_a_second_need_attention() {
         ([Some(20.0), None, None], "Clocks differ from Redis's: that of worker w1 is 20.0 s ahead."),
         (
             [Some(20.0), Some(20.4), Some(20.1)],
-            "Redis's clock is 20.1 s behind those of all 3 workers, which agree.",
+            "Redis's clock is 20.2 s behind those of all 3 workers, which agree.",
         ),
         ([Some(0.7), Some(-0.7), None], "The clocks of workers w1 and w2 differ by 1.4 s."),
     ] {
@@ -390,7 +390,7 @@ fn a_record_that_waits_too_long_in_a_queue_of_the_ledger_needs_attention() {
         let mut fleet = view(Vec::new());
         fleet.at = 1e6;
         let mut row = TenantRow::unserved("acme", None);
-        (row.state, row.sampled) = (StateView::Is(TenantState::Idle), true);
+        (row.state, row.sampled, row.watched) = (StateView::Is(TenantState::Idle), true, true);
         row.queues = Some(vec![QueueView::from(&report)]);
         fleet.tenants = vec![row];
         let verdict = fleet.verdict_of(&fleet.tenants[0]);
