@@ -38,9 +38,9 @@ impl Lab {
         call.arg(10).arg(ttl.as_millis() as u64).arg(0).arg("tenant:t:").arg(QUARANTINE);
         call.arg("").arg(worker).arg(10).arg(0).arg(1000);
         let parts: Vec<Value> = call.invoke_async(&mut self.redis).await?;
-        ensure!(parts.len() == 11, "claimed {} parts", parts.len());
+        ensure!(parts.len() == 13, "claimed {} parts", parts.len());
         let text = |at: usize| redis::from_redis_value(parts[at].clone());
-        Ok((text(1)?, text(9)?))
+        Ok((text(1)?, text(11)?))
     }
 
     async fn settle(&mut self, worker: &str, lease: &str) -> Result<()> {
