@@ -13,7 +13,7 @@ BROWSER_OR_NONE = { command -v chromedriver && { command -v chromium || command 
 # What finds violations of WCAG in the tests in a browser comes from npm; without it that test is skipped, and says so.
 AXE_OR_NONE = { command -v npm >/dev/null 2>&1 && (cd crates/admin/ui-check && npm ci --silent); } || export BALANCE_SYNC_AXE=none
 
-.PHONY: help setup build man demo test matrix screenshots chaos sim bench fuzz differential coverage lint ui-check chart dist dist-test image fmt clean
+.PHONY: help setup build man demo test matrix schemathesis screenshots chaos losses sim bench fuzz differential coverage lint ui-check chart dist dist-test image fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ matrix: ## Run the tests on several versions of Redis, Postgres and PgBouncer (M
 	@sh tests/setup.sh pgbouncer
 	@CARGO="$(CARGO)" sh tests/matrix.sh
 
+schemathesis: setup ## Send made-up requests to the admin API (SCHEMATHESIS_EXAMPLES=50; skipped where schemathesis can't be installed)
+	@CARGO="$(CARGO)" sh tests/schemathesis.sh
+
 screenshots: ## Take the pictures of the dashboard in docs/img anew, from a real fleet
 	@sh tests/setup.sh chromium chromedriver
 	$(CARGO) build --locked --package balance-sync-cli
@@ -51,6 +54,10 @@ screenshots: ## Take the pictures of the dashboard in docs/img anew, from a real
 chaos: setup ## Faults on real servers for a while (CHAOS_SECONDS=120, CHAOS_SEED=random, CHAOS_RATE=1500)
 	$(CARGO) build --locked --package balance-sync-cli
 	CHAOS_SECONDS=$${CHAOS_SECONDS:-120} $(CARGO) test --locked --package balance-sync-tests --test chaos -- --nocapture
+
+losses: setup ## Make real servers lose what they acknowledged, in a random order (CHAOS_LOSSES=6, CHAOS_SEED=random)
+	$(CARGO) build --locked --package balance-sync-cli
+	$(CARGO) test --locked --package balance-sync-tests --test faults any_loss -- --ignored --nocapture
 
 sim: ## Simulate fleets with faults on virtual time, and find the planted bugs (SIM_MINUTES=1, SIM_SEED=random)
 	$(CARGO) build --release --locked --package balance-sync-sim

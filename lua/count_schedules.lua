@@ -5,7 +5,7 @@
 -- ARGV[2]  longest value in bytes that is returned
 -- ARGV[3…] for each schedule the tenant prefix: only values whose key begins with it are read ('' = single-tenant)
 --
--- Result   { { members, member, value, … } | -1, … }: one per schedule; -1 = the key is of another type
+-- Result   { { members, member, score, value, … } | -1, … }: one per schedule; -1 = the key is of another type
 --
 -- Atomic: all of one moment. Read-only. An empty schedule costs one command.
 
@@ -20,14 +20,16 @@ for n = 1, #KEYS do
     if members > 0 and most > 0 then
       local seen = {}
       local half = math.ceil(most / 2)
-      local some = redis.call('ZRANGE', KEYS[n], 0, half - 1)
-      for _, member in ipairs(redis.call('ZRANGE', KEYS[n], -half, -1)) do some[#some + 1] = member end
-      for _, member in ipairs(some) do
+      local some = redis.call('ZRANGE', KEYS[n], 0, half - 1, 'WITHSCORES')
+      for _, part in ipairs(redis.call('ZRANGE', KEYS[n], -half, -1, 'WITHSCORES')) do some[#some + 1] = part end
+      for i = 1, #some, 2 do
+        local member = some[i]
         if not seen[member] and is_own(member, ARGV[n + 2]) then
           seen[member] = true
           local value = not too_large(member) and redis.pcall('GET', member)
           if type(value) == 'string' and #value <= longest then
             found[#found + 1] = member
+            found[#found + 1] = some[i + 1]
             found[#found + 1] = value
           end
         end

@@ -5,9 +5,10 @@
 --
 -- Result   number of members that were not scheduled
 --
--- Atomic. A member that is due by the score of a mutation keeps that score. A lease ends by this, also one that has lapsed: what
--- its holder wrote may be lost, and then the holder must not settle it, however late Redis gets that. What the holder has not
--- written yet is written twice, which changes nothing.
+-- Atomic. Each member has another score afterwards: what its holder wrote may be lost, and then the holder must not settle it,
+-- however late Redis gets that. A lease ends by this, also one that has lapsed. A member that is due by the score of a mutation
+-- may be locked by the ledger's worker, which leaves the score and removes by it: it moves by a microsecond, and so stays as old
+-- as it is. What the holder has not written yet is written twice, which changes nothing.
 
 local time = redis_time()
 local added = 0
@@ -18,10 +19,10 @@ for from = 1, #ARGV, PAGE do
   for n, member in ipairs(all) do
     local score = scores[n] and tonumber(scores[n])
     if not score then added = added + 1 end
-    if not score or score > time.now or is_lease(score) then
-      due[#due + 1], due[#due + 2] = time.text, member
-    end
+    local is_due = score and score <= time.now and not is_lease(score)
+    due[#due + 1] = is_due and string.format('%.6f', score + 0.000001) or time.text
+    due[#due + 1] = member
   end
-  if #due > 0 then redis.call('ZADD', KEYS[1], unpack(due)) end
+  redis.call('ZADD', KEYS[1], unpack(due))
 end
 return added

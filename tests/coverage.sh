@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 cargo=${CARGO:-cargo}
 major=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
 
-# Finds llvm-profdata and llvm-cov: as told, of the toolchain, or of the system.
+# Finds llvm-profdata and llvm-cov: as configured, of the toolchain, or of the system.
 llvm_tools() {
 	[ -n "${LLVM_PROFDATA:-}" ] && [ -n "${LLVM_COV:-}" ] && return 0
 	[ -x "$(rustc --print target-libdir)/../bin/llvm-profdata" ] && return 0
@@ -45,7 +45,7 @@ if llvm_tools; then
 fi
 
 $cargo tarpaulin --version >/dev/null 2>&1 || $cargo install --locked cargo-tarpaulin
-# Its LLVM engine has to be told of the programs.
+# Its LLVM engine needs the paths of the programs.
 target=$PWD/target/coverage
 mkdir -p "$target"
 # Build scripts are instrumented as well, and leave their counts here.

@@ -120,7 +120,7 @@ pub(crate) async fn by_workers(
 }
 
 /// The same backlog, and no worker: scripts and statement alone.
-async fn by_nobody(rig: &Rig, producer: &mut Producer, lanes: usize, batch: usize) -> Result<Drained> {
+async fn without_worker(rig: &Rig, producer: &mut Producer, lanes: usize, batch: usize) -> Result<Drained> {
     let total = producer.mutate_each(DEFAULT_TTL).await?;
     let prepared = limit::prepare(rig, producer)?;
     let meter = rig.meter(Vec::new())?;
@@ -138,7 +138,7 @@ async fn against_limit(options: &Options, figures: &mut Figures, case: &str, rig
     by_workers(options, rig, &mut producer, 1, &[]).await?;
     let mut best = (0, 0.0);
     for lanes in LANES {
-        let speed = by_nobody(rig, &mut producer, lanes, batch).await?.per_second();
+        let speed = without_worker(rig, &mut producer, lanes, batch).await?.per_second();
         eprintln!("  limit, {lanes} lanes: {speed:.0}/s");
         if speed > best.1 {
             best = (lanes, speed);
@@ -146,7 +146,7 @@ async fn against_limit(options: &Options, figures: &mut Figures, case: &str, rig
     }
     figures.note(&format!("{case}.limit_lanes"), best.0);
     for _ in 0..options.repeat {
-        let limit = by_nobody(rig, &mut producer, best.0, batch).await?;
+        let limit = without_worker(rig, &mut producer, best.0, batch).await?;
         let drained = by_workers(options, rig, &mut producer, 1, &[]).await?;
         eprintln!("  limit {:.0}/s, worker {:.0}/s", limit.per_second(), drained.per_second());
         drained.record(figures, case);

@@ -15,7 +15,7 @@ use crate::meter::memory_mb;
 use crate::rig::Rig;
 use crate::worker::Worker;
 
-/// Tenants with a database; nobody connects to the databases of the others, as nothing is written for them.
+/// Tenants with a database; no worker connects to the databases of the others, as nothing is written for them.
 const REAL: usize = 5;
 /// All tenants must be idle by then.
 const IDLE_WITHIN: Duration = Duration::from_secs(120);

@@ -125,7 +125,7 @@ async fn empty(schedule: &Schedule, tenant: &Tenant, batch: usize) -> Result<()>
 async fn write(tenant: &Tenant, claimed: &[Claimed]) -> Result<()> {
     let mut rows = Vec::with_capacity(claimed.len());
     for claimed in claimed {
-        let value = tenant.values.get(&claimed.member).context("a member that nobody wrote")?;
+        let value = tenant.values.get(&claimed.member).context("a member that was not written")?;
         rows.push(Row {
             id: value.id,
             organization: value.organization,

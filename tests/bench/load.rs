@@ -92,7 +92,7 @@ struct Sent {
 type Seen = HashMap<Uuid, Vec<(i64, f64)>>;
 
 impl Load {
-    /// A load for these tenants of the sandbox, which nobody else writes for.
+    /// A load for these tenants of the sandbox, for which no other process writes.
     pub(crate) async fn new(sandbox: &Sandbox, tenants: Vec<SandboxTenant>) -> Result<Self> {
         let targets = tenants.into_iter().map(|tenant| Target {
             schedule: tenant.keys.schedule(),
@@ -214,7 +214,7 @@ impl Load {
         let (seconds, micros) = time?;
         ensure!(
             written?.iter().all(|written| *written == Written::Yes),
-            "somebody else writes these balances"
+            "another process writes these balances"
         );
         sent[watched_from..].iter_mut().for_each(|sent| sent.at = seconds * 1e6 + micros);
         Ok(())

@@ -37,7 +37,7 @@ impl Worker {
         let arguments = ["run".to_owned(), "--config".to_owned(), config.display().to_string()];
         let binary = balance_sync_tests::balance_sync()?;
         let program = Program::start("bench", &binary, &arguments, &environment)?;
-        // The client wants to know who would do TLS, although nobody does.
+        // The client wants to know which TLS provider there is, although none is used.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().no_proxy().timeout(ANSWER_WITHIN).build()?;
         Ok(Self { program, admin: format!("http://{address}"), client })

@@ -87,7 +87,7 @@ impl Browser {
     /// When there is none though there should be, or it doesn't start.
     pub async fn start() -> Result<Option<Self>> {
         let Some((browser, driver)) = programs()? else {
-            // Past the capture of a test's output: nobody may take a skipped test for a passed one.
+            // Past the capture of a test's output: a skipped test must not look like a passed one.
             let test = std::thread::current().name().unwrap_or("a test").to_owned();
             let said = format!("\n*** SKIPPED, NO BROWSER HERE: {test} ({VARIABLE}=none) ***\n\n");
             std::io::stderr().write_all(said.as_bytes())?;

@@ -1,4 +1,4 @@
-//! Who removed and gave back what: a record of every change to the schedules, told by Redis itself.
+//! Who removed and gave back what: a record of every change to the schedules, as Redis itself reports it.
 //!
 //! `MONITOR` shows each command in the order of its execution, those of scripts behind the call that ran them. The record
 //! replays what they do to the schedules, so it knows at any moment who holds which lease. Nothing of the worker's is
@@ -101,7 +101,7 @@ impl Leases {
         Ok(Self { task: tokio::spawn(record.run(stream, cancel.clone())), cancel })
     }
 
-    /// Whether it has ended by itself: somebody did what [`stop`](Self::stop) then tells.
+    /// Whether it has ended by itself: a command did what [`stop`](Self::stop) then reports.
     pub fn has_ended(&self) -> bool {
         self.task.is_finished()
     }
@@ -109,7 +109,7 @@ impl Leases {
     /// Ends it, when all that has happened until now has been looked at.
     ///
     /// # Errors
-    /// What somebody did who did not hold the lease.
+    /// What a client did that did not hold the lease.
     pub async fn stop(self) -> Result<Tally> {
         self.cancel.cancel();
         self.task.await?
@@ -188,7 +188,7 @@ impl Record {
         Ok(redis::Client::open(info)?.get_multiplexed_async_connection_with_config(&patient).await?)
     }
 
-    /// Begins to listen, and takes the scores as they are at one moment of what is then heard.
+    /// Begins to listen, and takes the scores as they are at one moment of what is then received.
     async fn connect(&mut self) -> Result<Lines> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
         if let Some(password) = &self.password {
@@ -322,7 +322,7 @@ impl Model {
             }
             b"ZREM" => self.removed(&key, words),
             other if READS.iter().any(|read| read.as_bytes() == other) => Ok(()),
-            _ => bail!("nobody should do this to a schedule: {}", text()),
+            _ => bail!("no client should do this to a schedule: {}", text()),
         }
         .with_context(|| format!("at {}", text()))
     }
@@ -372,7 +372,7 @@ impl Model {
             let kind = self.call.as_ref().map(|call| call.kind);
             ensure!(
                 matches!(kind, Some(Kind::Settle | Kind::Quarantine | Kind::Lose)),
-                "{} is removed by somebody else ({kind:?})",
+                "{} is removed by another client ({kind:?})",
                 shown(&member)
             );
             self.may_change(key, &member)?;

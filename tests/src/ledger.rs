@@ -143,7 +143,7 @@ pub async fn hold_row(
 }
 
 /// Makes PostgreSQL take this long over each update of a tenant's row, until it is asked for no time again. Locks of the
-/// table aren't needed for the second call, so that it waits for nobody.
+/// table aren't needed for the second call, so that it waits for no session.
 ///
 /// # Errors
 /// What PostgreSQL answers.

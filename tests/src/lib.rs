@@ -9,8 +9,10 @@ pub mod browser;
 pub mod command;
 pub mod leases;
 pub mod ledger;
+pub mod ledger_worker;
 pub mod log;
 pub mod metrics;
+pub mod monitor;
 pub mod otlp;
 pub mod prometheus;
 pub mod worker;
@@ -25,8 +27,10 @@ pub use audit::Audit;
 pub use browser::Browser;
 pub use command::{Finished, balance_sync, balance_sync_lab, run, run_measured, run_program, run_within};
 pub use leases::Leases;
+pub use ledger_worker::LedgerWorker;
 pub use log::{Line, Log};
 pub use metrics::Metrics;
+pub use monitor::Monitor;
 pub use worker::{Ended, Worker, WorkerBuilder};
 
 /// How long a condition may take that comes about in a second on a machine with nothing else to do.

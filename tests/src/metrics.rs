@@ -76,6 +76,11 @@ impl Metrics {
         &self.families
     }
 
+    /// All samples: name, labels and value.
+    pub fn samples(&self) -> impl Iterator<Item = (&str, &BTreeMap<String, String>, f64)> {
+        self.samples.iter().map(|sample| (sample.name.as_str(), &sample.labels, sample.value))
+    }
+
     /// Whether there is a sample of this name.
     pub fn has(&self, name: &str) -> bool {
         self.samples.iter().any(|sample| sample.name == name)

@@ -177,13 +177,7 @@ impl Worker {
     /// A worker for this sandbox, by its configuration file. Everything secret in the sandbox must not show in its log.
     pub fn of(sandbox: &Sandbox) -> WorkerBuilder {
         let mut builder = Self::with_config(sandbox.config_path());
-        builder.secrets.push(sandbox.service().api_key().expose_secret().to_owned());
-        builder.secrets.push(sandbox.postgres().password().expose_secret().to_owned());
-        builder.secrets.extend(password_in(&sandbox.redis().url()));
-        builder.secrets.extend(password_in(&sandbox.redis_url()));
-        builder
-            .secrets
-            .extend(sandbox.tenants().iter().filter_map(|tenant| password_in(tenant.database_url())));
+        builder.secrets.extend(secrets_of(sandbox));
         builder
     }
 
@@ -350,7 +344,7 @@ impl Worker {
         if self.status.is_none() {
             self.status = self.child.try_wait().context("looking at the worker")?;
             if self.status.is_some() {
-                // Its process id may belong to somebody else from now on.
+                // Its process id may belong to another process from now on.
                 self.dismiss_guardian();
             }
         }
@@ -415,6 +409,18 @@ fn thread_states(pid: u32) -> Result<Vec<char>> {
     let stats =
         threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
     Ok(stats.filter_map(|stat| stat.rsplit_once(") ")?.1.chars().next()).collect())
+}
+
+/// Everything secret that a worker of this sandbox knows.
+pub fn secrets_of(sandbox: &Sandbox) -> Vec<String> {
+    let mut secrets = vec![
+        sandbox.service().api_key().expose_secret().to_owned(),
+        sandbox.postgres().password().expose_secret().to_owned(),
+    ];
+    secrets.extend(password_in(&sandbox.redis().url()));
+    secrets.extend(password_in(&sandbox.redis_url()));
+    secrets.extend(sandbox.tenants().iter().filter_map(|tenant| password_in(tenant.database_url())));
+    secrets
 }
 
 /// The password in a URL.

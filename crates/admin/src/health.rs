@@ -29,7 +29,7 @@ pub fn liveness(status: &FleetStatus, uptime: Duration) -> Verdict {
     let still = status.still_threads.load(Relaxed);
     if still > 0 {
         return Err(format!(
-            "stuck: {still} of the threads stand still; their tenants have moved to the others"
+            "stuck: {still} of the threads are stalled; their tenants have moved to the others"
         ));
     }
     if status.manager_ended.load(Relaxed) {
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_stands_still_is_a_reason_for_a_restart() {
+    fn a_stalled_thread_is_a_reason_for_a_restart() {
         let status = FleetStatus::default();
         status.pass_bound_ms.store(10_000, Relaxed);
         status.still_threads.store(1, Relaxed);

@@ -18,5 +18,5 @@ mod ui;
 
 pub use api::{Access, Api, ApiParts, LONGEST_NAME, NamedToken, Role, TrustedProxies};
 pub use health::{Verdict, liveness, readiness};
-pub use metrics::ConnectionSource;
+pub use metrics::{ConnectionSource, Exported, Metrics};
 pub use server::{AdminServer, AdminSettings, start, start_with_api, start_with_connections};

@@ -103,7 +103,7 @@ impl AdminServer {
 struct Shared {
     status: Arc<FleetStatus>,
     started: Instant,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
 }
 
 /// Binds and answers from then on. `started` is the moment from which [`FleetStatus::last_pass_ms`] counts. Must be
@@ -113,7 +113,8 @@ struct Shared {
 ///
 /// When the address can't be listened on, or outside an actix system.
 pub fn start(settings: AdminSettings, status: Arc<FleetStatus>, started: Instant) -> io::Result<AdminServer> {
-    serve(settings, status, started, None, None)
+    let metrics = Metrics::new(Arc::clone(&status), settings.metrics_tenants, None);
+    serve(settings.listen, status, started, Arc::new(metrics), None)
 }
 
 /// As [`start`], with gauges of the connections on each Postgres server.
@@ -127,36 +128,35 @@ pub fn start_with_connections(
     started: Instant,
     connections: ConnectionSource,
 ) -> io::Result<AdminServer> {
-    serve(settings, status, started, Some(connections), None)
+    let metrics = Metrics::new(Arc::clone(&status), settings.metrics_tenants, Some(connections));
+    serve(settings.listen, status, started, Arc::new(metrics), None)
 }
 
-/// As [`start_with_connections`], with the API.
+/// As [`start`], with the API, and with metrics that others read as well.
 ///
 /// # Errors
 ///
 /// As [`start`].
 pub fn start_with_api(
-    settings: AdminSettings,
+    listen: SocketAddr,
     status: Arc<FleetStatus>,
     started: Instant,
-    connections: ConnectionSource,
+    metrics: Arc<Metrics>,
     api: Api,
 ) -> io::Result<AdminServer> {
-    serve(settings, status, started, Some(connections), Some(api))
+    serve(listen, status, started, metrics, Some(api))
 }
 
 fn serve(
-    settings: AdminSettings,
+    listen: SocketAddr,
     status: Arc<FleetStatus>,
     started: Instant,
-    connections: Option<ConnectionSource>,
+    metrics: Arc<Metrics>,
     api: Option<Api>,
 ) -> io::Result<AdminServer> {
-    let AdminSettings { listen, metrics_tenants } = settings;
     if System::try_current().is_none() {
         return Err(io::Error::other("the admin interface has to be started inside an actix system"));
     }
-    let metrics = Metrics::new(Arc::clone(&status), metrics_tenants, connections);
     let tasks = status.tasks.clone();
     let shared_tasks = Data::new(tasks.clone());
     let shared = Data::new(Shared { status, started, metrics });

@@ -16,7 +16,10 @@ use balance_sync_domain::{LedgerQueue, TenantId};
 use balance_sync_fleet::{
     ErrorClass, ServerUsage,
     backends::ObservedDirectory,
-    status::{FleetStatus, InForce, Outcome, QueueReport, Reason, Stage, TenantState, TenantStatus},
+    status::{
+        FleetStatus, InForce, Outcome, PushOutcome, QueueReport, Reason, ShadowReport, Stage, TenantState,
+        TenantStatus, WorkerMode,
+    },
     tasks::TaskName,
 };
 use balance_sync_schedule::ClaimMode;
@@ -233,6 +236,9 @@ fn busy_fleet() -> Arc<FleetStatus> {
     {
         counter.store(201 + n as u64, Relaxed);
     }
+    for outcome in [PushOutcome::Ok, PushOutcome::Failed, PushOutcome::Failed] {
+        fleet.pushed(outcome);
+    }
     fleet.reconcile.observe(0.002);
     fleet.observe(Stage::Update, Duration::from_millis(40));
     fleet.flushes.observe(0.05);
@@ -244,6 +250,7 @@ fn busy_fleet() -> Arc<FleetStatus> {
     fleet.redis_may_evict.store(1);
     fleet.clock_offset_ms.store(Some(-1_500));
     let in_force = InForce {
+        mode: WorkerMode::Shadow,
         claim_mode: ClaimMode::Lease,
         key_form: KeyForm::AsListed,
         claim_ttl: Duration::from_secs(30),
@@ -254,6 +261,16 @@ fn busy_fleet() -> Arc<FleetStatus> {
         exposure_objective: Duration::from_secs(1),
     };
     fleet.in_force.set(in_force).unwrap();
+    fleet.shadow_left_behind.store(231, Relaxed);
+    fleet.shadow_lost.store(232, Relaxed);
+    acme.show_shadow(Some(ShadowReport {
+        would_write: 233,
+        left_behind: 234,
+        lost: 235,
+        lag_p99_seconds: Some(2.5),
+        compared_at: Some(1_795_380_460.0),
+        ..ShadowReport::default()
+    }));
     acme.show_queues(Some(vec![QueueReport {
         depth: Some(227),
         oldest_at_ms: Some(0),
@@ -265,7 +282,7 @@ fn busy_fleet() -> Arc<FleetStatus> {
     fleet
 }
 
-/// Two calls of a tenant service that nobody listens for.
+/// Two calls of a tenant service on whose port no server listens.
 async fn ask_a_service_in_vain(fleet: &Arc<FleetStatus>) {
     let mut settings = ServiceSettings::new("http://127.0.0.1:1".parse().unwrap(), "key".into());
     (settings.allow_plain_http, settings.retries, settings.breaker_threshold) = (true, 0, 1);
@@ -308,6 +325,17 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_batch_failures_total", "counter", &acme, 107.0),
         ("balance_sync_cleanup_failures_total", "counter", &acme, 108.0),
         ("balance_sync_tenant_skip_total", "counter", &acme, 109.0),
+        ("balance_sync_tenant_failures_total", "counter", &[("tenant_id", "acme"), ("step", "batch")], 107.0),
+        (
+            "balance_sync_tenant_failures_total",
+            "counter",
+            &[("tenant_id", "acme"), ("step", "cleanup")],
+            108.0,
+        ),
+        ("balance_sync_tenant_failures_total", "counter", &[("tenant_id", "acme"), ("step", "skip")], 109.0),
+        ("balance_sync_metrics_pushes_total", "counter", &[("outcome", "ok")], 1.0),
+        ("balance_sync_metrics_pushes_total", "counter", &[("outcome", "partial")], 0.0),
+        ("balance_sync_metrics_pushes_total", "counter", &[("outcome", "failed")], 2.0),
         ("balance_sync_quarantine_full_total", "counter", &acme, 110.0),
         ("balance_sync_tenant_collector_restarts_total", "counter", &acme, 111.0),
         ("balance_sync_balances_total", "counter", &[("tenant_id", "acme"), ("outcome", "updated")], 101.0),
@@ -356,6 +384,14 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_vanished_open", "gauge", &[], 221.0),
         ("balance_sync_vanished_rescheduled_total", "counter", &[], 222.0),
         ("balance_sync_vanished_lost_total", "counter", &[], 223.0),
+        ("balance_sync_shadow_left_behind_total", "counter", &[], 231.0),
+        ("balance_sync_shadow_lost_total", "counter", &[], 232.0),
+        ("balance_sync_shadow", "gauge", &[], 1.0),
+        ("balance_sync_shadow_waiting_balances", "gauge", &acme, 233.0),
+        ("balance_sync_shadow_left_behind_balances", "gauge", &acme, 234.0),
+        ("balance_sync_shadow_lost_balances", "gauge", &acme, 235.0),
+        ("balance_sync_shadow_lag_p99_seconds", "gauge", &acme, 2.5),
+        ("balance_sync_shadow_compared_timestamp_seconds", "gauge", &acme, 1_795_380_460.0),
         ("balance_sync_redis_evicted_keys_total", "counter", &[], 224.0),
         ("balance_sync_ledger_queue_records_read_total", "counter", &[], 226.0),
         ("balance_sync_ledger_queue_records", "gauge", &queue, 227.0),
@@ -554,8 +590,8 @@ fn outside_a_system_it_refuses_to_start() {
 }
 
 #[actix_rt::test]
-async fn after_stop_nobody_listens_even_if_a_scraper_keeps_its_connection() {
-    // An address that no other test and no other program uses: nobody else can take the port meanwhile.
+async fn after_stop_the_port_is_closed_even_if_a_scraper_keeps_its_connection() {
+    // An address that no other test and no other program uses: no other process can take the port meanwhile.
     let listen = SocketAddr::from((Ipv4Addr::new(127, 41, 7, 83), 0));
     let server = start(AdminSettings { listen, metrics_tenants: 1 }, Arc::default(), Instant::now()).unwrap();
     let address = server.address();

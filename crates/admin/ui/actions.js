@@ -22,7 +22,7 @@ export const TENANT_ACTIONS = {
     picture: "pause",
     title: (id) => `Pause ${id}?`,
     text: "All workers stop claiming its balances within a second and finish what is in flight.",
-    facts: ["Values that wait are kept from expiring.", "It stays paused, also across restarts, until somebody resumes it."],
+    facts: ["Values that wait are kept from expiring.", "It stays paused, also across restarts, until an operator resumes it."],
     doing: "Pausing",
     done: "paused",
   },
@@ -138,11 +138,11 @@ async function follow(message, name, tenant, ask) {
     return;
   }
   const bad = outcomes.filter((outcome) => outcome.outcome !== "done");
-  const told = bad.length > 0 ? bad : outcomes;
-  const workers = told.map((outcome) => visible(outcome.worker)).join(", ");
-  const details = [...new Set(told.map((outcome) => outcome.detail).filter(Boolean))].map(visible).join("; ");
+  const shown = bad.length > 0 ? bad : outcomes;
+  const workers = shown.map((outcome) => visible(outcome.worker)).join(", ");
+  const details = [...new Set(shown.map((outcome) => outcome.detail).filter(Boolean))].map(visible).join("; ");
   const level = bad.length === outcomes.length ? "bad" : "good";
-  message.update(level, `${name}: ${told[0].outcome} by ${workers}${details ? ` (${details})` : ""}`);
+  message.update(level, `${name}: ${shown[0].outcome} by ${workers}${details ? ` (${details})` : ""}`);
 }
 
 /**
@@ -154,9 +154,9 @@ function outcomeOf(/** @type {string} */ id, /** @type {string | null} */ tenant
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     let timer;
     /** @type {Api.Action["outcomes"]} */
-    let heard = [];
+    let received = [];
     const stop = subscribe("action", () => look());
-    const end = setTimeout(() => finish(heard), OUTCOME_WITHIN);
+    const end = setTimeout(() => finish(received), OUTCOME_WITHIN);
     const finish = (/** @type {Api.Action["outcomes"]} */ outcomes) => {
       stop();
       clearTimeout(timer);
@@ -169,8 +169,8 @@ function outcomeOf(/** @type {string} */ id, /** @type {string | null} */ tenant
       const log = await get(["actions"], { tenant, per_page: 50 }).catch(() => null);
       const action = log?.actions.find((/** @type {Api.Action} */ each) => each.id === id);
       if (!action?.outcomes.length) return;
-      if (heard.length) finish(action.outcomes);
-      heard = action.outcomes;
+      if (received.length) finish(action.outcomes);
+      received = action.outcomes;
     };
     look();
   });
@@ -207,7 +207,7 @@ export async function actOnQuarantine(what, entries, subject) {
   const message = toast(doing, number > AT_ONCE ? () => (stopped = true) : null);
   const sum = { done: 0, absent: 0, listed: 0 };
   let handled = 0;
-  const told = () => {
+  const summary = () => {
     const absent = sum.absent > 0 ? `, ${count(sum.absent)} were no longer there` : "";
     const listed = sum.listed > 0 ? `, ${count(sum.listed)} stay listed as lost until dropped` : "";
     const left = handled < number ? `; ${count(number - handled)} were left as they are` : "";
@@ -221,9 +221,9 @@ export async function actOnQuarantine(what, entries, subject) {
       for (const name of Object.keys(sum)) sum[name] += done[name];
       handled += members.length;
     }
-    message.update("good", told());
+    message.update("good", summary());
   } catch (problem) {
-    message.update("bad", `${drop ? "Drop" : "Retry"}: ${visible(problem.message)}${handled > 0 ? `. ${told()}` : ""}`);
+    message.update("bad", `${drop ? "Drop" : "Retry"}: ${visible(problem.message)}${handled > 0 ? `. ${summary()}` : ""}`);
   }
   return handled > 0;
 }

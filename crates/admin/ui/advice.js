@@ -23,7 +23,7 @@ export function levelOf(/** @type {string} */ state) {
 /** @type {Record<string, string>} */
 const QUARANTINE = {
   missing_row: "No row with that id under that organization and ledger. Restore the row and retry.",
-  value_expired: "The value had expired in Redis before anybody looked: its last mutation is lost unless the ledger has it.",
+  value_expired: "The value had expired in Redis before a worker looked: its last mutation is lost unless the ledger has it.",
   forked: "The row is ahead of Redis, or has other amounts at the same version: one of the two lost mutations that the other was computed from. The entry lists both sides, and stays until it is dropped. Compare both with the ledger's operations, mend the wrong one, then drop it.",
   value_lost: "The value is gone from Redis, and the row lacks what the ledger's trail has, or that can't be determined: the detail says which. It stays here until an operator drops it, whatever is written later. Mend the row from the ledger's operations, then drop it; where a grant is missing, give it and retry.",
   value_unreadable: "Its key in Redis is of another type, or outside the slot of the ledger's keys; the detail says which. Find out who else writes to this Redis; the balance's next good mutation clears it.",

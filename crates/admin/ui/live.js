@@ -2,7 +2,7 @@
 // it, and are notified of what changed. The stream itself is one for all tabs of the browser (hub.js).
 //
 // "Connected" means that data come: a connection that is open but silent for SILENCE counts as lost, since a number that
-// stands still looks like a number that is true.
+// no longer changes looks like a number that is true.
 
 import { get, signedOut } from "./api.js";
 import { at } from "./base.js";
@@ -197,7 +197,7 @@ function expectData() {
   silenceTimer = setTimeout(() => lose("silent"), SILENCE);
 }
 
-/** @param {"watch" | "silent"} say what the hub is told at the next attempt */
+/** @param {"watch" | "silent"} say what the hub is sent at the next attempt */
 function lose(say) {
   clearTimeout(silenceTimer);
   clearTimeout(retryTimer);
@@ -249,7 +249,7 @@ function takeTenant(tenant) {
   emit("tenant", tenant);
 }
 
-// A page that the browser keeps for the way back is told nothing meanwhile.
+// A page that the browser keeps for the way back gets no events meanwhile.
 addEventListener("pagehide", () => leave("leave"));
 addEventListener("pageshow", (event) => {
   if (!event.persisted || !live.session || live.session.role === "none") return;

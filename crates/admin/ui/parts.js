@@ -13,6 +13,7 @@ const STATE_ICONS = {
   degraded: "alert",
   paused: "pause",
   stopping: "stop",
+  shadow: "dots",
   unserved: "cross",
   behind: "clock",
 };
@@ -61,6 +62,7 @@ export function reasonOf(row) {
  */
 export function ownerNames(row) {
   const name = (/** @type {string} */ owner) => (row.standby.includes(owner) ? `${visible(owner)} (standby)` : visible(owner));
+  if (row.owners.length === 0 && row.shadow) return row.shadow.by.map((name) => `${visible(name)} (only looks)`);
   return [...row.owners].sort((a, b) => Number(row.standby.includes(a)) - Number(row.standby.includes(b))).map(name);
 }
 

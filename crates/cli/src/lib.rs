@@ -1,7 +1,7 @@
 //! The program `balance-sync`: commands, configuration, logs, and the wiring of a worker.
 //!
 //! Reading order: `args` (what can be asked) · `config` (what is configured) · `wiring` (configuration to worker) ·
-//! `telemetry` (log and traces) · `notify` (systemd) · `terminal` (how answers look) · `audit` (balances by three witnesses) · `recoveries` (some of them beside a worker) · `handover` (signed statements) · `commands` (what is
+//! `telemetry` (log, traces, push of metrics) · `notify` (systemd) · `terminal` (how answers look) · `audit` (balances by three witnesses) · `recoveries` (some of them beside a worker) · `handover` (signed statements) · `commands` (what is
 //! done).
 //!
 //! A library only for the second program, `balance-sync-lab` in `crates/lab`: it starts in the same way ([`run`]) and

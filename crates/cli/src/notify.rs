@@ -25,7 +25,7 @@ const SIGNS: u32 = 3;
 
 /// How the worker is.
 pub(crate) struct Health {
-    /// A restart would not help.
+    /// Otherwise a restart would help.
     pub alive: bool,
     /// For people, in `systemctl status`.
     pub text: String,

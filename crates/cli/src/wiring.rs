@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use anyhow::Context;
 use balance_sync_fleet::{
     WorkerSettings,
-    backends::ManagerOptions,
+    backends::{ManagerOptions, ShadowOptions},
     lifecycle::{
         SupervisorOptions,
         events::EventSettings,
@@ -14,6 +14,7 @@ use balance_sync_fleet::{
     },
     pipeline::CollectorOptions,
     plan::Limits,
+    status::WorkerMode,
 };
 use balance_sync_schedule::{
     Controls, Endpoint, Link, Names, Reports, ScheduleError, ScheduleOptions, Snapshots,
@@ -218,6 +219,7 @@ pub(crate) fn worker_settings(
     endpoints: &Endpoints,
     name: &WorkerName,
 ) -> anyhow::Result<WorkerSettings> {
+    let is_shadow = config.worker.mode == WorkerMode::Shadow;
     Ok(WorkerSettings {
         directory: directory(config)?,
         redis: endpoints.redis.clone(),
@@ -243,7 +245,8 @@ pub(crate) fn worker_settings(
             .as_ref()
             .zip(endpoints.events.clone())
             .map(|(events, endpoint)| EventSettings { channel: events.channel.clone(), endpoint }),
-        partition: config.worker.partition.then(|| PartitionSettings {
+        // A shadow must not be counted on: no tenant is its own.
+        partition: (config.worker.partition && !is_shadow).then(|| PartitionSettings {
             name: name.clone(),
             group: group(config),
             replicas: config.worker.replicas,
@@ -253,6 +256,10 @@ pub(crate) fn worker_settings(
         }),
         freshness_objective: config.admin.freshness_objective,
         exposure_objective: config.objectives.exposure,
+        shadow: is_shadow.then_some(ShadowOptions {
+            balances_per_second: config.shadow.balances_per_second,
+            compare_interval: config.shadow.compare_interval,
+        }),
         faults: None,
     })
 }

@@ -71,7 +71,7 @@ fn reading(c: &mut Criterion) {
             });
         });
     }
-    // What a hostile writer could send: many names that don't matter, to be told apart.
+    // What a hostile writer could send: many names that don't matter, to be distinguished.
     let mut many =
         r#"{"ID":"fb8a88b1-6f54-5836-9a3f-c5a4f86b4b4a","Available":"1","OnHold":"0","Version":2"#.to_owned();
     many.extend((0..20_000).map(|number| format!(",\"a-long-n{number:05}ame-indeed\":1")));

@@ -52,6 +52,8 @@ names! {
         /// What is between here and Postgres can't be relied upon: settings that have no effect, a connection that leads to
         /// another database than before or to another tenant's, an unknown prepared statement. Nothing was written.
         PoolerUnsafe = "pooler_unsafe",
+        /// The server sent or announced more than a connection may, and was cut off.
+        Excess = "excess",
         /// This handle on the database has been closed. Its successor, if there is one, may be used at once.
         Closed = "closed",
         /// Anything else: a fault in the server or in this program.
@@ -313,6 +315,7 @@ pub const fn reaction(cause: Cause) -> Reaction {
                 Reaction::new(Reason::PostgresConfiguration).refetching().pinging()
             }
             PostgresClass::PoolerUnsafe => Reaction::new(Reason::PostgresPoolerUnsafe).refetching(),
+            PostgresClass::Excess => Reaction::new(Reason::PostgresExcess).refetching(),
             // Its successor may be used at once.
             PostgresClass::Closed => Reaction::new(Reason::PostgresConnection),
             // The store bisects batches with refused values; one that comes here is a fault of ours, as any other.
@@ -441,6 +444,7 @@ mod tests {
             PostgresClass::Tls => ("postgres_tls", Long, "refetch ping"),
             PostgresClass::Configuration => ("postgres_configuration", Long, "refetch ping"),
             PostgresClass::PoolerUnsafe => ("postgres_pooler_unsafe", Long, "refetch"),
+            PostgresClass::Excess => ("postgres_excess", Long, "refetch"),
             PostgresClass::Closed => ("postgres_connection", Short, ""),
             PostgresClass::Refused | PostgresClass::Internal => ("postgres_internal", Long, ""),
         };
@@ -511,6 +515,7 @@ mod tests {
                     | PostgresClass::RefusesEveryRow
                     | PostgresClass::Resources
                     | PostgresClass::PoolerUnsafe
+                    | PostgresClass::Excess
             );
             if refuses {
                 assert_eq!(reaction(Cause::Postgres(class)).next_try, NextTry::Claim, "{class}");

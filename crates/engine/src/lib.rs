@@ -6,7 +6,7 @@
 //! Which tenants: [`membership`] (which list of tenants is believed) · [`registration`] and [`partition`] (which of them are
 //! this worker's) · [`plan`] (which collectors run). One tenant: [`collector`] (its claims and flushes) · [`standby`]
 //! (whether its first owner claims) · [`trail`] (its values that are gone) · [`vanish`] (what Redis has
-//! lost) · [`queues`] (the ledger's own queues) · [`controls`] (what operators' actions do to it) ·
+//! lost) · [`queues`] (the ledger's own queues) · [`shadow`] (what a worker that only looks finds) · [`controls`] (what operators' actions do to it) ·
 //! [`state`], [`reason`] and [`outcome`] (what is shown of it). When something fails: [`failure`]
 //! (what follows) · [`backoff`] (delays) · [`breaker`] (a service that fails again and again). A balance: [`audit`]
 //! (what three witnesses say of it).
@@ -24,6 +24,7 @@ pub mod plan;
 pub mod queues;
 pub mod reason;
 pub mod registration;
+pub mod shadow;
 pub mod standby;
 pub mod state;
 pub mod trail;

@@ -1,7 +1,7 @@
 //! The decision of a reconcile pass: what is wanted, what is there, what to do. The clock is an argument.
 //!
 //! Four phases, in this order. *Reap*: collectors that ended are cleared away, those that ended by themselves come back
-//! after a growing delay. *Stop*: those no longer wanted are told to, all of them before any is waited for. *Start*: the
+//! after a growing delay. *Stop*: those no longer wanted, all of them before any is waited for. *Start*: the
 //! missing ones, so many at a time; one that does not come to work counts as ended. *Wait*: those that are stopping are
 //! given until their deadline.
 //!
@@ -30,7 +30,7 @@ pub enum Exit {
     Panicked,
     /// It did not drain by its deadline and was broken off.
     Killed,
-    /// It was given up: it did not come to work in time, or its thread stands still.
+    /// It was given up: it did not come to work in time, or its thread is stalled.
     Lost,
 }
 
@@ -64,7 +64,7 @@ pub enum Slot {
         /// Consecutive crashes before this start.
         failures: u32,
     },
-    /// Told to stop.
+    /// Ordered to stop.
     Stopping {
         /// Since when.
         since: Instant,

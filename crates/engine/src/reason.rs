@@ -167,6 +167,11 @@ reasons! {
         means: "Something between the workers and its Postgres is unreliable: session settings that have no effect, or a connection that leads to another database. Nothing was written.",
         help: "The detail says what. Check the pooler's database entries, or point the tenant service past it, then re-read credentials.",
     }
+    PostgresExcess = "postgres_excess" {
+        pace: Long, action: Some(RefreshCredentials),
+        means: "Its Postgres sent or announced more than a connection may send, so the connection was ended.",
+        help: "The detail says what: a message, a login, an answer, notices, settings or SCRAM iterations. Is it a Postgres server at all? Look at its triggers' notices, or correct the tenant service's entry.",
+    }
     PostgresInternal = "postgres_internal" {
         pace: Long, action: Some(Flush),
         means: "Postgres fails in a way that has no class of its own.",

@@ -58,7 +58,7 @@ pub struct Standby<P, H> {
 enum Verdict {
     /// Nothing is due, or a worker claims.
     Claimed,
-    /// Something is due that nobody claims.
+    /// Something is due that no worker claims.
     Unclaimed,
 }
 

@@ -21,6 +21,8 @@ names! {
         Paused = "paused",
         /// It flushes what it holds and ends.
         Stopping = "stopping",
+        /// This worker only looks at it, and claims and writes nothing.
+        Shadow = "shadow",
     }
 }
 
@@ -54,7 +56,7 @@ impl TenantState {
     #[must_use]
     pub const fn condition(self) -> Condition {
         match self {
-            Self::Idle | Self::Standby => Condition::Quiet,
+            Self::Idle | Self::Standby | Self::Shadow => Condition::Quiet,
             Self::Syncing => Condition::Working,
             Self::Starting | Self::Stopping => Condition::Changing,
             Self::Paused => Condition::Paused,
@@ -72,6 +74,9 @@ impl TenantState {
             ),
             Self::Stopping => {
                 Some("Its collector writes what it holds and ends; other workers go on with the rest.")
+            }
+            Self::Shadow => {
+                Some("No worker of this fleet writes it: whoever writes today goes on, and is looked at.")
             }
             Self::Idle | Self::Syncing | Self::Degraded | Self::Paused => None,
         }
@@ -98,5 +103,6 @@ pub fn display_priority(state: &ReportedState) -> u8 {
         Some(TenantState::Stopping) => 6,
         // Says nothing about the tenant.
         Some(TenantState::Standby) => 7,
+        Some(TenantState::Shadow) => 8,
     }
 }

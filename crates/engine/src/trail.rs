@@ -10,7 +10,8 @@
 //! mutation may still wait for its operation.
 //!
 //! A member is put off between two looks. The score under which it is has no other origin, so it shows at the next look
-//! that nothing has happened to the member since. What one worker has put off, another looks at anew.
+//! that nothing has happened to the member since. What one worker has put off, another looks at anew. So two workers that share
+//! a tenant need some 30 looks until one of them has looked five times in a row, unless the trail shows a loss before.
 
 use std::{
     borrow::Borrow,

@@ -55,7 +55,7 @@ pub struct SandboxOptions {
     pub balances: usize,
     /// How they are kept apart.
     pub isolation: Isolation,
-    /// Put a proxy before Redis and one before PostgreSQL: what the worker is told leads through them.
+    /// Put a proxy before Redis and one before PostgreSQL: what the worker is configured with leads through them.
     pub proxied: bool,
     /// Whether workers have the rights of `deploy/redis/users.acl` and `deploy/postgres/grants.sql` alone, instead of those of the
     /// ledger. Default true.
@@ -112,7 +112,7 @@ pub struct SandboxTenant {
 }
 
 impl SandboxTenant {
-    /// URL of its database for its role, as the worker is told (so through the proxy, if there is one).
+    /// URL of its database for its role, as the worker is configured (so through the proxy, if there is one).
     pub fn database_url(&self) -> &str {
         self.database_url.expose_secret()
     }

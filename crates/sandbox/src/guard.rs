@@ -274,7 +274,7 @@ impl Guarded {
             }
             look_again_soon();
         }
-        // The parent stands still, so this list is complete.
+        // The parent is stopped, so this list is complete.
         let mut stopped = vec![pid];
         stopped.extend(processes::children(pid));
         self.record_stopped(&stopped)?;
@@ -321,7 +321,7 @@ impl Guarded {
     fn reap(&self, state: &mut State) -> Result<Option<ExitStatus>> {
         let Some(server) = state.server.as_mut() else { return Ok(None) };
         let Some(status) = server.try_wait().context("waiting for the server")? else { return Ok(None) };
-        // Its id may now be given to somebody else, whom the guardian must not end.
+        // Its id may now be given to another process, which the guardian must not end.
         remove_if_there(&self.folder.join(PID_FILE))?;
         remove_if_there(&self.folder.join(STOPPED_FILE))?;
         state.server = None;
@@ -355,7 +355,7 @@ impl Drop for Guarded {
         if let Err(error) = state.guardian.wait() {
             tracing::warn!(%error, "could not wait for the sandbox guardian");
         }
-        // Only if somebody ended the guardian.
+        // Only if another process ended the guardian.
         if self.folder.exists()
             && let Err(error) = fs::remove_dir_all(&self.folder)
         {

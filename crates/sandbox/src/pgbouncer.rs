@@ -19,9 +19,9 @@ use crate::postgres::PostgresServer;
 const READY_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks at one that starts.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How often another port is tried when somebody else was faster.
+/// How often another port is tried when another process was faster.
 const PORT_ATTEMPTS: usize = 10;
-/// What it says when somebody else has the port.
+/// What it reports when another process has the port.
 const PORT_TAKEN: &str = "Address already in use";
 /// The user that may look at it.
 const ADMIN: &str = "sandbox_admin";

@@ -27,9 +27,9 @@ const INITDB_WITHIN: Duration = Duration::from_secs(120);
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Between two looks at a server that starts.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How often another port is tried when somebody else was faster.
+/// How often another port is tried when another process was faster.
 const PORT_ATTEMPTS: usize = 10;
-/// What PostgreSQL says when somebody else has the port.
+/// What PostgreSQL reports when another process has the port.
 const PORT_TAKEN: &str = "Address already in use";
 /// What PostgreSQL says while a backend of its killed predecessor still ends.
 const PREDECESSOR_ENDS: &str = "is still in use";
@@ -216,7 +216,7 @@ impl PostgresServer {
         Ok(())
     }
 
-    /// Creates an empty database that nobody but the superuser may connect to.
+    /// Creates an empty database that only the superuser may connect to.
     ///
     /// # Errors
     /// What PostgreSQL answers, e.g. that it exists.
@@ -270,7 +270,7 @@ impl PostgresServer {
         self.guard.kill()
     }
 
-    /// Ends the server as `pg_ctl stop -m immediate` does (SIGQUIT): sessions are told, no checkpoint.
+    /// Ends the server as `pg_ctl stop -m immediate` does (SIGQUIT): sessions get a notice, no checkpoint.
     ///
     /// # Errors
     /// When the process can't be ended.
@@ -428,7 +428,7 @@ impl PostgresServer {
                 }
                 bail!("postgres ended at its start ({status}); its log:\n{log}");
             }
-            // The socket and the password are this server's alone: nobody else's server, which may have
+            // The socket and the password are this server's alone: no other server, which may have
             // taken the port, would let us in.
             match self.connect("postgres").await {
                 Ok(connection) => {

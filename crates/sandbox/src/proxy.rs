@@ -24,7 +24,7 @@ const PIECE: usize = 16 * 1024;
 const HELD_BYTES: usize = 4 * 1024 * 1024;
 /// Between two attempts to listen again on the port.
 const LISTEN_EVERY: Duration = Duration::from_millis(10);
-/// How often another port is tried when somebody else was faster.
+/// How often another port is tried when another process was faster.
 const PORT_ATTEMPTS: usize = 10;
 
 /// What happens to connections through the proxy.
@@ -35,7 +35,7 @@ pub enum Fault {
     Pass,
     /// Every answer arrives this much later.
     Latency(Duration),
-    /// Nothing passes in either direction and nobody is told: connections freeze, new ones are accepted and
+    /// Nothing passes in either direction, without a notice: connections freeze, new ones are accepted and
     /// freeze too. When it ends they go on where they stood, as after a network partition.
     BlackHole,
     /// Requests arrive, answers are lost. When it ends, connections that have lost something are cut.

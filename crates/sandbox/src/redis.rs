@@ -19,9 +19,9 @@ use crate::ports;
 const READY_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks at a server that starts.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// How often another port is tried when somebody else was faster.
+/// How often another port is tried when another process was faster.
 const PORT_ATTEMPTS: usize = 10;
-/// What Redis says when somebody else has the port.
+/// What Redis reports when another process has the port.
 const PORT_TAKEN: &str = "Address already in use";
 /// The users that operators are given.
 const USERS: &str = include_str!("../../../deploy/redis/users.acl");
@@ -116,7 +116,7 @@ impl RedisServer {
         let deadline = Instant::now() + READY_WITHIN;
         while !self.launch(&program).await? {
             if Instant::now() >= deadline {
-                bail!("port {} of the private Redis is taken by somebody else", self.port);
+                bail!("port {} of the private Redis is taken by another process", self.port);
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -320,7 +320,7 @@ impl RedisServer {
             }
             match self.answering_pid().await {
                 Ok(answering) if answering == pid => return Ok(true),
-                // Somebody else's server has the port; ours is about to notice.
+                // Another server has the port; ours is about to notice.
                 Ok(_) => {}
                 Err(error) if Instant::now() >= deadline => {
                     bail!(

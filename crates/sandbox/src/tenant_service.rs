@@ -152,7 +152,7 @@ pub enum ServiceFault {
     Slow(Duration),
     /// No answer; the connection stays open.
     Hang,
-    /// The right answer after at least this many bytes of blanks: valid, but nobody should read it.
+    /// The right answer after at least this many bytes of blanks: valid, but no client should read it.
     HugeBody(usize),
 }
 

@@ -16,8 +16,10 @@ const PORT_ATTEMPTS: usize = 5;
 pub struct TlsAuthority {
     /// Its own certificate (PEM).
     pub ca: String,
-    certificate: String,
-    key: String,
+    /// The certificate that it has signed (PEM).
+    pub certificate: String,
+    /// The key of that (PEM).
+    pub key: String,
 }
 
 impl TlsAuthority {

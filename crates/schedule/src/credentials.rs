@@ -79,7 +79,7 @@ pub fn password_in(path: &Path) -> Result<SecretString, String> {
 ///
 /// # Errors
 /// What is wrong with the file.
-pub(crate) fn certificates_in(path: &Path) -> Result<Vec<u8>, String> {
+pub fn certificates_in(path: &Path) -> Result<Vec<u8>, String> {
     let bytes = bytes_of(path)?;
     // As the client reads them later; one half written must not take the place of a good one.
     match certificates(&bytes) {

@@ -440,8 +440,9 @@ impl Schedule {
             .collect())
     }
 
-    /// Makes these members due: those that are not scheduled, and those that a worker holds, whose lease ends by it. A row may
-    /// have gone back since the holder wrote it, and then the holder must not settle it. Returns how many were not scheduled.
+    /// Makes these members due, and gives each another score: those that are not scheduled, those that a worker holds, whose lease
+    /// ends by it, and those that are due, which the ledger's worker may have locked. A row may have gone back since the holder wrote it, and then the
+    /// holder must not settle it. Returns how many were not scheduled.
     ///
     /// # Errors
     /// As Redis answers.

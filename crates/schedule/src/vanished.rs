@@ -51,13 +51,24 @@ pub struct ServerState {
     pub evicted: Option<u64>,
 }
 
+/// A scheduled member with its value.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scheduled {
+    /// The member.
+    pub member: Vec<u8>,
+    /// When it is due, by Redis's clock, in seconds since 1970.
+    pub score: f64,
+    /// Its value.
+    pub value: Vec<u8>,
+}
+
 /// One schedule, counted.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Counted {
     /// Members; `None` = the key is of another type, or the user has no right to it.
     pub members: Option<u64>,
-    /// Some of them with their values.
-    pub some: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Some of them.
+    pub some: Vec<Scheduled>,
 }
 
 /// Looks for data that vanish.
@@ -162,9 +173,13 @@ impl Vanished {
         let read = |part: &Value| {
             let Value::Array(parts) = part else { return Ok(Counted::default()) };
             let Some((members, some)) = parts.split_first() else { return Ok(Counted::default()) };
-            let some = some
-                .chunks_exact(2)
-                .map(|pair| Ok((bulk(OPERATION, &pair[0])?.to_vec(), bulk(OPERATION, &pair[1])?.to_vec())));
+            let some = some.chunks_exact(3).map(|part| {
+                Ok(Scheduled {
+                    member: bulk(OPERATION, &part[0])?.to_vec(),
+                    score: seconds(OPERATION, &part[1])?,
+                    value: bulk(OPERATION, &part[2])?.to_vec(),
+                })
+            });
             Ok(Counted {
                 members: Some(int(OPERATION, members)?),
                 some: some.collect::<Result<_, ScheduleError>>()?,
@@ -216,13 +231,14 @@ impl Vanished {
 }
 
 impl Schedule {
-    /// Of these members, those that have an entry in quarantine or are listed as lost.
+    /// Since when each of these members has an entry in quarantine or is listed as lost, by Redis's clock, in seconds since 1970;
+    /// of an entry that can't be read 0.
     ///
     /// # Errors
     /// As Redis answers.
-    pub async fn listed(&self, members: &[&[u8]]) -> Result<Vec<bool>, ScheduleError> {
+    pub async fn listed(&self, members: &[&[u8]]) -> Result<Vec<Option<f64>>, ScheduleError> {
         const OPERATION: &str = "look up entries";
-        let mut listed = vec![false; members.len()];
+        let mut listed: Vec<Option<f64>> = vec![None; members.len()];
         if members.is_empty() {
             return Ok(listed);
         }
@@ -231,7 +247,10 @@ impl Schedule {
             cmd.arg(key).arg(members);
             let answer = self.link().send(OPERATION, &cmd).await?;
             for (listed, entry) in listed.iter_mut().zip(array(OPERATION, &answer, members.len())?) {
-                *listed |= *entry != Value::Nil;
+                if *entry != Value::Nil {
+                    let since = text_of(entry).map_or(0.0, |entry| first_at(&entry));
+                    *listed = Some(listed.map_or(since, |before| before.min(since)));
+                }
             }
         }
         Ok(listed)
@@ -277,6 +296,16 @@ impl Schedule {
         let claimed: Vec<(&Claimed, Loss)> = claimed.iter().map(|(one, loss)| (one, loss.clone())).collect();
         Ok(self.record_losses(&claimed).await?.quarantined)
     }
+}
+
+/// Since when an entry of the quarantine or of the losses stands there.
+fn first_at(entry: &str) -> f64 {
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        first_at: String,
+    }
+    let entry: Option<Entry> = serde_json::from_str(entry).ok();
+    entry.and_then(|entry| entry.first_at.parse().ok()).filter(|at: &f64| at.is_finite()).unwrap_or(0.0)
 }
 
 fn text_of(value: &Value) -> Option<String> {

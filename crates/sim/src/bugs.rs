@@ -134,6 +134,10 @@ bugs! {
     ScheduledLossForgotten,
     /// Values and rows are not compared after a failover of Postgres.
     FailoverNotCompared,
+    /// After a failover of Postgres, what a worker holds is not made due.
+    HeldNotRescheduled,
+    /// After a failover of Postgres, what is due keeps its score, by which the ledger's worker removes it.
+    LockedNotRescheduled,
     /// One locked row holds up its whole batch.
     RowLockHoldsBatch,
     /// Mode `lock`: locks of others are ignored.

@@ -5,10 +5,9 @@
 //! else must still be written or listed.
 
 use crate::{
-    flight::Step,
     plan::{Fault, SECOND},
     postgres::Tables,
-    redis::Schedule,
+    redis::{self, Schedule},
     truth::{Truth, Unseen},
     values::{Document, Shape, State},
     watch::Kept,
@@ -20,7 +19,7 @@ const SHORT_LIFE: u64 = 20 * SECOND / 1000;
 /// Values that live shorter than this may expire where workers or Redis were away, in microseconds.
 const MIDDLE_LIFE: u64 = 80 * SECOND / 1000;
 
-/// A server as it was when its replica, or its disk, last heard of it.
+/// A server as it was when its replica, or its disk, was last up to date.
 #[derive(Debug)]
 pub(crate) enum Snapshot {
     Redis(Vec<(Schedule, Vec<Truth>)>, Kept),
@@ -80,7 +79,7 @@ impl World {
         self.note(Some(at), || format!("the value of balance {balance} {how}"));
     }
 
-    /// Values with a short life that nobody has claimed are lost when it is over. One that lived longer must have been
+    /// Values with a short life that no worker has claimed are lost when it is over. One that lived longer must have been
     /// protected, if there was anybody to do it. What is claimed has had its life raised: there is no excuse.
     pub(crate) fn expire_soon(&mut self, at: usize) {
         let (now, clock) = (self.now, self.clock());
@@ -120,7 +119,7 @@ impl World {
     /// The schedule of a tenant is gone, and perhaps the open conditions with it.
     pub(crate) fn schedule_evicted(&mut self, at: usize) {
         let now = self.now;
-        // Else somebody has deleted it.
+        // Otherwise it has been deleted.
         let evicted = now.is_multiple_of(2);
         self.server.evicted += u64::from(evicted);
         if now.is_multiple_of(8) {
@@ -232,16 +231,10 @@ impl World {
         self.note(Some(at), || format!("the ledger deletes balance {balance}"));
     }
 
-    /// A standby that had not heard of the last commits is promoted.
+    /// A standby that had not received the last commits is promoted.
     pub(crate) fn postgres_loses(&mut self, fault: usize, at: usize) {
         let now = self.now;
         let Some(Snapshot::Postgres(kept)) = self.snapshot(fault) else { return };
-        // Written and not yet settled: the worker has been told that they are written.
-        let settling: Vec<usize> = (0..self.workers.len())
-            .flat_map(|worker| self.flights(worker, at))
-            .filter(|flight| flight.step == Step::Settle)
-            .flat_map(|flight| flight.good.iter().map(|held| held.balance))
-            .collect();
         let (clock, mut unseen_by_schedule) = (self.clock(), Vec::new());
         let tenant = &mut self.tenants[at];
         tenant.postgres.timeline += 1;
@@ -261,9 +254,11 @@ impl World {
             if !truth.is_owed(row) {
                 continue;
             }
-            let unseen = entry.score.is_none();
+            // Its holder may have written it, and settle it however late: only the comparison makes it due.
+            let held = row < before && truth.is_good() && entry.score.is_some_and(redis::is_lease);
+            let unseen = entry.score.is_none() || held;
             let gone = entry.value.is_none() || truth.gone.is_some();
-            if unseen || gone || settling.contains(&balance) || tenant.pod.has_written(balance) {
+            if unseen || gone || tenant.pod.has_written(balance) {
                 let lives = entry.value.is_some_and(|value| value.expires > clock);
                 if lives && truth.is_good() && !gone && !truth.deleted {
                     unseen_by_schedule.push((balance, truth.newest));

@@ -143,7 +143,7 @@ impl World {
                 }
             }
             Fault::ServiceEmpty { lasts } => {
-                if self.service_empty_until + NOTICED < now {
+                if self.service_empty_from == 0 || self.service_empty_until + NOTICED < now {
                     self.service_empty_from = now;
                 }
                 self.service_empty_until = self.service_empty_until.max(until(lasts));
@@ -162,7 +162,7 @@ impl World {
             Fault::ChangeAtLeaseEnd { tenant, after } => self.tenants[tenant].armed = Some(after),
             Fault::LedgerCrash { tenant } => self.tenants[tenant].pod.crash(),
             Fault::Evict { tenant, balance } => {
-                // Else somebody has deleted it.
+                // Otherwise it has been deleted.
                 self.server.evicted += u64::from(now.is_multiple_of(4));
                 self.value_lost(tenant, balance, "is evicted");
             }
@@ -231,7 +231,7 @@ impl World {
     pub(crate) fn change_at_lease_end(&mut self, worker: usize, tenant: usize, held: Held, after: u64) {
         let ends = self.now + ((held.lease * 2e6).round() as u64 / 2).saturating_sub(self.clock()) * 1000;
         if ends > self.now && ends + after < self.end && self.tenants[tenant].present {
-            self.note(Some(tenant), || format!("worker {worker} stands still until its lease has ended"));
+            self.note(Some(tenant), || format!("worker {worker} is suspended until its lease has ended"));
             self.push(ends, What::Change { tenant, balance: held.balance });
             self.freeze(worker, ends + 2000 + after);
         }

@@ -8,13 +8,15 @@ use balance_sync_engine::vanish::{Found, Listed, Next};
 use crate::{
     bugs::Bug,
     plan::SECOND,
-    redis::{self, Loss},
+    redis::Loss,
     watch::{Step, Watcher},
     world::World,
 };
 
 /// How often it is looked whether something is to be done.
 const LOOK_EVERY: u64 = SECOND;
+/// Microseconds within which what is made due is claimed, and its value kept alive from then on.
+const CLAIMED_WITHIN: u64 = 20 * 1_000_000;
 /// Pause before what failed is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -63,7 +65,7 @@ impl World {
                     let written = watcher.written.get(&tenant).copied().unwrap_or(0);
                     let written = written.saturating_sub(open.written);
                     let listed = Listed { lost, new: lost, left };
-                    if open.episode.compared_operations(now, listed, written, unreadable) {
+                    if open.episode.compared_operations(now, listed, written, 0, unreadable) {
                         let since = open.since;
                         watcher.done.push((tenant, since));
                         watcher.board.remove(&tenant);
@@ -130,24 +132,29 @@ impl World {
         found
     }
 
-    /// Whether it was not scheduled.
+    /// Makes a balance due, also one that a worker holds. Whether it was not scheduled.
     fn schedule_again(&mut self, at: usize, balance: usize) -> bool {
-        let (now, clock) = (self.now, self.clock());
+        let (now, clock, rules) = (self.now, self.clock(), self.rules);
         let tenant = &mut self.tenants[at];
-        let entry = &mut tenant.redis.entries[balance];
-        if entry.score.is_some() {
-            return false;
-        }
-        entry.score = Some(redis::half(clock - 1_000_000));
+        let before = tenant.redis.entries[balance].score;
+        tenant.redis.schedule_again(clock, &[balance], rules);
+        let entry = &tenant.redis.entries[balance];
         let version = entry.value.map_or(0, |value| value.document.state.version);
+        // What is about to expire may do so before a worker has claimed it.
+        let lives = entry.value.is_some_and(|value| value.expires > clock + CLAIMED_WITHIN);
         let truth = &mut tenant.truth[balance];
-        if truth.newest == version && truth.excused >= version {
-            // From now on it has to be written.
-            truth.excused = 0;
-            truth.changed_at = now;
-            truth.waits_since(now);
+        if let Some(score) = entry.score.filter(|_| entry.score != before) {
+            truth.score = score;
         }
-        true
+        if truth.newest == version && truth.excused >= version {
+            truth.changed_at = now;
+            // From now on it has to be written.
+            if lives {
+                truth.excused = 0;
+                truth.waits_since(now);
+            }
+        }
+        before.is_none()
     }
 
     /// Lists as lost what neither row nor Redis has; returns how much that is, and how much is scheduled with an older state.

@@ -7,6 +7,8 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use crate::producers::Releases;
 
+/// Tenants of a large world.
+const FLEET_TENANTS: usize = 20;
 /// Nanoseconds of virtual time.
 pub const SECOND: u64 = 1_000_000_000;
 
@@ -55,7 +57,7 @@ pub struct Plan {
     pub faults: Vec<(u64, Fault)>,
 }
 
-/// Something that goes wrong, or that somebody does. Durations are in nanoseconds.
+/// Something that goes wrong, or that an operator or the ledger does. Durations are in nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields are what they are called")]
 pub enum Fault {
@@ -63,9 +65,9 @@ pub enum Fault {
     Crash { worker: usize, down: u64 },
     /// A worker is stopped, drains, and starts again later.
     Stop { worker: usize, down: u64 },
-    /// A worker stands still, as in a long page fault or a suspended machine.
+    /// A worker is suspended, as in a long page fault or with its machine.
     Freeze { worker: usize, lasts: u64 },
-    /// Nobody reaches Redis.
+    /// No worker reaches Redis.
     RedisDown { lasts: u64 },
     /// One worker doesn't reach Redis.
     RedisCut { worker: usize, lasts: u64 },
@@ -77,7 +79,7 @@ pub enum Fault {
     PostgresHangs { tenant: usize, lasts: u64 },
     /// A tenant's Postgres answers pings and refuses writes.
     PostgresReadOnly { tenant: usize, lasts: u64 },
-    /// Somebody else has locked a row.
+    /// Another session has locked a row.
     RowLocked { tenant: usize, balance: usize, lasts: u64 },
     /// An operator pauses a tenant.
     Pause { tenant: usize, lasts: u64 },
@@ -87,11 +89,11 @@ pub enum Fault {
     Roles { tenant: usize, first: u8 },
     /// The tenant service fails.
     ServiceIll { lasts: u64 },
-    /// The tenant service lists nobody.
+    /// The tenant service lists no tenants.
     ServiceEmpty { lasts: u64 },
     /// All balances of a tenant change at once.
     Burst { tenant: usize },
-    /// A worker stands still until a lease of it ends, and the balance changes in the microsecond of that end.
+    /// A worker is suspended until a lease of it ends, and the balance changes in the microsecond of that end.
     ChangeAtLeaseEnd { tenant: usize, after: u64 },
     /// The ledger's own worker of a tenant forgets what it holds.
     LedgerCrash { tenant: usize },
@@ -291,7 +293,7 @@ impl Plan {
         let mut plan = Self {
             seed,
             workers: 3,
-            tenants: 20,
+            tenants: FLEET_TENANTS,
             balances: 10,
             seconds: 600,
             batch: 500,
@@ -342,7 +344,7 @@ fn faults(rng: &mut SmallRng, plan: &Plan, count: usize, loses: bool) -> Vec<(u6
         }
         faults.push((at, fault));
         if rng.random_bool(0.5) {
-            together(rng, at, fault, &mut faults);
+            together(rng, plan, at, fault, &mut faults);
         }
     }
     faults.retain(|(at, _)| *at < end);
@@ -351,12 +353,18 @@ fn faults(rng: &mut SmallRng, plan: &Plan, count: usize, loses: bool) -> Vec<(u6
 }
 
 /// Adds what must come together with a fault for some bugs to show: by chance alone it hardly ever does.
-fn together(rng: &mut SmallRng, at: u64, fault: Fault, faults: &mut Vec<(u64, Fault)>) {
+fn together(rng: &mut SmallRng, plan: &Plan, at: u64, fault: Fault, faults: &mut Vec<(u64, Fault)>) {
     let mut secs = |from: u64, to: u64| rng.random_range(from * SECOND..to * SECOND);
+    // In fleets there are enough faults at the same time.
+    let small = plan.tenants < FLEET_TENANTS;
     match fault {
-        // The value goes before anybody has read it, and Postgres before the operation has come.
+        // The value goes before anybody has read it, and Postgres, or its right to write, before the operation has come.
         Fault::Evict { tenant, .. } => {
-            let outage = (at + secs(1, 15), Fault::PostgresDown { tenant, lasts: secs(20, 90) });
+            let (begins, lasts) = (at + secs(1, 15), secs(20, 90));
+            let outage = match small && at.is_multiple_of(3) {
+                true => (begins, Fault::PostgresReadOnly { tenant, lasts }),
+                false => (begins, Fault::PostgresDown { tenant, lasts }),
+            };
             let lag = (at - 1, Fault::TrailLags { tenant, lasts: secs(1, 60) });
             faults.extend([lag, (at - 1, Fault::Burst { tenant }), outage]);
         }
@@ -373,6 +381,13 @@ fn together(rng: &mut SmallRng, at: u64, fault: Fault, faults: &mut Vec<(u64, Fa
                 (at + 1, Fault::Burst { tenant }),
                 (later, Fault::Burst { tenant }),
             ]);
+        }
+        // Written just before, and settled only after the rows were compared.
+        Fault::PostgresFailover { tenant, lag, .. } if small => {
+            let before = at.saturating_sub(lag);
+            let late = |worker| (before, Fault::Flaky { worker, lasts: 15 * SECOND });
+            faults.extend((0..plan.workers).map(late));
+            faults.push((at - lag.min(at) / 2, Fault::Burst { tenant }));
         }
         _ => {}
     }
@@ -409,7 +424,7 @@ fn fault(rng: &mut SmallRng, plan: &Plan, loses: bool) -> Fault {
         18 => Fault::ServiceEmpty { lasts: if back { lasts(1_000, 15_000) } else { lasts(1_000, 60_000) } },
         19 => Fault::Evict { tenant, balance },
         20 => Fault::EvictSchedule { tenant },
-        // As long as nobody can be blamed, or longer than it takes to notice them.
+        // So short that no rule could keep them, or longer than it takes to notice them.
         21 => {
             let life = if back { lasts(100, 5_000) } else { lasts(50_000, 75_000) };
             Fault::ShortLife { tenant, lasts: lasts(1_000, 60_000), life }

@@ -33,7 +33,7 @@ pub(crate) struct Postgres {
     pub(crate) hangs_until: u64,
     /// It refuses writes until then.
     pub(crate) read_only_until: u64,
-    /// Rows that somebody else has locked.
+    /// Rows that another session has locked.
     pub(crate) locked_until: Vec<u64>,
 }
 

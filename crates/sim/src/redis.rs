@@ -173,7 +173,7 @@ impl Schedule {
 
     // -- locks ---------------------------------------------------------------------------------------------------
 
-    /// `SET … NX`: whether nobody else holds the lock.
+    /// `SET … NX`: whether no other owner holds the lock.
     pub(crate) fn lock(&mut self, now: u64, balance: usize, owner: Owner, ttl: u64) -> bool {
         let entry = &mut self.entries[balance];
         let free = entry.locked_by(now).is_none_or(|holder| holder == owner);
@@ -318,6 +318,27 @@ impl Schedule {
             removed.push(held.balance);
         }
         removed
+    }
+
+    /// `schedule_again.lua`; returns the balances whose new score is that of Redis's clock.
+    pub(crate) fn schedule_again(&mut self, now: u64, balances: &[usize], rules: Rules) -> Vec<usize> {
+        let mut by_clock = Vec::new();
+        for &balance in balances {
+            let score = &mut self.entries[balance].score;
+            match *score {
+                Some(_) if rules.bug == Some(Bug::HeldNotRescheduled) => {}
+                Some(due) if due <= whole(now) && !is_lease(due) => {
+                    if rules.bug != Some(Bug::LockedNotRescheduled) {
+                        *score = Some(whole((due * 1e6).round() as u64 + 1));
+                    }
+                }
+                _ => {
+                    *score = Some(whole(now));
+                    by_clock.push(balance);
+                }
+            }
+        }
+        by_clock
     }
 
     /// `release_balance_sync_keys.lua`; returns how many were released.

@@ -74,7 +74,7 @@ impl Pair {
     async fn step(&mut self, rng: &mut SmallRng) -> String {
         self.tick().await;
         let (worker, balance) = (rng.random_range(0..2), rng.random_range(0..BALANCES));
-        match rng.random_range(0..25) {
+        match rng.random_range(0..26) {
             0..=4 => self.mutate(balance).await,
             5..=9 => self.claim(worker, rng.random_range(1..=BALANCES)).await,
             10 | 11 => self.settle(worker, true).await,
@@ -88,6 +88,7 @@ impl Pair {
             22 => self.lock_by_ledger(balance).await,
             23 if rng.random() => self.expire(balance).await,
             23 => self.mark().await,
+            24 => self.schedule_again(worker, balance).await,
             _ => self.protect(worker, rng.random_bool(0.5).then_some(balance)).await,
         }
     }
@@ -195,6 +196,25 @@ return t[1] * 1000000 + t[2]",
         assert!(real.is_empty() || (0.0..60.0).contains(&(report.due - due)), "{report:?}");
         self.take_clock().await;
         format!("worker {at} puts off, keeping alive: {keep_alive}")
+    }
+
+    /// Two balances are behind.
+    async fn schedule_again(&mut self, at: usize, balance: usize) -> String {
+        let worker = &self.workers[at];
+        let behind = [balance, (balance + 1) % BALANCES];
+        let members = behind.map(|balance| self.members[balance].as_bytes());
+        let added = behind.iter().filter(|balance| self.model.entries[**balance].score.is_none()).count();
+        assert_eq!(worker.schedule.schedule_again(&members).await.unwrap(), added as u64);
+        for balance in self.model.schedule_again(self.now, &behind, worker.rules) {
+            // The script has read a clock that it doesn't report.
+            let mut score = Cmd::new();
+            score.arg("ZSCORE").arg(self.space.schedule()).arg(&self.members[balance]);
+            let real: f64 = score.query_async(&mut self.redis).await.unwrap();
+            let ours = model::whole(self.now);
+            assert!(!model::is_lease(real) && (ours..ours + 60.0).contains(&real), "{real}, {ours}");
+            self.model.entries[balance].score = Some(real);
+        }
+        format!("{behind:?} are made due")
     }
 
     async fn lose(&mut self, at: usize, confirmed: bool) -> String {
@@ -432,6 +452,8 @@ async fn a_model_with_a_bug_differs() {
         Bug::BlindLoss,
         Bug::LossCleared,
         Bug::LaterNotMarked,
+        Bug::HeldNotRescheduled,
+        Bug::LockedNotRescheduled,
         Bug::LockIgnored,
         Bug::BlindUnlock,
         Bug::LocksHideTheRest,

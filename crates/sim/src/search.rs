@@ -14,6 +14,7 @@ const KNOWN: &[(Bug, u64)] = &[
     (Bug::LateTenantForgotten, 16),
     (Bug::ScheduledLossForgotten, 16),
     (Bug::WaitUnwatched, 96),
+    (Bug::LockedNotRescheduled, 20_269_674),
 ];
 /// Runs that shrinking may take.
 const SHRINK_RUNS: u32 = 400;

@@ -1,7 +1,7 @@
 //! Messages between workers and servers, and what the servers do with them.
 //!
 //! A request arrives after a while, or never; its answer comes after another while, or never; the worker gives up at its
-//! own deadline. What arrives is executed whether somebody still waits for the answer or not.
+//! own deadline. What arrives is executed whether its caller still waits for the answer or not.
 
 use balance_sync_engine::failure::{self, Failure, PostgresClass, RedisClass, Side};
 use rand::Rng;
@@ -143,7 +143,7 @@ impl World {
             match self.rng.random_range(0..12) {
                 // It never arrives.
                 0 => return self.push(call.expires, What::Answer(to, Err(Cause::Timeout))),
-                // It arrives late, mostly when nobody waits for it any more.
+                // It arrives late, mostly when its caller has given up.
                 1 | 2 => {
                     arrives = self.now + self.rng.random_range(0..LATE);
                     self.push(call.expires, What::Answer(to, Err(Cause::Timeout)));
@@ -163,7 +163,7 @@ impl World {
 
     pub(crate) fn arrive(&mut self, mut call: Call) {
         let Call { to, ref request, expires, unanswered, waited } = call;
-        // The pool may have a connection of which nobody knows yet that it is of no use.
+        // The pool may have a connection that is broken and not yet known to be.
         let pooled = matches!(request, Request::Connect) && self.rng.random();
         if request.is_for_postgres() && !pooled {
             let rows: &[Row] = if let Request::Write(rows) = request { rows } else { &[] };

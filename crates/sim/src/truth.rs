@@ -24,7 +24,7 @@ pub enum Unseen {
     PostgresTail,
     /// The ledger's own worker removed it unwritten.
     Pod,
-    /// Its value was lost, and before anybody looked the ledger went on from an older row.
+    /// Its value was lost, and before a worker looked the ledger went on from an older row.
     Fork,
 }
 
@@ -35,7 +35,7 @@ impl Unseen {
         "evicted with the schedule",
         "lost with Postgres's last writes",
         "removed unwritten by the ledger's worker",
-        "forked before anybody looked",
+        "forked before a worker looked",
     ];
 }
 
@@ -66,7 +66,7 @@ pub(crate) struct Truth {
     pub(crate) listed: bool,
     /// The ledger has deleted it.
     pub(crate) deleted: bool,
-    /// Somebody else has its row locked until then, or (mode `lock`) had the balance locked.
+    /// Another session has its row locked until then, or (mode `lock`) had the balance locked.
     pub(crate) locked_until: u64,
     /// Mode `lock`: for how long the ledger's own worker has had it locked unwritten while ours were well.
     pub(crate) locked_for: u64,

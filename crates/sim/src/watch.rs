@@ -325,7 +325,7 @@ impl World {
         }
     }
 
-    /// Finds out whether somebody has written what is gone from schedules.
+    /// Finds out whether what is gone from schedules has been written.
     fn verify(
         &mut self,
         worker: usize,

@@ -200,7 +200,7 @@ pub(crate) struct Tenant {
     pub(crate) unserved_for: u64,
     /// Some worker that comes first has had the time to begin from then on.
     pub(crate) calm_from: u64,
-    /// What servers have lost of each balance, and nobody has found yet.
+    /// What servers have lost of each balance, not found yet.
     pub(crate) lost: Vec<Option<Lost>>,
     /// For how long a loss has not been reported although a worker served the tenant undisturbed.
     pub(crate) silent_for: u64,
@@ -251,11 +251,11 @@ pub struct World {
     pub(crate) redis_down_until: u64,
     /// … nor does the ledger.
     pub(crate) redis_lost_until: u64,
-    /// Some worker may not have reached Redis, or stood still, until then.
+    /// Some worker may not have reached Redis, or was suspended, until then.
     pub(crate) disturbed_until: u64,
     /// The tenant service fails until then …
     pub(crate) service_ill_until: u64,
-    /// … or lists nobody, since then.
+    /// … or lists no tenants, since then.
     pub(crate) service_empty_from: u64,
     pub(crate) service_empty_until: u64,
     /// Some worker may not know of a tenant until then: it started, or the tenant came back, while the service failed.

@@ -7,13 +7,13 @@ use balance_sync_domain::link_local;
 use std::time::Duration;
 
 use sqlx::postgres::PgDatabaseError;
-use sqlx::{ConnectOptions, PgConnection};
 
 use crate::classify::{ErrorClass, StoreError};
 use crate::database::Inner;
 use crate::examine::{Examined, examine};
 use crate::files::Files;
 use crate::names::{Addresses, look_up};
+use crate::relay::Connection;
 use crate::spec::DatabaseSpec;
 
 /// Bytes of a foreign text that are repeated in an error.
@@ -21,7 +21,7 @@ const EXCERPT: usize = 300;
 
 /// A connection that has just been opened.
 pub(crate) struct Connected {
-    pub(crate) connection: PgConnection,
+    pub(crate) connection: Connection,
     pub(crate) examined: Examined,
     /// Those of its server's name; none if it has none.
     pub(crate) addresses: Addresses,
@@ -38,10 +38,11 @@ pub(crate) async fn connect(inner: &Inner) -> Result<Connected, StoreError> {
         inner.server.names.note(&addresses);
         step = "connecting and logging in";
         let files = Files::read(&inner.spec).await?;
-        let mut connection = match files.within(inner.options.clone()).connect().await {
+        let options = files.within(inner.options.clone());
+        let mut connection = match Connection::open(&inner.spec, options, &addresses).await {
             Ok(connection) => connection,
-            Err(error @ sqlx::Error::Database(_)) => return Err(error.into()),
-            Err(error) => return Err(files.fault().unwrap_or_else(|| error.into())),
+            Err(failed) if matches!(failed.error, sqlx::Error::Database(_)) => return Err(failed.into()),
+            Err(failed) => return Err(files.fault().unwrap_or_else(|| failed.into())),
         };
         step = "asking where the connection leads";
         let examined = examine(&mut connection, &inner.preamble).await?;
@@ -60,9 +61,8 @@ pub(crate) fn too_slow(timeout: Duration, step: &str) -> StoreError {
     )
 }
 
-/// The addresses of the host; none for one that needs no name service. The driver asks it once more, and would only report an
-/// I/O error.
-async fn resolve(spec: &DatabaseSpec) -> Result<Addresses, StoreError> {
+/// The addresses of the host; none for one that needs no name service.
+pub(crate) async fn resolve(spec: &DatabaseSpec) -> Result<Addresses, StoreError> {
     if spec.is_local() {
         return Ok(Addresses::default());
     }

@@ -4,10 +4,11 @@
 //! session. Therefore each statement checks for itself what it relies on (`sql.rs`); here it is found out what there is to
 //! check, and a session that takes no settings is named as such before anything is claimed for it.
 
-use sqlx::{PgConnection, Row as _};
+use sqlx::Row as _;
 
 use crate::classify::{ErrorClass, StoreError};
 use crate::origin::Origin;
+use crate::relay::Connection;
 use crate::session::send;
 use crate::sql::{Preamble, Sql};
 
@@ -57,7 +58,7 @@ const SETTINGS: [(&str, &str); 3] =
 
 /// Why no schema of the role's `search_path` has a balance table.
 pub(crate) async fn why_no_table(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     preamble: &Preamble,
     database: &str,
 ) -> StoreError {
@@ -94,7 +95,7 @@ pub(crate) async fn why_no_table(
 /// # Errors
 /// [`ErrorClass::PoolerUnsafe`] if settings are refused or have no effect; else why there was no answer.
 pub(crate) async fn examine(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     preamble: &Preamble,
 ) -> Result<Examined, StoreError> {
     let mut sql = Sql::new(preamble, None);

@@ -4,10 +4,11 @@
 //! the column. So after such a refusal the role's rights are read from the catalogs, and the error ends with the `GRANT` that
 //! helps. `deploy/postgres/grants.sql` has all of them, with the reasons.
 
-use sqlx::{PgConnection, Row as _};
+use sqlx::Row as _;
 
 use crate::classify::{ErrorClass, StoreError};
 use crate::identifier::{BALANCE, quote};
+use crate::relay::Connection;
 use crate::session::send;
 use crate::sql::{Preamble, Sql};
 
@@ -24,7 +25,7 @@ const READING: [(&str, &[&str]); 1] =
 /// Adds to the refusal of a statement on the balance table of this schema the grants that are missing. Of what only reading
 /// needs, these are named only if nothing is missing for writing.
 pub(crate) async fn explained(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     preamble: &Preamble,
     schema: &str,
     error: StoreError,
@@ -40,7 +41,7 @@ pub(crate) async fn explained(
 
 /// One `GRANT` with what the role lacks.
 async fn missing(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     preamble: &Preamble,
     schema: &str,
 ) -> Result<Option<String>, StoreError> {

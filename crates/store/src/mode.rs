@@ -8,12 +8,14 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use sqlx::{ConnectOptions, PgConnection, Row as _};
+use sqlx::Row as _;
 
 use crate::budget::{CLOSE_TIMEOUT, Open, lock};
 use crate::classify::StoreError;
+use crate::connect::resolve;
 use crate::database::Inner;
 use crate::files::Files;
+use crate::relay::{Connection, Failed};
 use crate::session::send;
 use crate::sql::Sql;
 
@@ -103,7 +105,7 @@ pub(crate) async fn detect(inner: &Inner, held: &mut Open) -> Result<(), StoreEr
     }
     if let Some(connection) = second.connection {
         // An error changes nothing: the socket is closed either way.
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, sqlx::Connection::close(connection)).await;
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.close()).await;
     }
     Ok(())
 }
@@ -111,7 +113,7 @@ pub(crate) async fn detect(inner: &Inner, held: &mut Open) -> Result<(), StoreEr
 /// A connection beside the first.
 struct Second {
     /// Absent when it took another without the mark to connect, and that failed.
-    connection: Option<PgConnection>,
+    connection: Option<Connection>,
     /// The mark among its start-up options is in force.
     is_direct: bool,
     /// Its session.
@@ -122,21 +124,24 @@ impl Second {
     /// `None` = the attempt decides nothing.
     async fn open(inner: &Inner) -> Option<Second> {
         let options = Files::read(&inner.spec).await.ok()?.within(inner.options.clone());
+        let addresses = resolve(&inner.spec).await.ok()?;
+        let open = |options| Connection::open(&inner.spec, options, &addresses);
         if inner.server.is_direct.fresh().is_none() {
             let mark = format!("{:08x}", rand::random::<u32>());
-            match options.clone().options([(MARK, &mark)]).connect().await {
+            match open(options.clone().options([(MARK, &mark)])).await {
                 Ok(mut connection) => {
                     let (pid, found) = ask(inner, &mut connection).await.ok()?;
                     let is_direct = found == mark;
                     return Some(Second { connection: Some(connection), is_direct, pid: Some(pid) });
                 }
                 // A server takes any setting with a point in its name.
-                Err(sqlx::Error::Database(error)) if is_about_options(error.code().as_deref()) => {}
+                Err(Failed { error: sqlx::Error::Database(error), .. })
+                    if is_about_options(error.code().as_deref()) => {}
                 Err(_) => return None,
             }
         }
         let mut second = Second { connection: None, is_direct: false, pid: None };
-        if let Ok(mut connection) = options.connect().await {
+        if let Ok(mut connection) = open(options).await {
             second.pid = ask(inner, &mut connection).await.ok().map(|(pid, _)| pid);
             second.connection = Some(connection);
         }
@@ -176,7 +181,7 @@ async fn compare(
 }
 
 /// The session's process and the mark it has.
-async fn ask(inner: &Inner, connection: &mut PgConnection) -> Result<(i32, String), StoreError> {
+async fn ask(inner: &Inner, connection: &mut Connection) -> Result<(i32, String), StoreError> {
     let mut sql = Sql::new(&inner.preamble, None);
     sql.push(
         "SELECT pg_catalog.pg_backend_pid(), coalesce(pg_catalog.current_setting('balance_sync.mark', true), '')",

@@ -7,9 +7,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use sqlx::{PgConnection, Row as _};
+use sqlx::Row as _;
 
 use crate::classify::StoreError;
+use crate::relay::Connection;
 use crate::session::send;
 use crate::sql::{Preamble, Sql};
 
@@ -27,7 +28,7 @@ impl Origin {
     /// # Errors
     /// When the connection breaks. A server that gives no account of system and timeline is known by its start alone.
     pub(crate) async fn ask(
-        connection: &mut PgConnection,
+        connection: &mut Connection,
         preamble: &Preamble,
         started: &str,
     ) -> Result<Origin, StoreError> {

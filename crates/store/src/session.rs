@@ -24,6 +24,7 @@ use crate::examine::{Examined, examine, why_no_table};
 use crate::grants::explained;
 use crate::homes::Home;
 use crate::mode::detect;
+use crate::relay::Connection;
 use crate::sql::{Message, Sql, Unwritable};
 
 /// One statement and the reading of its answer. Must be harmless to repeat: after a broken connection it is.
@@ -56,9 +57,26 @@ pub(crate) struct Answer {
 ///
 /// # Errors
 /// The failure, by class.
-pub(crate) async fn send(connection: &mut PgConnection, message: Message) -> Result<Answer, StoreError> {
+pub(crate) async fn send(connection: &mut Connection, message: Message) -> Result<Answer, StoreError> {
     let statements = message.statements;
-    let mut answers = sqlx::raw_sql(AssertSqlSafe(message.text)).fetch_many(connection);
+    let (answer, answered) = match exchange(connection.driver(), message.text).await {
+        Ok(answered) => answered,
+        Err(error) => return Err(connection.explain(error)),
+    };
+    if answered != statements {
+        return Err(StoreError::new(
+            ErrorClass::PoolerUnsafe,
+            format!(
+                "{answered} answers to {statements} statements: something between here and Postgres alters them"
+            ),
+        ));
+    }
+    Ok(answer)
+}
+
+/// Sends the text, and reads all answers and their number.
+async fn exchange(driver: &mut PgConnection, text: String) -> Result<(Answer, usize), sqlx::Error> {
+    let mut answers = sqlx::raw_sql(AssertSqlSafe(text)).fetch_many(driver);
     let mut answer = Answer { rows: Vec::new(), affected: 0 };
     let mut answered = 0;
     // To the end: a commit can fail after the last statement has succeeded.
@@ -71,15 +89,7 @@ pub(crate) async fn send(connection: &mut PgConnection, message: Message) -> Res
             Either::Right(row) => answer.rows.push(row),
         }
     }
-    if answered != statements {
-        return Err(StoreError::new(
-            ErrorClass::PoolerUnsafe,
-            format!(
-                "{answered} answers to {statements} statements: something between here and Postgres alters them"
-            ),
-        ));
-    }
-    Ok(answer)
+    Ok((answer, answered))
 }
 
 /// A place in the pool of a database, and its connection, from the first statement on. When dropped, the connection goes

@@ -36,7 +36,7 @@ pub fn enable(propagator: impl TextMapPropagator + Send + Sync + 'static) {
 }
 
 /// A span, or none: because traces are off, or because this one was not sampled. Ends when it is dropped, unless it is
-/// the [`current`] one as somebody else's.
+/// the [`current`] one as that of another task.
 #[derive(Debug, Default)]
 pub struct Span {
     context: Option<Context>,

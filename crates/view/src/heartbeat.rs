@@ -1,9 +1,9 @@
 //! The line that a worker logs once a minute, whatever happens: that it lives, and its numbers.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, atomic::Ordering::Relaxed};
 
 use balance_sync_engine::outcome::Outcome;
-use balance_sync_fleet::status::TenantState;
+use balance_sync_fleet::status::{ShadowReport, TenantState, WorkerMode};
 
 use crate::local_worker::LocalWorker;
 
@@ -43,6 +43,10 @@ impl Heartbeat {
                 entries => quarantined += entries,
             }
         });
+        if fleet.mode() == WorkerMode::Shadow {
+            log_shadow(&self.local, due, oldest);
+            return;
+        }
         let before = std::mem::replace(&mut self.before, counted);
         let states = TenantState::ALL.iter().zip(states).filter(|(_, count)| *count > 0);
         let states: Vec<String> = states.map(|(state, count)| format!("{count} {}", state.name())).collect();
@@ -62,4 +66,42 @@ impl Heartbeat {
             "heartbeat"
         );
     }
+}
+
+/// Logs what a shadow sees and has found.
+fn log_shadow(local: &LocalWorker, due: u64, oldest_due_ms: u64) {
+    let fleet = &local.fleet;
+    let mut sum = ShadowReport::default();
+    let (mut compared, mut unread, mut shortest_life_ms) = (0_u64, 0_u64, u64::MAX);
+    fleet.each(|status| {
+        shortest_life_ms = shortest_life_ms.min(status.shortest_life_ms.load(Relaxed));
+        let Some(report) = status.shadow() else { return };
+        sum.would_write += report.would_write;
+        sum.left_behind += report.left_behind;
+        sum.lost += report.lost;
+        let lag = report.lag_p99_seconds.into_iter().chain(sum.lag_p99_seconds).reduce(f64::max);
+        sum.lag_p99_seconds = lag;
+        compared += u64::from(report.compared_at.is_some());
+        unread += u64::from(report.error.is_some());
+    });
+    let redis = fleet.redis_server.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default();
+    tracing::info!(
+        tenants = fleet.count(),
+        compared,
+        unread,
+        due,
+        oldest_due_ms,
+        would_write = sum.would_write,
+        left_behind = sum.left_behind,
+        lost = sum.lost,
+        lag_p99_ms = sum.lag_p99_seconds.map(|lag| (lag * 1e3) as u64),
+        shortest_life_ms = (shortest_life_ms < u64::MAX).then_some(shortest_life_ms),
+        redis_policy = redis.policy,
+        redis_used_bytes = redis.used_bytes,
+        redis_max_bytes = redis.max_bytes,
+        redis_evicted_keys = redis.evicted_keys,
+        ready = fleet.is_ready(),
+        redis = local.redis_error().unwrap_or_else(|| "ok".to_owned()),
+        "shadow heartbeat"
+    );
 }

@@ -14,7 +14,7 @@ use balance_sync_fleet::{
     lifecycle::name::WorkerName,
     status::{
         ExposureHour, FleetStatus, NOTES, Rates, Recent, ReportedState, STEP_SECONDS, TenantState,
-        TenantStatus, Totals, Window, lag_quantile,
+        TenantStatus, Totals, Window, WorkerMode, lag_quantile,
     },
 };
 use balance_sync_schedule::Snapshots;
@@ -24,7 +24,8 @@ use tokio::time::Instant;
 
 use crate::facts::{Fact, Facts};
 use crate::record::{
-    Counts, DetailRecord, FleetPoint, ReconcileRecord, ServiceRecord, TaskRecord, TenantRecord, WorkerRecord,
+    Counts, DetailRecord, FleetPoint, ReconcileRecord, RedisMemory, ServiceRecord, TaskRecord, TenantRecord,
+    WorkerRecord,
 };
 
 /// Points of a fleet's history: an hour.
@@ -171,6 +172,7 @@ impl LocalWorker {
             losses,
             vanished: status.vanished().map(Into::into),
             queues: status.queues(),
+            shadow: status.shadow(),
             rates: status.recent(Recent::rates).unwrap_or_default(),
             counts: Counts {
                 outcomes: status.outcomes.map(|count| count.load(Relaxed)),
@@ -208,14 +210,18 @@ impl LocalWorker {
             oldest = oldest.max(status.oldest_due_age_ms.load(Relaxed));
         });
         let passes = fleet.passes.load(Relaxed);
+        let is_shadow = fleet.mode() == WorkerMode::Shadow;
+        let redis_server = lock(&fleet.redis_server);
         WorkerRecord {
             name: self.name.current().to_string(),
             configured_name: self.name.configured_if_taken().map(str::to_owned),
+            mode: fleet.mode().into(),
             version: self.version.clone(),
             started_at: self.started_at,
             seen_at: wall_clock(),
             draining: fleet.draining.load(Relaxed),
-            owned: fleet.owned.load(Relaxed),
+            // It looks at all of them, and none is its own.
+            owned: if is_shadow { 0 } else { fleet.owned.load(Relaxed) },
             by_state,
             rates: lock(&self.window).rates(),
             rss_bytes: resident_bytes(),
@@ -235,6 +241,7 @@ impl LocalWorker {
             settings: self.settings(),
             clock_offset_ms: fleet.clock_offset_ms.load(),
             tasks: fleet.tasks.reports().into_iter().map(TaskRecord::from).collect(),
+            redis_memory: redis_server.as_ref().filter(|_| is_shadow).map(RedisMemory::from),
         }
     }
 
@@ -244,6 +251,9 @@ impl LocalWorker {
         let directory = if self.fleet.directory.service().is_some() { "service" } else { "static" };
         let replicas = self.replicas.map_or_else(|| "all".to_owned(), |replicas| replicas.to_string());
         let mut settings = self.settings.clone();
+        if self.fleet.mode() == WorkerMode::Shadow {
+            settings.insert("worker.mode".to_owned(), WorkerMode::Shadow.to_string());
+        }
         let others = [
             ("claim.mode", in_force.claim_mode.to_string()),
             ("tenants.key_form", in_force.key_form.to_string()),

@@ -99,11 +99,6 @@ impl Operations {
         let controls = Controls::new(link.clone());
         let drain_request = DrainRequest::default();
         let stop = CancellationToken::new();
-        let follower = Follower::new(Arc::clone(&local), controls.clone(), key_form, drain_request.clone());
-        let following = tasks.keep(TaskName::ActionsFollower, None, follower::INTERVAL, stop.clone(), {
-            let stop = stop.clone();
-            move |progress| follower.successor().run(stop.clone(), progress)
-        });
         let sampling = tasks.keep(TaskName::Sampler, None, sample_interval, stop.clone(), {
             let (link, fleet, stop) = (link.clone(), Arc::clone(&handles.fleet), stop.clone());
             move |progress| {
@@ -132,14 +127,23 @@ impl Operations {
                 )
             })
         };
-        let recording = tasks.keep(TaskName::Recorder, None, recorder::LOOK_EVERY, stop.clone(), {
-            let (controls, stop) = (controls.clone(), stop.clone());
-            move |progress| {
-                Recorder::new(reports.clone(), controls.clone(), Arc::clone(&make_reader))
-                    .run(stop.clone(), progress)
-            }
-        });
-        let mut kept = vec![following, sampling, recording];
+        let mut kept = vec![sampling];
+        // What a shadow carries out or records would be written.
+        if handles.shadow.is_none() {
+            let follower =
+                Follower::new(Arc::clone(&local), controls.clone(), key_form, drain_request.clone());
+            kept.push(tasks.keep(TaskName::ActionsFollower, None, follower::INTERVAL, stop.clone(), {
+                let stop = stop.clone();
+                move |progress| follower.successor().run(stop.clone(), progress)
+            }));
+            kept.push(tasks.keep(TaskName::Recorder, None, recorder::LOOK_EVERY, stop.clone(), {
+                let (controls, stop) = (controls.clone(), stop.clone());
+                move |progress| {
+                    Recorder::new(reports.clone(), controls.clone(), Arc::clone(&make_reader))
+                        .run(stop.clone(), progress)
+                }
+            }));
+        }
         if let Some(options) = queues {
             let (fleet, manager) = (Arc::clone(&handles.fleet), handles.manager.clone());
             let stop_looking = stop.clone();

@@ -17,11 +17,13 @@ mod eta;
 mod judge;
 mod queues;
 mod redundancy;
+mod shadow;
 #[cfg(test)]
 mod tests;
 
 pub use judge::{CLOCK_TOLERANCE_SECONDS, Verdict};
 pub use queues::FleetQueue;
+pub use shadow::FleetShadow;
 
 /// Tenants shown as the worst.
 const WORST: usize = 8;
@@ -55,6 +57,8 @@ pub struct Overview {
     pub acknowledged: u64,
     /// The ledger's own queues.
     pub queues: Vec<FleetQueue>,
+    /// What shadows have found; `None` without any.
+    pub shadow: Option<FleetShadow>,
     /// Values that had expired before they were claimed, since the workers' start.
     pub expired_total: u64,
     /// Smallest remaining life of a scheduled value in Redis.
@@ -71,7 +75,7 @@ pub struct Overview {
     pub worst: Vec<TenantRow>,
     /// Collectors that were started again.
     pub restarts_total: u64,
-    /// By how much the clock of whoever answers is ahead of Redis's, at least; `None` = not known.
+    /// By how much the clock of the host that answers is ahead of Redis's, at least; `None` = not known.
     pub clock_offset_seconds: Option<f64>,
     /// What it is measured by.
     pub settings: OverviewSettings,
@@ -318,6 +322,7 @@ impl FleetView {
             losses: is_known.then_some(losses),
             acknowledged,
             queues: self.queues(),
+            shadow: self.shadow(),
             expired_total: expired,
             shortest_life_seconds: shortest,
             rates: RatesView {

@@ -239,14 +239,16 @@ impl Publisher {
         Ok(true)
     }
 
-    /// What all live workers say of themselves; this one is always among them.
+    /// What all live workers that write say of themselves; this one is always among them, if it does.
     async fn all_workers(&self) -> Vec<WorkerRecord> {
         let mut workers = vec![self.own.worker_record()];
+        workers.retain(|worker| !worker.is_shadow());
         let live = self.snapshots.publishers().await.unwrap_or_default().live;
         for name in live.iter().filter(|name| **name != *self.name) {
             // One that has run out, or is of another version, is left out of this point.
             if let Ok(Some(record)) = self.snapshots.worker(name).await
-                && let Ok(record) = serde_json::from_str(&record)
+                && let Ok(record) = serde_json::from_str::<WorkerRecord>(&record)
+                && !record.is_shadow()
             {
                 workers.push(record);
             }
@@ -256,7 +258,7 @@ impl Publisher {
 }
 
 /// Waits until a worker serves the tenants that are its own. Published before, it would be a live worker that serves
-/// nobody, and its tenants those that all workers have forgotten.
+/// no tenants, and its tenants those that all workers have forgotten.
 async fn begun_to_serve(fleet: &FleetStatus) {
     let serves_all = || {
         let mut served = 0;

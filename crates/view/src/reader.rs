@@ -17,7 +17,7 @@ use balance_sync_domain::TenantId;
 use balance_sync_fleet::{
     clock::wall_clock,
     pipeline::CollectorOptions,
-    status::{Rates, TenantState},
+    status::{Rates, TenantState, WorkerMode},
 };
 use balance_sync_schedule::{
     Controls, Link, ScheduleError, Snapshots, controls::Acknowledgement, snapshots::Position,
@@ -30,7 +30,7 @@ use crate::{
     facts::Fact,
     local_worker::{LocalWorker, clock_offset_ms},
     record::{Counts, DetailRecord, FleetPoint, TenantRecord, WorkerRecord},
-    rows::{AcknowledgedView, DeadWorker, PausedBy, TenantDetail, TenantRow, WorkerRow},
+    rows::{AcknowledgedView, DeadWorker, PausedBy, ShadowView, TenantDetail, TenantRow, WorkerRow},
     unserved::{self, Waiting},
 };
 pub use beside::ForeignWorker;
@@ -59,8 +59,10 @@ pub struct FleetView {
     pub writes_refused: Option<ScheduleError>,
     /// Whether it is known which tenants there are.
     pub listed: bool,
-    /// All live workers, by name.
+    /// All live workers that write, by name.
     pub workers: Vec<WorkerRow>,
+    /// Live workers that only look, by name. They are not among the workers, and no tenant is theirs.
+    pub shadows: Vec<WorkerRow>,
     /// Those that died lately, the last first.
     pub dead_workers: Vec<DeadWorker>,
     /// Workers with another list of tenants or another form of keys that serve some of these tenants as well.
@@ -456,14 +458,17 @@ impl FleetReader {
                 .collect()
         });
         let mut owners: BTreeMap<&str, Vec<(&str, &TenantRecord)>> = BTreeMap::new();
+        let mut shadows: BTreeMap<&str, Vec<(&str, &TenantRecord)>> = BTreeMap::new();
         let own_name = self.own.as_ref().map(|own| own.name.current());
         let own_name = own_name.as_deref().unwrap_or_default();
+        let is_shadow = self.own.as_ref().is_some_and(|own| own.fleet.mode() == WorkerMode::Shadow);
         for (tenant, record) in &own_records {
-            owners.entry(tenant).or_default().push((own_name, record));
+            let of_kind = if is_shadow { &mut shadows } else { &mut owners };
+            of_kind.entry(tenant).or_default().push((own_name, record));
         }
         let silent: Vec<(&str, &str, TenantRecord)> = known
             .iter()
-            .filter(|(_, other)| !other.live)
+            .filter(|(_, other)| !other.live && !other.worker.is_shadow())
             .flat_map(|(name, other)| {
                 let (refused, away) = (writes_refused.as_ref(), redis_error.is_some());
                 other.tenants.iter().map(move |(tenant, record)| {
@@ -480,8 +485,12 @@ impl FleetReader {
         }
         for (name, other) in known.iter().filter(|(_, other)| other.live) {
             for (tenant, record) in &other.tenants {
-                owners.entry(tenant).or_default().push((name, record));
+                let of_kind = if other.worker.is_shadow() { &mut shadows } else { &mut owners };
+                of_kind.entry(tenant).or_default().push((name, record));
             }
+        }
+        for tenant in shadows.keys() {
+            owners.entry(tenant).or_default();
         }
         // Without Redis others may well serve those that this worker doesn't.
         for tenant in listed.filter(|_| redis_error.is_none()).unwrap_or_default() {
@@ -495,8 +504,12 @@ impl FleetReader {
         for (id, mut records) in owners {
             records.sort_by_key(|(name, _)| *name);
             let paused = paused.get(id).cloned();
-            match TenantRow::merged(id, &records, paused.clone(), at) {
-                Some((row, merged)) => {
+            let looked_at: &[_] = shadows.get(id).map_or(&[], Vec::as_slice);
+            let merged = TenantRow::merged(id, &records, paused.clone(), at)
+                .or_else(|| TenantRow::only_looked_at(id, looked_at, paused.clone(), at));
+            match merged {
+                Some((mut row, merged)) => {
+                    row.shadow = ShadowView::of(looked_at);
                     tenants.push(row);
                     counts.push(merged.counts);
                     lags.push(merged.rates.lags);
@@ -520,8 +533,13 @@ impl FleetReader {
             row.acknowledged = record.map(|record| AcknowledgedView::new(record, row.quarantined, at));
         }
         let mut workers: Vec<WorkerRow> = Vec::with_capacity(known.len() + 1);
+        let mut live_shadows: Vec<WorkerRow> = Vec::new();
         let mut rates = Rates::default();
         for other in known.values() {
+            if other.worker.is_shadow() {
+                live_shadows.extend(other.live.then(|| WorkerRow::new(&other.worker, false)));
+                continue;
+            }
             let mut row = WorkerRow::new(&other.worker, false);
             if other.live {
                 rates.add(&other.worker.rates);
@@ -537,16 +555,22 @@ impl FleetReader {
             if let Some(error) = &redis_error {
                 record.redis.clone_from(error);
             }
-            rates.add(&record.rates);
-            workers.push(WorkerRow::new(&record, true));
+            if record.is_shadow() {
+                live_shadows.push(WorkerRow::new(&record, true));
+            } else {
+                rates.add(&record.rates);
+                workers.push(WorkerRow::new(&record, true));
+            }
         }
         workers.sort_by(|a, b| a.name.cmp(&b.name));
+        live_shadows.sort_by(|a, b| a.name.cmp(&b.name));
         FleetView {
             at,
             redis_error,
             writes_refused,
             listed: listed.is_some(),
             workers,
+            shadows: live_shadows,
             dead_workers: Vec::new(),
             foreign_workers: Vec::new(),
             rates,

@@ -6,10 +6,12 @@ use balance_sync_domain::Reported;
 use balance_sync_fleet::{
     backends::DatabaseView,
     status::{
-        ErrorNote, FlushNote, Outcomes, Point, QueueReport, Rates, ReportedReason, ReportedState, Vanished,
+        ErrorNote, FlushNote, Outcomes, Point, QueueReport, Rates, ReportedReason, ReportedState,
+        ShadowReport, Vanished, WorkerMode,
     },
     tasks::{TaskReport, TaskState},
 };
+use balance_sync_schedule::ServerFacts;
 use balance_sync_store::{PoolUsage, ServerUsage};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -75,6 +77,9 @@ pub struct TenantRecord {
     /// The ledger's own queues: those that hold something, or can't be read. `None` = this worker doesn't look at them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<Vec<QueueReport>>,
+    /// What a shadow has found; `None` = the worker is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowReport>,
     /// The last seconds.
     #[serde(flatten)]
     pub rates: Rates,
@@ -179,6 +184,9 @@ pub struct WorkerRecord {
     /// Its configured name, if another worker had that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configured_name: Option<String>,
+    /// What it does with its tenants. A worker of an earlier release syncs.
+    #[serde(default = "syncs", skip_serializing_if = "is_sync")]
+    pub mode: Reported<WorkerMode>,
     /// Its version.
     pub version: String,
     /// Seconds since 1970.
@@ -223,6 +231,51 @@ pub struct WorkerRecord {
     /// Its background tasks.
     #[serde(default)]
     pub tasks: Vec<TaskRecord>,
+    /// What Redis says of its memory, of a shadow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redis_memory: Option<RedisMemory>,
+}
+
+impl WorkerRecord {
+    /// Whether it only looks. What another release calls otherwise is counted among those that write.
+    pub(crate) fn is_shadow(&self) -> bool {
+        self.mode == WorkerMode::Shadow
+    }
+}
+
+/// How likely Redis is to throw away what has not been written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RedisMemory {
+    /// `maxmemory-policy`; empty if it doesn't say.
+    pub policy: String,
+    /// Whether it throws keys away by itself when it is full.
+    pub may_evict: bool,
+    /// In use, bytes.
+    pub used_bytes: u64,
+    /// `maxmemory`, bytes; 0 = no limit.
+    pub max_bytes: u64,
+    /// Keys that it has evicted since its start.
+    pub evicted_keys: u64,
+}
+
+impl From<&ServerFacts> for RedisMemory {
+    fn from(facts: &ServerFacts) -> Self {
+        Self {
+            policy: facts.policy.clone(),
+            may_evict: facts.evicting_policy().is_some(),
+            used_bytes: facts.used_bytes,
+            max_bytes: facts.max_bytes,
+            evicted_keys: facts.evicted_keys,
+        }
+    }
+}
+
+const fn syncs() -> Reported<WorkerMode> {
+    Reported::Known(WorkerMode::Sync)
+}
+
+fn is_sync(mode: &Reported<WorkerMode>) -> bool {
+    *mode == syncs()
 }
 
 /// A background task of a worker.

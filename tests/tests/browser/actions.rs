@@ -75,7 +75,7 @@ async fn a_paused_tenant_waits_until_it_is_resumed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_told_with_what_helps_and_mended_by_one_action() -> Result<()> {
+async fn a_wrong_password_is_shown_with_what_helps_and_mended_by_one_action() -> Result<()> {
     let mut browser = browser!();
     let sandbox = balance_sync_tests::sandbox(3, 20).await?;
     let worker = worker(&sandbox, "first").start().await?;
@@ -93,7 +93,7 @@ async fn a_wrong_password_is_told_with_what_helps_and_mended_by_one_action() -> 
     browser.until("the browser's own tab tells it", "document.title.startsWith('!')").await?;
     browser
         .until(
-            "a screen reader is told",
+            "a screen reader announces it",
             "document.querySelector('#announce').textContent.includes('degraded')",
         )
         .await?;

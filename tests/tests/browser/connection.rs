@@ -8,7 +8,7 @@ use balance_sync_tests::ledger::comes_in_step;
 use crate::{browser, worker};
 
 #[tokio::test]
-async fn a_lost_worker_is_told_and_its_return_is_noticed() -> Result<()> {
+async fn a_lost_worker_is_shown_and_its_return_is_noticed() -> Result<()> {
     let mut browser = browser!();
     let sandbox = balance_sync_tests::sandbox(3, 20).await?;
     let listen = format!("127.0.0.1:{}", free_port()?);
@@ -86,7 +86,7 @@ async fn nine_tabs_share_one_stream() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_unreachable_redis_is_told() -> Result<()> {
+async fn an_unreachable_redis_is_shown() -> Result<()> {
     let mut browser = browser!();
     let sandbox = balance_sync_tests::sandbox(2, 10).await?;
     // It comes back empty.

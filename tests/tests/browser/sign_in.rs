@@ -1,4 +1,4 @@
-//! Tokens: nobody sees without one, a reader sees without amounts and can't act, an operator does both.
+//! Tokens: nothing is shown without one, a reader sees without amounts and can't act, an operator does both.
 
 use anyhow::{Result, ensure};
 use balance_sync_sandbox::eventually;
@@ -38,7 +38,7 @@ async fn a_reader_looks_and_an_operator_acts() -> Result<()> {
     })
     .await?;
 
-    // Nobody: whatever the path, nothing but the question for a token.
+    // Without a token: whatever the path, nothing but the question for a token.
     let page = format!("/tenants/{}", tenant.id);
     browser.open(&worker.url(&page)).await?;
     browser.shows(".sign-in", "Sign in").await?;

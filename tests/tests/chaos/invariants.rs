@@ -177,7 +177,7 @@ pub(crate) async fn check(sandbox: &Sandbox, world: &World) -> Result<()> {
         let audit = audit.with_context(|| format!("the audit of tenant {}", tenant.id))?;
         ensure!(
             audit.not_forward == 0,
-            "tenant {}: {} rows went backwards or stood still",
+            "tenant {}: {} rows went backwards or did not change",
             tenant.id,
             audit.not_forward
         );

@@ -124,6 +124,6 @@ async fn the_lease_of_another_worker_and_a_removal_by_hand_are_caught() -> Resul
     let mut lab = Lab::new(Scripts::default()).await?;
     redis::cmd("ZREM").arg(SCHEDULE).arg(MEMBER).query_async::<()>(&mut lab.redis).await?;
     let error = lab.leases.stop().await.err().context("it was not caught")?;
-    assert!(format!("{error:#}").contains("removed by somebody else"), "{error:#}");
+    assert!(format!("{error:#}").contains("removed by another client"), "{error:#}");
     Ok(())
 }

@@ -123,8 +123,8 @@ async fn what_a_clock_that_jumped_back_left_in_the_future_is_made_due_by_repair(
         assert_eq!((distant(&result), &result["repaired"]), (50, &0.into()), "{result}");
         assert_eq!(schedules().await?, before, "a dry run changes nothing");
     }
-    let told = run(&["verify", "--config", &config], &[]).await?.stdout;
-    assert!(told.contains("50 balances are scheduled further ahead"), "{told}");
+    let shown = run(&["verify", "--config", &config], &[]).await?.stdout;
+    assert!(shown.contains("50 balances are scheduled further ahead"), "{shown}");
     let result = verify(&["--repair", "--apply"]).await?;
     assert_eq!(result["repaired"], 50, "{result}");
     let after = schedules().await?;

@@ -10,7 +10,7 @@ use balance_sync_tests::ledger::{all_settled, comes_in_step, rows};
 use balance_sync_tests::{Audit, SOON, options};
 use nix::sys::signal::Signal;
 
-use crate::redis::{degraded, nobody_degraded};
+use crate::redis::{degraded, none_degraded};
 use crate::{brisk, nothing_backwards, report};
 
 const TENANTS: usize = 2;
@@ -94,7 +94,7 @@ async fn slots_that_are_not_there_are_waited_for_and_those_that_have_moved_follo
     producer.mutate_each(DEFAULT_TTL).await?;
     comes_in_step(&sandbox, &producer).await?;
     all_settled(&sandbox).await?;
-    nobody_degraded(&worker).await?;
+    none_degraded(&worker).await?;
 
     let second = RedisServer::start(node()).await?;
     ask::<()>(first, &["CLUSTER", "MEET", "127.0.0.1", &second.port().to_string()]).await?;
@@ -117,7 +117,7 @@ async fn slots_that_are_not_there_are_waited_for_and_those_that_have_moved_follo
     elsewhere.mutate_each(DEFAULT_TTL).await?;
     comes_in_step(&sandbox, &elsewhere).await?;
     let took = moved.elapsed();
-    nobody_degraded(&worker).await?;
+    none_degraded(&worker).await?;
 
     // The node that the worker's configuration names is gone for good.
     first.kill()?;
@@ -131,7 +131,7 @@ async fn slots_that_are_not_there_are_waited_for_and_those_that_have_moved_follo
         })
         .await?;
     }
-    nobody_degraded(&worker).await?;
+    none_degraded(&worker).await?;
     for tenant in &tenants {
         nothing_backwards(&sandbox, tenant).await?;
     }
@@ -221,7 +221,7 @@ async fn a_migration_of_the_slot_stops_a_tenant_no_longer_than_it_lasts() -> Res
     elsewhere.refresh_versions().await?;
     elsewhere.mutate_each(DEFAULT_TTL).await?;
     comes_in_step(&sandbox, &elsewhere).await?;
-    nobody_degraded(&worker).await?;
+    none_degraded(&worker).await?;
     for tenant in &tenants {
         nothing_backwards(&sandbox, tenant).await?;
     }

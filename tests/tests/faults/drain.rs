@@ -110,7 +110,7 @@ async fn a_hundred_tenants_drain_in_time_although_one_database_is_silent() -> Re
 }
 
 #[tokio::test]
-async fn what_could_not_be_given_back_is_told() -> Result<()> {
+async fn what_could_not_be_released_is_logged() -> Result<()> {
     let sandbox = Sandbox::start(SandboxOptions { proxied: true, ..options(2, 30) }).await?;
     let tenant = sandbox.tenants().remove(0);
     // So patient that its claims are still held when it is stopped, however slowly this test gets there.
@@ -154,13 +154,13 @@ async fn what_could_not_be_given_back_is_told() -> Result<()> {
     let ended = worker.stop().await?;
     assert_eq!(ended.code, Some(1), "something was left behind");
     assert!(ended.took <= BOUND, "took {:?}", ended.took);
-    let told = ended.log.find("claims left behind, they come due again when the claim TTL ends");
-    let told = told.map(|line| (line.tenant_id, line.fields["members"].clone()));
-    assert_eq!(told, Some((Some(tenant.id.clone()), 30.into())));
+    let logged = ended.log.find("claims left behind, they come due again when the claim TTL ends");
+    let logged = logged.map(|line| (line.tenant_id, line.fields["members"].clone()));
+    assert_eq!(logged, Some((Some(tenant.id.clone()), 30.into())));
     report(
         "SIGTERM with Postgres and Redis black-holed",
         &format!(
-            "ended after {:.2} s, 30 orphaned claims told with their tenant, exit code 1",
+            "ended after {:.2} s, 30 orphaned claims logged with their tenant, exit code 1",
             ended.took.as_secs_f64()
         ),
     );

@@ -117,7 +117,7 @@ async fn ten_thousand_closed_accounts_leave_the_quarantine_empty() -> Result<()>
 }
 
 #[tokio::test]
-async fn a_loss_is_told_by_the_trail_and_listed_until_somebody_drops_it() -> Result<()> {
+async fn a_loss_is_shown_by_the_trail_and_listed_until_an_operator_drops_it() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(1, 10).await?;
     let tenant = sandbox.tenants().remove(0);
     let mut worker = brisk(&sandbox, "w").set("quarantine.trail_grace", "3s").start().await?;
@@ -195,7 +195,7 @@ async fn a_loss_is_told_by_the_trail_and_listed_until_somebody_drops_it() -> Res
     Ok(())
 }
 
-/// However old the mutation is: its operation may have had to wait for Postgres, or nobody knows its age any more because a
+/// However old the mutation is: its operation may have had to wait for Postgres, or its age is no longer known because a
 /// claim has lapsed.
 #[tokio::test]
 async fn an_operation_that_comes_late_is_waited_for() -> Result<()> {
@@ -241,7 +241,7 @@ async fn on_a_standby_nothing_is_decided_by_an_equal_version() -> Result<()> {
     worker.reaches("balance_sync_tenant_degraded", &labels, 1.0).await?;
     let begun = Instant::now();
     eventually(SOON, "tries for longer than the grace", || async {
-        assert_eq!(outcome(&worker, "stale").await?, 0.0, "nobody could write the operation");
+        assert_eq!(outcome(&worker, "stale").await?, 0.0, "the operation could not be written");
         ensure!(begun.elapsed() > 2 * grace);
         Ok(())
     })

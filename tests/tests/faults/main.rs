@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stderr)] // what was measured must be seen
 
+mod any_loss;
 mod clock;
 mod cluster;
 mod drain;
@@ -55,7 +56,7 @@ fn report(fault: &str, measured: &str) {
     eprintln!("measured: {fault}: {measured}");
 }
 
-/// Whether no row of this tenant went backwards, or stood still under a write (G2).
+/// Whether no row of this tenant went backwards, or was written without a change (G2).
 async fn nothing_backwards(sandbox: &Sandbox, tenant: &SandboxTenant) -> Result<Audit> {
     let pool = sandbox.pool(tenant);
     let audit = Audit::read(&pool, tenant).await;

@@ -1,4 +1,4 @@
-//! G5: what can't be synced stands aside with its reason, can be looked at, retried and dropped, and holds nobody up.
+//! G5: what can't be synced stands aside with its reason, can be looked at, retried and dropped, and holds no other up.
 
 use std::time::{Duration, Instant};
 
@@ -135,8 +135,8 @@ async fn one_poison_in_fifty_leaves_the_others_their_cycle() -> Result<()> {
     })
     .await?;
     assert!(seconds(&again["last_at"])? > seconds(&again["first_at"])?, "{again}");
-    let (code, nobody) = quarantine(&sandbox, &["retry", "nobody"]).await?;
-    assert_eq!((code, &nobody["done"], &nobody["absent"]), (Some(1), &0.into(), &1.into()));
+    let (code, unknown) = quarantine(&sandbox, &["retry", "nobody"]).await?;
+    assert_eq!((code, &unknown["done"], &unknown["absent"]), (Some(1), &0.into(), &1.into()));
     // A later good mutation clears it without anybody's help.
     let mut redis = sandbox.redis().connect().await?;
     put_raw(&mut redis, &tenant.keys.schedule(), own.as_bytes(), good(3).as_bytes(), Some(DEFAULT_TTL))
@@ -191,13 +191,13 @@ async fn an_expired_value_is_counted_logged_and_listed() -> Result<()> {
     redis.zadd::<_, _, _, ()>(tenant.keys.schedule(), &member, 1.5).await?;
     worker.reaches("balance_sync_balances_total", &[("outcome", "expired")], 1.0).await?;
     let lines = worker.log().lines();
-    let told = lines.iter().find(|line| line.message.starts_with("value expired in redis"));
-    let told = told.context("no line says so")?;
+    let logged = lines.iter().find(|line| line.message.starts_with("value expired in redis"));
+    let logged = logged.context("no line says so")?;
     assert_eq!(
-        (told.level.as_str(), &told.fields["member"]),
+        (logged.level.as_str(), &logged.fields["member"]),
         ("WARN", &member.as_str().into()),
         "{}",
-        told.raw
+        logged.raw
     );
     let (code, listed) = quarantine(&sandbox, &["list", "--reason", "value_lost"]).await?;
     assert_eq!((code, &listed[0]["member"]), (Some(1), &member.as_str().into()));
@@ -242,7 +242,7 @@ async fn a_full_quarantine_puts_off_and_raises_its_alarm() -> Result<()> {
     Ok(())
 }
 
-/// Somebody's key stands where the quarantine, or the losses, of the tenant belong.
+/// A foreign key stands where the quarantine, or the losses, of the tenant belong.
 #[tokio::test]
 async fn a_key_in_the_place_of_the_quarantine_degrades_the_tenant_and_loses_nothing() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(1, BATCH).await?;

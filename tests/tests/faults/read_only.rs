@@ -27,10 +27,14 @@ async fn set_read_only(sandbox: &Sandbox, change: &str) -> Result<()> {
 async fn a_server_that_stays_read_only_costs_the_tenant_service_two_calls_a_second() -> Result<()> {
     let wanted = SandboxOptions { isolation: Isolation::Schema, ..options(TENANTS, 1) };
     let sandbox = Sandbox::start(wanted).await?;
-    // Nothing but the failures makes the worker look settings up. Its deadlines are those it has by default: so many logins at
-    // once take a busy machine some time.
+    // Nothing but the failures makes the worker look settings up. So many logins at once take a busy machine longer than the
+    // deadlines it has by default, and a login that isn't answered in time says nothing about the server.
     let mut worker = Worker::of(&sandbox)
         .set("tenants.service.settings_ttl", "1h")
+        .set("postgres.connect_timeout", "30s")
+        .set("postgres.acquire_timeout", "45s")
+        .set("collector.flush_deadline", "1m")
+        .set("claim.ttl", "2m")
         .set("admin.metrics_tenants", "0")
         .set("log.level", "warn,balance_sync_admin=info")
         .start()

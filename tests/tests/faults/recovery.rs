@@ -1,4 +1,4 @@
-//! G8, G2 and G4: workers that are killed, frozen, or never told that they were done.
+//! G8, G2 and G4: workers that are killed, frozen, or never learn that they were done.
 
 use std::time::{Duration, Instant};
 
@@ -95,7 +95,7 @@ async fn a_worker_frozen_beyond_its_lease_does_no_harm() -> Result<()> {
     // Its statement was ended by Postgres meanwhile: it tries to give back what it believes to hold.
     sleeper.logs("flushed").await?;
     let gave_back = sleeper.metric("balance_sync_balances_total", &[("outcome", "released")]).await?;
-    assert_eq!(gave_back, 0.0, "it gave back what was somebody else's");
+    assert_eq!(gave_back, 0.0, "it released what another worker held");
     held.rollback().await?;
     comes_in_step(&sandbox, &producer).await?;
     producer.mutate_each(DEFAULT_TTL).await?;
@@ -169,7 +169,7 @@ async fn a_mutation_during_a_flush_is_not_removed_by_it() -> Result<()> {
     let tenant = sandbox.tenants().remove(0);
     let pool = sandbox.pool(&tenant);
     // One balance in flight and one in the buffer: the worker claims nothing more, so that the newer mutation of the first
-    // stands in the schedule alone, in nobody's memory. (`system` has the same with a worker that claims it.)
+    // stands in the schedule alone, in no worker's memory. (`system` has the same with a worker that claims it.)
     let mut worker = Worker::of(&sandbox)
         .set("collector.batch_size", "1")
         .set("collector.pipeline_depth", "1")
@@ -188,7 +188,7 @@ async fn a_mutation_during_a_flush_is_not_removed_by_it() -> Result<()> {
     })
     .await?;
     producer.mutate(0, &[3], DEFAULT_TTL).await?;
-    assert_eq!(claimed(&sandbox, &tenant).await?, 1, "the newer one is due and claimed by nobody");
+    assert_eq!(claimed(&sandbox, &tenant).await?, 1, "the newer one is due and claimed by no worker");
     held.rollback().await?;
     comes_in_step(&sandbox, &producer).await?;
     all_settled(&sandbox).await?;

@@ -58,7 +58,7 @@ pub(crate) async fn degraded(worker: &Worker, reason: &str, tenants: usize) -> R
     Ok(begun.elapsed())
 }
 
-pub(crate) async fn nobody_degraded(worker: &Worker) -> Result<()> {
+pub(crate) async fn none_degraded(worker: &Worker) -> Result<()> {
     eventually(SOON, "no degraded tenant", || async {
         let count = worker.metric("balance_sync_tenant_degraded", &[]).await?;
         ensure!(count == 0.0, "there are {count}");
@@ -68,7 +68,7 @@ pub(crate) async fn nobody_degraded(worker: &Worker) -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_redis_refuses_is_told_and_gone_through() -> Result<()> {
+async fn what_redis_refuses_is_reported_and_survived() -> Result<()> {
     const TENANTS: usize = 3;
     let sandbox = Sandbox::start(lasting(TENANTS, 40, &[])).await?;
     for tenant in sandbox.tenants() {
@@ -80,7 +80,7 @@ async fn what_redis_refuses_is_told_and_gone_through() -> Result<()> {
     producer.mutate_each(DEFAULT_TTL).await?;
     comes_in_step(&sandbox, &producer).await?;
 
-    // The scripts are gone: nobody notices.
+    // The scripts are gone: nothing fails.
     ask(&sandbox, &["SCRIPT", "FLUSH"]).await?;
     producer.mutate_each(DEFAULT_TTL).await?;
     comes_in_step(&sandbox, &producer).await?;
@@ -89,11 +89,8 @@ async fn what_redis_refuses_is_told_and_gone_through() -> Result<()> {
 
     let black_hole: &[&str] = &[];
     for (reason, begin, end) in [
-        (
-            "redis_out_of_memory",
-            ["CONFIG SET maxmemory 1mb"].as_slice(),
-            ["CONFIG SET maxmemory 0"].as_slice(),
-        ),
+        // One byte: an empty Redis uses about 1 MB, now a little more and now a little less.
+        ("redis_out_of_memory", ["CONFIG SET maxmemory 1"].as_slice(), ["CONFIG SET maxmemory 0"].as_slice()),
         ("redis_read_only", &["REPLICAOF 127.0.0.1 1"], &["REPLICAOF NO ONE"]),
         (
             "redis_no_replicas",
@@ -117,6 +114,10 @@ async fn what_redis_refuses_is_told_and_gone_through() -> Result<()> {
             proxy.set(Fault::BlackHole).await;
         }
         worker.signal(Signal::SIGCONT)?;
+        if reason == "redis_permission" {
+            // A claim that Redis answered before the fault may have taken all of a tenant.
+            producer.mutate_each(DEFAULT_TTL).await?;
+        }
         let noticed = degraded(&worker, reason, TENANTS).await?;
         assert_eq!(worker.get("/livez").await?.0, 200);
         for command in end {
@@ -127,11 +128,11 @@ async fn what_redis_refuses_is_told_and_gone_through() -> Result<()> {
         comes_in_step(&sandbox, &producer).await?;
         let took = healed.elapsed();
         all_settled(&sandbox).await?;
-        nobody_degraded(&worker).await?;
+        none_degraded(&worker).await?;
         report(
             reason,
             &format!(
-                "told after {:.2} s, all written {:.2} s after its end",
+                "reported after {:.2} s, all written {:.2} s after its end",
                 noticed.as_secs_f64(),
                 took.as_secs_f64()
             ),
@@ -146,7 +147,7 @@ async fn what_redis_refuses_is_told_and_gone_through() -> Result<()> {
 
 /// No worker can publish then, and what keeps it on the list of live workers lapses.
 #[tokio::test]
-async fn while_redis_refuses_writes_the_status_says_so_and_shows_what_was_heard_last() -> Result<()> {
+async fn while_redis_refuses_writes_the_status_says_so_and_shows_what_was_read_last() -> Result<()> {
     const TENANTS: usize = 3;
     let sandbox = Sandbox::start(lasting(TENANTS, 10, &[])).await?;
     let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();
@@ -265,6 +266,10 @@ async fn while_redis_refuses_each_link_of_a_worker_opens_one_connection_per_seco
         producer.mutate_each(DEFAULT_TTL).await?;
         refuse(reason, true).await?;
         worker.signal(Signal::SIGCONT)?;
+        if reason == "redis_permission" {
+            // As above.
+            producer.mutate_each(DEFAULT_TTL).await?;
+        }
         degraded(&worker, reason, TENANTS).await?;
         let before = received().await?;
         let begun = Instant::now();
@@ -277,7 +282,7 @@ async fn while_redis_refuses_each_link_of_a_worker_opens_one_connection_per_seco
         ensure!(opened == 0 || reason == "redis_read_only", "{reason}: {opened} opened");
         refuse(reason, false).await?;
         comes_in_step(&sandbox, &producer).await?;
-        nobody_degraded(&worker).await?;
+        none_degraded(&worker).await?;
         report(
             &format!("{reason}, {REFUSALS} calls refused in {:.1} s", took.as_secs_f64()),
             &format!("{opened} connections opened by {links} links"),
@@ -314,11 +319,11 @@ async fn a_redis_that_loads_its_data_is_waited_for() -> Result<()> {
     let begun = Instant::now();
     comes_in_step(&sandbox, &producer).await?;
     all_settled(&sandbox).await?;
-    nobody_degraded(&worker).await?;
+    none_degraded(&worker).await?;
     report(
         "redis_loading",
         &format!(
-            "told after {:.2} s, all written {:.2} s after its end",
+            "reported after {:.2} s, all written {:.2} s after its end",
             noticed.as_secs_f64(),
             begun.elapsed().as_secs_f64()
         ),
@@ -385,8 +390,8 @@ async fn a_redis_that_lost_its_last_second_never_takes_rows_back() -> Result<()>
     // Postgres is ahead of Redis now, and verify says so.
     let config = sandbox.config_path().to_str().context("a path of text")?;
     let ahead = run(&["verify", "--config", config, "--json"], &[]).await?;
-    let told: Value = serde_json::from_str(&ahead.stdout).with_context(|| format!("{ahead:?}"))?;
-    assert_eq!((ahead.code, &told["tenants"][0]["ahead"]), (Some(1), &40.into()), "{told}");
+    let verified: Value = serde_json::from_str(&ahead.stdout).with_context(|| format!("{ahead:?}"))?;
+    assert_eq!((ahead.code, &verified["tenants"][0]["ahead"]), (Some(1), &40.into()), "{verified}");
     // The ledger goes on from what Redis has: its first mutations are older than the rows.
     let mut producer = sandbox.producer();
     producer.refresh_versions().await?;
@@ -418,7 +423,7 @@ async fn a_redis_that_lost_its_last_second_never_takes_rows_back() -> Result<()>
         let args = ["tenants", "acknowledge", &tenant.id, "--note", "counted on", "--config", config];
         run(&args, &[]).await?;
     }
-    nobody_degraded(&worker).await?;
+    none_degraded(&worker).await?;
     report(
         "redis lost two mutations of 80 balances",
         "0 rows backwards, 80 listed as forked, written again from the first newer version on",
@@ -450,7 +455,7 @@ async fn a_redis_that_comes_back_empty_is_gone_on_with() -> Result<()> {
     comes_in_step(&sandbox, &producer).await?;
     let took = back.elapsed();
     all_settled(&sandbox).await?;
-    nobody_degraded(&worker).await?;
+    none_degraded(&worker).await?;
     worker.reaches("balance_sync_workers", &[], 1.0).await?;
     for tenant in sandbox.tenants() {
         nothing_backwards(&sandbox, &tenant).await?;

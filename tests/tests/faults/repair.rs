@@ -1,4 +1,4 @@
-//! `verify --repair`: what is behind and nobody would write is scheduled again, and only that.
+//! `verify --repair`: what is behind and no worker would write is scheduled again, and only that.
 
 use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::eventually;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{brisk, report};
 
 #[tokio::test]
-async fn what_nobody_would_write_is_scheduled_again_by_repair_alone() -> Result<()> {
+async fn what_no_worker_would_write_is_scheduled_again_by_repair_alone() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(3, 30).await?;
     let tenants = sandbox.tenants();
     let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();

@@ -208,7 +208,7 @@ async fn every_failure_of_a_database_has_its_reason_and_an_end() -> Result<()> {
     report(
         &format!("{} ways for a database to fail, at once", FAILURES.len()),
         &format!(
-            "each told by its reason; two rounds of the healthy neighbour {:.2} s; all written {:.2} s after mending (backoff_long 2 s)",
+            "each shown by its reason; two rounds of the healthy neighbour {:.2} s; all written {:.2} s after mending (backoff_long 2 s)",
             healthy_took.as_secs_f64(),
             took.as_secs_f64()
         ),

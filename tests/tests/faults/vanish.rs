@@ -19,6 +19,8 @@ use crate::{brisk, nothing_backwards, report};
 
 /// From a loss to a verdict that is not HEALTHY.
 pub(crate) const WITHIN: Duration = Duration::from_secs(10);
+/// Tenant → open condition.
+const OPEN: &str = "{transactions}:balance-sync:vanished";
 
 pub(crate) fn of_redis(tenants: usize, balances: usize, extra: &[&str]) -> SandboxOptions {
     let wanted = options(tenants, balances);
@@ -223,6 +225,33 @@ async fn a_schedule_that_is_deleted_is_noticed_and_what_is_left_written() -> Res
     Ok(())
 }
 
+/// They may come back before the rows can be read: by the comparison after a restart of Postgres, or by the ledger.
+#[tokio::test]
+async fn a_suspicion_ends_when_the_members_are_back() -> Result<()> {
+    let sandbox = Sandbox::start(of_redis(2, 50, &[])).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let mut worker = worker(&sandbox, "w").start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    sandbox.postgres().stop_immediate().await?;
+    producer.mutate_each(DEFAULT_TTL).await?;
+    counted(&sandbox).await?;
+    let mut redis = sandbox.redis().connect().await?;
+    let scheduled: Vec<(Vec<u8>, f64)> = redis.zrange_withscores(tenant.keys.schedule(), 0, -1).await?;
+    redis.del::<_, ()>(tenant.keys.schedule()).await?;
+    shown(&sandbox, &tenant, "redis_schedule_vanished").await?;
+    let back: Vec<(f64, Vec<u8>)> = scheduled.into_iter().map(|(member, score)| (score, member)).collect();
+    redis.zadd_multiple::<_, _, _, ()>(tenant.keys.schedule(), &back).await?;
+    nothing_open(&sandbox).await?;
+    sandbox.postgres().start_again().await?;
+    comes_in_step(&sandbox, &producer).await?;
+    let other = [("reason", "redis_schedule_vanished")];
+    assert_eq!(worker.metric("balance_sync_vanished_total", &other).await?, 0.0, "nothing has vanished");
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_empty_restart_of_redis_stays_open_until_all_is_listed_or_acknowledged() -> Result<()> {
     const BALANCES: usize = 100;
@@ -248,6 +277,13 @@ async fn an_empty_restart_of_redis_stays_open_until_all_is_listed_or_acknowledge
     assert_eq!(open["extent"], BALANCES, "{open}");
     ensure!(open["detail"] == "Redis has lost all its data", "{open}");
 
+    let before_listing = eventually(SOON, "a condition that is stored", || async {
+        let stored: Option<String> = sandbox.redis().connect().await?.hget(OPEN, &tenants[0].id).await?;
+        stored.context("nothing is stored")
+    })
+    .await?;
+    ensure!(before_listing.contains(r#""lost":0"#), "{before_listing}");
+
     sandbox.postgres().start_again().await?;
     // The operations of the first tenant arrive, those of the second are lost with Redis.
     operations(&sandbox, &tenants[0], before + 1).await?;
@@ -263,8 +299,10 @@ async fn an_empty_restart_of_redis_stays_open_until_all_is_listed_or_acknowledge
         Ok(open)
     })
     .await?;
-    // Another worker goes on with it.
+    // Another worker goes on with it, and with one that this worker had listed and not stored when it ended.
     assert_eq!(worker.stop().await?.code, Some(0));
+    let mut redis = sandbox.redis().connect().await?;
+    redis.hset::<_, _, _, ()>(OPEN, &tenants[0].id, before_listing).await?;
     let mut next = self::worker(&sandbox, "w2").start().await?;
     let taken = shown(&sandbox, &tenants[1], "redis_data_replaced").await?;
     assert_eq!((&taken["extent"], &taken["since"]), (&held["extent"], &held["since"]), "{taken}");
@@ -286,6 +324,50 @@ async fn an_empty_restart_of_redis_stays_open_until_all_is_listed_or_acknowledge
         ),
     );
     assert_eq!(next.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// Rows written later may be those of other balances: what was remembered of the schedule must be accounted for itself.
+#[tokio::test]
+async fn members_without_a_trace_keep_a_condition_open_however_much_else_is_written() -> Result<()> {
+    const BALANCES: usize = 60;
+    const VANISHING: usize = 12;
+    let sandbox = Sandbox::start(of_redis(1, BALANCES, &[])).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let mut worker = worker(&sandbox, "w").start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    operations(&sandbox, &tenant, producer.tenants()[0].versions[0]).await?;
+    sandbox.postgres().stop_immediate().await?;
+    // The ledger crashes before it has written the operations of these.
+    let vanishing: Vec<usize> = (0..VANISHING).collect();
+    producer.mutate(0, &vanishing, DEFAULT_TTL).await?;
+    counted(&sandbox).await?;
+    let mut redis = sandbox.redis().connect().await?;
+    redis.del::<_, ()>(tenant.keys.schedule()).await?;
+    for balance in &tenant.balances[..VANISHING] {
+        redis.del::<_, ()>(tenant.keys.member(balance)).await?;
+    }
+    shown(&sandbox, &tenant, "redis_schedule_vanished").await?;
+    sandbox.postgres().start_again().await?;
+    let others: Vec<usize> = (VANISHING..BALANCES).collect();
+    let open = eventually(SOON, "a condition that stays open", || async {
+        let open = shown(&sandbox, &tenant, "redis_schedule_vanished").await?;
+        ensure!(open["phase"].as_str().is_some_and(|phase| phase.contains("remembered before")), "{open}");
+        Ok(open)
+    });
+    let mut open = std::pin::pin!(open);
+    let open = loop {
+        producer.mutate(0, &others, DEFAULT_TTL).await?;
+        tokio::select! {
+            open = &mut open => break open?,
+            () = tokio::time::sleep(Duration::from_millis(50)) => {}
+        }
+    };
+    let written = worker.metric("balance_sync_balances_total", &[("outcome", "updated")]).await?;
+    ensure!(written > (BALANCES + VANISHING) as f64, "{written}, {open}");
+    assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }
 

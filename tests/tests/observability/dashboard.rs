@@ -1,4 +1,4 @@
-//! The Grafana dashboard: what Grafana needs to show it, and nothing asked that nobody answers.
+//! The Grafana dashboard: what Grafana needs to show it, and no query without an answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -63,7 +63,7 @@ fn it_is_complete_and_every_panel_has_its_place_and_unit() -> Result<()> {
     let dashboard = dashboard()?;
     assert!(dashboard["schemaVersion"].as_u64() >= Some(39), "the schema of a current Grafana");
     assert_eq!(dashboard["uid"], "balance-sync");
-    assert!(dashboard["id"].is_null() && dashboard["__inputs"].is_null(), "an export of somebody's instance");
+    assert!(dashboard["id"].is_null() && dashboard["__inputs"].is_null(), "an export of one instance");
     let variables = dashboard["templating"]["list"].as_array().context("variables")?;
     let names: Vec<_> = variables.iter().filter_map(|variable| variable["name"].as_str()).collect();
     assert_eq!(names, ["datasource", "job", "instance", "tenant"]);

@@ -141,7 +141,7 @@ fn matchers(text: &str) -> Result<(Vec<Chosen>, &str)> {
 }
 
 #[test]
-fn what_an_expression_names_is_found_and_what_is_not_there_is_told() -> Result<()> {
+fn what_an_expression_names_is_found_and_what_is_missing_is_reported() -> Result<()> {
     let page = Metrics::parse(
         "# HELP a_total A.\n# TYPE a_total counter\na_total{state=\"on\"} 1\n# HELP h_seconds H.\n# TYPE h_seconds \
          histogram\nh_seconds_bucket{le=\"+Inf\"} 0\nh_seconds_sum 0\nh_seconds_count 0\n",

@@ -10,6 +10,7 @@ use balance_sync_sandbox::{Sandbox, SandboxTenant, eventually};
 use balance_sync_tests::ledger::comes_in_step;
 use balance_sync_tests::prometheus::{Prometheus, program, promtool};
 use balance_sync_tests::{Metrics, SOON, Worker};
+use nix::sys::signal::Signal;
 use redis::AsyncCommands;
 
 use crate::{dashboard, expressions::Named, file, rules, text};
@@ -42,10 +43,19 @@ const QUEUE: &[&str] = &["queue", "tenant_id"];
 const SERVER: &[&str] = &["server"];
 const TASK: &[&str] = &["task"];
 
+/// Those with the ledger's names, which go out by OTLP instead where metrics are pushed. Each has a twin of ours.
+const AS_THE_LEDGER: [&str; 4] = [
+    "balance_synced",
+    "balance_sync_batch_failures_total",
+    "balance_sync_cleanup_failures_total",
+    "balance_sync_tenant_skip_total",
+];
+
 /// All metrics of a worker, in the order of its page.
 pub(crate) const FAMILIES: &[Expected] = &[
     is("balance_sync_build_info", "gauge", "info", &["version"]),
     is("balance_sync_ready", "gauge", "", &[]),
+    is("balance_sync_shadow", "gauge", "", &[]),
     is("balance_sync_config_info", "gauge", "info", &["claim_mode", "key_form"]),
     is("balance_sync_freshness_objective_seconds", "gauge", "seconds", &[]),
     is("balance_sync_exposure_objective_seconds", "gauge", "seconds", &[]),
@@ -72,11 +82,14 @@ pub(crate) const FAMILIES: &[Expected] = &[
     is("balance_sync_failover_behind_total", "counter", "", &[]),
     is("balance_sync_vanished_rescheduled_total", "counter", "", &[]),
     is("balance_sync_vanished_lost_total", "counter", "", &[]),
+    is("balance_sync_shadow_left_behind_total", "counter", "", &[]),
+    is("balance_sync_shadow_lost_total", "counter", "", &[]),
     is("balance_sync_redis_evicted_keys_total", "counter", "", &[]),
     is("balance_sync_ledger_queue_records_read_total", "counter", "", &[]),
     is("balance_sync_collector_reaped_total", "counter", "", &[]),
     is("balance_sync_collector_panics_total", "counter", "", &[]),
     is("balance_sync_vanished_total", "counter", "", &["reason"]),
+    is("balance_sync_metrics_pushes_total", "counter", "", &["outcome"]),
     is("balance_sync_background_task_running", "gauge", "", TASK),
     is("balance_sync_background_task_restarts_total", "counter", "", TASK),
     is("balance_sync_background_task_progress_timestamp_seconds", "gauge", "seconds", TASK),
@@ -93,6 +106,7 @@ pub(crate) const FAMILIES: &[Expected] = &[
     is("balance_sync_batch_failures_total", "counter", "", TENANT),
     is("balance_sync_cleanup_failures_total", "counter", "", TENANT),
     is("balance_sync_tenant_skip_total", "counter", "", TENANT),
+    is("balance_sync_tenant_failures_total", "counter", "", &["step", "tenant_id"]),
     is("balance_sync_tenant_collector_restarts_total", "counter", "", TENANT),
     is("balance_sync_quarantine_full_total", "counter", "", TENANT),
     is("balance_sync_balances_total", "counter", "", &["outcome", "tenant_id"]),
@@ -114,6 +128,11 @@ pub(crate) const FAMILIES: &[Expected] = &[
     is("balance_sync_ledger_queue_most_attempts", "gauge", "", QUEUE),
     is("balance_sync_ledger_queue_unreadable_records", "gauge", "", QUEUE),
     is("balance_sync_ledger_queue_unread", "gauge", "", QUEUE),
+    is("balance_sync_shadow_waiting_balances", "gauge", "", TENANT),
+    is("balance_sync_shadow_left_behind_balances", "gauge", "", TENANT),
+    is("balance_sync_shadow_lost_balances", "gauge", "", TENANT),
+    is("balance_sync_shadow_lag_p99_seconds", "gauge", "seconds", TENANT),
+    is("balance_sync_shadow_compared_timestamp_seconds", "gauge", "seconds", TENANT),
     is("balance_sync_redis_errors_total", "counter", "", &["class"]),
     is("balance_sync_redis_connections_opened_total", "counter", "", &[]),
     is("balance_sync_redis_may_evict", "gauge", "", &[]),
@@ -144,7 +163,7 @@ pub(crate) const FAMILIES: &[Expected] = &[
 #[tokio::test]
 async fn a_workers_page_is_as_documented_and_answers_rules_and_dashboard() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(4, 20).await?;
-    let worker = Worker::of(&sandbox)
+    let mut worker = Worker::of(&sandbox)
         .set("supervisor.sample_interval", "200ms")
         .set("queues.interval", "200ms")
         .expect_error("redis may evict")
@@ -153,18 +172,25 @@ async fn a_workers_page_is_as_documented_and_answers_rules_and_dashboard() -> Re
         .await?;
     let tenants = sandbox.tenants();
     trouble(&sandbox, &worker, &tenants).await?;
+    let shadow = Worker::of(&sandbox)
+        .set("worker.mode", "shadow")
+        .set("shadow.compare_interval", "1s")
+        .start()
+        .await?;
     // In parallel with what is read below, so that it has been scraped often enough for rates.
     let scraping = match program("prometheus") {
         Some(path) => {
-            let target = worker.address().context("an address")?.to_string();
-            Some(Prometheus::start(&path, &file("deploy/observability/rules.yaml"), &[target]).await?)
+            let target = |worker: &Worker| anyhow::Ok(worker.address().context("an address")?.to_string());
+            let targets = [target(&worker)?, target(&shadow)?];
+            Some(Prometheus::start(&path, &file("deploy/observability/rules.yaml"), &targets).await?)
         }
         None => None,
     };
 
     let (status, text) = worker.get("/metrics").await?;
     assert_eq!(status, 200);
-    let page = Metrics::parse(&text);
+    // What a shadow alone has stands behind what all have of the ledger's queues.
+    let page = Metrics::parse(&with_shadow(&sandbox, &mut worker, &shadow, &text).await?);
     names_types_units_and_labels(&page)?;
     the_document_is_true(&page)?;
     promtool_finds_fault_with_the_ledgers_name_only(&text)?;
@@ -173,6 +199,36 @@ async fn a_workers_page_is_as_documented_and_answers_rules_and_dashboard() -> Re
         a_real_prometheus_answers(&prometheus, &tenants).await?;
     }
     Ok(())
+}
+
+/// The page with what only that of a shadow has, in its place.
+async fn with_shadow(sandbox: &Sandbox, worker: &mut Worker, shadow: &Worker, page: &str) -> Result<String> {
+    const BEFORE: &str = "# HELP balance_sync_redis_errors_total";
+    // A mutation of the tenant that is well, which waits until the shadow has seen it.
+    let well = sandbox.tenants().len() - 1;
+    let mut producer = sandbox.producer();
+    producer.refresh_versions().await?;
+    let tenant = producer.tenants()[well].id.clone();
+    let labels = [("tenant_id", tenant.as_str())];
+    worker.freeze(sandbox.redis()).await?;
+    producer.mutate(well, &[0], DEFAULT_TTL).await?;
+    let waits = shadow.reaches("balance_sync_shadow_waiting_balances", &labels, 1.0).await;
+    worker.signal(Signal::SIGCONT)?;
+    waits?;
+    eventually(SOON, "a lag that the shadow has seen, and a whole comparison", || async {
+        let metrics = shadow.metrics().await?;
+        ensure!(metrics.has("balance_sync_shadow_lag_p99_seconds"));
+        ensure!(metrics.has("balance_sync_shadow_compared_timestamp_seconds"));
+        Ok(())
+    })
+    .await?;
+    let (_, text) = shadow.get("/metrics").await?;
+    let own: String = text
+        .split_inclusive('\n')
+        .filter(|line| line.contains("balance_sync_shadow_") && !line.contains("_total"))
+        .collect();
+    let at = page.find(BEFORE).context("what comes behind it")?;
+    Ok(format!("{}{own}{}", &page[..at], &page[at..]))
 }
 
 /// One tenant that can't write, one with a value that can't be read, one with a value of a later release, and a Redis that may throw keys away.
@@ -317,13 +373,17 @@ fn rules_and_dashboard_ask_for_what_is_there(page: &Metrics) -> Result<()> {
         named.is_known(page, &recorded).with_context(|| format!("{place}: {expression}"))?;
         used.extend(named.metrics().map(str::to_owned));
     }
-    // What nobody looks at need not be recorded.
+    // What is never looked at need not be recorded.
     for name in &recorded {
         assert!(used.contains(name), "{name} is recorded and never used");
+    }
+    for name in AS_THE_LEDGER {
+        assert!(!used.contains(name), "{name} is not on the page where metrics are pushed");
     }
     let unused: Vec<&str> = page
         .families()
         .iter()
+        .filter(|family| !AS_THE_LEDGER.contains(&family.name.as_str()))
         .filter(|family| family.name.starts_with("balance_") && !used.iter().any(|name| family.has(name)))
         .map(|family| family.name.as_str())
         .collect();

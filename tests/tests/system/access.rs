@@ -1,4 +1,4 @@
-//! Who may look, who may act, and what nobody is shown.
+//! Who may look, who may act, and what is never shown.
 
 use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, put_raw};
@@ -59,7 +59,7 @@ async fn tokens_decide_who_may_look_and_who_may_act() -> Result<()> {
             );
         }
     }
-    // A reader looks and doesn't act; nobody acts from a foreign page.
+    // A reader looks and doesn't act; no action is taken from a foreign page.
     for (headers, status) in [
         (vec![], 401),
         (vec![("authorization", read.as_str())], 403),
@@ -116,7 +116,7 @@ async fn without_tokens_a_foreign_name_is_not_served() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_reader_sees_no_amounts_and_nobody_a_secret() -> Result<()> {
+async fn a_reader_sees_no_amounts_and_no_user_a_secret() -> Result<()> {
     const AMOUNT: &str = "77123456789.5x";
     let sandbox = balance_sync_tests::sandbox(2, 5).await?;
     let mut worker = with_tokens(&sandbox).await?;

@@ -118,8 +118,8 @@ async fn each_worker_answers_for_the_whole_fleet() -> Result<()> {
             assert!(row["rss_bytes"].as_u64() > Some(1 << 20), "{row}");
             assert!(row["reconcile"]["passes_total"].as_u64() > Some(0), "{row}");
         }
-        // Flushes of a tenant that the other one serves are told as well.
-        let foreign = owners.iter().find(|(_, owner)| *owner != name).context("nobody else's tenant")?;
+        // Flushes of a tenant that the other one serves are reported as well.
+        let foreign = owners.iter().find(|(_, owner)| *owner != name).context("no tenant of the other")?;
         eventually(SOON, "the other worker's flushes", || async {
             let detail = json(worker, &format!("/api/v1/tenants/{}", foreign.0)).await?;
             ensure!(texts(&detail["flushes"], "worker").first() == Some(&foreign.1.as_str()), "{detail}");
@@ -131,7 +131,7 @@ async fn each_worker_answers_for_the_whole_fleet() -> Result<()> {
         .await?;
     }
 
-    // A worker that goes is no longer told of, and what it served is the other's.
+    // A worker that goes is no longer listed, and what it served is the other's.
     assert_eq!(workers[1].stop().await?.code, Some(0));
     let owners = settled(&workers[0], 1).await?;
     assert!(owners.len() == 8 && owners.values().all(|owner| owner == "one"), "{owners:?}");
@@ -181,7 +181,7 @@ async fn tenants_are_filtered_put_in_order_and_paged() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_tenant_that_cannot_be_written_is_told_with_reason_and_errors() -> Result<()> {
+async fn a_tenant_that_cannot_be_written_is_shown_with_reason_and_errors() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(3, 5).await?;
     let mut worker = sharing(&sandbox, "one").set("admin.freshness_objective", "1s").start().await?;
     let broken = sandbox.tenants()[0].clone();

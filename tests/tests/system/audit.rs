@@ -197,7 +197,7 @@ async fn fifty_among(balances: usize, rate: f64) -> Result<()> {
     );
     assert_eq!(worker.stop().await?.code, Some(0));
 
-    // Nobody else is there now: what is written would be the audit's.
+    // No worker is there now: what is written would be the audit's.
     let before = writes(&sandbox, &tenants).await?;
     let monitor = redis::Client::open(sandbox.redis().url())?.get_async_monitor().await?;
     let mut seen = monitor.into_on_message::<String>();
@@ -238,20 +238,20 @@ async fn what_cannot_be_read_is_named_and_nothing_else_is_judged_by_it() -> Resu
     let sandbox = balance_sync_tests::sandbox(1, 30).await?;
     let tenant = sandbox.tenants().remove(0);
     let mut planting = Planting::begin(&sandbox, &tenant).await?;
-    // Nobody works here: scheduled, and nothing else is known of it.
+    // No worker runs here: scheduled, and nothing else is known of it.
     let SeededBalance { organization, ledger, .. } = &tenant.balances[0];
     let prefix = tenant.keys.prefix();
-    let nobody = format!("{prefix}balance:{{transactions}}:{organization}:{ledger}:@nobody#default");
+    let unknown = format!("{prefix}balance:{{transactions}}:{organization}:{ledger}:@nobody#default");
     let strange = format!("{prefix}balance:{{transactions}}:not a balance");
     let unproven = tenant.keys.member(&tenant.balances[20]);
-    for member in [&nobody, &strange, &unproven] {
+    for member in [&unknown, &strange, &unproven] {
         planting.redis.zadd::<_, _, _, ()>(tenant.keys.schedule(), member, 1_700_000_000).await?;
     }
     planting.sql("UPDATE {balance} SET version = 4 WHERE id = '{id}'", &tenant.balances[20]).await?;
     planting.behind_unscheduled().await?;
     planting.lost().await?;
     let mut planted = planting.planted.clone();
-    for (member, class) in [(&nobody, "orphaned"), (&strange, "orphaned"), (&unproven, "lost_from_redis")] {
+    for (member, class) in [(&unknown, "orphaned"), (&strange, "orphaned"), (&unproven, "lost_from_redis")] {
         planted.insert(member.clone(), class);
     }
     let all = audit(&sandbox, &[]).await?;

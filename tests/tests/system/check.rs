@@ -217,6 +217,12 @@ async fn check_many(count: usize) -> Result<()> {
         })
         .collect();
     lines.sort_unstable();
+    // How a server is reached is not known yet of those that are asked first, where its answer takes long.
+    lines.dedup_by(|later, first| {
+        let same = later.0 == "ok" && first.0 == "ok";
+        first.2 += if same { later.2 } else { 0 };
+        same
+    });
     let expected = [
         ("fail", "postgres_credentials", REFUSED),
         ("fail", "postgres_database_missing", 1),

@@ -48,7 +48,7 @@ async fn check_refuses_bad_values_and_hides_secrets() -> Result<()> {
         assert!(!format!("{refused:?}").contains("hidden-"), "{refused:?}");
     }
 
-    // A relation between good values, told with both keys.
+    // A relation between good values, reported with both keys.
     std::fs::write(
         &file,
         "[tenants.service]\nurl = \"https://tenants.example\"\napi_key = \"hidden-two\"\n[claim]\nttl = \"5s\"\n",
@@ -138,10 +138,10 @@ async fn a_sandbox_can_be_worked_and_leaves_nothing() -> Result<()> {
         BufReader::new(output).read_line(&mut line).map(|_| line)
     });
     let line = tokio::time::timeout(SOON, line).await.context("no line")???;
-    let told: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
-    let text = |name: &str| told[name].as_str().map(str::to_owned).with_context(|| format!("no {name}"));
+    let printed: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
+    let text = |name: &str| printed[name].as_str().map(str::to_owned).with_context(|| format!("no {name}"));
     let (redis, service, config) = (text("redis_url")?, text("tenant_service_url")?, text("config")?);
-    let tenants = told["tenants"].as_array().context("no tenants")?;
+    let tenants = printed["tenants"].as_array().context("no tenants")?;
     assert_eq!(tenants.len(), 4);
     let mut ports = vec![port_in(&redis)?, port_in(&service)?];
     let mut secrets = vec![text("api_key")?];
@@ -159,7 +159,7 @@ async fn a_sandbox_can_be_worked_and_leaves_nothing() -> Result<()> {
     let figures: Value = serde_json::from_str(&loaded.stdout)?;
     assert!(figures["mutations"].as_u64().is_some_and(|mutations| mutations >= 300), "{figures}");
 
-    // Nobody has worked yet: Redis is ahead.
+    // No worker has run yet: Redis is ahead.
     let behind = run(&["verify", "--config", &config, "--json"], &[]).await?;
     assert_eq!(behind.code, Some(1), "{behind:?}");
     let mut worker = Worker::with_config(Path::new(&config));
@@ -211,9 +211,9 @@ async fn a_sandbox_is_broken_and_mended_for_drills() -> Result<()> {
         BufReader::new(output).read_line(&mut line).map(|_| line)
     });
     let line = tokio::time::timeout(SOON, line).await.context("no line")???;
-    let told: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
-    let config = told["config"].as_str().context("no config")?;
-    let url = told["dashboard_url"].as_str().context("no dashboard")?;
+    let printed: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
+    let config = printed["config"].as_str().context("no config")?;
+    let url = printed["dashboard_url"].as_str().context("no dashboard")?;
     let listen = url.trim_start_matches("http://").trim_end_matches('/');
     assert!(std::fs::read_to_string(config)?.contains(&format!("listen = \"{listen}\"")), "{url}");
 

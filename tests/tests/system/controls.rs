@@ -24,8 +24,8 @@ async fn act(worker: &Worker, tenant: &SandboxTenant, action: &str) -> Result<St
     Ok(answer.body["action_id"].as_str().context("no id")?.to_owned())
 }
 
-/// Waits until that many workers have told what became of an action; gives the action.
-async fn told(worker: &Worker, id: &str, workers: usize) -> Result<Value> {
+/// Waits until that many workers have reported what became of an action; gives the action.
+async fn outcomes_of(worker: &Worker, id: &str, workers: usize) -> Result<Value> {
     eventually(SOON, &format!("{workers} outcomes of {id}"), || async {
         let log = json(worker, "/api/v1/actions").await?;
         let actions = log["actions"].as_array().context("no actions")?;
@@ -52,7 +52,7 @@ async fn a_paused_tenant_stays_paused_through_restarts_and_keeps_its_values() ->
     })
     .await?;
     let id = act(&workers[0], &paused, "pause").await?;
-    let action = told(&workers[1], &id, 2).await?;
+    let action = outcomes_of(&workers[1], &id, 2).await?;
     assert_eq!((&action["by"], &action["note"]), (&"anonymous@loopback".into(), &"a test of pause".into()));
     assert_eq!(texts(&action["outcomes"], "outcome"), ["done", "done"]);
 
@@ -86,7 +86,7 @@ async fn a_paused_tenant_stays_paused_through_restarts_and_keeps_its_values() ->
         [&paused.id]
     );
 
-    // Nobody is left, and then others come.
+    // No worker is left, and then others come.
     for worker in &mut workers {
         assert_eq!(worker.stop().await?.code, Some(0));
     }
@@ -117,7 +117,7 @@ async fn a_paused_tenant_stays_paused_through_restarts_and_keeps_its_values() ->
 
     let id = act(&workers[1], &paused, "resume").await?;
     comes_in_step(&sandbox, &producer).await?;
-    let action = told(&workers[0], &id, 2).await?;
+    let action = outcomes_of(&workers[0], &id, 2).await?;
     assert_eq!(texts(&action["outcomes"], "outcome"), ["done", "done"]);
     eventually(SOON, "not paused any more", || async {
         let detail = state(&workers[0], &paused).await?;
@@ -156,7 +156,7 @@ async fn flush_wakes_a_tenant_out_of_a_long_backoff() -> Result<()> {
     .await?;
     // Still broken: that is what became of it.
     let id = act(&worker, &broken, "flush").await?;
-    let action = told(&worker, &id, 1).await?;
+    let action = outcomes_of(&worker, &id, 1).await?;
     assert_eq!(texts(&action["outcomes"], "outcome"), ["failed"], "{action}");
     sqlx::query(sqlx::AssertSqlSafe(format!("ALTER TABLE \"{schema}\".hidden RENAME TO balance")))
         .execute(&admin)
@@ -164,13 +164,13 @@ async fn flush_wakes_a_tenant_out_of_a_long_backoff() -> Result<()> {
     ensure!(in_step(&sandbox, &producer).await.is_err(), "its backoff was to last");
     let id = act(&worker, &broken, "flush").await?;
     comes_in_step(&sandbox, &producer).await?;
-    assert_eq!(texts(&told(&worker, &id, 1).await?["outcomes"], "outcome"), ["done"]);
+    assert_eq!(texts(&outcomes_of(&worker, &id, 1).await?["outcomes"], "outcome"), ["done"]);
 
     // A paused tenant is not flushed.
     let pause = act(&worker, &broken, "pause").await?;
-    told(&worker, &pause, 1).await?;
+    outcomes_of(&worker, &pause, 1).await?;
     let id = act(&worker, &broken, "flush").await?;
-    let action = told(&worker, &id, 1).await?;
+    let action = outcomes_of(&worker, &id, 1).await?;
     assert_eq!(texts(&action["outcomes"], "outcome"), ["refused"], "{action}");
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
@@ -194,7 +194,7 @@ async fn changed_credentials_are_read_when_an_operator_wants_it() -> Result<()> 
     let right = sandbox.service().tenant(&tenant.id).context("no such tenant")?.password;
     sandbox.service().update(&tenant.id, |record| record.password = "not-it-any-more".to_owned().into());
     let id = act(&worker, &tenant, "refresh_credentials").await?;
-    assert_eq!(texts(&told(&worker, &id, 1).await?["outcomes"], "outcome"), ["done"]);
+    assert_eq!(texts(&outcomes_of(&worker, &id, 1).await?["outcomes"], "outcome"), ["done"]);
     producer.mutate_each(DEFAULT_TTL).await?;
     eventually(SOON, "a degraded tenant", || async {
         let detail = state(&worker, &tenant).await?;
@@ -205,13 +205,13 @@ async fn changed_credentials_are_read_when_an_operator_wants_it() -> Result<()> 
     sandbox.service().update(&tenant.id, |record| record.password = right.clone());
     let id = act(&worker, &tenant, "refresh_credentials").await?;
     comes_in_step(&sandbox, &producer).await?;
-    let action = told(&worker, &id, 1).await?;
+    let action = outcomes_of(&worker, &id, 1).await?;
     assert_eq!(texts(&action["outcomes"], "outcome"), ["done"], "{action}");
 
     // A service that doesn't answer: said as what became of it.
     sandbox.service().set_faults(balance_sync_sandbox::ServiceFault::Status(500));
     let id = act(&worker, &tenant, "refresh_credentials").await?;
-    told(&worker, &id, 1).await?;
+    outcomes_of(&worker, &id, 1).await?;
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }
@@ -250,7 +250,7 @@ async fn a_worker_drains_by_name_and_ends_cleanly() -> Result<()> {
     let ended = two.wait().await?;
     assert_eq!(ended.code, Some(0));
     let id = answer.body["action_id"].as_str().context("no id")?;
-    let action = told(&one, id, 1).await?;
+    let action = outcomes_of(&one, id, 1).await?;
     assert_eq!((&action["what"], &action["worker"]), (&"drain".into(), &"two".into()));
     assert_eq!(texts(&action["outcomes"], "outcome"), ["done"]);
     assert!(texts(&action["outcomes"], "detail")[0].contains("4 collectors stopped"), "{action}");

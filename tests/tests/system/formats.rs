@@ -68,7 +68,7 @@ async fn an_unknown_format_waits_scheduled_and_alive_for_a_worker_that_knows_it(
     })
     .await?;
 
-    // A worker that knows the format is as good as a value that this one knows. Nobody schedules it again.
+    // A worker that knows the format is as good as a value that this one knows. It is not scheduled again.
     redis.set_ex::<_, _, ()>(&member, known, 600).await?;
     comes_in_step(&sandbox, &producer).await?;
     all_settled(&sandbox).await?;

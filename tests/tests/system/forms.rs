@@ -234,7 +234,7 @@ async fn a_ledger_is_upgraded_under_load() -> Result<()> {
     Ok(())
 }
 
-/// What waits longest is what nobody expects: legacy schedules, quarantine, and a tenant without dashes in the list.
+/// What waits longest is what is not expected: legacy schedules, quarantine, and a tenant without dashes in the list.
 #[tokio::test]
 async fn legacy_schedules_and_quarantine_of_both_forms_are_one_tenants() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(2, 6).await?;

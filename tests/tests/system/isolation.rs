@@ -1,4 +1,4 @@
-//! G5 and G7: what can't be synced is set aside and holds nobody up, and no tenant's worker touches another's data.
+//! G5 and G7: what can't be synced is set aside and holds no other up, and no tenant's worker touches another's data.
 
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ async fn a_member_of_another_tenant_is_set_aside_and_nothing_of_it_touched() -> 
 }
 
 #[tokio::test]
-async fn poison_is_set_aside_with_its_reason_and_holds_nobody_up() -> Result<()> {
+async fn poison_is_set_aside_with_its_reason_and_holds_no_other_up() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(1, 40).await?;
     let tenant = sandbox.tenants().remove(0);
     let schedule = tenant.keys.schedule();

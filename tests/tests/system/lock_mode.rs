@@ -2,38 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadOptions, Progress};
-use balance_sync_sandbox::{Sandbox, SandboxTenant, balance_table, eventually};
+use balance_sync_sandbox::{Sandbox, SandboxTenant, eventually};
 use balance_sync_tests::ledger::{all_settled, comes_in_step, row, scores};
-use balance_sync_tests::{Audit, SOON, Worker};
+use balance_sync_tests::{Audit, LedgerWorker, SOON, Worker};
 use redis::AsyncCommands;
-use redis::Script;
-use serde_json::Value;
-use sqlx::AssertSqlSafe;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-
-/// How often the ledger's worker polls by default.
-const LEDGER_POLL: Duration = Duration::from_millis(50);
-/// The ledger's own worker claims: due members, each by its lock.
-const CLAIM: &str = "
-    local now = redis.call('TIME')
-    local claimed = {}
-    local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now[1] .. '.' .. string.format('%06d', now[2]), 'WITHSCORES', 'LIMIT', 0, 25)
-    for i = 1, #due, 2 do
-      if redis.call('SET', ARGV[1] .. due[i], '1', 'NX', 'EX', 600) then
-        claimed[#claimed + 1] = due[i]
-        claimed[#claimed + 1] = due[i + 1]
-      end
-    end
-    return claimed";
-/// And when the row is written: the lock goes, whosever it is; the member goes if its score is still the claimed one.
-const CONCLUDE: &str = "
-    redis.call('DEL', ARGV[1] .. ARGV[2])
-    local score = redis.call('ZSCORE', KEYS[1], ARGV[2])
-    if score and tonumber(score) == tonumber(ARGV[3]) then return redis.call('ZREM', KEYS[1], ARGV[2]) end
-    return 0";
 
 fn lock_prefix(tenant: &SandboxTenant) -> String {
     tenant.keys.lock("")
@@ -51,7 +26,7 @@ async fn locks(sandbox: &Sandbox, tenant: &SandboxTenant) -> Result<Vec<String>>
 }
 
 #[tokio::test]
-async fn a_foreign_lock_is_respected_and_holds_up_nobody_behind_it() -> Result<()> {
+async fn a_foreign_lock_is_respected_and_holds_up_nothing_behind_it() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(1, 30).await?;
     let tenant = sandbox.tenants().remove(0);
     let mut redis = sandbox.redis().connect().await?;
@@ -96,42 +71,6 @@ async fn a_foreign_lock_is_respected_and_holds_up_nobody_behind_it() -> Result<(
     Ok(())
 }
 
-/// One round of the ledger's own worker; how many rows it wrote.
-async fn go_worker_round(sandbox: &Sandbox, tenant: &SandboxTenant, pool: &sqlx::PgPool) -> Result<u64> {
-    let mut redis = sandbox.redis().connect().await?;
-    let (schedule, prefix) = (tenant.keys.schedule(), lock_prefix(tenant));
-    let claimed: Vec<(String, String)> =
-        Script::new(CLAIM).key(&schedule).arg(&prefix).invoke_async(&mut redis).await?;
-    let mut written = 0;
-    for (member, score) in claimed {
-        let value: Option<String> = redis.get(&member).await?;
-        let value: Value = serde_json::from_str(&value.context("an expired value")?)?;
-        let sql = format!(
-            "UPDATE {} SET version = $2, available = $3::numeric, on_hold = $4::numeric,
-                 overdraft_used = $5::numeric, updated_at = now() WHERE id = $1::uuid AND version < $2",
-            balance_table(tenant.schema.as_deref())
-        );
-        let text = |name: &str| value[name].as_str().map(str::to_owned);
-        let done = sqlx::query(AssertSqlSafe(sql))
-            .bind(text("ID"))
-            .bind(value["Version"].as_i64())
-            .bind(text("Available"))
-            .bind(text("OnHold"))
-            .bind(text("OverdraftUsed"))
-            .execute(pool)
-            .await?;
-        written += done.rows_affected();
-        let () = Script::new(CONCLUDE)
-            .key(&schedule)
-            .arg(&prefix)
-            .arg(&member)
-            .arg(&score)
-            .invoke_async(&mut redis)
-            .await?;
-    }
-    Ok(written)
-}
-
 #[tokio::test]
 async fn beside_the_ledgers_own_worker_nothing_is_lost_and_nothing_goes_back() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(1, 150).await?;
@@ -149,28 +88,19 @@ async fn beside_the_ledgers_own_worker_nothing_is_lost_and_nothing_goes_back() -
         ..LoadOptions::default()
     };
     let over = CancellationToken::new();
-    let beside = async {
-        let mut written = 0;
-        // Without a pause between its rounds it would take every balance before our worker looks.
-        let mut poll = tokio::time::interval(LEDGER_POLL);
-        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while !over.is_cancelled() {
-            poll.tick().await;
-            written += go_worker_round(&sandbox, &tenant, &pool).await?;
-        }
-        anyhow::Ok(written)
-    };
+    let mut other = LedgerWorker::new(&tenant, sandbox.redis().connect().await?, pool.clone());
+    other.batch = 25;
     let produce = async {
         let never = CancellationToken::new();
         let report = producer.run(&load, &progress, &never).await;
         over.cancel();
         report
     };
-    let (report, by_other) = tokio::join!(produce, beside);
+    let (report, by_other) = tokio::join!(produce, other.run(&over));
     assert_eq!(report?.errors, 0);
     comes_in_step(&sandbox, &producer).await?;
     all_settled(&sandbox).await?;
-    let (by_other, by_us) = (by_other?, worker.metric("balance_synced", &[]).await?);
+    let (by_other, by_us) = (by_other?.written, worker.metric("balance_synced", &[]).await?);
     assert!(by_other > 0 && by_us > 0.0, "both took part: {by_other} and {by_us}");
     let audit = Audit::read(&pool, &tenant).await?;
     assert_eq!((audit.not_forward, audit.updates), (0, audit.distinct), "{audit:?}");

@@ -1,4 +1,4 @@
-//! G6: a row that somebody holds in Postgres keeps no other from being written, and who holds it is shown.
+//! G6: a row that another session holds in Postgres keeps no other from being written, and who holds it is shown.
 
 use anyhow::{Result, ensure};
 use balance_sync_sandbox::ledger::DEFAULT_TTL;

@@ -9,17 +9,17 @@ use serde_json::{Value, json};
 use crate::api::{Answer, ask, post, sharing};
 
 /// The description of one worker, by which its answers are judged.
-struct Description(Value);
+pub(crate) struct Description(Value);
 
 impl Description {
-    async fn of(worker: &Worker) -> Result<Self> {
+    pub(crate) async fn of(worker: &Worker) -> Result<Self> {
         let answer = ask(worker, "GET", "/api/v1/openapi.json", &[], None).await?;
         ensure!(answer.status == 200, "{}", answer.text);
         Ok(Self(answer.body))
     }
 
     /// Checks an answer by what stands about its path, method and status.
-    fn fits(&self, method: &str, path: &str, answer: &Answer) -> Result<()> {
+    pub(crate) fn fits(&self, method: &str, path: &str, answer: &Answer) -> Result<()> {
         let described = &self.0["paths"][path][method.to_lowercase()]["responses"][answer.status.to_string()];
         if answer.status == 204 {
             ensure!(described.is_object(), "{method} {path} 204 is not described");

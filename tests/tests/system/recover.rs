@@ -72,7 +72,7 @@ async fn killed_with(balances: usize) -> Result<()> {
     const REPAID: usize = 100;
     let sandbox = balance_sync_tests::sandbox(2, balances / 2).await?;
     let tenants = sandbox.tenants();
-    // Nobody works, so all is dirty.
+    // No worker runs, so all is dirty.
     let mut producer = sandbox.producer();
     producer.mutate_each(DEFAULT_TTL).await?;
     producer.mutate_each(DEFAULT_TTL).await?;

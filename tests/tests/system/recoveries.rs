@@ -84,8 +84,8 @@ async fn a_recovery_is_planned_and_applied_by_operators() -> Result<()> {
         let refused = call(&one, "POST", &path, token, Some(body.clone())).await?;
         assert!(refused.status == status && refused.text.contains(words), "{body}: {}", refused.text);
     }
-    let nobody = call(&one, "POST", "/api/v1/tenants/nobody/recovery", OPERATOR, Some(json!({}))).await?;
-    assert_eq!(nobody.status, 404, "{}", nobody.text);
+    let unknown = call(&one, "POST", "/api/v1/tenants/nobody/recovery", OPERATOR, Some(json!({}))).await?;
+    assert_eq!(unknown.status, 404, "{}", unknown.text);
     assert_eq!(call(&one, "DELETE", &path, OPERATOR, None).await?.status, 409, "none is at work");
 
     // The plan: seen from another worker as well, by readers without amounts.

@@ -166,7 +166,7 @@ async fn a_missing_grant_in_postgres_is_named_once() -> Result<()> {
         sandbox.postgres().execute(&tenant.database, &grant).await?;
         works(&worker, &sandbox, &mut producer).await?;
     }
-    // Without the amounts everything is written, and the log says once that nobody checks them.
+    // Without the amounts everything is written, and the log says once that they are not checked.
     let amounts = "SELECT (available, on_hold, overdraft_used)";
     sandbox
         .postgres()

@@ -92,7 +92,7 @@ async fn an_empty_list_after_a_full_one_must_repeat_itself() -> Result<()> {
     assert!(calls() - before >= 4, "stopped after {} empty lists", calls() - before);
     assert_eq!(worker.metric("balance_sync_tenants", &[]).await?, 0.0);
 
-    // Nobody is served now, and nothing is lost.
+    // No tenant is served now, and nothing is lost.
     producer.mutate_each(DEFAULT_TTL).await?;
     let polls = calls();
     eventually(SOON, "two more polls", || async { calls() >= polls + 2 }).await?;

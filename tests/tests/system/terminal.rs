@@ -53,12 +53,12 @@ fn keys(value: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_worker_that_starts_is_never_shown_as_one_that_serves_nobody() -> Result<()> {
+async fn a_worker_that_starts_is_never_shown_as_one_without_tenants() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(4, 1).await?;
     let mut worker = brisk(&sandbox).start_unready().await?;
     eventually(SOON, "a healthy fleet", || async {
         let (_, overview) = ask_json(&sandbox, &["status"]).await?;
-        // Not yet heard of, or there with its tenants.
+        // Not yet known, or there with its tenants.
         let seen = overview["workers"]["live"] == 1;
         assert!(!seen || overview["tenants"]["unserved"] == 0, "{overview}");
         if overview["verdict"] == "healthy" { Ok(()) } else { bail!("{overview}") }
@@ -110,7 +110,7 @@ async fn a_healthy_fleet_and_one_that_is_behind() -> Result<()> {
     let tenant = sandbox.tenants().remove(1);
     let (_, detail) = ask_json(&sandbox, &["tenants", "show", &tenant.id]).await?;
     assert_eq!((&detail["id"], &detail["owners"][0]), (&tenant.id.as_str().into(), &"w-1".into()));
-    // Workers tell this much of a tenant only once somebody asks.
+    // Workers report this much of a tenant only once it is requested.
     assert_eq!(detail["flushes"][0]["worker"], "w-1", "{detail}");
     assert_eq!(detail["settings"]["database"]["database"], tenant.database.as_str(), "{detail}");
     assert!(!detail.to_string().contains(sandbox.postgres().password().expose_secret()), "{detail}");
@@ -130,7 +130,7 @@ async fn a_healthy_fleet_and_one_that_is_behind() -> Result<()> {
     assert!(reason.contains("behind") && reason.contains(&tenant.id), "{reason}");
     let (code, page) = ask_json(&sandbox, &["tenants", "--state", "behind"]).await?;
     assert_eq!((code, ids(&page)), (Some(1), vec![tenant.id.as_str().into()]));
-    // The others are well, and asked for by themselves they are told to be.
+    // The others are well, and shown as such when asked for by themselves.
     let other = &sandbox.tenants()[0].id;
     let (code, page) = ask_json(&sandbox, &["tenants", "--tenant", other]).await?;
     assert_eq!((code, &page["total"]), (Some(0), &1.into()));
@@ -151,12 +151,12 @@ async fn a_tenant_that_cannot_be_written_and_a_fleet_of_which_nothing_is_known()
     let mut worker = brisk(&sandbox).start().await?;
     let mut producer = sandbox.producer();
     producer.mutate_each(DEFAULT_TTL).await?;
-    // Until it has begun to serve them nobody serves them, which is as bad.
+    // Until it has begun to serve them no worker serves them, which is as bad.
     eventually(SOON, "a degraded tenant", || async {
         let (code, overview) = ask_json(&sandbox, &["status"]).await?;
         let worst = &overview["worst"][0];
-        let told = worst["id"] == tenant.id.as_str() && worst["state"] == "degraded";
-        if told && overview["verdict"] == "degraded" && overview["tenants"]["unserved"] == 0 {
+        let shown = worst["id"] == tenant.id.as_str() && worst["state"] == "degraded";
+        if shown && overview["verdict"] == "degraded" && overview["tenants"]["unserved"] == 0 {
             return Ok(code);
         }
         bail!("{overview}")
@@ -181,14 +181,14 @@ async fn a_tenant_that_cannot_be_written_and_a_fleet_of_which_nothing_is_known()
     comes_in_step(&sandbox, &producer).await?;
     becomes(&sandbox, "healthy").await?;
 
-    // The tenant service is ill: what workers say is shown, and whether that is all nobody can tell.
+    // The tenant service is ill: what workers say is shown, and whether that is all is not known.
     sandbox.service().set_faults(ServiceFault::Status(500));
     let (code, overview) = ask_json(&sandbox, &["status"]).await?;
     assert_eq!((code, &overview["verdict"]), (Some(2), &"unknown".into()));
     assert_eq!(overview["tenants"]["by_state"]["idle"], 2, "{overview}");
     sandbox.service().set_faults(ServiceFault::None);
 
-    // A worker, and a tenant that it doesn't serve because it hasn't heard of it.
+    // A worker, and a tenant that it doesn't serve because it doesn't know it yet.
     let listed: Vec<String> = sandbox.tenants().into_iter().map(|tenant| tenant.id).collect();
     let listed: Vec<Value> = listed
         .iter()
@@ -386,8 +386,8 @@ async fn what_an_operator_does_in_a_terminal_is_done_by_the_workers_and_written_
     };
 
     // Without a worker it holds all the same, for whichever comes.
-    let (code, told) = act("pause", &["--wait", "0", "--note", "index rebuild"]).await?;
-    assert_eq!((code, &told["outcomes"]), (Some(1), &serde_json::json!([])));
+    let (code, printed) = act("pause", &["--wait", "0", "--note", "index rebuild"]).await?;
+    assert_eq!((code, &printed["outcomes"]), (Some(1), &serde_json::json!([])));
     let mut worker = brisk(&sandbox).start().await?;
     producer.mutate_each(DEFAULT_TTL).await?;
     eventually(SOON, "the other tenant's rows", || async {
@@ -411,17 +411,17 @@ async fn what_an_operator_does_in_a_terminal_is_done_by_the_workers_and_written_
         "{shown:?}"
     );
 
-    let (code, told) = act("flush", &[]).await?;
-    assert_eq!((code, &told["outcomes"][0]["outcome"]), (Some(1), &"refused".into()), "{told}");
-    let (code, told) = act("resume", &[]).await?;
-    assert_eq!((code, &told["outcomes"][0]["worker"]), (Some(0), &"w-1".into()), "{told}");
+    let (code, printed) = act("flush", &[]).await?;
+    assert_eq!((code, &printed["outcomes"][0]["outcome"]), (Some(1), &"refused".into()), "{printed}");
+    let (code, printed) = act("resume", &[]).await?;
+    assert_eq!((code, &printed["outcomes"][0]["worker"]), (Some(0), &"w-1".into()), "{printed}");
     comes_in_step(&sandbox, &producer).await?;
     let calls = sandbox.service().calls(ServiceRoute::Connections);
     let text = ask(&sandbox, &["tenants", "refresh", &tenant.id]).await?;
     assert!(text.code == Some(0) && text.stdout.contains("w-1  done: settings fetched"), "{text:?}");
     assert_eq!(sandbox.service().calls(ServiceRoute::Connections), calls + 1);
-    let (code, told) = act("flush", &["--note", "to be sure"]).await?;
-    assert_eq!((code, &told["silent"]), (Some(0), &serde_json::json!([])), "{told}");
+    let (code, printed) = act("flush", &["--note", "to be sure"]).await?;
+    assert_eq!((code, &printed["silent"]), (Some(0), &serde_json::json!([])), "{printed}");
 
     // The log, the last first.
     let (code, log) = ask_json(&sandbox, &["actions", "--tenant", &tenant.id]).await?;

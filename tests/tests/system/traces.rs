@@ -1,5 +1,5 @@
 //! Traces: which spans there are and what they say, that the tenant service and the log name the same trace, and that
-//! nobody who syncs waits for a receiver.
+//! no flush waits for a receiver.
 
 use std::time::{Duration, Instant};
 
@@ -8,9 +8,8 @@ use balance_sync_sandbox::ledger::{DEFAULT_TTL, put_raw};
 use balance_sync_sandbox::{Sandbox, ServiceRoute, eventually};
 use balance_sync_tests::ledger::comes_in_step;
 use balance_sync_tests::otlp::{Received, Receiver, Speaks};
-use balance_sync_tests::worker::password_in;
+use balance_sync_tests::worker::secrets_of;
 use balance_sync_tests::{Line, SOON, Worker, WorkerBuilder};
-use secrecy::ExposeSecret;
 
 /// A worker that sends traces by the standard variables, often.
 fn tracing_to(sandbox: &Sandbox, receiver: &Receiver) -> WorkerBuilder {
@@ -19,17 +18,6 @@ fn tracing_to(sandbox: &Sandbox, receiver: &Receiver) -> WorkerBuilder {
         .env("OTEL_BSP_SCHEDULE_DELAY", "50")
         .set("tenants.poll_interval", "300ms")
         .set("collector.idle_backoff_max", "100ms")
-}
-
-/// Everything secret that such a worker knows.
-fn secrets(sandbox: &Sandbox) -> Vec<String> {
-    let mut secrets = vec![
-        sandbox.service().api_key().expose_secret().to_owned(),
-        sandbox.postgres().password().expose_secret().to_owned(),
-    ];
-    secrets.extend(password_in(&sandbox.redis().url()));
-    secrets.extend(sandbox.tenants().iter().filter_map(|tenant| password_in(tenant.database_url())));
-    secrets
 }
 
 /// The first span of this name that fits, when it comes.
@@ -89,7 +77,7 @@ async fn a_batch_is_one_trace_from_its_claim_to_its_settling() -> Result<()> {
         let settle = part(&receiver, "settle", &flush).await?;
         assert_eq!(settle.get("members"), flush.get("claimed"));
 
-        // The first batch needs the tenant's settings, and the service is told for what.
+        // The first batch needs the tenant's settings, and the service gets the context of the request.
         let place = part(&receiver, "place", &batch).await?;
         let settings = part(&receiver, "settings", &place).await?;
         let route = "GET /v1/tenants/{id}/associations/{service}/connections";
@@ -97,8 +85,8 @@ async fn a_batch_is_one_trace_from_its_claim_to_its_settling() -> Result<()> {
         assert!(call.client && call.get("tenant_id") == tenant.id.as_str(), "{call:?}");
         assert_eq!((call.get("http.request.method"), call.get("http.response.status_code")), ("GET", "200"));
         assert!(call.get("url.full").contains(tenant.id.as_str()), "{call:?}");
-        let told = sandbox.service().traceparents(ServiceRoute::Connections);
-        assert!(told.contains(&call.traceparent()), "{told:?}");
+        let received = sandbox.service().traceparents(ServiceRoute::Connections);
+        assert!(received.contains(&call.traceparent()), "{received:?}");
 
         // And so does the log.
         let line =
@@ -131,7 +119,7 @@ async fn a_batch_is_one_trace_from_its_claim_to_its_settling() -> Result<()> {
     assert_eq!(resource("deployment.environment.name"), "test bed");
     assert!(receiver.headers().contains(&"x-scope: tests".to_owned()), "{:?}", receiver.headers());
     assert_eq!(worker.stop().await?.code, Some(0));
-    receiver.check(&secrets(&sandbox))
+    receiver.check(&secrets_of(&sandbox))
 }
 
 #[tokio::test]
@@ -152,7 +140,7 @@ async fn what_fails_says_so_in_its_trace() -> Result<()> {
     let degraded = worker.logs("tenant degraded").await?;
     assert_eq!(degraded.tenant_id.as_deref(), Some(tenant.id.as_str()));
 
-    // Mended: what can't be written is told apart from what can.
+    // Mended: what can't be written is distinguished from what can.
     sandbox.service().set_connections_raw(tenant.id.as_str(), None);
     comes_in_step(&sandbox, &producer).await?;
     let poison = tenant.keys.member(&tenant.balances[0]);
@@ -164,7 +152,7 @@ async fn what_fails_says_so_in_its_trace() -> Result<()> {
     assert!(line.raw.contains(&poison), "{}", line.raw);
     assert_eq!(ids(&line).0, flush.trace);
     assert_eq!(worker.stop().await?.code, Some(0));
-    receiver.check(&secrets(&sandbox))
+    receiver.check(&secrets_of(&sandbox))
 }
 
 #[tokio::test]
@@ -190,7 +178,7 @@ async fn the_ledgers_own_variables_send_by_grpc() -> Result<()> {
     assert_eq!(flush.resource.get("service.name").map(String::as_str), Some("ledger"));
     let header = "authorization: Bearer s3same-s3same".to_owned();
     assert!(receiver.headers().contains(&header), "{:?}", receiver.headers());
-    receiver.check(&secrets(&sandbox))
+    receiver.check(&secrets_of(&sandbox))
 }
 
 #[tokio::test]
@@ -214,7 +202,7 @@ async fn a_trace_that_is_not_sampled_leaves_no_trace() -> Result<()> {
 }
 
 #[tokio::test]
-async fn nobody_waits_for_a_receiver_that_is_away_or_hangs() -> Result<()> {
+async fn no_flush_waits_for_a_receiver_that_is_away_or_hangs() -> Result<()> {
     const DRAIN: Duration = Duration::from_secs(1);
     let sandbox = balance_sync_tests::sandbox(2, 10).await?;
     for speaks in [None, Some(Speaks::Nothing)] {
@@ -224,7 +212,7 @@ async fn nobody_waits_for_a_receiver_that_is_away_or_hangs() -> Result<()> {
             .set("telemetry.drain_deadline", "1s")
             .set("telemetry.queue_size", "16");
         if speaks.is_none() {
-            // Nobody listens there once it is gone.
+            // No server listens there once it is gone.
             builder = builder.set("telemetry.endpoint", &format!("http://{}", receiver.address()));
             drop(receiver);
         }

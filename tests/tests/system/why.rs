@@ -1,4 +1,4 @@
-//! `why`: whatever keeps a balance from Postgres is told with what happens next.
+//! `why`: whatever keeps a balance from Postgres is explained, with what happens next.
 
 use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, SEED_VERSION, put_raw};
@@ -48,7 +48,7 @@ async fn act(worker: &Worker, tenant: &SandboxTenant, action: &str) -> Result<()
             .flatten()
             .find(|done| done["id"] == answer.body["action_id"]);
         ensure!(
-            done.is_some_and(|done| done["outcomes"].as_array().is_some_and(|told| told.len() == 1)),
+            done.is_some_and(|done| done["outcomes"].as_array().is_some_and(|outcomes| outcomes.len() == 1)),
             "{log}"
         );
         Ok(())
@@ -57,7 +57,7 @@ async fn act(worker: &Worker, tenant: &SandboxTenant, action: &str) -> Result<()
 }
 
 #[tokio::test]
-async fn every_reason_is_told_with_what_happens_next() -> Result<()> {
+async fn every_reason_is_shown_with_what_happens_next() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(3, 6).await?;
     // Members are taken from the schedule by hand below.
     let mut worker = sharing(&sandbox, "one").expect_error("redis has lost data").start().await?;
@@ -88,8 +88,8 @@ async fn every_reason_is_told_with_what_happens_next() -> Result<()> {
     let found = json(&worker, &query).await?;
     assert_eq!(found["matches"].as_array().map(Vec::len), Some(1), "{found}");
     assert_eq!(found["matches"][0]["member"], one.keys.member(balance));
-    let nobody = json(&worker, &format!("/api/v1/why?tenant={}&alias=%40nobody", one.id)).await?;
-    assert_eq!(nobody["matches"], json!([]));
+    let unknown = json(&worker, &format!("/api/v1/why?tenant={}&alias=%40nobody", one.id)).await?;
+    assert_eq!(unknown["matches"], json!([]));
 
     // Paused: it waits, and says for whom.
     act(&worker, &one, "pause").await?;
@@ -103,7 +103,7 @@ async fn every_reason_is_told_with_what_happens_next() -> Result<()> {
     let answer = tells(&worker, &one, 0, "behind", "until the tenant is resumed").await?;
     assert_eq!(answer["schedule"]["state"], "due");
 
-    // Scheduled later, held by somebody, held by the ledger's own worker.
+    // Scheduled later, held by a worker, held by the ledger's own worker.
     let mut redis = sandbox.redis().connect().await?;
     let now = balance_sync_tests::ledger::redis_time(&mut redis).await?;
     let members: Vec<String> = (0..6).map(|at| one.keys.member(&one.balances[at])).collect();
@@ -130,7 +130,7 @@ async fn every_reason_is_told_with_what_happens_next() -> Result<()> {
     for member in &members[..3] {
         redis::cmd("ZREM").arg(&schedule).arg(member).exec_async(&mut redis).await?;
     }
-    // Out of the schedule, and newer than the row: nobody will write it.
+    // Out of the schedule, and newer than the row: no worker will write it.
     tells(&worker, &one, 0, "unscheduled_and_behind", "verify --repair").await?;
     // And without a value the row is what counts.
     redis::cmd("DEL").arg(&members[1]).exec_async(&mut redis).await?;

@@ -88,7 +88,7 @@ async fn a_tenant_with_anothers_database_waits_until_its_own_is_named() -> Resul
     worker.reaches("balance_sync_batch_failures_total", &[id], failures + 2.0).await?;
     eventually(SOON, "twenty balances that wait", || nothing_is_written(20)).await?;
 
-    // Nobody schedules them again.
+    // They are not scheduled again.
     sandbox.service().update(&astray.id, |record| *record = right);
     comes_in_step(&sandbox, &producer).await?;
     all_settled(&sandbox).await?;

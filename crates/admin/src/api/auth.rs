@@ -120,6 +120,8 @@ pub struct TrustedProxies {
 pub struct Access {
     tokens: Arc<[NamedToken]>,
     proxies: Option<Arc<TrustedProxies>>,
+    /// The worker is a shadow: nothing is changed through it.
+    only_looks: bool,
     wrong: Arc<Mutex<Wrong>>,
 }
 
@@ -131,7 +133,7 @@ struct Wrong {
 }
 
 impl Wrong {
-    /// Counts one more, and returns how many the log is due to hear of.
+    /// Counts one more, and returns how many the log is due to name.
     fn count(&mut self, now: Instant) -> Option<u64> {
         self.since += 1;
         if self.logged.is_some_and(|at| now.duration_since(at) < WRONG_LOGGED_EVERY) {
@@ -165,13 +167,19 @@ impl Access {
         let unnamed =
             [token("operator_token", Role::Operator, operator), token("read_token", Role::Reader, read)];
         let tokens = unnamed.into_iter().flatten().chain(named).collect();
-        Self { tokens, proxies: None, wrong: Arc::default() }
+        Self { tokens, proxies: None, only_looks: false, wrong: Arc::default() }
     }
 
     /// The same behind proxies that name who asks.
     #[must_use]
     pub fn behind(self, proxies: Option<TrustedProxies>) -> Self {
         Self { proxies: proxies.map(Arc::new), ..self }
+    }
+
+    /// The same on a worker that only looks, if it is one: nothing is changed through it, whoever asks.
+    #[must_use]
+    pub fn only_looking(self, only_looks: bool) -> Self {
+        Self { only_looks, ..self }
     }
 
     /// Whether a token is needed.
@@ -322,6 +330,9 @@ pub(super) async fn guard(
     }
     if !reads && !is_own_page(request.request()) {
         return Err(Problem::foreign_page().into());
+    }
+    if !reads && !is_session(&request) && access.only_looks {
+        return Err(Problem::shadow().into());
     }
     request.extensions_mut().insert(who);
     next.call(request).await

@@ -99,7 +99,7 @@ impl Stream {
 
     async fn send_all(&mut self, mut before: Arc<FleetView>) -> Result<(), Ended> {
         self.send(Bytes::from_static(b"retry: 2000\n\n")).await?;
-        let mut heard: Option<String> = None;
+        let mut newest_seen: Option<String> = None;
         let mut timer = tokio::time::interval(EVERY);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -110,7 +110,7 @@ impl Stream {
             overview.history.drain(..overview.history.len().saturating_sub(1));
             self.event("overview", &overview).await?;
             self.changes(&before, &view).await?;
-            self.news(&mut heard).await?;
+            self.news(&mut newest_seen).await?;
             for at in 0..self.tenants.len() {
                 if let Some(detail) = self.state.reader.detail(&self.tenants[at]).await {
                     self.event("tenant", &detail).await?;
@@ -141,15 +141,15 @@ impl Stream {
     }
 
     /// Tells of the log of actions what came since; with Redis away later.
-    async fn news(&mut self, heard: &mut Option<String>) -> Result<(), Ended> {
+    async fn news(&mut self, seen: &mut Option<String>) -> Result<(), Ended> {
         let operator = &self.state.operator;
-        match heard {
-            None => *heard = operator.newest().await.ok(),
+        match seen {
+            None => *seen = operator.newest().await.ok(),
             Some(after) => {
                 if let Ok((ids, newest)) = operator.news(after).await
                     && !ids.is_empty()
                 {
-                    *heard = Some(newest);
+                    *seen = Some(newest);
                     self.event("action", &News { ids }).await?;
                 }
             }

@@ -22,6 +22,7 @@ struct Page<'a> {
 #[derive(Debug, Serialize)]
 struct Workers<'a> {
     workers: &'a [WorkerRow],
+    shadows: &'a [WorkerRow],
     dead: &'a [DeadWorker],
 }
 
@@ -35,7 +36,11 @@ pub(super) async fn overview(state: State, request: HttpRequest) -> Answer {
 pub(super) async fn workers(state: State, request: HttpRequest) -> Answer {
     Params::read(&request, &[])?;
     let view = state.reader.view().await;
-    Ok(HttpResponse::Ok().json(Workers { workers: &view.workers, dead: &view.dead_workers }))
+    Ok(HttpResponse::Ok().json(Workers {
+        workers: &view.workers,
+        shadows: &view.shadows,
+        dead: &view.dead_workers,
+    }))
 }
 
 /// `GET /api/v1/tenants`.

@@ -10,8 +10,8 @@ use super::problem::Problem;
 const MOST_PER_PAGE: usize = 1000;
 /// Entries on a page by default.
 const PER_PAGE: usize = 100;
-/// Longest parameter, in bytes: more than the longest member that makes sense.
-const LONGEST: usize = 4096;
+/// Longest parameter, in characters: more than the longest member that makes sense. All that a path knows fit into a request's line.
+const LONGEST: usize = 1024;
 
 /// The parameters of one request.
 #[derive(Debug)]
@@ -26,8 +26,8 @@ impl Params {
                 let allowed = if known.is_empty() { "no parameters".to_owned() } else { known.join(", ") };
                 return Err(Problem::invalid(&name, &value, &allowed));
             }
-            if value.len() > LONGEST {
-                return Err(Problem::invalid(&name, &value, &format!("at most {LONGEST} bytes")));
+            if value.chars().count() > LONGEST {
+                return Err(Problem::invalid(&name, &value, &format!("at most {LONGEST} characters")));
             }
             if read.insert(name.clone(), value.clone()).is_some() {
                 return Err(Problem::invalid(&name, &value, "once"));
@@ -139,6 +139,6 @@ mod tests {
         );
         assert!(text("page=1&page=2").contains("allowed: once"));
         assert!(text("page=").contains("page = \"\": allowed: a whole number"));
-        assert!(text(&format!("q={}", "x".repeat(5000))).contains("at most 4096 bytes"));
+        assert!(text(&format!("q={}", "x".repeat(5000))).contains("at most 1024 characters"));
     }
 }

@@ -105,6 +105,16 @@ impl Problem {
         Self { field: Some("x-balance-sync".to_owned()), ..problem }
     }
 
+    /// The worker that was asked is a shadow.
+    pub(crate) fn shadow() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "about:blank#shadow",
+            "Only looks",
+            "this worker is a shadow (worker.mode): nothing is changed through it; ask a worker that writes, or use the command",
+        )
+    }
+
     /// The request came by a name that another party may have chosen.
     pub(crate) fn foreign_host() -> Self {
         let problem = Self::new(

@@ -1,4 +1,5 @@
-//! From numbers to Prometheus' text format, one family at a time, so that only one family's samples are in memory.
+//! From numbers to Prometheus' text format, or to whoever pushes them, one family at a time, so that only one family's samples are
+//! in memory.
 
 use prometheus::{
     TextEncoder,
@@ -12,14 +13,18 @@ use super::rows::Distribution;
 /// Labels of a sample.
 pub(super) type Labels<'a> = &'a [(&'static str, &'a str)];
 
-/// The text so far.
-#[derive(Debug)]
-pub(super) struct Page(String);
+/// Where the families go.
+pub(super) enum Page<'a> {
+    /// The text so far.
+    Text(String),
+    /// Takes one after the other.
+    Taken(&'a mut dyn FnMut(&MetricFamily)),
+}
 
-impl Page {
-    /// An empty page with room for so many bytes.
+impl Page<'_> {
+    /// An empty page of text with room for so many bytes.
     pub(super) fn with_capacity(bytes: usize) -> Self {
-        Self(String::with_capacity(bytes))
+        Self::Text(String::with_capacity(bytes))
     }
 
     /// Appends a family. One without samples is left out, as the format has no place for it.
@@ -32,16 +37,30 @@ impl Page {
         proto.set_help(family.help.to_owned());
         proto.set_field_type(family.kind);
         proto.set_metric(family.samples);
-        TextEncoder::new().encode_utf8(&[proto], &mut self.0)
+        self.put(&[proto])
+    }
+
+    fn put(&mut self, families: &[MetricFamily]) -> Result<(), prometheus::Error> {
+        match self {
+            Self::Text(text) => TextEncoder::new().encode_utf8(families, text),
+            Self::Taken(take) => {
+                families.iter().for_each(take);
+                Ok(())
+            }
+        }
     }
 
     /// Appends what the system knows of this process: memory, processor time, open files, start.
     pub(super) fn process(&mut self) -> Result<(), prometheus::Error> {
-        TextEncoder::new().encode_utf8(&ProcessCollector::for_self().collect(), &mut self.0)
+        self.put(&ProcessCollector::for_self().collect())
     }
 
+    /// The text; none where the families were taken.
     pub(super) fn into_text(self) -> String {
-        self.0
+        match self {
+            Self::Text(text) => text,
+            Self::Taken(_) => String::new(),
+        }
     }
 }
 

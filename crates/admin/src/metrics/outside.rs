@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Redis.
-pub(super) fn redis(page: &mut Page, status: &FleetStatus) -> Result<(), Error> {
+pub(super) fn redis(page: &mut Page<'_>, status: &FleetStatus) -> Result<(), Error> {
     let mut errors = Family::counter(
         "balance_sync_redis_errors_total",
         "Calls to Redis that failed, by class; the classes are the reasons of degraded tenants.",
@@ -53,7 +53,7 @@ pub(super) fn redis(page: &mut Page, status: &FleetStatus) -> Result<(), Error> 
 }
 
 /// The tenant list, and the service it comes from, if it comes from one.
-pub(super) fn tenant_service(page: &mut Page, status: &FleetStatus) -> Result<(), Error> {
+pub(super) fn tenant_service(page: &mut Page<'_>, status: &FleetStatus) -> Result<(), Error> {
     page.write(timestamp(
         "balance_sync_tenant_list_timestamp_seconds",
         "When the tenant list was last read with success, in seconds since 1970.",
@@ -124,7 +124,11 @@ pub(super) fn tenant_service(page: &mut Page, status: &FleetStatus) -> Result<()
 }
 
 /// The connections on each Postgres server: the `limit` busiest servers, the rest as `other`.
-pub(super) fn connections(page: &mut Page, mut servers: Vec<ServerUsage>, limit: usize) -> Result<(), Error> {
+pub(super) fn connections(
+    page: &mut Page<'_>,
+    mut servers: Vec<ServerUsage>,
+    limit: usize,
+) -> Result<(), Error> {
     servers.sort_by(|a, b| Reverse(a.in_use).cmp(&Reverse(b.in_use)).then_with(|| a.server.cmp(&b.server)));
     let mut rows: Vec<ServerUsage> = Vec::new();
     let mut other: Option<ServerUsage> = None;

@@ -10,9 +10,9 @@ use balance_sync_fleet::{
 use prometheus::Error;
 
 use super::{
+    TENANT,
     exposition::{Family, Page},
     rows::Row,
-    tenants::TENANT,
 };
 
 /// One queue of a tenant, or of several together. `None` = not known.
@@ -50,7 +50,7 @@ pub(super) fn add(into: &mut BTreeMap<LedgerQueue, QueueGauges>, status: &Tenant
 }
 
 /// What waits in them.
-pub(super) fn queues(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
+pub(super) fn queues(page: &mut Page<'_>, rows: &[Row]) -> Result<(), Error> {
     type Read = fn(&QueueGauges) -> Option<f64>;
     let gauges: [(_, _, Read); 5] = [
         (

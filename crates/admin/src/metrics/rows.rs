@@ -23,10 +23,12 @@ use std::{
 
 use balance_sync_domain::LedgerQueue;
 use balance_sync_fleet::status::{
-    BUCKETS, Histogram, Outcome, Outcomes, Reason, TenantState, TenantStatus, Trigger,
+    BUCKETS, Histogram, LedgerCounts, LedgerTotals, Outcome, Outcomes, Reason, TenantState, TenantStatus,
+    Trigger,
 };
 
 use super::queues::{self, QueueGauges};
+use super::shadow::{self, ShadowGauges};
 
 /// Label of the row that the remaining tenants share.
 pub(super) const OTHER: &str = "other";
@@ -111,11 +113,14 @@ pub(super) struct Totals {
     pub(super) batches: [u64; Trigger::ALL.len()],
     /// Mutation to row.
     pub(super) lag: Distribution,
+    /// All its ledgers together, as the ledger's own worker counts.
+    pub(super) ledgers: LedgerTotals,
 }
 
 impl Totals {
-    fn read(status: &TenantStatus) -> Self {
+    fn read(status: &TenantStatus, ledgers: &LedgerCounts) -> Self {
         let mut totals = Self {
+            ledgers: ledgers.sum(),
             outcomes: status.outcomes.map(|count| count.load(Relaxed)),
             lag: Distribution::read(&status.lag),
             ..Self::default()
@@ -144,6 +149,7 @@ impl Totals {
             *into += now.batches[at].saturating_sub(before.batches[at]);
         }
         self.lag.add_growth(&now.lag, &before.lag);
+        self.ledgers.add_growth(&now.ledgers, &before.ledgers);
     }
 }
 
@@ -212,18 +218,25 @@ fn known(value: &AtomicU64) -> Option<u64> {
 #[derive(Debug, Default)]
 pub(super) struct Row {
     pub(super) label: String,
+    /// Since when they count, in milliseconds since 1970; `None` = since the worker's start.
+    pub(super) since_ms: Option<u64>,
     pub(super) totals: Totals,
+    /// The tenant's ledgers, where they have series of their own.
+    pub(super) ledgers: LedgerCounts,
     pub(super) gauges: Gauges,
     /// Degraded tenants by reason; at most one in the row of a single tenant.
     pub(super) degraded: BTreeMap<&'static str, u64>,
     /// The ledger's own queues, where this worker looks at them.
     pub(super) queues: BTreeMap<LedgerQueue, QueueGauges>,
+    /// What a shadow has found; `None` = this worker is none.
+    pub(super) shadow: Option<ShadowGauges>,
 }
 
 impl Row {
     fn add_now(&mut self, status: &TenantStatus, degraded: Option<&'static str>) {
         self.gauges.add(status, self.label != OTHER);
         queues::add(&mut self.queues, status);
+        shadow::add(&mut self.shadow, status);
         if let Some(reason) = degraded {
             *self.degraded.entry(reason).or_default() += 1;
         }
@@ -260,8 +273,13 @@ struct Seen {
 }
 
 impl Memory {
-    /// Reads all tenants, given in order of id, and gives at most `limit` of them a row.
-    pub(super) fn snapshot(&mut self, tenants: &[Arc<TenantStatus>], limit: usize) -> Snapshot {
+    /// Reads all tenants, given in order of id, and gives at most `limit` of them a row, with at most `ledgers` of their ledgers.
+    pub(super) fn snapshot(
+        &mut self,
+        tenants: &[Arc<TenantStatus>],
+        limit: usize,
+        ledgers: usize,
+    ) -> Snapshot {
         let mut snapshot = Snapshot::default();
         let mut before = mem::take(&mut self.seen);
         let has_row = self.choose(&before, tenants, limit);
@@ -270,7 +288,8 @@ impl Memory {
 
         for (status, has_row) in tenants.iter().zip(has_row) {
             let address = Arc::as_ptr(status).addr();
-            let now = Totals::read(status);
+            let counts = status.ledgers.read(ledgers);
+            let now = Totals::read(status, &counts);
             let last = before.remove(&address).and_then(|seen| seen.totals);
 
             let state = status.state();
@@ -282,8 +301,13 @@ impl Memory {
             snapshot.foreign_locked += status.foreign_locked.load(Relaxed);
 
             if has_row {
-                let mut row =
-                    Row { label: status.tenant().label().to_owned(), totals: now.clone(), ..Row::default() };
+                let mut row = Row {
+                    label: status.tenant().label().to_owned(),
+                    since_ms: Some(status.counts_since_ms),
+                    totals: now.clone(),
+                    ledgers: counts,
+                    ..Row::default()
+                };
                 row.add_now(status, degraded);
                 snapshot.rows.push(row);
             } else {
@@ -388,7 +412,7 @@ mod tests {
         let mut memory = Memory::default();
         add(&fleet, "idle", 0, 0);
         add(&fleet, "busy", 0, 1);
-        memory.snapshot(&fleet.tenants(), 9);
+        memory.snapshot(&fleet.tenants(), 9, 8);
         let kept = memory.seen.values().filter(|seen| seen.totals.is_some()).count();
         assert_eq!(kept, 1, "totals are kept for who has counted something");
         assert!(size_of::<Seen>() <= 32, "{} bytes", size_of::<Seen>());
@@ -402,13 +426,13 @@ mod tests {
             add(&fleet, id, scheduled, count);
         }
         assert_eq!(
-            updated(&memory.snapshot(&fleet.tenants(), 9)),
+            updated(&memory.snapshot(&fleet.tenants(), 9, 8)),
             [("a", 1), ("b", 10), ("c", 100), ("d", 1000)],
             "nothing is summed below the limit"
         );
 
         let mut memory = Memory::default();
-        let snapshot = memory.snapshot(&fleet.tenants(), 3);
+        let snapshot = memory.snapshot(&fleet.tenants(), 3, 8);
         assert_eq!(updated(&snapshot), [("a", 1), ("b", 10), ("d", 1000), (OTHER, 100)], "a before c by id");
     }
 
@@ -419,20 +443,20 @@ mod tests {
         add(&fleet, "a", 1000, 1);
         let b = add(&fleet, "b", 0, 50);
         let c = add(&fleet, "c", 0, 7);
-        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1)), [("a", 1), (OTHER, 57)]);
+        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1, 8)), [("a", 1), (OTHER, 57)]);
 
         // b gets the row: its own count is whole, other loses nothing, and a's growth from now on is other's.
         b.scheduled.store(1_000_000, Relaxed);
         b.outcomes[Outcome::Updated].store(60, Relaxed);
-        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1)), [("b", 60), (OTHER, 57)]);
+        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1, 8)), [("b", 60), (OTHER, 57)]);
         add(&fleet, "a", 1000, 4);
-        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1)), [("b", 60), (OTHER, 60)]);
+        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1, 8)), [("b", 60), (OTHER, 60)]);
 
         // Tenants that are forgotten take nothing away either, and one that comes back begins anew.
         fleet.forget(c.tenant());
-        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1)), [("b", 60), (OTHER, 60)]);
+        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1, 8)), [("b", 60), (OTHER, 60)]);
         add(&fleet, "c", 0, 9);
-        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1)), [("b", 60), (OTHER, 69)]);
+        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 1, 8)), [("b", 60), (OTHER, 69)]);
     }
 
     #[test]
@@ -442,11 +466,11 @@ mod tests {
         add(&fleet, "a", 10, 0);
         let b = add(&fleet, "b", 0, 0);
         let first = |snapshot: Snapshot| snapshot.rows[0].label.clone();
-        assert_eq!(first(memory.snapshot(&fleet.tenants(), 1)), "a");
+        assert_eq!(first(memory.snapshot(&fleet.tenants(), 1, 8)), "a");
         b.scheduled.store(120, Relaxed);
-        assert_eq!(first(memory.snapshot(&fleet.tenants(), 1)), "a");
+        assert_eq!(first(memory.snapshot(&fleet.tenants(), 1, 8)), "a");
         b.scheduled.store(121, Relaxed);
-        assert_eq!(first(memory.snapshot(&fleet.tenants(), 1)), "b");
+        assert_eq!(first(memory.snapshot(&fleet.tenants(), 1, 8)), "b");
     }
 
     #[test]
@@ -455,7 +479,7 @@ mod tests {
         let mut memory = Memory::default();
         add(&fleet, "other", 99, 5);
         add(&fleet, "z", 0, 6);
-        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 9)), [("z", 6), (OTHER, 5)]);
+        assert_eq!(updated(&memory.snapshot(&fleet.tenants(), 9, 8)), [("z", 6), (OTHER, 5)]);
     }
 
     #[test]
@@ -468,10 +492,10 @@ mod tests {
             status.due.store(2, Relaxed);
             status.paused.store(id == "a", Relaxed);
         }
-        let shared = &Memory::default().snapshot(&fleet.tenants(), 0).rows[0].gauges;
+        let shared = &Memory::default().snapshot(&fleet.tenants(), 0, 8).rows[0].gauges;
         assert_eq!((shared.oldest_due_age_ms, shared.paused, shared.due), (700, 1, 6));
         assert_eq!(shared.quarantine_entries, Some(7));
-        let own = &Memory::default().snapshot(&fleet.tenants(), 9).rows[0].gauges;
+        let own = &Memory::default().snapshot(&fleet.tenants(), 9, 8).rows[0].gauges;
         assert_eq!((own.oldest_due_age_ms, own.paused, own.quarantine_entries), (90_000, 1, None));
     }
 
@@ -483,7 +507,7 @@ mod tests {
         }
         add(&fleet, "a", 0, 0).degrade(Reason::RedisBusy, String::new());
         add(&fleet, "b", 0, 0).degrade(Reason::RedisBusy, String::new());
-        let snapshot = Memory::default().snapshot(&fleet.tenants(), 0);
+        let snapshot = Memory::default().snapshot(&fleet.tenants(), 0, 8);
         assert_eq!(snapshot.rows.len(), 1);
         assert_eq!(snapshot.rows[0].gauges.shortest_life_ms, Some(4000));
         assert_eq!(snapshot.rows[0].degraded, BTreeMap::from([("redis_busy", 2)]));
@@ -553,7 +577,7 @@ mod tests {
                     status.scheduled.store(scheduled, Relaxed);
                     status.outcomes[Outcome::Updated].fetch_add(growth, Relaxed);
                 }
-                let snapshot = memory.snapshot(&fleet.tenants(), limit);
+                let snapshot = memory.snapshot(&fleet.tenants(), limit, 8);
                 for (label, count) in updated(&snapshot) {
                     prop_assert!(count >= last.insert(label.to_owned(), count).unwrap_or(0), "{} fell", label);
                 }

@@ -4,15 +4,13 @@ use balance_sync_fleet::status::{Outcome, Trigger};
 use prometheus::Error;
 
 use super::{
+    TENANT,
     exposition::{Family, Page},
     rows::{Counter, Row},
 };
 
-/// Label of the tenant: its id, `single` without multi-tenancy, or `other` for all beyond the configured number.
-pub(super) const TENANT: &str = "tenant_id";
-
-/// What was done for each tenant.
-pub(super) fn work(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
+/// What was done for each tenant, under the names of the ledger's own worker.
+pub(super) fn as_the_ledger(page: &mut Page<'_>, rows: &[Row]) -> Result<(), Error> {
     let synced = Family::counter(
         "balance_synced",
         "Rows written to Postgres; the same as balance_sync_balances_total with outcome updated.",
@@ -34,6 +32,31 @@ pub(super) fn work(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
             "Times a tenant was passed over because its database could not be had.",
             Counter::Skips,
         ),
+    ];
+    for (name, help, counter) in counters {
+        page.write(each(Family::counter(name, help), rows, |row| Some(row.totals.get(counter) as f64)))?;
+    }
+    Ok(())
+}
+
+/// What was done for each tenant.
+pub(super) fn work(page: &mut Page<'_>, rows: &[Row]) -> Result<(), Error> {
+    let mut failures = Family::counter(
+        "balance_sync_tenant_failures_total",
+        "What failed, by step: batch (a flush; its members are tried again), cleanup (a call of Redis after a flush was written) or \
+         skip (the tenant was passed over because its database could not be had).",
+    );
+    for row in rows {
+        for (step, counter) in [
+            ("batch", Counter::BatchFailures),
+            ("cleanup", Counter::CleanupFailures),
+            ("skip", Counter::Skips),
+        ] {
+            failures.sample(&[(TENANT, &row.label), ("step", step)], row.totals.get(counter) as f64);
+        }
+    }
+    page.write(failures)?;
+    let counters = [
         (
             "balance_sync_tenant_collector_restarts_total",
             "Starts of a tenant's collector after it had ended by itself: it crashes.",
@@ -82,7 +105,7 @@ pub(super) fn work(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
 }
 
 /// What each tenant is like now.
-pub(super) fn condition(page: &mut Page, rows: &[Row]) -> Result<(), Error> {
+pub(super) fn condition(page: &mut Page<'_>, rows: &[Row]) -> Result<(), Error> {
     let mut degraded = Family::gauge(
         "balance_sync_tenant_degraded",
         "1 for a tenant that can't write at present, with the reason; for tenant_id other the number of such tenants.",

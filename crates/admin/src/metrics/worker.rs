@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use balance_sync_engine::vanish::REASONS;
 use balance_sync_fleet::{
-    status::{FleetStatus, Phase, Stage, TenantState},
+    status::{FleetStatus, Phase, PushOutcome, Stage, TenantState, WorkerMode},
     tasks::TaskName,
 };
 use prometheus::Error;
@@ -15,7 +15,7 @@ use super::{
 };
 
 /// What it is, and what it was started with.
-pub(super) fn identity(page: &mut Page, status: &FleetStatus) -> Result<(), Error> {
+pub(super) fn identity(page: &mut Page<'_>, status: &FleetStatus) -> Result<(), Error> {
     page.write(
         Family::gauge(
             "balance_sync_build_info",
@@ -30,6 +30,13 @@ pub(super) fn identity(page: &mut Page, status: &FleetStatus) -> Result<(), Erro
              /readyz says.",
         )
         .with(&[], f64::from(u8::from(status.is_ready()))),
+    )?;
+    page.write(
+        Family::gauge(
+            "balance_sync_shadow",
+            "Whether the worker only looks, claims and writes nothing (1), or syncs (0), as worker.mode says.",
+        )
+        .with(&[], f64::from(u8::from(status.mode() == WorkerMode::Shadow))),
     )?;
     let Some(in_force) = status.in_force.get() else { return Ok(()) };
     page.write(
@@ -79,7 +86,7 @@ pub(super) fn identity(page: &mut Page, status: &FleetStatus) -> Result<(), Erro
 }
 
 /// Its tenants and its collectors.
-pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) -> Result<(), Error> {
+pub(super) fn fleet(page: &mut Page<'_>, status: &FleetStatus, snapshot: &Snapshot) -> Result<(), Error> {
     let mut tenants =
         Family::gauge("balance_sync_tenants", "Tenants this worker knows, by state of their collector.");
     for (state, count) in TenantState::ALL.iter().zip(snapshot.states) {
@@ -121,7 +128,7 @@ pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) 
         ),
         (
             "balance_sync_threads_still",
-            "Worker threads that stand still; their collectors have moved to the others, and /livez fails.",
+            "Worker threads that are stalled; their collectors have moved to the others, and /livez fails.",
             status.still_threads.load(Relaxed),
         ),
         (
@@ -180,6 +187,16 @@ pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) 
             &status.vanished_lost,
         ),
         (
+            "balance_sync_shadow_left_behind_total",
+            "Balances that this worker, as a shadow, has found out of the schedule while their rows were older than what Redis held.",
+            &status.shadow_left_behind,
+        ),
+        (
+            "balance_sync_shadow_lost_total",
+            "The same, where Redis no longer held what their rows lacked.",
+            &status.shadow_lost,
+        ),
+        (
             "balance_sync_redis_evicted_keys_total",
             "Keys that Redis has evicted while this worker looked.",
             &status.redis_evicted_keys,
@@ -210,8 +227,22 @@ pub(super) fn fleet(page: &mut Page, status: &FleetStatus, snapshot: &Snapshot) 
     page.write(vanished)
 }
 
+/// Its pushes of these metrics.
+pub(super) fn pushes(page: &mut Page<'_>, status: &FleetStatus) -> Result<(), Error> {
+    let mut pushes = Family::counter(
+        "balance_sync_metrics_pushes_total",
+        "Pushes of these metrics by OTLP, by how they ended: ok, partial (the receiver rejected some samples) or failed (it took none, \
+         or could not be sent all); all 0 where they are not pushed.",
+    );
+    for outcome in PushOutcome::ALL {
+        let count = status.pushes[outcome as usize].load(Relaxed);
+        pushes.sample(&[("outcome", outcome.as_str())], count as f64);
+    }
+    page.write(pushes)
+}
+
 /// Its background tasks. Those of which each thread has one are reported together.
-pub(super) fn tasks(page: &mut Page, status: &FleetStatus) -> Result<(), Error> {
+pub(super) fn tasks(page: &mut Page<'_>, status: &FleetStatus) -> Result<(), Error> {
     let mut running = Family::gauge(
         "balance_sync_background_task_running",
         "Whether the background task runs, on all threads that have one (1), or waits to be started again (0).",
@@ -253,7 +284,7 @@ pub(super) fn tasks(page: &mut Page, status: &FleetStatus) -> Result<(), Error> 
 }
 
 /// Its reconcile passes.
-pub(super) fn reconcile(page: &mut Page, status: &FleetStatus) -> Result<(), Error> {
+pub(super) fn reconcile(page: &mut Page<'_>, status: &FleetStatus) -> Result<(), Error> {
     page.write(
         Family::counter("balance_sync_reconcile_passes_total", "Reconcile passes finished.")
             .with(&[], status.passes.load(Relaxed) as f64),
@@ -288,7 +319,7 @@ pub(super) fn reconcile(page: &mut Page, status: &FleetStatus) -> Result<(), Err
 }
 
 /// Its flushes, whosever they are.
-pub(super) fn flushes(page: &mut Page, status: &FleetStatus) -> Result<(), Error> {
+pub(super) fn flushes(page: &mut Page<'_>, status: &FleetStatus) -> Result<(), Error> {
     let mut stages = Family::histogram(
         "balance_sync_stage_duration_seconds",
         "Duration of the steps of a flush, in seconds: claim (Redis), gather (decoding), update (Postgres, with \

@@ -74,7 +74,7 @@ export function overviewPage({ navigate }) {
     setShown(content, true);
     for (const part of [verdict, tiles, worst, heat, states, queues, charts, facts]) part.update(overview);
   };
-  const askWorkers = () => get(["workers"]).then((answer) => workers.update(answer.workers), () => {});
+  const askWorkers = () => get(["workers"]).then((answer) => workers.update(answer.workers, answer.shadows ?? []), () => {});
   const ends = [subscribe("overview", update), subscribe("connection", ({ again }) => again && askWorkers())];
   askWorkers();
   return {
@@ -101,12 +101,12 @@ function verdictCard() {
   const node = h("section.card.verdict", { "aria-labelledby": "verdict" }, h("span.verdict-icon", picture), h("div", text, reasons, foot));
   const list = keyed(reasons, ({ place }) => place, () => {
     const item = h("li");
-    let told = null;
+    let shown = null;
     return {
       node: item,
       update({ reason, ids }) {
-        if (told !== reason) item.replaceChildren(...sentence(reason, ids));
-        told = reason;
+        if (shown !== reason) item.replaceChildren(...sentence(reason, ids));
+        shown = reason;
       },
     };
   });
@@ -395,7 +395,8 @@ function workerTable(tickers) {
           cell.append(name, more);
           return (worker) => {
             setText(name, visible(worker.name) + (worker.self ? " (this one)" : ""));
-            setText(more, [`v${worker.version}`, `up ${span(worker.uptime_seconds)}`, ...health(worker)].join(" · "));
+            const role = worker.mode === "shadow" ? ["shadow: it only looks"] : [];
+            setText(more, [...role, `v${worker.version}`, `up ${span(worker.uptime_seconds)}`, ...health(worker)].join(" · "));
             setAttr(more, "data-level", health(worker).length ? "warn" : null);
           };
         },
@@ -422,7 +423,7 @@ function workerTable(tickers) {
           cell.append(h("div", drain));
           return (item) => {
             worker = item;
-            setShown(drain, mayAct() && !item.draining);
+            setShown(drain, mayAct() && !item.draining && item.mode !== "shadow");
             setAttr(drain, "aria-label", `Drain ${visible(item.name)}`);
           };
         },
@@ -432,9 +433,10 @@ function workerTable(tickers) {
   });
   return {
     node: section("Workers", table.node),
-    update(workers) {
+    /** Those that only look come last, and are nobody's replacement. */
+    update(workers, shadows) {
       all = workers;
-      table.update(workers);
+      table.update([...workers, ...shadows]);
     },
   };
 }

@@ -320,7 +320,7 @@ function outcomesOf() {
         ["Forked: row contradicts Redis", count(outcomes.forked)],
         ["Closed: row deleted", count(outcomes.deleted)],
         ["Set aside", count(outcomes.quarantined)],
-        ["Expired before anybody looked", count(outcomes.expired)],
+        ["Expired before a worker looked", count(outcomes.expired)],
         ["Given back unwritten", count(outcomes.released)],
         ["Kept: a newer mutation came", count(outcomes.kept)],
         ["Batches by size · timeout · drain", `${count(batches.size)} · ${count(batches.timeout)} · ${count(batches.drain)}`],

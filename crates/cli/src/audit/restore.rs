@@ -34,7 +34,7 @@ names! {
         GoneOn = "gone_on",
         /// Its row is deleted, or gone.
         NoRow = "no_row",
-        /// Somebody has locked the row.
+        /// Another session has locked the row.
         Locked = "locked",
         /// Postgres refuses it.
         Refused = "refused",
@@ -118,22 +118,8 @@ impl Audited<'_> {
         let values = self.values_of(&members).await?;
         let mut made_good = Vec::new();
         for ((balance, result), value) in writing.iter().zip(results).zip(values) {
-            let (mut outcome, mut detail) = match result {
-                RowResult::Ok(Outcome::Updated) => (RestoreOutcome::Restored, String::new()),
-                RowResult::Ok(Outcome::Stale) | RowResult::Differs => (RestoreOutcome::AsNew, String::new()),
-                RowResult::Ok(Outcome::Deleted | Outcome::Missing) => (RestoreOutcome::NoRow, String::new()),
-                RowResult::UnknownLedger { message } => (RestoreOutcome::NoRow, shown(&message)),
-                RowResult::Locked { message } => (RestoreOutcome::Locked, shown(&message)),
-                RowResult::Refused { message, .. } => (RestoreOutcome::Refused, shown(&message)),
-            };
-            let loaded = value.and_then(|value| BalanceValue::decode(&value).ok());
-            if let Some(loaded) = loaded.filter(|loaded| loaded.version < balance.known.version) {
-                outcome = RestoreOutcome::GoneOn;
-                detail = format!(
-                    "the ledger has loaded version {} meanwhile: stop postings to it, and correct it by a transaction of the ledger",
-                    loaded.version
-                );
-            }
+            let loaded = value.and_then(|value| BalanceValue::decode(&value).ok()).map(|value| value.version);
+            let (outcome, detail) = what_became(result, balance.known.version, loaded);
             if outcome.is_good() && balance.finding.listed {
                 made_good.push((balance.finding.member.as_slice(), balance.known.version));
             }
@@ -147,12 +133,6 @@ impl Audited<'_> {
         // All at once: there may be many.
         let entries = restored.iter().map(|(member, _)| self.schedules.quarantine_get(member));
         let entries = futures::future::try_join_all(entries).await?;
-        let is_made_good = |entry: &QuarantineEntry, restored: i64| {
-            entry.reason == QuarantineReason::ValueLost
-                && entry.loss.as_ref().is_some_and(|loss| {
-                    loss.later_at.is_none() && loss.version.is_none_or(|version| version <= restored)
-                })
-        };
         let made_good: Vec<&[u8]> = restored
             .iter()
             .zip(&entries)
@@ -178,6 +158,32 @@ impl Audited<'_> {
     }
 }
 
+/// What became of a balance: by what its row answered, the version that was to be written, and that of the value which Redis has now.
+fn what_became(result: RowResult, restored: i64, loaded: Option<i64>) -> (RestoreOutcome, String) {
+    if let Some(loaded) = loaded.filter(|loaded| *loaded < restored) {
+        let detail = format!(
+            "the ledger has loaded version {loaded} meanwhile: stop postings to it, and correct it by a transaction of the ledger"
+        );
+        return (RestoreOutcome::GoneOn, detail);
+    }
+    match result {
+        RowResult::Ok(Outcome::Updated) => (RestoreOutcome::Restored, String::new()),
+        RowResult::Ok(Outcome::Stale) | RowResult::Differs => (RestoreOutcome::AsNew, String::new()),
+        RowResult::Ok(Outcome::Deleted | Outcome::Missing) => (RestoreOutcome::NoRow, String::new()),
+        RowResult::UnknownLedger { message } => (RestoreOutcome::NoRow, shown(&message)),
+        RowResult::Locked { message } => (RestoreOutcome::Locked, shown(&message)),
+        RowResult::Refused { message, .. } => (RestoreOutcome::Refused, shown(&message)),
+    }
+}
+
+/// Whether an entry is of a loss that a row with this version has again. A balance that was written later without it is not.
+fn is_made_good(entry: &QuarantineEntry, restored: i64) -> bool {
+    entry.reason == QuarantineReason::ValueLost
+        && entry.loss.as_ref().is_some_and(|loss| {
+            loss.later_at.is_none() && loss.version.is_none_or(|version| version <= restored)
+        })
+}
+
 impl<'f> Writing<'f> {
     /// What is to be written, if it is still what was found.
     fn of(finding: &'f Finding, seen: &Seen) -> Option<Self> {
@@ -190,5 +196,93 @@ impl<'f> Writing<'f> {
             overdraft_used: known.amounts.overdraft_used.clone()?,
             known,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use balance_sync_engine::audit::{
+        Advice, Amounts, Class, Judgement, Operation, Row as KnownRow, Scheduled, Trail, Value, Witnesses,
+    };
+    use balance_sync_schedule::Loss;
+
+    use super::*;
+
+    fn known(version: i64) -> Known {
+        let (available, on_hold) = (version.to_string(), "0".to_owned());
+        Known { version, amounts: Amounts { available, on_hold, overdraft_used: Some("0".to_owned()) } }
+    }
+
+    fn seen(trail: i64, row: i64) -> Seen {
+        Seen {
+            member: b"m".to_vec(),
+            id: Some(Uuid::from_u128(1)),
+            ledger: Some((Uuid::from_u128(2), Uuid::from_u128(3))),
+            witnesses: Witnesses {
+                companion: false,
+                value: Value::Absent,
+                row: Some(KnownRow { known: known(row), deleted: false }),
+                trail: Trail::Newest(Operation { known: known(trail), in_doubt: false, age: 100.0 }),
+                record: None,
+                scheduled: Scheduled::No,
+            },
+        }
+    }
+
+    #[test]
+    fn what_is_no_longer_as_it_was_found_is_not_written() {
+        let found = seen(7, 5);
+        let finding = Finding {
+            tenant: "t".to_owned(),
+            member: found.member,
+            id: found.id,
+            ledger: found.ledger,
+            judgement: Judgement { class: Class::LostFromRedis, advice: Advice::None, version: 7 },
+            witnesses: found.witnesses,
+            listed: false,
+        };
+        let version = |seen: &Seen| Writing::of(&finding, seen).map(|writing| writing.known.version);
+        assert_eq!(version(&seen(7, 5)), Some(7));
+        assert_eq!(version(&seen(7, 6)), Some(7), "a row that has moved is still behind");
+        assert_eq!(version(&seen(8, 5)), None, "the ledger has gone on");
+        assert_eq!(version(&seen(7, 7)), None, "it was written");
+        let mut back = seen(7, 5);
+        back.witnesses.value = Value::Present(known(7));
+        assert_eq!(version(&back), None, "Redis has it again");
+    }
+
+    #[test]
+    fn a_ledger_that_goes_on_from_the_old_row_is_reported_whatever_was_written() {
+        for result in [RowResult::Ok(Outcome::Updated), RowResult::Ok(Outcome::Stale), RowResult::Differs] {
+            let (outcome, detail) = what_became(result, 7, Some(5));
+            assert!(outcome == RestoreOutcome::GoneOn && detail.contains("loaded version 5"), "{detail}");
+        }
+        for (loaded, result, outcome) in [
+            (None, Outcome::Updated, RestoreOutcome::Restored),
+            (Some(7), Outcome::Updated, RestoreOutcome::Restored),
+            (Some(8), Outcome::Stale, RestoreOutcome::AsNew),
+            (None, Outcome::Missing, RestoreOutcome::NoRow),
+        ] {
+            assert_eq!(what_became(RowResult::Ok(result), 7, loaded).0, outcome, "{loaded:?}");
+        }
+    }
+
+    #[test]
+    fn a_loss_after_which_the_balance_was_written_stays_listed() {
+        let entry = |version, later_at: Option<&str>| QuarantineEntry {
+            reason: QuarantineReason::ValueLost.into(),
+            detail: String::new(),
+            value: None,
+            truncated: false,
+            first_at: "1".to_owned(),
+            last_at: "1".to_owned(),
+            count: 1,
+            loss: Some(Loss { version, later_at: later_at.map(str::to_owned), ..Loss::default() }),
+        };
+        assert!(is_made_good(&entry(Some(7), None), 7) && is_made_good(&entry(None, None), 7));
+        assert!(!is_made_good(&entry(Some(8), None), 7), "a later one was lost");
+        assert!(!is_made_good(&entry(Some(7), Some("2")), 7), "the ledger went on from an older state");
+        let other = QuarantineEntry { reason: QuarantineReason::MissingRow.into(), ..entry(Some(7), None) };
+        assert!(!is_made_good(&other, 7));
     }
 }

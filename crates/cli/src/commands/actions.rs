@@ -39,7 +39,7 @@ struct Page {
     actions: Vec<ActionView>,
 }
 
-/// Who somebody at a terminal is in the log.
+/// How the log names a user at a terminal.
 pub(super) fn who() -> String {
     let user = std::env::var("USER").ok().filter(|user| !user.is_empty()).or_else(|| {
         let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten()?;
@@ -122,8 +122,8 @@ pub(super) async fn outcomes(
         let (_, latest) = operator.actions(None, 1, LATEST).await?;
         let outcomes = latest.into_iter().find(|action| action.id == id).map(|action| action.outcomes);
         let outcomes = outcomes.unwrap_or_default();
-        let told = |name: &String| outcomes.iter().any(|outcome| outcome.worker == *name);
-        if owners.iter().all(told) || Instant::now() >= until {
+        let reported = |name: &String| outcomes.iter().any(|outcome| outcome.worker == *name);
+        if owners.iter().all(reported) || Instant::now() >= until {
             return Ok(outcomes);
         }
         tokio::time::sleep(LOOK_EVERY).await;

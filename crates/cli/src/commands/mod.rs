@@ -10,6 +10,7 @@ mod queues;
 pub(crate) mod recover;
 pub(crate) mod report;
 pub(crate) mod run;
+mod shadow;
 pub(crate) mod status;
 pub(crate) mod tenants;
 pub(crate) mod verify;

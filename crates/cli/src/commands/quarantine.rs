@@ -207,7 +207,7 @@ fn list(found: &[Found], as_json: bool) -> anyhow::Result<()> {
 
 /// A time of an entry, which is in seconds.
 fn time(seconds: &str) -> String {
-    seconds.parse().map_or_else(|_| seconds.to_owned(), at)
+    seconds.parse().map_or_else(|_| printable(seconds).into_owned(), at)
 }
 
 fn as_csv(found: &[Found]) -> String {

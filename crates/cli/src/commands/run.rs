@@ -7,11 +7,11 @@ use std::{
 };
 
 use anyhow::Context;
-use balance_sync_admin::{Access, AdminServer, AdminSettings, Api, ApiParts, liveness, readiness};
+use balance_sync_admin::{Access, AdminServer, Api, ApiParts, Metrics, liveness, readiness};
 use balance_sync_fleet::{
     PreparedWorker,
-    lifecycle::{DrainReport, WorkerHandles},
-    status::FleetStatus,
+    lifecycle::{DrainReport, WorkerHandles, name::WorkerName},
+    status::{FleetStatus, WorkerMode},
     tasks::panics,
 };
 use balance_sync_view::{Operations, recovery::RecoveryRunner};
@@ -26,7 +26,7 @@ use crate::{
     config::Config,
     notify::{Health, Notifier},
     recoveries::Runner,
-    telemetry::{self, Telemetry},
+    telemetry::{self, MetricsPush, Telemetry},
     wiring::{self, Endpoints, objectives},
 };
 
@@ -51,6 +51,7 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         commit = crate::version::COMMIT,
+        mode = config.worker.mode.as_str(),
         claim_mode = config.claim.mode.as_str(),
         batch_size = config.collector.batch_size,
         "balance-sync starts"
@@ -62,10 +63,13 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     // Before anything is started: until then the signal would end the process.
     let mut hangups = signal(SignalKind::hangup()).context("listening to signals")?;
     let worker = PreparedWorker::new(wiring::worker_settings(&config, &endpoints, &name)?)?;
-    let operations = Operations::start(&worker, wiring::operations_settings(&config, name));
+    let operations = Operations::start(&worker, wiring::operations_settings(&config, name.clone()));
     let worker = worker.start();
     let recoveries = Arc::new(Runner::new(file.map(Path::to_owned), &config));
-    let admin = start_admin(&config, worker.handles(), &operations, &recoveries, started)?;
+    let metrics = Arc::new(metrics(&config, worker.handles()));
+    // Before the page is there, so that no series is on it that is pushed.
+    let push = start_push(&config, name, &worker.handles().fleet, &metrics);
+    let admin = start_admin(&config, worker.handles(), &operations, &recoveries, started, &metrics)?;
     let close_grace = config.collector.drain_deadline;
     let mut heartbeat = operations.heartbeat();
     let (mut beats, mut summaries) = (every(config.log.heartbeat), every(SUMMARY_EVERY));
@@ -107,6 +111,9 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     if let Some(admin) = admin {
         admin.stop().await;
     }
+    if let Some(push) = push {
+        push.finish().await;
+    }
     if let Some(traces) = traces {
         traces.finish().await;
     }
@@ -146,20 +153,41 @@ async fn reload(file: Option<&Path>, endpoints: &Endpoints) {
     }
 }
 
+/// The worker's metrics, for the page and for the push.
+fn metrics(config: &Config, worker: &WorkerHandles) -> Metrics {
+    let budget = worker.budget.clone();
+    let connections = Box::new(move || budget.servers());
+    Metrics::new(Arc::clone(&worker.fleet), config.admin.metrics_tenants, Some(connections))
+}
+
+/// Starts the push of metrics, if they are pushed. Where that can't be done, a warning says so and the worker goes on without:
+/// balances matter more.
+fn start_push(
+    config: &Config,
+    name: WorkerName,
+    fleet: &Arc<FleetStatus>,
+    metrics: &Arc<Metrics>,
+) -> Option<MetricsPush> {
+    let settings = config.metrics.as_ref()?;
+    MetricsPush::start(settings, name, fleet, Arc::clone(metrics))
+        .inspect_err(|error| {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "metrics can't be pushed, the worker goes on without that");
+        })
+        .ok()
+}
+
 fn start_admin(
     config: &Config,
     worker: &WorkerHandles,
     operations: &Operations,
     recoveries: &Arc<Runner>,
     started: Instant,
+    metrics: &Arc<Metrics>,
 ) -> anyhow::Result<Option<AdminServer>> {
     if !config.admin.enabled {
         return Ok(None);
     }
-    let settings =
-        AdminSettings { listen: config.admin.listen, metrics_tenants: config.admin.metrics_tenants };
-    let budget = worker.budget.clone();
-    let connections = Box::new(move || budget.servers());
     let api = ApiParts {
         reader: operations.reader(objectives(config)),
         operator: operations.operator(),
@@ -172,14 +200,15 @@ fn start_admin(
             config.admin.operator_token.clone(),
             config.admin.tokens.iter().cloned(),
         )
-        .behind(config.admin.proxies.clone()),
+        .behind(config.admin.proxies.clone())
+        .only_looking(config.worker.mode == WorkerMode::Shadow),
         worker: config.worker.name.clone(),
     };
     let server = balance_sync_admin::start_with_api(
-        settings,
+        config.admin.listen,
         Arc::clone(&worker.fleet),
         started,
-        connections,
+        Arc::clone(metrics),
         Api::new(api),
     )
     .with_context(|| format!("admin.listen = {}: can't listen there", config.admin.listen))?;

@@ -9,7 +9,7 @@ use balance_sync_view::{
     rows::{StateView, TenantRow},
 };
 
-use super::{queues, tenants, workers};
+use super::{queues, shadow, tenants, workers};
 use crate::{
     EXIT_OK,
     args::{StatusArgs, seconds},
@@ -83,11 +83,12 @@ fn render(view: &FleetView, overview: &Overview, screen: Screen, every: Option<D
     if !troubled.is_empty() {
         line(&mut text, format_args!("\n{}", tenants::table(&troubled, view, screen).trim_end()));
     }
-    if !view.workers.is_empty() {
-        let shown = &view.workers[..view.workers.len().min(WORKERS)];
+    let all = workers::all(view);
+    if !all.is_empty() {
+        let shown = &all[..all.len().min(WORKERS)];
         line(&mut text, format_args!("\n{}", workers::table(shown, view.at, screen).trim_end()));
-        if view.workers.len() > WORKERS {
-            line(&mut text, format_args!("and {} more", view.workers.len() - WORKERS));
+        if all.len() > WORKERS {
+            line(&mut text, format_args!("and {} more", all.len() - WORKERS));
         }
     }
     text
@@ -205,6 +206,11 @@ fn figures(text: &mut String, view: &FleetView, overview: &Overview, screen: Scr
         ),
     );
     row("ledger", format_args!("{}", queues::of_fleet(&overview.queues, view.at)));
+    if let Some(found) = &overview.shadow {
+        for (name, text) in shadow::of_fleet(found) {
+            row(name, format_args!("{text}"));
+        }
+    }
     let redis = match overview.redis {
         "ok" => "redis ok".to_owned(),
         "refuses_writes" => styled(BAD, "redis refuses writes"),
@@ -213,8 +219,12 @@ fn figures(text: &mut String, view: &FleetView, overview: &Overview, screen: Scr
     row(
         "workers",
         format_args!(
-            "{} live{}, {} collector restarts; {redis}",
+            "{} live{}{}, {} collector restarts; {redis}",
             overview.workers.live,
+            match view.shadows.len() {
+                0 => String::new(),
+                shadows => format!(" and {shadows} that only look"),
+            },
             match overview.workers.last_known {
                 0 => String::new(),
                 silent => format!(", {silent} as last reported"),

@@ -17,7 +17,7 @@ use balance_sync_view::{
 };
 use serde::Serialize;
 
-use super::{actions, queues, status::exit_code};
+use super::{actions, queues, shadow, status::exit_code};
 use crate::{
     args::{TenantListArgs, TenantShowArgs, TenantsArgs, TenantsCommand},
     terminal::{
@@ -27,7 +27,7 @@ use crate::{
     wiring,
 };
 
-/// Tenants that are listed at most, unless told otherwise.
+/// Tenants that are listed at most, unless requested otherwise.
 const LIMIT: usize = 100;
 /// Flushes and errors of a tenant that are shown.
 const SHOWN: usize = 8;
@@ -177,15 +177,15 @@ async fn show(file: Option<&Path>, args: TenantShowArgs) -> anyhow::Result<u8> {
     Ok(exit_code(verdict))
 }
 
-/// Workers publish a tenant's detail once somebody has asked for it: asks until it is there, or has had its time.
+/// Workers publish a tenant's detail once it has been requested: requests it until it is there, or has had its time.
 async fn whole(reader: &FleetReader, tenant: &str) -> Option<TenantDetail> {
     let until = Instant::now() + DETAIL_WITHIN;
     loop {
         let detail = reader.detail(tenant).await?;
-        let told = !detail.flushes.is_empty() || !detail.errors.is_empty() || !detail.history.is_empty();
+        let is_there = !detail.flushes.is_empty() || !detail.errors.is_empty() || !detail.history.is_empty();
         let row = &detail.row;
         let nothing_to_tell = row.owners.is_empty() || row.updated_total + row.batch_failures_total == 0;
-        if told || nothing_to_tell || Instant::now() >= until {
+        if is_there || nothing_to_tell || Instant::now() >= until {
             return Some(detail);
         }
         tokio::time::sleep(DETAIL_EVERY).await;
@@ -202,11 +202,18 @@ fn descends(sort: balance_sync_view::reader::TenantSort) -> bool {
 fn known(view: &FleetView) -> Verdict {
     if view.writes_refused.is_some() && view.listed {
         Verdict::Degraded
-    } else if view.redis_error.is_some() || !view.listed || view.workers.is_empty() {
+    } else if view.redis_error.is_some() || !view.listed || is_empty(view) {
         Verdict::Unknown
+    } else if view.workers.is_empty() {
+        Verdict::Attention
     } else {
         Verdict::Healthy
     }
+}
+
+/// Whether no worker is live, not even one that only looks.
+fn is_empty(view: &FleetView) -> bool {
+    view.workers.is_empty() && view.shadows.is_empty()
 }
 
 /// What makes the answer doubtful, in sentences.
@@ -218,8 +225,10 @@ fn doubts(text: &mut String, view: &FleetView) {
         doubt(&format!("Redis can't be asked: {error}."));
     } else if let Some(error) = &view.writes_refused {
         doubt(&format!("Redis refuses writes: {}.", error.message));
-    } else if view.workers.is_empty() {
+    } else if is_empty(view) {
         doubt("No live worker has reported.");
+    } else if view.workers.is_empty() {
+        doubt("Only shadows are live: no worker of this fleet writes balances.");
     }
     if !view.listed {
         doubt("The list of tenants can't be had, so some may be missing here.");
@@ -295,7 +304,10 @@ pub(super) fn acknowledgement(one: &AcknowledgedView) -> String {
 /// The workers that serve it, those that only stand by last.
 fn owners(row: &TenantRow) -> String {
     if row.owners.is_empty() {
-        return "no worker".to_owned();
+        return match &row.shadow {
+            Some(shadow) => format!("no worker; {} only looks", shadow.by.join(", ")),
+            None => "no worker".to_owned(),
+        };
     }
     let (second, first): (Vec<&String>, Vec<&String>) =
         row.owners.iter().partition(|name| row.standby.contains(name));
@@ -383,7 +395,8 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
             count(row.batch_failures_total)
         ),
     );
-    for (name, value) in queues::of_tenant(row, view.at) {
+    let found = row.shadow.iter().flat_map(|found| shadow::of_tenant(found, view.at));
+    for (name, value) in queues::of_tenant(row, view.at).into_iter().chain(found) {
         say(name, value);
     }
     if let Some(database) = &detail.settings.database {

@@ -2,8 +2,8 @@
 
 use std::{fmt::Write as _, path::Path};
 
-use balance_sync_fleet::tasks::TaskState;
-use balance_sync_view::rows::WorkerRow;
+use balance_sync_fleet::{status::WorkerMode, tasks::TaskState};
+use balance_sync_view::{reader::FleetView, rows::WorkerRow};
 use serde_json::json;
 
 use crate::{
@@ -31,19 +31,26 @@ pub(crate) async fn workers(file: Option<&Path>, args: WorkersArgs) -> anyhow::R
     let code = match &view.redis_error {
         Some(_) => EXIT_UNKNOWN,
         None if view.writes_refused.is_some() => EXIT_NOT_WELL,
-        None if view.workers.is_empty() => EXIT_UNKNOWN,
-        None if view.workers.iter().all(is_well) && view.dead_workers.is_empty() => EXIT_OK,
+        None if view.workers.is_empty() && view.shadows.is_empty() => EXIT_UNKNOWN,
+        None if view.workers.iter().chain(&view.shadows).all(is_well) && view.dead_workers.is_empty() => {
+            EXIT_OK
+        }
         None => EXIT_NOT_WELL,
     };
     if args.json {
-        terminal::print(&format!("{}\n", json!({ "workers": view.workers, "dead": view.dead_workers })))?;
+        terminal::print(&format!(
+            "{}\n",
+            json!({ "workers": view.workers, "shadows": view.shadows, "dead": view.dead_workers })
+        ))?;
         return Ok(code);
     }
-    let mut text = table(&view.workers, view.at, Screen::of_stdout());
+    let mut text = table(&all(&view), view.at, Screen::of_stdout());
     let note = match (&view.redis_error, &view.writes_refused) {
         (Some(error), _) => Some(format!("Redis can't be asked: {error}.")),
         (None, Some(error)) => Some(format!("Redis refuses writes: {}.", error.message)),
-        (None, None) if view.workers.is_empty() => Some("No live worker has reported.".to_owned()),
+        (None, None) if view.workers.is_empty() && view.shadows.is_empty() => {
+            Some("No live worker has reported.".to_owned())
+        }
         (None, None) => None,
     };
     for dead in &view.dead_workers {
@@ -75,8 +82,13 @@ fn is_well(row: &WorkerRow) -> bool {
         && row.background_tasks.iter().all(|task| task.state != TaskState::Stalled)
 }
 
+/// All live workers, those that only look last.
+pub(super) fn all(view: &FleetView) -> Vec<&WorkerRow> {
+    view.workers.iter().chain(&view.shadows).collect()
+}
+
 /// A line per worker.
-pub(super) fn table(rows: &[WorkerRow], now: f64, screen: Screen) -> String {
+pub(super) fn table(rows: &[&WorkerRow], now: f64, screen: Screen) -> String {
     let mut table = Table::new(&[
         Column::id("WORKER"),
         Column::text("STATE"),
@@ -95,6 +107,7 @@ pub(super) fn table(rows: &[WorkerRow], now: f64, screen: Screen) -> String {
             "ok" if row.background_tasks.iter().any(|task| task.state == TaskState::Stalled) => {
                 ("task stalled", WARN)
             }
+            "ok" if row.mode == WorkerMode::Shadow => ("shadow", PLAIN),
             "ok" => ("ok", PLAIN),
             _ => ("no redis", BAD),
         };

@@ -97,7 +97,7 @@ fn named_tokens(
         }
         let Some(token) = token(check, &format!("{at}.token"), &entry.token) else { continue };
         if known.iter().any(|(_, other)| other == token.expose_secret()) {
-            let reason = "allowed: a token of its own, or who acts could not be told apart";
+            let reason = "allowed: a token of its own, or operators could not be distinguished";
             check.refuse(&format!("{at}.token"), Some(MASK.to_owned()), reason);
         }
         known.push((entry.name.clone(), token.expose_secret().to_owned()));

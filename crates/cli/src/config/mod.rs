@@ -24,7 +24,9 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use print::print;
 pub(crate) use problem::{ConfigError, ConfigNote};
-pub(crate) use types::{Config, Log, LogFormat, OtlpProtocol, Redis, Sampler, TenantSource, Traces};
+pub(crate) use types::{
+    Config, Log, LogFormat, Metrics, Otlp, OtlpProtocol, Redis, Sampler, TenantSource, Traces,
+};
 
 /// The variable that names the configuration file when no option does.
 pub(crate) const FILE_VARIABLE: &str = "BALANCE_SYNC_CONFIG";

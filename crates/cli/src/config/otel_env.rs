@@ -25,6 +25,8 @@ pub(super) enum Kind {
     Millis,
     /// A number from 0 to 1.
     Ratio,
+    /// Not read; says what to do instead.
+    NotRead(&'static str),
 }
 
 const PROTOCOLS: &[&str] = &["http/protobuf", "grpc"];
@@ -37,15 +39,26 @@ const SAMPLERS: &[&str] = &[
     "parentbased_traceidratio",
 ];
 
+const UNCOMPRESSED: &[&str] = &["none"];
+const ONE_AUTHORITY: &str =
+    "telemetry.ca_cert, or OTEL_EXPORTER_OTLP_CERTIFICATE, for traces and metrics alike";
+const NO_CLIENT_CERTIFICATE: &str =
+    "no certificate of a client, which is not supported; headers can authenticate";
+
 /// Every variable, the key it sets, and how. Of two with the same key the later one counts.
-pub(super) const VARIABLES: [(&str, &str, Kind); 17] = [
+pub(super) const VARIABLES: [(&str, &str, Kind); 35] = [
     ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "telemetry.traces_endpoint", Kind::Text),
+    ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "telemetry.metrics_endpoint", Kind::Text),
     ("OTEL_EXPORTER_OTLP_PROTOCOL", "telemetry.protocol", Kind::OneOf(PROTOCOLS)),
-    ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "telemetry.protocol", Kind::OneOf(PROTOCOLS)),
+    ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "telemetry.traces_protocol", Kind::OneOf(PROTOCOLS)),
+    ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "telemetry.metrics_protocol", Kind::OneOf(PROTOCOLS)),
     ("OTEL_EXPORTER_OTLP_HEADERS", "telemetry.headers", Kind::Text),
-    ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "telemetry.headers", Kind::Text),
+    ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "telemetry.traces_headers", Kind::Text),
+    ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "telemetry.metrics_headers", Kind::Text),
     ("OTEL_EXPORTER_OTLP_TIMEOUT", "telemetry.timeout", Kind::Millis),
-    ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "telemetry.timeout", Kind::Millis),
+    ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "telemetry.traces_timeout", Kind::Millis),
+    ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "telemetry.metrics_timeout", Kind::Millis),
+    ("OTEL_EXPORTER_OTLP_CERTIFICATE", "telemetry.ca_cert", Kind::Text),
     ("OTEL_SERVICE_NAME", "telemetry.service_name", Kind::Text),
     ("OTEL_RESOURCE_ATTRIBUTES", "telemetry.resource_attributes", Kind::Text),
     ("OTEL_TRACES_SAMPLER", "telemetry.sampler", Kind::OneOf(SAMPLERS)),
@@ -53,17 +66,38 @@ pub(super) const VARIABLES: [(&str, &str, Kind); 17] = [
     ("OTEL_BSP_MAX_QUEUE_SIZE", "telemetry.queue_size", Kind::Count),
     ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "telemetry.batch_size", Kind::Count),
     ("OTEL_BSP_SCHEDULE_DELAY", "telemetry.export_interval", Kind::Millis),
-    ("OTEL_TRACES_EXPORTER", "telemetry.enabled", Kind::Exporter),
+    ("OTEL_METRIC_EXPORT_INTERVAL", "telemetry.metrics_interval", Kind::Millis),
+    ("OTEL_TRACES_EXPORTER", "telemetry.traces", Kind::Exporter),
+    ("OTEL_METRICS_EXPORTER", "telemetry.metrics", Kind::Exporter),
     ("OTEL_SDK_DISABLED", "telemetry.enabled", Kind::Off),
-    ("OTEL_EXPORTER_OTLP_COMPRESSION", "", Kind::OneOf(&["none"])),
+    ("OTEL_EXPORTER_OTLP_COMPRESSION", "", Kind::OneOf(UNCOMPRESSED)),
+    ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "", Kind::OneOf(UNCOMPRESSED)),
+    ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "", Kind::OneOf(UNCOMPRESSED)),
+    ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "", Kind::OneOf(&["cumulative"])),
+    (
+        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+        "",
+        Kind::OneOf(&["explicit_bucket_histogram"]),
+    ),
+    ("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "", Kind::NotRead(ONE_AUTHORITY)),
+    ("OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE", "", Kind::NotRead(ONE_AUTHORITY)),
+    ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "", Kind::NotRead(NO_CLIENT_CERTIFICATE)),
+    ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "", Kind::NotRead(NO_CLIENT_CERTIFICATE)),
+    ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", "", Kind::NotRead(NO_CLIENT_CERTIFICATE)),
+    ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_CERTIFICATE", "", Kind::NotRead(NO_CLIENT_CERTIFICATE)),
+    ("OTEL_METRIC_EXPORT_TIMEOUT", "", Kind::NotRead("telemetry.metrics_timeout bounds each request")),
 ];
 
-/// Whoever names an endpoint wants traces sent there, unless something above this layer says otherwise; the ledger's
+/// Whoever names an endpoint wants traces and metrics sent there, unless something above this layer says otherwise; the ledger's
 /// switch, for one, which its operators leave off beside an endpoint.
 pub(super) fn implied(environment: &Environment) -> Option<Layer> {
-    let named = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]
-        .into_iter()
-        .find(|name| matches!(environment.get(name), Some(Ok(_))))?;
+    let named = [
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+    ]
+    .into_iter()
+    .find(|name| matches!(environment.get(name), Some(Ok(_))))?;
     Some(Layer::of(Origin::Standard(named.to_owned()), "telemetry.enabled", Value::from(true)))
 }
 
@@ -117,6 +151,7 @@ fn read(kind: Kind, key: &str, text: &str) -> Result<Option<Value>, String> {
         },
         Kind::Count => Value::from(whole(trimmed)?),
         Kind::Millis => Value::from(format!("{}ms", whole(trimmed)?)),
+        Kind::NotRead(instead) => return Err(instead.to_owned()),
         Kind::Ratio => match trimmed.parse::<f64>() {
             Ok(ratio) if (0.0..=1.0).contains(&ratio) => Value::from(ratio),
             _ => return Err("a number from 0 to 1".to_owned()),

@@ -116,7 +116,7 @@ impl fmt::Display for ConfigNote {
 /// Whether a key holds a secret. By its last part, so that a key in the wrong section is hidden as well.
 pub(super) fn is_secret(key: &str) -> bool {
     let last = key.rsplit('.').next().unwrap_or(key);
-    ["password", "sentinel_password", "api_key", "token", "headers"]
+    ["password", "sentinel_password", "api_key", "token", "headers", "traces_headers", "metrics_headers"]
         .iter()
         .any(|secret| last.eq_ignore_ascii_case(secret))
 }

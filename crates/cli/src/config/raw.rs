@@ -11,6 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use balance_sync_domain::TlsMode;
+use balance_sync_fleet::status::WorkerMode;
 use balance_sync_schedule::ClaimMode;
 use balance_sync_tenants::KeyForm;
 use secrecy::{ExposeSecret, SecretString};
@@ -34,6 +35,7 @@ pub(super) struct Raw {
     pub admin: Admin,
     pub objectives: Objectives,
     pub queues: Queues,
+    pub shadow: Shadow,
     pub log: Log,
     pub telemetry: Telemetry,
     pub worker: Worker,
@@ -345,13 +347,27 @@ pub(crate) struct Log {
 #[serde(deny_unknown_fields)]
 pub(super) struct Telemetry {
     pub enabled: bool,
+    pub traces: bool,
+    pub metrics: bool,
     pub endpoint: String,
     pub traces_endpoint: String,
+    pub metrics_endpoint: String,
     pub protocol: Protocol,
+    pub traces_protocol: Protocol,
+    pub metrics_protocol: Protocol,
     #[serde(serialize_with = "masked")]
     pub headers: SecretString,
+    #[serde(serialize_with = "masked")]
+    pub traces_headers: SecretString,
+    #[serde(serialize_with = "masked")]
+    pub metrics_headers: SecretString,
+    pub ca_cert: String,
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub traces_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub metrics_timeout: Duration,
     pub service_name: String,
     pub resource_attributes: String,
     pub sampler: Sampler,
@@ -360,6 +376,10 @@ pub(super) struct Telemetry {
     pub batch_size: usize,
     #[serde(with = "humantime_serde")]
     pub export_interval: Duration,
+    #[serde(with = "humantime_serde")]
+    pub metrics_interval: Duration,
+    pub metrics_ledgers: usize,
+    pub ledger_series: LedgerSeries,
     #[serde(with = "humantime_serde")]
     pub drain_deadline: Duration,
 }
@@ -383,12 +403,25 @@ pub(crate) struct Queues {
     pub oldest: Duration,
 }
 
+/// `[shadow]`: how a worker looks that only looks.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Shadow {
+    /// Balances that each of its looks asks for per second.
+    pub balances_per_second: u32,
+    /// Between two comparisons of all balances.
+    #[serde(with = "humantime_serde")]
+    pub compare_interval: Duration,
+}
+
 /// `[worker]`: this worker among the others.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Worker {
     /// Name, unlike all others'. Once checked: 1 to 128 letters, digits, `-`, `_`, `.`.
     pub name: String,
+    /// Whether it writes, or only looks.
+    pub mode: WorkerMode,
     /// Whether tenants are shared out.
     pub partition: bool,
     /// Workers per tenant.
@@ -440,6 +473,16 @@ pub(super) enum Protocol {
     HttpProtobuf,
     #[serde(rename = "grpc")]
     Grpc,
+}
+
+/// `telemetry.ledger_series`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum LedgerSeries {
+    /// Pushed where metrics are pushed, otherwise at `/metrics`.
+    Pushed,
+    /// Always at `/metrics`.
+    Page,
 }
 
 /// `telemetry.sampler`, under the names of OpenTelemetry.

@@ -3,6 +3,7 @@
 //! Everything here has been checked, ranges and relations included; no caller checks again.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use balance_sync_admin::{NamedToken, TrustedProxies};
@@ -14,7 +15,8 @@ use url::Url;
 use super::print::Effective;
 use super::problem::ConfigNote;
 pub(crate) use super::raw::{
-    Claim, Collector, Log, LogFormat, Objectives, Postgres, Quarantine, Queues, Sampler, Supervisor, Worker,
+    Claim, Collector, Log, LogFormat, Objectives, Postgres, Quarantine, Queues, Sampler, Shadow, Supervisor,
+    Worker,
 };
 
 /// A validated configuration.
@@ -40,10 +42,14 @@ pub(crate) struct Config {
     pub objectives: Objectives,
     /// The ledger's own queues.
     pub queues: Queues,
+    /// How a worker looks that only looks.
+    pub shadow: Shadow,
     /// Log.
     pub log: Log,
     /// Where traces go; none when they are off.
     pub traces: Option<Traces>,
+    /// Where metrics are pushed; none when they are off.
+    pub metrics: Option<Metrics>,
     /// This worker among the others.
     pub worker: Worker,
     /// What the operator should see in the log at start.
@@ -144,36 +150,56 @@ pub(crate) struct Admin {
     pub freshness_objective: Duration,
 }
 
-/// `[telemetry]`, switched on.
+/// The receiver of traces or metrics, and what the worker says about itself there.
 #[derive(Debug, Clone)]
-pub(crate) struct Traces {
+pub(crate) struct Otlp {
     /// What is spoken.
     pub protocol: OtlpProtocol,
-    /// Where exports are sent, path included; without credentials, query and fragment.
+    /// Where it is, path included; without credentials, query and fragment.
     pub endpoint: Url,
-    /// Sent with each export; names lower-case.
+    /// Sent with each request; names lower-case.
     pub headers: Vec<(String, SecretString)>,
-    /// One export, repeats included.
+    /// PEM file with the authorities that may have signed its certificate; none = those of the system.
+    pub ca_cert: Option<PathBuf>,
+    /// One export of traces, or one request with metrics.
     pub timeout: Duration,
     /// `service.name`; not empty.
     pub service_name: String,
-    /// More about where the traces come from.
+    /// More about where the data come from.
     pub attributes: Vec<(String, String)>,
-    /// Which traces are sent.
-    pub sampler: Sampler,
-    /// The share, 0 to 1, where the sampler takes one.
-    pub sample_ratio: f64,
-    /// Spans that wait at most.
-    pub queue_size: usize,
-    /// Spans of one export at most; not above `queue_size`.
-    pub batch_size: usize,
-    /// Time between two exports.
-    pub export_interval: Duration,
-    /// Bound of the last one.
+    /// Bound of the last export.
     pub drain_deadline: Duration,
 }
 
-/// What is spoken to whom traces are sent to.
+/// `[telemetry]`, with traces switched on.
+#[derive(Debug, Clone)]
+pub(crate) struct Traces {
+    /// Where they are sent.
+    pub otlp: Otlp,
+    /// Which traces are sent.
+    pub sampler: Sampler,
+    /// Share of them, where the sampler takes one.
+    pub sample_ratio: f64,
+    /// Spans that wait for their export at most.
+    pub queue_size: usize,
+    /// Spans per export at most; not above `queue_size`.
+    pub batch_size: usize,
+    /// Time between two exports of fewer spans.
+    pub export_interval: Duration,
+}
+
+/// `[telemetry]`, with metrics switched on.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    /// Where they are pushed.
+    pub otlp: Otlp,
+    /// Time between two pushes.
+    pub interval: Duration,
+    /// How many ledgers of a tenant have series of their own; none where the ledger's series stay at `/metrics`.
+    pub ledgers: Option<usize>,
+}
+
+/// What is spoken to the receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OtlpProtocol {
     /// Protobuf in an HTTP POST.

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use balance_sync_fleet::status::MOST_LEDGERS;
 use balance_sync_schedule::LinkSettings;
 use secrecy::{ExposeSecret, SecretString};
 
@@ -97,8 +98,12 @@ impl Check<'_> {
         self.problems.iter().any(|problem| problem.key == key)
     }
 
+    /// Notes something about a key; once, where two things are made of its value.
     pub(super) fn note(&mut self, key: &str, text: impl Into<String>) {
-        self.notes.push(ConfigNote { key: key.to_owned(), text: text.into() });
+        let text = text.into();
+        if !self.notes.iter().any(|note| note.key == key && note.text == text) {
+            self.notes.push(ConfigNote { key: key.to_owned(), text });
+        }
     }
 
     /// A value must be in range. One from the ledger's or OpenTelemetry's variables is clamped, as it was legal where it
@@ -261,6 +266,7 @@ pub(super) fn validate(
     let admin = admin::admin(check, &raw.admin);
     telemetry::log(check, &raw.log);
     let traces = telemetry::traces(check, &raw.telemetry);
+    let metrics = telemetry::metrics(check, &raw.telemetry);
     let worker = worker(check, &raw.worker);
     if raw.worker.require_tls {
         tls_everywhere(check, &raw, link.as_ref());
@@ -287,8 +293,10 @@ pub(super) fn validate(
             admin,
             objectives: raw.objectives,
             queues: raw.queues,
+            shadow: raw.shadow,
             log: raw.log,
             traces,
+            metrics,
             worker,
             notes,
             effective,
@@ -325,6 +333,9 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
     within!(check, raw.queues.records_per_second, 10..=2_000);
     within!(check, raw.queues.quarantine_interval, secs(1)..=minutes(60 * 24));
     within!(check, raw.queues.oldest, secs(1)..=minutes(60 * 24 * 30));
+
+    within!(check, raw.shadow.balances_per_second, 10..=10_000);
+    within!(check, raw.shadow.compare_interval, secs(1)..=minutes(60 * 24));
     within!(check, raw.collector.flush_timeout, ms(1)..=secs(5));
     within!(check, raw.collector.poll_interval, ms(1)..=secs(1));
     within!(check, raw.collector.idle_backoff_max, ms(1)..=minutes(1));
@@ -366,6 +377,8 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
     within!(check, raw.log.heartbeat, secs(1)..=minutes(60));
     within!(check, raw.log.lines_per_minute, 40..=1_000_000);
     within!(check, raw.telemetry.timeout, ms(100)..=minutes(1));
+    within!(check, raw.telemetry.traces_timeout, secs(0)..=minutes(1));
+    within!(check, raw.telemetry.metrics_timeout, secs(0)..=minutes(1));
     within!(check, raw.telemetry.sample_ratio, 0.0..=1.0);
     within!(check, raw.telemetry.queue_size, 16..=1_000_000);
     within!(check, raw.telemetry.batch_size, 1..=100_000);
@@ -374,6 +387,8 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
         raw.telemetry.batch_size = raw.telemetry.batch_size.min(raw.telemetry.queue_size);
     }
     within!(check, raw.telemetry.export_interval, ms(10)..=minutes(1));
+    within!(check, raw.telemetry.metrics_interval, secs(1)..=minutes(60));
+    within!(check, raw.telemetry.metrics_ledgers, 0..=MOST_LEDGERS);
     within!(check, raw.telemetry.drain_deadline, secs(0)..=minutes(1));
 
     within!(check, raw.worker.replicas, 1..=64);

@@ -1,6 +1,6 @@
 //! How many lines the log takes. What fails for thousands of tenants, or for every balance of one, fills no disk: lines of a
 //! kind beyond [`OF_A_KIND`] in a minute are counted instead, and so are lines beyond the total. What was left out is logged
-//! once a minute, by kind. DEBUG and TRACE are not bounded: they are on because somebody wants to see each line.
+//! once a minute, by kind. DEBUG and TRACE are not bounded: who turns them on wants to see each line.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,7 +22,7 @@ const OF_A_KIND: u64 = 20;
 const FOR_ERRORS: u64 = 4;
 /// Kinds in one summary. The others are added up.
 const KINDS_SHOWN: usize = 20;
-/// Kinds that are told apart. There are some 150 places in the code, and those with a reason have few at a time.
+/// Kinds that are counted separately. There are some 150 places in the code, and those with a reason have few at a time.
 const KINDS: usize = 2_000;
 /// Tenants that are counted of one kind.
 const TENANTS: usize = 100_000;

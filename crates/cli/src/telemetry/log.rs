@@ -269,7 +269,7 @@ mod tests {
         assert_eq!(take().len(), 10, "of the total of 40 a quarter is for errors");
         for tenant_id in 0..100 {
             tracing::error!(tenant_id, "rejected");
-            tracing::debug!("nobody bounds what is asked for by its level");
+            tracing::debug!("lines of this level are not bounded");
         }
         let lines_of = |lines: &[serde_json::Value], level: &str| {
             lines.iter().filter(|line| line["level"] == level).count()

@@ -1,7 +1,12 @@
-//! What a worker tells of itself while it works: the log (`log.rs`) and traces (`traces.rs`).
+//! What a worker reports while it works: the log (`log.rs`), traces (`traces.rs`) and the push of metrics (`metrics.rs`; `otlp.rs` makes
+//! its requests, `sender.rs` sends them). `receiver.rs` has what traces and metrics share.
 
 mod limit;
 mod log;
+mod metrics;
+mod otlp;
+mod receiver;
+mod sender;
 mod traces;
 
 use std::{io::IsTerminal, sync::Arc};
@@ -17,6 +22,7 @@ use tracing_subscriber::{
 use crate::config::{Config, Log, LogFormat};
 
 pub(crate) use log::Lines;
+pub(crate) use metrics::MetricsPush;
 pub(crate) use traces::Traces;
 
 /// Log and traces of a worker.
@@ -89,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_http_server_is_heard_when_it_warns_or_is_named() {
+    fn the_http_server_is_logged_when_it_warns_or_is_named() {
         let shown = |level: &str| filter(level).unwrap().to_string();
         assert!(shown("info").contains("actix_server=warn"));
         assert!(shown("debug,balance_sync_fleet=trace").contains("actix_server=warn"));

@@ -11,12 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use balance_sync_trace as trace;
 use opentelemetry::{Context, KeyValue, global};
 use opentelemetry_otlp::{
-    WithExportConfig, WithHttpConfig, WithTonicConfig,
-    tonic_types::{metadata::MetadataMap, transport::ClientTlsConfig},
+    WithExportConfig, WithHttpConfig, WithTonicConfig, tonic_types::metadata::MetadataMap,
 };
 use opentelemetry_sdk::{
     Resource,
@@ -28,10 +27,10 @@ use opentelemetry_sdk::{
         SpanProcessor,
     },
 };
-use reqwest::header::HeaderMap;
+use reqwest::redirect::Policy;
 use secrecy::ExposeSecret;
-use tokio::runtime::Runtime;
 
+use super::receiver::{Driver, attributes, grpc_tls, headers, http_authorities};
 use crate::config::{self, OtlpProtocol};
 
 /// Losses are logged this often at most.
@@ -46,19 +45,6 @@ pub(crate) struct Traces {
     _driver: Option<Driver>,
 }
 
-/// The thread that drives gRPC. Its own, so that an export needs nothing of the threads that sync, not even while they
-/// end.
-struct Driver(Option<Runtime>);
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        // To wait for its end would block a thread that must not be.
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
 impl Traces {
     /// Starts to make spans and to send them.
     ///
@@ -66,7 +52,7 @@ impl Traces {
     /// When no connection of that kind can be set up. The receiver need not answer yet.
     pub(super) fn start(traces: &config::Traces, worker: &str) -> anyhow::Result<Self> {
         let losses = Arc::new(Losses { queue_size: traces.queue_size, ..Losses::default() });
-        let (exporter, driver) = exporter(traces).context("telemetry")?;
+        let (exporter, driver) = exporter(&traces.otlp).context("telemetry")?;
         let batches = BatchConfigBuilder::default()
             .with_max_queue_size(traces.queue_size)
             .with_max_export_batch_size(traces.batch_size)
@@ -77,12 +63,12 @@ impl Traces {
         let provider = SdkTracerProvider::builder()
             .with_span_processor(Bounded { inner, losses: Arc::clone(&losses) })
             .with_sampler(sampler(traces))
-            .with_resource(resource(traces, worker))
+            .with_resource(resource(&traces.otlp, worker))
             .build();
         global::set_tracer_provider(provider.clone());
         trace::enable(TraceContextPropagator::new());
-        tracing::info!(endpoint = %traces.endpoint, protocol = traces.protocol.name(), "traces are sent");
-        Ok(Self { provider, losses, deadline: traces.drain_deadline, _driver: driver })
+        tracing::info!(endpoint = %traces.otlp.endpoint, protocol = traces.otlp.protocol.name(), "traces are sent");
+        Ok(Self { provider, losses, deadline: traces.otlp.drain_deadline, _driver: driver })
     }
 
     /// Sends what is left, within the deadline, and says what was lost in all.
@@ -98,46 +84,54 @@ impl Traces {
     }
 }
 
-fn exporter(traces: &config::Traces) -> anyhow::Result<(opentelemetry_otlp::SpanExporter, Option<Driver>)> {
+fn exporter(otlp: &config::Otlp) -> anyhow::Result<(opentelemetry_otlp::SpanExporter, Option<Driver>)> {
     let builder = opentelemetry_otlp::SpanExporter::builder();
-    let headers = traces.headers.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned()));
-    match traces.protocol {
+    match otlp.protocol {
         OtlpProtocol::HttpProtobuf => {
+            let headers =
+                otlp.headers.iter().map(|(name, value)| (name.clone(), value.expose_secret().to_owned()));
             let exporter = builder
                 .with_http()
+                .with_http_client(http_client(otlp)?)
                 .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-                .with_endpoint(traces.endpoint.as_str())
-                .with_timeout(traces.timeout)
+                .with_endpoint(otlp.endpoint.as_str())
+                .with_timeout(otlp.timeout)
                 .with_headers(headers.collect())
                 .build()?;
             Ok((exporter, None))
         }
         OtlpProtocol::Grpc => {
-            let metadata = headers
-                .map(|(name, value)| Some((name.parse().ok()?, value.parse().ok()?)))
-                .collect::<Option<HeaderMap>>()
-                .context("telemetry.headers: can't be sent by gRPC")?;
             let mut builder = builder
                 .with_tonic()
-                .with_endpoint(traces.endpoint.as_str())
-                .with_timeout(traces.timeout)
-                .with_metadata(MetadataMap::from_headers(metadata));
-            if traces.endpoint.scheme() == "https" {
-                builder = builder.with_tls_config(ClientTlsConfig::new().with_native_roots());
+                .with_endpoint(otlp.endpoint.as_str())
+                .with_timeout(otlp.timeout)
+                .with_metadata(MetadataMap::from_headers(headers(otlp)?));
+            if let Some(tls) = grpc_tls(otlp)? {
+                builder = builder.with_tls_config(tls);
             }
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(1)
-                .thread_name("telemetry")
-                .enable_all()
-                .build()
-                .context("a thread to send from")?;
-            let driver = Driver(Some(runtime));
-            let _entered = driver.0.as_ref().map(Runtime::enter);
-            let exporter = builder.build()?;
-            drop(_entered);
+            let driver = Driver::start()?;
+            let exporter = {
+                let _entered = driver.handle()?.enter();
+                builder.build()?
+            };
             Ok((exporter, Some(driver)))
         }
     }
+}
+
+/// A client for the exporter's thread. Made on a thread of its own, because making it blocks.
+fn http_client(otlp: &config::Otlp) -> anyhow::Result<reqwest::blocking::Client> {
+    let (authorities, timeout) = (http_authorities(otlp)?, otlp.timeout);
+    let build = move || {
+        // Headers are meant for this receiver and no other one.
+        let mut client = reqwest::blocking::Client::builder().redirect(Policy::none()).timeout(timeout);
+        if let Some(authorities) = authorities {
+            client = client.tls_certs_only(authorities);
+        }
+        client.build()
+    };
+    let building = std::thread::Builder::new().spawn(build).context("a thread for the HTTP client")?;
+    building.join().map_err(|_| anyhow!("making the HTTP client panicked"))?.context("the HTTP client")
 }
 
 fn sampler(traces: &config::Traces) -> Sampler {
@@ -152,19 +146,11 @@ fn sampler(traces: &config::Traces) -> Sampler {
     }
 }
 
-fn resource(traces: &config::Traces, worker: &str) -> Resource {
-    let own = [
-        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-        KeyValue::new("service.instance.id", worker.to_owned()),
-    ];
-    // The later ones count: what was configured goes before what we know by ourselves, but for the name.
+fn resource(otlp: &config::Otlp, worker: &str) -> Resource {
+    let attributes = attributes(otlp, worker).into_iter().map(|(key, value)| KeyValue::new(key, value));
     Resource::builder_empty()
         .with_detector(Box::new(TelemetryResourceDetector))
-        .with_attributes(own)
-        .with_attributes(
-            traces.attributes.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone())),
-        )
-        .with_service_name(traces.service_name.clone())
+        .with_attributes(attributes)
         .build()
 }
 
@@ -178,19 +164,19 @@ struct Losses {
     dropped: AtomicUsize,
     /// Taken for an export that failed.
     failed: AtomicUsize,
-    told: Mutex<Option<Instant>>,
+    reported: Mutex<Option<Instant>>,
 }
 
 impl Losses {
     /// Says so, unless that was done not long ago.
     fn tell(&self, error: &str) {
         let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_some_and(|at| now - at < TELL_EVERY) {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.is_some_and(|at| now - at < TELL_EVERY) {
             return;
         }
-        *told = Some(now);
-        drop(told);
+        *reported = Some(now);
+        drop(reported);
         let (failed, dropped) = (self.failed.load(Relaxed), self.dropped.load(Relaxed));
         tracing::warn!(failed, dropped, error, "spans are lost, syncing goes on without them");
     }

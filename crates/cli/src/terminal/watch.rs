@@ -1,4 +1,4 @@
-//! One picture after another in the same place, until somebody interrupts.
+//! One picture after another in the same place, until it is interrupted.
 
 use std::{
     io::{self, IsTerminal, Write},

@@ -46,6 +46,12 @@ impl<M> Gather<M> {
         self.buffer.len()
     }
 
+    /// What waits.
+    #[must_use]
+    pub fn members(&self) -> &[M] {
+        &self.buffer
+    }
+
     /// Whether nothing waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -227,6 +227,12 @@ impl<M> Collector<M> {
         self.buffer.len()
     }
 
+    /// These members.
+    #[must_use]
+    pub fn waiting(&self) -> &[M] {
+        self.buffer.members()
+    }
+
     /// Whether it has not been asked to stop or to leave.
     #[must_use]
     pub fn is_running(&self) -> bool {

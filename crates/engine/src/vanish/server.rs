@@ -147,10 +147,13 @@ impl ServerWatch {
 
     fn compare(&self, look: &ServerLook, evicted: u64) -> Option<How> {
         let known = |before: &Option<String>, now: &Option<String>| matches!((before, now), (Some(before), Some(now)) if before != now);
+        let same = |before: &Option<String>, now: &Option<String>| before.is_some() && before == now;
         if let Some((newest, _)) = self.acknowledged.back() {
             match look.former {
                 // An eviction may have taken the worker's key like any other.
                 None if evicted > 0 => {}
+                // It has expired: the worker was suspended, or Redis's clock has jumped ahead.
+                None if same(&self.run_id, &look.run_id) && same(&self.data_set, &look.data_set) => {}
                 None => return Some(How::Emptied),
                 Some(former) if former < *newest => return Some(How::Behind),
                 // A look whose answer did not arrive has set a later one.
@@ -220,6 +223,34 @@ mod tests {
         // What isn't allowed to be read is not known.
         (redis.look.run_id, redis.look.evicted) = (None, None);
         assert_eq!(redis.look(), None);
+    }
+
+    #[test]
+    fn a_number_that_expires_is_no_loss_while_process_and_mark_stay() {
+        let mut redis = Redis::new();
+        redis.look();
+        redis.key = None;
+        assert_eq!(redis.look(), None);
+        // Emptied without a restart, or restarted.
+        (redis.key, redis.look.data_set) = (None, None);
+        assert_eq!(redis.look(), replaced(How::Emptied));
+        redis.look.data_set = Some("b".to_owned());
+        redis.look();
+        (redis.key, redis.look.run_id) = (None, Some("2".to_owned()));
+        assert_eq!(redis.look(), replaced(How::Emptied));
+        // What may not be read proves nothing.
+        (redis.key, redis.look.run_id) = (None, None);
+        assert_eq!(redis.look(), replaced(How::Emptied));
+    }
+
+    #[test]
+    fn what_another_process_has_evicted_excuses_no_lost_data() {
+        let mut redis = Redis::new();
+        redis.look();
+        // An empty server that has evicted more than the former one ever had.
+        (redis.key, redis.look.data_set) = (None, None);
+        (redis.look.run_id, redis.look.evicted) = (Some("2".to_owned()), Some(100));
+        assert_eq!(redis.look(), replaced(How::Emptied));
     }
 
     #[test]

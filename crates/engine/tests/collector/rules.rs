@@ -144,7 +144,7 @@ fn a_paused_tenant_writes_what_it_holds_and_protects_what_waits() {
 }
 
 #[test]
-fn a_standby_takes_over_for_a_minute_when_nobody_claims() {
+fn a_standby_takes_over_for_a_minute_when_no_worker_claims() {
     let mut world = World::new(options());
     world.control(Service::Active, Role::Standby);
     assert_eq!((world.state, world.wait), (TenantState::Standby, Some(Wait::Watch)));
@@ -211,7 +211,7 @@ fn a_slow_flush_has_values_protected_once_and_not_before_it_is_slow() {
 }
 
 #[test]
-fn an_idle_collector_is_there_when_the_lock_of_somebody_else_ends() {
+fn an_idle_collector_is_there_when_a_foreign_lock_ends() {
     let mut world = World::started(options());
     for _ in 0..10 {
         world.answer_locked(None);

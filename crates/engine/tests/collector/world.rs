@@ -226,7 +226,7 @@ impl World {
         self.handle(Event::Claimed(Claimed { members, scheduled, head_age: Some(ms(1)), locked: None }));
     }
 
-    /// The claim under way brings nothing: one member is due, and locked by somebody else for so long.
+    /// The claim under way brings nothing: one member is due, and locked by another worker for so long.
     pub(crate) fn answer_locked(&mut self, unlock_in: Option<Duration>) {
         self.claim.take().expect("a claim is under way");
         let locked = Some(Locked { unlock_in });

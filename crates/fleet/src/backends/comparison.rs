@@ -11,6 +11,7 @@ use balance_sync_store::Row;
 use balance_sync_tenants::{KeyForm, Tenant};
 use balance_sync_trace::Span;
 use tracing::Instrument as _;
+use uuid::Uuid;
 
 use super::tenant_manager::{GetPool, TenantManager, TenantPool};
 use crate::{pipeline::SinkError, tasks::Progress};
@@ -65,6 +66,26 @@ pub(in crate::backends) struct Compared {
     pub(in crate::backends) without_row: u64,
     /// Their rows are newer than any value of them in Redis.
     pub(in crate::backends) rows_ahead: u64,
+}
+
+/// How the balances of a page differ from their rows.
+#[derive(Debug, Default)]
+pub(in crate::backends) struct Differences<'k> {
+    pub(in crate::backends) compared: u64,
+    /// They have no row, or a deleted one.
+    without_row: u64,
+    /// Their rows are older than their values.
+    pub(in crate::backends) behind: Vec<Witness>,
+    /// Their rows are newer, with their versions.
+    ahead: Vec<(&'k [u8], i64)>,
+}
+
+/// A member that is remembered, with the version that its value had.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::backends) struct Witness {
+    pub(in crate::backends) member: Vec<u8>,
+    pub(in crate::backends) id: Uuid,
+    pub(in crate::backends) version: i64,
 }
 
 /// A tenant under comparison.
@@ -161,9 +182,26 @@ impl Comparison {
         schedules: &Schedules,
         keys: &[Vec<u8>],
     ) -> Result<Compared, Failure> {
+        let page = self.differences(tenant, schedules, keys).await?;
+        let behind: Vec<&[u8]> = page.behind.iter().map(|one| one.member.as_slice()).collect();
+        Ok(Compared {
+            compared: page.compared,
+            behind: behind.len() as u64,
+            rescheduled: schedules.schedule_again(&behind).await?,
+            without_row: page.without_row,
+            rows_ahead: self.still_ahead(schedules, &page.ahead).await?,
+        })
+    }
+
+    /// How these balances differ from their rows. Nothing is changed.
+    pub(in crate::backends) async fn differences<'k>(
+        &self,
+        tenant: &Tenant,
+        schedules: &Schedules,
+        keys: &'k [Vec<u8>],
+    ) -> Result<Differences<'k>, Failure> {
         // The values first: a row that is written meanwhile is not taken for one that is behind.
         let values = read_values(&self.link, keys).await?;
-        let mut found = Compared::default();
         let balances: Vec<(&[u8], BalanceRef<'_>, BalanceValue)> = keys
             .iter()
             .zip(&values)
@@ -177,20 +215,18 @@ impl Comparison {
         let rows: Vec<Row<'_>> = balances.iter().map(|(_, balance, value)| row(balance, value)).collect();
         let pool = self.pool(tenant).await?;
         let stored = pool.database.versions(&pool.table, &rows).await.map_err(SinkError::from)?;
-        let mut behind: Vec<&[u8]> = Vec::new();
-        let mut ahead: Vec<(&[u8], i64)> = Vec::new();
+        let mut found = Differences { compared: balances.len() as u64, ..Differences::default() };
         for ((key, _, value), stored) in balances.iter().zip(stored) {
-            found.compared += 1;
             match stored {
                 None => found.without_row += 1,
-                Some(version) if version < value.version => behind.push(key),
-                Some(version) if version > value.version => ahead.push((key, version)),
+                Some(version) if version < value.version => {
+                    let (member, id, version) = (key.to_vec(), value.id, value.version);
+                    found.behind.push(Witness { member, id, version });
+                }
+                Some(version) if version > value.version => found.ahead.push((*key, version)),
                 Some(_) => {}
             }
         }
-        found.behind = behind.len() as u64;
-        found.rescheduled = schedules.schedule_again(&behind).await?;
-        found.rows_ahead = self.still_ahead(schedules, &ahead).await?;
         Ok(found)
     }
 
@@ -240,6 +276,19 @@ pub(in crate::backends) fn row<'a>(balance: &BalanceRef<'_>, value: &'a BalanceV
         on_hold: value.on_hold.as_str(),
         overdraft_used: value.overdraft_used.as_str(),
         version: value.version,
+    }
+}
+
+/// The row whose version is asked for; amounts do not matter.
+pub(in crate::backends) const fn asked<'a>(balance: &BalanceRef<'_>, id: Uuid, version: i64) -> Row<'a> {
+    Row {
+        id,
+        organization: balance.organization,
+        ledger: balance.ledger,
+        available: "0",
+        on_hold: "0",
+        overdraft_used: "0",
+        version,
     }
 }
 

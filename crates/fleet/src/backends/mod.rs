@@ -2,7 +2,7 @@
 //!
 //! `redis_queue` and `postgres_sink` (the ports) · `prober` and `standby` (schedules watched for many idle or waiting
 //! collectors at once) · `tenant_manager` and `lookup_rate` (each tenant's
-//! database) · `comparison` (values against rows) · `failover` (rows that a new server lacks) · `vanish` (data that Redis lost) · `observed_directory` (calls to the directory, counted).
+//! database) · `comparison` (values against rows) · `failover` (rows that a new server lacks) · `vanish` (data that Redis lost) · `shadow` (what a worker that only looks finds) · `observed_directory` (calls to the directory, counted).
 
 pub(crate) mod comparison;
 pub(crate) mod failover;
@@ -11,6 +11,7 @@ mod observed_directory;
 mod postgres_sink;
 mod prober;
 mod redis_queue;
+pub(crate) mod shadow;
 mod standby;
 mod tenant_manager;
 pub(crate) mod vanish;
@@ -19,6 +20,7 @@ pub use observed_directory::ObservedDirectory;
 pub use postgres_sink::PostgresSink;
 pub use prober::Prober;
 pub use redis_queue::RedisQueue;
+pub use shadow::ShadowOptions;
 pub use standby::StandbyWatch;
 pub use tenant_manager::{
     CloseAll, DatabaseView, Doubt, GetDatabaseView, GetPool, GetUsage, GetUsages, Hint, ManagerOptions,

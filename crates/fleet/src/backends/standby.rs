@@ -69,7 +69,7 @@ impl StandbyWatch {
         Self { inbox, idle }
     }
 
-    /// Waits until something is due in the schedule that nobody claims, or the watch is gone for good: then this collector
+    /// Waits until something is due in the schedule that no worker claims, or the watch is gone for good: then this collector
     /// takes over.
     pub async fn wait(&self, key: Arc<str>) {
         for _ in 0..TRIES {

@@ -52,7 +52,7 @@ pub trait Spawner: 'static {
     /// Starts the collector of this incarnation on one of the worker's threads; gives which.
     fn spawn(&mut self, incarnation: Incarnation) -> usize;
 
-    /// Whether that thread stands still: its collectors will report nothing.
+    /// Whether that thread is stalled: its collectors will report nothing.
     fn is_stalled(&self, _thread: usize) -> bool {
         false
     }

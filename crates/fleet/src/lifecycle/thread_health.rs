@@ -18,7 +18,7 @@ use crate::{status::FleetStatus, tasks::Progress};
 
 /// Between two beats, and between two looks.
 pub const EVERY: Duration = Duration::from_secs(1);
-/// Looks without a beat in between after which a thread counts as standing still.
+/// Looks without a beat in between after which a thread counts as stalled.
 const MISSES: u32 = 30;
 
 /// The pulse of one thread. A cheap handle.
@@ -41,7 +41,7 @@ impl Pulse {
         }
     }
 
-    /// Whether the thread stood still at the last looks.
+    /// Whether the thread was stalled at the last looks.
     #[must_use]
     pub fn is_stalled(&self) -> bool {
         self.0.misses.load(Relaxed) >= MISSES
@@ -70,10 +70,7 @@ pub async fn watch(
                 }
                 match (was_still, pulse.is_stalled()) {
                     (false, true) => {
-                        tracing::error!(
-                            thread,
-                            "a worker thread stands still, its collectors move to others"
-                        );
+                        tracing::error!(thread, "a worker thread is stalled, its collectors move to others");
                     }
                     (true, false) => tracing::warn!(thread, "a worker thread moves again"),
                     _ => continue,
@@ -105,13 +102,13 @@ mod tests {
         let (fleet, stop) = (Arc::new(FleetStatus::default()), CancellationToken::new());
         let changes = Arc::new(AtomicUsize::new(0));
         let pulses = [Pulse::default(), Pulse::default()];
-        let told = Arc::clone(&changes);
+        let counted = Arc::clone(&changes);
         let watching = tokio::spawn(watch(
             pulses.to_vec(),
             EVERY,
             Arc::clone(&fleet),
             move || {
-                told.fetch_add(1, Relaxed);
+                counted.fetch_add(1, Relaxed);
             },
             stop.clone(),
             progress(),

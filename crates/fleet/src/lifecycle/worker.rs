@@ -14,19 +14,21 @@ use super::{
     eviction_watch,
     partition::{Partition, PartitionSettings},
     redis_watch,
-    supervisor::{Drain, DrainReport, Poll, Supervisor, SupervisorOptions},
+    shadow::ShadowSpawner,
+    supervisor::{Drain, DrainReport, Poll, Spawner, Supervisor, SupervisorOptions},
     thread_health::{self, Pulse},
     threads::{CollectorSpawner, CollectorThread},
 };
 use crate::{
     backends::{
-        CloseAll, ManagerOptions, ObservedDirectory, TenantManager,
+        CloseAll, ManagerOptions, ObservedDirectory, ShadowOptions, TenantManager,
         comparison::Comparison,
         failover::{self, FailoverCheck, Reports},
+        shadow::{self, Shadow},
         vanish::{self, Vanish},
     },
     pipeline::CollectorOptions,
-    status::{FleetStatus, InForce},
+    status::{FleetStatus, InForce, WorkerMode},
     tasks::{Faults, TaskName},
 };
 
@@ -61,6 +63,8 @@ pub struct WorkerSettings {
     pub freshness_objective: Duration,
     /// What the p99 of the exposure over an hour should stay within.
     pub exposure_objective: Duration,
+    /// How it looks, for a shadow: it claims, writes and removes nothing; `None` = a worker that syncs.
+    pub shadow: Option<ShadowOptions>,
     /// Panics of background tasks, for tests.
     pub faults: Option<Faults>,
 }
@@ -88,6 +92,8 @@ pub struct WorkerHandles {
     pub manager_options: Arc<ManagerOptions>,
     /// Workers per tenant; `None` = all.
     pub replicas: Option<usize>,
+    /// How a shadow looks; `None` = this worker syncs.
+    pub shadow: Option<ShadowOptions>,
 }
 
 /// A worker that serves no tenant yet: what must be in place before the first claim is started between
@@ -115,7 +121,9 @@ impl PreparedWorker {
         if let Some(faults) = settings.faults {
             fleet.tasks.inject(faults);
         }
+        let mode = settings.shadow.map_or(WorkerMode::Sync, |_| WorkerMode::Shadow);
         let _ = fleet.in_force.set(InForce {
+            mode,
             claim_mode: settings.schedule.mode,
             key_form,
             claim_ttl: settings.schedule.claim_ttl,
@@ -142,7 +150,8 @@ impl PreparedWorker {
             .start();
         let threads_stop = CancellationToken::new();
         let (mut threads, mut arbiters) = (Vec::new(), Vec::new());
-        for thread in 0..number_of_threads(settings.threads) {
+        let number = if mode == WorkerMode::Shadow { 0 } else { number_of_threads(settings.threads) };
+        for thread in 0..number {
             let interval = settings.collector.idle_backoff_max;
             let (thread, arbiter) =
                 CollectorThread::start(thread, &settings.redis, interval, &fleet, &threads_stop)?;
@@ -160,23 +169,27 @@ impl PreparedWorker {
             collector: Arc::new(settings.collector),
             manager_options,
             replicas: settings.partition.as_ref().map(|partition| partition.replicas),
+            shadow: settings.shadow,
         };
         let pulses = threads.iter().map(|thread| thread.pulse.clone()).collect();
         let failover = Reports::default();
-        let spawner = CollectorSpawner {
-            threads,
-            next: 0,
-            manager: handles.manager.clone(),
-            failover: failover.clone(),
-            fleet: Arc::clone(&handles.fleet),
-            schedule: Arc::clone(&handles.schedule),
-            collector: Arc::clone(&handles.collector),
-            key_form,
+        let spawner: Box<dyn Spawner> = match mode {
+            WorkerMode::Shadow => Box::new(ShadowSpawner { fleet: Arc::clone(&handles.fleet) }),
+            WorkerMode::Sync => Box::new(CollectorSpawner {
+                threads,
+                next: 0,
+                manager: handles.manager.clone(),
+                failover: failover.clone(),
+                fleet: Arc::clone(&handles.fleet),
+                schedule: Arc::clone(&handles.schedule),
+                collector: Arc::clone(&handles.collector),
+                key_form,
+            }),
         };
         let supervisor = Supervisor::new(
             Arc::clone(&handles.directory),
             Some(handles.manager.clone()),
-            Box::new(spawner),
+            spawner,
             Arc::clone(&handles.fleet),
             settings.membership,
             settings.supervisor,
@@ -272,20 +285,10 @@ impl PreparedWorker {
             key_form: handles.key_form,
             schedule: Arc::clone(&handles.schedule),
         };
-        running.push(tasks.keep(TaskName::FailoverCheck, None, failover::INTERVAL, beside.clone(), {
-            let check = FailoverCheck { comparison: comparison.clone(), fleet: Arc::clone(fleet) };
-            let stop = beside.clone();
-            move |progress| check.clone().run(failover.clone(), stop.clone(), progress)
-        }));
-        let vanish = Vanish::new(comparison, Arc::clone(fleet), handles.collector.trail_grace);
-        running.push(tasks.keep(TaskName::VanishWatch, None, vanish::INTERVAL, beside.clone(), {
-            let (vanish, stop) = (vanish.clone(), beside.clone());
-            move |progress| vanish.clone().watch(stop.clone(), progress)
-        }));
-        running.push(tasks.keep(TaskName::VanishRepair, None, vanish::INTERVAL, beside.clone(), {
-            let stop = beside.clone();
-            move |progress| vanish.clone().repair(stop.clone(), progress)
-        }));
+        match handles.shadow {
+            Some(options) => running.push(watch_as_shadow(&handles, comparison, options, &beside)),
+            None => running.extend(keep_whole(&handles, comparison, failover, &beside)),
+        }
         Worker {
             handles,
             supervisor,
@@ -296,6 +299,45 @@ impl PreparedWorker {
             registration,
         }
     }
+}
+
+/// Looks at what others write.
+fn watch_as_shadow(
+    handles: &WorkerHandles,
+    comparison: Comparison,
+    options: ShadowOptions,
+    stop: &CancellationToken,
+) -> JoinHandle<()> {
+    let (shadow, again) = (Shadow::new(comparison, Arc::clone(&handles.fleet), options), stop.clone());
+    handles.fleet.tasks.keep(TaskName::ShadowWatch, None, shadow::INTERVAL, stop.clone(), move |progress| {
+        shadow.clone().run(again.clone(), progress)
+    })
+}
+
+/// Notices what Postgres or Redis has lost, and has it written again.
+fn keep_whole(
+    handles: &WorkerHandles,
+    comparison: Comparison,
+    failover: Reports,
+    stop: &CancellationToken,
+) -> [JoinHandle<()>; 3] {
+    let (fleet, tasks) = (&handles.fleet, &handles.fleet.tasks);
+    let check = FailoverCheck { comparison: comparison.clone(), fleet: Arc::clone(fleet) };
+    let vanish = Vanish::new(comparison, Arc::clone(fleet), handles.collector.trail_grace);
+    [
+        tasks.keep(TaskName::FailoverCheck, None, failover::INTERVAL, stop.clone(), {
+            let stop = stop.clone();
+            move |progress| check.clone().run(failover.clone(), stop.clone(), progress)
+        }),
+        tasks.keep(TaskName::VanishWatch, None, vanish::INTERVAL, stop.clone(), {
+            let (vanish, stop) = (vanish.clone(), stop.clone());
+            move |progress| vanish.clone().watch(stop.clone(), progress)
+        }),
+        tasks.keep(TaskName::VanishRepair, None, vanish::INTERVAL, stop.clone(), {
+            let stop = stop.clone();
+            move |progress| vanish.clone().repair(stop.clone(), progress)
+        }),
+    ]
 }
 
 fn number_of_threads(configured: usize) -> usize {

@@ -17,6 +17,7 @@ use balance_sync_store::{Outcome as RowOutcome, Row, RowResult};
 use balance_sync_trace as trace;
 
 use super::{
+    counting::{self, batch_failed, cleanup_failed, unparseable},
     failure::{SinkError, reaction, redis_reaction},
     forks::{self, Differing},
     gone::{self, Gone, Limits},
@@ -24,7 +25,7 @@ use super::{
 };
 use crate::{
     clock::wall_clock,
-    status::{FleetStatus, FlushNote, Outcome, Outcomes, Reason, Stage, TenantStatus, Trigger},
+    status::{FleetStatus, FlushNote, LedgerKey, Outcome, Outcomes, Reason, Stage, TenantStatus, Trigger},
 };
 
 /// A balance whose row another session has locked is tried again after this. Meanwhile it is not claimed, so that it doesn't stand
@@ -196,6 +197,8 @@ pub async fn flush<Q: Queue, S: Sink>(
     match results {
         Ok(results) => {
             end.answered = !results.is_empty();
+            let of_ledger = |&at: &usize| LedgerKey::of(&decoded[at].balance);
+            counting::written(newest.winners.iter().map(of_ledger).zip(&results), status);
             let mut of_winner: Vec<Option<&RowResult>> = vec![None; decoded.len()];
             for (&winner, result) in newest.winners.iter().zip(&results) {
                 of_winner[winner] = Some(result);
@@ -262,7 +265,7 @@ pub async fn flush<Q: Queue, S: Sink>(
                 None => end.orphaned += held.len(),
             }
             end.failure = Some(failure);
-            status.batch_failures.fetch_add(1, Relaxed);
+            batch_failed(queue, held.iter().copied(), status);
         }
     }
     isolate(queue, &refused, &mut end, status).await;
@@ -387,7 +390,7 @@ async fn settle<'a, Q: Queue>(
             // The rows are in Postgres. The leases lapse, and the next write of these members is stale.
             span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
             end.orphaned += written.len();
-            status.cleanup_failures.fetch_add(1, Relaxed);
+            cleanup_failed(queue, written.iter().copied(), status);
             tracing::warn!(members = written.len(), %error, "rows are written but could not be settled in redis");
             end.note(error);
         }
@@ -422,6 +425,7 @@ async fn isolate<Q: Queue>(
             }
             // Which of them are in it is not known otherwise.
             if report.quarantined == refused.len() as u64 {
+                unparseable(queue, refused.iter().map(|(member, _)| *member), status);
                 log_quarantined(refused);
             } else if report.kept > 0 {
                 tracing::info!(
@@ -433,7 +437,7 @@ async fn isolate<Q: Queue>(
         }
         Err(error) => {
             span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
-            status.cleanup_failures.fetch_add(1, Relaxed);
+            cleanup_failed(queue, refused.iter().map(|(member, _)| *member), status);
             tracing::warn!(members = refused.len(), %error, "members could not be quarantined, they stay scheduled");
             if error.class == ErrorClass::WrongType {
                 let members: Vec<_> =
@@ -546,7 +550,7 @@ async fn put_off<Q: Queue>(
         Err(error) => {
             span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
             end.orphaned += members.len();
-            status.cleanup_failures.fetch_add(1, Relaxed);
+            cleanup_failed(queue, members.iter().map(|(member, _)| *member), status);
             tracing::warn!(members = members.len(), %error, "balances could not be put off, their claims lapse by themselves");
             end.note(error);
         }
@@ -568,7 +572,7 @@ pub async fn release<Q: Queue>(queue: &Q, held: &[&Claimed], status: &TenantStat
         }
         Err(error) => {
             span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
-            status.cleanup_failures.fetch_add(1, Relaxed);
+            cleanup_failed(queue, held.iter().copied(), status);
             tracing::warn!(members = held.len(), %error, "claims could not be released, they lapse by themselves");
             None
         }

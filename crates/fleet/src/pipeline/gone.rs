@@ -14,6 +14,7 @@ use balance_sync_trace as trace;
 use tokio::time::Instant;
 
 use super::{
+    counting::{batch_failed, cleanup_failed, expired},
     failure::{SinkError, reaction, redis_reaction},
     flush::{FlushEnd, put_off_unlisted, release, shown},
     ports::{Queue, Sink},
@@ -64,7 +65,7 @@ pub(crate) async fn decide<Q: Queue, S: Sink>(
             Ok(fates) => Some(fates),
             Err(failure) => {
                 end.failure = Some(failure);
-                status.batch_failures.fetch_add(1, Relaxed);
+                batch_failed(queue, held.iter().copied(), status);
                 None
             }
         },
@@ -196,12 +197,13 @@ async fn dismiss<Q: Queue>(
         Ok(report) => {
             end.settled = true;
             status.outcomes[Outcome::Kept].fetch_add(report.kept, Relaxed);
+            expired(queue, obsolete.iter().copied(), status);
             true
         }
         Err(error) => {
             span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
             end.orphaned += obsolete.len();
-            status.cleanup_failures.fetch_add(1, Relaxed);
+            cleanup_failed(queue, obsolete.iter().copied(), status);
             tracing::warn!(members = obsolete.len(), %error, "members with nothing to write could not be removed");
             end.note(error);
             false
@@ -233,7 +235,7 @@ pub(crate) async fn put_off<Q: Queue>(
         Err(error) => {
             span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
             end.orphaned += waiting.len();
-            status.cleanup_failures.fetch_add(1, Relaxed);
+            cleanup_failed(queue, waiting.iter().copied(), status);
             tracing::warn!(members = waiting.len(), %error, "members could not be put off, their claims lapse");
             end.note(error);
             Vec::new()
@@ -263,6 +265,11 @@ pub(crate) async fn record<Q: Queue>(
             let forked = lost.iter().all(|(_, loss)| loss.forked);
             let outcome = if forked { Outcome::Forked } else { Outcome::Expired };
             status.outcomes[outcome].fetch_add(report.quarantined, Relaxed);
+            if !forked {
+                // Which of them were recorded is not known when it isn't all.
+                let recorded = usize::try_from(report.quarantined).unwrap_or(usize::MAX);
+                expired(queue, lost.iter().map(|(member, _)| *member).take(recorded), status);
+            }
             if report.full > 0 {
                 status.quarantine_full.fetch_add(report.full, Relaxed);
                 tracing::error!(
@@ -291,7 +298,7 @@ pub(crate) async fn record<Q: Queue>(
         }
         Err(error) => {
             span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
-            status.cleanup_failures.fetch_add(1, Relaxed);
+            cleanup_failed(queue, lost.iter().map(|(member, _)| *member), status);
             tracing::warn!(members = lost.len(), %error, "losses could not be recorded, members stay scheduled");
             if error.class == ErrorClass::WrongType {
                 let members: Vec<_> = lost.iter().map(|(member, _)| (*member, false)).collect();

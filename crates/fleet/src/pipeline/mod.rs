@@ -2,10 +2,12 @@
 //! the traits in `ports` only.
 //!
 //! Reading order: `collector_actor` (the shell) · `collector` (the driver of the state machine) · `flush` (one batch) ·
-//! `gone` (members whose values are gone) · `failure` (what a failure leads to) · `ports` (what is needed of the outside).
+//! `gone` (members whose values are gone) · `counting` (what is counted for each ledger) ·
+//! `failure` (what a failure leads to) · `ports` (what is needed of the outside).
 
 mod collector;
 mod collector_actor;
+mod counting;
 mod failure;
 mod flush;
 mod forks;

@@ -10,8 +10,8 @@ use std::{
     time::Duration,
 };
 
-use balance_sync_domain::TenantId;
-use balance_sync_engine::vanish::REASONS;
+use balance_sync_domain::{TenantId, names};
+use balance_sync_engine::{shadow::WorkerMode, vanish::REASONS};
 use balance_sync_schedule::{ClaimMode, LinkStats, ServerFacts};
 use balance_sync_tenants::{KeyForm, Tenant};
 use dashmap::DashMap;
@@ -79,9 +79,23 @@ impl Phase {
     }
 }
 
+names! {
+    /// How a push of metrics ended.
+    pub enum PushOutcome {
+        /// The receiver took all.
+        Ok = "ok",
+        /// The receiver rejected some of the samples.
+        Partial = "partial",
+        /// The receiver took none, or could not be reached, or was too slow to be sent all of them.
+        Failed = "failed",
+    }
+}
+
 /// Settings of a worker that its numbers are compared with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InForce {
+    /// What the worker does with its tenants.
+    pub mode: WorkerMode,
     /// How members are claimed.
     pub claim_mode: ClaimMode,
     /// How tenant ids are written in keys.
@@ -182,7 +196,7 @@ pub struct FleetStatus {
     pub panics: AtomicU64,
     /// Collectors that ended by themselves, panics among them.
     pub reaped: AtomicU64,
-    /// Worker threads that stand still at present.
+    /// Worker threads that are stalled at present.
     pub still_threads: AtomicU64,
     /// Set when the actor that opens the tenants' databases has ended, by a panic: no tenant can be written any more.
     pub manager_ended: AtomicBool,
@@ -212,6 +226,10 @@ pub struct FleetStatus {
     pub vanished_rescheduled: AtomicU64,
     /// Balances listed as lost because Redis had lost them.
     pub vanished_lost: AtomicU64,
+    /// Balances that a shadow has found out of the schedule while Redis holds what their rows lack.
+    pub shadow_left_behind: AtomicU64,
+    /// The same, where Redis no longer holds it.
+    pub shadow_lost: AtomicU64,
     /// Keys that Redis has evicted while this worker looked.
     pub redis_evicted_keys: AtomicU64,
     /// Whether Redis may throw keys away by itself (1) or not (0); not known = `None`.
@@ -238,6 +256,8 @@ pub struct FleetStatus {
     listed: RwLock<Option<Listed>>,
     /// Tenants that operators paused.
     pub paused: PausedTenants,
+    /// Pushes of metrics, in the order of [`PushOutcome::ALL`].
+    pub pushes: [AtomicU64; PushOutcome::ALL.len()],
     /// The worker's background tasks.
     pub tasks: Tasks,
 }
@@ -323,10 +343,21 @@ impl FleetStatus {
             .or_else(|| (label == Tenant::Single.label()).then(|| self.find(&Tenant::Single)).flatten())
     }
 
+    /// Counts a push of metrics.
+    pub fn pushed(&self, outcome: PushOutcome) {
+        self.pushes[outcome as usize].fetch_add(1, Relaxed);
+    }
+
     /// Counts a stage's duration.
     pub fn observe(&self, stage: Stage, took: Duration) {
         let at = Stage::ALL.iter().position(|known| *known == stage).unwrap_or_default();
         self.stages[at].observe(took.as_secs_f64());
+    }
+
+    /// What the worker does with its tenants.
+    #[must_use]
+    pub fn mode(&self) -> WorkerMode {
+        self.in_force.get().map_or(WorkerMode::Sync, |in_force| in_force.mode)
     }
 
     /// Whether traffic and alerts may rely on this worker: it has reconciled once, doesn't drain, and all its background

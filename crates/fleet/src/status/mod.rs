@@ -5,6 +5,7 @@ mod directory;
 mod exposure;
 mod fleet;
 mod histogram;
+mod ledgers;
 mod recent;
 mod requests;
 mod tenant;
@@ -15,13 +16,15 @@ pub use balance_sync_engine::{
     outcome::{Outcome, Outcomes},
     queues::{Oldest, QueueReport},
     reason::{Pace, Reason, ReportedReason, pace_of},
+    shadow::{LeftBehind, ShadowReport, WorkerMode},
     state::{Condition, ReportedState, TenantState, display_priority},
 };
 
 pub use directory::{Calls, DirectoryStatus, OUTCOMES};
 pub use exposure::ExposureHour;
-pub use fleet::{FleetStatus, InForce, Known, KnownOffset, Listed, Phase, Stage};
+pub use fleet::{FleetStatus, InForce, Known, KnownOffset, Listed, Phase, PushOutcome, Stage};
 pub use histogram::{BUCKETS, Histogram, LagCounts};
+pub use ledgers::{LedgerCounts, LedgerKey, LedgerTotals, Ledgers, MOST_LEDGERS};
 pub use recent::{
     ErrorNote, FlushNote, NOTED, NOTES, POINTS, Point, Rates, Recent, STEP_SECONDS, Totals, Window,
     lag_quantile,

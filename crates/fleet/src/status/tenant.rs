@@ -15,6 +15,7 @@ use balance_sync_engine::{
     outcome::{Outcome, Outcomes},
     queues::QueueReport,
     reason::Reason,
+    shadow::ShadowReport,
     state::TenantState,
 };
 use balance_sync_tenants::Tenant;
@@ -23,11 +24,12 @@ use tokio::time::Instant;
 use super::{
     exposure::ExposureHour,
     histogram::Histogram,
+    ledgers::Ledgers,
     recent::{FlushNote, Recent, Totals},
     requests::Requests,
     vanished::Vanished,
 };
-use crate::clock::wall_clock;
+use crate::clock::{wall_clock, wall_clock_ms};
 
 /// A state with its reason and its beginning.
 #[derive(Debug, Clone)]
@@ -64,6 +66,8 @@ pub struct TenantStatus {
     vanished: Mutex<Option<Box<Vanished>>>,
     /// The ledger's own queues, those that hold something; `None` = this worker doesn't look at them.
     queues: Mutex<Option<Vec<QueueReport>>>,
+    /// What a shadow has found; `None` = this worker is none.
+    shadow: Mutex<Option<Box<ShadowReport>>>,
     /// The queue of the ledger that is in Postgres.
     ledger_quarantine: Mutex<LedgerQuarantine>,
     /// An operator has acknowledged what is open.
@@ -82,6 +86,10 @@ pub struct TenantStatus {
     pub cleanup_failures: AtomicU64,
     /// Times the tenant was passed over because its database could not be had.
     pub skips: AtomicU64,
+    /// What is counted for each of its ledgers.
+    pub ledgers: Ledgers,
+    /// Since when this counts, in milliseconds since 1970.
+    pub counts_since_ms: u64,
     /// Members in the schedule, due or not, when it was last claimed from or sampled.
     pub scheduled: AtomicU64,
     /// Members passed over at the last claim because another worker holds their lock.
@@ -168,6 +176,7 @@ impl TenantStatus {
             notices: Mutex::default(),
             vanished: Mutex::default(),
             queues: Mutex::default(),
+            shadow: Mutex::default(),
             ledger_quarantine: Mutex::default(),
             acknowledged: AtomicBool::new(false),
             watched: AtomicBool::new(false),
@@ -176,6 +185,8 @@ impl TenantStatus {
             batch_failures: AtomicU64::new(0),
             cleanup_failures: AtomicU64::new(0),
             skips: AtomicU64::new(0),
+            ledgers: Ledgers::default(),
+            counts_since_ms: wall_clock_ms(),
             scheduled: AtomicU64::new(0),
             foreign_locked: AtomicU64::new(0),
             shortest_life_ms: AtomicU64::new(u64::MAX),
@@ -292,6 +303,17 @@ impl TenantStatus {
     /// Shows the ledger's own queues; `None` = not known.
     pub fn show_queues(&self, queues: Option<Vec<QueueReport>>) {
         *self.queues.lock().unwrap_or_else(PoisonError::into_inner) = queues;
+    }
+
+    /// What a shadow has found; `None` = this worker is none.
+    #[must_use]
+    pub fn shadow(&self) -> Option<ShadowReport> {
+        self.shadow.lock().unwrap_or_else(PoisonError::into_inner).as_deref().cloned()
+    }
+
+    /// Shows what a shadow has found.
+    pub fn show_shadow(&self, report: Option<ShadowReport>) {
+        *self.shadow.lock().unwrap_or_else(PoisonError::into_inner) = report.map(Box::new);
     }
 
     /// Shows what the ledger has given up replaying; `None` = not looked at.

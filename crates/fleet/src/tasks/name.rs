@@ -27,6 +27,8 @@ pub enum TaskName {
     Publisher,
     /// Records what the monthly report is made of (`balance_sync_view`).
     Recorder,
+    /// Pushes the metrics by OTLP (`balance_sync_cli::telemetry`).
+    MetricsPush,
     /// Listens to the tenant service's events ([`crate::lifecycle::events`]).
     TenantEvents,
     /// Looks whether Redis may evict.
@@ -39,6 +41,8 @@ pub enum TaskName {
     VanishWatch,
     /// Compares and lists what Redis has lost ([`crate::backends`]).
     VanishRepair,
+    /// Looks at what others write, for a worker that only looks ([`crate::backends`]).
+    ShadowWatch,
     /// Closes idle connections to Postgres (`balance_sync_store::budget`).
     ConnectionSweeper,
     /// One poll of the tenant list.
@@ -61,7 +65,7 @@ pub enum TaskName {
 
 impl TaskName {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::ActionsFollower,
         Self::Partition,
         Self::ThreadWatch,
@@ -73,12 +77,14 @@ impl TaskName {
         Self::LedgerQuarantineWatch,
         Self::Publisher,
         Self::Recorder,
+        Self::MetricsPush,
         Self::TenantEvents,
         Self::EvictionWatch,
         Self::RedisWatch,
         Self::FailoverCheck,
         Self::VanishWatch,
         Self::VanishRepair,
+        Self::ShadowWatch,
         Self::ConnectionSweeper,
         Self::TenantPoll,
         Self::SettingsLookup,
@@ -105,12 +111,14 @@ impl TaskName {
             Self::LedgerQuarantineWatch => "ledger_quarantine_watch",
             Self::Publisher => "publisher",
             Self::Recorder => "recorder",
+            Self::MetricsPush => "metrics_push",
             Self::TenantEvents => "tenant_events",
             Self::EvictionWatch => "eviction_watch",
             Self::RedisWatch => "redis_watch",
             Self::FailoverCheck => "failover_check",
             Self::VanishWatch => "vanish_watch",
             Self::VanishRepair => "vanish_repair",
+            Self::ShadowWatch => "shadow_watch",
             Self::ConnectionSweeper => "connection_sweeper",
             Self::TenantPoll => "tenant_poll",
             Self::SettingsLookup => "settings_lookup",

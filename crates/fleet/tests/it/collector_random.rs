@@ -106,7 +106,7 @@ proptest! {
             tokio::time::sleep(secs(4)).await;
             lab.redis.lapse();
             lab.until("all is settled", |lab| lab.redis.due() + lab.redis.leased() == 0).await;
-            // A tenant that somebody had to mend is tried within the long backoff.
+            // A tenant that an operator had to repair is tried within the long backoff.
             assert!(lab.redis.at() < secs(600));
             assert_eq!(*lab.postgres.rows.borrow(), versions);
             assert_calm(&lab);

@@ -106,9 +106,9 @@ async fn every_class_of_postgres_has_its_row() {
 
     // Those that are not an answer of Postgres.
     let others = [
-        (nobody_listens().await, ("postgres_connection", Short, "ping")),
-        (nobody_knows_the_name().await, ("postgres_dns", Short, "refetch ping")),
-        (nobody_answers().await, ("postgres_timeout", Short, "ping")),
+        (no_server_listens().await, ("postgres_connection", Short, "ping")),
+        (unknown_name().await, ("postgres_dns", Short, "refetch ping")),
+        (no_answer().await, ("postgres_timeout", Short, "ping")),
         (no_place_is_free().await, ("postgres_connection_budget", Short, "ping")),
         (impossible_settings(), ("postgres_configuration", Long, "refetch ping")),
         (closed().await, ("postgres_connection", Short, "")),
@@ -117,6 +117,7 @@ async fn every_class_of_postgres_has_its_row() {
         (of_class(StoreClass::RowSecurity), ("postgres_row_security", Long, "refetch")),
         (of_class(StoreClass::NoVisibleRows), ("postgres_no_visible_rows", Long, "refetch")),
         (of_class(StoreClass::RefusesEveryRow), ("postgres_refuses_every_row", Long, "")),
+        (of_class(StoreClass::Excess), ("postgres_excess", Long, "refetch")),
     ];
     for (error, row) in others {
         seen.insert(error.class());
@@ -130,14 +131,14 @@ fn of_class(class: StoreClass) -> StoreError {
     StoreError::of_class(class, "injected")
 }
 
-async fn nobody_listens() -> StoreError {
+async fn no_server_listens() -> StoreError {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
     open(spec(port)).ping().await.unwrap_err()
 }
 
-async fn nobody_knows_the_name() -> StoreError {
+async fn unknown_name() -> StoreError {
     let mut spec = spec(5432);
     // No name service is asked for such a name.
     spec.host = "no such host".to_owned();
@@ -149,7 +150,7 @@ fn certificate_missing() -> StoreError {
     of_class(StoreClass::Tls)
 }
 
-async fn nobody_answers() -> StoreError {
+async fn no_answer() -> StoreError {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let mut spec = spec(listener.local_addr().unwrap().port());
     spec.connect_timeout = Duration::from_millis(50);

@@ -9,7 +9,7 @@ use balance_sync_domain::KeySpace;
 use balance_sync_engine::trail::TrailWatch;
 use balance_sync_fleet::{
     pipeline::{Batch, FlushEnd, Queue, Sink, SinkError, flush},
-    status::{FleetStatus, Outcome, TenantStatus, Trigger},
+    status::{FleetStatus, LedgerKey, LedgerTotals, Outcome, TenantStatus, Trigger},
 };
 use balance_sync_schedule::{Claimed, ErrorClass, Unreadable};
 use balance_sync_store::{Fate, LastKnown, Outcome as RowOutcome, RowResult};
@@ -470,4 +470,54 @@ async fn what_cannot_be_set_aside_is_put_off_and_the_others_are_written() {
     let end = bench.flush(&bench.claim().await).await;
     assert_eq!((end.orphaned, redis.leased()), (1, 1), "its claim lapses by itself");
     assert_eq!(end.refused.map(|error| error.class), Some(ErrorClass::Permission));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_ledger_of_a_batch_is_counted_as_the_ledgers_own_worker_counts() {
+    let bench = Bench::new();
+    let (redis, space) = (&bench.queue.0, bench.space().clone());
+    let second = "22222222-0000-4000-8000-000000000002";
+    let of_second = |n: u128| {
+        let member = String::from_utf8(member(&space, n)).unwrap();
+        member.replacen(LEDGER, second, 1).into_bytes()
+    };
+    let key = |ledger: &str| {
+        let member = format!("{}{ORGANIZATION}:{ledger}:@a#default", space.balance_prefix());
+        LedgerKey::of_member(&space, member.as_bytes())
+    };
+    let (first, second) = (key(LEDGER), key(second));
+    let counted = |key: LedgerKey| {
+        let counts = bench.status.ledgers.read(usize::MAX);
+        let found = counts.own.iter().find(|(own, _)| *own == key);
+        found.map_or_else(LedgerTotals::default, |(_, totals)| *totals)
+    };
+
+    // Two rows of one ledger, of which one is as new, and one as new of the other.
+    redis.mutate(0..2, 1);
+    redis.schedule(of_second(9), Some(value(9, 1)), 0.0);
+    for stale in [1, 9] {
+        bench.sink.0.verdicts.borrow_mut().insert(stale, RowResult::Ok(RowOutcome::Stale));
+    }
+    // Neither names a ledger that is known, and the value of the last is gone with its row.
+    redis.schedule(b"\xff\xfe".to_vec(), None, 0.0);
+    redis.schedule(of_second(11), None, 0.0);
+    bench.sink.0.fates.borrow_mut().insert("@account11".to_owned(), Fate::Deleted);
+    bench.flush(&bench.claim().await).await;
+    let synced = |key| (counted(key).synced, counted(key).expired, counted(key).last_success_ms > 0);
+    assert_eq!((synced(first), synced(second)), ((1, 0, true), (0, 1, true)));
+    let unknown = LedgerTotals { unparseable: 1, ..LedgerTotals::default() };
+    assert_eq!(counted(LedgerKey::Unknown), unknown);
+
+    // A write that fails counts once for each of them, and so does a call of Redis after it.
+    redis.mutate(0..2, 2);
+    redis.schedule(of_second(9), Some(value(9, 2)), 0.0);
+    bench.sink.0.is(Mood::FailsWrites(SinkError::Deadline(secs(1))));
+    redis.fail(&["release"], ErrorClass::Unavailable);
+    bench.flush(&bench.claim().await).await;
+    for key in [first, second] {
+        assert_eq!((counted(key).batch_failures, counted(key).cleanup_failures), (1, 1), "{key:?}");
+    }
+    assert_eq!(bench.status.batch_failures.load(Relaxed), 1);
+    assert_eq!(bench.status.cleanup_failures.load(Relaxed), 1);
+    assert_eq!(counted(LedgerKey::Unknown), unknown);
 }

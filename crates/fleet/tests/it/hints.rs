@@ -67,7 +67,7 @@ impl Ear {
     }
 }
 
-/// Publishes an event and gives how many heard it.
+/// Publishes an event and gives how many subscribers received it.
 async fn publish(server: &RedisServer, tenant: &str) -> usize {
     let mut connection = server.connect().await.unwrap();
     let event =
@@ -76,7 +76,7 @@ async fn publish(server: &RedisServer, tenant: &str) -> usize {
 }
 
 #[actix_rt::test]
-async fn events_are_heard_and_heard_again_after_an_outage_until_it_ends() {
+async fn events_are_received_also_after_an_outage_until_it_ends() {
     let server = RedisServer::start(RedisOptions {
         password: Some("p@ss".to_owned().into()),
         ..RedisOptions::default()
@@ -208,5 +208,5 @@ async fn a_hint_refetches_what_is_known_in_either_form_and_opens_nothing_else() 
     eventually(SOON, "a fifth look", || async { directory.lookups(&known) == 5 }).await.unwrap();
     manager.send(GetPool { tenant: known.clone(), last: false, span: Span::NONE }).await.unwrap().unwrap();
     let looked_up: Vec<_> = directory.lookups.lock().unwrap().keys().cloned().collect();
-    assert_eq!((looked_up, directory.lookups(&known)), (vec![known], 5), "nobody else was looked up");
+    assert_eq!((looked_up, directory.lookups(&known)), (vec![known], 5), "no other tenant was looked up");
 }

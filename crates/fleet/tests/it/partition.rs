@@ -255,7 +255,7 @@ async fn tenants_move_when_workers_come_leave_and_die() {
 }
 
 #[actix_rt::test]
-async fn of_two_owners_one_works_and_the_other_is_told_when_its_turn_has_come() {
+async fn of_two_owners_one_works_and_the_other_is_notified_when_it_comes_first() {
     let server = redis().await;
     let start = |name| Worker::with(name, &server.url(), LONG, LONG, false, 2);
     let (a, b) = (start("a"), start("b"));
@@ -289,8 +289,8 @@ async fn of_two_owners_one_works_and_the_other_is_told_when_its_turn_has_come() 
     b.registration.await.unwrap();
     eventually(SOON, "all of them to work", || async { works(&a) == tenants() }).await.unwrap();
     assert!(left.elapsed() < LONG / 10, "at the next look: {:?}", left.elapsed());
-    let told = a.fleet.tenants().iter().filter(|status| status.requests.is_pending()).count();
-    assert_eq!(told, part("b", &["a", "b"]).len(), "their collectors are told, and only those");
+    let notified = a.fleet.tenants().iter().filter(|status| status.requests.is_pending()).count();
+    assert_eq!(notified, part("b", &["a", "b"]).len(), "their collectors are notified, and only those");
     assert_eq!(a.collectors.starts.load(Relaxed), tenants().len(), "none was started anew");
 }
 
@@ -319,7 +319,7 @@ async fn the_last_view_stays_in_force_through_an_outage_of_redis() {
     b.runs(&part("b", &["a", "b"])).await;
     let starts = || (a.collectors.starts.load(Relaxed), b.collectors.starts.load(Relaxed));
     let before = starts();
-    // It comes back without its data: nobody is registered then, and the first to come back must not think it is alone.
+    // It comes back without its data: no worker is registered then, and the first to come back must not think it is alone.
     server.kill().unwrap();
     server.start_again().await.unwrap();
     let mut connection = server.connect().await.unwrap();
@@ -361,8 +361,8 @@ async fn the_last_view_stays_in_force_through_an_outage_of_redis() {
 
 #[actix_rt::test]
 async fn without_any_view_a_worker_looks_after_everything() {
-    let nobody = format!("redis://127.0.0.1:{}/0", free_port().unwrap());
-    let worker = Worker::start("a", &nobody, LONG, LONG);
+    let closed = format!("redis://127.0.0.1:{}/0", free_port().unwrap());
+    let worker = Worker::start("a", &closed, LONG, LONG);
     worker.runs(&tenants()).await;
     assert!(worker.fleet.is_ready());
     assert_eq!(worker.fleet.workers.load(Relaxed), 0);

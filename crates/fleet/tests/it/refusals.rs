@@ -130,7 +130,7 @@ async fn a_quarantine_that_cannot_be_used_is_shown_and_the_others_are_written() 
         assert_eq!(shown.state, TenantState::Degraded);
         assert!(shown.detail.unwrap().starts_with("1 balances put off, they can't be set aside: "));
         assert_eq!(*lab.redis.postponed.borrow(), [member(&lab.redis.space, 50)]);
-        // It comes due again, and goes where it belongs once somebody has removed what stood there.
+        // It comes due again, and goes where it belongs once what stood there has been removed.
         lab.redis.heal();
         tokio::time::sleep(secs(60)).await;
         assert_eq!(lab.reason(), Some("redis_wrong_type"), "until the next try");

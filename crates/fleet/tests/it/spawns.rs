@@ -30,6 +30,11 @@ const ALLOWED: &[(&str, usize, &str)] = &[
         "the interface's thread; its end or panic is awaited by `Tasks::once`, and so is each connection",
     ),
     ("admin/src/listener.rs", 1, "starts a connection by the function it is given, which is `Tasks::once`"),
+    (
+        "store/src/relay.rs",
+        1,
+        "carries the bytes of one connection, whose owner keeps its handle and sees it end by the closed socket",
+    ),
     ("store/src/files.rs", 1, "reads files on a thread for blocking calls; awaited at once"),
     ("schedule/src/endpoint.rs", 1, "reads files on a thread for blocking calls; awaited at once"),
     ("tenants/src/service.rs", 1, "reads a long answer on a thread for blocking calls; awaited at once"),
@@ -39,9 +44,14 @@ const ALLOWED: &[(&str, usize, &str)] = &[
         "a recovery's thread; the runner keeps its handle and joins it, and its record is shown as lost",
     ),
     (
-        "cli/src/telemetry/traces.rs",
+        "cli/src/telemetry/metrics.rs",
         1,
-        "the last export of traces at the end of the process; awaited at once",
+        "reads and sends the metrics on a thread for blocking calls; awaited at once by the task `metrics_push` of `Tasks`",
+    ),
+    (
+        "cli/src/telemetry/traces.rs",
+        2,
+        "the last export of traces at the end of the process, and making the HTTP client; each awaited at once",
     ),
 ];
 

@@ -1,4 +1,4 @@
-//! A collector for whose tenant another worker comes first, on paused time: it claims only when nobody else does.
+//! A collector for whose tenant another worker comes first, on paused time: it claims only when no other worker does.
 
 use std::{future::Future, sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -48,7 +48,7 @@ async fn a_second_owner_claims_nothing_and_does_not_spin() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_joins_in_for_a_minute_when_nobody_claims() {
+async fn it_joins_in_for_a_minute_when_no_worker_claims() {
     local(async {
         let lab = second().await;
         lab.redis.mutate(0..25, 1);
@@ -173,7 +173,7 @@ async fn operators_are_obeyed_by_who_stands_by_as_well() {
         assert!(lab.redis.at() - before < ms(100), "{:?}", lab.redis.at() - before);
         tokio::time::sleep(secs(120)).await;
         assert_eq!(lab.state().state, TenantState::Standby);
-        assert_eq!(lab.fleet.joins.load(Relaxed), 0, "nobody left them alone");
+        assert_eq!(lab.fleet.joins.load(Relaxed), 0, "no worker left them alone");
 
         lab.status.paused.store(true, Relaxed);
         lab.status.requests.recheck();

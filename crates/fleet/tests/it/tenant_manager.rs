@@ -93,7 +93,7 @@ async fn many_ask_and_one_look_up_answers_them_all() {
         until("the look-up has begun", || bench.directory.look_ups() == 1).await;
         let other = tokio::time::timeout(secs(1), bench.get(&b)).await;
         assert!(other.is_err(), "the gate is shut for all");
-        assert_eq!(bench.directory.look_ups(), 2, "but nobody waits in line behind another tenant");
+        assert_eq!(bench.directory.look_ups(), 2, "but no tenant waits behind another");
         bench.directory.open();
     };
     let (pools, ()) = tokio::join!(asking, opening);
@@ -379,7 +379,7 @@ async fn a_refused_tenant_stays_refused_while_the_service_is_ill() {
 }
 
 #[actix::test]
-async fn a_tenant_nobody_knows_has_no_pool_not_even_a_last() {
+async fn an_unknown_tenant_has_no_pool_not_even_a_last() {
     tokio::time::pause();
     let bench = Bench::new();
     let a = tenant("a");
@@ -491,10 +491,10 @@ async fn a_look_up_for_a_tenant_that_went_meanwhile_leaves_nothing() {
         bench.gone(&a).await;
     };
     let (answer, ()) = tokio::join!(asking, going);
-    assert!(matches!(answer, Err(SinkError::ManagerGone)), "who waits is told at once");
+    assert!(matches!(answer, Err(SinkError::ManagerGone)), "a caller that waits gets the error at once");
     bench.directory.open();
     tokio::time::sleep(secs(1)).await;
-    assert!(!bench.knows(&a).await, "a database nobody would ever close");
+    assert!(!bench.knows(&a).await, "a database that would never be closed");
 
     // It goes and comes back while a look-up is under way: that answer is wanted again.
     bench.directory.shut();

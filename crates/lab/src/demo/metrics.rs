@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// Rows written.
-const ROWS: &str = "balance_synced";
+/// Balances by what they came to; those written among them.
+const ROWS: &str = "balance_sync_balances_total";
 /// Mutation to row: cumulative buckets.
 const LAG: &str = "balance_sync_lag_seconds_bucket";
 
@@ -85,7 +85,9 @@ pub(super) fn parse(text: &str) -> Scrape {
             continue;
         };
         match name {
-            ROWS => scrape.entry(tenant.to_owned()).or_default().rows = value as u64,
+            ROWS if label(labels, "outcome") == Some("updated") => {
+                scrape.entry(tenant.to_owned()).or_default().rows = value as u64
+            }
             LAG => {
                 if let Some(Ok(bound)) = label(labels, "le").map(str::parse::<f64>) {
                     scrape.entry(tenant.to_owned()).or_default().lag.0.push((bound, value as u64));
@@ -149,7 +151,8 @@ mod tests {
 
     fn text(tenant: &str, rows: u64, buckets: [u64; 3]) -> String {
         format!(
-            "# TYPE balance_synced counter\nbalance_synced{{tenant_id=\"{tenant}\"}} {rows}\n\
+            "# TYPE balance_sync_balances_total counter\n\
+             balance_sync_balances_total{{tenant_id=\"{tenant}\",outcome=\"updated\"}} {rows}\n\
              balance_sync_reconcile_passes_total 3\n\
              balance_sync_stage_duration_seconds_bucket{{stage=\"claim\",le=\"0.1\"}} 9\n\
              balance_sync_lag_seconds_bucket{{tenant_id=\"{tenant}\",le=\"0.1\"}} {}\n\

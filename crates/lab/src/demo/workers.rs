@@ -11,9 +11,9 @@ pub(super) const CLAIM_TTL: Duration = Duration::from_secs(30);
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Beyond the worker's own grace for its final flushes (`supervisor.stop_deadline`, 30 s) and its closing of connections.
 const DRAINED_WITHIN: Duration = Duration::from_secs(45);
-/// How often another port is tried when somebody else was faster.
+/// How often another port is tried when another process was faster.
 const PORT_ATTEMPTS: usize = 5;
-/// What a worker says when somebody else has the port.
+/// What a worker reports when another process has the port.
 const PORT_TAKEN: &str = "can't listen there";
 /// For one answer of the admin interface.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -25,7 +25,7 @@ pub(super) struct Worker {
     program: Program,
     admin: String,
     client: reqwest::Client,
-    /// We have ended it, or told it to end.
+    /// We have ended it, or ordered it to end.
     dismissed: Cell<bool>,
 }
 

@@ -182,7 +182,7 @@ impl SeededBalance {
                 }
                 fields
             }
-            // Nobody has written it but the older release.
+            // Only the older release has written it.
             None => self.upper(version),
         }
     }

@@ -82,7 +82,7 @@ pub struct TenantProgress {
     pub mutations: AtomicU64,
     /// Mutations of which it is not known whether they were written, or that could not be.
     pub errors: AtomicU64,
-    /// Mutations not written because somebody else had written the balance.
+    /// Mutations not written because another writer had written the balance.
     pub conflicts: AtomicU64,
 }
 
@@ -250,6 +250,15 @@ impl Producer {
     /// # Errors
     /// What Redis answers.
     pub async fn refresh_versions(&mut self) -> RedisResult<()> {
+        let read = self.read_versions().await;
+        if read.is_err() {
+            // The next attempt opens another one.
+            self.connection = None;
+        }
+        read
+    }
+
+    async fn read_versions(&mut self) -> RedisResult<()> {
         let mut connection = self.connected().await?;
         for tenant in &mut self.tenants {
             let numbers: Vec<usize> = (0..tenant.balances.len()).collect();

@@ -233,7 +233,7 @@ async fn a_tenants_role_gets_nowhere_else() {
     assert!(server.end_sessions(Some("role_s1")).await.unwrap() >= 1);
 }
 
-/// What the holder in the test below is told by this variable: `running` or `frozen`.
+/// What this variable sets for the holder in the test below: `running` or `frozen`.
 const HOLD: &str = "BALANCE_SYNC_TEST_HOLD";
 
 /// Not a test but a process for the next one: holds two servers until it is killed.

@@ -1,4 +1,4 @@
-//! What stands where nobody expects it: keys of the wrong type, members that a cluster keeps elsewhere, a clock that goes
+//! What stands where it is not expected: keys of the wrong type, members that a cluster keeps elsewhere, a clock that goes
 //! back. One such thing must not keep other members from being worked.
 
 use balance_sync_domain::QuarantineReason;

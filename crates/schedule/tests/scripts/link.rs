@@ -246,8 +246,8 @@ async fn a_replica_is_read_only_until_it_is_promoted() {
     tenant.mutate("a", "{}").await;
     schedule.claim(1).await.unwrap();
     tenant.mutate("a", "{}").await;
-    let nobody = free_port().unwrap();
-    tell!(tenant, "REPLICAOF", "127.0.0.1", nobody);
+    let closed = free_port().unwrap();
+    tell!(tenant, "REPLICAOF", "127.0.0.1", closed);
     let error = schedule.claim(1).await.unwrap_err();
     assert_eq!((error.class, error.is_transient()), (ErrorClass::ReadOnly, true), "{error}");
     // A replica that won't even serve reads while it has no master.
@@ -315,7 +315,7 @@ async fn whatever_a_server_answers_a_link_opens_one_connection_per_second_at_mos
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
     tell!(tenant, "ACL", "SETUSER", "narrow", "on", ">pw", "~other:*", "&*", "+@all");
     let url = |user: &str| format!("redis://{user}@127.0.0.1:{}/0", server.port());
-    let nobody = free_port().unwrap();
+    let closed = free_port().unwrap();
     // A claim that finds nothing writes nothing, and is not refused.
     tenant.mutate("a", "{}").await;
     let counts_replicas = server.version().await.unwrap() >= (7, 0);
@@ -346,7 +346,7 @@ async fn whatever_a_server_answers_a_link_opens_one_connection_per_second_at_mos
             .unwrap();
         }
         if what == "a replica" {
-            tell!(tenant, "REPLICAOF", "127.0.0.1", nobody);
+            tell!(tenant, "REPLICAOF", "127.0.0.1", closed);
         }
         let (schedule, stats) = counted_on(&settings);
         let before = received(&tenant).await;

@@ -170,7 +170,7 @@ async fn the_lock_of_a_balance_with_a_newer_mutation_is_deleted_too() {
         assert_eq!(
             tenant.lock_of(&member).await,
             None,
-            "after {way} nobody else may have to wait for our TTL"
+            "after {way} no other worker may have to wait for our TTL"
         );
         let next = other.claim(1).await.unwrap();
         assert_eq!(names(&next.entries), [member.as_str()]);

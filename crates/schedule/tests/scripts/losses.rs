@@ -86,7 +86,7 @@ async fn an_unconfirmed_loss_is_removed_when_a_retry_finds_nothing_lost() {
     let (member, mine) = gone(&tenant, &schedule, "a").await;
     schedule.record_losses(&[(&mine[0], guess())]).await.unwrap();
 
-    // Nobody has asked: that a later member without a value proves harmless says nothing of this one.
+    // No retry was requested: that a later member without a value proves harmless says nothing of this one.
     let (_, later) = gone(&tenant, &schedule, "a").await;
     schedule.dismiss(&all(&later)).await.unwrap();
     assert_eq!(schedule.losses_len().await.unwrap(), 1);

@@ -37,7 +37,7 @@ async fn locks(tenant: &Tenant) -> usize {
 async fn members_without_readable_values_keep_their_scores() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(space_of("t"), &server.url()).await;
-    // More than one page, and one member that is nobody's balance.
+    // More than one page, and one member that is no balance.
     let members = tenant.schedule_many(250).await;
     tenant.schedule("not a balance", "1700000000.000001").await;
     for member in &members {

@@ -52,7 +52,7 @@ async fn a_password_in_a_file_is_read_again_on_refusal_and_on_change() {
     // On change: the connection is replaced while it still works, once.
     set("second").await;
     std::fs::write(&path, "second\n").unwrap();
-    assert_eq!(connection_id(&link).await, first, "nobody has looked");
+    assert_eq!(connection_id(&link).await, first, "nothing has looked");
     endpoint.refresh().await;
     let second = connection_id(&link).await;
     assert_ne!(second, first);
@@ -70,7 +70,7 @@ async fn a_password_in_a_file_is_read_again_on_refusal_and_on_change() {
     endpoint.refresh().await;
     assert_eq!(connection_id(&link).await, second);
 
-    // On refusal: nobody has called refresh.
+    // On refusal: refresh was not called.
     set("fourth").await;
     let mut killer = server.connect().await.unwrap();
     redis::cmd("CLIENT").arg("KILL").arg("USER").arg("sync").query_async::<()>(&mut killer).await.unwrap();

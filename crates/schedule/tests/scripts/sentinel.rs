@@ -271,7 +271,7 @@ async fn a_sentinel_that_is_cut_off_from_the_others_is_outvoted_by_the_newer_con
     let (cut_off, of_cut_off) = &watched.sentinels[2];
     let (next, _) = &watched.servers[1];
     watched.sentinels_obey("ACL SETUSER watcher +sentinel|master").await;
-    // Nobody can talk to it any more but users, and it can talk to nobody: it does not learn of the next failover.
+    // It is reached by users only, and reaches no other server: it does not learn of the next failover.
     let mut admin = cut_off.connect().await.unwrap();
     for command in [
         "SENTINEL SET m auth-pass elsewhere",
@@ -341,7 +341,7 @@ async fn a_master_that_hangs_is_left_and_not_returned_to_when_it_goes_on() {
     assert_eq!(error.class, ErrorClass::Unavailable, "{error}");
     eventually(SOON, "the next master", || async { schedule.claim(1).await.map(drop) }).await.unwrap();
     assert!(scripts_called(next).await > 0);
-    // It goes on as the master that it was, until the sentinels have told it otherwise.
+    // It goes on as the master that it was, until the sentinels reconfigure it.
     former.resume().unwrap();
     let before = scripts_called(former).await;
     eventually(SOON, "a replica", || async {

@@ -36,7 +36,7 @@ async fn only_servers_of_the_configured_authority_are_trusted() {
     for ca in [Some(other.ca.as_str()), None] {
         let error = claim(&format!("rediss://127.0.0.1:{port}/0"), ca).await.unwrap_err();
         assert_eq!(error.class, ErrorClass::Unavailable, "{error}");
-        assert!(error.to_string().contains("certificate"), "the reason is told: {error}");
+        assert!(error.to_string().contains("certificate"), "the reason is reported: {error}");
     }
     // A name that the certificate does not hold.
     assert!(claim(&format!("rediss://127.0.0.2:{port}/0"), Some(&ours.ca)).await.is_err());

@@ -16,7 +16,6 @@ const WITHIN: u64 = 100;
 /// after how many runs each is found.
 const RARE: &[(Bug, u64)] = &[
     (Bug::NoRecent, 710),
-    (Bug::StopDropsHeld, 304),
     (Bug::ShortListBelieved, 152),
     (Bug::DeadWorkersStay, 108),
     (Bug::BlindPostpone, 984),
@@ -24,17 +23,17 @@ const RARE: &[(Bug, u64)] = &[
     (Bug::OutageForgotten, 150),
     (Bug::BlindLoss, 929),
     (Bug::BlindUnlock, 112),
-    (Bug::WritesRemembered, 57),
     (Bug::ShrinkageNotReported, 1_284),
-    (Bug::RestartNotReported, 189),
-    (Bug::EvictionNotReported, 451),
+    (Bug::RestartNotReported, 566),
+    (Bug::EvictionNotReported, 419),
     (Bug::FailoverNotCompared, 175),
+    (Bug::HeldNotRescheduled, 1_543),
+    (Bug::LocksHideTheRest, 827),
     // These were ours until a run from a seed showed them.
     (Bug::MarkerKeptAlive, 173),
     (Bug::AgeIsEnough, 139),
     (Bug::OneLookAtTheEnd, 283),
     (Bug::LockedNotProtected, 229),
-    (Bug::LockEndMissed, 439),
 ];
 
 #[test]
@@ -64,7 +63,7 @@ fn a_seed_that_shows_a_planted_bug_plays_well_without_it() {
 
 /// The seed in which a loss was settled as stale: Postgres refused writes and answered queries, and its tenant wrote nothing.
 #[test]
-fn a_trail_to_which_nobody_can_write_proves_nothing() {
+fn a_trail_on_a_read_only_server_proves_nothing() {
     let plan = Plan::of(7_001_615);
     assert_eq!(World::run(&plan, None, false).violation, None);
     let violation = World::run(&plan, Some(Bug::ReadOnlyTrusted), false).violation;
@@ -72,10 +71,11 @@ fn a_trail_to_which_nobody_can_write_proves_nothing() {
 }
 
 /// Seeds in which a second failure of the tenant service began before the first had ended, while no worker knew of a tenant: one
-/// that came back during the first, and one that had been missing from the last list. The model excused the first failure only.
+/// that came back during the first, and one that had been missing from the last list, in the third from the first seconds on. The model
+/// excused the first failure only.
 #[test]
 fn a_tenant_may_be_unknown_until_the_last_of_several_failures_of_the_service_ends() {
-    for seed in [6_419, 20_257_174] {
+    for seed in [6_419, 20_257_174, 20_266_439] {
         assert_eq!(World::run(&Plan::small(seed), None, false).violation, None, "{seed}");
     }
 }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
-use sqlx::{Connection, PgConnection};
 
 use super::server::Server;
 use crate::connect::Connected;
 use crate::examine::Examined;
 use crate::names::Addresses;
+use crate::relay::Connection;
 use crate::sql::Target;
 
 /// The ages at which connections are closed lie between this part of their greatest age and the whole, lest those that were opened
@@ -37,7 +37,7 @@ pub(super) struct Idle {
 
 /// An open connection with the slot it occupies. Dropping it closes the socket without a word.
 pub(crate) struct Open {
-    pub(crate) connection: PgConnection,
+    pub(crate) connection: Connection,
     /// What was found when it was opened.
     pub(crate) examined: Box<Examined>,
     /// What statements on it are written for.

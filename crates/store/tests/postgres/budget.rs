@@ -67,7 +67,7 @@ async fn twenty_databases_share_five_connections() {
         seen_at_work = seen_at_work.max(at_work);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(seen_at_work > 0, "nobody was seen at work");
+    assert!(seen_at_work > 0, "no write was seen at work");
     assert_eq!(most, u64::from(BUDGET), "the budget is there to be used");
     for writer in writers {
         writer.await.unwrap();
@@ -81,7 +81,7 @@ async fn twenty_databases_share_five_connections() {
     assert_eq!(budget.servers()[0].open, 0);
 }
 
-/// More active databases than connections: each turn of a connection lasts, nobody starves, and what is asked for more often
+/// More active databases than connections: each turn of a connection lasts, no database starves, and what is asked for more often
 /// than connections can move is not answered by moving them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_do_not_move_with_every_statement() {
@@ -169,7 +169,7 @@ async fn batches_take_turns() {
     next.await.unwrap();
 }
 
-/// Sixteen batches that wait for a lock do no work: they keep nobody else on their server from writing.
+/// Sixteen batches that wait for a lock do no work: they keep no other tenant on their server from writing.
 #[tokio::test]
 async fn batches_that_wait_for_a_lock_keep_no_turn() {
     let (locked, other) = (Tenant::new("locked_batches").await, Tenant::new("unlocked").await);
@@ -231,7 +231,7 @@ async fn who_has_a_connection_takes_none_away() {
     assert_eq!(database.usage().open, 1, "one after the other on the one it has");
 }
 
-/// Slots are per server: one that never answers keeps nobody from another.
+/// Slots are per server: one that never answers keeps no tenant of another from writing.
 #[tokio::test]
 async fn a_server_that_never_answers_holds_up_no_other() {
     let tenant = Tenant::new("elsewhere").await;

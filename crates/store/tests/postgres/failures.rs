@@ -36,18 +36,18 @@ async fn no_way_in() {
     let nowhere = DatabaseSpec { database: "nowhere".to_owned(), ..tenant.spec() };
     assert_eq!(failure(&open(nowhere), 2).await, is(ErrorClass::DatabaseMissing, "3D000"));
 
-    let admits_nobody = "ALTER DATABASE no_way_in ALLOW_CONNECTIONS";
-    tenant.server.execute("postgres", &format!("{admits_nobody} false")).await.unwrap();
+    let admits_none = "ALTER DATABASE no_way_in ALLOW_CONNECTIONS";
+    tenant.server.execute("postgres", &format!("{admits_none} false")).await.unwrap();
     assert_eq!(failure(&tenant.database(), 2).await, is(ErrorClass::DatabaseMissing, "55000"));
-    tenant.server.execute("postgres", &format!("{admits_nobody} true")).await.unwrap();
+    tenant.server.execute("postgres", &format!("{admits_none} true")).await.unwrap();
 
-    // A name that nobody knows, for which no name service is asked: not the same as a port where nobody listens.
+    // A name that doesn't resolve, for which no name service is asked: not the same as a port where no server listens.
     let unknown = DatabaseSpec { host: "no such host".to_owned(), ..tenant.spec() };
     let error = write(&open(unknown), 2).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::Dns, "{error}");
     assert!(error.is_transient() && error.message().contains("\"no such host\""), "{error}");
 
-    // A port nobody listens on: at once, not after a timeout.
+    // A port no server listens on: at once, not after a timeout.
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let start = Instant::now();
     assert_eq!(failure(&open(spec(closed, "x")), 2).await.0, ErrorClass::Connection);
@@ -295,7 +295,7 @@ async fn too_many_connections() {
     first.ping().await.unwrap();
     assert_eq!(failure(&tenant.database(), 2).await, is(ErrorClass::TooManyConnections, "53300"));
 
-    // Our own bound, likewise: one connection, and somebody has it.
+    // Our own bound, likewise: one connection, and it is in use.
     let mut blocker = tenant.server.connect(&tenant.name).await.unwrap();
     sqlx::raw_sql("BEGIN; SELECT FROM balance FOR UPDATE").execute(&mut blocker).await.unwrap();
     first.close(PATIENCE).await;
@@ -380,7 +380,7 @@ async fn a_black_hole_ends_with_a_deadline() {
     assert_eq!(database.usage().open, 0);
 }
 
-/// Passes bytes to a port on this host, except while it is told to be silent.
+/// Passes bytes to a port on this host, except while it is set to be silent.
 async fn proxy(to: u16) -> (u16, Arc<watch::Sender<bool>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

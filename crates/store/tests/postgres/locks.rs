@@ -37,7 +37,7 @@ fn rows(count: u32, version: i64) -> Vec<Row<'static>> {
 }
 
 #[tokio::test]
-async fn one_locked_row_holds_up_nobody_else() {
+async fn one_locked_row_holds_up_no_other() {
     const ROWS: u32 = 500;
     let tenant = Tenant::new("one_locked").await;
     tenant.seed(ROWS).await;
@@ -77,7 +77,7 @@ async fn one_locked_row_holds_up_nobody_else() {
 
 /// Locked rows beside refused and missing ones: each has its own result, and a newer row differs, and is not locked.
 #[tokio::test]
-async fn a_locked_row_is_told_from_others_that_cant_be_written() {
+async fn a_locked_row_is_distinguished_from_others_that_cant_be_written() {
     let tenant = Tenant::new("mixed_locks").await;
     tenant.seed(6).await;
     tenant.sql(&format!("UPDATE balance SET version = 9 WHERE id = '{}'", id(5))).await;
@@ -155,7 +155,7 @@ async fn who_locks_the_whole_table_is_named() {
 
 /// Databases that were made from one template have the same oid for the same table.
 #[tokio::test]
-async fn nobody_is_named_who_has_locked_the_table_of_another_database() {
+async fn a_session_that_locks_a_table_of_another_database_is_not_named() {
     let (tenant, other) = (Tenant::new("own_lock").await, Tenant::new("other_lock").await);
     tenant.seed(1).await;
     other.seed(1).await;

@@ -4,6 +4,7 @@
 mod backup_quarantine;
 mod budget;
 mod failures;
+mod hostile;
 mod isolation;
 mod locks;
 mod modes;

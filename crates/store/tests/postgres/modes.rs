@@ -185,7 +185,7 @@ async fn what_a_pooler_refuses_is_distinguished() {
     let (found, text) = class(nowhere).await;
     assert_eq!(found, ErrorClass::DatabaseMissing, "{text}");
 
-    // The only session is somebody else's.
+    // The only session is another client's.
     let mut holder = sqlx::ConnectOptions::connect(&through.connect_options()).await.unwrap();
     sqlx::raw_sql("BEGIN; SELECT 1").execute(&mut holder).await.unwrap();
     let (found, text) = class(through.clone()).await;

@@ -130,7 +130,7 @@ async fn no_foreign_write_in_session_mode_without_a_reset() {
     no_foreign_write("by_session", options).await;
 }
 
-/// What a pooler may be told to ignore, and what it refuses when it is not, is not sent.
+/// What a pooler may be configured to ignore, and what it refuses when it is not, is not sent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_foreign_write_where_start_up_options_are_ignored() {
     let options = PgBouncerOptions::new(PoolMode::Transaction, 2)
@@ -255,7 +255,7 @@ async fn a_pooler_that_leads_to_another_tenants_database_stops_both() {
     .unwrap();
     assert_eq!(error.class(), ErrorClass::PoolerUnsafe, "{error}");
     assert_eq!(a.stored(1).await, "10 v2", "a write for another tenant");
-    // The connection of before found itself elsewhere; a new one finds somebody there.
+    // The connection of before found itself elsewhere; a new one finds a server there.
     let error = write(1, 100).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::PoolerUnsafe, "{error}");
     assert!(error.message().contains("another tenant"), "{error}");
@@ -300,7 +300,7 @@ async fn settings_without_effect_are_noticed_by_each_message() {
     }
 }
 
-/// Passes bytes to a port on this host and replaces a text on the way, while it is told to.
+/// Passes bytes to a port on this host and replaces a text on the way, while it is set to.
 async fn tampering(to: u16, what: &str, by: &str) -> (u16, watch::Sender<bool>) {
     assert_eq!(what.len(), by.len());
     let (what, by) = (what.as_bytes().to_vec(), by.as_bytes().to_vec());
@@ -338,7 +338,7 @@ async fn tampering(to: u16, what: &str, by: &str) -> (u16, watch::Sender<bool>) 
 async fn named_statements_collide_in_transaction_mode() {
     let tenant = Tenant::new("collide").await;
     tenant.seed(1).await;
-    // Where it can rename them, it is told not to; that is the first of the two.
+    // Where it can rename them, it is configured not to; that is the first of the two.
     let options = renaming(&PgBouncerOptions::new(PoolMode::Transaction, 1)).remove(0);
     let pooler = pooler(&["collide"], &options).await;
     let (mut a, mut b) =

@@ -387,7 +387,7 @@ async fn one_row_that_is_refused_among_others_is_its_own_fault() {
     assert_eq!(refused(&tenant, &[poison(30)]).await, Ok(vec![0]));
     let all: Vec<Row<'_>> = (30..=60).map(poison).collect();
     assert_eq!(refused(&tenant, &all).await, Ok((0..=30).collect()));
-    // A row that somebody has locked says nothing.
+    // A row that another session has locked proves nothing.
     let mut connection = tenant.server.connect(&tenant.name).await.unwrap();
     let lock = format!("BEGIN; SELECT 1 FROM balance WHERE id <= '{}' FOR UPDATE", id(29));
     sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut connection).await.unwrap();

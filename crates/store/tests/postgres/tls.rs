@@ -28,7 +28,7 @@ fn file(content: &[u8]) -> NamedTempFile {
     file
 }
 
-/// A certificate for `localhost` with its key; one that has expired, if told so.
+/// A certificate for `localhost` with its key; one that has expired, if requested.
 fn certificate(authority: &Authority, expired: bool) -> (String, SecretString) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();

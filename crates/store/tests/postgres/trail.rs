@@ -94,8 +94,8 @@ async fn each_balance_has_its_fate() {
     assert_eq!((lost.available.as_deref(), lost.on_hold.as_deref()), (Some("60"), Some("2.50")));
     assert_eq!((lost.overdraft_used.as_deref(), lost.in_doubt), (Some("0"), false));
     assert!(why(&fates[5]).contains("not complete"), "a row with versions and no operation: {:?}", fates[5]);
-    for nobody in &fates[6..9] {
-        assert!(why(nobody).contains("no row"), "{nobody:?}");
+    for unknown in &fates[6..9] {
+        assert!(why(unknown).contains("no row"), "{unknown:?}");
     }
     let Fate::Lost(lost) = &fates[9] else { panic!("{:?}", fates[9]) };
     assert_eq!((lost.row_version, lost.version), (-1, 1));
@@ -259,7 +259,7 @@ async fn what_takes_too_long_is_left_open_and_a_lock_is_a_failure() {
     assert_eq!((error.class(), error.sqlstate()), (ErrorClass::Timeout, Some("55P03")));
 }
 
-/// Ten thousand closed accounts in a ledger of seventy thousand, on tables that nobody has analyzed.
+/// Ten thousand closed accounts in a ledger of seventy thousand, on tables that were never analyzed.
 #[tokio::test]
 async fn many_deleted_rows_are_found_with_few_statements() {
     let tenant = Tenant::new("closed_accounts").await;
@@ -302,7 +302,7 @@ async fn operations_are_the_latest_by_the_time_they_were_recorded() {
 }
 
 #[tokio::test]
-async fn a_trail_to_which_nobody_can_write_proves_nothing() {
+async fn a_trail_on_a_read_only_server_proves_nothing() {
     let tenant = Tenant::new("fates_read_only").await;
     tenant.seed(2).await;
     operation(&tenant, 1, 1, "").await;

@@ -64,7 +64,7 @@ async fn each_row_has_its_outcome() {
     assert_eq!(database.update(&table, &[row(3, 7)]).await.unwrap(), [Stale]);
     assert_eq!(tenant.stored(3).await, format!("10 v{}", i64::MAX));
     assert_eq!(database.update(&table, &[]).await.unwrap(), []);
-    // What isn't a late write of the same is told apart: a newer row, and other amounts at the same version.
+    // What isn't a late write of the same is distinguished: a newer row, and other amounts at the same version.
     let rows =
         [row(1, 4), Row { available: "11", ..row(6, 1) }, Row { available: "10.0", ..row(6, 1) }, row(2, 6)];
     let differs = RowResult::Differs;

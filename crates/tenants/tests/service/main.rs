@@ -207,7 +207,7 @@ async fn what_is_not_http_or_ends_too_soon() {
 }
 
 #[tokio::test]
-async fn nobody_listens() {
+async fn no_server_listens() {
     let server = Server::start(|_, _| list(&[])).await;
     let settings = server.settings();
     drop(server);
@@ -348,7 +348,7 @@ async fn the_breaker_ends_the_retries_of_a_call() {
     settings.breaker_timeout = PATIENCE;
     let directory = directory(settings);
     let error = directory.active().await.unwrap_err();
-    assert!(error.to_string().contains("500"), "the cause is told: {error}");
+    assert!(error.to_string().contains("500"), "the cause is reported: {error}");
     assert_eq!(server.hits(), 2);
 }
 

@@ -71,7 +71,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Answers each request by the handler, which is told how many came before.
+    /// Answers each request by the handler, which gets the number of those before.
     pub(crate) async fn start(handler: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static) -> Self {
         Self::start_async(move |request, hit| {
             let reply = handler(request, hit);

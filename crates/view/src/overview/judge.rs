@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use balance_sync_engine::vanish::REASONS;
 use balance_sync_fleet::{
-    status::{Condition, Reason, ReportedReason, TenantState, lag_quantile},
+    status::{Condition, Reason, ReportedReason, TenantState, WorkerMode, lag_quantile},
     tasks::TaskState,
 };
 use balance_sync_schedule::ScheduleError;
@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     reader::FleetView,
-    rows::{AcknowledgedView, StateView, TaskView, TenantRow, VanishedView},
+    rows::{AcknowledgedView, ShadowView, StateView, TaskView, TenantRow, VanishedView},
 };
 
 /// Tenants named in one sentence.
@@ -69,6 +69,7 @@ impl FleetView {
             || row.unacknowledged() > 0
             || self.is_forgotten(row)
             || self.stuck_queues(row).next().is_some()
+            || row.shadow.as_ref().is_some_and(ShadowView::has_found)
         {
             Verdict::Attention
         } else {
@@ -116,7 +117,7 @@ impl FleetView {
             );
         } else if let Some(error) = &self.writes_refused {
             worse(Verdict::Degraded, self.refusal(error));
-        } else if self.workers.is_empty() {
+        } else if self.workers.is_empty() && self.shadows.is_empty() {
             worse(Verdict::Unknown, "No live worker has reported.".to_owned());
         }
         if !self.listed {
@@ -286,7 +287,7 @@ impl FleetView {
                 ),
             );
         }
-        for worker in &self.workers {
+        for worker in self.workers.iter().chain(&self.shadows) {
             let stalled = |task: &&TaskView| task.state == TaskState::Stalled;
             for task in worker.background_tasks.iter().filter(stalled) {
                 let end = task.last_end.as_ref().map_or_else(String::new, |end| format!(", it {end}"));
@@ -294,7 +295,9 @@ impl FleetView {
                     "Background task {} of worker {} has made no progress since {}{end}.",
                     task.name, worker.name, task.last_progress_at
                 );
-                worse(if task.is_missed() { Verdict::Degraded } else { Verdict::Healthy }, reason);
+                // Nobody misses a shadow.
+                let is_missed = task.is_missed() && worker.mode != WorkerMode::Shadow;
+                worse(if is_missed { Verdict::Degraded } else { Verdict::Healthy }, reason);
             }
         }
         let late = lag_quantile(&self.rates.lags, 0.99).filter(|lag| *lag > self.objective_seconds);
@@ -347,7 +350,7 @@ impl FleetView {
                 ),
             );
         }
-        for (level, reason) in self.judge_queues() {
+        for (level, reason) in self.judge_shadows().into_iter().chain(self.judge_queues()) {
             worse(level, reason);
         }
         // What is worth knowing and needs no action.
@@ -374,8 +377,8 @@ impl FleetView {
     /// That Redis refuses writes, and what is known all the same.
     fn refusal(&self, error: &ScheduleError) -> String {
         let silent: Vec<_> = self.workers.iter().filter(|worker| !worker.live).collect();
-        let heard = silent.iter().map(|worker| worker.seen_at.as_str()).max();
-        let known = match (silent.len(), heard) {
+        let last_seen = silent.iter().map(|worker| worker.seen_at.as_str()).max();
+        let known = match (silent.len(), last_seen) {
             (1, Some(at)) => format!(" 1 worker can't report, and is shown as last reported at {at}."),
             (many, Some(at)) => {
                 format!(" {many} workers can't report, and are shown as last reported, the latest at {at}.")

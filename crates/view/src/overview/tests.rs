@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use balance_sync_fleet::{
-    status::{BUCKETS, Rates},
+    status::{BUCKETS, LeftBehind, Rates, ShadowReport, WorkerMode},
     tasks::{TaskName, TaskState},
 };
 
@@ -12,8 +12,8 @@ use balance_sync_schedule::controls::Acknowledgement;
 
 use crate::{
     reader::{ForeignWorker, Objectives},
-    record::{TaskRecord, WorkerRecord},
-    rows::{AcknowledgedView, DeadWorker, PausedBy, WorkerRow},
+    record::{RedisMemory, TaskRecord, TenantRecord, WorkerRecord},
+    rows::{AcknowledgedView, DeadWorker, PausedBy, ShadowView, WorkerRow},
 };
 
 fn view(tasks: Vec<TaskRecord>) -> FleetView {
@@ -40,6 +40,8 @@ fn view(tasks: Vec<TaskRecord>) -> FleetView {
         settings: BTreeMap::new(),
         clock_offset_ms: None,
         tasks,
+        mode: WorkerMode::Sync.into(),
+        redis_memory: None,
     };
     FleetView {
         at: 100.0,
@@ -47,6 +49,7 @@ fn view(tasks: Vec<TaskRecord>) -> FleetView {
         writes_refused: None,
         listed: true,
         workers: vec![WorkerRow::new(&record, true)],
+        shadows: Vec::new(),
         dead_workers: Vec::new(),
         foreign_workers: Vec::new(),
         rates: Rates::default(),
@@ -426,4 +429,65 @@ fn a_record_that_waits_too_long_in_a_queue_of_the_ledger_needs_attention() {
     let sum = fleet.overview().queues.remove(0);
     assert_eq!((sum.unknown_tenants, sum.oldest_at), (1, None));
     assert_eq!(sum.oldest_seen_at.as_deref(), Some("1970-01-01T00:00:01.000Z"));
+}
+
+/// A row as a shadow alone sees it, of which it has found so much.
+fn looked_at(left_behind: u64, lost: u64) -> TenantRow {
+    let report = ShadowReport { left_behind, lost, ..ShadowReport::default() };
+    let found = LeftBehind { member: "m".to_owned(), lost: true, version: 2, row_version: 1, since: 90.0 };
+    let shadow = ShadowReport { examples: vec![found], ..report };
+    let record: TenantRecord = serde_json::from_value(serde_json::json!({
+        "state": "shadow", "since": 90.0, "shadow": shadow,
+    }))
+    .unwrap();
+    let records = [("s1", &record)];
+    let (row, _) = TenantRow::only_looked_at("acme", &records, None, 100.0).unwrap();
+    TenantRow { shadow: ShadowView::of(&records), ..row }
+}
+
+#[test]
+fn a_shadow_alone_is_never_healthy_and_beside_workers_says_only_what_it_has_found() {
+    let mut fleet = view(Vec::new());
+    let shadow = WorkerRow { name: "s1".to_owned(), ..fleet.workers[0].clone() };
+    fleet.shadows = vec![shadow];
+    assert_eq!(fleet.judge(), (Verdict::Healthy, Vec::new()), "beside one that writes");
+    fleet.objectives.workers = 2;
+    assert_eq!(fleet.judge().0, Verdict::Attention, "it is none of the expected");
+    fleet.objectives.workers = 0;
+    // What differs on a shadow matters to nobody.
+    fleet.shadows[0].version = "2".to_owned();
+    assert_eq!(fleet.judge(), (Verdict::Healthy, Vec::new()));
+
+    let writers = std::mem::take(&mut fleet.workers);
+    fleet.tenants = vec![TenantRow { watched: true, ..looked_at(0, 0) }];
+    assert!(fleet.tenants[0].owners.is_empty());
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!((verdict, reasons.len()), (Verdict::Attention, 1));
+    assert!(reasons[0].starts_with("Only shadows are live (s1): they look and write nothing"), "{reasons:?}");
+    fleet.shadows.clear();
+    assert_eq!(fleet.judge().0, Verdict::Unknown, "nobody has reported");
+
+    fleet.workers = writers;
+    fleet.tenants = vec![TenantRow { watched: true, ..looked_at(3, 1) }];
+    fleet.shadows = vec![WorkerRow { name: "s1".to_owned(), ..fleet.workers[0].clone() }];
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!((verdict, reasons.len()), (Verdict::Attention, 2));
+    assert!(reasons[0].starts_with("3 balances of 1 tenant were left behind by whoever writes today"));
+    assert!(reasons[1].starts_with("1 balances of 1 tenant were lost by whoever writes today"));
+    assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Attention);
+    let summary = fleet.overview().shadow.unwrap();
+    assert_eq!((summary.left_behind, summary.lost, summary.tenants), (3, 1, 1));
+
+    let memory = RedisMemory {
+        policy: "allkeys-lru".to_owned(),
+        may_evict: true,
+        used_bytes: 1 << 20,
+        max_bytes: 2 << 20,
+        evicted_keys: 7,
+    };
+    fleet.tenants.clear();
+    fleet.shadows[0].redis_memory = Some(memory);
+    let said = "Redis may evict balances before they are written (maxmemory-policy allkeys-lru): 1.0 of 2.0 MiB in use, 7 keys \
+                evicted since its start.";
+    assert_eq!(fleet.judge(), (Verdict::Healthy, vec![said.to_owned()]));
 }

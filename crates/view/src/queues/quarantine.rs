@@ -100,13 +100,7 @@ impl Watch {
         }
         due.sort_by_key(|status| self.looked.get(status.tenant()).copied());
         let usages = self.manager.send(GetUsages).await.unwrap_or_default();
-        let connected: HashSet<&Tenant> = usages.keys().collect();
-        let (connected, idle): (Vec<_>, Vec<_>) =
-            due.into_iter().partition(|status| connected.contains(status.tenant()));
-        let may = self.saved as usize;
-        let idle = idle.into_iter().take(may);
-        self.saved -= idle.len() as f64;
-        for status in connected.into_iter().take(AT_ONCE).chain(idle) {
+        for status in choose(due, |status| usages.contains_key(status.tenant()), &mut self.saved) {
             self.look(&status).await;
             progress.beat();
         }
@@ -133,6 +127,16 @@ impl Watch {
     }
 }
 
+/// Which of those that are due are looked at now: some of those with an open connection, and of the others as many as were saved up.
+fn choose<T>(due: Vec<T>, is_connected: impl Fn(&T) -> bool, saved: &mut f64) -> Vec<T> {
+    let (mut chosen, idle): (Vec<T>, Vec<T>) = due.into_iter().partition(is_connected);
+    chosen.truncate(AT_ONCE);
+    let idle = idle.into_iter().take(*saved as usize);
+    *saved -= idle.len() as f64;
+    chosen.extend(idle);
+    chosen
+}
+
 fn report(found: BackupQuarantine) -> QueueReport {
     let queue = LedgerQueue::Quarantine;
     match found {
@@ -146,5 +150,34 @@ fn report(found: BackupQuarantine) -> QueueReport {
             error: more.then(|| format!("only {rows} rows of more are counted")),
             ..QueueReport::empty(queue)
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_opened_for_as_many_as_were_saved_up_and_no_more() {
+        let is_connected = |n: &usize| *n >= 100;
+        let mut saved = 0.9;
+        assert_eq!(choose(vec![1, 100, 2, 101], is_connected, &mut saved), [100, 101]);
+        assert_eq!(saved, 0.9);
+        saved = 1.4;
+        assert_eq!(choose(vec![1, 100, 2], is_connected, &mut saved), [100, 1]);
+        assert!((0.3..0.5).contains(&saved), "{saved}");
+        let chosen = choose((100..200).chain([1]).collect(), is_connected, &mut 5.0);
+        assert_eq!((chosen.len(), chosen.last()), (AT_ONCE + 1, Some(&1)), "busy ones keep no idle one out");
+    }
+
+    #[test]
+    fn what_is_not_counted_to_its_end_is_not_the_oldest_and_what_is_absent_is_empty() {
+        let rows = |more| report(BackupQuarantine::Rows { rows: 3, more, oldest_at_ms: Some(7) });
+        assert_eq!((rows(false).oldest_at_ms, rows(false).error), (Some(7), None));
+        assert_eq!((rows(true).oldest_at_ms, rows(true).seen_at_ms), (None, Some(7)));
+        assert!(rows(true).error.is_some_and(|error| error.contains("only 3 rows")));
+        assert!(report(BackupQuarantine::Absent).is_empty());
+        let hidden = report(BackupQuarantine::Unreadable("the grant is missing".to_owned()));
+        assert!(hidden.depth.is_none() && !hidden.is_empty());
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Foreign {
     position: Position,
     settings: BTreeMap<String, String>,
     tenants: BTreeSet<String>,
+    /// It only looks: nobody has to count on it.
+    is_shadow: bool,
 }
 
 /// What is left of a worker that died.
@@ -34,6 +36,8 @@ pub(super) struct Dead {
     until: Option<f64>,
     seen_at: f64,
     tenants: BTreeSet<String>,
+    /// It only looked: no tenant was its own, and nobody misses it.
+    is_shadow: bool,
 }
 
 impl FleetReader {
@@ -58,9 +62,11 @@ impl FleetReader {
                         position: Position::default(),
                         settings: BTreeMap::new(),
                         tenants: BTreeSet::new(),
+                        is_shadow: false,
                     });
                     known.position = changes.position;
                     if let Ok(worker) = serde_json::from_str::<WorkerRecord>(&changes.worker) {
+                        known.is_shadow = worker.is_shadow();
                         known.settings = worker.settings;
                     }
                     for (tenant, record) in changes.tenants {
@@ -88,12 +94,14 @@ impl FleetReader {
             if dead.contains_key(&name) {
                 continue;
             }
-            let mut left = Dead { until, seen_at: until.unwrap_or_default(), tenants: BTreeSet::new() };
+            let seen_at = until.unwrap_or_default();
+            let mut left = Dead { until, seen_at, tenants: BTreeSet::new(), is_shadow: false };
             let mut position = Position::default();
             while let Some(changes) = self.snapshots.read(&name, &position).await? {
                 position = changes.position;
                 if let Ok(worker) = serde_json::from_str::<WorkerRecord>(&changes.worker) {
                     left.seen_at = worker.seen_at;
+                    left.is_shadow = worker.is_shadow();
                 }
                 let served = changes.tenants.into_iter().filter(|(_, record)| record.is_some());
                 left.tenants.extend(served.map(|(tenant, _)| tenant));
@@ -109,7 +117,7 @@ impl FleetReader {
 
 /// The workers that died, the last first, and who serves their tenants now.
 pub(super) fn dead_workers(dead: &BTreeMap<String, Dead>, view: &FleetView) -> Vec<DeadWorker> {
-    let mut dead: Vec<(&String, &Dead)> = dead.iter().collect();
+    let mut dead: Vec<(&String, &Dead)> = dead.iter().filter(|(_, left)| !left.is_shadow).collect();
     dead.sort_by(|(_, a), (_, b)| b.seen_at.total_cmp(&a.seen_at));
     dead.into_iter()
         .map(|(name, left)| {
@@ -137,7 +145,8 @@ pub(super) fn foreign_workers(
     foreign: &BTreeMap<(String, String), Foreign>,
     view: &FleetView,
 ) -> Vec<ForeignWorker> {
-    let both = foreign.iter().map(|((_, name), known)| ForeignWorker {
+    let writes = foreign.iter().filter(|(_, known)| !known.is_shadow);
+    let both = writes.map(|((_, name), known)| ForeignWorker {
         name: name.clone(),
         // Another fleet on the same Redis has other tenants.
         tenants: known.tenants.iter().filter(|id| view.find(id).is_some()).count(),

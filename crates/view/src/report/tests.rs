@@ -76,6 +76,7 @@ fn fleet(tenants: Vec<(TenantRow, u64)>) -> FleetView {
     lags[7] = 10;
     FleetView {
         clock_offset_seconds: None,
+        shadows: Vec::new(),
         dead_workers: Vec::new(),
         foreign_workers: Vec::new(),
         unknown_tenants: 0,

@@ -4,12 +4,14 @@
 
 mod detail;
 mod queue;
+mod shadow;
 mod state;
 mod tenant;
 mod worker;
 
 pub use detail::{ErrorView, FlushView, PointView, SettingsView, TenantDetail, next_of};
 pub use queue::QueueView;
+pub use shadow::{LeftBehindView, ShadowView};
 pub use state::StateView;
 pub use tenant::{AcknowledgedView, Merged, PausedBy, TenantRow, VanishedView};
 pub use worker::{DeadWorker, ReconcileView, ServiceView, TaskView, WorkerRow};

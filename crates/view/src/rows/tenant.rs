@@ -8,7 +8,7 @@ use balance_sync_schedule::controls::Acknowledgement;
 use balance_sync_store::PoolUsage;
 use serde::Serialize;
 
-use super::{QueueView, StateView, at};
+use super::{QueueView, ShadowView, StateView, at};
 use crate::record::{Counts, TenantRecord, VanishedRecord};
 
 /// Who paused a tenant.
@@ -178,6 +178,8 @@ pub struct TenantRow {
     pub vanished: Option<VanishedView>,
     /// The ledger's own queues that hold something, or can't be read; `None` = not known.
     pub queues: Option<Vec<QueueView>>,
+    /// What shadows have found; `None` = no shadow looks at it.
+    pub shadow: Option<ShadowView>,
     /// Values that had expired before they were claimed.
     pub expired_total: u64,
     /// Flushes that failed.
@@ -261,6 +263,7 @@ impl TenantRow {
             acknowledged: None,
             vanished: None,
             queues: None,
+            shadow: None,
             expired_total: 0,
             batch_failures_total: 0,
             pool: None,
@@ -268,6 +271,18 @@ impl TenantRow {
             standby: Vec::new(),
             restarts_total: 0,
         }
+    }
+
+    /// A tenant that shadows look at and no worker of this fleet writes. `None` without any.
+    #[must_use]
+    pub fn only_looked_at(
+        id: &str,
+        shadows: &[(&str, &TenantRecord)],
+        paused: Option<PausedBy>,
+        now: f64,
+    ) -> Option<(Self, Merged)> {
+        let (row, merged) = Self::merged(id, shadows, paused, now)?;
+        Some((Self { owners: Vec::new(), standby: Vec::new(), ..row }, merged))
     }
 
     /// What its owners say, put together. `None` without any.
@@ -348,6 +363,7 @@ impl TenantRow {
                 .iter()
                 .find_map(|(_, r)| r.queues.as_ref())
                 .map(|queues| queues.iter().map(QueueView::from).collect()),
+            shadow: None,
             expired_total: merged.counts.outcomes[Outcome::Expired],
             batch_failures_total: merged.counts.failures,
             pool,

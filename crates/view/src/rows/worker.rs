@@ -2,7 +2,7 @@
 
 use balance_sync_domain::Reported;
 use balance_sync_fleet::{
-    status::ReportedState,
+    status::{ReportedState, WorkerMode},
     tasks::{TaskName, TaskState},
 };
 use balance_sync_store::ServerUsage;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 use super::at;
-use crate::record::{TaskRecord, WorkerRecord};
+use crate::record::{RedisMemory, TaskRecord, WorkerRecord};
 
 /// A worker at a glance.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -19,6 +19,8 @@ pub struct WorkerRow {
     pub name: String,
     /// Its configured name, where another worker had that.
     pub configured_name: Option<String>,
+    /// What it does with its tenants: `sync`, or `shadow` (it only looks).
+    pub mode: Reported<WorkerMode>,
     /// Its version.
     pub version: String,
     /// When it was started.
@@ -56,6 +58,8 @@ pub struct WorkerRow {
     pub settings: BTreeMap<String, String>,
     /// By how much its clock is ahead of Redis's, at least; negative = behind.
     pub clock_offset_seconds: Option<f64>,
+    /// What Redis says of its memory, as a shadow has asked it.
+    pub redis_memory: Option<RedisMemory>,
     /// Whether it has reported within the last seconds. False only while Redis refuses writes, so that no worker can report: it
     /// is shown as it was last reported.
     pub live: bool,
@@ -131,6 +135,7 @@ impl WorkerRow {
         Self {
             name: record.name.clone(),
             configured_name: record.configured_name.clone(),
+            mode: record.mode.clone(),
             version: record.version.clone(),
             started_at: at(record.started_at),
             seen_at: at(record.seen_at),
@@ -157,6 +162,7 @@ impl WorkerRow {
             postgres: record.postgres.clone(),
             settings: record.settings.clone(),
             clock_offset_seconds: record.clock_offset_ms.map(|millis| millis as f64 / 1e3),
+            redis_memory: record.redis_memory.clone(),
             live: true,
             is_self,
         }

@@ -1,11 +1,15 @@
 //! A whole worker whose background tasks panic: it goes on, each in turn, and says so.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use balance_sync_domain::TenantId;
 use balance_sync_fleet::{
     PreparedWorker, Worker, WorkerSettings,
-    backends::ManagerOptions,
+    backends::{ManagerOptions, ShadowOptions},
     lifecycle::{
         SupervisorOptions,
         events::EventSettings,
@@ -63,6 +67,19 @@ const KEPT: [TaskName; 17] = [
     TaskName::RedisWatch,
 ];
 
+/// Those of a shadow: nothing that claims, repairs, carries out or records.
+const KEPT_BY_SHADOW: [TaskName; 9] = [
+    TaskName::ThreadWatch,
+    TaskName::Sampler,
+    TaskName::QueueWatch,
+    TaskName::LedgerQuarantineWatch,
+    TaskName::Publisher,
+    TaskName::TenantEvents,
+    TaskName::EvictionWatch,
+    TaskName::RedisWatch,
+    TaskName::ShadowWatch,
+];
+
 struct Bench {
     sandbox: Sandbox,
     producer: Producer,
@@ -73,10 +90,14 @@ struct Bench {
 
 impl Bench {
     async fn start(faults: Faults) -> Self {
+        Self::start_as(None, faults).await
+    }
+
+    async fn start_as(shadow: Option<ShadowOptions>, faults: Faults) -> Self {
         let isolation = Isolation::Database;
         let options = SandboxOptions { tenants: 1, balances: 1, isolation, ..SandboxOptions::default() };
         let sandbox = Sandbox::start(options).await.unwrap();
-        let worker = PreparedWorker::new(settings(&sandbox, faults.clone())).unwrap();
+        let worker = PreparedWorker::new(settings(&sandbox, shadow, faults.clone())).unwrap();
         let operations = Operations::start(
             &worker,
             OperationsSettings {
@@ -139,7 +160,7 @@ impl Bench {
     }
 }
 
-fn settings(sandbox: &Sandbox, faults: Faults) -> WorkerSettings {
+fn settings(sandbox: &Sandbox, shadow: Option<ShadowOptions>, faults: Faults) -> WorkerSettings {
     let endpoint = Endpoint::new(&LinkSettings::for_url(&sandbox.redis_url())).unwrap();
     let service = sandbox.service();
     let mut directory = ServiceSettings::new(service.base_url().parse().unwrap(), service.api_key().clone());
@@ -165,7 +186,7 @@ fn settings(sandbox: &Sandbox, faults: Faults) -> WorkerSettings {
         membership: Membership::default(),
         threads: 1,
         events: Some(EventSettings { channel: "tenant-events:test:".to_owned(), endpoint }),
-        partition: Some(PartitionSettings {
+        partition: shadow.is_none().then(|| PartitionSettings {
             name: "a".into(),
             group: "test".to_owned(),
             replicas: 2,
@@ -175,6 +196,7 @@ fn settings(sandbox: &Sandbox, faults: Faults) -> WorkerSettings {
         }),
         freshness_objective: Duration::from_secs(5),
         exposure_objective: Duration::from_secs(1),
+        shadow,
         faults: Some(faults),
     }
 }
@@ -226,6 +248,38 @@ async fn each_task_that_panics_at_its_start_and_each_that_is_killed_later_runs_a
 }
 
 #[actix::test]
+async fn a_shadow_keeps_no_task_that_claims_or_writes_and_its_own_run_again() {
+    let options = ShadowOptions { balances_per_second: 100, compare_interval: Duration::from_secs(1) };
+    let bench = Bench::start_as(Some(options), Faults::default()).await;
+    let names = || -> BTreeSet<TaskName> {
+        bench
+            .tasks()
+            .reports()
+            .iter()
+            .map(|task| task.name)
+            .filter(|name| *name != TaskName::ConnectionSweeper)
+            .collect()
+    };
+    eventually(PATIENCE, "all its tasks", || async { names().len() >= KEPT_BY_SHADOW.len() }).await.unwrap();
+    assert_eq!(names(), BTreeSet::from(KEPT_BY_SHADOW));
+    for name in KEPT_BY_SHADOW {
+        bench.faults.panic(name, Moment::Beat, 1);
+        bench.survives(name, 1).await;
+    }
+    // And it still sees its tenant.
+    let tenant = Tenant::Id(TenantId::parse(&bench.sandbox.tenants()[0].id).unwrap());
+    let fleet = &bench.worker.handles().fleet;
+    eventually(PATIENCE, "a whole comparison", || async {
+        let compared =
+            fleet.find(&tenant).and_then(|status| status.shadow()).and_then(|found| found.compared_at);
+        compared.is_some()
+    })
+    .await
+    .unwrap();
+    bench.stop().await;
+}
+
+#[actix::test]
 async fn an_action_given_while_the_follower_is_down_is_carried_out_when_it_is_back() {
     let mut bench = Bench::start(Faults::default()).await;
     bench.serves().await;
@@ -248,7 +302,7 @@ async fn an_action_given_while_the_follower_is_down_is_carried_out_when_it_is_ba
 }
 
 #[actix::test]
-async fn what_runs_once_and_panics_is_counted_and_tried_again_or_told() {
+async fn what_runs_once_and_panics_is_counted_and_tried_again_or_reported() {
     let faults = Faults::default();
     for name in [TaskName::TenantPoll, TaskName::SettingsLookup] {
         faults.panic(name, Moment::Start, 1);

@@ -62,7 +62,7 @@ impl<'a> Planting<'a> {
         write_operations(&self.pool, self.tenant.schema.as_deref(), &[(balance, version)]).await
     }
 
-    /// Newer in Redis, and somebody has locked the row.
+    /// Newer in Redis, and another session has locked the row.
     async fn behind_scheduled(&mut self) -> Result<()> {
         let number = self.next;
         let (balance, member) = self.take();

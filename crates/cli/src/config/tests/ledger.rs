@@ -263,7 +263,7 @@ fn bare_ipv6_addresses_are_read() {
     }
     let traces = |endpoint: &str| {
         let variables = [("ENABLE_TELEMETRY", "true"), ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)];
-        complete("", &variables).unwrap().traces.unwrap().endpoint.to_string()
+        complete("", &variables).unwrap().traces.unwrap().otlp.endpoint.to_string()
     };
     assert_eq!(traces("fd00::5:4317"), "http://[fd00::5]:4317/");
     assert_eq!(traces("http://fd00::5:4317"), "http://[fd00::5]:4317/");
@@ -315,8 +315,8 @@ fn an_endpoint_that_cannot_be_used_stops_no_worker() {
     for endpoint in ["$(HOST_IP):4317", "lgtm", "http://", "http://user:pw@h:4317", "tcp://h:1", "::1"] {
         let variables = [("ENABLE_TELEMETRY", "true"), ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)];
         let config = complete("", &variables).unwrap_or_else(|error| panic!("{endpoint}: {error}"));
-        assert!(config.traces.is_none(), "{endpoint}");
-        assert!(note(&config, "telemetry.endpoint").contains("traces are off"), "{endpoint}");
+        assert!(config.traces.is_none() && config.metrics.is_none(), "{endpoint}");
+        assert!(note(&config, "telemetry.endpoint").contains("nothing is sent there"), "{endpoint}");
     }
     // One that was written for this worker is refused, as every wrong value is.
     problem("[telemetry]\nenabled = true\nendpoint = \"lgtm\"", &[]);

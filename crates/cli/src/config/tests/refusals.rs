@@ -1,4 +1,4 @@
-//! What is refused, how it is told, and that no secret is told with it.
+//! What is refused, how the error describes it, and that no secret is in the error.
 
 use balance_sync_admin::Role;
 

@@ -116,11 +116,11 @@ fn the_ranges_in_the_manual_are_those_that_are_checked() {
         let text = problem("", &[(&name, huge)]);
         let (_, allowed) = text.rsplit_once("allowed: ").unwrap();
         assert!(text.starts_with(&key), "{text}");
-        let told = manual::allowed(&key).unwrap();
-        assert!(told.starts_with(allowed), "{key}: the manual says {told}, the check {allowed}");
+        let described = manual::allowed(&key).unwrap();
+        assert!(described.starts_with(allowed), "{key}: the manual says {described}, the check {allowed}");
         assert!(
-            !told[allowed.len()..].starts_with(|c: char| c.is_ascii_digit()),
-            "{key}: {told} is not {allowed}"
+            !described[allowed.len()..].starts_with(|c: char| c.is_ascii_digit()),
+            "{key}: {described} is not {allowed}"
         );
         checked += 1;
     }

@@ -14,8 +14,9 @@ use balance_sync_schedule::{ScheduleError, Vanished as Store};
 use balance_sync_tenants::Tenant;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::Instant};
+use uuid::Uuid;
 
-use super::{Memory, Vanish, is_served};
+use super::{Memory, Vanish, Watched, Witness, is_served};
 use crate::{
     clock::wall_clock,
     status::{FleetStatus, Outcome, TenantStatus, Vanished, is_notice},
@@ -25,6 +26,10 @@ use crate::{
 const MARGIN: f64 = 900.0;
 /// The same for a Redis without a mark: when it lost its data, if it did, is not known.
 const BEFORE_THE_MARK: f64 = 86_400.0;
+/// Members that are remembered of a condition to which more is added while it is open.
+const MEMBERS: usize = 64;
+/// Of these, those that the next worker is told of: a full entry has about 3 kB then.
+const HANDED_ON: usize = 16;
 /// Longest description that is stored and taken over.
 const DETAIL: usize = 400;
 
@@ -45,10 +50,38 @@ pub(super) struct Open {
     pub(super) episode: Episode,
     /// Operations since this time may be missing, in seconds since 1970.
     pub(super) from: f64,
-    /// Rows that this worker had written when it was noticed.
-    pub(super) updated: u64,
+    /// Rows that this worker had written when it was noticed, or taken over.
+    updated: u64,
+    /// Rows that others had written since it was noticed.
+    written_before: u64,
+    /// Members that were scheduled before, as far as they are remembered: what becomes of them is asked before it closes.
+    members: Vec<Witness>,
     /// What stands in Redis about it.
     stored: Option<String>,
+}
+
+impl Open {
+    /// The members that were scheduled before.
+    pub(super) fn members(&self) -> &[Witness] {
+        &self.members
+    }
+
+    /// Rows that were written since it was noticed, by whichever worker.
+    pub(super) fn written(&self, status: &TenantStatus) -> u64 {
+        self.written_before + status.outcomes[Outcome::Updated].load(Relaxed).saturating_sub(self.updated)
+    }
+
+    /// Remembers more members; of one that is remembered already the newest value, which Redis may have lost since.
+    fn remember(&mut self, more: &[Witness]) {
+        for witness in more {
+            let has_room = self.members.len() < MEMBERS;
+            match self.members.iter_mut().find(|known| known.member == witness.member) {
+                Some(known) if known.version < witness.version => *known = witness.clone(),
+                None if has_room => self.members.push(witness.clone()),
+                Some(_) | None => {}
+            }
+        }
+    }
 }
 
 impl Board {
@@ -110,6 +143,58 @@ struct Record {
     lost: u64,
     #[serde(default)]
     rows_ahead: u64,
+    /// At most `extent`: more explains nothing.
+    #[serde(default)]
+    written: u64,
+    /// Members that were scheduled before, each with the ID of its balance and its version.
+    #[serde(default)]
+    members: Vec<(String, Uuid, i64)>,
+}
+
+impl Record {
+    fn of(open: &Open, status: &TenantStatus) -> Self {
+        let Open { episode, from, members, .. } = open;
+        let Found { rescheduled, scheduled, lost, rows_ahead } = episode.found();
+        let members = members.iter().take(HANDED_ON);
+        Self {
+            reason: episode.reason.as_str().to_owned(),
+            extent: episode.extent,
+            since: episode.since,
+            from: *from,
+            is_loss: episode.is_loss,
+            detail: cut(&episode.detail),
+            phase: cut(episode.phase().describe()),
+            rescheduled,
+            scheduled,
+            lost,
+            rows_ahead,
+            written: open.written(status).min(episode.extent),
+            members: members
+                .filter_map(|one| Some((String::from_utf8(one.member.clone()).ok()?, one.id, one.version)))
+                .collect(),
+        }
+    }
+
+    /// What another worker has begun with, as this one goes on with it. `text`: what was read.
+    fn taken_over(self, text: &str, status: &TenantStatus, grace: Duration) -> Option<Open> {
+        let reason = Reason::parse(&self.reason)?;
+        let Self { rescheduled, scheduled, lost, rows_ahead, .. } = self;
+        let found = Found { rescheduled, scheduled, lost, rows_ahead };
+        let (now, detail) = (Instant::now().into_std(), cut(&self.detail));
+        let episode =
+            Episode::new(reason, self.extent, self.is_loss, self.since, detail, now, grace).resumed(found);
+        let members = self.members.into_iter().take(MEMBERS);
+        Some(Open {
+            episode,
+            from: self.from,
+            updated: status.outcomes[Outcome::Updated].load(Relaxed),
+            written_before: self.written,
+            members: members
+                .map(|(member, id, version)| Witness { member: member.into_bytes(), id, version })
+                .collect(),
+            stored: Some(text.to_owned()),
+        })
+    }
 }
 
 impl Vanish {
@@ -121,11 +206,11 @@ impl Vanish {
         extent: u64,
         is_loss: bool,
         detail: String,
-        oldest: Duration,
+        watched: &Watched,
     ) {
         let (now, since) = (Instant::now().into_std(), wall_clock());
         let margin = if reason == Reason::RedisUnmarked { BEFORE_THE_MARK } else { MARGIN };
-        let from = since - oldest.as_secs_f64() - self.grace.as_secs_f64() - margin;
+        let from = since - watched.oldest.as_secs_f64() - self.grace.as_secs_f64() - margin;
         let episode = Episode::new(reason, extent, is_loss, since, detail, now, self.grace);
         let detail = &episode.detail;
         if extent > 0 {
@@ -144,13 +229,16 @@ impl Vanish {
             Some(open) => {
                 open.episode.merge(episode, now);
                 open.from = open.from.min(from);
+                open.remember(watched.schedule.witnesses());
             }
             None => {
                 if let Some(at) = REASONS.iter().position(|known| *known == reason) {
                     self.fleet.vanished[at].fetch_add(1, Relaxed);
                 }
                 let updated = status.outcomes[Outcome::Updated].load(Relaxed);
-                board.insert(status.tenant().clone(), Open { episode, from, updated, stored: None });
+                let members = watched.schedule.witnesses().to_vec();
+                let open = Open { episode, from, updated, written_before: 0, members, stored: None };
+                board.insert(status.tenant().clone(), open);
             }
         }
         drop(board);
@@ -179,31 +267,20 @@ impl Vanish {
                 continue;
             };
             let Ok(record) = serde_json::from_str::<Record>(text) else { continue };
-            let Some(reason) = Reason::parse(&record.reason) else { continue };
             if memory.closed.get(status.tenant()).is_some_and(|since| *since >= record.since) {
                 continue;
             }
+            let Some(mut open) = record.taken_over(text, &status, self.grace) else { continue };
+            let reason = open.episode.reason;
             let mut board = self.board.lock();
             // What this worker has opened since it has started is added to what was open before.
             if board.get(status.tenant()).is_some_and(|open| open.stored.is_some()) {
                 continue;
             }
-            let now = Instant::now().into_std();
-            let detail = cut(&record.detail);
-            let found = Found {
-                rescheduled: record.rescheduled,
-                scheduled: record.scheduled,
-                lost: record.lost,
-                rows_ahead: record.rows_ahead,
-            };
-            let mut episode =
-                Episode::new(reason, record.extent, record.is_loss, record.since, detail, now, self.grace)
-                    .resumed(found);
             if let Some(new) = board.remove(status.tenant()) {
-                episode.merge(new.episode, now);
+                open.episode.merge(new.episode, Instant::now().into_std());
+                open.remember(&new.members);
             }
-            let updated = status.outcomes[Outcome::Updated].load(Relaxed);
-            let open = Open { episode, from: record.from, updated, stored: Some(text.clone()) };
             board.insert(status.tenant().clone(), open);
             drop(board);
             tracing::warn!(
@@ -229,7 +306,13 @@ impl Vanish {
                 let mut board = self.board.lock();
                 let Some(open) = board.get_mut(&tenant) else { continue };
                 let gone = open.episode.is_closed_elsewhere(stands || open.stored.is_none(), memory.lost);
-                (record(open), open.stored.clone(), open.episode.since, gone, open.episode.is_missing())
+                (
+                    record(open, &status),
+                    open.stored.clone(),
+                    open.episode.since,
+                    gone,
+                    open.episode.is_missing(),
+                )
             };
             if status.is_acknowledged() || gone {
                 tracing::warn!(tenant_id = %tenant, by_operator = !gone, "what redis has lost of a tenant is closed");
@@ -266,23 +349,8 @@ impl Vanish {
     }
 }
 
-fn record(open: &Open) -> String {
-    let Open { episode, from, .. } = open;
-    let Found { rescheduled, scheduled, lost, rows_ahead } = episode.found();
-    let record = Record {
-        reason: episode.reason.as_str().to_owned(),
-        extent: episode.extent,
-        since: episode.since,
-        from: *from,
-        is_loss: episode.is_loss,
-        detail: cut(&episode.detail),
-        phase: cut(episode.phase().describe()),
-        rescheduled,
-        scheduled,
-        lost,
-        rows_ahead,
-    };
-    serde_json::to_string(&record).unwrap_or_default()
+fn record(open: &Open, status: &TenantStatus) -> String {
+    serde_json::to_string(&Record::of(open, status)).unwrap_or_default()
 }
 
 pub(super) fn cut(text: &str) -> String {
@@ -302,7 +370,7 @@ mod tests {
         let now = Instant::now().into_std();
         let mut episode = Episode::new(reason, 0, true, 0.0, String::new(), now, Duration::ZERO);
         episode.compared_values(now, Found { lost, ..Found::default() });
-        Open { episode, from: 0.0, updated: 0, stored: None }
+        Open { episode, from: 0.0, updated: 0, written_before: 0, members: Vec::new(), stored: None }
     }
 
     #[test]
@@ -318,6 +386,46 @@ mod tests {
         // Nothing has counted the entries since.
         assert_eq!(status.losses.load(Relaxed), 3);
         assert!(status.vanished().is_none() && fleet.vanished_open.load(Relaxed) == 0);
+    }
+
+    fn witness(n: usize, version: i64) -> Witness {
+        Witness { member: n.to_string().into_bytes(), id: Uuid::nil(), version }
+    }
+
+    #[test]
+    fn the_next_worker_goes_on_with_what_was_found_written_and_remembered() {
+        let status = TenantStatus::new(Tenant::Single);
+        let grace = Duration::from_secs(60);
+        let mut open = open(Reason::RedisScheduleVanished, 7);
+        open.episode.extent = 20;
+        open.remember(&(0..3).map(|n| witness(n, 5)).collect::<Vec<_>>());
+        status.outcomes[Outcome::Updated].fetch_add(12, Relaxed);
+        let text = record(&open, &status);
+        let read = |text: &str| serde_json::from_str::<Record>(text).expect("a record");
+        let mut next = read(&text).taken_over(&text, &status, grace).expect("a known reason");
+        assert_eq!(next.members, open.members);
+        assert_eq!((next.episode.found(), next.written(&status)), (open.episode.found(), 12));
+        // More than has vanished explains nothing more, so the entry does not change with each row.
+        status.outcomes[Outcome::Updated].fetch_add(100, Relaxed);
+        next.remember(&(0..MEMBERS).map(|n| witness(n, 5)).collect::<Vec<_>>());
+        let later = record(&next, &status);
+        status.outcomes[Outcome::Updated].fetch_add(1, Relaxed);
+        assert_eq!(record(&next, &status), later);
+        let third = read(&later).taken_over(&later, &status, grace).expect("a known reason");
+        assert_eq!((third.written(&status), third.members.len()), (20, HANDED_ON));
+    }
+
+    #[test]
+    fn of_a_member_the_newest_value_is_remembered_and_of_so_many_no_more() {
+        let mut open = open(Reason::RedisDataReplaced, 0);
+        open.remember(&[witness(0, 5), witness(1, 5)]);
+        // Redis has lost a write of the first, and got one more of the second.
+        open.remember(&[witness(0, 4), witness(1, 6)]);
+        let versions: Vec<i64> = open.members.iter().map(|member| member.version).collect();
+        assert_eq!(versions, [5, 6]);
+        let many: Vec<Witness> = (0..2 * MEMBERS).map(|n| witness(n, 7)).collect();
+        open.remember(&many);
+        assert_eq!(open.members.len(), MEMBERS);
     }
 
     #[test]

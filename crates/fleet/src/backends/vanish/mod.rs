@@ -23,13 +23,13 @@ use balance_sync_engine::{
     reason::Reason,
     vanish::{Change, Changes, How, ScheduleWatch, ServerLook, ServerWatch},
 };
-use balance_sync_schedule::{ScheduleError, ServerState, Vanished as Store};
+use balance_sync_schedule::{ScheduleError, Scheduled, ServerState, Vanished as Store};
 use balance_sync_tenants::Tenant;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::board::Board;
-use super::comparison::Comparison;
+use super::comparison::{Comparison, Witness};
 use crate::{
     status::{FleetStatus, TenantState, TenantStatus},
     tasks::{Progress, jittered},
@@ -60,13 +60,6 @@ pub(crate) struct Vanish {
     grace: Duration,
     /// Names this process in Redis.
     mark: Arc<str>,
-}
-
-/// A member that is remembered, with the value that it had.
-#[derive(Clone)]
-struct Witness {
-    member: Vec<u8>,
-    value: BalanceValue,
 }
 
 /// What is remembered of a tenant.
@@ -267,7 +260,7 @@ impl Vanish {
             for change in changes {
                 let (reason, is_loss, detail) = describe(&change);
                 let extent = if matches!(change, Change::Replaced { .. }) { shortfall } else { 0 };
-                self.open(&count.status, reason, extent, is_loss, detail, watched.oldest);
+                self.open(&count.status, reason, extent, is_loss, detail, watched);
             }
             // What is suspected is found out by its members, whatever has come and gone since: the comparison after a restart of
             // Postgres may have scheduled them again, and a later mutation may stand in their place.
@@ -313,11 +306,14 @@ impl Vanish {
                 // The collector says what is wrong with the key.
                 let (Some(members), Some(mut sum)) = (one.members, count.take()) else { continue };
                 sum.members += members;
-                sum.witnesses.extend(one.some.into_iter().filter_map(|(member, value)| {
-                    BalanceRef::parse(space, &member).ok()?;
-                    let value = BalanceValue::of_member(&member, &value).ok()?;
-                    Some(Witness { member, value })
-                }));
+                sum.witnesses.extend(one.some.into_iter().filter_map(
+                    |Scheduled { member, value, .. }| {
+                        BalanceRef::parse(space, &member).ok()?;
+                        let BalanceValue { id, version, .. } =
+                            BalanceValue::of_member(&member, &value).ok()?;
+                        Some(Witness { member, id, version })
+                    },
+                ));
                 count = Some(sum);
             }
             counts.extend(count);

@@ -18,7 +18,7 @@ use tracing::Instrument as _;
 use super::{Vanish, is_served};
 use crate::{
     backends::comparison::{COMPARE_PAUSE, Failure, span},
-    status::{Outcome, TenantState, TenantStatus, is_notice},
+    status::{TenantState, TenantStatus, is_notice},
     tasks::Progress,
 };
 
@@ -38,6 +38,8 @@ struct Due {
 /// What a comparison with the operations found.
 struct Compared {
     listed: Listed,
+    /// Balances that were not listed before.
+    first: u64,
     rescheduled: u64,
     unreadable: Option<String>,
 }
@@ -169,24 +171,38 @@ impl Vanish {
     }
 
     async fn compare_operations(&self, tenant: &Tenant, from: f64, progress: &Progress) {
-        let comparing = self.list_lost(tenant, from, progress);
+        let Some(since) = self.board.lock().get(tenant).map(|open| open.episode.since) else { return };
+        let comparing = self.list_lost(tenant, from, since, progress);
         let compared = match comparing.instrument(span(tenant)).await {
             Ok(compared) => compared,
             Err(error) => return self.failed(tenant, &error),
         };
         // What was listed stays listed; that nothing else is lost shows only on a server that takes operations.
         self.look_at_server(tenant).await;
-        let Compared { listed, rescheduled, unreadable } = compared;
+        let members = self.board.lock().get(tenant).map(|open| open.members().to_vec()).unwrap_or_default();
+        let schedules = self.comparison.schedules(tenant);
+        let looking = self.forgotten(tenant, &schedules, &members);
+        // What was listed counts all the same; the condition waits for the next comparison.
+        let forgotten = looking.instrument(span(tenant)).await.unwrap_or_else(|error| {
+            self.failed(tenant, &error);
+            0
+        });
+        let Compared { listed, first, rescheduled, unreadable } = compared;
         let lost = listed.lost;
-        self.fleet.vanished_lost.fetch_add(listed.new, Relaxed);
+        self.fleet.vanished_lost.fetch_add(first, Relaxed);
         self.fleet.vanished_rescheduled.fetch_add(rescheduled, Relaxed);
         let Some(status) = self.fleet.find(tenant) else { return };
         let (over, held, notice, since, phase) = {
             let mut board = self.board.lock();
             let Some(open) = board.get_mut(tenant) else { return };
-            let written = status.outcomes[Outcome::Updated].load(Relaxed).saturating_sub(open.updated);
-            let over =
-                open.episode.compared_operations(Instant::now().into_std(), listed, written, unreadable);
+            let written = open.written(&status);
+            let over = open.episode.compared_operations(
+                Instant::now().into_std(),
+                listed,
+                written,
+                forgotten,
+                unreadable,
+            );
             let held = matches!(open.episode.phase(), Phase::Held(_));
             let notice = is_notice(open.episode.reason, open.episode.found());
             (over, held, notice, open.episode.since, open.episode.phase().describe().to_owned())
@@ -211,8 +227,14 @@ impl Vanish {
     }
 
     /// Lists the balances as lost whose newest operation neither the row nor Redis has.
-    async fn list_lost(&self, tenant: &Tenant, from: f64, progress: &Progress) -> Result<Compared, Failure> {
-        let mut compared = Compared { listed: Listed::default(), rescheduled: 0, unreadable: None };
+    async fn list_lost(
+        &self,
+        tenant: &Tenant,
+        from: f64,
+        since: f64,
+        progress: &Progress,
+    ) -> Result<Compared, Failure> {
+        let mut compared = Compared { listed: Listed::default(), first: 0, rescheduled: 0, unreadable: None };
         let mut after = None;
         loop {
             let pool = self.comparison.pool(tenant).await?;
@@ -227,7 +249,7 @@ impl Vanish {
             if !page.behind.is_empty() {
                 let names: Vec<Named<'_>> = page.behind.iter().map(named).collect();
                 let fates = pool.database.fates(&pool.table, &names).await.map_err(sink)?;
-                self.list_page(tenant, &page.behind, fates, &mut compared).await?;
+                self.list_page(tenant, &page.behind, fates, since, &mut compared).await?;
             }
             progress.beat();
             after = page.last;
@@ -243,6 +265,7 @@ impl Vanish {
         tenant: &Tenant,
         behind: &[Behind],
         fates: Vec<Fate>,
+        since: f64,
         compared: &mut Compared,
     ) -> Result<(), Failure> {
         let schedules = self.comparison.schedules(tenant);
@@ -285,8 +308,11 @@ impl Vanish {
             let count = own.len() as u64;
             let members: Vec<&[u8]> = own.iter().map(|(key, _)| key.as_slice()).collect();
             let listed = schedule.listed(&members).await?;
-            let before = listed.into_iter().filter(|listed| *listed).count() as u64;
+            // A worker may have listed some of them, and ended before it could store that.
+            let before = listed.iter().flatten().filter(|first| **first < since).count() as u64;
+            let known = listed.iter().flatten().count() as u64;
             let done = schedule.list_losses(own).await?;
+            compared.first += done.saturating_sub(known);
             let Listed { lost, new, left } = &mut compared.listed;
             *lost += done;
             *new += done.saturating_sub(before);

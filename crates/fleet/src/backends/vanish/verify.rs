@@ -11,9 +11,9 @@ use balance_sync_schedule::{ScheduleError, Schedules};
 use balance_sync_tenants::Tenant;
 use tracing::Instrument as _;
 
-use super::{CONFIRM_AFTER, Count, Vanish, Watched, Witness, board::cut};
+use super::{CONFIRM_AFTER, Count, Vanish, Watched, board::cut};
 use crate::{
-    backends::comparison::{Failure, row, span},
+    backends::comparison::{Failure, Witness, asked, span},
     clock::wall_clock,
     pipeline::SinkError,
     status::Vanished,
@@ -26,24 +26,24 @@ impl Vanish {
         let tenant = status.tenant();
         let shortfall = watched.suspected.map_or(shortfall, |(_, suspected)| shortfall.max(suspected));
         let schedules = self.comparison.schedules(tenant);
-        let looking = self.is_forgotten(tenant, &schedules, watched.schedule.witnesses());
+        let looking = self.forgotten(tenant, &schedules, watched.schedule.witnesses());
         match looking.instrument(span(tenant)).await {
-            Ok(Verdict::Written) => {
+            Ok(0) => {
                 if watched.suspected.take().is_some() && !self.board.lock().contains_key(tenant) {
                     status.show_vanished(None);
                 }
                 watched.remember(count);
             }
-            Ok(Verdict::Vanished) => {
+            Ok(_) => {
                 let detail = format!("{shortfall} members have left the schedule unwritten");
-                self.open(&status, Reason::RedisScheduleVanished, shortfall, true, detail, watched.oldest);
+                self.open(&status, Reason::RedisScheduleVanished, shortfall, true, detail, watched);
                 watched.suspected = None;
                 watched.remember(count);
             }
             // Redis has lost data anyway.
             Err(_) if self.board.lock().contains_key(tenant) => {
                 let detail = format!("{shortfall} members have left the schedule");
-                self.open(&status, Reason::RedisScheduleVanished, shortfall, true, detail, watched.oldest);
+                self.open(&status, Reason::RedisScheduleVanished, shortfall, true, detail, watched);
                 watched.remember(count);
             }
             // What is remembered stays: the rows are read as soon as they can be.
@@ -62,13 +62,13 @@ impl Vanish {
         }
     }
 
-    /// Whether one of these members is neither scheduled nor written nor listed; looked at twice.
-    async fn is_forgotten(
+    /// How many of these members are neither scheduled nor written nor listed; looked at twice.
+    pub(super) async fn forgotten(
         &self,
         tenant: &Tenant,
         schedules: &Schedules,
         witnesses: &[Witness],
-    ) -> Result<Verdict, Failure> {
+    ) -> Result<u64, Failure> {
         let mut suspects: Vec<&Witness> = witnesses.iter().collect();
         for round in 0..2 {
             if round > 0 {
@@ -77,12 +77,12 @@ impl Vanish {
             }
             let traces = self.traces(tenant, schedules, &suspects).await?;
             if judge(&traces) == Verdict::Written {
-                return Ok(Verdict::Written);
+                return Ok(0);
             }
             let forgotten = suspects.into_iter().zip(traces).filter(|(_, trace)| *trace == Trace::Forgotten);
             suspects = forgotten.map(|(witness, _)| witness).collect();
         }
-        Ok(Verdict::Vanished)
+        Ok(suspects.len() as u64)
     }
 
     async fn traces(
@@ -100,13 +100,13 @@ impl Vanish {
         let rows: Vec<_> = gone
             .iter()
             .filter_map(|&n| {
-                let Witness { member, value } = witnesses[n];
+                let Witness { member, id, version } = witnesses[n];
                 let balance = BalanceRef::parse(schedules.of_member(member).space(), member).ok()?;
-                Some((n, row(&balance, value)))
+                Some((n, asked(&balance, *id, *version)))
             })
             .collect();
-        let asked: Vec<_> = rows.iter().map(|(_, row)| *row).collect();
-        let versions = pool.database.versions(&pool.table, &asked).await.map_err(SinkError::from)?;
+        let all: Vec<_> = rows.iter().map(|(_, row)| *row).collect();
+        let versions = pool.database.versions(&pool.table, &all).await.map_err(SinkError::from)?;
         let mut open = Vec::new();
         for ((n, row), version) in rows.iter().zip(versions) {
             // Without a row, or with a deleted one, nothing can be behind.
@@ -119,7 +119,7 @@ impl Vanish {
         for &n in &open {
             let member = witnesses[n].member.as_slice();
             let listed = schedules.of_member(member).listed(&[member]).await?;
-            traces[n] = if listed.contains(&true) { Trace::Listed } else { Trace::Forgotten };
+            traces[n] = if listed.iter().any(Option::is_some) { Trace::Listed } else { Trace::Forgotten };
         }
         // Scheduled again meanwhile.
         let suspects: Vec<&Witness> = open.iter().map(|&n| witnesses[n]).collect();

@@ -18,7 +18,7 @@ use crate::{
 };
 
 impl Supervisor {
-    /// Counts collectors as ended whose thread stands still. Should it move again, they find that they are to stop.
+    /// Counts collectors as ended whose thread is stalled. Should it move again, they find that they are to stop.
     fn give_up_lost(&mut self) {
         for (tenant, live) in &self.live {
             if let Some(slot) = self.slots.get_mut(tenant)

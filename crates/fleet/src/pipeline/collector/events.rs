@@ -12,6 +12,7 @@ use balance_sync_schedule::{Claim, Claimed, Refused, ScheduleError};
 
 use super::{ClaimAnswer, Driver, Happened, Landing, PermitSlot, UpkeepAnswer};
 use crate::pipeline::{
+    counting::batch_failed,
     failure::{SinkError, redis_failure},
     flush::{FlushEnd, Unlisted},
     ports::{Queue, Sink},
@@ -69,7 +70,7 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
                 Event::PermitGranted
             }
             Err(error) => {
-                self.status.batch_failures.fetch_add(1, Relaxed);
+                batch_failed(self.queue, self.machine.waiting(), self.status);
                 let end = FlushEnd { claimed: self.machine.buffered(), ..FlushEnd::default() };
                 self.status.note_flush(end.summary(trigger, since.elapsed()));
                 Event::PermitFailed(Failure::from(&error))

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{Driver, Landing, PermitSlot, UpkeepAnswer, traces};
 use crate::pipeline::{
+    counting::batch_failed,
     failure::{SinkError, reaction},
     flush::{Batch, FlushEnd, flush, release},
     ports::{Queue, Sink},
@@ -149,7 +150,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
                         flush(queue, sink, permit, batch, fleet, status).await
                     }
                     Err(failure) => {
-                        status.batch_failures.fetch_add(1, Relaxed);
+                        batch_failed(queue, claimed, status);
                         FlushEnd { failure: Some(failure), ..unwritten(queue, claimed, status).await }
                     }
                 }

@@ -93,7 +93,7 @@ async fn emptying_ends_at_its_deadline_and_at_once_when_the_worker_drains() {
             let lab = Lab::new();
             lab.redis.mutate([1], 1);
             let collector = lab.start();
-            // Somebody else holds a member, and never ends.
+            // Another worker holds a member, and never ends.
             lab.until("it is claimed", |lab| lab.redis.leased() == 1).await;
             lab.redis.fail(&["settle"], RedisClass::Unavailable);
             tokio::time::sleep(secs(1)).await;

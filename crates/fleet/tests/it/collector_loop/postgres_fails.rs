@@ -165,7 +165,7 @@ async fn poison_alone_does_not_hold_a_tenant_on_its_way_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_needs_somebody_is_tried_less_and_less_often() {
+async fn what_needs_an_operator_is_tried_less_and_less_often() {
     local(async {
         // (failure, reason, fewest and most tries in ten minutes)
         let rows = [

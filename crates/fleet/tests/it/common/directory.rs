@@ -121,7 +121,7 @@ impl TenantDirectory for FakeDirectory {
     }
 }
 
-/// A database of its own, where nobody listens.
+/// A database of its own, where no server listens.
 pub(crate) fn database(name: &str, password: &str) -> TenantDatabase {
     TenantDatabase {
         host: "127.0.0.1".to_owned(),

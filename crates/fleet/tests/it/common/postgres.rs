@@ -189,7 +189,7 @@ impl Sink for FakeSink {
             Mood::Silent => std::future::pending().await,
             Mood::Panics => panic!("injected panic"),
         }
-        let unknown = || Fate::Unknown { row_version: None, why: "nobody knows".to_owned() };
+        let unknown = || Fate::Unknown { row_version: None, why: "not known".to_owned() };
         let fates = postgres.fates.borrow();
         let fates = gone.iter().map(|name| fates.get(name.alias).cloned().unwrap_or_else(unknown)).collect();
         Ok(Fates { fates, started: Some(postgres.started.borrow().clone()) })

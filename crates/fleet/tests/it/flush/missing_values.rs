@@ -40,7 +40,7 @@ async fn members_without_a_value_are_settled_put_off_or_recorded_by_what_postgre
     assert_eq!((confirmed.confirmed, confirmed.version, confirmed.row_version), (true, Some(7), Some(5)));
     assert_eq!((confirmed.available.as_deref(), confirmed.overdraft_used.as_deref()), (Some("70.5"), None));
     assert!(confirmed.in_doubt && confirmed.detail.contains("in doubt"), "{}", confirmed.detail);
-    assert!(!recorded[1].1.confirmed && recorded[1].1.detail.contains("nobody knows"));
+    assert!(!recorded[1].1.confirmed && recorded[1].1.detail.contains("not known"));
     assert!(bench.quarantined().is_empty());
     assert_eq!(
         (
@@ -152,7 +152,7 @@ async fn what_was_decided_and_could_not_be_done_in_redis_lapses() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_missing_value_nobody_is_asked() {
+async fn without_a_missing_value_nothing_is_looked_up() {
     let bench = Bench::new();
     bench.queue.0.mutate(0..2, 1);
     bench.flush(&bench.claim().await).await;

@@ -95,7 +95,7 @@ async fn a_tenant_that_returns_while_it_stops_starts_again_only_after_its_end() 
 }
 
 #[actix::test]
-async fn who_does_not_stop_in_time_is_broken_off_and_nobody_waits_for_it() {
+async fn a_collector_that_does_not_stop_in_time_is_aborted_and_not_waited_for() {
     let bench = Bench::with(&["a", "b", "c"], limits(), endless());
     bench.all_idle(&["a", "b", "c"]).await;
     bench.postgres("a").is(Mood::Silent);

@@ -49,7 +49,7 @@ async fn what_a_removed_tenant_still_has_scheduled_is_written_before_it_goes() {
 }
 
 #[actix::test]
-async fn collectors_on_a_thread_that_stands_still_are_given_up_and_start_on_another() {
+async fn collectors_on_a_stalled_thread_are_given_up_and_start_on_another() {
     let bench = Bench::new(&["a", "b"]);
     bench.all_idle(&["a", "b"]).await;
     let former: Vec<Incarnation> = bench.world.born.borrow().iter().map(|(_, born)| born.clone()).collect();
@@ -124,7 +124,7 @@ async fn an_error_is_not_an_empty_list() {
 }
 
 #[actix::test]
-async fn before_the_first_good_list_nobody_is_ready() {
+async fn before_the_first_good_list_the_worker_is_not_ready() {
     let bench = Bench::new(&["a"]);
     bench.directory.list_is(Reply::Answer(Err(DirectoryError::Unauthorized)));
     bench.polls(5).await;
@@ -132,7 +132,7 @@ async fn before_the_first_good_list_nobody_is_ready() {
     assert!(bench.fleet.passes.load(Relaxed) >= 4, "it is alive");
     bench.lists(&[]);
     bench.polls(2).await;
-    assert!(bench.fleet.is_ready(), "nobody is a good answer too");
+    assert!(bench.fleet.is_ready(), "an empty list is a good answer too");
 }
 
 #[actix::test]
@@ -159,11 +159,11 @@ async fn an_empty_list_after_a_full_one_must_repeat_itself_before_anybody_is_sto
     assert_eq!(bench.known().len(), 3);
     bench.polls(1).await;
     bench.until("all have gone", || bench.known().is_empty()).await;
-    assert_eq!(bench.fleet.started.load(Relaxed), 3, "nobody was restarted meanwhile");
+    assert_eq!(bench.fleet.started.load(Relaxed), 3, "none was restarted meanwhile");
 }
 
 #[actix::test]
-async fn refused_ids_are_counted_and_refuse_nobody_else() {
+async fn refused_ids_are_counted_and_refuse_no_other() {
     let bench = Bench::new(&["a"]);
     bench.directory.also_lists_refused(&["../x", "", ""]);
     bench.all_idle(&["a"]).await;

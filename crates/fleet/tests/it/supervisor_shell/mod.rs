@@ -42,7 +42,7 @@ struct World {
     born: RefCell<Vec<(Duration, Incarnation)>>,
     /// Collectors that report their start, and nothing after it.
     mute: Cell<bool>,
-    /// The thread that stands still. Collectors are said to be on thread 0 until there is one, and on thread 1 then.
+    /// The thread that is stalled. Collectors are said to be on thread 0 until there is one, and on thread 1 then.
     still: Cell<Option<usize>>,
 }
 

@@ -96,7 +96,7 @@ enum Step {
     ValueExpires {
         balance: usize,
     },
-    /// Somebody writes a key of another type in its place.
+    /// Another program writes a key of another type in its place.
     ValueReplaced {
         balance: usize,
     },

@@ -342,7 +342,7 @@ impl<'a> World<'a> {
             }
         }
         for claimed in &claim.entries {
-            self.check_told(claimed).await;
+            self.check_answer(claimed).await;
         }
         let count = claim.entries.len();
         self.held[worker].extend(claim.entries.into_iter().map(|claimed| Held { claimed, written: false }));
@@ -351,20 +351,20 @@ impl<'a> World<'a> {
 
     /// What a claim says of a value, right after it: there, gone, or something else. A kept value may stand in for the
     /// last two.
-    async fn check_told(&mut self, claimed: &Claimed) {
+    async fn check_answer(&mut self, claimed: &Claimed) {
         let mut cmd = redis::cmd("TYPE");
         cmd.arg(&claimed.member);
         let kind: String = cmd.query_async(&mut self.redis).await.unwrap();
-        let told = (claimed.value.is_some(), claimed.unreadable.clone());
+        let answer = (claimed.value.is_some(), claimed.unreadable.clone());
         let fits = match kind.as_str() {
-            "string" => told == (true, None),
-            "none" => told.1.is_none(),
+            "string" => answer == (true, None),
+            "none" => answer.1.is_none(),
             _ => {
                 let list = Unreadable::Refused("its key is of type list".to_owned());
-                told == (true, None) || told == (false, Some(list))
+                answer == (true, None) || answer == (false, Some(list))
             }
         };
-        assert!(fits, "a {kind}, told as {told:?}");
+        assert!(fits, "a {kind}, answered as {answer:?}");
     }
 
     async fn write(&mut self, worker: usize, held: usize) {
