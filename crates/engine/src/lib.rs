@@ -7,7 +7,7 @@
 //! this worker's) · [`plan`] (which collectors run). One tenant: [`collector`] (its claims and flushes) · [`standby`]
 //! (whether its first owner claims) · [`trail`] (its values that are gone) · [`vanish`] (what Redis has
 //! lost) · [`queues`] (the ledger's own queues) · [`shadow`] (what a worker that only looks finds) · [`controls`] (what operators' actions do to it) ·
-//! [`state`], [`reason`] and [`outcome`] (what is shown of it). When something fails: [`failure`]
+//! [`state`], [`reason`] and [`outcome`] (what is shown of it) · [`timeline`] (what is kept of it for a day). When something fails: [`failure`]
 //! (what follows) · [`backoff`] (delays) · [`breaker`] (a service that fails again and again). A balance: [`audit`]
 //! (what three witnesses say of it).
 
@@ -27,6 +27,7 @@ pub mod registration;
 pub mod shadow;
 pub mod standby;
 pub mod state;
+pub mod timeline;
 pub mod trail;
 pub mod vanish;
 

@@ -10,7 +10,8 @@
 //! members) · [`schedule`] (the wrappers; their results are read in `reply`) · `protect` (TTLs) · [`probe`] (which of many are
 //! due) · [`schedules`] (all schedules of a tenant) · `siblings` (one balance under two key forms) · [`quarantine`] (entries) ·
 //! [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) · [`workers`] (live workers) · [`names`]
-//! (which process holds a name) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`reports`] (what the monthly report is made of) · [`heads`] (unclaimed
+//! (which process holds a name) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`reports`] (what the monthly report is made of) ·
+//! [`timelines`] (what is kept for a day) · [`heads`] (unclaimed
 //! members, for standby) · `rights` (naming those that are missing) · [`inspect`] (one balance) · [`balances`] (all of them) ·
 //! [`witnesses`] (what an audit reads) · [`origins`] (Postgres servers) · [`vanished`] (lost data) · [`queues`] (the ledger's
 //! own queues) · [`subscription`] (messages) · [`error`].
@@ -47,6 +48,7 @@ mod siblings;
 pub mod snapshots;
 pub mod stats;
 pub mod subscription;
+pub mod timelines;
 pub mod vanished;
 pub mod witnesses;
 pub mod workers;
@@ -78,6 +80,7 @@ pub use settings::{Authority, LinkSettings, Secret, SentinelSettings};
 pub use snapshots::Snapshots;
 pub use stats::LinkStats;
 pub use subscription::Subscription;
+pub use timelines::Timelines;
 pub use vanished::{Counted, Scheduled, ServerState, Vanished};
 pub use witnesses::{Members, Score, recover_records, server_time};
 pub use workers::{Listed, Registered, Workers};

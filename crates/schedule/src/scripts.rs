@@ -102,6 +102,8 @@ script!(READ_WORKER, "read worker", "read_worker.lua");
 script!(WATCH_TENANT, "watch tenant", "watch_tenant.lua");
 script!(RECORD_ACTION, "record action", "record_action.lua");
 script!(RECORD_REPORT, "record report", "record_report.lua");
+script!(RECORD_TIMELINE, "record timeline", "record_timeline.lua");
+script!(RECORD_HISTORY, "record history", "record_history.lua");
 script!(CHECK_RIGHTS, "check rights", "check_rights.lua");
 script!(INSPECT, "inspect balance", "inspect_balance.lua");
 

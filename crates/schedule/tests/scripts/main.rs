@@ -26,6 +26,7 @@ mod rotation;
 mod sample;
 mod sentinel;
 mod snapshots;
+mod timelines;
 mod tls;
 mod vanished;
 

@@ -6,7 +6,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use balance_sync_domain::KeySpace;
-use balance_sync_schedule::{ErrorClass, Link, MissingRights, Reports, ScheduleError};
+use balance_sync_schedule::{ErrorClass, Link, MissingRights, Reports, ScheduleError, Timelines};
 use balance_sync_tenants::Tenant;
 use redis::{Cmd, Value};
 
@@ -164,9 +164,10 @@ async fn rights(link: &Link, config: &Config, tenants: &[Tenant], findings: &mut
         }
     }
     // Those that belong to no tenant.
-    match within(MissingRights::find(link, &Reports::new(link.clone(), &wiring::group(config)).keys(), &[]))
-        .await
-    {
+    let group = wiring::group(config);
+    let mut keys = Reports::new(link.clone(), &group).keys();
+    keys.extend(Timelines::new(link.clone(), &group).keys());
+    match within(MissingRights::find(link, &keys, &[])).await {
         Ok(missing) => {
             refused |= !missing.keys.is_empty();
             for key in missing.keys {
