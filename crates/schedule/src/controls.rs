@@ -26,8 +26,8 @@ const ACTIONS: &str = "{transactions}:balance-sync:actions";
 const ACKNOWLEDGED: &str = "{transactions}:balance-sync:acknowledged-entries";
 /// Hash of events that need an acknowledgement: field = schedule key, value = how many there were.
 pub(crate) const EVENTS: &str = "{transactions}:balance-sync:entry-events";
-/// Approximate limit of entries in the stream.
-const MAX_ENTRIES: usize = 10_000;
+/// Approximate limit of entries in the stream: it holds at least as many before the oldest are dropped.
+pub const MAX_ENTRIES: usize = 10_000;
 /// Most entries in one answer.
 const PAGE: usize = 1000;
 
@@ -250,9 +250,17 @@ impl Controls {
     /// # Errors
     /// As Redis answers.
     pub async fn log(&self) -> Result<Vec<LogEntry>, ScheduleError> {
+        self.all_after("0-0").await
+    }
+
+    /// All entries after this id, oldest first.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn all_after(&self, id: &str) -> Result<Vec<LogEntry>, ScheduleError> {
         let mut all: Vec<LogEntry> = Vec::new();
         loop {
-            let from = all.last().map_or("0-0", |entry| entry.id.as_str()).to_owned();
+            let from = all.last().map_or(id, |entry| entry.id.as_str()).to_owned();
             let page = self.after(&from).await?;
             let full = page.len() == PAGE;
             all.extend(page);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use redis::{FromRedisValue, Value};
 
-use crate::{error::ScheduleError, link::Link, scripts};
+use crate::{error::ScheduleError, link::Link, reply::seconds_of_time, scripts};
 
 /// Prefix of the keys, with the hash tag of all other keys. Increase the number when the format of the texts changes.
 const KEY_PREFIX: &str = "{transactions}:balance-sync:timeline-1:";
@@ -95,6 +95,14 @@ impl Timelines {
     #[must_use]
     pub fn keys(&self) -> Vec<String> {
         vec![self.periods_key(), self.history_key(), self.key("rights")]
+    }
+
+    /// Redis's clock, in seconds since 1970.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn time(&self) -> Result<f64, ScheduleError> {
+        seconds_of_time("read time", &self.link.send("read time", &redis::cmd("TIME")).await?)
     }
 
     /// Records entries (at most [`RECORD_PAGE`]) and until when this run has recorded. `false` = Redis has lost what it had recorded

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 pub use balance_sync_engine::controls::{Action, ActionOutcome};
 use balance_sync_schedule::{
     Controls, ScheduleError,
-    controls::{LogEntry, Order},
+    controls::{LogEntry, MAX_ENTRIES, Order},
 };
 use balance_sync_tenants::{KeyForm, Tenant};
 use serde::{Deserialize, Serialize};
@@ -144,6 +144,25 @@ impl Operator {
         let total = actions.len();
         let from = page.saturating_sub(1).saturating_mul(per_page);
         Ok((total, actions.into_iter().rev().skip(from).take(per_page).collect()))
+    }
+
+    /// The actions on a tenant since this time in milliseconds since 1970, oldest first, each with its time; and before which time
+    /// actions may be missing, if the log may have been longer.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub(crate) async fn actions_since(
+        &self,
+        tenant: &str,
+        since: u64,
+    ) -> Result<(Vec<(u64, ActionView)>, Option<u64>), ScheduleError> {
+        let log = self.controls.all_after(&format!("{}-0", since.saturating_sub(1))).await?;
+        let millis =
+            |id: &str| id.split('-').next().and_then(|millis| millis.parse().ok()).unwrap_or_default();
+        let from = log.first().filter(|_| log.len() >= MAX_ENTRIES).map(|entry| millis(&entry.id));
+        let of_tenant =
+            put_together(log).into_iter().filter(|action| action.tenant.as_deref() == Some(tenant));
+        Ok((of_tenant.map(|action| (millis(&action.id), action)).collect(), from))
     }
 
     /// The id of the newest entry of the log.

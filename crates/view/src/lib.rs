@@ -4,7 +4,7 @@
 //! `publisher` (when it is written) · [`sampler`] (what waits in the schedules) · [`queues`] (what waits in the ledger's own
 //! queues) · [`reader`] (what all workers publish, put
 //! together) · [`rows`] (tenants and workers, one row each) · [`overview`] (the whole fleet at a glance) · [`inspector`] (one
-//! tenant's schedule and database) · [`why`] (one balance) · [`report`] (a month of the fleet) · `heartbeat` (a line in a worker's log).
+//! tenant's schedule and database) · [`why`] (one balance) · [`report`] (a month of the fleet) · [`timeline`] (the last day) · `heartbeat` (a line in a worker's log).
 //!
 //! What they do: [`actions`] (written down for the whole fleet) · `follower` (carried out by each worker) · [`recovery`] (what Redis has
 //! lost of a tenant, planned and restored in the background).
@@ -27,6 +27,7 @@ pub mod recovery;
 pub mod report;
 pub mod rows;
 pub mod sampler;
+pub mod timeline;
 mod unserved;
 pub mod why;
 

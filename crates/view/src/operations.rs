@@ -7,7 +7,7 @@ use balance_sync_fleet::{
     lifecycle::{DrainReport, WorkerHandles, name::WorkerName},
     tasks::TaskName,
 };
-use balance_sync_schedule::{Controls, Names, Reports, Snapshots};
+use balance_sync_schedule::{Controls, Names, Reports, Snapshots, Timelines};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -22,6 +22,7 @@ use crate::{
     reader::{FleetReader, Objectives},
     report::recorder::{self, Recorder},
     sampler,
+    timeline::{self, TimelineReader},
 };
 
 /// Longest time to log in the log of actions how a drain ended. When Redis doesn't answer within it, that is left out.
@@ -63,12 +64,13 @@ pub struct Operations {
     local: Arc<LocalWorker>,
     snapshots: Snapshots,
     controls: Controls,
+    timelines: Timelines,
     inspector: Inspector,
     drain_request: DrainRequest,
     /// Follower, sampler and recorder, and what ends them.
     tasks: (DropGuard, Vec<JoinHandle<()>>),
-    /// The publisher, and what ends it. It outlives the collectors so that a drain can be watched.
-    publisher: (DropGuard, JoinHandle<()>),
+    /// The publisher and the recorder of timelines, and what ends them. They outlive the collectors so that a drain can be watched.
+    watchers: (DropGuard, Vec<JoinHandle<()>>),
 }
 
 impl Operations {
@@ -97,6 +99,7 @@ impl Operations {
         let snapshots = Snapshots::new(link.clone(), &group);
         let names = Names::new(link.clone(), &group);
         let controls = Controls::new(link.clone());
+        let timelines = Timelines::new(link.clone(), &group);
         let drain_request = DrainRequest::default();
         let stop = CancellationToken::new();
         let sampling = tasks.keep(TaskName::Sampler, None, sample_interval, stop.clone(), {
@@ -137,10 +140,15 @@ impl Operations {
                 move |progress| follower.successor().run(stop.clone(), progress)
             }));
             kept.push(tasks.keep(TaskName::Recorder, None, recorder::LOOK_EVERY, stop.clone(), {
-                let (controls, stop) = (controls.clone(), stop.clone());
+                let (controls, timelines, stop) = (controls.clone(), timelines.clone(), stop.clone());
                 move |progress| {
-                    Recorder::new(reports.clone(), controls.clone(), Arc::clone(&make_reader))
-                        .run(stop.clone(), progress)
+                    Recorder::new(
+                        reports.clone(),
+                        controls.clone(),
+                        timelines.clone(),
+                        Arc::clone(&make_reader),
+                    )
+                    .run(stop.clone(), progress)
                 }
             }));
         }
@@ -166,16 +174,25 @@ impl Operations {
                     .run(stop.clone(), progress)
             }
         });
+        let name = TaskName::Timeline;
+        let recording = tasks.keep(name, None, timeline::recorder::OBSERVE_EVERY, publish_stop.clone(), {
+            let (local, timelines, stop) = (Arc::clone(&local), timelines.clone(), publish_stop.clone());
+            move |progress| {
+                timeline::recorder::Recorder::new(Arc::clone(&local), timelines.clone())
+                    .run(stop.clone(), progress)
+            }
+        });
         let inspector = Inspector::of_worker(&handles);
         Self {
             handles,
             local,
             snapshots,
             controls,
+            timelines,
             inspector,
             drain_request,
             tasks: (stop.drop_guard(), kept),
-            publisher: (publish_stop.drop_guard(), publishing),
+            watchers: (publish_stop.drop_guard(), vec![publishing, recording]),
         }
     }
 
@@ -202,6 +219,12 @@ impl Operations {
     #[must_use]
     pub fn operator(&self) -> Operator {
         Operator::new(self.controls.clone(), self.handles.key_form)
+    }
+
+    /// Reads what is kept of the last day.
+    #[must_use]
+    pub fn timelines(&self) -> TimelineReader {
+        TimelineReader::new(self.timelines.clone(), self.operator())
     }
 
     /// The line with this worker's numbers that its log has once a minute.
@@ -239,9 +262,10 @@ impl Operations {
             }
         }
         worker.close(close_grace).await;
-        let (stop, publisher) = self.publisher;
+        let (stop, watchers) = self.watchers;
         drop(stop);
-        let _ = publisher.await;
+        // Both end within a bound of their own.
+        futures::future::join_all(watchers).await;
         // They were stopped at the beginning; one that hangs ends with the process.
         if tokio::time::timeout(TASKS_END_WITHIN, futures::future::join_all(tasks)).await.is_err() {
             tracing::warn!("follower, sampler or recorder did not stop in time");

@@ -27,6 +27,8 @@ pub enum TaskName {
     Publisher,
     /// Records what the monthly report is made of (`balance_sync_view`).
     Recorder,
+    /// Records what happens to the tenants of this worker (`balance_sync_view`).
+    Timeline,
     /// Pushes the metrics by OTLP (`balance_sync_cli::telemetry`).
     MetricsPush,
     /// Listens to the tenant service's events ([`crate::lifecycle::events`]).
@@ -65,7 +67,7 @@ pub enum TaskName {
 
 impl TaskName {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::ActionsFollower,
         Self::Partition,
         Self::ThreadWatch,
@@ -77,6 +79,7 @@ impl TaskName {
         Self::LedgerQuarantineWatch,
         Self::Publisher,
         Self::Recorder,
+        Self::Timeline,
         Self::MetricsPush,
         Self::TenantEvents,
         Self::EvictionWatch,
@@ -111,6 +114,7 @@ impl TaskName {
             Self::LedgerQuarantineWatch => "ledger_quarantine_watch",
             Self::Publisher => "publisher",
             Self::Recorder => "recorder",
+            Self::Timeline => "timeline",
             Self::MetricsPush => "metrics_push",
             Self::TenantEvents => "tenant_events",
             Self::EvictionWatch => "eviction_watch",

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use balance_sync_fleet::{clock::wall_clock, tasks::Progress};
 use balance_sync_schedule::{
-    Controls, Reports, ScheduleError,
+    Controls, Reports, ScheduleError, Timelines,
     reports::{Duty, WRITE_PAGE},
 };
 use tokio::time::MissedTickBehavior;
@@ -18,7 +18,7 @@ use super::{
     month::Month,
     record::MonthRecord,
 };
-use crate::reader::FleetReader;
+use crate::{reader::FleetReader, timeline::history::Keeper};
 
 /// Time between two looks at the fleet: that of the rates' window, so that their lags are counted once.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -38,6 +38,8 @@ pub(crate) type MakeReader = Arc<dyn Fn() -> FleetReader + Send + Sync>;
 pub(crate) struct Recorder {
     reports: Reports,
     controls: Controls,
+    timelines: Timelines,
+    history: Keeper,
     make_reader: MakeReader,
     incarnation: String,
     duty: Option<(FleetReader, Book)>,
@@ -48,9 +50,24 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    pub(crate) fn new(reports: Reports, controls: Controls, make_reader: MakeReader) -> Self {
+    pub(crate) fn new(
+        reports: Reports,
+        controls: Controls,
+        timelines: Timelines,
+        make_reader: MakeReader,
+    ) -> Self {
         let incarnation = uuid::Uuid::new_v4().simple().to_string();
-        Self { reports, controls, make_reader, incarnation, duty: None, away: None, refused: false }
+        Self {
+            reports,
+            controls,
+            timelines,
+            history: Keeper::default(),
+            make_reader,
+            incarnation,
+            duty: None,
+            away: None,
+            refused: false,
+        }
     }
 
     /// Runs until it is stopped; then writes what is left and gives the duty up.
@@ -133,6 +150,8 @@ impl Recorder {
             self.duty = Some((reader, book));
             return Ok(());
         }
+        let (minute, text) = self.history.look(now, &view);
+        self.timelines.record_minute(minute, &self.incarnation, &text).await?;
         for changes in book.look(now, &view) {
             if !self.write(changes).await? {
                 return Ok(());

@@ -47,7 +47,7 @@ const OBJECTIVES: Objectives = Objectives {
 };
 
 /// The tasks that a worker keeps, but for the sweeper of connections, which comes and goes with them.
-const KEPT: [TaskName; 17] = [
+const KEPT: [TaskName; 18] = [
     TaskName::ActionsFollower,
     TaskName::Partition,
     TaskName::ThreadWatch,
@@ -59,6 +59,7 @@ const KEPT: [TaskName; 17] = [
     TaskName::LedgerQuarantineWatch,
     TaskName::Publisher,
     TaskName::Recorder,
+    TaskName::Timeline,
     TaskName::TenantEvents,
     TaskName::EvictionWatch,
     TaskName::FailoverCheck,
@@ -68,12 +69,13 @@ const KEPT: [TaskName; 17] = [
 ];
 
 /// Those of a shadow: nothing that claims, repairs, carries out or records.
-const KEPT_BY_SHADOW: [TaskName; 9] = [
+const KEPT_BY_SHADOW: [TaskName; 10] = [
     TaskName::ThreadWatch,
     TaskName::Sampler,
     TaskName::QueueWatch,
     TaskName::LedgerQuarantineWatch,
     TaskName::Publisher,
+    TaskName::Timeline,
     TaskName::TenantEvents,
     TaskName::EvictionWatch,
     TaskName::RedisWatch,

@@ -1,0 +1,82 @@
+//! Reads what is kept of the last day.
+
+use std::time::Duration;
+
+use balance_sync_schedule::{ErrorClass, ScheduleError, Timelines};
+use balance_sync_tenants::Tenant;
+
+use super::{
+    HistoryView, LONGEST_SECONDS, TimelineView,
+    tenant::{Sources, put_together},
+};
+use crate::actions::Operator;
+
+/// Longest time for what Redis is asked.
+const REDIS_BOUND: Duration = Duration::from_secs(5);
+
+/// Reads timelines and history.
+#[derive(Debug, Clone)]
+pub struct TimelineReader {
+    timelines: Timelines,
+    operator: Operator,
+}
+
+impl TimelineReader {
+    /// Reads these timelines, and actions from that log.
+    #[must_use]
+    pub fn new(timelines: Timelines, operator: Operator) -> Self {
+        Self { timelines, operator }
+    }
+
+    /// What happened to a tenant within this time, 24 hours at most.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn tenant(&self, tenant: &Tenant, within: Duration) -> Result<TimelineView, ScheduleError> {
+        bounded(async {
+            let (since, now) = self.span(within).await?;
+            let label = tenant.label();
+            let entries = self.timelines.entries(label, since).await?;
+            let (actions, actions_from) = self.operator.actions_since(label, since).await?;
+            let sources = Sources {
+                since,
+                now,
+                entries: entries.into_iter().map(|entry| entry.text).collect(),
+                actions,
+                actions_from,
+                periods: self.timelines.periods().await?,
+            };
+            Ok(put_together(label, sources))
+        })
+        .await
+    }
+
+    /// How the fleet was within this time, 24 hours at most.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn history(&self, within: Duration) -> Result<HistoryView, ScheduleError> {
+        bounded(async {
+            let (since, now) = self.span(within).await?;
+            Ok(HistoryView::new(self.timelines.minutes().await?, since, now))
+        })
+        .await
+    }
+
+    /// By Redis's clock, in milliseconds since 1970: that of the host may be wrong.
+    async fn span(&self, within: Duration) -> Result<(u64, u64), ScheduleError> {
+        let now = (self.timelines.time().await? * 1e3) as u64;
+        let within = within.min(Duration::from_secs(LONGEST_SECONDS)).as_millis();
+        Ok((now.saturating_sub(u64::try_from(within).unwrap_or(u64::MAX)), now))
+    }
+}
+
+async fn bounded<T>(asking: impl Future<Output = Result<T, ScheduleError>>) -> Result<T, ScheduleError> {
+    tokio::time::timeout(REDIS_BOUND, asking).await.unwrap_or_else(|_| {
+        Err(ScheduleError {
+            operation: "read timeline",
+            class: ErrorClass::Unavailable,
+            message: format!("no answer within {REDIS_BOUND:?}"),
+        })
+    })
+}
