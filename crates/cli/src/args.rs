@@ -3,7 +3,7 @@
 mod handover;
 mod values;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use balance_sync_domain::{QuarantineReason, Reported};
 use balance_sync_view::{
@@ -21,7 +21,9 @@ use uuid::Uuid;
 use handover::HANDOVER_EXIT_CODES;
 pub(crate) use handover::{HandoverArgs, HandoverCommand, HandoverVerifyArgs};
 pub(crate) use values::seconds;
-use values::{interval, month, patience, positive, positive_count, quarantine_reason, share, sort, state};
+use values::{
+    interval, month, patience, positive, positive_count, quarantine_reason, share, sort, state, within_a_day,
+};
 
 /// Carries the balances of a multi-tenant ledger from Redis to each tenant's Postgres.
 #[derive(Debug, Parser)]
@@ -79,6 +81,12 @@ pub(crate) enum Command {
     Workers(WorkersArgs),
     /// What operators have done, the last first: who, what, when, and what became of it.
     Actions(ActionsArgs),
+    /// What happened to a tenant within the last day: states, failures, actions, and workers that came and went.
+    #[command(after_help = TIMELINE_HELP)]
+    Timeline(TimelineArgs),
+    /// How the fleet was within the last day.
+    #[command(after_help = HISTORY_HELP)]
+    History(HistoryArgs),
     /// Compare Redis with Postgres. Exit code 0: equal, 1: different, 2: could not be determined.
     Verify(VerifyArgs),
     /// Compare Redis, the rows and the ledger's trail of operations, balance by balance, while the ledger works. Writes nothing.
@@ -323,6 +331,37 @@ pub(crate) struct TenantShowArgs {
     /// Its id.
     pub tenant: String,
     /// Print one line of JSON, as /api/v1/tenants/{id} answers.
+    #[arg(long)]
+    pub json: bool,
+}
+
+const TIMELINE_HELP: &str = "Reads what workers have recorded in Redis; times are in UTC. Time that isn't recorded is shown as such.\n\n\
+    Exit codes: 0 the timeline, 2 there is no such tenant, or it could not be read.";
+
+const HISTORY_HELP: &str = "Reads what a worker has recorded in Redis by the minute, and shows the worst of each span; times are in UTC.\n\n\
+    Exit codes: 0 the history, 2 nothing is recorded of this time, or it could not be read.";
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TimelineArgs {
+    /// Its id.
+    pub tenant: String,
+    /// How far back, 24h at most.
+    #[arg(long, value_name = "SPAN", default_value = "24h", value_parser = within_a_day)]
+    pub since: Duration,
+    /// Print one line of JSON, as /api/v1/tenants/{id}/timeline answers.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct HistoryArgs {
+    /// How far back, 24h at most.
+    #[arg(long, value_name = "SPAN", default_value = "24h", value_parser = within_a_day)]
+    pub since: Duration,
+    /// Minutes in a row of the table.
+    #[arg(long, value_name = "MINUTES", default_value = "30", value_parser = clap::value_parser!(u64).range(1..=1440))]
+    pub step: u64,
+    /// Print one line of JSON, as /api/v1/history answers, minute by minute.
     #[arg(long)]
     pub json: bool,
 }

@@ -61,6 +61,8 @@ async fn dispatch(args: Args) -> anyhow::Result<u8> {
         Command::Verify(options) => commands::verify::verify(file, options).await,
         Command::Audit(options) => commands::audit::audit(file, options).await,
         Command::Recover(options) => commands::recover::recover(file, options).await,
+        Command::Timeline(options) => commands::timeline::timeline(file, options).await,
+        Command::History(options) => commands::timeline::history(file, options).await,
         Command::Report(options) => commands::report::report(file, options).await,
         Command::Handover(options) => commands::handover::handover(file, options).await,
         Command::Quarantine(command) => commands::quarantine::quarantine(file, command).await,

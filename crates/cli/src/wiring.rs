@@ -17,7 +17,7 @@ use balance_sync_fleet::{
     status::WorkerMode,
 };
 use balance_sync_schedule::{
-    Controls, Endpoint, Link, Names, Reports, ScheduleError, ScheduleOptions, Snapshots,
+    Controls, Endpoint, Link, Names, Reports, ScheduleError, ScheduleOptions, Snapshots, Timelines,
 };
 use balance_sync_tenants::{Membership, ServiceDirectory, ServiceSettings, StaticDirectory, TenantDirectory};
 use balance_sync_view::{
@@ -26,6 +26,7 @@ use balance_sync_view::{
     inspector::Inspector,
     queues::QueueOptions,
     reader::{FleetReader, Objectives},
+    timeline::TimelineReader,
 };
 
 use crate::config::{Config, TenantSource};
@@ -154,6 +155,15 @@ pub(crate) fn reader(config: &Config) -> anyhow::Result<FleetReader> {
 /// When Redis's settings can't be used.
 pub(crate) fn reports(config: &Config) -> anyhow::Result<Reports> {
     Ok(Reports::new(Link::new(&config.redis.link)?, &group(config)))
+}
+
+/// What is kept of the last day.
+///
+/// # Errors
+/// When Redis's settings can't be used.
+pub(crate) fn timelines(config: &Config) -> anyhow::Result<TimelineReader> {
+    let timelines = Timelines::new(Link::new(&config.redis.link)?, &group(config));
+    Ok(TimelineReader::new(timelines, operator(config)?))
 }
 
 /// Who writes operators' actions down, and reads what became of them.

@@ -5,6 +5,7 @@
 //! - `events`: what changes, as it happens.
 //! - `actions` and `quarantine`: what operators do.
 //! - `recovery`: what Redis has lost of a tenant.
+//! - `timeline`: the last day.
 //! - `why`: one balance.
 //! - `params`, `body` and `problem`: what comes in, and what is said when that can't be used.
 //!
@@ -21,6 +22,7 @@ mod problem;
 mod quarantine;
 mod recovery;
 mod session;
+mod timeline;
 mod why;
 
 use std::{fmt, sync::Arc};
@@ -33,6 +35,7 @@ use actix_web::{
 };
 use balance_sync_view::{
     actions::Operator, inspector::Inspector, reader::FleetReader, recovery::RecoveryDesk,
+    timeline::TimelineReader,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -54,6 +57,7 @@ pub struct Api {
     operator: Operator,
     inspector: Inspector,
     recoveries: RecoveryDesk,
+    timelines: TimelineReader,
     access: Access,
     /// The name of this worker.
     worker: String,
@@ -72,6 +76,8 @@ pub struct ApiParts {
     pub inspector: Inspector,
     /// Starts recoveries.
     pub recoveries: RecoveryDesk,
+    /// Reads what is kept of the last day.
+    pub timelines: TimelineReader,
     /// Who may do what.
     pub access: Access,
     /// The name of this worker.
@@ -82,12 +88,13 @@ impl Api {
     /// An API over these parts.
     #[must_use]
     pub fn new(parts: ApiParts) -> Self {
-        let ApiParts { reader, operator, inspector, recoveries, access, worker } = parts;
+        let ApiParts { reader, operator, inspector, recoveries, timelines, access, worker } = parts;
         Self {
             reader,
             operator,
             inspector,
             recoveries,
+            timelines,
             access,
             worker,
             streams: Arc::new(Semaphore::new(events::MOST_STREAMS)),
@@ -143,6 +150,8 @@ fn paths() -> Vec<Path> {
                 (Method::DELETE, web::to(recovery::stop)),
             ],
         ),
+        ("/tenants/{id}/timeline", get(web::to(timeline::tenant))),
+        ("/history", get(web::to(timeline::history))),
         ("/quarantine", get(web::to(quarantine::list))),
         ("/quarantine/entry", get(web::to(quarantine::entry))),
         ("/quarantine/retry", post(web::to(quarantine::retry))),
@@ -223,6 +232,8 @@ mod tests {
         let trigger = &schemas["Flush"]["properties"]["trigger"]["examples"];
         assert_eq!(names(trigger), Trigger::ALL.iter().map(|trigger| trigger.as_str().to_owned()).collect());
         let recovery = &schemas["Recovery"]["properties"]["state"]["enum"];
+        let kind = &schemas["TimelineEntry"]["properties"]["kind"]["examples"];
+        assert_eq!(names(kind), balance_sync_view::timeline::TimelineKind::NAMES.map(str::to_owned).into());
         let states = balance_sync_view::recovery::RecoveryState::NAMES;
         assert_eq!(names(recovery), states.map(str::to_owned).into());
         let action = &schemas["TenantOrder"]["properties"]["action"]["enum"];

@@ -7,6 +7,7 @@ use balance_sync_domain::{QuarantineReason, Reported};
 use balance_sync_view::{
     reader::{StateFilter, TenantSort},
     report::Month,
+    timeline::{WITHIN_ALLOWED, parse_within},
 };
 
 pub(super) fn positive(text: &str) -> Result<f64, String> {
@@ -19,6 +20,11 @@ pub(super) fn positive(text: &str) -> Result<f64, String> {
 /// A month in UTC.
 pub(super) fn month(text: &str) -> Result<Month, String> {
     Month::parse(text).ok_or_else(|| "must be a month as 2026-11, from 1970-01 on".to_owned())
+}
+
+/// A span of time as `90m`, of a day at most.
+pub(super) fn within_a_day(text: &str) -> Result<Duration, String> {
+    parse_within(text).ok_or_else(|| format!("must be {WITHIN_ALLOWED}"))
 }
 
 pub(super) fn positive_count(text: &str) -> Result<usize, String> {

@@ -13,6 +13,7 @@ pub(crate) mod run;
 mod shadow;
 pub(crate) mod status;
 pub(crate) mod tenants;
+pub(crate) mod timeline;
 pub(crate) mod verify;
 pub(crate) mod why;
 pub(crate) mod workers;

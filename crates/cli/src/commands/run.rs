@@ -192,6 +192,7 @@ fn start_admin(
         reader: operations.reader(objectives(config)),
         operator: operations.operator(),
         inspector: operations.inspector(),
+        timelines: operations.timelines(),
         recoveries: operations
             .inspector()
             .recoveries(config.worker.name.clone(), Arc::clone(recoveries) as Arc<dyn RecoveryRunner>),

@@ -6,7 +6,7 @@ use balance_sync_fleet::status::{ReportedState, lag_quantile};
 use serde::{Deserialize, Serialize};
 
 use super::{Gap, at_ms, foreign};
-use crate::{overview::Verdict, reader::FleetView, rows::StateView};
+use crate::{overview::Verdict, reader::FleetView};
 
 /// Characters of a sentence that are kept.
 const TEXT: usize = 160;

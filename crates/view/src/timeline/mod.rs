@@ -12,6 +12,8 @@ mod reader;
 pub(crate) mod recorder;
 pub mod tenant;
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 pub use history::{HistoryMinute, HistoryView};
@@ -20,8 +22,17 @@ pub use tenant::{TimelineEntry, TimelineKind, TimelineView};
 
 use crate::rows::at;
 
-/// Longest time that is shown, in seconds.
-pub const LONGEST_SECONDS: u64 = 24 * 60 * 60;
+/// Longest time that is shown.
+pub const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// What [`parse_within`] takes.
+pub const WITHIN_ALLOWED: &str = "a span of time from 1s to 24h, as 90m";
+
+/// How far back is asked for.
+#[must_use]
+pub fn parse_within(text: &str) -> Option<Duration> {
+    let span = humantime::parse_duration(text).ok()?;
+    (Duration::from_secs(1)..=LONGEST).contains(&span).then_some(span)
+}
 
 /// A time of which nothing is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

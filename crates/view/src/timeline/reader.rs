@@ -6,7 +6,7 @@ use balance_sync_schedule::{ErrorClass, ScheduleError, Timelines};
 use balance_sync_tenants::Tenant;
 
 use super::{
-    HistoryView, LONGEST_SECONDS, TimelineView,
+    HistoryView, LONGEST, TimelineView,
     tenant::{Sources, put_together},
 };
 use crate::actions::Operator;
@@ -66,7 +66,7 @@ impl TimelineReader {
     /// By Redis's clock, in milliseconds since 1970: that of the host may be wrong.
     async fn span(&self, within: Duration) -> Result<(u64, u64), ScheduleError> {
         let now = (self.timelines.time().await? * 1e3) as u64;
-        let within = within.min(Duration::from_secs(LONGEST_SECONDS)).as_millis();
+        let within = within.min(LONGEST).as_millis();
         Ok((now.saturating_sub(u64::try_from(within).unwrap_or(u64::MAX)), now))
     }
 }

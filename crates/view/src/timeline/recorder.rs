@@ -184,6 +184,8 @@ impl Recorder {
                 (page, is_last, until)
             };
             let mut period = stored.period.clone();
+            // It takes another one when its own is a live worker's.
+            period.worker = self.own.name.current().to_string();
             if is_last {
                 // Only now is nothing missing until then.
                 period.to = period.to.max(until);

@@ -107,6 +107,14 @@ pub struct TimelineEntry {
 }
 
 impl TimelineEntry {
+    /// Whether it is about the tenant, and not about all that its worker serves.
+    #[must_use]
+    pub fn is_of_tenant(&self) -> bool {
+        use TimelineKind::{NotRecorded, Omitted, WorkerEnded, WorkerLost, WorkerStarted};
+        let of_all = [NotRecorded, Omitted, WorkerEnded, WorkerLost, WorkerStarted];
+        !self.kind.known().is_some_and(|kind| of_all.contains(&kind))
+    }
+
     fn new(at: u64, kind: impl Into<Reported<TimelineKind>>) -> Self {
         Self {
             at: at_ms(at),
