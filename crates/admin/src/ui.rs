@@ -50,13 +50,14 @@ const INDEX: File = file!("index.html", HTML);
 /// The same for pages a level deeper.
 static DEEPER: LazyLock<String> = LazyLock::new(|| INDEX.body.replace("=\"./", "=\"../"));
 
-const ASSETS: [File; 31] = [
+const ASSETS: [File; 32] = [
     file!("actions.js", SCRIPT),
     file!("advice.js", SCRIPT),
     file!("api.js", SCRIPT),
     file!("base.css", STYLE),
     file!("base.js", SCRIPT),
     file!("chart.js", SCRIPT),
+    file!("day.js", SCRIPT),
     file!("dialog.js", SCRIPT),
     file!("dom.js", SCRIPT),
     file!("export.js", SCRIPT),

@@ -10,6 +10,10 @@ declare global {
     type Changed = Schemas["Changed"];
     type Failure = Schemas["Failure"];
     type FleetPoint = Schemas["FleetPoint"];
+    type History = Schemas["History"];
+    type HistoryMinute = Schemas["HistoryMinute"];
+    type Timeline = Schemas["Timeline"];
+    type TimelineEntry = Schemas["TimelineEntry"];
     type Flush = Schemas["Flush"];
     type Overview = Schemas["Overview"];
     type QuarantineEntry = Schemas["QuarantineEntry"];

@@ -45,11 +45,12 @@ function paths(points, x, y, gap) {
 
 /**
  * A chart. `series`: `{ key, name, area }`, drawn in that order; `format(value)` for the scale; `limit()`: a line that
- * should not be crossed; `spans`: how much is shown, up to now: the shortest of these that holds all there is.
+ * should not be crossed; `spans`: how much is shown, up to now: the shortest of these that holds all there is; `gap`: points further
+ * apart are not joined.
  *
- * @param {{ title: string, series: { key: string, name: string, area?: boolean }[], format: (value: any) => string, limit?: () => number | null, limitName?: string, seconds?: boolean, spans: number[] }} options
+ * @param {{ title: string, series: { key: string, name: string, area?: boolean }[], format: (value: any) => string, limit?: () => number | null, limitName?: string, seconds?: boolean, spans: number[], gap?: number }} options
  */
-export function lineChart({ title, series, format, limit = () => null, limitName = "", seconds = false, spans }) {
+export function lineChart({ title, series, format, limit = () => null, limitName = "", seconds = false, spans, gap: apart }) {
   const svg = s("svg", { role: "img", height: HEIGHT });
   const grid = s("g.chart-grid");
   const limitLine = s("line.chart-limit");
@@ -94,7 +95,7 @@ export function lineChart({ title, series, format, limit = () => null, limitName
     setShown(limitKey, limitShown && limitName);
     setAttr(limitLine, "visibility", limitShown ? "visible" : "hidden");
     if (limitShown) for (const [name, value] of Object.entries({ x1: PAD.left, x2: width - PAD.right, y1: y(bound), y2: y(bound) })) setAttr(limitLine, name, value);
-    const gap = windowMs / 40;
+    const gap = apart ?? windowMs / 40;
     series.forEach((each, index) => {
       const drawn = paths(shown.map((point) => ({ at: point.at, value: point[each.key] ?? null })), x, y, gap);
       setAttr(lines[index], "d", drawn.line);
@@ -114,8 +115,8 @@ export function lineChart({ title, series, format, limit = () => null, limitName
       s("line", { x1: PAD.left, x2: width - PAD.right, y1: y(value), y2: y(value) }),
       s("text", { x: PAD.left - 8, y: y(value) + 4, "text-anchor": "end" }, format(value)),
     ]);
-    const steps = [30_000, 60_000, 120_000, 300_000, 600_000, 900_000, 1_800_000, 3_600_000];
-    const step = steps.find((each) => windowMs / each <= Math.max(2, width / 110)) ?? 3_600_000;
+    const steps = [30_000, 60_000, 120_000, 300_000, 600_000, 900_000, 1_800_000, 3_600_000, 10_800_000, 21_600_000, 43_200_000];
+    const step = steps.find((each) => windowMs / each <= Math.max(2, width / 110)) ?? 43_200_000;
     for (let at = Math.ceil(from / step) * step; at <= until; at += step) {
       if (x(at) > PAD.left + 12 && x(at) < width - 18) marks.push(s("text", { x: x(at), y: HEIGHT - 5, "text-anchor": "middle" }, minute(at)));
     }

@@ -46,6 +46,7 @@ mod service;
 mod shadow;
 mod shutdown;
 mod terminal;
+mod timeline;
 mod traces;
 mod triggers;
 mod values;

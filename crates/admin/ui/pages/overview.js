@@ -4,6 +4,7 @@ import { actOnTenant, drainWorker, TENANT_ACTIONS } from "../actions.js";
 import { adviceFor, assess, firstAid, levelOf, STATE_NAMES } from "../advice.js";
 import { get } from "../api.js";
 import { lineChart, sparkline } from "../chart.js";
+import { fleetDay } from "../day.js";
 import { heatStrip } from "../heat.js";
 import { h, icon, keyed, setAttr, setIcon, setShown, setText, visible } from "../dom.js";
 import { ago, bytes, clock, count, moment, plural, rate, span, words } from "../format.js";
@@ -49,6 +50,7 @@ export function overviewPage({ navigate }) {
   const queues = fleetQueues();
   const charts = chartRow();
   const heat = heatStrip(navigate);
+  const day = fleetDay();
   const facts = factList(tickers);
   const content = h(
     "div.page",
@@ -58,6 +60,7 @@ export function overviewPage({ navigate }) {
     worst.node,
     heat.node,
     charts.node,
+    day.node,
     h("div.two.uneven", states.node, workers.node),
     section("The ledger's own queues", queues.node),
     facts.node,
@@ -83,11 +86,13 @@ export function overviewPage({ navigate }) {
     tick() {
       seconds += 1;
       for (const tick of tickers) tick();
+      day.tick();
       if (seconds % WORKERS_EVERY === 0 && live.state === "open") askWorkers();
     },
     stop() {
       for (const end of ends) end();
       charts.stop();
+      day.stop();
       heat.stop();
     },
   };

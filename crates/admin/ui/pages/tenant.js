@@ -4,6 +4,7 @@ import { actOnTenant, TENANT_ACTIONS } from "../actions.js";
 import { adviceFor, assess, firstAid } from "../advice.js";
 import { get } from "../api.js";
 import { lineChart } from "../chart.js";
+import { tenantDay } from "../day.js";
 import { h, icon, keyed, setAttr, setShown, setText, visible } from "../dom.js";
 import { count, plural, rate, span, words } from "../format.js";
 import { connect, now, objective, subscribe } from "../live.js";
@@ -40,6 +41,7 @@ export function tenantPage({ argument: id }) {
   const charts = chartsOf();
   const flushes = flushTable(tickers);
   const errors = errorTable(tickers);
+  const day = tenantDay(id);
   const queues = queueTable();
   const settings = settingsOf();
   const outcomes = outcomesOf();
@@ -51,6 +53,7 @@ export function tenantPage({ argument: id }) {
     head.node,
     figures.node,
     charts.node,
+    day.node,
     h("div.two", section("Last flushes", flushes.node), section("Last errors", errors.node)),
     h("div.two", section("Since its workers started", outcomes.node), section("Settings in force", settings.node)),
     recovery.node,
@@ -98,9 +101,11 @@ export function tenantPage({ argument: id }) {
     node,
     tick() {
       for (const tick of tickers) tick();
+      day.tick();
     },
     stop() {
       controller.abort();
+      day.stop();
       charts.stop();
       for (const end of ends) end();
     },

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use balance_sync_domain::{Reported, names};
-use balance_sync_engine::timeline::{Entry, GOES_ON, Period, unrecorded};
+use balance_sync_engine::timeline::{Entry, Period, unrecorded};
 use balance_sync_fleet::status::{ReportedReason, ReportedState};
 use balance_sync_schedule::timelines::MOST_ENTRIES;
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::{at_ms, foreign};
 use crate::actions::{ActionView, OutcomeView};
 
+/// Between the start of a worker, or of its recorder, and the first look.
+const STARTS_WITHIN: u64 = 2_000;
 /// Actions that are shown of a tenant, the last ones.
 pub(super) const MOST_ACTIONS: usize = 200;
 
@@ -224,11 +226,12 @@ pub(super) fn put_together(tenant: &str, sources: Sources) -> TimelineView {
     }
     all.extend(actions.into_iter().skip(skipped).map(|(at, action)| (at, TimelineEntry::action(at, action))));
     let periods: Vec<Period> = periods.values().filter_map(|text| serde_json::from_str(text).ok()).collect();
-    for (from, to) in unrecorded(&periods, since, now) {
+    let gaps = unrecorded(&periods, since, now);
+    for (from, to) in gaps.iter().copied() {
         let detail = "no worker has recorded what happened";
         all.push((from, TimelineEntry::missing(from, to, None, detail)));
     }
-    of_workers(&periods, since, now, &mut all);
+    of_workers(&periods, since, now, &gaps, &mut all);
     // Those at one time: as they were added, what is recorded first.
     all.sort_by_key(|(at, _)| *at);
     TimelineView {
@@ -240,7 +243,15 @@ pub(super) fn put_together(tenant: &str, sources: Sources) -> TimelineView {
 }
 
 /// Adds starts and ends of workers, and what is missing of what each has seen.
-fn of_workers(periods: &[Period], since: u64, now: u64, all: &mut Vec<(u64, TimelineEntry)>) {
+fn of_workers(
+    periods: &[Period],
+    since: u64,
+    now: u64,
+    gaps: &[(u64, u64)],
+    all: &mut Vec<(u64, TimelineEntry)>,
+) {
+    // What no worker has recorded is said already.
+    let is_said = |from: u64, to: u64| gaps.iter().any(|gap| gap.0 <= from && to <= gap.1);
     let mut processes: BTreeMap<(&str, u64), Vec<&Period>> = BTreeMap::new();
     for period in periods {
         processes.entry((&period.worker, period.started)).or_default().push(period);
@@ -265,17 +276,19 @@ fn of_workers(periods: &[Period], since: u64, now: u64, all: &mut Vec<(u64, Time
         if last.shadow {
             continue;
         }
-        let mut known = started.saturating_add(GOES_ON);
+        let mut known = started;
         for run in runs {
-            if run.from > known && run.from > since {
-                let from = known.min(run.from).max(since);
-                let from = if known == started.saturating_add(GOES_ON) { started.max(since) } else { from };
+            let from = known.max(since);
+            if run.from > from + STARTS_WITHIN && !is_said(from, run.from) {
                 let detail = "what this worker had recorded is lost, or it did not record";
                 all.push((from, TimelineEntry::missing(from, run.from, Some(worker), detail)));
             }
             known = known.max(run.to);
             for (from, to) in run.gaps.iter().copied().filter(|(_, to)| *to > since) {
                 let from = from.max(since);
+                if is_said(from, to) {
+                    continue;
+                }
                 let detail = "more entries waited for Redis than are kept";
                 all.push((from, TimelineEntry::missing(from, to, Some(worker), detail)));
             }
