@@ -155,3 +155,59 @@ async fn the_history_has_what_each_run_saw_of_a_minute_and_is_bounded() {
     }
     assert_eq!(bench.timelines.minutes().await.unwrap().len(), MOST_MINUTES);
 }
+
+/// What ten thousand tenants that all failed once take, and what one takes that failed all day; printed for the documentation.
+#[tokio::test]
+async fn the_memory_of_ten_thousand_tenants_is_bounded() {
+    const TENANTS: usize = 10_000;
+    let bench = Bench::start().await;
+    let used = async || -> u64 {
+        let info: String = bench.run(redis::cmd("INFO").arg("memory")).await;
+        let line = info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
+        line.trim().parse().unwrap()
+    };
+    let failed = format!(
+        r#"{{"w":"balance-sync-7f9c6d5b8-x2x4q","a":{},"k":"state","s":"degraded","r":"postgres_connection","d":"{}"}}"#,
+        bench.now,
+        "x".repeat(100)
+    );
+    let again =
+        format!(r#"{{"w":"balance-sync-7f9c6d5b8-x2x4q","a":{},"k":"state","s":"syncing"}}"#, bench.now);
+    let ids: Vec<String> = (0..TENANTS).map(|n| format!("00000000-0000-4000-8000-{n:012}")).collect();
+    let before = used().await;
+    for (n, page) in ids.chunks(50).enumerate() {
+        // A failure, its end, and two restarts of the worker.
+        let entries: Vec<NewEntry<'_>> = page
+            .iter()
+            .flat_map(|id| {
+                [&failed, &again, &again, &again]
+                    .into_iter()
+                    .enumerate()
+                    .map(move |(n, text)| entry(id, bench.now + n as u64, text))
+            })
+            .collect();
+        assert!(bench.record("a123456789abcdef", n > 0, &entries).await);
+    }
+    let four = used().await - before;
+    let full: Vec<NewEntry<'_>> =
+        (0..MOST_ENTRIES as u64).map(|n| entry("full", bench.now + n, &failed)).collect();
+    for page in full.chunks(200) {
+        bench.record("a123456789abcdef", true, page).await;
+    }
+    let most: u64 = bench.run(redis::cmd("MEMORY").arg("USAGE").arg(bench.timelines.key("full"))).await;
+    let minute = format!(
+        r#"{{"n":6,"v":"degraded","w":"{}","r":4321.5,"l":250,"d":123456,"o":65000,"k":4,"s":{{"idle":9000,"syncing":500,"degraded":500}}}}"#,
+        "x".repeat(160)
+    );
+    let before = used().await;
+    for n in 0..MINUTES {
+        bench.timelines.record_minute(bench.now / 60_000 - n, "a123456789abcdef", &minute).await.unwrap();
+    }
+    let history = used().await - before;
+    eprintln!(
+        "10,000 tenants, 4 entries each: {four} bytes; a full timeline: {most}; the history: {history}"
+    );
+    assert!(four < 20_000_000, "{four}");
+    assert!(most < 150_000, "{most}");
+    assert!(history < 1_500_000, "{history}");
+}

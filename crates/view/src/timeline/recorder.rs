@@ -257,3 +257,29 @@ impl Recorder {
 fn run_id() -> String {
     uuid::Uuid::new_v4().simple().to_string()[..16].to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use balance_sync_domain::TenantId;
+    use balance_sync_engine::timeline::{Change, MOST_PENDING, MOST_PENDING_BYTES};
+
+    use super::*;
+
+    /// What ten thousand tenants take in a worker's memory, as documented in decision 0034.
+    #[test]
+    fn the_memory_of_ten_thousand_tenants_is_bounded() {
+        let mut trackers: HashMap<Tenant, (Tracker, u64)> = HashMap::new();
+        for n in 0..10_000 {
+            let id = TenantId::parse(&format!("t{n}"));
+            trackers.insert(id.map_or(Tenant::Single, Tenant::Id), (Tracker::default(), 0));
+        }
+        let entry = size_of::<(Tenant, (Tracker, u64))>() + 1;
+        // A table is filled to seven eighths at most.
+        let well = trackers.capacity() * 8 / 7 * entry;
+        let waiting =
+            MOST_PENDING * (size_of::<(Tenant, u64)>() + size_of::<Change>()) * 2 + MOST_PENDING_BYTES;
+        eprintln!("10,000 tenants: {well} bytes; all that may wait for Redis: {waiting} at most");
+        assert!(well < 3_000_000, "{well}");
+        assert!(waiting < 40_000_000, "{waiting}");
+    }
+}
