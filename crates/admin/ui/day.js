@@ -12,8 +12,9 @@ import { dataTable, failed, nothing, numberColumn, scrollable, section, textColu
 const MINUTE = 60_000;
 const HOUR = 60 * MINUTE;
 const DAY = 24 * HOUR;
-/** In seconds: the current minute is written on, others don't change. */
-const ASK_EVERY = 20;
+/** In seconds: of the fleet's minutes only the last one changes. */
+const ASK_FLEET_EVERY = 60;
+const ASK_TENANT_EVERY = 20;
 /** From good to bad; what another release says is taken for the worst. */
 const VERDICTS = ["healthy", "attention", "behind", "degraded", "unknown"];
 const NOT_RECORDED = "not recorded";
@@ -119,7 +120,7 @@ export function fleetDay() {
     node,
     tick() {
       seconds += 1;
-      if (seconds % ASK_EVERY === 0) load();
+      if (seconds % ASK_FLEET_EVERY === 0) load();
     },
     stop() {
       controller.abort();
@@ -278,7 +279,7 @@ export function tenantDay(/** @type {string} */ id) {
     node,
     tick() {
       seconds += 1;
-      if (seconds % ASK_EVERY === 0) load();
+      if (seconds % ASK_TENANT_EVERY === 0) load();
     },
     stop() {
       controller.abort();

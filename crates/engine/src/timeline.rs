@@ -214,9 +214,13 @@ impl Tracker {
             last: 0,
             reasons: Vec::new(),
         };
-        // Where it begins well, nothing has happened, but trouble that was recorded before is over.
-        let only_if_known =
-            before.is_none() && restarts == 0 && matches!(state, TenantState::Idle | TenantState::Standby);
+        // Where it begins well, or another worker comes first again, nothing has happened, but trouble that was recorded before is over.
+        let only_if_known = restarts == 0
+            && match state {
+                TenantState::Idle => before.is_none(),
+                TenantState::Standby => before.is_none_or(|before| before.state == TenantState::Idle),
+                _ => false,
+            };
         Some(self.record(entry, only_if_known))
     }
 
@@ -458,6 +462,8 @@ mod tests {
             };
             store.take(tracker.observe(BEGIN + second * SECOND, &is(state)));
         }
+        // Another worker joins and comes first, and this one ends.
+        store.take(tracker.observe(BEGIN + 3_600 * SECOND, &is(TenantState::Standby)));
         store.take(tracker.observe(BEGIN + 3_600 * SECOND, &is(TenantState::Stopping)));
         store.take(tracker.leave(BEGIN + 3_601 * SECOND));
         assert_eq!(store.texts(), Vec::<String>::new());

@@ -234,7 +234,7 @@ fn table(history: &HistoryView, step: u64, screen: Screen) -> String {
 
 /// A time, and beside it what was then.
 fn push_line(text: &mut String, time: &str, style: Style, words: &str, screen: Screen) {
-    let shown = wrap(words, screen.text_width(), TIME);
+    let shown = wrap(&printable(words), screen.text_width(), TIME);
     let mut parts = shown.lines();
     let time = styled(FAINT, second(time));
     let _ = writeln!(text, "{time}  {}", styled(style, parts.next().unwrap_or_default()));

@@ -183,14 +183,14 @@ impl HistoryMinute {
 
 impl HistoryView {
     /// Out of what is recorded by minute. Times are milliseconds since 1970.
-    pub(super) fn new(recorded: Vec<(u64, String)>, since: u64, now: u64) -> Self {
+    pub(super) fn new(recorded: &[(u64, String)], since: u64, now: u64) -> Self {
         let (first, current) = (since.div_ceil(60_000), now / 60_000);
         let mut seen: BTreeMap<u64, Minute> = BTreeMap::new();
         for (minute, text) in recorded {
-            if (first..=current).contains(&minute)
-                && let Ok(read) = serde_json::from_str::<Minute>(&text)
+            if (first..=current).contains(minute)
+                && let Ok(read) = serde_json::from_str::<Minute>(text)
             {
-                seen.entry(minute).or_default().add(read);
+                seen.entry(*minute).or_default().add(read);
             }
         }
         let mut not_recorded = Vec::new();
@@ -224,7 +224,7 @@ mod tests {
     }
 
     fn view(minutes: &[(u64, Minute)]) -> HistoryView {
-        HistoryView::new(recorded(minutes), (NOW - 10) * 60_000, NOW * 60_000 + 30_000)
+        HistoryView::new(&recorded(minutes), (NOW - 10) * 60_000, NOW * 60_000 + 30_000)
     }
 
     #[test]
@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn a_verdict_of_another_release_is_shown_as_it_is_and_counts_as_the_worst() {
         let view = view(&[(NOW, minute("sublime\u{1b}")), (NOW, minute("degraded"))]);
-        assert_eq!(view.minutes[0].verdict, "sublime\\u{1b}");
+        assert_eq!(view.minutes[0].verdict, "sublime\\u001b");
         assert!(view.minutes[0].severity() > severity("unknown"));
     }
 }

@@ -1,9 +1,10 @@
 //! Reads what is kept of the last day.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use balance_sync_schedule::{ErrorClass, ScheduleError, Timelines};
 use balance_sync_tenants::Tenant;
+use tokio::{sync::Mutex, time::Instant};
 
 use super::{
     HistoryView, LONGEST, TimelineView,
@@ -11,6 +12,8 @@ use super::{
 };
 use crate::actions::Operator;
 
+/// Requests within this time are answered from the same minutes: they are many, and only the last one changes.
+const FRESH: Duration = Duration::from_secs(5);
 /// Longest time for what Redis is asked.
 const REDIS_BOUND: Duration = Duration::from_secs(5);
 
@@ -19,13 +22,17 @@ const REDIS_BOUND: Duration = Duration::from_secs(5);
 pub struct TimelineReader {
     timelines: Timelines,
     operator: Operator,
+    minutes: Arc<Mutex<Option<(Instant, Minutes)>>>,
 }
+
+/// By minute since 1970, as text.
+type Minutes = Arc<[(u64, String)]>;
 
 impl TimelineReader {
     /// Reads these timelines, and actions from that log.
     #[must_use]
     pub fn new(timelines: Timelines, operator: Operator) -> Self {
-        Self { timelines, operator }
+        Self { timelines, operator, minutes: Arc::default() }
     }
 
     /// What happened to a tenant within this time, 24 hours at most.
@@ -58,9 +65,21 @@ impl TimelineReader {
     pub async fn history(&self, within: Duration) -> Result<HistoryView, ScheduleError> {
         bounded(async {
             let (since, now) = self.span(within).await?;
-            Ok(HistoryView::new(self.timelines.minutes().await?, since, now))
+            Ok(HistoryView::new(&self.minutes().await?, since, now))
         })
         .await
+    }
+
+    async fn minutes(&self) -> Result<Minutes, ScheduleError> {
+        let mut known = self.minutes.lock().await;
+        if let Some((at, minutes)) = &*known
+            && at.elapsed() < FRESH
+        {
+            return Ok(Arc::clone(minutes));
+        }
+        let minutes: Minutes = self.timelines.minutes().await?.into();
+        *known = Some((Instant::now(), Arc::clone(&minutes)));
+        Ok(minutes)
     }
 
     /// By Redis's clock, in milliseconds since 1970: that of the host may be wrong.

@@ -139,8 +139,14 @@ impl TimelineEntry {
 
     fn recorded(line: ReadLine) -> Self {
         let ReadLine { worker, entry } = line;
+        let until = entry.until();
+        let kind = match entry.kind {
+            Reported::Known(kind) => Reported::from(kind.as_str()),
+            // It is escaped already.
+            Reported::Other(name) => Reported::Other(name),
+        };
         Self {
-            until: (entry.until() > entry.at).then(|| at_ms(entry.until())),
+            until: (until > entry.at).then(|| at_ms(until)),
             worker: Some(foreign(&worker)),
             state: Some(entry.state),
             reason: entry.reason,
@@ -148,7 +154,7 @@ impl TimelineEntry {
             partial: entry.partial,
             changes: entry.changes,
             reasons: entry.reasons,
-            ..Self::new(entry.at, Reported::from(entry.kind.as_str()))
+            ..Self::new(entry.at, kind)
         }
     }
 
@@ -352,7 +358,7 @@ mod tests {
         let next = Period { started: NOW - 5 * HOUR, from: NOW - 5 * HOUR, ..next };
         assert_eq!(
             shown(sources(&[], &[long, next])),
-            ["2023-11-14T17:13:20 worker_started b", "2023-11-14T17:13:20 worker_ended a"]
+            ["2023-11-14T17:13:20 worker_ended a", "2023-11-14T17:13:20 worker_started b"]
         );
         assert_eq!(
             shown(sources(&[], &[])),
@@ -369,7 +375,7 @@ mod tests {
         assert_eq!(shown(sources(&[], &[whole.clone(), other])), [missed]);
         // Redis had lost what it had recorded.
         let lost = period("b", NOW - 3 * HOUR, NOW - 2 * HOUR, NOW);
-        assert_eq!(shown(sources(&[], &[whole, lost])), [missed, "2023-11-14T19:13:20 worker_started b"]);
+        assert_eq!(shown(sources(&[], &[whole, lost])), ["2023-11-14T19:13:20 worker_started b", missed]);
     }
 
     #[test]
