@@ -69,7 +69,7 @@ export function fleetDay() {
     ends,
     legend,
     problems,
-    h("div.charts.day-charts", charts.map((chart) => chart.node)),
+    h("div.day-charts", charts.map((chart) => chart.node)),
     h("details.day-table", h("summary", "By the hour, as a table"), table.node),
   );
   const controller = new AbortController();

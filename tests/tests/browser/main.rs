@@ -7,6 +7,7 @@
 mod accessible;
 mod actions;
 mod connection;
+mod day;
 mod keyboard;
 mod many;
 mod pages;
