@@ -38,6 +38,8 @@ pub const MOST_PENDING_BYTES: usize = 8 << 20;
 pub const MOST_GAPS: usize = 8;
 /// A period that was stored within this time goes on.
 pub const GOES_ON: u64 = 30_000;
+/// Between the start of a worker and its first look.
+pub const STARTS_WITHIN: u64 = 2000;
 /// Gaps shorter than this are not shown: they are the time between two calls.
 pub const SHORTEST_GAP: u64 = 1000;
 
@@ -376,6 +378,12 @@ impl Period {
         }
     }
 
+    /// Since when nothing is missing: the first look comes a moment after the start.
+    #[must_use]
+    pub fn begin(&self) -> u64 {
+        if self.from <= self.started.saturating_add(STARTS_WITHIN) { self.started } else { self.from }
+    }
+
     /// Whether the record of it was going on at that time.
     #[must_use]
     pub fn goes_on(&self, now: u64) -> bool {
@@ -389,7 +397,7 @@ pub fn unrecorded(periods: &[Period], since: u64, now: u64) -> Vec<(u64, u64)> {
     let mut recorded: Vec<(u64, u64)> = periods
         .iter()
         .filter(|period| !period.shadow)
-        .map(|period| (period.from, if period.goes_on(now) { now } else { period.to }))
+        .map(|period| (period.begin(), if period.goes_on(now) { now } else { period.to }))
         .collect();
     recorded.sort_unstable();
     let mut gaps = Vec::new();
@@ -624,7 +632,7 @@ mod tests {
     }
 
     fn period(from: u64, to: u64, ended: bool) -> Period {
-        Period { from, to, ended, ..Period::default() }
+        Period { started: from, from, to, ended, ..Period::default() }
     }
 
     #[test]

@@ -84,6 +84,8 @@ async fn states_failures_actions_and_deployments_are_read_after_all_workers_were
     shows(&sandbox, &tenant, "the pause", |timeline| has(timeline, "state paused")).await?;
     let resume = command(&sandbox, &["tenants", "resume", &tenant]).await?;
     assert_eq!(resume.code, Some(0), "{resume:?}");
+    let resumed = ["state paused", "action resume", "state idle"];
+    shows(&sandbox, &tenant, "the end of the pause", |timeline| in_order(timeline, &resumed).is_ok()).await?;
 
     assert_eq!(one.stop().await?.code, Some(0));
     assert_eq!(two.stop().await?.code, Some(0));
@@ -104,7 +106,13 @@ async fn states_failures_actions_and_deployments_are_read_after_all_workers_were
         "worker_started four",
     ];
     let read = shows(&sandbox, &tenant, "both new workers", |timeline| {
-        has(timeline, "worker_started four") && has(timeline, "worker_started three")
+        // What was recorded before doesn't leave open how it is now.
+        let is_new = |entry: &&Value| {
+            entry["kind"] == "state"
+                && ["three", "four"].contains(&entry["worker"].as_str().unwrap_or_default())
+        };
+        let both = has(timeline, "worker_started four") && has(timeline, "worker_started three");
+        both && entries(timeline).iter().any(is_new)
     })
     .await?;
     in_order(&read, &wanted)?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use balance_sync_domain::{Reported, names};
-use balance_sync_engine::timeline::{Entry, Period, unrecorded};
+use balance_sync_engine::timeline::{Entry, Period, STARTS_WITHIN, unrecorded};
 use balance_sync_fleet::status::{ReportedReason, ReportedState};
 use balance_sync_schedule::timelines::MOST_ENTRIES;
 use serde::{Deserialize, Serialize};
@@ -11,8 +11,6 @@ use serde::{Deserialize, Serialize};
 use super::{at_ms, foreign};
 use crate::actions::{ActionView, OutcomeView};
 
-/// Between the start of a worker, or of its recorder, and the first look.
-const STARTS_WITHIN: u64 = 2_000;
 /// Actions that are shown of a tenant, the last ones.
 pub(super) const MOST_ACTIONS: usize = 200;
 
