@@ -81,6 +81,7 @@ const ASSETS: [File; 32] = [
     file!("parts.css", STYLE),
     file!("parts.js", SCRIPT),
     file!("queues.js", SCRIPT),
+    file!("rollout.js", SCRIPT),
     file!("stream.js", SCRIPT),
     file!("theme.js", SCRIPT),
 ];

@@ -6,6 +6,7 @@ mod exposition;
 mod hostile;
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -13,16 +14,17 @@ use std::{
 
 use balance_sync_admin::{AdminServer, AdminSettings, metrics::Metrics, start, start_with_connections};
 use balance_sync_domain::{LedgerQueue, TenantId};
+use balance_sync_engine::rollout::{Selection, Share};
 use balance_sync_fleet::{
     ErrorClass, ServerUsage,
     backends::ObservedDirectory,
     status::{
-        FleetStatus, InForce, Outcome, PushOutcome, QueueReport, Reason, ShadowReport, Stage, TenantState,
-        TenantStatus, WorkerMode,
+        FleetStatus, InForce, Outcome, PushOutcome, QueueReport, Reason, Rollout, ShadowReport, Stage,
+        TenantState, TenantStatus, WorkerMode,
     },
     tasks::TaskName,
 };
-use balance_sync_schedule::ClaimMode;
+use balance_sync_schedule::{ClaimMode, rollout::StoredRollout};
 use balance_sync_tenants::{KeyForm, ServiceDirectory, ServiceSettings, Tenant, TenantDirectory};
 use exposition::Exposition;
 use proptest::prelude::*;
@@ -230,12 +232,25 @@ fn busy_fleet() -> Arc<FleetStatus> {
         &fleet.redis_evicted_keys,
         &fleet.vanished[1],
         &fleet.queue_records,
+        &fleet.selected,
     ]
     .iter()
     .enumerate()
     {
         counter.store(201 + n as u64, Relaxed);
     }
+    let share = Share::of_ten_thousand(500).unwrap();
+    let selection = Selection::new(BTreeSet::new(), BTreeSet::new(), share).unwrap();
+    let stored = StoredRollout {
+        revision: "231".to_owned(),
+        selection: Ok(Some(selection)),
+        at: 1.0,
+        by: "ann".to_owned(),
+        note: String::new(),
+        change: "set 5%".to_owned(),
+    };
+    fleet.rollout.replace(Rollout::in_force(Some(stored), &Selection::default()).unwrap());
+    fleet.rollout.report(Some("it can't be read".to_owned()));
     for outcome in [PushOutcome::Ok, PushOutcome::Failed, PushOutcome::Failed] {
         fleet.pushed(outcome);
     }
@@ -408,6 +423,10 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_workers", "gauge", &[], 210.0),
         ("balance_sync_tenants_owned", "gauge", &[], 211.0),
         ("balance_sync_tenants_wanted", "gauge", &[], 212.0),
+        ("balance_sync_rollout_selected_tenants", "gauge", &[], 227.0),
+        ("balance_sync_rollout_revision", "gauge", &[], 231.0),
+        ("balance_sync_rollout_share_ratio", "gauge", &[], 0.05),
+        ("balance_sync_rollout_unfollowed", "gauge", &[], 1.0),
         ("balance_sync_collectors_awaited", "gauge", &[], 213.0),
         ("balance_sync_threads_still", "gauge", &[], 0.0),
         ("balance_sync_background_task_running", "gauge", &[("task", "sampler")], 1.0),

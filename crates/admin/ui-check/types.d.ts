@@ -14,6 +14,7 @@ declare global {
     type HistoryMinute = Schemas["HistoryMinute"];
     type Timeline = Schemas["Timeline"];
     type TimelineEntry = Schemas["TimelineEntry"];
+    type FleetRollout = Schemas["FleetRollout"];
     type Flush = Schemas["Flush"];
     type Overview = Schemas["Overview"];
     type QuarantineEntry = Schemas["QuarantineEntry"];
@@ -23,6 +24,8 @@ declare global {
     type LostBalanceState = Schemas["LostBalanceState"];
     type Recovery = Schemas["Recovery"];
     type Queue = Schemas["Queue"];
+    type Rollout = Schemas["Rollout"];
+    type RolloutStage = Schemas["RolloutStage"];
     type Session = Schemas["Session"];
     type TenantDetail = Schemas["TenantDetail"];
     type TenantPage = Schemas["TenantPage"];

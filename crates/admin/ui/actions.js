@@ -78,6 +78,7 @@ export const ACTION_NAMES = {
   quarantine_retry: "Retry from quarantine",
   quarantine_drop: "Drop from quarantine",
   recover: "Recover lost balances",
+  rollout: "Change the rollout",
 };
 
 /** Asks, does, and follows an action on a tenant. */

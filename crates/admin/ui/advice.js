@@ -1,5 +1,6 @@
 // What a reason or a state means and what helps, for the one who has no time to look it up.
 
+import { words } from "./format.js";
 import { REASONS, STATES } from "./tables.js";
 
 /** @typedef {"quiet" | "working" | "changing" | "paused" | "failing"} Condition */
@@ -61,6 +62,8 @@ export function assess(row, objective) {
   const late = typeof row.oldest_due_age_seconds === "number" && row.oldest_due_age_seconds > objective;
   const level = levelOf(row.state);
   if (level === "bad") return { level, word: row.state };
+  // Another worker writes it: whether it is late is not this fleet's to say.
+  if (row.state === "not_in_rollout") return { level, word: words(row.state) };
   if (row.paused || row.state === "paused") return { level: "note", word: "paused" };
   if (late) return { level: "warn", word: "behind" };
   return { level, word: row.state };

@@ -15,6 +15,7 @@ const STATE_ICONS = {
   stopping: "stop",
   shadow: "dots",
   unserved: "cross",
+  not_in_rollout: "dots",
   behind: "clock",
 };
 
@@ -24,7 +25,7 @@ export function stateBadge() {
   const word = h("span");
   const node = h("span.badge", picture, word);
   const show = (name, level) => {
-    setText(word, name);
+    setText(word, words(name));
     setIcon(picture, STATE_ICONS[name] ?? "dots");
     setAttr(node, "data-level", level);
     setAttr(node, "data-state", name);
@@ -50,6 +51,7 @@ export function reasonOf(row) {
     return `paused${by}${row.paused?.note ? `: ${row.paused.note}` : ""}`;
   }
   if (row.reason) return words(row.reason);
+  if (row.state === "not_in_rollout") return "the ledger's own worker writes it";
   if (word === "unserved") return "no live worker looks after it";
   if (word === "behind") return `oldest waits ${span(row.oldest_due_age_seconds)}`;
   if (row.quarantined > 0) return `${count(row.quarantined)} in quarantine`;

@@ -1,6 +1,7 @@
 //! What can be asked on the command line.
 
 mod handover;
+mod rollout;
 mod values;
 
 use std::{path::PathBuf, time::Duration};
@@ -20,6 +21,7 @@ use uuid::Uuid;
 
 use handover::HANDOVER_EXIT_CODES;
 pub(crate) use handover::{HandoverArgs, HandoverCommand, HandoverVerifyArgs};
+pub(crate) use rollout::{RolloutCommand, RolloutTenants};
 pub(crate) use values::seconds;
 use values::{
     interval, month, patience, positive, positive_count, quarantine_reason, share, sort, state, within_a_day,
@@ -101,6 +103,9 @@ pub(crate) enum Command {
     /// Pause a tenant once all is written, audit it, and sign a statement that its rows are the truth.
     #[command(after_help = HANDOVER_EXIT_CODES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Handover(HandoverArgs),
+    /// Which tenants this fleet serves while it takes over from the ledger's own worker: share by share, and back at any moment.
+    #[command(subcommand)]
+    Rollout(RolloutCommand),
     /// See and settle what could not be synced: each entry keeps its reason and its value.
     #[command(subcommand)]
     Quarantine(QuarantineCommand),

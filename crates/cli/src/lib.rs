@@ -65,6 +65,7 @@ async fn dispatch(args: Args) -> anyhow::Result<u8> {
         Command::History(options) => commands::timeline::history(file, options).await,
         Command::Report(options) => commands::report::report(file, options).await,
         Command::Handover(options) => commands::handover::handover(file, options).await,
+        Command::Rollout(command) => commands::rollout::rollout(file, command).await,
         Command::Quarantine(command) => commands::quarantine::quarantine(file, command).await,
         Command::Completions { shell } => commands::completions::completions(shell),
         Command::Man { folder } => program::write_man_pages::<Args>(&folder),

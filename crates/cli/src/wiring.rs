@@ -17,7 +17,7 @@ use balance_sync_fleet::{
     status::WorkerMode,
 };
 use balance_sync_schedule::{
-    Controls, Endpoint, Link, Names, Reports, ScheduleError, ScheduleOptions, Snapshots, Timelines,
+    Controls, Endpoint, Link, Names, Reports, Rollouts, ScheduleError, ScheduleOptions, Snapshots, Timelines,
 };
 use balance_sync_tenants::{Membership, ServiceDirectory, ServiceSettings, StaticDirectory, TenantDirectory};
 use balance_sync_view::{
@@ -26,6 +26,7 @@ use balance_sync_view::{
     inspector::Inspector,
     queues::QueueOptions,
     reader::{FleetReader, Objectives},
+    rollout::RolloutDesk,
     timeline::TimelineReader,
 };
 
@@ -128,6 +129,8 @@ pub(crate) fn objectives(config: &Config) -> Objectives {
         freshness: config.admin.freshness_objective,
         exposure: config.objectives.exposure,
         pause: config.objectives.pause,
+        rollout_time: config.objectives.rollout_time,
+        rollout_mutations: config.objectives.rollout_mutations,
         queue_age: config.queues.oldest,
         workers: config.worker.expected,
     }
@@ -145,6 +148,7 @@ pub(crate) fn reader(config: &Config) -> anyhow::Result<FleetReader> {
         link,
         config.tenants.key_form,
         objectives(config),
+        Arc::new(config.tenants.rollout.clone()),
         Arc::new(collector_options(config)),
     ))
 }
@@ -172,6 +176,16 @@ pub(crate) fn timelines(config: &Config) -> anyhow::Result<TimelineReader> {
 /// When Redis's settings can't be used.
 pub(crate) fn operator(config: &Config) -> anyhow::Result<Operator> {
     Ok(Operator::new(Controls::new(Link::new(&config.redis.link)?), config.tenants.key_form))
+}
+
+/// Who changes which tenants are served, and reports on it.
+///
+/// # Errors
+/// When Redis's settings can't be used.
+pub(crate) fn rollout_desk(config: &Config) -> anyhow::Result<RolloutDesk> {
+    let link = Link::new(&config.redis.link)?;
+    let reports = Reports::new(link.clone(), &group(config));
+    Ok(RolloutDesk::new(Rollouts::new(link), reports, Arc::new(config.tenants.rollout.clone())))
 }
 
 /// Who looks into one tenant for a command, which runs no worker.
@@ -266,6 +280,7 @@ pub(crate) fn worker_settings(
         }),
         freshness_objective: config.admin.freshness_objective,
         exposure_objective: config.objectives.exposure,
+        rollout: config.tenants.rollout.clone(),
         shadow: is_shadow.then_some(ShadowOptions {
             balances_per_second: config.shadow.balances_per_second,
             compare_interval: config.shadow.compare_interval,
@@ -323,6 +338,7 @@ fn shared_settings(config: &Config) -> BTreeMap<String, String> {
         ("admin.freshness_objective", span(config.admin.freshness_objective)),
         ("objectives.exposure", span(config.objectives.exposure)),
         ("objectives.pause", span(config.objectives.pause)),
+        ("tenants.include, exclude and share", config.tenants.rollout.to_string()),
         ("worker.expected", config.worker.expected.to_string()),
     ]
     .map(|(name, value)| (name.to_owned(), value))

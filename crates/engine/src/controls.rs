@@ -30,6 +30,8 @@ names! {
         QuarantineDrop = "quarantine_drop",
         /// Write to rows what Redis has lost and the ledger's trail has.
         Recover = "recover",
+        /// Serve other tenants.
+        Rollout = "rollout",
     }
 }
 
@@ -160,7 +162,11 @@ impl Execution {
             Action::Flush => (Phase::Requested, Next::Flush),
             Action::RefreshCredentials => (Phase::Refetching, Next::Refetch),
             Action::Acknowledge => (Phase::Acknowledging, Next::Acknowledge),
-            Action::Drain | Action::QuarantineRetry | Action::QuarantineDrop | Action::Recover => {
+            Action::Drain
+            | Action::QuarantineRetry
+            | Action::QuarantineDrop
+            | Action::Recover
+            | Action::Rollout => {
                 return Err(End::new(ActionOutcome::Refused, "not an action on a collector"));
             }
         };

@@ -3,8 +3,8 @@
 //! Time and seeds are arguments. A driver (`crates/fleet`, `crates/tenants`) carries out what a machine commands and reports
 //! what came of it; a simulator can drive the same code on virtual time.
 //!
-//! Which tenants: [`membership`] (which list of tenants is believed) · [`registration`] and [`partition`] (which of them are
-//! this worker's) · [`plan`] (which collectors run). One tenant: [`collector`] (its claims and flushes) · [`standby`]
+//! Which tenants: [`membership`] (which list of tenants is believed) · [`rollout`] (which of them this fleet serves) ·
+//! [`registration`] and [`partition`] (which of those are this worker's) · [`plan`] (which collectors run). One tenant: [`collector`] (its claims and flushes) · [`standby`]
 //! (whether its first owner claims) · [`trail`] (its values that are gone) · [`vanish`] (what Redis has
 //! lost) · [`queues`] (the ledger's own queues) · [`shadow`] (what a worker that only looks finds) · [`controls`] (what operators' actions do to it) ·
 //! [`state`], [`reason`] and [`outcome`] (what is shown of it) · [`timeline`] (what is kept of it for a day). When something fails: [`failure`]
@@ -24,6 +24,7 @@ pub mod plan;
 pub mod queues;
 pub mod reason;
 pub mod registration;
+pub mod rollout;
 pub mod shadow;
 pub mod standby;
 pub mod state;

@@ -21,7 +21,7 @@ use crate::{
 /// Hash of paused tenants: field = schedule key of the tenant, value = who paused it, when and why.
 const PAUSED: &str = "{transactions}:balance-sync:paused";
 /// Stream of actions and outcomes.
-const ACTIONS: &str = "{transactions}:balance-sync:actions";
+pub(crate) const ACTIONS: &str = "{transactions}:balance-sync:actions";
 /// Hash of acknowledged entries: field = schedule key of the tenant, value = [`Acknowledgement`].
 const ACKNOWLEDGED: &str = "{transactions}:balance-sync:acknowledged-entries";
 /// Hash of events that need an acknowledgement: field = schedule key, value = how many there were.

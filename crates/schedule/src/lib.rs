@@ -10,8 +10,8 @@
 //! members) · [`schedule`] (the wrappers; their results are read in `reply`) · `protect` (TTLs) · [`probe`] (which of many are
 //! due) · [`schedules`] (all schedules of a tenant) · `siblings` (one balance under two key forms) · [`quarantine`] (entries) ·
 //! [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) · [`workers`] (live workers) · [`names`]
-//! (which process holds a name) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`reports`] (what the monthly report is made of) ·
-//! [`timelines`] (what is kept for a day) · [`heads`] (unclaimed
+//! (which process holds a name) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`rollout`] (which tenants are
+//! served) · [`reports`] (what the monthly report is made of) · [`timelines`] (what is kept for a day) · [`heads`] (unclaimed
 //! members, for standby) · `rights` (naming those that are missing) · [`inspect`] (one balance) · [`balances`] (all of them) ·
 //! [`witnesses`] (what an audit reads) · [`origins`] (Postgres servers) · [`vanished`] (lost data) · [`queues`] (the ledger's
 //! own queues) · [`subscription`] (messages) · [`error`].
@@ -38,6 +38,7 @@ pub mod recoveries;
 mod reply;
 pub mod reports;
 mod rights;
+pub mod rollout;
 pub mod sample;
 pub mod schedule;
 pub mod schedules;
@@ -70,6 +71,7 @@ pub use queues::{Page, QueueError, QueueReader};
 pub use recoveries::Recoveries;
 pub use reports::Reports;
 pub use rights::MissingRights;
+pub use rollout::Rollouts;
 pub use sample::{PageEnd, Sample, SampleRequest, sample};
 pub use schedule::{
     Backlog, ClaimMode, PostponeReport, QuarantineReport, ReleaseReport, Schedule, ScheduleOptions,

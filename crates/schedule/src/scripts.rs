@@ -101,6 +101,8 @@ script!(PUBLISH, "publish worker", "publish_worker.lua");
 script!(READ_WORKER, "read worker", "read_worker.lua");
 script!(WATCH_TENANT, "watch tenant", "watch_tenant.lua");
 script!(RECORD_ACTION, "record action", "record_action.lua");
+script!(CHANGE_ROLLOUT, "change rollout", "change_rollout.lua");
+script!(READ_ROLLOUT, "read rollout", "read_rollout.lua");
 script!(RECORD_REPORT, "record report", "record_report.lua");
 script!(RECORD_TIMELINE, "record timeline", "record_timeline.lua");
 script!(RECORD_HISTORY, "record history", "record_history.lua");

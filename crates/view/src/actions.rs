@@ -202,6 +202,8 @@ pub struct ActionView {
     pub by: String,
     /// What.
     pub what: String,
+    /// What was changed, of an action that changes a setting of the fleet.
+    pub change: Option<String>,
     /// With which tenant.
     pub tenant: Option<String>,
     /// With which worker.
@@ -247,6 +249,7 @@ fn put_together(log: Vec<LogEntry>) -> Vec<ActionView> {
             at: at(entry.at()),
             by: entry.field("by").to_owned(),
             what: entry.field("what").to_owned(),
+            change: some(entry.field("change")),
             tenant: some(entry.field("tenant")),
             worker: some(entry.field("worker")),
             note: some(entry.field("note")),

@@ -66,6 +66,11 @@ pub(crate) fn drain_summary(report: &DrainReport) -> String {
     )
 }
 
+/// How long a worker may take to follow another rollout: longer than its collectors may take to stop.
+const ROLLOUT_WITHIN: Duration = Duration::from_secs(60);
+/// Time between two looks at whether it does.
+const FOLLOWED_LOOK: Duration = Duration::from_millis(100);
+
 /// Follows the log of actions for one worker.
 pub(crate) struct Follower {
     own: Arc<LocalWorker>,
@@ -199,6 +204,10 @@ impl Follower {
             }
             return;
         }
+        if what == Action::Rollout {
+            self.report_rollout(entry);
+            return;
+        }
         if !what.is_of_tenant() {
             return;
         }
@@ -235,6 +244,25 @@ impl Follower {
         });
     }
 
+    /// Reports when this worker follows another rollout.
+    fn report_rollout(&self, entry: LogEntry) {
+        let (own, controls) = (Arc::clone(&self.own), self.controls.clone());
+        self.own.fleet.tasks.once(TaskName::Action, async move {
+            let revision = entry.field("revision").parse().unwrap_or_default();
+            let (ended, detail) = match tokio::time::timeout(ROLLOUT_WITHIN, followed(&own, revision)).await {
+                Ok(end) => end,
+                Err(_) => {
+                    let problem = own.fleet.rollout.problem().unwrap_or_default();
+                    (ActionOutcome::Failed, format!("not followed within {ROLLOUT_WITHIN:?} {problem}"))
+                }
+            };
+            let name = own.name.current();
+            if let Err(error) = controls.outcome(&entry.id, &name, ended.as_str(), detail.trim()).await {
+                tracing::warn!(%error, id = entry.id, "outcome of an action could not be written down");
+            }
+        });
+    }
+
     /// The tenant of an action, if this worker serves it.
     fn served(&self, entry: &LogEntry) -> Option<Arc<TenantStatus>> {
         let label = entry.field("tenant");
@@ -245,6 +273,29 @@ impl Follower {
             .flatten()
             .filter(|tenant| tenant.key_space(self.key_form).schedule() == key)
             .find_map(|tenant| self.own.fleet.find(&tenant))
+    }
+}
+
+/// Waits until this worker follows this revision of the rollout or a later one, and has left the tenants that are not in it.
+async fn followed(own: &LocalWorker, revision: u64) -> (ActionOutcome, String) {
+    let fleet = &own.fleet;
+    loop {
+        if let Some(now) = fleet.rollout.applied().filter(|now| *now >= revision) {
+            let (mut left, mut served) = (0, 0);
+            fleet.each(|status| match fleet.rollout.serves(status.tenant()) {
+                true => served += 1,
+                false => left += 1,
+            });
+            let owned = fleet.owned.load(Relaxed);
+            // A later one is reported by its own action.
+            if left == 0 && served >= owned {
+                return (
+                    ActionOutcome::Done,
+                    format!("revision {now} in force, {owned} tenants are this worker's"),
+                );
+            }
+        }
+        tokio::time::sleep(FOLLOWED_LOOK).await;
     }
 }
 

@@ -7,7 +7,7 @@
 //! tenant's schedule and database) · [`why`] (one balance) · [`report`] (a month of the fleet) · [`timeline`] (the last day) · `heartbeat` (a line in a worker's log).
 //!
 //! What they do: [`actions`] (written down for the whole fleet) · `follower` (carried out by each worker) · [`recovery`] (what Redis has
-//! lost of a tenant, planned and restored in the background).
+//! lost of a tenant, planned and restored in the background) · [`rollout`] (which tenants are served, and whether to take more).
 //!
 //! [`Operations`] runs all of this beside a worker.
 
@@ -25,6 +25,7 @@ pub mod reader;
 mod record;
 pub mod recovery;
 pub mod report;
+pub mod rollout;
 pub mod rows;
 pub mod sampler;
 pub mod timeline;

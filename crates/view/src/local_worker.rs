@@ -7,6 +7,7 @@ use std::{
 };
 
 use actix::Addr;
+use balance_sync_engine::rollout::Selection;
 use balance_sync_fleet::{
     ConnectionBudget,
     backends::{GetDatabaseView, GetUsages, TenantManager},
@@ -17,21 +18,24 @@ use balance_sync_fleet::{
         TenantStatus, Totals, Window, WorkerMode, lag_quantile,
     },
 };
-use balance_sync_schedule::Snapshots;
+use balance_sync_schedule::{Snapshots, rollout::encode};
 use balance_sync_store::PoolUsage;
 use balance_sync_tenants::{BreakerState, Tenant};
 use tokio::time::Instant;
 
 use crate::facts::{Fact, Facts};
 use crate::record::{
-    Counts, DetailRecord, FleetPoint, ReconcileRecord, RedisMemory, ServiceRecord, TaskRecord, TenantRecord,
-    WorkerRecord,
+    Counts, DetailRecord, FleetPoint, ReconcileRecord, RedisMemory, RolloutRecord, ServiceRecord, TaskRecord,
+    TenantRecord, WorkerRecord,
 };
 
 /// Points of a fleet's history: an hour.
 const FLEET_POINTS: usize = 720;
 /// Flushes and errors in the detail of a tenant that isn't being viewed.
 const NOTES_UNWATCHED: usize = 10;
+
+/// Longest selection of a configuration that is published, in bytes.
+const LONGEST_SELECTION: usize = 16 * 1024;
 
 /// This worker, as a source of records.
 pub struct LocalWorker {
@@ -51,6 +55,8 @@ pub struct LocalWorker {
     pub manager: Addr<TenantManager>,
     /// Further settings that should be the same on all workers, by their names.
     settings: BTreeMap<String, String>,
+    /// Which tenants its configuration selects, as it is published.
+    configured: String,
     window: Mutex<Window>,
     /// Of whichever tenant is exposed longest, each second.
     exposure: Mutex<ExposureHour>,
@@ -78,13 +84,17 @@ pub struct LocalWorkerParts {
     pub manager: Addr<TenantManager>,
     /// Further settings that should be the same on all workers, by their names.
     pub settings: BTreeMap<String, String>,
+    /// Which tenants its configuration selects.
+    pub rollout: Arc<Selection>,
 }
 
 impl LocalWorker {
     /// A worker that has just been started.
     #[must_use]
     pub fn new(parts: LocalWorkerParts) -> Self {
-        let LocalWorkerParts { name, version, replicas, fleet, budget, manager, settings } = parts;
+        let LocalWorkerParts { name, version, replicas, fleet, budget, manager, settings, rollout } = parts;
+        let configured =
+            Some(encode(&rollout)).filter(|text| text.len() <= LONGEST_SELECTION).unwrap_or_default();
         Self {
             name,
             version,
@@ -94,6 +104,7 @@ impl LocalWorker {
             budget,
             manager,
             settings,
+            configured,
             window: Mutex::default(),
             exposure: Mutex::default(),
             started: Instant::now(),
@@ -241,6 +252,11 @@ impl LocalWorker {
             settings: self.settings(),
             clock_offset_ms: fleet.clock_offset_ms.load(),
             tasks: fleet.tasks.reports().into_iter().map(TaskRecord::from).collect(),
+            rollout: Some(RolloutRecord {
+                revision: fleet.rollout.current().map(|rollout| rollout.revision()),
+                configured: self.configured.clone(),
+                problem: fleet.rollout.problem(),
+            }),
             redis_memory: redis_server.as_ref().filter(|_| is_shadow).map(RedisMemory::from),
         }
     }

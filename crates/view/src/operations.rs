@@ -7,7 +7,7 @@ use balance_sync_fleet::{
     lifecycle::{DrainReport, WorkerHandles, name::WorkerName},
     tasks::TaskName,
 };
-use balance_sync_schedule::{Controls, Names, Reports, Snapshots, Timelines};
+use balance_sync_schedule::{Controls, Names, Reports, Rollouts, Snapshots, Timelines};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -21,6 +21,7 @@ use crate::{
     queues::{self, QueueOptions, quarantine},
     reader::{FleetReader, Objectives},
     report::recorder::{self, Recorder},
+    rollout::RolloutDesk,
     sampler,
     timeline::{self, TimelineReader},
 };
@@ -61,6 +62,7 @@ pub struct OperationsSettings {
 /// The operators' side of a worker.
 pub struct Operations {
     handles: WorkerHandles,
+    reports: Reports,
     local: Arc<LocalWorker>,
     snapshots: Snapshots,
     controls: Controls,
@@ -94,6 +96,7 @@ impl Operations {
             budget: handles.budget.clone(),
             manager: handles.manager.clone(),
             settings: shared,
+            rollout: Arc::clone(&handles.rollout),
         }));
         let (link, key_form, tasks) = (&handles.link, handles.key_form, &handles.fleet.tasks);
         let snapshots = Snapshots::new(link.clone(), &group);
@@ -117,6 +120,7 @@ impl Operations {
             }
         });
         let reports = Reports::new(link.clone(), &group);
+        let recorded = reports.clone();
         let make_reader: recorder::MakeReader = {
             let (local, snapshots, handles) = (Arc::clone(&local), snapshots.clone(), handles.clone());
             Arc::new(move || {
@@ -126,6 +130,7 @@ impl Operations {
                     handles.link.clone(),
                     handles.key_form,
                     objectives,
+                    Arc::clone(&handles.rollout),
                     Arc::clone(&handles.collector),
                 )
             })
@@ -185,6 +190,7 @@ impl Operations {
         let inspector = Inspector::of_worker(&handles);
         Self {
             handles,
+            reports: recorded,
             local,
             snapshots,
             controls,
@@ -205,6 +211,7 @@ impl Operations {
             self.handles.link.clone(),
             self.handles.key_form,
             objectives,
+            Arc::clone(&self.handles.rollout),
             Arc::clone(&self.handles.collector),
         )
     }
@@ -225,6 +232,13 @@ impl Operations {
     #[must_use]
     pub fn timelines(&self) -> TimelineReader {
         TimelineReader::new(self.timelines.clone(), self.operator())
+    }
+
+    /// Changes which tenants are served, and reports on it.
+    #[must_use]
+    pub fn rollout_desk(&self) -> RolloutDesk {
+        let rollouts = Rollouts::new(self.handles.link.clone());
+        RolloutDesk::new(rollouts, self.reports.clone(), Arc::clone(&self.handles.rollout))
     }
 
     /// The line with this worker's numbers that its log has once a minute.

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::{
     facts::{Fact, LIVE_WORKERS},
-    reader::FleetView,
+    reader::{FleetRollout, FleetView},
     record::FleetPoint,
     rows::{DeadWorker, StateView, TenantRow, at},
 };
@@ -17,6 +17,7 @@ mod eta;
 mod judge;
 mod queues;
 mod redundancy;
+mod rollout;
 mod shadow;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,8 @@ pub struct Overview {
     pub dead_workers: Vec<DeadWorker>,
     /// Tenants.
     pub tenants: TenantCount,
+    /// Which of them are served.
+    pub rollout: FleetRollout,
     /// What waits.
     pub backlog: BacklogView,
     /// Entries in quarantine; `None` = nothing is known of any tenant.
@@ -97,6 +100,8 @@ pub struct TenantCount {
     pub total: usize,
     /// Those that no live worker serves.
     pub unserved: usize,
+    /// Those that are not in the rollout: no worker of this fleet is to serve them.
+    pub not_in_rollout: usize,
     /// Those of which nothing is known, as Redis can't be read.
     pub unknown: usize,
     /// The others by state.
@@ -240,7 +245,8 @@ impl FleetView {
             TenantState::ALL.into_iter().map(|state| (state.into(), 0)).collect();
         let mut waits = Waits::default();
         let mut unknown_tenants = self.unknown_tenants;
-        let (mut unserved, mut quarantined, mut losses, mut expired) = (0, 0, 0, 0);
+        let (mut unserved, mut outside) = (0, 0);
+        let (mut quarantined, mut losses, mut expired) = (0, 0, 0);
         let (mut acknowledged, mut age): (u64, Option<f64>) = (0, None);
         let mut shortest: Option<f64> = None;
         for row in &self.tenants {
@@ -248,19 +254,24 @@ impl FleetView {
                 StateView::Is(state) => *by_state.entry((*state).into()).or_default() += 1,
                 StateView::Other(name) => *by_state.entry(Reported::Other(name.clone())).or_default() += 1,
                 StateView::Unserved => unserved += 1,
+                StateView::NotInRollout => outside += 1,
             }
             unknown_tenants += usize::from(!row.has_numbers());
             if let Some(seconds) = row.numbers_age_seconds {
                 age = Some(age.unwrap_or_default().max(seconds));
+            }
+            quarantined += row.quarantined;
+            losses += row.losses;
+            acknowledged += row.quarantined - row.unacknowledged();
+            if row.state == StateView::NotInRollout {
+                // What waits there is another worker's to write.
+                continue;
             }
             waits.scheduled += row.scheduled;
             waits.due += row.due;
             waits.leased += row.leased;
             waits.oldest_due_age_seconds = waits.oldest_due_age_seconds.max(row.oldest_due_age_seconds);
             waits.exposure_age_seconds = waits.exposure_age_seconds.max(row.exposure_age_seconds);
-            quarantined += row.quarantined;
-            losses += row.losses;
-            acknowledged += row.quarantined - row.unacknowledged();
             expired += row.expired_total;
             shortest = match (shortest, row.shortest_life_seconds) {
                 (Some(a), Some(b)) => Some(a.min(b)),
@@ -314,9 +325,11 @@ impl FleetView {
             tenants: TenantCount {
                 total: self.tenants.len() + self.unknown_tenants,
                 unserved,
+                not_in_rollout: outside,
                 unknown: self.unknown_tenants,
                 by_state,
             },
+            rollout: self.fleet_rollout(),
             backlog,
             quarantined: is_known.then_some(quarantined),
             losses: is_known.then_some(losses),

@@ -6,6 +6,7 @@
 
 mod beside;
 mod query;
+mod rollout;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -14,13 +15,14 @@ use std::{
 };
 
 use balance_sync_domain::TenantId;
+use balance_sync_engine::rollout::Selection;
 use balance_sync_fleet::{
     clock::wall_clock,
     pipeline::CollectorOptions,
-    status::{Rates, TenantState, WorkerMode},
+    status::{Rates, Rollout, TenantState, WorkerMode},
 };
 use balance_sync_schedule::{
-    Controls, Link, ScheduleError, Snapshots, controls::Acknowledgement, snapshots::Position,
+    Controls, Link, Rollouts, ScheduleError, Snapshots, controls::Acknowledgement, snapshots::Position,
 };
 use balance_sync_tenants::{KeyForm, Tenant, TenantDirectory};
 use tokio::{sync::Mutex, time::Instant};
@@ -30,12 +32,15 @@ use crate::{
     facts::Fact,
     local_worker::{LocalWorker, clock_offset_ms},
     record::{Counts, DetailRecord, FleetPoint, TenantRecord, WorkerRecord},
-    rows::{AcknowledgedView, DeadWorker, PausedBy, ShadowView, TenantDetail, TenantRow, WorkerRow},
+    rows::{
+        AcknowledgedView, DeadWorker, PausedBy, ShadowView, StateView, TenantDetail, TenantRow, WorkerRow,
+    },
     unserved::{self, Waiting},
 };
 pub use beside::ForeignWorker;
 use beside::{Dead, Foreign, dead_workers, foreign_workers};
 pub use query::{StateFilter, TenantQuery, TenantSort};
+pub use rollout::FleetRollout;
 
 /// Requests within this time get the same answer.
 const FRESH: Duration = Duration::from_millis(900);
@@ -45,6 +50,8 @@ const REDIS_BOUND: Duration = Duration::from_secs(3);
 const INTEREST: Duration = Duration::from_secs(15);
 /// A command without a worker asks the directory this often at most.
 const LIST_EVERY: Duration = Duration::from_secs(10);
+/// The schedules of tenants that are not in the rollout are read this often at most: there may be thousands.
+const OUTSIDE_EVERY: Duration = Duration::from_secs(10);
 /// Longest time for the directory to answer a command.
 const LIST_BOUND: Duration = Duration::from_secs(10);
 
@@ -65,6 +72,10 @@ pub struct FleetView {
     pub shadows: Vec<WorkerRow>,
     /// Those that died lately, the last first.
     pub dead_workers: Vec<DeadWorker>,
+    /// Which tenants are served; `None` = that isn't known.
+    pub rollout: Option<Arc<Rollout>>,
+    /// Why what is stored of the rollout isn't in force.
+    pub rollout_problem: Option<String>,
     /// Workers with another list of tenants or another form of keys that serve some of these tenants as well.
     pub foreign_workers: Vec<ForeignWorker>,
     /// The last seconds, over all workers.
@@ -143,9 +154,13 @@ struct Read {
     acknowledged: HashMap<String, Acknowledgement>,
     writes_refused: Option<ScheduleError>,
     clock_offset_ms: Option<i64>,
+    rollout: Option<Arc<Rollout>>,
+    rollout_problem: Option<String>,
 }
 
 struct State {
+    /// What waited in the schedules of tenants that are not in the rollout.
+    outside: Option<(Instant, HashMap<String, Waiting>)>,
     source: Source,
     known: BTreeMap<String, Known>,
     dead: BTreeMap<String, Dead>,
@@ -165,6 +180,10 @@ pub struct Objectives {
     pub freshness: Duration,
     /// A tenant that has been paused for longer needs attention.
     pub pause: Duration,
+    /// For how long a stage of the rollout has to be watched before the next one.
+    pub rollout_time: Duration,
+    /// How many mutations it has to have written.
+    pub rollout_mutations: u64,
     /// A record that waits in one of the ledger's own queues for longer needs attention.
     pub queue_age: Duration,
     /// Workers that should be alive; 0 = any number will do.
@@ -176,6 +195,9 @@ pub struct FleetReader {
     own: Option<Arc<LocalWorker>>,
     snapshots: Snapshots,
     controls: Controls,
+    rollouts: Rollouts,
+    /// Which tenants are served, unless operators have set that at run time.
+    rollout: Arc<Selection>,
     /// To read the schedules of tenants that no live worker serves.
     link: Link,
     key_form: KeyForm,
@@ -193,10 +215,11 @@ impl FleetReader {
         link: Link,
         key_form: KeyForm,
         objectives: Objectives,
+        rollout: Arc<Selection>,
         options: Arc<CollectorOptions>,
     ) -> Self {
         let source = Source::LocalWorker(Arc::clone(&own));
-        Self::new(Some(own), source, snapshots, link, key_form, objectives, options)
+        Self::new(Some(own), source, snapshots, link, key_form, objectives, rollout, options)
     }
 
     /// For a command, without a worker in its process. `directory` says which tenants there are.
@@ -207,12 +230,14 @@ impl FleetReader {
         link: Link,
         key_form: KeyForm,
         objectives: Objectives,
+        rollout: Arc<Selection>,
         options: Arc<CollectorOptions>,
     ) -> Self {
         let source = Source::Directory { directory, listed: None };
-        Self::new(None, source, snapshots, link, key_form, objectives, options)
+        Self::new(None, source, snapshots, link, key_form, objectives, rollout, options)
     }
 
+    #[allow(clippy::too_many_arguments)] // the parts of both constructors above
     fn new(
         own: Option<Arc<LocalWorker>>,
         source: Source,
@@ -220,10 +245,13 @@ impl FleetReader {
         link: Link,
         key_form: KeyForm,
         objectives: Objectives,
+        rollout: Arc<Selection>,
         options: Arc<CollectorOptions>,
     ) -> Self {
+        let rollouts = Rollouts::new(link.clone());
         let controls = Controls::new(link.clone());
         let state = Mutex::new(State {
+            outside: None,
             source,
             known: BTreeMap::new(),
             dead: BTreeMap::new(),
@@ -231,7 +259,7 @@ impl FleetReader {
             read: Read::default(),
             last: None,
         });
-        Self { own, snapshots, controls, link, key_form, objectives, options, state }
+        Self { own, snapshots, controls, rollouts, rollout, link, key_form, objectives, options, state }
     }
 
     /// The fleet now, or as it was a moment ago. Never fails: what can't be asked is said in the answer.
@@ -322,7 +350,11 @@ impl FleetReader {
             Source::Directory { directory, listed } => list(directory, listed).await,
         };
         let waiting = match redis_error {
-            None => self.read_unserved(&state.known, listed.as_deref().unwrap_or_default()).await,
+            None => {
+                let State { known, outside, .. } = &mut *state;
+                let rollout = read.rollout.as_deref();
+                self.read_unserved(known, outside, rollout, listed.as_deref().unwrap_or_default()).await
+            }
             Some(_) => HashMap::new(),
         };
         let mut view = self.put_together(&state.known, redis_error, read, listed.as_deref(), &waiting);
@@ -335,19 +367,68 @@ impl FleetReader {
     async fn read_unserved(
         &self,
         known: &BTreeMap<String, Known>,
+        outside: &mut Option<(Instant, HashMap<String, Waiting>)>,
+        rollout: Option<&Rollout>,
         listed: &[Tenant],
     ) -> HashMap<String, Waiting> {
         let served = |tenant: &Tenant| {
             self.serves(tenant) || known.values().any(|other| other.tenants.contains_key(tenant.label()))
         };
-        let unserved: Vec<&Tenant> = listed.iter().filter(|tenant| !served(tenant)).collect();
-        if unserved.is_empty() {
-            return HashMap::new();
+        let is_selected =
+            |tenant: &Tenant| rollout.is_none_or(|rollout| rollout.selection.selects(tenant.label()));
+        let (missed, left): (Vec<&Tenant>, Vec<&Tenant>) =
+            listed.iter().filter(|tenant| !served(tenant)).partition(|tenant| is_selected(tenant));
+        let is_new =
+            |tenant: &&Tenant| !outside.as_ref().is_some_and(|(_, read)| read.contains_key(tenant.label()));
+        if left.is_empty() {
+            *outside = None;
+        } else if outside.as_ref().is_none_or(|(at, _)| at.elapsed() > OUTSIDE_EVERY)
+            || left.iter().take(unserved::MOST).any(is_new)
+        {
+            *outside = self.read_schedules(&left).await.map(|read| (Instant::now(), read));
         }
-        let read = self.bounded(unserved::read(&self.link, self.key_form, &unserved)).await;
-        read.unwrap_or_else(|error| {
-            tracing::debug!(%error, "the schedules of tenants without a worker can't be read");
-            HashMap::new()
+        let mut waiting = self.read_schedules(&missed).await.unwrap_or_default();
+        let left: Vec<_> = left.iter().map(|tenant| tenant.label()).collect();
+        if let Some((_, read)) = outside {
+            let known = left.into_iter().filter_map(|id| Some((id.to_owned(), *read.get(id)?)));
+            waiting.extend(known);
+        }
+        waiting
+    }
+
+    async fn read_schedules(&self, tenants: &[&Tenant]) -> Option<HashMap<String, Waiting>> {
+        if tenants.is_empty() {
+            return None;
+        }
+        match self.bounded(unserved::read(&self.link, self.key_form, tenants)).await {
+            Ok(read) => Some(read),
+            Err(error) => {
+                tracing::debug!(%error, "the schedules of tenants without a worker can't be read");
+                None
+            }
+        }
+    }
+
+    /// Which tenants are served: as this worker knows it, or as it is stored.
+    async fn read_rollout(
+        &self,
+        known: &BTreeMap<String, Known>,
+    ) -> Result<(Option<Arc<Rollout>>, Option<String>), ScheduleError> {
+        if let Some(own) = &self.own {
+            return Ok((own.fleet.rollout.current(), own.fleet.rollout.problem()));
+        }
+        let writers = known.values().filter(|other| other.live && !other.worker.is_shadow());
+        let configured = writers.filter_map(|other| Some(other.worker.rollout.as_ref()?.configured.as_str()));
+        let configured = rollout::agreed(configured, &self.rollout);
+        let in_force = match self.rollouts.read().await? {
+            Some(stored) if !matches!(stored.selection, Ok(None)) => {
+                Rollout::in_force(Some(stored), &self.rollout)
+            }
+            stored => configured.and_then(|configured| Rollout::in_force(stored, &configured)),
+        };
+        Ok(match in_force {
+            Ok(rollout) => (Some(Arc::new(rollout)), None),
+            Err(problem) => (None, Some(problem)),
         })
     }
 
@@ -434,7 +515,8 @@ impl FleetReader {
             Some(own) => own.fleet.clock_offset_ms.load(),
             None => clock_offset_ms(&self.snapshots).await,
         };
-        Ok(Read { paused, acknowledged, writes_refused, clock_offset_ms })
+        let (rollout, rollout_problem) = self.read_rollout(known).await?;
+        Ok(Read { paused, acknowledged, writes_refused, clock_offset_ms, rollout, rollout_problem })
     }
 
     fn put_together(
@@ -445,7 +527,8 @@ impl FleetReader {
         listed: Option<&[Tenant]>,
         waiting: &HashMap<String, Waiting>,
     ) -> FleetView {
-        let Read { paused, acknowledged, writes_refused, clock_offset_ms } = read;
+        let Read { paused, acknowledged, writes_refused, clock_offset_ms, rollout, rollout_problem } = read;
+        let cause = |id: &str| rollout.as_ref().map(|rollout| rollout.selection.cause(id));
         let clock_offset_seconds = clock_offset_ms.map(|millis| millis as f64 / 1e3);
         // A command may run on a host whose clock is wrong, and what it shows was reported by others.
         let ahead = clock_offset_seconds.filter(|_| self.own.is_none()).unwrap_or_default();
@@ -510,16 +593,21 @@ impl FleetReader {
             match merged {
                 Some((mut row, merged)) => {
                     row.shadow = ShadowView::of(looked_at);
+                    row.rollout = cause(id);
                     tenants.push(row);
                     counts.push(merged.counts);
                     lags.push(merged.rates.lags);
                 }
                 None => {
-                    let mut row = TenantRow::unserved(id, paused);
+                    let mut row = match cause(id) {
+                        Some(cause) if !cause.is_selected() => TenantRow::not_in_rollout(id, paused, cause),
+                        cause => TenantRow { rollout: cause, ..TenantRow::unserved(id, paused) },
+                    };
                     if let Some(waiting) = waiting.get(id) {
                         waiting.fill(&mut row);
                     }
-                    if let Some(error) = &writes_refused {
+                    if let Some(error) = writes_refused.as_ref().filter(|_| row.state == StateView::Unserved)
+                    {
                         row.detail = Some(format!("no worker can report, as Redis refuses writes: {error}"));
                     }
                     tenants.push(row);
@@ -572,6 +660,8 @@ impl FleetReader {
             workers,
             shadows: live_shadows,
             dead_workers: Vec::new(),
+            rollout,
+            rollout_problem,
             foreign_workers: Vec::new(),
             rates,
             tenants,

@@ -231,6 +231,9 @@ pub struct WorkerRecord {
     /// Its background tasks.
     #[serde(default)]
     pub tasks: Vec<TaskRecord>,
+    /// Which tenants it serves. A worker of an earlier release knows no rollout, and serves all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutRecord>,
     /// What Redis says of its memory, of a shadow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redis_memory: Option<RedisMemory>,
@@ -241,6 +244,19 @@ impl WorkerRecord {
     pub(crate) fn is_shadow(&self) -> bool {
         self.mode == WorkerMode::Shadow
     }
+}
+
+/// Which tenants a worker serves.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RolloutRecord {
+    /// The revision that it follows; 0 = nothing is stored. `None` = it doesn't know yet, and serves nobody.
+    pub revision: Option<u64>,
+    /// What its configuration selects, as it would be stored; empty = not told, as it is too long.
+    pub configured: String,
+    /// Why it doesn't follow what is stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// How likely Redis is to throw away what has not been written.

@@ -8,7 +8,7 @@ use balance_sync_tenants::{KeyForm, Tenant};
 use crate::rows::TenantRow;
 
 /// Tenants whose schedules are read in one look; of the others it stays unknown what waits. Some 100 calls of Redis.
-const MOST: usize = 10_000;
+pub(crate) const MOST: usize = 10_000;
 /// Tenants in one call.
 const PAGE: usize = 100;
 

@@ -39,6 +39,7 @@ mod recover;
 mod recoveries;
 mod report;
 mod rights;
+mod rollout;
 mod rotation;
 mod screens;
 mod sentinel;

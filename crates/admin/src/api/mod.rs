@@ -4,6 +4,7 @@
 //! - `fleet`: overview, workers, tenants.
 //! - `events`: what changes, as it happens.
 //! - `actions` and `quarantine`: what operators do.
+//! - `rollout`: which tenants are served.
 //! - `recovery`: what Redis has lost of a tenant.
 //! - `timeline`: the last day.
 //! - `why`: one balance.
@@ -21,6 +22,7 @@ mod params;
 mod problem;
 mod quarantine;
 mod recovery;
+mod rollout;
 mod session;
 mod timeline;
 mod why;
@@ -35,7 +37,7 @@ use actix_web::{
 };
 use balance_sync_view::{
     actions::Operator, inspector::Inspector, reader::FleetReader, recovery::RecoveryDesk,
-    timeline::TimelineReader,
+    rollout::RolloutDesk, timeline::TimelineReader,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -58,6 +60,7 @@ pub struct Api {
     inspector: Inspector,
     recoveries: RecoveryDesk,
     timelines: TimelineReader,
+    rollout: RolloutDesk,
     access: Access,
     /// The name of this worker.
     worker: String,
@@ -78,6 +81,8 @@ pub struct ApiParts {
     pub recoveries: RecoveryDesk,
     /// Reads what is kept of the last day.
     pub timelines: TimelineReader,
+    /// Changes which tenants are served.
+    pub rollout: RolloutDesk,
     /// Who may do what.
     pub access: Access,
     /// The name of this worker.
@@ -88,13 +93,14 @@ impl Api {
     /// An API over these parts.
     #[must_use]
     pub fn new(parts: ApiParts) -> Self {
-        let ApiParts { reader, operator, inspector, recoveries, timelines, access, worker } = parts;
+        let ApiParts { reader, operator, inspector, recoveries, rollout, timelines, access, worker } = parts;
         Self {
             reader,
             operator,
             inspector,
             recoveries,
             timelines,
+            rollout,
             access,
             worker,
             streams: Arc::new(Semaphore::new(events::MOST_STREAMS)),
@@ -157,6 +163,7 @@ fn paths() -> Vec<Path> {
         ("/quarantine/retry", post(web::to(quarantine::retry))),
         ("/quarantine/drop", post(web::to(quarantine::drop))),
         ("/why", get(web::to(why::ask))),
+        ("/rollout", vec![(Method::GET, web::to(rollout::show)), (Method::POST, web::to(rollout::change))]),
         ("/actions", get(web::to(actions::log))),
         ("/events", get(web::to(events::events))),
     ]
@@ -217,7 +224,7 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
         let schemas = &document["components"]["schemas"];
         let names = |list: &serde_json::Value| -> BTreeSet<String> {
-            let names = list.as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned());
+            let names = list.as_array().unwrap().iter().filter_map(|name| name.as_str().map(str::to_owned));
             names.collect()
         };
         let states: BTreeSet<String> = StateView::all().map(|state| state.to_string()).collect();
@@ -236,6 +243,14 @@ mod tests {
         assert_eq!(names(kind), balance_sync_view::timeline::TimelineKind::NAMES.map(str::to_owned).into());
         let states = balance_sync_view::recovery::RecoveryState::NAMES;
         assert_eq!(names(recovery), states.map(str::to_owned).into());
+        let cause = |schema: &str| names(&schemas[schema]["properties"]["rollout"]["enum"].clone());
+        let causes: BTreeSet<String> =
+            balance_sync_engine::rollout::Cause::NAMES.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!((cause("TenantRow"), cause("TenantDetail")), (causes.clone(), causes));
+        let advice = &schemas["Rollout"]["properties"]["advice"]["enum"];
+        assert_eq!(names(advice), balance_sync_engine::rollout::Advice::NAMES.map(str::to_owned).into());
+        let done = &schemas["Action"]["properties"]["what"]["enum"];
+        assert_eq!(names(done), Action::NAMES.map(str::to_owned).into());
         let action = &schemas["TenantOrder"]["properties"]["action"]["enum"];
         let of_tenant = Action::ALL.into_iter().filter(|action| action.is_of_tenant());
         assert_eq!(names(action), of_tenant.map(|action| action.as_str().to_owned()).collect());

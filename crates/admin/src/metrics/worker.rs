@@ -94,6 +94,27 @@ pub(super) fn fleet(page: &mut Page<'_>, status: &FleetStatus, snapshot: &Snapsh
     }
     page.write(tenants)?;
 
+    let mut revision = Family::gauge(
+        "balance_sync_rollout_revision",
+        "Revision of the rollout that this worker follows; 0 = none is stored, the configuration holds. Absent while not known.",
+    );
+    let mut share = Family::gauge(
+        "balance_sync_rollout_share_ratio",
+        "Share of the tenants that are on no list which the rollout selects, 0 to 1; absent while not known.",
+    );
+    if let Some(rollout) = status.rollout.current() {
+        revision.sample(&[], rollout.revision() as f64);
+        share.sample(&[], rollout.selection.share().fraction());
+    }
+    page.write(revision)?;
+    page.write(share)?;
+    page.write(
+        Family::gauge(
+            "balance_sync_rollout_unfollowed",
+            "Whether this worker can't follow the rollout that is stored (1 or 0): the last one that it knew stays in force.",
+        )
+        .with(&[], f64::from(u8::from(status.rollout.problem().is_some()))),
+    )?;
     let gauges = [
         (
             "balance_sync_tenants_wanted",
@@ -101,8 +122,13 @@ pub(super) fn fleet(page: &mut Page<'_>, status: &FleetStatus, snapshot: &Snapsh
             status.wanted.load(Relaxed),
         ),
         (
+            "balance_sync_rollout_selected_tenants",
+            "Those among them that are in the rollout, whichever worker serves them; all of them until it is known.",
+            status.selected.load(Relaxed),
+        ),
+        (
             "balance_sync_tenants_owned",
-            "Tenants that are this worker's to look after; without worker.partition all of them.",
+            "Tenants in the rollout that are this worker's to look after; without worker.partition all of them.",
             status.owned.load(Relaxed),
         ),
         (

@@ -86,7 +86,7 @@ export function actionTable({ withTenant, empty }) {
           setShown(text, !action.tenant);
           if (action.tenant) setAttr(anchor, "href", tenantHref(action.tenant));
           setText(anchor, visible(action.tenant ?? ""));
-          setText(text, action.worker ? visible(action.worker) : "all tenants");
+          setText(text, visible(action.worker ?? action.change ?? "all tenants"));
         };
       },
     },

@@ -27,6 +27,7 @@ import {
   timeAgo,
 } from "../parts.js";
 import { fleetQueues } from "../queues.js";
+import { rolloutCard } from "../rollout.js";
 
 /** Minutes shown in the charts, in milliseconds: as many as there are, up to an hour. */
 const SPANS = [5, 15, 60].map((minutes) => minutes * 60_000);
@@ -48,6 +49,7 @@ export function overviewPage({ navigate }) {
   const states = stateBar(navigate);
   const workers = workerTable(tickers);
   const queues = fleetQueues();
+  const rollout = rolloutCard(tickers);
   const charts = chartRow();
   const heat = heatStrip(navigate);
   const day = fleetDay();
@@ -58,6 +60,7 @@ export function overviewPage({ navigate }) {
     verdict.node,
     tiles.node,
     worst.node,
+    rollout.node,
     heat.node,
     charts.node,
     day.node,
@@ -75,7 +78,7 @@ export function overviewPage({ navigate }) {
     if (!overview) return;
     setShown(bones, false);
     setShown(content, true);
-    for (const part of [verdict, tiles, worst, heat, states, queues, charts, facts]) part.update(overview);
+    for (const part of [verdict, tiles, worst, rollout, heat, states, queues, charts, facts]) part.update(overview);
   };
   const askWorkers = () => get(["workers"]).then((answer) => workers.update(answer.workers, answer.shadows ?? []), () => {});
   const ends = [subscribe("overview", update), subscribe("connection", ({ again }) => again && askWorkers())];
@@ -87,7 +90,10 @@ export function overviewPage({ navigate }) {
       seconds += 1;
       for (const tick of tickers) tick();
       day.tick();
-      if (seconds % WORKERS_EVERY === 0 && live.state === "open") askWorkers();
+      if (seconds % WORKERS_EVERY === 0 && live.state === "open") {
+        askWorkers();
+        rollout.ask();
+      }
     },
     stop() {
       for (const end of ends) end();
@@ -293,7 +299,7 @@ function stateBar(navigate) {
     /** @param {Api.Overview} overview */
     update(overview) {
       /** @type {Record<string, number>} */
-      const counts = { ...overview.tenants.by_state, unserved: overview.tenants.unserved };
+      const counts = { ...overview.tenants.by_state, unserved: overview.tenants.unserved, not_in_rollout: overview.tenants.not_in_rollout };
       // Those of another release follow.
       for (const name of Object.keys(counts)) if (!parts.some((part) => part.name === name)) parts.push(add(name));
       for (const part of parts) {

@@ -171,7 +171,7 @@ fn tell(
     Ok(code)
 }
 
-fn ended(outcome: ActionOutcome) -> String {
+pub(super) fn ended(outcome: ActionOutcome) -> String {
     match outcome {
         ActionOutcome::Done => "done".to_owned(),
         ActionOutcome::Failed => styled(BAD, "failed"),
@@ -201,7 +201,8 @@ pub(crate) async fn actions(file: Option<&Path>, args: ActionsArgs) -> anyhow::R
         Column::long("NOTE"),
     ]);
     for action in &actions {
-        let of = action.tenant.as_deref().or(action.worker.as_deref()).unwrap_or("several tenants");
+        let of = action.tenant.as_deref().or(action.worker.as_deref()).or(action.change.as_deref());
+        let of = of.unwrap_or("several tenants");
         let outcomes: Vec<String> = action
             .outcomes
             .iter()

@@ -9,6 +9,7 @@ pub(crate) mod quarantine;
 mod queues;
 pub(crate) mod recover;
 pub(crate) mod report;
+pub(crate) mod rollout;
 pub(crate) mod run;
 mod shadow;
 pub(crate) mod status;

@@ -196,6 +196,7 @@ fn start_admin(
         recoveries: operations
             .inspector()
             .recoveries(config.worker.name.clone(), Arc::clone(recoveries) as Arc<dyn RecoveryRunner>),
+        rollout: operations.rollout_desk(),
         access: Access::new(
             config.admin.read_token.clone(),
             config.admin.operator_token.clone(),

@@ -9,7 +9,7 @@ use balance_sync_view::{
     rows::{StateView, TenantRow},
 };
 
-use super::{queues, shadow, tenants, workers};
+use super::{queues, rollout, shadow, tenants, workers};
 use crate::{
     EXIT_OK,
     args::{StatusArgs, seconds},
@@ -126,7 +126,10 @@ fn figures(text: &mut String, view: &FleetView, overview: &Overview, screen: Scr
         .by_state
         .iter()
         .map(|(state, tenants)| (StateView::from(state), *tenants))
-        .chain([(StateView::Unserved, overview.tenants.unserved)])
+        .chain([
+            (StateView::Unserved, overview.tenants.unserved),
+            (StateView::NotInRollout, overview.tenants.not_in_rollout),
+        ])
         .filter(|(_, tenants)| *tenants > 0)
         .map(|(state, tenants)| {
             styled(terminal::state_style(&state), format_args!("{} {state}", count(tenants as u64)))
@@ -152,6 +155,12 @@ fn figures(text: &mut String, view: &FleetView, overview: &Overview, screen: Scr
         row("tenants", format_args!("unknown"));
     } else {
         row("tenants", format_args!("{}: {}", count(overview.tenants.total as u64), states.join(", ")));
+    }
+    if !overview.rollout.is_configured
+        || overview.tenants.not_in_rollout > 0
+        || overview.rollout.problem.is_some()
+    {
+        row("rollout", format_args!("{}", printable(&rollout::in_force(&overview.rollout))));
     }
     row(
         "backlog",

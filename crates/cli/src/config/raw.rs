@@ -82,6 +82,9 @@ pub(super) struct Tenants {
     pub key_form: KeyForm,
     pub events: bool,
     pub environment: String,
+    pub include: Vec<String>,
+    pub exclude: Vec<String>,
+    pub share: String,
     pub list: Vec<ListedTenant>,
     pub service: Service,
     pub events_redis: EventsRedis,
@@ -326,6 +329,9 @@ pub(crate) struct Objectives {
     pub exposure: Duration,
     #[serde(with = "humantime_serde")]
     pub pause: Duration,
+    #[serde(with = "humantime_serde")]
+    pub rollout_time: Duration,
+    pub rollout_mutations: u64,
 }
 
 /// `[log]`: form and filter of the log.

@@ -1,9 +1,10 @@
 //! `[tenants]`: where the tenants come from. Only the section of the chosen source must be complete.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use balance_sync_domain::TenantId;
+use balance_sync_engine::rollout::{Pattern, Selection, Share};
 use balance_sync_schedule::LinkSettings;
 use balance_sync_tenants::{ConnectionSettings, StaticTenant, TenantDatabase};
 use secrecy::SecretString;
@@ -43,12 +44,14 @@ pub(super) fn tenants(check: &mut Check<'_>, raw: &mut Raw, link: Option<&LinkSe
         check.note("tenants.list", "isn't used, as tenants.source isn't \"static\"");
     }
     let events = events(check, raw, link);
+    let rollout = rollout(check, raw);
     Some(Tenants {
         source: source?,
         poll_interval: raw.poll_interval,
         max_removed_share: raw.max_removed_share,
         confirm_polls: raw.confirm_polls,
         key_form: raw.key_form,
+        rollout: rollout?,
         events,
     })
 }
@@ -277,6 +280,39 @@ fn valid(check: &mut Check<'_>, at: &str, database: &TenantDatabase) -> bool {
 
 fn path(text: &str) -> Option<PathBuf> {
     (!text.is_empty()).then(|| PathBuf::from(text))
+}
+
+/// Which tenants are served.
+fn rollout(check: &mut Check<'_>, raw: &raw::Tenants) -> Option<Selection> {
+    let mut list = |key: &str, texts: &[String]| {
+        let mut patterns = BTreeSet::new();
+        let mut complete = true;
+        for text in texts {
+            match Pattern::parse(text) {
+                Ok(pattern) => drop(patterns.insert(pattern)),
+                Err(allowed) => {
+                    check.refuse(key, Some(quoted(text)), allowed);
+                    complete = false;
+                }
+            }
+        }
+        if let Err(allowed) = Selection::new(patterns.clone(), BTreeSet::new(), Share::ALL) {
+            check.refuse(key, Some(format!("{} entries", patterns.len())), allowed);
+            complete = false;
+        }
+        complete.then_some(patterns)
+    };
+    let include = list("tenants.include", &raw.include);
+    let exclude = list("tenants.exclude", &raw.exclude);
+    let share = match Share::parse(&raw.share) {
+        Ok(share) => share,
+        Err(allowed) => {
+            check.refuse("tenants.share", Some(quoted(&raw.share)), allowed);
+            return None;
+        }
+    };
+    // Each list is within its bounds.
+    Selection::new(include?, exclude?, share).ok()
 }
 
 fn events(check: &mut Check<'_>, raw: &raw::Tenants, link: Option<&LinkSettings>) -> Option<Events> {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use balance_sync_admin::{NamedToken, TrustedProxies};
+use balance_sync_engine::rollout::Selection;
 use balance_sync_schedule::LinkSettings;
 use balance_sync_tenants::{KeyForm, StaticTenant, TenantDatabase};
 use secrecy::SecretString;
@@ -78,6 +79,8 @@ pub(crate) struct Tenants {
     pub confirm_polls: u32,
     /// How ids stand in keys.
     pub key_form: KeyForm,
+    /// Which of them are served, unless operators have set that at run time.
+    pub rollout: Selection,
     /// Where tenant events are received; none when they are off.
     pub events: Option<Events>,
 }

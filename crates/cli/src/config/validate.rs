@@ -329,6 +329,8 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
     within!(check, raw.admin.freshness_objective, ms(100)..=minutes(60));
     within!(check, raw.objectives.exposure, ms(100)..=minutes(60));
     within!(check, raw.objectives.pause, secs(1)..=minutes(60 * 24 * 30));
+    within!(check, raw.objectives.rollout_time, secs(1)..=minutes(60 * 24 * 30));
+    within!(check, raw.objectives.rollout_mutations, 1..=1_000_000_000);
     within!(check, raw.queues.interval, ms(100)..=minutes(10));
     within!(check, raw.queues.records_per_second, 10..=2_000);
     within!(check, raw.queues.quarantine_interval, secs(1)..=minutes(60 * 24));

@@ -89,7 +89,7 @@ pub struct FlightId(pub(super) u64);
 /// What operators want of the tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
-    /// Not known yet: nothing is claimed.
+    /// Not known yet, or not wanted: nothing is claimed, and nothing of it is changed.
     Unknown,
     /// It is served.
     Active,

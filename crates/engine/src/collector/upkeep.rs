@@ -56,7 +56,8 @@ impl<M> Collector<M> {
 
     pub(super) fn start_upkeep(&mut self, step: &mut Step<M>) -> Option<Instant> {
         let now = step.now;
-        if self.upkeep.running.is_some() {
+        // Before it is known whether the tenant is this fleet's, nothing of it may change.
+        if self.upkeep.running.is_some() || self.controls.service == Service::Unknown {
             return None;
         }
         let mut next = self.upkeep.next_survey;

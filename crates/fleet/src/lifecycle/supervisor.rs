@@ -19,7 +19,10 @@ use rand::Rng;
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::partition::{Share, TakeShare, Unowned};
+use super::{
+    partition::{Share, TakeShare, Unowned},
+    rollout::RolloutChanged,
+};
 use crate::{
     backends::TenantManager,
     pipeline::{CollectorEnded, CollectorStarted, Incarnation},
@@ -108,7 +111,11 @@ pub struct Supervisor {
     share: Option<Share>,
     /// Cancelled when the tenants are known.
     listed: Option<CancellationToken>,
-    /// Those of the wanted tenants that are in the share.
+    /// It waits until it is known which tenants are served.
+    waits_for_rollout: bool,
+    /// It doesn't wait for ever.
+    rollout_timer: bool,
+    /// Those of the wanted tenants that are in the rollout and in the share.
     mine: BTreeSet<Tenant>,
     slots: BTreeMap<Tenant, Slot>,
     live: BTreeMap<Tenant, Live>,
@@ -148,6 +155,8 @@ impl Supervisor {
             membership,
             share: Some(Share::Everything),
             listed: None,
+            waits_for_rollout: false,
+            rollout_timer: false,
             mine: BTreeSet::new(),
             slots: BTreeMap::new(),
             live: BTreeMap::new(),
@@ -173,12 +182,29 @@ impl Supervisor {
         self
     }
 
-    /// Works out which tenants are this worker's, after a change of the list or of the share.
+    /// Makes it wait a moment until it is known which tenants are served. After that collectors are started all the same, and
+    /// show why they claim nothing.
+    #[must_use]
+    pub fn following_rollout(mut self) -> Self {
+        self.waits_for_rollout = true;
+        self
+    }
+
+    /// Whether a tenant is in the rollout; each is, as long as nobody knows better: then its collector claims nothing.
+    fn is_selected(&self, tenant: &Tenant) -> bool {
+        self.fleet.rollout.is_unknown() || self.fleet.rollout.serves(tenant)
+    }
+
+    /// Works out which tenants are this worker's, after a change of the list, the rollout or the share.
     fn count_mine(&mut self) {
-        let wanted = self.membership.wanted().iter();
+        let selected: Vec<&Tenant> =
+            self.membership.wanted().iter().filter(|tenant| self.is_selected(tenant)).collect();
+        self.fleet.selected.store(selected.len() as u64, Relaxed);
         self.mine = match &self.share {
-            Some(share) => wanted.filter(|tenant| share.contains(tenant)).cloned().collect(),
-            None => BTreeSet::new(),
+            Some(share) if !self.waits_for_rollout => {
+                selected.into_iter().filter(|tenant| share.contains(tenant)).cloned().collect()
+            }
+            _ => BTreeSet::new(),
         };
         self.fleet.owned.store(self.mine.len() as u64, Relaxed);
         self.fleet.wanted.store(self.membership.wanted().len() as u64, Relaxed);
@@ -201,6 +227,10 @@ impl Supervisor {
         if !self.membership.is_known() {
             return;
         }
+        if self.waits_for_rollout && !self.rollout_timer {
+            self.rollout_timer = true;
+            ctx.run_later(SHARE_WITHIN, |supervisor, ctx| supervisor.take_rollout(ctx));
+        }
         if let Some(listed) = self.listed.take() {
             // Without a partition to answer, the share stays away, and the timer decides.
             listed.cancel();
@@ -213,6 +243,12 @@ impl Supervisor {
                 }
             });
         }
+    }
+
+    fn take_rollout(&mut self, ctx: &mut Context<Self>) {
+        self.waits_for_rollout = false;
+        self.count_mine();
+        self.pass_soon(ctx);
     }
 
     fn take_share(&mut self, share: Share, ctx: &mut Context<Self>) {
@@ -350,11 +386,20 @@ impl Handler<TakeShare> for Supervisor {
     }
 }
 
+impl Handler<RolloutChanged> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: RolloutChanged, ctx: &mut Self::Context) {
+        self.take_rollout(ctx);
+    }
+}
+
 impl Handler<Unowned> for Supervisor {
     type Result = Vec<Tenant>;
 
     fn handle(&mut self, _: Unowned, _: &mut Self::Context) -> Self::Result {
-        self.membership.wanted().difference(&self.mine).cloned().collect()
+        let others = self.membership.wanted().difference(&self.mine);
+        others.filter(|tenant| self.fleet.rollout.serves(tenant)).cloned().collect()
     }
 }
 

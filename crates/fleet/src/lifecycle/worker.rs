@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
+use balance_sync_engine::rollout::Selection;
 use balance_sync_schedule::{Endpoint, Link, ScheduleError, ScheduleOptions};
 use balance_sync_store::{Chore, ConnectionBudget};
 use balance_sync_tenants::{KeyForm, Membership, TenantDirectory};
@@ -14,6 +15,7 @@ use super::{
     eviction_watch,
     partition::{Partition, PartitionSettings},
     redis_watch,
+    rollout::{self, RolloutWatch},
     shadow::ShadowSpawner,
     supervisor::{Drain, DrainReport, Poll, Spawner, Supervisor, SupervisorOptions},
     thread_health::{self, Pulse},
@@ -63,6 +65,8 @@ pub struct WorkerSettings {
     pub freshness_objective: Duration,
     /// What the p99 of the exposure over an hour should stay within.
     pub exposure_objective: Duration,
+    /// Which tenants are served, unless operators have set that at run time.
+    pub rollout: Selection,
     /// How it looks, for a shadow: it claims, writes and removes nothing; `None` = a worker that syncs.
     pub shadow: Option<ShadowOptions>,
     /// Panics of background tasks, for tests.
@@ -92,6 +96,8 @@ pub struct WorkerHandles {
     pub manager_options: Arc<ManagerOptions>,
     /// Workers per tenant; `None` = all.
     pub replicas: Option<usize>,
+    /// Which tenants are served, unless operators have set that at run time.
+    pub rollout: Arc<Selection>,
     /// How a shadow looks; `None` = this worker syncs.
     pub shadow: Option<ShadowOptions>,
 }
@@ -169,6 +175,7 @@ impl PreparedWorker {
             collector: Arc::new(settings.collector),
             manager_options,
             replicas: settings.partition.as_ref().map(|partition| partition.replicas),
+            rollout: Arc::new(settings.rollout),
             shadow: settings.shadow,
         };
         let pulses = threads.iter().map(|thread| thread.pulse.clone()).collect();
@@ -194,6 +201,14 @@ impl PreparedWorker {
             settings.membership,
             settings.supervisor,
         );
+        // A shadow looks at all tenants, and shows which of them would be served.
+        let supervisor = match mode {
+            WorkerMode::Shadow => supervisor,
+            WorkerMode::Sync => {
+                handles.fleet.rollout.expect();
+                supervisor.following_rollout()
+            }
+        };
         Ok(Self {
             handles,
             supervisor,
@@ -259,6 +274,15 @@ impl PreparedWorker {
                 }
             }));
         }
+        running.push(tasks.keep(TaskName::RolloutWatch, None, rollout::INTERVAL, beside.clone(), {
+            let (link, configured) = (link.clone(), Arc::clone(&handles.rollout));
+            let (supervisor, fleet, stop) = (supervisor.clone(), Arc::clone(fleet), beside.clone());
+            move |progress| {
+                let changed = supervisor.clone().recipient();
+                RolloutWatch::new(link.clone(), Arc::clone(&configured), Arc::clone(&fleet), changed)
+                    .run(stop.clone(), progress)
+            }
+        }));
         running.push(tasks.keep(TaskName::ThreadWatch, None, thread_health::EVERY, beside.clone(), {
             let (poll, fleet, stop) = (supervisor.clone(), Arc::clone(fleet), beside.clone());
             move |progress| {

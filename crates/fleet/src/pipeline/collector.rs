@@ -198,9 +198,12 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
         if stopped && !leaving {
             self.handle(Event::Stop);
         }
-        let service = if self.status.paused.load(Relaxed) {
+        let withheld = self.status.withheld.load(Relaxed);
+        let service = if withheld && self.fleet.rollout.is_unknown() {
+            Service::Unknown
+        } else if self.status.paused.load(Relaxed) {
             Service::Paused
-        } else if self.fleet.paused.is_unknown() {
+        } else if withheld || self.fleet.paused.is_unknown() {
             Service::Unknown
         } else {
             Service::Active

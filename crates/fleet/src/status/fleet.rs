@@ -17,7 +17,8 @@ use balance_sync_tenants::{KeyForm, Tenant};
 use dashmap::DashMap;
 
 use super::{
-    directory::DirectoryStatus, histogram::Histogram, requests::PausedTenants, tenant::TenantStatus,
+    directory::DirectoryStatus, histogram::Histogram, requests::PausedTenants, rollout::RolloutStatus,
+    tenant::TenantStatus,
 };
 use crate::{clock::wall_clock, tasks::Tasks};
 
@@ -246,7 +247,9 @@ pub struct FleetStatus {
     pub workers: AtomicU64,
     /// Tenants of the list in force, whichever worker serves them.
     pub wanted: AtomicU64,
-    /// Wanted tenants that are this worker's to look after.
+    /// Those among them that are in the rollout.
+    pub selected: AtomicU64,
+    /// Selected tenants that are this worker's to look after.
     pub owned: AtomicU64,
     /// Times a collector that stood by joined in, because something was due and remained unclaimed.
     pub joins: AtomicU64,
@@ -256,6 +259,8 @@ pub struct FleetStatus {
     listed: RwLock<Option<Listed>>,
     /// Tenants that operators paused.
     pub paused: PausedTenants,
+    /// Tenants that are served.
+    pub rollout: RolloutStatus,
     /// Pushes of metrics, in the order of [`PushOutcome::ALL`].
     pub pushes: [AtomicU64; PushOutcome::ALL.len()],
     /// The worker's background tasks.
@@ -287,6 +292,9 @@ impl FleetStatus {
         // Looked up after it was inserted: a concurrent pause finds it, or is found here.
         if self.paused.contains(tenant) {
             status.paused.store(true, Relaxed);
+        }
+        if !self.rollout.serves(tenant) {
+            status.withheld.store(true, Relaxed);
         }
         status
     }

@@ -8,6 +8,7 @@ mod histogram;
 mod ledgers;
 mod recent;
 mod requests;
+mod rollout;
 mod tenant;
 mod vanished;
 
@@ -30,5 +31,6 @@ pub use recent::{
     lag_quantile,
 };
 pub use requests::{PausedTenants, Requests};
+pub use rollout::{Rollout, RolloutStatus};
 pub use tenant::{LastSample, StateInfo, TenantStatus};
 pub use vanished::{Vanished, is_notice};

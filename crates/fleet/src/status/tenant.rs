@@ -123,6 +123,8 @@ pub struct TenantStatus {
     pub leaving: AtomicBool,
     /// An operator paused this tenant: nothing is claimed, and what waits is kept alive.
     pub paused: AtomicBool,
+    /// It is not in the rollout, or that isn't known yet: nothing is claimed, and nothing of it is changed.
+    pub withheld: AtomicBool,
     /// Another worker comes first: this one claims only when no other does.
     pub standby: AtomicBool,
     /// Requests to its collector outside its loop.
@@ -203,6 +205,7 @@ impl TenantStatus {
             other_form: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
             paused: AtomicBool::new(false),
+            withheld: AtomicBool::new(false),
             standby: AtomicBool::new(false),
             requests: Requests::default(),
             starts: AtomicU64::new(0),

@@ -7,6 +7,8 @@ use std::fmt;
 pub enum TaskName {
     /// Reads the log of operators' actions (`balance_sync_view`).
     ActionsFollower,
+    /// Follows which tenants are served ([`crate::lifecycle`]).
+    RolloutWatch,
     /// Keeps the worker registered, and its share up to date ([`crate::lifecycle::partition`]).
     Partition,
     /// Looks whether the worker's threads move ([`crate::lifecycle::thread_health::watch`]).
@@ -69,6 +71,7 @@ impl TaskName {
     /// All of them.
     pub const ALL: [Self; 29] = [
         Self::ActionsFollower,
+        Self::RolloutWatch,
         Self::Partition,
         Self::ThreadWatch,
         Self::ThreadPulse,
@@ -104,6 +107,7 @@ impl TaskName {
     pub fn name(self) -> &'static str {
         match self {
             Self::ActionsFollower => "actions_follower",
+            Self::RolloutWatch => "rollout_watch",
             Self::Partition => "partition",
             Self::ThreadWatch => "thread_watch",
             Self::ThreadPulse => "thread_pulse",
@@ -145,7 +149,14 @@ impl TaskName {
     /// it. The others only show less, or have a caller that does without them.
     #[must_use]
     pub fn is_essential(self) -> bool {
-        matches!(self, Self::ActionsFollower | Self::Partition | Self::ThreadWatch | Self::ThreadPulse)
+        matches!(
+            self,
+            Self::ActionsFollower
+                | Self::RolloutWatch
+                | Self::Partition
+                | Self::ThreadWatch
+                | Self::ThreadPulse
+        )
     }
 }
 

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 /// In the order of their use.
 const FLEET: [&str; 6] = ["lifecycle", "backends", "pipeline", "status", "tasks", "clock"];
 /// In the order of their use.
-const VIEW: [&str; 18] = [
+const VIEW: [&str; 19] = [
     "operations",
     "why",
     "overview",
@@ -14,6 +14,7 @@ const VIEW: [&str; 18] = [
     "sampler",
     "queues",
     "report",
+    "rollout",
     "reader",
     "unserved",
     "inspector",

@@ -22,6 +22,7 @@ mod queues;
 mod refusals;
 mod reports;
 mod rights;
+mod rollout;
 mod rotation;
 mod sample;
 mod sentinel;

@@ -60,6 +60,13 @@ impl FleetView {
         let lost = row.unacknowledged_losses() > 0 || row.vanished.is_some() && !notice;
         if row.state.condition() == Condition::Failing || lost {
             Verdict::Degraded
+        } else if row.state == StateView::NotInRollout {
+            // Another worker's; but what this fleet has put aside is its own to settle.
+            match (row.sampled, row.unacknowledged()) {
+                (false, _) => Verdict::Unknown,
+                (true, 0) => Verdict::Healthy,
+                (true, _) => Verdict::Attention,
+            }
         } else if !row.sampled || !row.watched || matches!(row.state, StateView::Other(_)) {
             Verdict::Unknown
         } else if row.is_behind(self.objective_seconds) || row.ahead_seconds.is_some() || self.is_exposed(row)
@@ -152,6 +159,7 @@ impl FleetView {
                 StateView::Is(_) => {}
                 StateView::Other(_) => foreign.push(row),
                 StateView::Unserved => unserved.push(row),
+                StateView::NotInRollout => {}
             }
             if !row.sampled && row.state != StateView::Is(TenantState::Degraded) {
                 unsampled.push(row);
@@ -173,7 +181,8 @@ impl FleetView {
             if row.paused.is_some() {
                 paused.push(row);
             }
-            if row.shortest_life_seconds.is_some_and(|life| life < SHORT_LIFE_SECONDS) {
+            let is_ours = row.state != StateView::NotInRollout;
+            if is_ours && row.shortest_life_seconds.is_some_and(|life| life < SHORT_LIFE_SECONDS) {
                 short.push(row);
             }
             if row.unacknowledged() > 0 {
@@ -350,7 +359,8 @@ impl FleetView {
                 ),
             );
         }
-        for (level, reason) in self.judge_shadows().into_iter().chain(self.judge_queues()) {
+        let others = self.judge_rollout().into_iter().chain(self.judge_shadows()).chain(self.judge_queues());
+        for (level, reason) in others {
             worse(level, reason);
         }
         // What is worth knowing and needs no action.

@@ -1,18 +1,19 @@
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::*;
+use balance_sync_engine::rollout::{Cause, Pattern, Selection, Share};
 use balance_sync_fleet::{
-    status::{BUCKETS, LeftBehind, Rates, ShadowReport, WorkerMode},
+    status::{BUCKETS, LeftBehind, Rates, Rollout, ShadowReport, WorkerMode},
     tasks::{TaskName, TaskState},
 };
 
-use balance_sync_schedule::controls::Acknowledgement;
+use balance_sync_schedule::{controls::Acknowledgement, rollout::StoredRollout};
 
 use crate::{
     reader::{ForeignWorker, Objectives},
-    record::{RedisMemory, TaskRecord, TenantRecord, WorkerRecord},
+    record::{Counts, RedisMemory, RolloutRecord, TaskRecord, TenantRecord, WorkerRecord},
     rows::{AcknowledgedView, DeadWorker, PausedBy, ShadowView, WorkerRow},
 };
 
@@ -41,6 +42,7 @@ fn view(tasks: Vec<TaskRecord>) -> FleetView {
         clock_offset_ms: None,
         tasks,
         mode: WorkerMode::Sync.into(),
+        rollout: Some(RolloutRecord { revision: Some(0), ..RolloutRecord::default() }),
         redis_memory: None,
     };
     FleetView {
@@ -52,6 +54,8 @@ fn view(tasks: Vec<TaskRecord>) -> FleetView {
         shadows: Vec::new(),
         dead_workers: Vec::new(),
         foreign_workers: Vec::new(),
+        rollout: None,
+        rollout_problem: None,
         rates: Rates::default(),
         tenants: Vec::new(),
         unknown_tenants: 0,
@@ -65,6 +69,8 @@ fn view(tasks: Vec<TaskRecord>) -> FleetView {
             exposure: Duration::from_secs(1),
             pause: Duration::from_secs(3_600),
             queue_age: Duration::from_secs(3_600),
+            rollout_time: Duration::from_secs(600),
+            rollout_mutations: 1_000,
             workers: 0,
         },
         clock_offset_seconds: None,
@@ -490,4 +496,103 @@ fn a_shadow_alone_is_never_healthy_and_beside_workers_says_only_what_it_has_foun
     let said = "Redis may evict balances before they are written (maxmemory-policy allkeys-lru): 1.0 of 2.0 MiB in use, 7 keys \
                 evicted since its start.";
     assert_eq!(fleet.judge(), (Verdict::Healthy, vec![said.to_owned()]));
+}
+
+fn served(id: &str) -> TenantRow {
+    TenantRow {
+        state: TenantState::Idle.into(),
+        sampled: true,
+        watched: true,
+        ..TenantRow::unserved(id, None)
+    }
+}
+
+fn rolled_out(include: &[&str], at: f64) -> Arc<Rollout> {
+    let include = include.iter().map(|text| Pattern::parse(text).unwrap()).collect();
+    let selection = Selection::new(include, BTreeSet::new(), Share::NONE).unwrap();
+    let stored = StoredRollout {
+        revision: "7".to_owned(),
+        selection: Ok(Some(selection)),
+        at,
+        by: "ann".to_owned(),
+        note: "pilots".to_owned(),
+        change: "add acme".to_owned(),
+    };
+    Arc::new(Rollout::in_force(Some(stored), &Selection::default()).unwrap())
+}
+
+/// Neither hidden nor this fleet's to be judged by.
+#[test]
+fn a_tenant_outside_the_rollout_is_shown_and_is_neither_unserved_nor_behind() {
+    let mut fleet = view(Vec::new());
+    fleet.workers[0].rollout = Some(RolloutRecord { revision: Some(7), ..RolloutRecord::default() });
+    fleet.rollout = Some(rolled_out(&["acme"], 10.0));
+    let mut outside = TenantRow::not_in_rollout("globex", None, Cause::OutsideShare);
+    (outside.sampled, outside.due, outside.oldest_due_age_seconds) = (true, 9, 77.0);
+    outside.shortest_life_seconds = Some(10.0);
+    fleet.tenants = vec![served("acme"), outside];
+    fleet.counts = vec![Counts::default(); 2];
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!(verdict, Verdict::Healthy);
+    let said = "1 of 2 tenants are in the rollout (0% of the tenants, included: acme), as ann has set it at \
+                1970-01-01T00:00:10.000Z (pilots): 1 is left to the ledger's own worker; the oldest of their due balances has \
+                waited 77.0 s.";
+    assert_eq!(reasons, [said]);
+    let overview = fleet.overview();
+    assert_eq!(
+        (overview.tenants.unserved, overview.tenants.not_in_rollout, overview.tenants.total),
+        (0, 1, 2)
+    );
+    assert_eq!(overview.backlog.due, Some(0), "it is another worker's");
+    assert_eq!((overview.rollout.selected, overview.rollout.revision), (Some(1), Some(7)));
+
+    // What this fleet has listed of it is its own to settle, and what can't be read isn't known.
+    fleet.tenants[1].quarantined = 2;
+    assert_eq!(fleet.judge().0, Verdict::Attention);
+    assert_eq!(fleet.verdict_of(&fleet.tenants[1]), Verdict::Attention);
+    fleet.tenants[1].losses = 1;
+    assert_eq!(fleet.judge().0, Verdict::Degraded);
+    (fleet.tenants[1].quarantined, fleet.tenants[1].losses, fleet.tenants[1].sampled) = (0, 0, false);
+    assert_eq!(fleet.judge().0, Verdict::Unknown);
+
+    // A fleet that serves nobody is not healthy.
+    fleet.tenants[1].sampled = true;
+    fleet.rollout = Some(rolled_out(&[], 10.0));
+    fleet.tenants[0] =
+        TenantRow { sampled: true, ..TenantRow::not_in_rollout("acme", None, Cause::OutsideShare) };
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!(verdict, Verdict::Attention);
+    assert!(reasons[0].starts_with("None of the 2 tenants is in the rollout"), "{reasons:?}");
+}
+
+#[test]
+fn workers_that_do_not_follow_the_rollout_are_named() {
+    let mut fleet = view(Vec::new());
+    fleet.rollout = Some(rolled_out(&["acme"], 90.0));
+    fleet.tenants = vec![served("acme")];
+    // It was changed a moment ago.
+    let followed =
+        |fleet: &FleetView| fleet.judge().1.iter().any(|reason| reason.contains("don't follow revision 7"));
+    assert!(!followed(&fleet));
+    fleet.at = 106.0;
+    assert!(followed(&fleet));
+    assert_eq!(fleet.judge().0, Verdict::Attention);
+    fleet.workers[0].rollout = None;
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!(verdict, Verdict::Attention);
+    assert!(
+        reasons[0].contains("earlier release know no rollout") && reasons[0].ends_with("w1."),
+        "{reasons:?}"
+    );
+
+    let problem = Some("what revision \"8\" selects can't be read: EOF.".to_owned());
+    fleet.workers[0].rollout =
+        Some(RolloutRecord { revision: Some(7), problem: problem.clone(), ..RolloutRecord::default() });
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!(verdict, Verdict::Attention);
+    assert!(reasons[0].contains("EOF; the last one that was known stays in force."), "{reasons:?}");
+    fleet.workers[0].rollout = Some(RolloutRecord { problem, ..RolloutRecord::default() });
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!(verdict, Verdict::Degraded);
+    assert!(reasons[0].contains("w1 serve no tenant until it can"), "{reasons:?}");
 }

@@ -7,7 +7,7 @@ use balance_sync_schedule::{ScheduleError, snapshots::Position};
 use super::{FleetReader, FleetView};
 use crate::{
     record::WorkerRecord,
-    rows::{self, DeadWorker},
+    rows::{self, DeadWorker, StateView},
 };
 
 /// A worker of another group that serves tenants of this one.
@@ -133,7 +133,10 @@ pub(super) fn dead_workers(dead: &BTreeMap<String, Dead>, view: &FleetView) -> V
                 last_seen_at: rows::at(left.seen_at),
                 age_seconds: (view.at - left.seen_at).max(0.0).round(),
                 tenants: left.tenants.len(),
-                unserved: rows.iter().filter(|row| row.owners.is_empty()).count(),
+                unserved: rows
+                    .iter()
+                    .filter(|row| row.owners.is_empty() && row.state != StateView::NotInRollout)
+                    .count(),
                 taken_over_by: heirs.into_iter().cloned().collect(),
             }
         })

@@ -148,6 +148,10 @@ impl Book {
             } else if self.record.actions.len() < ACTIONS {
                 let [by, what, tenant, worker, note] =
                     ["by", "what", "tenant", "worker", "note"].map(|name| cut(entry.field(name)));
+                let what = match entry.field("change") {
+                    "" => what,
+                    change => cut(&format!("{what} {change}")),
+                };
                 let action =
                     ActionEntry { at: entry.at(), by, what, tenant, worker, note, outcomes: Vec::new() };
                 self.record.actions.insert(entry.id.clone(), action);
@@ -471,7 +475,9 @@ struct Judged {
 impl Judged {
     fn of(row: &TenantRow, freshness: f64, objective: f64, unserved_since: Option<f64>) -> Self {
         let paused = row.paused.is_some() || row.state == TenantState::Paused.into();
-        let exposure = if paused { 0.0 } else { row.exposure_age_seconds };
+        // What another worker writes isn't this fleet's to be judged by.
+        let is_ours = row.state != StateView::NotInRollout;
+        let exposure = if paused || !is_ours { 0.0 } else { row.exposure_age_seconds };
         Self {
             late: row.is_behind(freshness),
             exposed: exposure > objective,

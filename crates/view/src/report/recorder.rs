@@ -18,7 +18,11 @@ use super::{
     month::Month,
     record::MonthRecord,
 };
-use crate::{reader::FleetReader, timeline::history::Keeper};
+use crate::{
+    reader::FleetReader,
+    rollout::stage::{self, StageBook},
+    timeline::history::Keeper,
+};
 
 /// Time between two looks at the fleet: that of the rates' window, so that their lags are counted once.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -42,7 +46,7 @@ pub(crate) struct Recorder {
     history: Keeper,
     make_reader: MakeReader,
     incarnation: String,
-    duty: Option<(FleetReader, Book)>,
+    duty: Option<(FleetReader, Book, StageBook)>,
     /// Since when Redis hasn't answered, by the wall clock, and how it is named.
     away: Option<(f64, &'static str)>,
     /// An error that needs an operator is in the log already.
@@ -74,7 +78,7 @@ impl Recorder {
     pub(crate) async fn run(mut self, stop: CancellationToken, progress: Progress) {
         stop.run_until_cancelled(self.keep_recording(&progress)).await;
         let finish = async {
-            if let Some((_, mut book)) = self.duty.take() {
+            if let Some((_, mut book, _)) = self.duty.take() {
                 self.write(book.rest()).await?;
             }
             self.reports.leave(&self.incarnation).await
@@ -118,9 +122,12 @@ impl Recorder {
             Duty::Taken => self.duty = None,
             Duty::Held => {}
         }
-        let (reader, mut book) = match self.duty.take() {
+        let (reader, mut book, mut stages) = match self.duty.take() {
             Some(duty) => duty,
-            None => ((self.make_reader)(), self.open(now).await?),
+            None => {
+                let stages = StageBook::open(self.reports.read(stage::RECORD).await?);
+                ((self.make_reader)(), self.open(now).await?, stages)
+            }
         };
         if let Some((since, cause)) = self.away.take() {
             // The wall clock measures the time away, Redis's says when.
@@ -147,7 +154,7 @@ impl Recorder {
         let view = reader.view_once().await;
         if view.redis_error.is_some() || !view.listed {
             // What can't be seen isn't recorded: the time counts as unknown.
-            self.duty = Some((reader, book));
+            self.duty = Some((reader, book, stages));
             return Ok(());
         }
         let (minute, text) = self.history.look(now, &view);
@@ -157,7 +164,14 @@ impl Recorder {
                 return Ok(());
             }
         }
-        self.duty = Some((reader, book));
+        if let Some(stage) = stages.look(now, &view) {
+            let (fields, expires_at) = ([stage.write()], Month::of(now).expires_at());
+            let record = self.reports.record(&self.incarnation, LEASE, stage::RECORD, expires_at, &fields);
+            if record.await?.0 != Duty::Held {
+                return Ok(());
+            }
+        }
+        self.duty = Some((reader, book, stages));
         Ok(())
     }
 

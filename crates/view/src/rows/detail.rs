@@ -249,6 +249,10 @@ pub fn next_of(row: &TenantRow, options: &CollectorOptions) -> String {
                 "A worker of another release serves it, and this one does not know what {name:?} means: ask a worker of that release."
             );
         }
+        StateView::NotInRollout => {
+            return "No worker of this fleet touches it until it is in the rollout: the ledger's own worker writes its balances."
+                .to_owned();
+        }
         StateView::Unserved => return "Nothing happens until a worker that serves it is up.".to_owned(),
     };
     if let Some(next) = state.next() {

@@ -13,12 +13,14 @@ pub enum StateView {
     Other(String),
     /// No live worker serves it.
     Unserved,
+    /// It is not in the rollout: no worker of this fleet is to serve it, and none does.
+    NotInRollout,
 }
 
 impl StateView {
     /// All of them that have names here, in order.
     pub fn all() -> impl Iterator<Item = Self> {
-        TenantState::ALL.into_iter().map(Self::Is).chain([Self::Unserved])
+        TenantState::ALL.into_iter().map(Self::Is).chain([Self::Unserved, Self::NotInRollout])
     }
 
     /// The name in answers.
@@ -28,6 +30,7 @@ impl StateView {
             Self::Is(state) => state.as_str(),
             Self::Other(name) => name,
             Self::Unserved => "unserved",
+            Self::NotInRollout => "not_in_rollout",
         }
     }
 
@@ -44,6 +47,7 @@ impl StateView {
             Self::Is(state) => state.condition(),
             Self::Other(_) => Condition::Changing,
             Self::Unserved => Condition::Failing,
+            Self::NotInRollout => Condition::Quiet,
         }
     }
 }

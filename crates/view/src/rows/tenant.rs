@@ -1,6 +1,6 @@
 //! A tenant at a glance.
 
-use balance_sync_engine::vanish::Found;
+use balance_sync_engine::{rollout::Cause, vanish::Found};
 use balance_sync_fleet::status::{
     Outcome, Rates, ReportedReason, TenantState, display_priority, is_notice, lag_quantile,
 };
@@ -125,7 +125,7 @@ impl VanishedView {
 pub struct TenantRow {
     /// Its id; `single` for a ledger without tenants.
     pub id: String,
-    /// What its collector does, or `unserved`. With several owners the one that matters most.
+    /// What its collector does, `unserved` or `not_in_rollout`. With several owners the one that matters most.
     pub state: StateView,
     /// Why, when degraded.
     pub reason: Option<ReportedReason>,
@@ -135,6 +135,8 @@ pub struct TenantRow {
     pub partial: bool,
     /// Since when it is in this state; `None` when no worker serves it.
     pub since: Option<String>,
+    /// Why it is in the rollout, or not; `None` = that isn't known.
+    pub rollout: Option<Cause>,
     /// Who paused it.
     pub paused: Option<PausedBy>,
     /// Whether its schedules have been sampled: without that, what waits and what is lost is not known.
@@ -200,6 +202,7 @@ impl TenantRow {
     #[must_use]
     pub fn is_behind(&self, objective_seconds: f64) -> bool {
         self.paused.is_none()
+            && self.state != StateView::NotInRollout
             && self.state != TenantState::Paused.into()
             && self.oldest_due_age_seconds > objective_seconds
     }
@@ -242,6 +245,7 @@ impl TenantRow {
             detail: Some("no live worker serves this tenant".to_owned()),
             partial: false,
             since: None,
+            rollout: None,
             paused,
             sampled: false,
             watched: false,
@@ -270,6 +274,23 @@ impl TenantRow {
             owners: Vec::new(),
             standby: Vec::new(),
             restarts_total: 0,
+        }
+    }
+
+    /// A tenant that no worker of this fleet serves, as it is not in the rollout.
+    #[must_use]
+    pub fn not_in_rollout(id: &str, paused: Option<PausedBy>, cause: Cause) -> Self {
+        let why = match cause {
+            Cause::Excluded => "it is excluded",
+            _ => "it is not in the share, and nothing includes it",
+        };
+        Self {
+            state: StateView::NotInRollout,
+            detail: Some(format!(
+                "not in the rollout, as {why}: the ledger's own worker writes its balances"
+            )),
+            rollout: Some(cause),
+            ..Self::unserved(id, paused)
         }
     }
 
@@ -327,6 +348,7 @@ impl TenantRow {
             detail: main.detail.clone(),
             partial: main.partial,
             since: Some(at(main.since)),
+            rollout: None,
             paused,
             sampled,
             watched: owners.iter().any(|(_, record)| !record.unwatched),

@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 use super::at;
-use crate::record::{RedisMemory, TaskRecord, WorkerRecord};
+use crate::record::{RedisMemory, RolloutRecord, TaskRecord, WorkerRecord};
 
 /// A worker at a glance.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -58,6 +58,8 @@ pub struct WorkerRow {
     pub settings: BTreeMap<String, String>,
     /// By how much its clock is ahead of Redis's, at least; negative = behind.
     pub clock_offset_seconds: Option<f64>,
+    /// Which tenants it serves; `None` = it is of an earlier release, and serves all.
+    pub rollout: Option<RolloutRecord>,
     /// What Redis says of its memory, as a shadow has asked it.
     pub redis_memory: Option<RedisMemory>,
     /// Whether it has reported within the last seconds. False only while Redis refuses writes, so that no worker can report: it
@@ -162,6 +164,7 @@ impl WorkerRow {
             postgres: record.postgres.clone(),
             settings: record.settings.clone(),
             clock_offset_seconds: record.clock_offset_ms.map(|millis| millis as f64 / 1e3),
+            rollout: record.rollout.clone(),
             redis_memory: record.redis_memory.clone(),
             live: true,
             is_self,

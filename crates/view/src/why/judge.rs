@@ -37,6 +37,9 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
             paused.by, paused.at
         );
     }
+    if tenant.state == StateView::NotInRollout {
+        return "It waits for the ledger's own worker: this fleet doesn't serve its tenant, as that is not in the rollout.".to_owned();
+    }
     if tenant.state == StateView::Unserved {
         return "It waits: no live worker serves this tenant.".to_owned();
     }

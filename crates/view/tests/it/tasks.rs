@@ -43,12 +43,15 @@ const OBJECTIVES: Objectives = Objectives {
     exposure: Duration::from_secs(1),
     pause: Duration::from_secs(3_600),
     queue_age: Duration::from_secs(3_600),
+    rollout_time: Duration::from_secs(600),
+    rollout_mutations: 1_000,
     workers: 0,
 };
 
 /// The tasks that a worker keeps, but for the sweeper of connections, which comes and goes with them.
-const KEPT: [TaskName; 18] = [
+const KEPT: [TaskName; 19] = [
     TaskName::ActionsFollower,
+    TaskName::RolloutWatch,
     TaskName::Partition,
     TaskName::ThreadWatch,
     TaskName::ThreadPulse,
@@ -70,6 +73,7 @@ const KEPT: [TaskName; 18] = [
 
 /// Those of a shadow: nothing that claims, repairs, carries out or records.
 const KEPT_BY_SHADOW: [TaskName; 10] = [
+    TaskName::RolloutWatch,
     TaskName::ThreadWatch,
     TaskName::Sampler,
     TaskName::QueueWatch,
@@ -198,6 +202,7 @@ fn settings(sandbox: &Sandbox, shadow: Option<ShadowOptions>, faults: Faults) ->
         }),
         freshness_objective: Duration::from_secs(5),
         exposure_objective: Duration::from_secs(1),
+        rollout: balance_sync_engine::rollout::Selection::default(),
         shadow,
         faults: Some(faults),
     }

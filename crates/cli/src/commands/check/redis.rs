@@ -6,7 +6,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use balance_sync_domain::KeySpace;
-use balance_sync_schedule::{ErrorClass, Link, MissingRights, Reports, ScheduleError, Timelines};
+use balance_sync_schedule::{ErrorClass, Link, MissingRights, Reports, Rollouts, ScheduleError, Timelines};
 use balance_sync_tenants::Tenant;
 use redis::{Cmd, Value};
 
@@ -167,6 +167,7 @@ async fn rights(link: &Link, config: &Config, tenants: &[Tenant], findings: &mut
     let group = wiring::group(config);
     let mut keys = Reports::new(link.clone(), &group).keys();
     keys.extend(Timelines::new(link.clone(), &group).keys());
+    keys.extend(Rollouts::keys().map(str::to_owned));
     match within(MissingRights::find(link, &keys, &[])).await {
         Ok(missing) => {
             refused |= !missing.keys.is_empty();

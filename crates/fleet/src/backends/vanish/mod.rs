@@ -333,6 +333,7 @@ impl Watched {
 fn is_served(status: &TenantStatus) -> bool {
     use TenantState::{Degraded, Idle, Paused, Syncing};
     !status.standby.load(Relaxed)
+        && !status.withheld.load(Relaxed)
         && matches!(status.collector_state().state, Idle | Syncing | Degraded | Paused)
 }
 

@@ -64,7 +64,7 @@ impl Supervisor {
         self.stop(steps);
         self.start(steps, ctx);
         self.wait(steps, ctx);
-        if self.membership.is_known() && self.share.is_some() {
+        if self.membership.is_known() && self.share.is_some() && !self.waits_for_rollout {
             self.fleet.reconciled.store(true, Relaxed);
         }
         self.fleet.passes.fetch_add(1, Relaxed);
@@ -158,7 +158,10 @@ impl Supervisor {
                 live.stop.cancel();
             }
             self.fleet.tenant(tenant).enter(TenantState::Stopping);
-            if self.membership.wanted().contains(tenant) && self.draining.is_none() {
+            let is_wanted = self.membership.wanted().contains(tenant) && self.draining.is_none();
+            if is_wanted && !self.is_selected(tenant) {
+                tracing::info!(tenant_id = %tenant, "tenant is not in the rollout, collector stops");
+            } else if is_wanted {
                 tracing::info!(tenant_id = %tenant, "tenant is other workers' now, collector stops");
             } else {
                 tracing::info!(tenant_id = %tenant, "tenant no longer wanted, collector stops");
