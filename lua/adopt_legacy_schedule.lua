@@ -4,13 +4,16 @@
 -- KEYS[2]  schedule
 -- ARGV[1]  page size
 --
--- Result   { adopted, left }
+-- Result   { adopted, left }: fewer than the page size are adopted when they are very long
 --
 -- Atomic: reading, adding and removing. An adopted score overwrites the score in the schedule, as a mutation would: if the
 -- member is being flushed right now, the legacy entry may be the newer mutation, and overwriting the lease keeps it
 -- scheduled. Scores are made due and rounded to whole microseconds, so that none can equal a lease.
 
-local page = redis.call('ZRANGE', KEYS[1], 0, tonumber(ARGV[1]) - 1, 'WITHSCORES')
+local page = {}
+read_members(KEYS[1], 0, tonumber(ARGV[1]), MEMBER_BYTES, function(member, score)
+  page[#page + 1], page[#page + 2] = member, score
+end)
 if #page == 0 then return { 0, 0 } end
 local now = redis_time().now
 for i = 1, #page, 2 do

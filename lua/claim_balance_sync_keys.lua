@@ -38,7 +38,8 @@
 -- memory of Redis and of the worker. Sizes are looked at before values are read.
 -- No ledger writes a member longer than LONGEST_MEMBER. Such a member is neither locked nor returned: it would pass through every
 -- script, listing and log line. It is moved into the quarantine hash under its beginning, its length and a hash, so it can be
--- listed and dropped, not retried. Its value is not touched.
+-- listed and dropped, not retried. Its value is not touched. One call reads about MAX_BYTES of such members, at most four of
+-- them at once, and leaves the rest to the next.
 -- The copy in a quarantine entry is used only while nothing but the retry, and claims since, has scheduled the member: after
 -- a newer mutation the copy is older than what was lost, and writing it would hide the loss.
 
@@ -49,9 +50,6 @@ local balances = prefix .. 'balance:{transactions}:' -- what keys of balances be
 local MGET_KEYS = 100 -- values read by one command
 local LOCKS_TIMED = 50 -- foreign locks whose end is read: as many as the ledger's worker takes at once
 local MAX_BYTES = 4 * 1024 * 1024 -- of all members and values in one answer
-local STEP = 16 -- due members read by one command, whose length is known only then
-local STEP_LOCKED = 50 -- in mode `lock`, which skips many
-local SHOWN = 200 -- bytes that are kept of a member that is too long
 
 local function contains(text, words)
   return string.find(text, words, 1, true) ~= nil
@@ -101,9 +99,15 @@ local function refuse(err)
   return redis.error_reply(err)
 end
 
--- Due members and their scores, a few at a time, so that one call never reads much more than MAX_BYTES of them.
+-- Due members and their scores from this rank on, a few at a time: no command tells how long a member is without returning it. One
+-- that is too long seldom comes alone, so once there was one the next are read one by one.
+local step, due_until = 1, tonumber(time.text)
 local function read_due(at, most)
-  return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', time.text, 'WITHSCORES', 'LIMIT', at, most)
+  if #overlong > 0 then step = 1 end
+  local due = redis.call('ZRANGE', KEYS[1], at, at + math.min(most, step) - 1, 'WITHSCORES')
+  step = math.min(2 * step, MEMBERS_READ)
+  while #due > 0 and tonumber(due[#due]) > due_until do due[#due], due[#due - 1] = nil, nil end
+  return due
 end
 
 -- Counts the bytes of a member. Returns whether it is too long, after noting it.
@@ -117,7 +121,7 @@ end
 if lock_prefix == '' then
   local at = 0
   while #members < limit and bytes < MAX_BYTES do
-    local due = read_due(at, math.min(limit - #members, STEP))
+    local due = read_due(at, limit - #members)
     if #due == 0 then break end
     for i = 1, #due, 2 do
       if not is_overlong(due[i]) then
@@ -136,7 +140,7 @@ else
       resume = at - #members - #overlong
       break
     end
-    local due = read_due(at, math.min(limit, STEP_LOCKED))
+    local due = read_due(at, limit)
     if #due == 0 then
       if seen > 0 or at == 0 then break end
       at = 0 -- fewer members are due than at the last call: begin at the head
@@ -170,8 +174,7 @@ local function isolate()
   local isolated, unlisted, events = 0, 0, 0
   local entries = redis.pcall('HLEN', ARGV[5])
   for _, member in ipairs(overlong) do
-    local ends = string.sub(member, 1, LONGEST_MEMBER) .. string.sub(member, -LONGEST_MEMBER) .. #member
-    local field = string.format('%s… (%d bytes, %s)', string.sub(member, 1, SHOWN), #member, redis.sha1hex(ends))
+    local field = shortened(member)
     local done = false
     if type(entries) == 'number' and entries < tonumber(ARGV[11]) then
       local entry = {

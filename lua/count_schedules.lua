@@ -11,6 +11,7 @@
 
 local most, longest = tonumber(ARGV[1]), tonumber(ARGV[2])
 local result = {}
+local spare = MEMBER_BYTES -- bytes of members that may still be read
 for n = 1, #KEYS do
   local members = redis.pcall('ZCARD', KEYS[n])
   if err_of(members) then
@@ -20,11 +21,16 @@ for n = 1, #KEYS do
     if members > 0 and most > 0 then
       local seen = {}
       local half = math.ceil(most / 2)
-      local some = redis.call('ZRANGE', KEYS[n], 0, half - 1, 'WITHSCORES')
-      for _, part in ipairs(redis.call('ZRANGE', KEYS[n], -half, -1, 'WITHSCORES')) do some[#some + 1] = part end
+      local some = {}
+      for _, first in ipairs({ 0, math.max(0, members - half) }) do
+        local _, _, bytes = read_members(KEYS[n], first, half, spare, function(member, score)
+          some[#some + 1], some[#some + 2] = member, score
+        end)
+        spare = spare - bytes
+      end
       for i = 1, #some, 2 do
         local member = some[i]
-        if not seen[member] and is_own(member, ARGV[n + 2]) then
+        if #member <= LONGEST_MEMBER and not seen[member] and is_own(member, ARGV[n + 2]) then
           seen[member] = true
           local value = not too_large(member) and redis.pcall('GET', member)
           if type(value) == 'string' and #value <= longest then

@@ -7,6 +7,10 @@ local PAGE = 1000 -- most members in one command: unpack() and Lua's C stack tak
 local KEEP_ALIVE_SECONDS = 86400 -- TTL given back to a value that had none while its quarantine entry needed it
 local LONGEST_VALUE = 1024 * 1024 -- bytes of a balance's value; the ledger's have about one thousandth of that
 local LONGEST_MEMBER = 8192 -- bytes of a member; the ledger's have a few hundred
+local MEMBERS_READ = 4 -- members read by one command: how long they are is known only then
+local MEMBERS_SCANNED = 8 -- the same where Redis returns some more or less than that
+local MEMBER_BYTES = 1024 * 1024 -- bytes of members after which no more are read in one call
+local LONGEST_SESSION = 1024 -- bytes of the record of a session
 
 -- What Redis refused, as it reported it; nil for any other answer of redis.pcall.
 local function err_of(answer)
@@ -73,6 +77,47 @@ end
 -- Whether a key lies in the slot of the schedule, as every key of the ledger does.
 local function in_slot(key)
   return string.match(key, '{([^}]*)}') == 'transactions'
+end
+
+-- Reads a schedule by rank, from `first` on, a few members at a time: no command tells how long a member is without returning it.
+-- Calls `handle(member, score)` for each, until `most` were read or `most_bytes` (> 0) are reached; one command reads at most four
+-- members beyond that. Returns how many were handled, whether it stopped for their bytes, and the bytes.
+local function read_members(schedule, first, most, most_bytes, handle)
+  local handled, bytes, step = 0, 0, 1
+  while handled < most and bytes < most_bytes do
+    local from = first + handled
+    local page = redis.call('ZRANGE', schedule, from, from + math.min(step, most - handled) - 1, 'WITHSCORES')
+    if #page == 0 then return handled, false, bytes end
+    for i = 1, #page, 2 do
+      handle(page[i], page[i + 1])
+      handled, bytes = handled + 1, bytes + #page[i]
+    end
+    -- One that is too long seldom comes alone.
+    step = bytes > LONGEST_MEMBER * handled and 1 or math.min(2 * step, MEMBERS_READ)
+  end
+  return handled, handled < most, bytes
+end
+
+-- Scans a schedule as ZSCAN does, some `most` members from `cursor` on, a few at a time. Calls `handle(member, score)` for each.
+-- Returns the cursor for the next page and how many were handled: fewer than `most` also when MEMBER_BYTES were reached.
+local function scan_members(schedule, cursor, most, handle)
+  local handled, bytes = 0, 0
+  repeat
+    local page = redis.call('ZSCAN', schedule, cursor, 'COUNT', math.min(MEMBERS_SCANNED, most - handled))
+    cursor = page[1]
+    for i = 1, #page[2], 2 do
+      handle(page[2][i], page[2][i + 1])
+      handled, bytes = handled + 1, bytes + #page[2][i]
+    end
+  until cursor == '0' or handled >= most or bytes >= MEMBER_BYTES
+  return cursor, handled
+end
+
+-- What a member that is too long is called: its beginning, its length and a hash.
+local function shortened(member)
+  local SHOWN = 200 -- bytes of its beginning
+  local ends = string.sub(member, 1, LONGEST_MEMBER) .. string.sub(member, -LONGEST_MEMBER) .. #member
+  return string.format('%s… (%d bytes, %s)', string.sub(member, 1, SHOWN), #member, redis.sha1hex(ends))
 end
 
 -- The size of the value at a key if it is too large to be read; nil for any other value or type, and if there is none. The
@@ -142,6 +187,18 @@ local function for_leased(schedule, first, size, lock_prefix, token, handle)
     if #members > 0 then handle(members, positions) end
   end
   return kept
+end
+
+-- A session of the admin interface: when it was created (as text) and its record; nil if there is none that can be read.
+local function read_session(sessions, session)
+  local size = redis.call('HSTRLEN', sessions, session)
+  if size == 0 or size > LONGEST_SESSION then return nil end
+  return string.match(redis.call('HGET', sessions, session), '^(%d+%.%d+) (.*)$')
+end
+
+-- Whether a session has lapsed. ARGV[1] is the idle timeout and ARGV[2] the maximum age, both in milliseconds.
+local function session_lapsed(created, used, now)
+  return now >= used + tonumber(ARGV[1]) / 1000 or now >= tonumber(created) + tonumber(ARGV[2]) / 1000
 end
 
 -- Counts events of a schedule in the hash of events. What Redis refuses here must not keep members from being moved.

@@ -8,10 +8,11 @@
 --
 -- Atomic: all schedules of one moment. Read-only.
 
-local latest = redis_time().now - tonumber(ARGV[1])
+-- Counted, not read: a member may be long.
+local latest = string.format('%.17g', redis_time().now - tonumber(ARGV[1]))
 local due = {}
 for i = 1, #KEYS do
-  local head = redis.pcall('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')
-  if err_of(head) or (head[2] and tonumber(head[2]) <= latest) then due[#due + 1] = i end
+  local waiting = redis.pcall('ZCOUNT', KEYS[i], '-inf', latest)
+  if err_of(waiting) or waiting > 0 then due[#due + 1] = i end
 end
 return due

@@ -8,9 +8,9 @@
 -- ARGV[4]  protect floor in milliseconds
 -- ARGV[5]  tenant prefix: only values whose key begins with it are touched ('' = single-tenant)
 --
--- Result   { now, seen, raised, score, member }
+-- Result   { now, more, raised, score, member }
 --          now            Redis time, seconds with six decimals
---          seen           members in this page; fewer than the page size = it was the last one
+--          more           1 = there may be another page
 --          raised         values whose remaining TTL was raised
 --          score, member  the last of them, for the next page
 --
@@ -38,14 +38,14 @@ while first < limit do
   local middle = math.floor((first + limit) / 2)
   if is_after_last(redis.call('ZRANGE', KEYS[1], middle, middle)[1]) then limit = middle else first = middle + 1 end
 end
-local page = redis.call('ZRANGE', KEYS[1], first, first + size - 1, 'WITHSCORES')
 
 local raised = 0
-for i = 1, #page, 2 do
-  if is_own(page[i], prefix) then
+local seen, cut_short = read_members(KEYS[1], first, size, MEMBER_BYTES, function(member, score)
+  from, last = score, member
+  if #member <= LONGEST_MEMBER and is_own(member, prefix) then
     -- A refusal must not keep the other members from being protected.
-    local _, did_raise = raise_ttl(page[i], floor_ms)
+    local _, did_raise = raise_ttl(member, floor_ms)
     if did_raise then raised = raised + 1 end
   end
-end
-return { now, #page / 2, raised, page[#page] or from, page[#page - 1] or last }
+end)
+return { now, (cut_short or seen == size) and 1 or 0, raised, from, last }

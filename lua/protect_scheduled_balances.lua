@@ -17,14 +17,12 @@
 -- Atomic per page. ZSCAN returns every member that stays scheduled during the whole iteration at least once.
 
 local floor_ms, prefix = tonumber(ARGV[3]), ARGV[4]
-local page = redis.call('ZSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
-local seen, raised, absent, shortest = 0, 0, 0, -1
+local raised, absent, shortest = 0, 0, -1
 local answered, refusal = 0, nil
-for i = 1, #page[2], 2 do
-  local member = page[2][i]
-  seen = seen + 1
+local cursor, seen = scan_members(KEYS[1], ARGV[1], tonumber(ARGV[2]), function(member)
   local left, did_raise, err = -2, false, nil
-  if is_own(member, prefix) then left, did_raise, err = raise_ttl(member, floor_ms) end
+  -- No ledger writes a value under a longer key.
+  if #member <= LONGEST_MEMBER and is_own(member, prefix) then left, did_raise, err = raise_ttl(member, floor_ms) end
   if not err then
     answered = answered + 1
   elseif left or in_slot(member) then
@@ -37,6 +35,6 @@ for i = 1, #page[2], 2 do
   elseif left >= 0 and (shortest < 0 or left < shortest) then
     shortest = left
   end
-end
+end)
 if refusal and answered == 0 then return redis.error_reply(refusal) end
-return { page[1], seen, raised, absent, shortest }
+return { cursor, seen, raised, absent, shortest }

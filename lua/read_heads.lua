@@ -5,7 +5,7 @@
 --
 -- Result   { { member, score, unclaimed } | false, … }: one per schedule; false = nothing is due, or the key is of another
 --          type, which the worker that syncs the schedule reports
---          member, score  the head, and the time since which it is due
+--          member, score  the head, and the time since which it is due; one that is too long is named as in quarantine
 --          unclaimed      1 = the member of the previous call is still due, so no worker has claimed it since; 0 = it is not
 --
 -- Atomic: all heads of one moment. Read-only.
@@ -15,7 +15,8 @@ local heads = {}
 for i = 1, #KEYS do
   local head = redis.pcall('ZRANGE', KEYS[i], 0, 0, 'WITHSCORES')
   if not err_of(head) and head[2] and tonumber(head[2]) <= now then
-    local score = ARGV[i] ~= '' and redis.call('ZSCORE', KEYS[i], ARGV[i])
+    if #head[1] > LONGEST_MEMBER then head[1] = shortened(head[1]) end
+    local score = ARGV[i] == head[1] and head[2] or ARGV[i] ~= '' and redis.call('ZSCORE', KEYS[i], ARGV[i])
     head[3] = score and tonumber(score) <= now and 1 or 0
     heads[i] = head
   else

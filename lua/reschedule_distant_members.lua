@@ -6,14 +6,20 @@
 -- ARGV[1]  longest lease or delay, in milliseconds
 -- ARGV[2]  page size
 --
--- Result   number of members that are due now; fewer than the page size = it was the last page
+-- Result   { done, more }
+--          done  members that are due now
+--          more  1 = there may be more of them
 --
 -- Atomic per page: finding and moving. A newer mutation is due already and is not found; what a worker still holds under a
 -- lease is written a second time, which changes nothing.
 
 local time = redis_time()
 local from = string.format('(%.17g', time.now + tonumber(ARGV[1]) / 1000)
-local page = redis.call('ZRANGEBYSCORE', KEYS[1], from, '+inf', 'WITHSCORES', 'LIMIT', 0, tonumber(ARGV[2]))
+local size, page = tonumber(ARGV[2]), {}
+local first = redis.call('ZCARD', KEYS[1]) - redis.call('ZCOUNT', KEYS[1], from, '+inf')
+local done, cut_short = read_members(KEYS[1], first, size, MEMBER_BYTES, function(member, score)
+  page[#page + 1], page[#page + 2] = member, score
+end)
 for i = 1, #page, 2 do
   -- The copy of a retried member's value is used only while the entry knows the member's score.
   local kept = redis.pcall('HGET', KEYS[2], page[i])
@@ -28,4 +34,4 @@ for i = 1, #page, 2 do
   end
   redis.call('ZADD', KEYS[1], 'XX', time.text, page[i])
 end
-return #page / 2
+return { done, (cut_short or done == size) and 1 or 0 }

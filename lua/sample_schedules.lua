@@ -25,6 +25,7 @@
 
 local time = redis_time()
 local budget = tonumber(ARGV[1])
+local spare = MEMBER_BYTES -- bytes of members that may still be read; of each schedule at least one is
 
 -- The number that a command returns; -1 when the key is of another type.
 local function count(...)
@@ -45,25 +46,26 @@ for n = 1, #KEYS / 3 do
     local ttl, shortest = -1, ''
 
     local function read_ttl(member)
-      budget = budget - 1
-      if not is_own(member, prefix) then return end
+      budget, spare = budget - 1, spare - #member
+      -- No ledger writes a value under a longer key.
+      if #member > LONGEST_MEMBER or not is_own(member, prefix) then return end
       local left = count('PTTL', member)
       if left >= 0 and (ttl < 0 or left < ttl) then ttl, shortest = left, member end
     end
 
-    local first = redis.call('ZRANGE', schedule, 0, math.max(0, math.min(head, budget) - 1), 'WITHSCORES')
-    local oldest = math.max(0, time.now - math.max(0, tonumber(first[2])))
+    local asked = math.min(head, budget)
+    local since
+    read_members(schedule, 0, math.max(1, asked), math.max(1, spare), function(member, score)
+      since = since or tonumber(score)
+      if asked > 0 then read_ttl(member) end
+    end)
+    local oldest = math.max(0, time.now - math.max(0, since))
     local due = redis.call('ZCOUNT', schedule, '-inf', time.text)
-    local furthest = tonumber(redis.call('ZRANGE', schedule, -1, -1, 'WITHSCORES')[2])
+    local furthest = due < scheduled and tonumber(redis.call('ZRANGE', schedule, -1, -1, 'WITHSCORES')[2]) or 0
     local ahead = math.max(0, math.min(furthest - time.now, 1e9))
-    if head > 0 and budget > 0 then
-      for i = 1, #first, 2 do read_ttl(first[i]) end
-    end
     if kept ~= '' and budget > 0 and redis.call('ZSCORE', schedule, kept) then read_ttl(kept) end
-    if page > 0 and budget > 0 then
-      local seen = redis.call('ZSCAN', schedule, cursor, 'COUNT', math.min(page, budget))
-      for i = 1, #seen[2], 2 do read_ttl(seen[2][i]) end
-      cursor = seen[1]
+    if page > 0 and budget > 0 and spare > 0 then
+      cursor = scan_members(schedule, cursor, math.min(page, budget), read_ttl)
     else
       cursor = ''
     end

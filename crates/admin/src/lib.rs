@@ -16,7 +16,7 @@ pub mod metrics;
 pub mod server;
 mod ui;
 
-pub use api::{Access, Api, ApiParts, LONGEST_NAME, NamedToken, Role, TrustedProxies};
+pub use api::{Access, Api, ApiParts, LONGEST_NAME, NamedToken, Role, SessionKeeper, TrustedProxies};
 pub use health::{Verdict, liveness, readiness};
 pub use metrics::{ConnectionSource, Exported, Metrics};
 pub use server::{AdminServer, AdminSettings, start, start_with_api, start_with_connections};

@@ -325,6 +325,7 @@ async fn every_metric_has_its_name_type_help_and_value() {
             in_use: 3,
             waiting: 1,
             limit: 20,
+            clock_ahead_ms: None,
             opened: 9,
         }]
     };
@@ -632,7 +633,7 @@ proptest! {
         let servers: Vec<_> = names
             .iter()
             .map(|name| ServerUsage {
-                server: name.clone(), open: 7, idle: 0, in_use: 0, waiting: 0, limit: 9, opened: 7,
+                server: name.clone(), open: 7, idle: 0, in_use: 0, waiting: 0, limit: 9, clock_ahead_ms: None, opened: 7,
             })
             .collect();
         let metrics = Metrics::new(Arc::default(), 100, Some(Box::new(move || servers.clone())));
@@ -658,6 +659,7 @@ fn servers_beyond_the_limit_and_labels_that_repeat_are_summed() {
                 in_use,
                 waiting: 0,
                 limit: 10,
+                clock_ahead_ms: None,
                 opened: in_use,
             })
             .collect()

@@ -3,7 +3,7 @@
 import { get, Problem, remove, whenSignedOut } from "./api.js";
 import { at, here, isOurs } from "./base.js";
 import { h, icon, setAttr, setIcon, setShown, setText, visible } from "./dom.js";
-import { showDialog } from "./dialog.js";
+import { showDialog, toast } from "./dialog.js";
 import { clock, span, switchZone, zoneName } from "./format.js";
 import { connect, disconnect, live, load, retryNow, subscribe } from "./live.js";
 import { button, failed, heading, link, nothing } from "./parts.js";
@@ -118,7 +118,13 @@ const zoneButton = h("button.button.small.zone", { type: "button", on: { click: 
 const helpButton = h("button.icon-button.help", { type: "button", "aria-label": "Keys (?)", title: "Keys (?)", on: { click: showKeys } }, icon("question"));
 const who = h("span.who");
 const signOut = button("Sign out", null, async () => {
-  await remove(["session"]).catch(() => {});
+  try {
+    await remove(["session"]);
+  } catch (problem) {
+    // The session goes on; a page that looks signed out would hide that.
+    toast("").update("bad", problem.message);
+    return;
+  }
   await begin();
 }, "button.button.small");
 document.querySelector(".top-end")?.append(connection, who, signOut, zoneButton, helpButton, themeButton);

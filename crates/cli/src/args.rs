@@ -81,6 +81,9 @@ pub(crate) enum Command {
     /// Live workers, and the end of one.
     #[command(args_conflicts_with_subcommands = true)]
     Workers(WorkersArgs),
+    /// Who is signed in to the dashboard, at any worker, and the end of sessions.
+    #[command(subcommand)]
+    Sessions(SessionsCommand),
     /// What operators have done, the last first: who, what, when, and what became of it.
     Actions(ActionsArgs),
     /// What happened to a tenant within the last day: states, failures, actions, and workers that came and went.
@@ -287,6 +290,32 @@ pub(crate) enum WorkersCommand {
         #[command(flatten)]
         action: ActionArgs,
     },
+}
+
+/// What can be done with sessions.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SessionsCommand {
+    /// All sessions, the one used last first.
+    List {
+        /// Print one line of JSON, as /api/v1/sessions answers.
+        #[arg(long)]
+        json: bool,
+    },
+    /// End sessions at all workers.
+    End(EndSessionsArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+#[group(required = true, multiple = false)]
+pub(crate) struct EndSessionsArgs {
+    /// The session with this id in the list.
+    pub id: Option<String>,
+    /// All that were opened under this name.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// All of them.
+    #[arg(long)]
+    pub all: bool,
 }
 
 #[derive(Debug, ClapArgs)]

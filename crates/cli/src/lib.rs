@@ -57,6 +57,7 @@ async fn dispatch(args: Args) -> anyhow::Result<u8> {
         Command::Tenants(options) => commands::tenants::tenants(file, options).await,
         Command::Why(options) => commands::why::answer(file, options).await,
         Command::Workers(options) => commands::workers::workers(file, options).await,
+        Command::Sessions(command) => commands::sessions::sessions(file, command).await,
         Command::Actions(options) => commands::actions::actions(file, options).await,
         Command::Verify(options) => commands::verify::verify(file, options).await,
         Command::Audit(options) => commands::audit::audit(file, options).await,

@@ -17,7 +17,8 @@ use balance_sync_fleet::{
     status::WorkerMode,
 };
 use balance_sync_schedule::{
-    Controls, Endpoint, Link, Names, Reports, Rollouts, ScheduleError, ScheduleOptions, Snapshots, Timelines,
+    Controls, Endpoint, Link, Names, Reports, Rollouts, ScheduleError, ScheduleOptions, Sessions, Snapshots,
+    Timelines,
 };
 use balance_sync_tenants::{Membership, ServiceDirectory, ServiceSettings, StaticDirectory, TenantDirectory};
 use balance_sync_view::{
@@ -168,6 +169,19 @@ pub(crate) fn reports(config: &Config) -> anyhow::Result<Reports> {
 pub(crate) fn timelines(config: &Config) -> anyhow::Result<TimelineReader> {
     let timelines = Timelines::new(Link::new(&config.redis.link)?, &group(config));
     Ok(TimelineReader::new(timelines, operator(config)?))
+}
+
+/// Who is signed in to the dashboard.
+///
+/// # Errors
+/// When Redis's settings can't be used.
+pub(crate) fn sessions(config: &Config) -> anyhow::Result<Sessions> {
+    Ok(sessions_over(Link::new(&config.redis.link)?, config))
+}
+
+/// The same over a worker's link.
+pub(crate) fn sessions_over(link: Link, config: &Config) -> Sessions {
+    Sessions::new(link, &group(config), config.admin.session_idle, config.admin.session_max)
 }
 
 /// Who writes operators' actions down, and reads what became of them.

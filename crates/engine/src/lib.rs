@@ -8,12 +8,13 @@
 //! (whether its first owner claims) · [`trail`] (its values that are gone) · [`vanish`] (what Redis has
 //! lost) · [`queues`] (the ledger's own queues) · [`shadow`] (what a worker that only looks finds) · [`controls`] (what operators' actions do to it) ·
 //! [`state`], [`reason`] and [`outcome`] (what is shown of it) · [`timeline`] (what is kept of it for a day). When something fails: [`failure`]
-//! (what follows) · [`backoff`] (delays) · [`breaker`] (a service that fails again and again). A balance: [`audit`]
+//! (what follows) · [`backoff`] (delays) · [`breaker`] (a service that fails again and again) · [`clock`] (two clocks that differ). A balance: [`audit`]
 //! (what three witnesses say of it).
 
 pub mod audit;
 pub mod backoff;
 pub mod breaker;
+pub mod clock;
 pub mod collector;
 pub mod controls;
 pub mod failure;

@@ -1,6 +1,8 @@
 //! The time of day, for people and alerts. Nothing is decided by it.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+pub use balance_sync_engine::clock::clock_offset_ms;
 
 /// Seconds since 1970.
 #[must_use]
@@ -13,29 +15,4 @@ pub fn wall_clock() -> f64 {
 pub fn wall_clock_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// By how much this host's clock is ahead of another one, in milliseconds; negative = behind. `read` is what the other one showed
-/// at some moment between `begun`, by this host's clock, and `took` later. As little as is compatible with that: what can be due to
-/// the way there and back counts as none.
-#[must_use]
-pub fn clock_offset_ms(begun: f64, took: Duration, read: f64) -> i64 {
-    let half = took.as_secs_f64() / 2.0;
-    let offset = begun + half - read;
-    (offset.signum() * (offset.abs() - half).max(0.0) * 1e3).round() as i64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_offset_that_the_way_of_the_question_explains_is_none() {
-        let took = Duration::from_millis(400);
-        for (read, offset) in
-            [(100.2, 0), (100.0, 0), (100.4, 0), (102.4, -2_000), (98.0, 2_000), (103.9, -3_500)]
-        {
-            assert_eq!(clock_offset_ms(100.0, took, read), offset, "{read}");
-        }
-    }
 }

@@ -11,7 +11,8 @@
 //! due) · [`schedules`] (all schedules of a tenant) · `siblings` (one balance under two key forms) · [`quarantine`] (entries) ·
 //! [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) · [`workers`] (live workers) · [`names`]
 //! (which process holds a name) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`rollout`] (which tenants are
-//! served) · [`reports`] (what the monthly report is made of) · [`timelines`] (what is kept for a day) · [`heads`] (unclaimed
+//! served) · [`reports`] (what the monthly report is made of) · [`timelines`] (what is kept for a day) · [`sessions`] (of the admin
+//! interface) · [`heads`] (unclaimed
 //! members, for standby) · `rights` (naming those that are missing) · [`inspect`] (one balance) · [`balances`] (all of them) ·
 //! [`witnesses`] (what an audit reads) · [`origins`] (Postgres servers) · [`vanished`] (lost data) · [`queues`] (the ledger's
 //! own queues) · [`subscription`] (messages) · [`error`].
@@ -44,6 +45,7 @@ pub mod schedule;
 pub mod schedules;
 pub mod scripts;
 mod sentinel;
+pub mod sessions;
 mod settings;
 mod siblings;
 pub mod snapshots;
@@ -78,6 +80,7 @@ pub use schedule::{
     SettleReport,
 };
 pub use schedules::Schedules;
+pub use sessions::{Sessions, StoredSession};
 pub use settings::{Authority, LinkSettings, Secret, SentinelSettings};
 pub use snapshots::Snapshots;
 pub use stats::LinkStats;

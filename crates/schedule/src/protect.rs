@@ -128,7 +128,7 @@ impl Schedule {
         Ok(RecentPage {
             now: seconds(OPERATION, &parts[0])?,
             raised: int(OPERATION, &parts[2])?,
-            next: if int(OPERATION, &parts[1])? < PAGE { None } else { Some(next()?) },
+            next: if int(OPERATION, &parts[1])? == 0 { None } else { Some(next()?) },
         })
     }
 }

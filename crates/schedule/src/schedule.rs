@@ -484,9 +484,9 @@ impl Schedule {
             let mut cmd = scripts::RESCHEDULE.call(2);
             cmd.arg(self.space.schedule()).arg(self.space.quarantine());
             cmd.arg(millis(self.options.reach())).arg(PAGE);
-            let page = int("reschedule", &scripts::RESCHEDULE.run(&self.link, &cmd).await?)?;
-            done += page;
-            if page < PAGE {
+            let page = ints("reschedule", &scripts::RESCHEDULE.run(&self.link, &cmd).await?, 2)?;
+            done += page[0];
+            if page[1] == 0 {
                 return Ok(done);
             }
         }

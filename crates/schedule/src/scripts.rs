@@ -107,6 +107,10 @@ script!(RECORD_REPORT, "record report", "record_report.lua");
 script!(RECORD_TIMELINE, "record timeline", "record_timeline.lua");
 script!(RECORD_HISTORY, "record history", "record_history.lua");
 script!(CHECK_RIGHTS, "check rights", "check_rights.lua");
+script!(OPEN_SESSION, "open session", "open_session.lua");
+script!(USE_SESSION, "use session", "use_session.lua");
+script!(LIST_SESSIONS, "list sessions", "list_sessions.lua");
+script!(END_SESSIONS, "end sessions", "end_sessions.lua");
 script!(INSPECT, "inspect balance", "inspect_balance.lua");
 
 #[cfg(test)]

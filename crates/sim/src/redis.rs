@@ -254,7 +254,10 @@ impl Schedule {
         resume: usize,
         rules: Rules,
     ) -> Taken {
+        /// Members in a page at most; the first pages are smaller.
+        const LARGEST_PAGE: usize = 4;
         let (mut at, mut seen, mut taken) = (resume, 0, Taken::default());
+        let mut next_page = 1;
         while taken.members.len() < limit {
             if seen >= rules.scan_limit.max(limit) {
                 if rules.bug != Some(Bug::LocksHideTheRest) {
@@ -264,6 +267,8 @@ impl Schedule {
             }
             // A page; the scan limit counts when it has been looked at.
             let page = due.get(at..).unwrap_or_default();
+            let most = limit.min(next_page);
+            next_page = (2 * next_page).min(LARGEST_PAGE);
             if page.is_empty() {
                 if seen > 0 || at == 0 {
                     break;
@@ -271,7 +276,7 @@ impl Schedule {
                 at = 0;
                 continue;
             }
-            for &(score, balance) in page.iter().take(limit) {
+            for &(score, balance) in page.iter().take(most) {
                 (seen, at) = (seen + 1, at + 1);
                 if rules.bug == Some(Bug::LockIgnored)
                     || self.lock(now, balance, Owner::Worker(token), rules.claim_ttl)

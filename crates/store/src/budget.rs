@@ -72,6 +72,10 @@ pub struct ServerUsage {
     pub waiting: u64,
     /// The budget.
     pub limit: u64,
+    /// By how many milliseconds the clock of this worker's host is ahead of the server's, at least: measured whenever a connection is
+    /// opened. None = not yet, or the worker doesn't know how.
+    #[serde(default)]
+    pub clock_ahead_ms: Option<i64>,
     /// Connections opened so far, attempts included. Growing fast, it shows that too many active databases share too few.
     /// Known in its own process only.
     #[serde(skip)]

@@ -252,6 +252,7 @@ impl Database {
     /// Notes the server that a new connection leads to. Connections to a former one are of no use any more: what is written there may
     /// be lost.
     pub(crate) fn note_origin(&self, examined: &Examined) {
+        self.0.server.note_clock(examined.clock_ahead_ms);
         let Some(found) = &examined.origin else { return };
         let former = lock(&self.0.origin).replace(found.clone());
         if let Some(former) = former.filter(|former| former != found) {
@@ -373,6 +374,7 @@ mod tests {
             oid: 1,
             started: "1".to_owned(),
             pid: 1,
+            clock_ahead_ms: 0,
             origin: origin.map(|started| Origin::new(Some("7".to_owned()), None, started)),
         }
     }

@@ -4,6 +4,9 @@
 //! session. Therefore each statement checks for itself what it relies on (`sql.rs`); here it is found out what there is to
 //! check, and a session that takes no settings is named as such before anything is claimed for it.
 
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use balance_sync_engine::clock::clock_offset_ms;
 use sqlx::Row as _;
 
 use crate::classify::{ErrorClass, StoreError};
@@ -26,6 +29,8 @@ pub(crate) struct Examined {
     pub(crate) started: String,
     /// The process of the session.
     pub(crate) pid: i32,
+    /// By how many milliseconds this host's clock is ahead of the server's, at least.
+    pub(crate) clock_ahead_ms: i64,
     /// The server, if it takes writes.
     pub(crate) origin: Option<Origin>,
 }
@@ -43,7 +48,8 @@ const EXAMINE: &str = "SELECT pg_catalog.current_database()::pg_catalog.text, \
      pg_catalog.pg_is_in_recovery(), \
      pg_catalog.current_setting('synchronous_commit'), \
      pg_catalog.current_setting('row_security'), \
-     pg_catalog.current_setting('transaction_isolation')";
+     pg_catalog.current_setting('transaction_isolation'), \
+     extract(epoch FROM pg_catalog.clock_timestamp())::pg_catalog.float8";
 
 /// A schema of the role's `search_path` that has a balance table and that the role may not use. `current_schemas` leaves it out.
 const HIDDEN: &str = "SELECT s.nspname::pg_catalog.text, current_user::pg_catalog.text FROM pg_catalog.pg_namespace AS s \
@@ -100,6 +106,8 @@ pub(crate) async fn examine(
 ) -> Result<Examined, StoreError> {
     let mut sql = Sql::new(preamble, None);
     sql.push(EXAMINE);
+    let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let asked = Instant::now();
     let answer = send(connection, sql.finish()).await.map_err(|error| match error.class() {
         // Nothing of ours is in it but settings and catalogs every server has.
         ErrorClass::NotProvisioned | ErrorClass::Refused | ErrorClass::Internal => StoreError::new(
@@ -111,6 +119,7 @@ pub(crate) async fn examine(
         ),
         _ => error,
     })?;
+    let took = asked.elapsed();
     let row = answer.rows.first().ok_or_else(|| {
         StoreError::new(ErrorClass::PoolerUnsafe, "no answer to a query that always has one")
     })?;
@@ -137,6 +146,7 @@ pub(crate) async fn examine(
         oid: row.try_get(2)?,
         started,
         pid: row.try_get(4)?,
+        clock_ahead_ms: clock_offset_ms(begun, took, row.try_get(6 + SETTINGS.len())?),
         origin,
     })
 }

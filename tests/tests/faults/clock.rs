@@ -203,3 +203,39 @@ async fn clocks_that_differ_are_reported_with_who_and_how_much() -> Result<()> {
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }
+
+/// Postgres and the workers keep the time of this machine here, and Redis another.
+#[tokio::test]
+async fn a_postgres_server_with_another_clock_than_redis_is_named() -> Result<()> {
+    let sandbox = Sandbox::start(settable(2, 5)).await?;
+    sandbox.redis().shift_clock(20_000)?;
+    let mut worker = brisk(&sandbox, "w").start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    let reasons = async || {
+        let (_, body) = worker.get("/api/v1/overview").await?;
+        let overview: Value = serde_json::from_str(&body)?;
+        let reasons = overview["reasons"].as_array().context("no reasons")?.clone();
+        anyhow::Ok(reasons.iter().filter_map(|reason| reason.as_str().map(str::to_owned)).collect::<Vec<_>>())
+    };
+    eventually(SOON, "a line about the server, not one per tenant", || async {
+        let reasons = reasons().await?;
+        let about = reasons.iter().filter(|reason| reason.starts_with("Clocks of Postgres servers"));
+        let about: Vec<_> = about.collect();
+        ensure!(about.len() == 1 && about[0].matches(" behind").count() == 1, "{reasons:?}");
+        let found = about[0].contains(" 20.0 s behind") || about[0].contains(" 19.9 s behind");
+        ensure!(found, "{reasons:?}");
+        Ok(())
+    })
+    .await?;
+    sandbox.redis().shift_clock(0)?;
+    eventually(SOON, "no such line", || async {
+        let reasons = reasons().await?;
+        ensure!(!reasons.iter().any(|reason| reason.contains("Postgres servers")), "{reasons:?}");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}

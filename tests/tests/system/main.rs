@@ -44,6 +44,7 @@ mod rotation;
 mod screens;
 mod sentinel;
 mod service;
+mod sessions;
 mod shadow;
 mod shutdown;
 mod terminal;

@@ -13,7 +13,16 @@ pub(crate) struct Description(Value);
 
 impl Description {
     pub(crate) async fn of(worker: &Worker) -> Result<Self> {
-        let answer = ask(worker, "GET", "/api/v1/openapi.json", &[], None).await?;
+        Self::with(worker, &[]).await
+    }
+
+    /// Where a token is needed.
+    pub(crate) async fn of_bearer(worker: &Worker, token: &str) -> Result<Self> {
+        Self::with(worker, &[("authorization", &format!("Bearer {token}"))]).await
+    }
+
+    async fn with(worker: &Worker, headers: &[(&str, &str)]) -> Result<Self> {
+        let answer = ask(worker, "GET", "/api/v1/openapi.json", headers, None).await?;
         ensure!(answer.status == 200, "{}", answer.text);
         Ok(Self(answer.body))
     }

@@ -2,7 +2,7 @@
 //!
 //! Each stream is a task on the interface's thread with a small channel to its client. There are few of them, a client
 //! that doesn't read is dropped, and all end at once when the interface is stopped: a worker's drain never waits for
-//! a client that watches it.
+//! a client that watches it. A stream ends too when its user may no longer look: signed out, at any worker, or the token changed.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-use super::{Answer, State, params::Params, problem::Problem};
+use super::{Answer, State, auth::Who, params::Params, problem::Problem};
 
 /// Streams at a time; together with scrapers and probes they stay below the limit of connections.
 pub(super) const MOST_STREAMS: usize = 32;
@@ -48,7 +48,7 @@ struct News {
 }
 
 /// `GET /api/v1/events`.
-pub(super) async fn events(state: State, tasks: Data<Tasks>, request: HttpRequest) -> Answer {
+pub(super) async fn events(state: State, who: Who, tasks: Data<Tasks>, request: HttpRequest) -> Answer {
     let params = Params::read(&request, &["tenant"])?;
     let named = params.get("tenant").unwrap_or_default();
     // One that isn't known has no events; the others of the same browser go on.
@@ -64,7 +64,7 @@ pub(super) async fn events(state: State, tasks: Data<Tasks>, request: HttpReques
     };
     let view = state.reader.view().await;
     let (sender, mut receiver) = mpsc::channel(8);
-    let stream = Stream { state, tenants, sender, last_sent: Instant::now(), _permit: permit };
+    let stream = Stream { state, who, tenants, sender, last_sent: Instant::now(), _permit: permit };
     // Its client sees that it has ended, however it did.
     drop(tasks.once(TaskName::EventStream, stream.run(view)));
     Ok(HttpResponse::Ok()
@@ -84,6 +84,7 @@ enum Ended {
 
 struct Stream {
     state: State,
+    who: Who,
     tenants: Vec<String>,
     sender: mpsc::Sender<Bytes>,
     last_sent: Instant,
@@ -92,9 +93,13 @@ struct Stream {
 
 impl Stream {
     async fn run(mut self, view: Arc<FleetView>) {
-        let stop = self.state.stop.clone();
-        // Nothing is sent at the end: the client connects again by itself.
-        let _ = stop.run_until_cancelled(Box::pin(self.send_all(view))).await;
+        let (stop, access, who) = (self.state.stop.clone(), self.state.access.clone(), self.who.clone());
+        // Nothing is sent at the end: the client connects again by itself, if it may.
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = access.ended(&who) => {}
+            _ = Box::pin(self.send_all(view)) => {}
+        }
     }
 
     async fn send_all(&mut self, mut before: Arc<FleetView>) -> Result<(), Ended> {

@@ -1,6 +1,6 @@
 //! `/api/v1`: the fleet for programs and for the pages at `/`.
 //!
-//! - `auth` and `session`: who asks, and what they may do.
+//! - `auth`, `session` and `sessions`: who asks, and what they may do.
 //! - `fleet`: overview, workers, tenants.
 //! - `events`: what changes, as it happens.
 //! - `actions` and `quarantine`: what operators do.
@@ -24,6 +24,7 @@ mod quarantine;
 mod recovery;
 mod rollout;
 mod session;
+mod sessions;
 mod timeline;
 mod why;
 
@@ -44,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::auth::{Access, LONGEST_NAME, NamedToken, Role, TrustedProxies};
 pub(crate) use self::problem::Problem;
+pub use self::sessions::SessionKeeper;
 
 /// Where the API is.
 const BASE: &str = "/api/v1";
@@ -141,6 +143,8 @@ fn paths() -> Vec<Path> {
                 (Method::DELETE, web::to(session::sign_out)),
             ],
         ),
+        ("/sessions", get(web::to(session::list))),
+        ("/sessions/end", post(web::to(session::end))),
         ("/openapi.json", get(web::to(openapi))),
         ("/overview", get(web::to(fleet::overview))),
         ("/workers", get(web::to(fleet::workers))),

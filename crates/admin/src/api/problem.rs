@@ -74,6 +74,14 @@ impl Problem {
         )
     }
 
+    /// Sessions can't be read or written, for this reason.
+    pub(crate) fn sessions_away(error: &str) -> Self {
+        Self::unavailable(format!(
+            "sessions are kept in Redis, which can't be asked ({error}): nobody can sign in, sign out or act in a browser until \
+             it answers; Bearer tokens go on working"
+        ))
+    }
+
     /// The token is not valid.
     pub(crate) fn wrong_token() -> Self {
         Self::new(

@@ -11,6 +11,7 @@ pub(crate) mod recover;
 pub(crate) mod report;
 pub(crate) mod rollout;
 pub(crate) mod run;
+pub(crate) mod sessions;
 mod shadow;
 pub(crate) mod status;
 pub(crate) mod tenants;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context;
-use balance_sync_admin::{Access, AdminServer, Api, ApiParts, Metrics, liveness, readiness};
+use balance_sync_admin::{Access, AdminServer, Api, ApiParts, Metrics, SessionKeeper, liveness, readiness};
 use balance_sync_fleet::{
     PreparedWorker,
     lifecycle::{DrainReport, WorkerHandles, name::WorkerName},
@@ -69,7 +69,9 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     let metrics = Arc::new(metrics(&config, worker.handles()));
     // Before the page is there, so that no series is on it that is pushed.
     let push = start_push(&config, name, &worker.handles().fleet, &metrics);
-    let admin = start_admin(&config, worker.handles(), &operations, &recoveries, started, &metrics)?;
+    let access = access(&config, worker.handles());
+    let admin =
+        start_admin(&config, worker.handles(), &operations, &recoveries, access.clone(), started, &metrics)?;
     let close_grace = config.collector.drain_deadline;
     let mut heartbeat = operations.heartbeat();
     let (mut beats, mut summaries) = (every(config.log.heartbeat), every(SUMMARY_EVERY));
@@ -87,7 +89,7 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
             tokio::select! {
                 signal = &mut interrupted => return signal.context("listening to signals"),
                 () = drain_request.wanted() => return Ok("an operator's action"),
-                Some(()) = hangups.recv() => reload(file, &endpoints).await,
+                Some(()) = hangups.recv() => reload(file, &endpoints, &access).await,
                 _ = beats.tick() => heartbeat.log(),
                 _ = summaries.tick() => log.limit.summarise(),
             }
@@ -136,7 +138,7 @@ fn health(fleet: &FleetStatus, uptime: Duration) -> Health {
 }
 
 /// Reads the configuration again, as SIGHUP asks for, and takes from it what needs no restart.
-async fn reload(file: Option<&Path>, endpoints: &Endpoints) {
+async fn reload(file: Option<&Path>, endpoints: &Endpoints, access: &Access) {
     tracing::info!("SIGHUP: the configuration is read again");
     let config = match super::load_config(file) {
         Ok(config) => config,
@@ -145,11 +147,22 @@ async fn reload(file: Option<&Path>, endpoints: &Endpoints) {
             return;
         }
     };
-    match endpoints.reload(&config).await {
-        Ok(()) => {
-            tracing::info!("credentials and certificates of redis are in force, other changes take a restart")
-        }
-        Err(error) => tracing::error!(%error, "the former credentials of redis stay in force"),
+    let redis = endpoints.reload(&config).await;
+    if let Err(error) = &redis {
+        tracing::error!(%error, "the former credentials of redis stay in force");
+    }
+    let admin = config.admin;
+    let tokens = access.replace_tokens(admin.read_token, admin.operator_token, admin.tokens);
+    match &tokens {
+        Ok(true) => tracing::info!("the tokens of the admin interface have changed: sessions of others end"),
+        Ok(false) => {}
+        Err(reason) => tracing::error!(reason, "the former tokens of the admin interface stay in force"),
+    }
+    if redis.is_ok() && tokens.is_ok() {
+        tracing::info!(
+            "credentials and certificates of redis and the tokens of the admin interface are in force, other changes take \
+             a restart"
+        );
     }
 }
 
@@ -177,11 +190,24 @@ fn start_push(
         .ok()
 }
 
+/// Who may do what, by the tokens and by sessions that were opened with them.
+fn access(config: &Config, worker: &WorkerHandles) -> Access {
+    Access::new(
+        config.admin.read_token.clone(),
+        config.admin.operator_token.clone(),
+        config.admin.tokens.iter().cloned(),
+    )
+    .behind(config.admin.proxies.clone())
+    .only_looking(config.worker.mode == WorkerMode::Shadow)
+    .with_sessions(SessionKeeper::new(wiring::sessions_over(worker.link.clone(), config)))
+}
+
 fn start_admin(
     config: &Config,
     worker: &WorkerHandles,
     operations: &Operations,
     recoveries: &Arc<Runner>,
+    access: Access,
     started: Instant,
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<Option<AdminServer>> {
@@ -197,13 +223,7 @@ fn start_admin(
             .inspector()
             .recoveries(config.worker.name.clone(), Arc::clone(recoveries) as Arc<dyn RecoveryRunner>),
         rollout: operations.rollout_desk(),
-        access: Access::new(
-            config.admin.read_token.clone(),
-            config.admin.operator_token.clone(),
-            config.admin.tokens.iter().cloned(),
-        )
-        .behind(config.admin.proxies.clone())
-        .only_looking(config.worker.mode == WorkerMode::Shadow),
+        access,
         worker: config.worker.name.clone(),
     };
     let server = balance_sync_admin::start_with_api(

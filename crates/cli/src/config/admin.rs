@@ -44,6 +44,13 @@ pub(super) fn admin(check: &mut Check<'_>, raw: &raw::Admin) -> Option<Admin> {
              admin.operator_token set: every client that reaches it could pause tenants and drain workers",
         );
     }
+    if raw.session_idle > raw.session_max {
+        check.refuse(
+            "admin.session_idle",
+            Some(humantime::format_duration(raw.session_idle).to_string()),
+            "allowed: at most admin.session_max",
+        );
+    }
     Some(Admin {
         enabled: raw.enabled,
         listen,
@@ -51,6 +58,8 @@ pub(super) fn admin(check: &mut Check<'_>, raw: &raw::Admin) -> Option<Admin> {
         operator_token,
         tokens,
         proxies,
+        session_idle: raw.session_idle,
+        session_max: raw.session_max,
         metrics_tenants: raw.metrics_tenants,
         freshness_objective: raw.freshness_objective,
     })

@@ -304,6 +304,10 @@ pub(super) struct Admin {
     pub tokens: Vec<AdminToken>,
     pub name_header: String,
     pub trusted_proxies: Vec<String>,
+    #[serde(with = "humantime_serde")]
+    pub session_idle: Duration,
+    #[serde(with = "humantime_serde")]
+    pub session_max: Duration,
     pub metrics_tenants: usize,
     #[serde(with = "humantime_serde")]
     pub freshness_objective: Duration,

@@ -147,6 +147,10 @@ pub(crate) struct Admin {
     pub tokens: Vec<NamedToken>,
     /// Proxies that name who asks.
     pub proxies: Option<TrustedProxies>,
+    /// A session that isn't used for so long ends.
+    pub session_idle: Duration,
+    /// A session ends this long after signing in.
+    pub session_max: Duration,
     /// Tenants with time series of their own at `/metrics`.
     pub metrics_tenants: usize,
     /// A tenant whose oldest due balance is older counts as behind.

@@ -374,6 +374,8 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
     within!(check, raw.supervisor.threads, 0..=256);
     within!(check, raw.supervisor.sample_interval, ms(100)..=minutes(10));
 
+    within!(check, raw.admin.session_idle, secs(1)..=minutes(60 * 24 * 30));
+    within!(check, raw.admin.session_max, secs(1)..=minutes(60 * 24 * 30));
     within!(check, raw.admin.metrics_tenants, 0..=100_000);
 
     within!(check, raw.log.heartbeat, secs(1)..=minutes(60));

@@ -1,9 +1,13 @@
 //! What stands where it is not expected: keys of the wrong type, members that a cluster keeps elsewhere, a clock that goes
 //! back. One such thing must not keep other members from being worked.
 
+use std::sync::Arc;
+
 use balance_sync_domain::QuarantineReason;
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
-use balance_sync_schedule::{ErrorClass, RecentFrom, Unreadable};
+use balance_sync_schedule::{
+    ErrorClass, HeadState, RecentFrom, Unreadable, Vanished, heads::read_heads, probe::probe, sample,
+};
 
 use crate::{SOON, Tenant, all, ask, common, names, number, refusal, tell};
 
@@ -355,6 +359,109 @@ async fn a_member_that_is_too_long_is_set_aside_without_being_returned() {
         assert_eq!(tenant.score(&name).await, None);
         assert_eq!(schedule.quarantine_drop(&[&listed[0].member]).await.unwrap(), 1);
     }
+}
+
+/// So many members of two megabytes each, due for long, between others; gives the others.
+async fn between_members_of_megabytes(tenant: &Tenant, long: usize, others: usize) -> Vec<String> {
+    for n in 0..long {
+        let member = tenant.member(&format!("{n:03}{}", "x".repeat(2 * 1024 * 1024)));
+        tenant.schedule(&member, &format!("{}.000001", 1_700_000_000 + n)).await;
+    }
+    let mut members = Vec::new();
+    for n in 0..others {
+        let member = tenant.member(&format!("good-{n}"));
+        tenant.schedule(&member, &format!("{}.000002", 1_700_000_000 + n * long / others)).await;
+        tell!(tenant, "SET", &member, "{}", "PX", 60_000);
+        members.push(member);
+    }
+    members
+}
+
+#[tokio::test]
+async fn members_of_megabytes_are_set_aside_a_few_at_a_time() {
+    const LONG: usize = 24;
+    const OTHERS: usize = 40;
+    for mode in ["lease", "lock"] {
+        let (_server, tenant) = counting("odd-megabytes").await;
+        let mut others = between_members_of_megabytes(&tenant, LONG, OTHERS).await;
+        let schedule = match mode {
+            "lock" => tenant.lock_mode("us"),
+            _ => tenant.lease_mode(),
+        };
+        let (mut isolated, mut claimed) = (0, Vec::new());
+        while isolated < LONG as u64 || claimed.len() < OTHERS {
+            let claim = schedule.claim(100).await.unwrap();
+            assert!(claim.isolated <= 4, "{mode}: {} in one call", claim.isolated);
+            assert!(claim.isolated > 0 || !claim.entries.is_empty(), "{mode}: a call without progress");
+            isolated += claim.isolated;
+            claimed.extend(names(&claim.entries).into_iter().map(str::to_owned));
+        }
+        claimed.sort();
+        others.sort();
+        assert_eq!((isolated, claimed), (LONG as u64, others), "{mode}");
+        assert_eq!(schedule.quarantine_list().await.unwrap().len(), LONG, "{mode}");
+    }
+}
+
+#[tokio::test]
+async fn what_looks_at_schedules_passes_members_of_megabytes_over() {
+    const LONG: usize = 24;
+    let (_server, tenant) = counting("odd-megabytes-seen").await;
+    let others = between_members_of_megabytes(&tenant, LONG, 4).await;
+    let schedule = tenant.lease_mode();
+    let before = counted(&tenant, "stats", "total_net_output_bytes").await;
+
+    // In pages of some megabytes, which come to an end and reach the others.
+    let (mut from, mut pages, mut raised, mut seen) = (None, 0, 0, 0);
+    loop {
+        let page = schedule.protect_page(from.as_deref()).await.unwrap();
+        (pages, raised, seen) = (pages + 1, raised + page.raised, seen + page.seen);
+        match page.next {
+            Some(next) => from = Some(next),
+            None => break,
+        }
+    }
+    assert!(seen >= 28 && raised == 4 && pages > 1, "{seen} members and {raised} values in {pages} pages");
+
+    let found = sample(&tenant.link, &[&tenant.space]).await.unwrap().remove(0);
+    assert_eq!((found.scheduled, found.due), (Some(28), 28));
+    let probed = probe(&tenant.link, &[Arc::from(tenant.space.schedule())]).await.unwrap();
+    assert_eq!(probed.len(), 1, "due");
+    let key: Arc<str> = Arc::from(tenant.space.schedule());
+    let look = async |last: Option<&HeadState>| {
+        let at = [(&key, last.map(|seen| &seen.head))];
+        read_heads(&tenant.link, at.into_iter()).await.unwrap().remove(0).unwrap()
+    };
+    let first = look(None).await;
+    assert!(first.head.member.len() < 1_000);
+    assert!(look(Some(&first)).await.unclaimed, "nobody has claimed it");
+    let counted_members = Vanished::new(tenant.link.clone(), "x").count(&[&tenant.space]).await.unwrap();
+    assert_eq!(counted_members.len(), 1);
+    let sent = counted(&tenant, "stats", "total_net_output_bytes").await - before;
+    assert!(sent < 65_536, "{sent} bytes were sent");
+
+    // One of them goes out and comes back with each page: where the next one begins.
+    let mut from = RecentFrom::time(1_700_000_000.0);
+    let mut pages = 1;
+    while let Some(next) = schedule.protect_recent_page(&from).await.unwrap().next {
+        (from, pages) = (next, pages + 1);
+    }
+    assert!(pages > 5, "{pages} pages");
+
+    // Scheduled far ahead, all come back in pages.
+    let ahead: Vec<String> = ask!(tenant, "ZRANGE", tenant.space.schedule(), 0, -1);
+    for member in &ahead {
+        tenant.schedule(member, "4000000000").await;
+    }
+    assert_eq!(schedule.reschedule_distant().await.unwrap(), 28);
+    // So does what a legacy schedule holds.
+    tell!(tenant, "RENAME", tenant.space.schedule(), tenant.space.legacy_schedule());
+    let mut adopted = Vec::new();
+    while adopted.iter().sum::<u64>() < 28 {
+        adopted.push(schedule.adopt_legacy(1000).await.unwrap().0);
+    }
+    assert!(adopted.iter().all(|page| (1..=8).contains(page)), "{adopted:?}");
+    assert!(others.iter().all(|member| member.len() < 8192));
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ mod rollout;
 mod rotation;
 mod sample;
 mod sentinel;
+mod sessions;
 mod snapshots;
 mod timelines;
 mod tls;

@@ -53,6 +53,8 @@ pub(super) struct State {
     pub(super) open: usize,
     /// Slots given to databases so far.
     opened: u64,
+    /// By how many milliseconds this host's clock was ahead of the server's when a connection was last opened, at least.
+    clock_ahead_ms: Option<i64>,
     open_by: HashMap<u64, usize>,
     /// The longest idle first.
     idle: VecDeque<Idle>,
@@ -116,6 +118,11 @@ impl Server {
             state: Mutex::new(State::default()),
             chores,
         }
+    }
+
+    /// Notes by how much this host's clock is ahead of the server's.
+    pub(crate) fn note_clock(&self, ahead_ms: i64) {
+        self.state().clock_ahead_ms = Some(ahead_ms);
     }
 
     pub(crate) fn key(&self) -> &str {
@@ -303,6 +310,7 @@ impl Server {
             in_use: (state.open - state.idle.len()) as u64,
             waiting: self.waiting.load(Ordering::Relaxed) as u64,
             limit: self.limit as u64,
+            clock_ahead_ms: state.clock_ahead_ms,
             opened: state.opened,
         }
     }

@@ -328,3 +328,16 @@ async fn closing_waits_for_what_is_under_way() {
     eventually(PATIENCE, "the end on the server", || async { tenant.backends().await == 0 }).await.unwrap();
     assert!(!format!("{database:?}").contains(PASSWORD));
 }
+
+#[tokio::test]
+async fn the_clock_of_a_server_is_compared_when_a_connection_is_opened() {
+    let tenant = Tenant::new("budget_clock").await;
+    tenant.seed(1).await;
+    let budget = ConnectionBudget::new(2);
+    let database = Database::open(tenant.spec(), budget.clone()).unwrap();
+    assert_eq!(budget.servers()[0].clock_ahead_ms, None);
+    database.update(&Table::unqualified(), &[row(1, 2)]).await.unwrap();
+    // One machine, so one clock; what the way there and back took is taken off.
+    let ahead = budget.servers()[0].clock_ahead_ms.unwrap();
+    assert!(ahead.abs() < 500, "{ahead} ms");
+}

@@ -35,6 +35,7 @@ impl FleetView {
             more => reasons.push(format!("{more} more workers have died.")),
         }
         reasons.extend(clocks(&live));
+        reasons.extend(clocks_of_postgres(&live));
         let mut values: BTreeMap<&str, BTreeMap<&str, Vec<&str>>> = BTreeMap::new();
         for worker in &live {
             let version = ("version", worker.version.as_str());
@@ -86,6 +87,41 @@ fn died(worker: &DeadWorker) -> String {
         }
     };
     format!("Worker {name} has died: last sign of life {last_seen_at}, {age} ago; {what}.")
+}
+
+/// Which Postgres servers' clocks differ from Redis's by more than [`CLOCK_TOLERANCE_SECONDS`], in one sentence; `None` without any.
+/// Of what several workers have measured of a server, the least counts: a clock of theirs that was just set right makes no
+/// difference that isn't there.
+fn clocks_of_postgres(live: &[&WorkerRow]) -> Option<String> {
+    let mut ahead: BTreeMap<&str, f64> = BTreeMap::new();
+    for worker in live {
+        let Some(of_redis) = worker.clock_offset_seconds else { continue };
+        for server in &worker.postgres {
+            let Some(of_server) = server.clock_ahead_ms else { continue };
+            let differs = of_redis - of_server as f64 / 1e3;
+            let least = ahead.entry(server.server.as_str()).or_insert(differs);
+            if differs.abs() < least.abs() {
+                *least = differs;
+            }
+        }
+    }
+    let mut off: Vec<(&str, f64)> =
+        ahead.into_iter().filter(|(_, differs)| differs.abs() > CLOCK_TOLERANCE_SECONDS).collect();
+    off.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
+    if off.is_empty() {
+        return None;
+    }
+    let each = off.iter().take(NAMED).map(|(server, differs)| {
+        format!("{server} {:.1} s {}", differs.abs(), if *differs > 0.0 { "ahead" } else { "behind" })
+    });
+    let more = match off.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    Some(format!(
+        "Clocks of Postgres servers differ from Redis's: {}{more}. Times in their rows are wrong by as much: synchronise the clocks.",
+        each.collect::<Vec<_>>().join(", ")
+    ))
 }
 
 /// Which clocks differ by more than [`CLOCK_TOLERANCE_SECONDS`], in one sentence; `None` without any.

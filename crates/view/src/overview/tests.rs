@@ -10,6 +10,7 @@ use balance_sync_fleet::{
 };
 
 use balance_sync_schedule::{controls::Acknowledgement, rollout::StoredRollout};
+use balance_sync_store::ServerUsage;
 
 use crate::{
     reader::{ForeignWorker, Objectives},
@@ -351,6 +352,49 @@ fn clocks_that_differ_by_more_than_a_second_need_attention() {
     ] {
         assert_eq!(judged(offsets), (Verdict::Attention, vec![format!("{said} {end}")]));
     }
+}
+
+#[test]
+fn a_postgres_server_whose_clock_differs_by_more_than_a_second_needs_attention() {
+    let measured = |server: &str, clock_ahead_ms| ServerUsage {
+        server: server.to_owned(),
+        open: 1,
+        idle: 1,
+        in_use: 0,
+        waiting: 0,
+        limit: 10,
+        clock_ahead_ms,
+        opened: 1,
+    };
+    let mut fleet = view(Vec::new());
+    let second = WorkerRow { name: "w2".to_owned(), ..fleet.workers[0].clone() };
+    fleet.workers.push(second);
+    let mut judged = |of: [(Option<f64>, Vec<ServerUsage>); 2]| {
+        for (worker, (offset, servers)) in fleet.workers.iter_mut().zip(of) {
+            (worker.clock_offset_seconds, worker.postgres) = (offset, servers);
+        }
+        fleet.judge()
+    };
+    let healthy = (Verdict::Healthy, Vec::new());
+    // Within a second, not measured, and measured by a worker that doesn't know how it compares with Redis.
+    let within = vec![measured("a:5432", Some(1_000)), measured("b:5432", None)];
+    assert_eq!(judged([(Some(0.0), within), (None, vec![measured("c:5432", Some(60_000))])]), healthy);
+    // A host's own offset is no difference between the servers.
+    assert_eq!(judged([(Some(0.9), vec![measured("a:5432", Some(900))]), (None, vec![])]), healthy);
+    // Of what two have measured the least counts.
+    let each = [Some(5_000), Some(100)].map(|ahead| (Some(0.0), vec![measured("a:5432", ahead)]));
+    assert_eq!(judged(each), healthy);
+    let off =
+        vec![measured("a:5432", Some(3_200)), measured("b:5432", Some(-90_000)), measured("c:5432", Some(0))];
+    let said = "Clocks of Postgres servers differ from Redis's: b:5432 90.0 s ahead, a:5432 3.2 s behind. Times in their rows are \
+                wrong by as much: synchronise the clocks.";
+    assert_eq!(
+        judged([(Some(0.0), off.clone()), (Some(0.0), off)]),
+        (Verdict::Attention, vec![said.to_owned()])
+    );
+    let many: Vec<_> = (0..100).map(|n| measured(&format!("s{n}:5432"), Some(5_000))).collect();
+    let (_, reasons) = judged([(Some(0.0), many), (None, vec![])]);
+    assert!(reasons.len() == 1 && reasons[0].contains(" more. Times"), "{reasons:?}");
 }
 
 #[test]
