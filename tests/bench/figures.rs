@@ -17,7 +17,7 @@ enum Target {
 }
 
 /// What the medians are held against.
-const TARGETS: [(&str, Target); 16] = [
+const TARGETS: [(&str, Target); 19] = [
     ("drain_1.ratio_to_limit", Target::AtLeast(0.85)),
     ("drain_1.worker_to_postgres_cpu", Target::AtMost(0.5)),
     ("drain_100.ratio_to_limit", Target::AtLeast(0.8)),
@@ -26,6 +26,9 @@ const TARGETS: [(&str, Target); 16] = [
     ("drain_100.postgres_connections", Target::AtMost(64.0)),
     ("lag_10000.p50_ms", Target::AtMost(80.0)),
     ("lag_10000.p99_ms", Target::AtMost(250.0)),
+    ("roles_2000.rows_per_s", Target::AtLeast(800.0)),
+    ("roles_2000.p99_ms", Target::AtMost(10_000.0)),
+    ("roles_2000.most_degraded", Target::AtMost(0.0)),
     ("idle_10000.rss_mb", Target::AtMost(100.0)),
     ("idle_10000.postgres_connections", Target::AtMost(0.0)),
     ("idle_10000.worker_cpu_share", Target::AtMost(0.1)),

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::Options;
 use crate::figures::Figures;
-use crate::load::{Lag, Load, Pattern};
+use crate::load::{LOOK_EVERY, Lag, Load, Pattern};
 use crate::rig::Rig;
 use crate::worker::Worker;
 
@@ -45,6 +45,8 @@ async fn measure(
                     seconds: options.seconds(10.0),
                     hot_share,
                     sample_one_in: 20,
+                    tenants_one_in: 1,
+                    look_every: LOOK_EVERY,
                 };
                 let meter = rig.meter(vec![worker.pid()?])?;
                 let (rows, usage) = (worker.metrics().await?.sum(ROWS, &[]), meter.read()?);

@@ -25,8 +25,8 @@ use crate::figures::quantile;
 const TICK: Duration = Duration::from_millis(5);
 /// Mutations per call: their time is that of the call, some 2 ms of Redis's time.
 const PER_CALL: usize = 200;
-/// Between two looks at the sampled rows, which are rarely written: no write is overlooked.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// [`Pattern::look_every`] where few tenants are watched.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The same for hot balances, which every flush writes.
 const LOOK_EVERY_HOT: Duration = Duration::from_millis(20);
 /// The first mutations are not counted: connections are opened and statements prepared.
@@ -45,6 +45,10 @@ pub(crate) struct Pattern {
     pub(crate) hot_share: f64,
     /// Of this many balances one is watched, hot or not.
     pub(crate) sample_one_in: usize,
+    /// Of this many tenants the balances of one are watched.
+    pub(crate) tenants_one_in: usize,
+    /// Between two looks at the sampled rows, which are rarely written: no write is overlooked.
+    pub(crate) look_every: Duration,
 }
 
 struct Target {
@@ -112,6 +116,7 @@ impl Load {
         let looking: Vec<_> = self
             .targets
             .iter()
+            .step_by(pattern.tenants_one_in)
             .flat_map(|target| {
                 let hot = hot_balances(target.balances.len());
                 let sampled = (0..target.balances.len()).filter(|number| number % pattern.sample_one_in == 0);
@@ -121,7 +126,7 @@ impl Load {
                     numbers.into_iter().map(|number| target.balances[number].id).collect()
                 };
                 let table = balance_table(target.tenant.schema.as_deref());
-                [(ids(hot), LOOK_EVERY_HOT), (ids(cold), LOOK_EVERY)]
+                [(ids(hot), LOOK_EVERY_HOT), (ids(cold), pattern.look_every)]
                     .into_iter()
                     .filter(|(ids, _)| !ids.is_empty())
                     .map(|(ids, every)| {
@@ -133,7 +138,7 @@ impl Load {
         let begun = Instant::now();
         let (mutations, sent) = self.write(pattern).await?;
         let rate = mutations / begun.elapsed().as_secs_f64();
-        let arrived = self.all_arrive().await;
+        let arrived = self.all_arrive(pattern.look_every).await;
         let _ = stop.send(true);
         let mut seen = Seen::new();
         for part in try_join_all(looking).await? {
@@ -168,7 +173,7 @@ impl Load {
             // Neighbours of one schedule are one command.
             choices.sort_unstable();
             for page in choices.chunks(PER_CALL) {
-                self.write_page(page, pattern.sample_one_in, &mut sent).await?;
+                self.write_page(page, pattern, &mut sent).await?;
             }
         }
         Ok((issued, sent))
@@ -184,7 +189,7 @@ impl Load {
     async fn write_page(
         &mut self,
         page: &[(usize, usize)],
-        sample_one_in: usize,
+        pattern: Pattern,
         sent: &mut Vec<Sent>,
     ) -> Result<()> {
         let mut mutations = Vec::with_capacity(page.len());
@@ -199,7 +204,7 @@ impl Load {
                 base_version: *version - 1,
                 json: tenant.balances[*balance].json(*version),
             });
-            if balance % sample_one_in == 0 {
+            if target % pattern.tenants_one_in == 0 && balance % pattern.sample_one_in == 0 {
                 sent.push(Sent { target: *target, balance: *balance, version: *version, at: 0.0 });
             }
         }
@@ -221,7 +226,7 @@ impl Load {
     }
 
     /// Waits for empty schedules, and for one more look at the rows.
-    async fn all_arrive(&self) -> Result<()> {
+    async fn all_arrive(&self, look_every: Duration) -> Result<()> {
         let mut redis = self.redis.clone();
         let begun = Instant::now();
         loop {
@@ -232,7 +237,7 @@ impl Load {
             let left: Vec<u64> = pipe.query_async(&mut redis).await?;
             let left: u64 = left.iter().sum();
             if left == 0 {
-                tokio::time::sleep(2 * LOOK_EVERY).await;
+                tokio::time::sleep(2 * look_every).await;
                 return Ok(());
             }
             ensure!(

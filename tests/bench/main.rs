@@ -19,6 +19,7 @@ mod load;
 mod meter;
 mod noisy;
 mod rig;
+mod roles;
 mod scaling;
 mod worker;
 
@@ -31,11 +32,12 @@ use clap::Parser;
 use crate::figures::Figures;
 
 /// The cases in the order in which they run.
-const CASES: [&str; 10] = [
+const CASES: [&str; 11] = [
     "drain_1",
     "drain_100",
     "formats",
     "lag",
+    "roles_2000",
     "idle_1000",
     "idle_10000",
     "noisy_backlog",
@@ -124,6 +126,7 @@ async fn run(options: &Options) -> Result<()> {
             "drain_100" => drain::hundred_tenants(options, &mut figures).await,
             "formats" => drain::formats(options, &mut figures).await,
             "lag" => lag::run(options, &mut figures).await,
+            "roles_2000" => roles::run(options, &mut figures).await,
             "idle_1000" => idle::run(options, &mut figures, 1_000).await,
             "idle_10000" => idle::run(options, &mut figures, 10_000).await,
             "noisy_backlog" => noisy::backlog(options, &mut figures).await,

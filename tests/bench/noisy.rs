@@ -11,7 +11,7 @@ use balance_sync_sandbox::{Fault, Proxy, SandboxTenant, eventually};
 
 use crate::Options;
 use crate::figures::Figures;
-use crate::load::{Load, Pattern};
+use crate::load::{LOOK_EVERY, Load, Pattern};
 use crate::rig::Rig;
 use crate::worker::Worker;
 
@@ -58,6 +58,8 @@ async fn measure(
         seconds: options.seconds(10.0),
         hot_share: 0.0,
         sample_one_in: 2,
+        tenants_one_in: 1,
+        look_every: LOOK_EVERY,
     };
     for round in 0..options.repeat {
         let alone = load.run(pattern).await?;

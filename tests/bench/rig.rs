@@ -34,10 +34,15 @@ pub(crate) struct Rig {
 impl Rig {
     /// Starts servers with this many tenants with this many balances each, each in its own database.
     pub(crate) async fn start(tenants: usize, balances: usize) -> Result<Self> {
+        Self::isolated(tenants, balances, Isolation::Database).await
+    }
+
+    /// The same, with the tenants kept apart in another way.
+    pub(crate) async fn isolated(tenants: usize, balances: usize, isolation: Isolation) -> Result<Self> {
         let sandbox = Sandbox::start(SandboxOptions {
             tenants,
             balances,
-            isolation: Isolation::Database,
+            isolation,
             least_privilege: false,
             postgres: PostgresOptions { max_connections: 400, fsync: true, extra: postgres_settings() },
             ..SandboxOptions::default()
@@ -93,6 +98,14 @@ impl Rig {
         )
         .fetch_one(&self.admin)
         .await?;
+        Ok(count as f64)
+    }
+
+    /// Sessions that Postgres has begun so far, whoever opened them. It counts one a second late at most.
+    pub(crate) async fn sessions(&self) -> Result<f64> {
+        let count: i64 = sqlx::query_scalar("SELECT sum(sessions)::bigint FROM pg_stat_database")
+            .fetch_one(&self.admin)
+            .await?;
         Ok(count as f64)
     }
 

@@ -14,10 +14,12 @@
 //! time a slot becomes free, a connection idle, or an idle one old enough to be taken away:
 //!
 //! - A database that has a connection takes none away from another: it waits for its own, or for a free slot.
-//! - A connection is left to its database for `TENURE`, and then as long as its pauses are shorter than `SPARE`. Moving
+//! - A connection is left to its database for half a second, and then as long as its pauses are shorter than 20 ms. Moving
 //!   one costs both sides some milliseconds of work; without this bound, more active databases than slots would do little else.
-//! - After `LONGEST` it goes to the next in the queue as soon as its statement has ended: a backlog must not keep a
+//! - After two seconds it goes to the next in the queue as soon as its statement has ended: a backlog must not keep a
 //!   neighbour waiting until it is empty.
+//! - With more than four in the queue for each connection these times become shorter, so that all have had one after two seconds
+//!   and what the server takes for the logins (`Tenure`).
 //!
 //! Of the connections at most `AT_WORK` write a batch at the same time; those who have one take turns, in order. More
 //! don't make a server faster, and each holds a batch in memory. A turn ends with its batch, or when a statement takes longer

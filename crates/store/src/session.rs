@@ -205,8 +205,8 @@ impl Session {
         let inner = self.database.inner();
         let claim = {
             let _waiting = inner.server.waiting();
-            let claim = tokio::time::timeout_at(by, inner.server.claim(inner.id, fresh));
-            self.unless(Phase::Closing, claim).await?.map_err(|_| self.database.no_place())?
+            let claim = self.patiently(by, inner.server.claim(inner.id, fresh));
+            self.unless(Phase::Closing, claim).await?.ok_or_else(|| self.database.no_place())?
         };
         let slot = match claim {
             Claim::Pooled(open) => {
@@ -227,6 +227,20 @@ impl Session {
             .await?
             .map_err(|_| too_slow(timeout, "looking for a pooler"))??;
         Ok(open)
+    }
+
+    /// Waits until this time, and half as long again while the queue for the server's connections moves: who gave up then and queued
+    /// again would wait longer still. `None` = in vain.
+    async fn patiently<F: Future>(&self, by: Instant, claim: F) -> Option<F::Output> {
+        let mut claim = pin!(claim);
+        if let Ok(claim) = tokio::time::timeout_at(by, claim.as_mut()).await {
+            return Some(claim);
+        }
+        let patience = self.database.inner().spec.acquire_timeout / 2;
+        if !self.database.inner().server.has_served(patience) {
+            return None;
+        }
+        tokio::time::timeout_at(by + patience, claim).await.ok()
     }
 
     async fn attempt<O: Operation>(

@@ -21,6 +21,7 @@ mod rollout;
 mod shadow;
 #[cfg(test)]
 mod tests;
+mod to_do;
 
 pub use judge::{CLOCK_TOLERANCE_SECONDS, Verdict};
 pub use queues::FleetQueue;
@@ -42,6 +43,8 @@ pub struct Overview {
     pub verdict: Verdict,
     /// Why, in sentences, the worst first.
     pub reasons: Vec<String>,
+    /// What helps, the most urgent first.
+    pub to_do: Vec<String>,
     /// Workers.
     pub workers: WorkerCount,
     /// Workers that died within the last quarter of an hour, the last first.
@@ -317,6 +320,7 @@ impl FleetView {
                 .or_else(|| self.writes_refused.as_ref().map(|error| error.message.clone())),
             verdict,
             reasons,
+            to_do: self.to_do(),
             workers: WorkerCount {
                 live: self.workers.iter().filter(|worker| worker.live).count(),
                 last_known: self.workers.iter().filter(|worker| !worker.live).count(),

@@ -13,6 +13,7 @@ mod chart;
 mod check;
 mod commands;
 mod controls;
+mod drills;
 mod environment;
 mod exact;
 mod fleet;

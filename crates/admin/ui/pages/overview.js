@@ -108,9 +108,10 @@ function verdictCard() {
   const picture = icon("question");
   const text = h("p.verdict-text", { id: "verdict" });
   const reasons = h("ul.reasons");
+  const toDo = h("ul.reasons.to-do", { "aria-label": "What helps" });
   const foot = h("p.verdict-foot");
-  const node = h("section.card.verdict", { "aria-labelledby": "verdict" }, h("span.verdict-icon", picture), h("div", text, reasons, foot));
-  const list = keyed(reasons, ({ place }) => place, () => {
+  const node = h("section.card.verdict", { "aria-labelledby": "verdict" }, h("span.verdict-icon", picture), h("div", text, reasons, toDo, foot));
+  const sentences = (parent) => keyed(parent, ({ place }) => place, () => {
     const item = h("li");
     let shown = null;
     return {
@@ -121,6 +122,7 @@ function verdictCard() {
       },
     };
   });
+  const [list, actions] = [sentences(reasons), sentences(toDo)];
   return {
     node,
     /** @param {Api.Overview} overview */
@@ -132,6 +134,10 @@ function verdictCard() {
       setText(text, none ? "No tenants yet" : known.text);
       const ids = new Set(overview.worst.map((row) => row.id));
       list(overview.reasons.map((reason, place) => ({ reason, place, ids })));
+      // A worker of an earlier release doesn't send them.
+      const helps = overview.to_do ?? [];
+      toDo.hidden = helps.length === 0;
+      actions(helps.map((reason, place) => ({ reason, place, ids })));
       const oldest = overview.backlog.oldest_due_age_seconds;
       const unknown = overview.backlog.unknown_tenants;
       const none_due = unknown > 0 ? "No balance is known to be due" : "No balance is due";

@@ -118,6 +118,12 @@ fn reasons(text: &mut String, overview: &Overview, screen: Screen) {
             format_args!("{} {}", styled(style, "-"), wrap(&printable(reason), screen.text_width(), 2)),
         );
     }
+    for action in &overview.to_do {
+        line(
+            text,
+            format_args!("{} {}", styled(HEAD, ">"), wrap(&printable(action), screen.text_width(), 2)),
+        );
+    }
 }
 
 fn figures(text: &mut String, view: &FleetView, overview: &Overview, screen: Screen) {

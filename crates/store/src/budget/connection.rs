@@ -16,14 +16,41 @@ use crate::sql::Target;
 /// together are opened anew together.
 const YOUNGEST: f64 = 0.8;
 
-/// How long a connection is left to its database although others wait for one.
-const TENURE: Duration = Duration::from_millis(500);
+/// How long connections are left to their databases although others wait for one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Tenure {
+    /// So long in any case.
+    least: Duration,
+    /// After that, until it has been idle for so long.
+    spare: Duration,
+    /// After so long it is taken away between two statements.
+    longest: Duration,
+}
 
-/// After its tenure, one that has been idle for so long is taken away when others wait.
-const SPARE: Duration = Duration::from_millis(20);
+impl Tenure {
+    const ALONE: Tenure = Tenure {
+        least: Duration::from_millis(500),
+        spare: Duration::from_millis(20),
+        longest: Duration::from_secs(2),
+    };
 
-/// After so long it is taken away between two statements when others wait.
-const LONGEST: Duration = Duration::from_secs(2);
+    /// The tenures of a queue, one after the other over all connections, take no longer than this: many more databases at work than
+    /// connections, each with a role of its own, would otherwise wait for pauses in which nothing is done. What bounds
+    /// them then is how fast the server takes logins.
+    const ROUND: Duration = Duration::from_secs(2);
+
+    /// With so many in the queue for so many connections.
+    pub(super) fn of(queued: usize, connections: usize) -> Tenure {
+        let fair = Self::ROUND.as_secs_f64() * connections as f64 / queued.max(1) as f64;
+        let part = (fair / Self::ALONE.least.as_secs_f64()).min(1.0);
+        let Tenure { least, spare, longest } = Self::ALONE;
+        Tenure { least: least.mul_f64(part), spare: spare.mul_f64(part), longest: longest.mul_f64(part) }
+    }
+
+    fn is_over(self, age: Duration, idle: Duration) -> bool {
+        age >= self.longest || (age >= self.least && idle >= self.spare)
+    }
+}
 
 /// How long a polite goodbye may take before the socket is simply closed.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -76,9 +103,8 @@ impl Open {
 }
 
 impl Idle {
-    pub(super) fn may_be_taken(&self) -> bool {
-        let age = self.open.opened.elapsed();
-        age >= LONGEST || (age >= TENURE && self.since.elapsed() >= SPARE)
+    pub(super) fn may_be_taken(&self, tenure: Tenure) -> bool {
+        tenure.is_over(self.open.opened.elapsed(), self.since.elapsed())
     }
 }
 
@@ -94,5 +120,34 @@ impl Drop for Slot {
         state.open -= 1;
         state.leave(self.database);
         self.server.serve(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_queue_no_longer_than_four_times_the_connections_leaves_them_their_tenure() {
+        for (queued, connections) in [(0, 64), (1, 1), (4, 1), (256, 64)] {
+            assert_eq!(Tenure::of(queued, connections), Tenure::ALONE, "{queued} for {connections}");
+        }
+        assert!(!Tenure::ALONE.is_over(499 * MS, 499 * MS));
+        assert!(!Tenure::ALONE.is_over(1999 * MS, 19 * MS));
+        assert!(Tenure::ALONE.is_over(500 * MS, 20 * MS));
+        assert!(Tenure::ALONE.is_over(2000 * MS, 0 * MS));
+    }
+
+    #[test]
+    fn a_long_queue_gets_its_turns_within_a_round() {
+        for (queued, connections) in [(257_u32, 64_u32), (2_000, 64), (100, 1), (50_000, 16)] {
+            let tenure = Tenure::of(queued as usize, connections as usize);
+            let round = tenure.least * queued / connections;
+            assert!((1.99..2.01).contains(&round.as_secs_f64()), "{queued}: {round:?}");
+            // A backlog doesn't keep its connection much longer than those that have little to write.
+            assert!(tenure.longest <= 5 * tenure.least && tenure.spare < tenure.least, "{tenure:?}");
+        }
     }
 }

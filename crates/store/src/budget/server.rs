@@ -10,7 +10,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
 use super::chores::{Chore, Chores};
-use super::connection::{CLOSE_TIMEOUT, Idle, Open, Slot};
+use super::connection::{CLOSE_TIMEOUT, Idle, Open, Slot, Tenure};
 use super::{ServerUsage, lock};
 use crate::mode::Found;
 use crate::names::{Names, look_up};
@@ -60,6 +60,8 @@ pub(super) struct State {
     idle: VecDeque<Idle>,
     /// The longest waiting first.
     queue: VecDeque<Queued>,
+    /// When one of them was last given a connection.
+    served: Option<Instant>,
     pub(super) sweeper: Option<JoinHandle<()>>,
 }
 
@@ -81,6 +83,23 @@ enum Grant {
     Claim(Claim),
     /// A connection of another database, to be closed for its slot.
     TakeOver(Open),
+}
+
+/// What there is to give to those that wait. Thousands may: they are looked at only when it may suit them.
+enum Offer {
+    /// A free slot, or a connection that may be closed.
+    ToAll,
+    /// Idle connections of these databases.
+    ToThese(Vec<u64>),
+}
+
+impl Offer {
+    fn may_suit(&self, database: u64) -> bool {
+        match self {
+            Self::ToAll => true,
+            Self::ToThese(databases) => databases.contains(&database),
+        }
+    }
 }
 
 impl State {
@@ -207,25 +226,38 @@ impl Server {
         if !fresh && state.open_by.contains_key(&database) {
             return None;
         }
-        let spare = state.idle.iter().position(Idle::may_be_taken)?;
+        let spare = self.takeable(state)?;
         state.idle.remove(spare).map(|idle| Grant::TakeOver(idle.open))
+    }
+
+    /// Which idle connection may be closed for one of another database.
+    fn takeable(&self, state: &State) -> Option<usize> {
+        let tenure = Tenure::of(state.queue.len(), self.limit);
+        state.idle.iter().position(|idle| idle.may_be_taken(tenure))
     }
 
     /// Gives the waiting what they may have, the longest waiting first.
     pub(super) fn serve(self: &Arc<Server>, mut state: MutexGuard<'_, State>) {
         let mut undelivered = Vec::new();
         let mut at = 0;
+        let mut offer = self.offer(&state);
         while let Some(Queued { database, fresh, grant }) = state.queue.get(at) {
             let (database, fresh, gone) = (*database, *fresh, grant.is_closed());
+            if !gone && !offer.may_suit(database) {
+                at += 1;
+                continue;
+            }
             let found = if gone { None } else { self.find(&mut state, database, fresh) };
             match found {
                 None if !gone => at += 1,
                 found => {
                     let queued = state.queue.remove(at);
-                    if let (Some(queued), Some(found)) = (queued, found)
-                        && let Err(back) = queued.grant.send(found)
-                    {
-                        undelivered.push(back);
+                    if let (Some(queued), Some(found)) = (queued, found) {
+                        match queued.grant.send(found) {
+                            Ok(()) => state.served = Some(Instant::now()),
+                            Err(back) => undelivered.push(back),
+                        }
+                        offer = self.offer(&state);
                     }
                 }
             }
@@ -233,6 +265,19 @@ impl Server {
         // A slot must not be dropped under the lock. Its drop serves the next.
         drop(state);
         drop(undelivered);
+    }
+
+    /// What there is to give.
+    fn offer(&self, state: &State) -> Offer {
+        if state.open < self.limit || self.takeable(state).is_some() {
+            return Offer::ToAll;
+        }
+        Offer::ToThese(state.idle.iter().map(|idle| idle.open.slot.database).collect())
+    }
+
+    /// Whether one that waited has got a connection within this time.
+    pub(crate) fn has_served(&self, within: Duration) -> bool {
+        self.state().served.is_some_and(|served| served.elapsed() < within)
     }
 
     /// Hands a slot from the database it was used for to another.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use balance_sync_sandbox::eventually;
-use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, Outcome, Table};
+use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, ErrorClass, Outcome, Table};
 
 use crate::support::{PASSWORD, PATIENCE, Tenant, row, server};
 
@@ -149,6 +149,46 @@ async fn a_backlog_does_not_keep_its_connection_for_ever() {
     }
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     working.await.unwrap();
+}
+
+/// Who waits in a queue that moves is not turned away just before its turn: it would have to queue again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_in_a_queue_that_moves_waits_a_little_longer() {
+    const TIMEOUT: Duration = Duration::from_secs(6);
+    let budget = ConnectionBudget::new(1);
+    let mut databases = Vec::new();
+    for name in ["moving_first", "moving_second", "moving_third"] {
+        let tenant = Tenant::new(name).await;
+        let spec = DatabaseSpec { acquire_timeout: TIMEOUT, ..tenant.spec() };
+        databases.push(Database::open(spec, budget.clone()).unwrap());
+    }
+    let first = databases[0].connect().await.unwrap();
+    let begun = tokio::time::Instant::now();
+    let waiting = |database: &Database| {
+        let database = database.clone();
+        tokio::spawn(async move { database.connect().await })
+    };
+    let second = waiting(&databases[1]);
+    eventually(PATIENCE, "the second", || async { budget.servers()[0].waiting == 1 }).await.unwrap();
+    let third = waiting(&databases[2]);
+    eventually(PATIENCE, "the third", || async { budget.servers()[0].waiting == 2 }).await.unwrap();
+    // The queue moves in the last half of what the third waits …
+    tokio::time::sleep_until(begun + TIMEOUT.mul_f64(0.55)).await;
+    drop(first);
+    let second = second.await.unwrap().unwrap();
+    // … and its own turn comes after that.
+    tokio::time::sleep_until(begun + TIMEOUT + Duration::from_millis(300)).await;
+    drop(second);
+    third.await.unwrap().unwrap();
+
+    // Where nothing moves, the timeout is the timeout.
+    let held = databases[2].connect().await.unwrap();
+    tokio::time::sleep(TIMEOUT / 2).await;
+    let begun = tokio::time::Instant::now();
+    let refused = databases[0].connect().await.unwrap_err();
+    assert_eq!(refused.class(), ErrorClass::ConnectionBudget);
+    assert!(begun.elapsed() < TIMEOUT.mul_f64(1.4), "{:?}", begun.elapsed());
+    drop(held);
 }
 
 /// However many connections there are, only so many batches are written at once; the next begins when one has ended.

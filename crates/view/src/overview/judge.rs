@@ -102,7 +102,7 @@ impl FleetView {
     }
 
     /// Whether a tenant has been paused for longer than planned.
-    fn is_forgotten(&self, row: &TenantRow) -> bool {
+    pub(super) fn is_forgotten(&self, row: &TenantRow) -> bool {
         row.paused.as_ref().is_some_and(|by| by.seconds(self.at) > self.objectives.pause.as_secs_f64())
     }
 
