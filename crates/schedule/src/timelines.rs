@@ -46,7 +46,7 @@ pub struct NewEntry<'a> {
     pub only_if_known: bool,
     /// When, in milliseconds since 1970.
     pub at: u64,
-    /// The entry itself.
+    /// The entry itself. It names its time: no two of a run are equal.
     pub text: &'a str,
 }
 

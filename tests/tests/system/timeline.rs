@@ -75,6 +75,14 @@ async fn states_failures_actions_and_deployments_are_read_after_all_workers_were
     producer.mutate_each(DEFAULT_TTL).await?;
     let degraded = |timeline: &Value| has(timeline, "state degraded");
     shows(&sandbox, &tenant, "the failure", degraded).await?;
+    // One worker looks at the fleet every 10 s.
+    eventually(SOON, "it is in the history", || async {
+        let history = json(&one, "/api/v1/history?minutes=60").await?;
+        let minutes = history["minutes"].as_array().context("no minutes")?;
+        ensure!(minutes.iter().any(|minute| minute["verdict"] == "degraded"), "{history}");
+        Ok(())
+    })
+    .await?;
     sandbox.postgres().start_again().await?;
     comes_in_step(&sandbox, &producer).await?;
     shows(&sandbox, &tenant, "the recovery", |timeline| has(timeline, "state idle")).await?;
@@ -186,9 +194,10 @@ async fn what_happens_without_redis_is_recorded_later_and_what_is_lost_with_a_wo
 
     sandbox.redis().kill()?;
     one.reaches("balance_sync_tenant_degraded", &[], 1.0).await?;
-    // It is seen at the next look at the states.
-    let known = one.metric("balance_sync_redis_errors_total", &[]).await?;
-    one.reaches("balance_sync_redis_errors_total", &[], known + 3.0).await?;
+    // It is seen at the next look at the states, and tries to store it in vain.
+    let progress = "balance_sync_background_task_progress_timestamp_seconds";
+    let known = one.metric(progress, &[("task", "timeline")]).await?;
+    one.reaches(progress, &[("task", "timeline")], known + 4.0).await?;
     sandbox.redis().start_again().await?;
     let back = command(&sandbox, &["status", "--json"]).await?;
     let back: Value = serde_json::from_str(&back.stdout).with_context(|| format!("{back:?}"))?;
@@ -221,6 +230,8 @@ async fn what_happens_without_redis_is_recorded_later_and_what_is_lost_with_a_wo
     // It dies with what it has seen.
     sandbox.redis().kill()?;
     one.reaches("balance_sync_tenant_degraded", &[], 1.0).await?;
+    let known = one.metric(progress, &[("task", "timeline")]).await?;
+    one.reaches(progress, &[("task", "timeline")], known + 4.0).await?;
     one.kill().await?;
     sandbox.redis().start_again().await?;
     let mut two = Worker::of(&sandbox).set("worker.name", "two").start().await?;

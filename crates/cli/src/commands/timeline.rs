@@ -180,10 +180,10 @@ fn table(history: &HistoryView, step: u64, screen: Screen) -> String {
         Column::text("FROM"),
         Column::text("WORST"),
         Column::number("ROWS/S"),
-        Column::number("LAG P99").spare(3),
+        Column::number("P99").spare(3),
         Column::number("DUE").spare(2),
         Column::number("OLDEST"),
-        Column::number("WORKERS").spare(1),
+        Column::number("LIVE").spare(1),
         Column::number("UNKNOWN"),
     ]);
     let mut causes: Vec<(String, String)> = Vec::new();

@@ -1,6 +1,9 @@
 //! What is kept for a day: entries per tenant, until when workers have recorded them, and the fleet's history.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    io::Write as _,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use balance_sync_sandbox::{RedisOptions, RedisServer};
 use balance_sync_schedule::{
@@ -166,31 +169,26 @@ async fn the_memory_of_ten_thousand_tenants_is_bounded() {
         let line = info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
         line.trim().parse().unwrap()
     };
-    let failed = format!(
-        r#"{{"w":"balance-sync-7f9c6d5b8-x2x4q","a":{},"k":"state","s":"degraded","r":"postgres_connection","d":"{}"}}"#,
-        bench.now,
-        "x".repeat(100)
-    );
-    let again =
-        format!(r#"{{"w":"balance-sync-7f9c6d5b8-x2x4q","a":{},"k":"state","s":"syncing"}}"#, bench.now);
+    let text = |n: u64, rest: &str| {
+        format!(r#"{{"w":"balance-sync-7f9c6d5b8-x2x4q","a":{},"k":"state","s":{rest}}}"#, bench.now + n)
+    };
+    let cause = format!(r#""degraded","r":"postgres_connection","d":"{}""#, "x".repeat(100));
+    // A failure, its end, and two restarts of the worker.
+    let texts = [cause.as_str(), r#""syncing""#, r#""idle""#, r#""idle""#].into_iter().enumerate();
+    let texts: Vec<String> = texts.map(|(n, rest)| text(n as u64, rest)).collect();
     let ids: Vec<String> = (0..TENANTS).map(|n| format!("00000000-0000-4000-8000-{n:012}")).collect();
     let before = used().await;
     for (n, page) in ids.chunks(50).enumerate() {
-        // A failure, its end, and two restarts of the worker.
-        let entries: Vec<NewEntry<'_>> = page
-            .iter()
-            .flat_map(|id| {
-                [&failed, &again, &again, &again]
-                    .into_iter()
-                    .enumerate()
-                    .map(move |(n, text)| entry(id, bench.now + n as u64, text))
-            })
-            .collect();
+        let mut entries: Vec<NewEntry<'_>> = Vec::new();
+        for id in page {
+            entries.extend(texts.iter().zip(0..).map(|(text, n)| entry(id, bench.now + n, text)));
+        }
         assert!(bench.record("a123456789abcdef", n > 0, &entries).await);
     }
     let four = used().await - before;
+    let texts: Vec<String> = (0..MOST_ENTRIES as u64).map(|n| text(n, &cause)).collect();
     let full: Vec<NewEntry<'_>> =
-        (0..MOST_ENTRIES as u64).map(|n| entry("full", bench.now + n, &failed)).collect();
+        texts.iter().zip(0..).map(|(text, n)| entry("full", bench.now + n, text)).collect();
     for page in full.chunks(200) {
         bench.record("a123456789abcdef", true, page).await;
     }
@@ -204,10 +202,12 @@ async fn the_memory_of_ten_thousand_tenants_is_bounded() {
         bench.timelines.record_minute(bench.now / 60_000 - n, "a123456789abcdef", &minute).await.unwrap();
     }
     let history = used().await - before;
-    eprintln!(
-        "10,000 tenants, 4 entries each: {four} bytes; a full timeline: {most}; the history: {history}"
+    let said = format!(
+        "10,000 tenants with 4 entries: {four} bytes; a full timeline: {most}; the history: {history}\n"
     );
-    assert!(four < 20_000_000, "{four}");
+    std::io::stderr().write_all(said.as_bytes()).unwrap();
+    assert_eq!(bench.texts(&ids[0]).await.len(), 4);
+    assert!(four < 30_000_000, "{four}");
     assert!(most < 150_000, "{most}");
     assert!(history < 1_500_000, "{history}");
 }

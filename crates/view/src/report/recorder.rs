@@ -157,8 +157,9 @@ impl Recorder {
             self.duty = Some((reader, book, stages));
             return Ok(());
         }
-        let (minute, text) = self.history.look(now, &view);
-        self.timelines.record_minute(minute, &self.incarnation, &text).await?;
+        if let Some((minute, text)) = self.history.look(now, &view) {
+            self.timelines.record_minute(minute, &self.incarnation, &text).await?;
+        }
         for changes in book.look(now, &view) {
             if !self.write(changes).await? {
                 return Ok(());

@@ -103,19 +103,29 @@ fn severity(verdict: &str) -> usize {
 /// The current minute, as the worker that records sees it.
 #[derive(Debug, Default)]
 pub(crate) struct Keeper {
+    looks: u64,
     minute: u64,
     seen: Minute,
 }
 
 impl Keeper {
     /// Takes in a look at the fleet at this time in seconds since 1970; returns the minute and what is to be recorded of it.
-    pub(crate) fn look(&mut self, now: f64, view: &FleetView) -> (u64, String) {
+    pub(crate) fn look(&mut self, now: f64, view: &FleetView) -> Option<(u64, String)> {
+        self.add(now, Minute::of(view))
+    }
+
+    fn add(&mut self, now: f64, seen: Minute) -> Option<(u64, String)> {
+        self.looks += 1;
+        // While a fleet starts, or is replaced, no worker serves its tenants for a moment.
+        if self.looks == 1 && seen.unserved > 0 {
+            return None;
+        }
         let minute = (now / 60.0) as u64;
         if minute != self.minute {
-            *self = Self { minute, seen: Minute::default() };
+            (self.minute, self.seen) = (minute, Minute::default());
         }
-        self.seen.add(Minute::of(view));
-        (minute, serde_json::to_string(&self.seen).unwrap_or_default())
+        self.seen.add(seen);
+        Some((minute, serde_json::to_string(&self.seen).unwrap_or_default()))
     }
 }
 
@@ -252,6 +262,21 @@ mod tests {
             assert_eq!((seen.due, seen.workers), (Some(7), 1));
             assert_eq!(seen.by_state.values().copied().collect::<Vec<_>>(), [5, 3]);
         }
+    }
+
+    #[test]
+    fn a_minute_is_written_on_and_a_fleet_that_only_just_starts_is_not_recorded_as_unserved() {
+        let mut keeper = Keeper::default();
+        let unserved = || Minute { unserved: 2, ..minute("degraded") };
+        assert_eq!(keeper.add(60.0, unserved()), None);
+        let read = |kept: Option<(u64, String)>| {
+            let (minute, text) = kept.unwrap();
+            let seen: Minute = serde_json::from_str(&text).unwrap();
+            (minute, seen.looks, seen.verdict)
+        };
+        assert_eq!(read(keeper.add(70.0, unserved())), (1, 1, "degraded".to_owned()));
+        assert_eq!(read(keeper.add(80.0, minute("healthy"))), (1, 2, "degraded".to_owned()));
+        assert_eq!(read(keeper.add(120.0, minute("healthy"))), (2, 1, "healthy".to_owned()));
     }
 
     #[test]

@@ -278,8 +278,7 @@ mod tests {
         let well = trackers.capacity() * 8 / 7 * entry;
         let waiting =
             MOST_PENDING * (size_of::<(Tenant, u64)>() + size_of::<Change>()) * 2 + MOST_PENDING_BYTES;
-        eprintln!("10,000 tenants: {well} bytes; all that may wait for Redis: {waiting} at most");
-        assert!(well < 3_000_000, "{well}");
+        assert!(well < 1_500_000, "{well}");
         assert!(waiting < 40_000_000, "{waiting}");
     }
 }
