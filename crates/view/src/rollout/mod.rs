@@ -22,8 +22,8 @@ use crate::{
 
 /// Stages that are shown.
 pub const STAGES: usize = 20;
-/// How long after a change a tenant may be without a worker, in seconds.
-const SERVED_WITHIN: f64 = 30.0;
+/// How long after a change a tenant may be without a worker, and behind, in seconds.
+const SERVED_WITHIN: f64 = stage::CAUGHT_UP;
 
 /// What an operator wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -379,7 +379,9 @@ fn figures(view: &FleetView, stage: Option<&Stage>) -> Figures {
         let has_lost = row.vanished.as_ref().is_some_and(|open| !VanishedView::is_notice(open));
         let is_unserved = row.state == StateView::Unserved;
         let is_known = row.sampled && row.watched && !matches!(row.state, StateView::Other(_));
-        if is_unserved && is_new {
+        let is_behind = row.is_behind(view.objective_seconds);
+        // Workers begin with it, and what they find there was left by another worker.
+        if is_new && (is_unserved || is_behind) {
             figures.unknown += 1;
         } else if row.state.condition() == Condition::Failing || has_lost {
             figures.failing += 1;
@@ -387,7 +389,7 @@ fn figures(view: &FleetView, stage: Option<&Stage>) -> Figures {
             figures.unknown += 1;
         }
         figures.open_losses += row.unacknowledged_losses();
-        let behind = if row.is_behind(view.objective_seconds) { row.due } else { 0 };
+        let behind = if is_behind && !is_new { row.due } else { 0 };
         let found = row.shadow.as_ref().map_or(0, |found| found.left_behind + found.lost);
         figures.drift = figures.drift.map(|sum| sum + behind + found);
     }

@@ -15,6 +15,9 @@ use crate::reader::FleetView;
 pub(crate) const RECORD: &str = "rollout";
 /// Stages that are kept; one field each.
 const KEPT: u64 = 64;
+/// How long workers may take to begin with new tenants, and to write what another worker has left there, in seconds: how late that is
+/// says nothing of them.
+pub(super) const CAUGHT_UP: f64 = 30.0;
 /// Time between two looks beyond which nothing is known of what was between them, in seconds.
 const GAP: f64 = 30.0;
 
@@ -88,6 +91,7 @@ impl StageBook {
 
     /// Takes in a look at the fleet; returns the present stage.
     pub(crate) fn look(&mut self, now: f64, view: &FleetView) -> Option<Stage> {
+        let at = now;
         let rollout = view.rollout.as_ref()?;
         let revision = rollout.revision();
         let is_other = self.stage.as_ref().is_none_or(|stage| stage.revision != revision);
@@ -124,7 +128,7 @@ impl StageBook {
             stage.forked += known.forked.saturating_sub(before.forked);
             stage.lost += known.losses.saturating_sub(before.losses);
             stage.quarantined += known.aside.saturating_sub(before.aside);
-            if span.is_some() && !is_other {
+            if span.is_some() && at - stage.began > CAUGHT_UP {
                 if stage.lags.len() < lags.len() {
                     stage.lags.resize(lags.len().min(BUCKETS.len() + 1), 0);
                 }
