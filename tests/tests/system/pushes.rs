@@ -379,18 +379,19 @@ async fn a_receivers_certificate_is_checked_by_the_configured_authority() -> Res
             pushing_to(&sandbox, &format!("https://localhost:{}", receiver.address().port()))
                 .env("OTEL_EXPORTER_OTLP_CERTIFICATE", name)
                 .set("telemetry.protocol", if speaks == Speaks::Http { "http/protobuf" } else { "grpc" })
+                .set("telemetry.traces", "true")
         };
         let mut worker = builder().start().await?;
         worker.reaches(PUSHES, &FAILED, 2.0).await?;
         let line = worker.logs(CANT_BE_PUSHED).await?;
         assert!(line.raw.contains("certificate"), "{}", line.raw);
-        assert_eq!(receiver.pushes().len(), 0, "{speaks:?}: the certificate was not checked");
-        // The file is read again.
+        let lost = worker.logs("spans are lost, syncing goes on without them").await?;
+        assert!(lost.raw.contains("failed"), "{}", lost.raw);
+        let arrived = (receiver.pushes().len(), receiver.spans().len());
+        assert_eq!(arrived, (0, 0), "{speaks:?}: the certificate was not checked");
+        // The file is read again, for metrics and for traces.
         std::fs::write(&file, &authority.ca)?;
         latest(&receiver).await?;
-        assert_eq!(worker.stop().await?.code, Some(0));
-        // Traces read it at their start.
-        let mut worker = builder().set("telemetry.traces", "true").start().await?;
         eventually(SOON, "a span", || async { receiver.spans().pop() }).await?;
         assert_eq!(worker.stop().await?.code, Some(0));
         receiver.check(&secrets_of(&sandbox))?;

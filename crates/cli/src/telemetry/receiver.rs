@@ -63,7 +63,7 @@ pub(super) fn headers(otlp: &Otlp) -> anyhow::Result<HeaderMap> {
 ///
 /// # Errors
 /// When the file can't be read, or holds something else.
-fn authorities(otlp: &Otlp) -> anyhow::Result<Option<Vec<u8>>> {
+pub(super) fn authorities(otlp: &Otlp) -> anyhow::Result<Option<Vec<u8>>> {
     let path = otlp.ca_cert.as_ref().filter(|_| otlp.endpoint.scheme() == "https");
     path.map(|path| certificates_in(path).map_err(|problem| anyhow!("ca_cert: {problem}"))).transpose()
 }

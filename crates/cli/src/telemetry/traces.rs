@@ -1,11 +1,12 @@
 //! Traces on their way out: made here, kept in a bounded queue, and sent by OTLP from a thread of their own.
 //!
+//! The file with the receiver's authorities is read before each export, so that one that was rotated needs no restart.
 //! Whoever works never waits for it. A full queue drops spans, a receiver that is away or hangs loses what it was sent;
 //! both are counted, and logged once a minute at most. The SDK would log each failed export, hence the two wrappers.
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -29,8 +30,9 @@ use opentelemetry_sdk::{
 };
 use reqwest::redirect::Policy;
 use secrecy::ExposeSecret;
+use tokio::runtime::Handle;
 
-use super::receiver::{Driver, attributes, grpc_tls, headers, http_authorities};
+use super::receiver::{Driver, attributes, authorities, grpc_tls, headers, http_authorities};
 use crate::config::{self, OtlpProtocol};
 
 /// Losses are logged this often at most.
@@ -52,13 +54,17 @@ impl Traces {
     /// When no connection of that kind can be set up. The receiver need not answer yet.
     pub(super) fn start(traces: &config::Traces, worker: &str) -> anyhow::Result<Self> {
         let losses = Arc::new(Losses { queue_size: traces.queue_size, ..Losses::default() });
-        let (exporter, driver) = exporter(&traces.otlp).context("telemetry")?;
+        let driver = match traces.otlp.protocol {
+            OtlpProtocol::HttpProtobuf => None,
+            OtlpProtocol::Grpc => Some(Driver::start()?),
+        };
+        let handle = driver.as_ref().map(Driver::handle).transpose()?.cloned();
+        let watched = Watched::new(traces.otlp.clone(), handle, Arc::clone(&losses)).context("telemetry")?;
         let batches = BatchConfigBuilder::default()
             .with_max_queue_size(traces.queue_size)
             .with_max_export_batch_size(traces.batch_size)
             .with_scheduled_delay(traces.export_interval)
             .build();
-        let watched = Watched { exporter, losses: Arc::clone(&losses) };
         let inner = BatchSpanProcessor::builder(watched).with_batch_config(batches).build();
         let provider = SdkTracerProvider::builder()
             .with_span_processor(Bounded { inner, losses: Arc::clone(&losses) })
@@ -84,7 +90,11 @@ impl Traces {
     }
 }
 
-fn exporter(otlp: &config::Otlp) -> anyhow::Result<(opentelemetry_otlp::SpanExporter, Option<Driver>)> {
+/// An exporter; one that speaks gRPC is driven by `driver`.
+fn exporter(
+    otlp: &config::Otlp,
+    driver: Option<&Handle>,
+) -> anyhow::Result<opentelemetry_otlp::SpanExporter> {
     let builder = opentelemetry_otlp::SpanExporter::builder();
     match otlp.protocol {
         OtlpProtocol::HttpProtobuf => {
@@ -98,7 +108,7 @@ fn exporter(otlp: &config::Otlp) -> anyhow::Result<(opentelemetry_otlp::SpanExpo
                 .with_timeout(otlp.timeout)
                 .with_headers(headers.collect())
                 .build()?;
-            Ok((exporter, None))
+            Ok(exporter)
         }
         OtlpProtocol::Grpc => {
             let mut builder = builder
@@ -109,12 +119,8 @@ fn exporter(otlp: &config::Otlp) -> anyhow::Result<(opentelemetry_otlp::SpanExpo
             if let Some(tls) = grpc_tls(otlp)? {
                 builder = builder.with_tls_config(tls);
             }
-            let driver = Driver::start()?;
-            let exporter = {
-                let _entered = driver.handle()?.enter();
-                builder.build()?
-            };
-            Ok((exporter, Some(driver)))
+            let _entered = driver.context("no thread to send from")?.enter();
+            Ok(builder.build()?)
         }
     }
 }
@@ -218,18 +224,59 @@ impl SpanProcessor for Bounded {
     }
 }
 
-/// Counts what could not be sent.
+/// Counts what could not be sent, and makes the exporter anew when the receiver's authorities have changed.
 #[derive(Debug)]
-struct Watched<E> {
-    exporter: E,
+struct Watched {
+    otlp: config::Otlp,
+    /// Drives the connections of gRPC.
+    driver: Option<Handle>,
+    current: Mutex<Current>,
     losses: Arc<Losses>,
 }
 
-impl<E: SpanExporter> SpanExporter for Watched<E> {
+#[derive(Debug)]
+struct Current {
+    exporter: Arc<opentelemetry_otlp::SpanExporter>,
+    /// What the file held when it was made.
+    authorities: Option<Vec<u8>>,
+    resource: Option<Resource>,
+}
+
+impl Watched {
+    fn new(otlp: config::Otlp, driver: Option<Handle>, losses: Arc<Losses>) -> anyhow::Result<Self> {
+        let authorities = authorities(&otlp)?;
+        let exporter = Arc::new(exporter(&otlp, driver.as_ref())?);
+        let current = Mutex::new(Current { exporter, authorities, resource: None });
+        Ok(Self { otlp, driver, current, losses })
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The exporter, made anew if the file has changed. Where that can't be done the former one goes on.
+    fn exporter(&self) -> Arc<opentelemetry_otlp::SpanExporter> {
+        let mut current = self.current();
+        let changed = authorities(&self.otlp).ok().filter(|found| *found != current.authorities);
+        if let Some(found) = changed
+            && let Ok(mut made) = exporter(&self.otlp, self.driver.as_ref())
+        {
+            if let Some(resource) = &current.resource {
+                made.set_resource(resource);
+            }
+            current.exporter = Arc::new(made);
+            current.authorities = found;
+            tracing::info!("the authorities of the receiver of traces have changed, they are in force");
+        }
+        Arc::clone(&current.exporter)
+    }
+}
+
+impl SpanExporter for Watched {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
         self.losses.queued.fetch_sub(spans, Relaxed);
-        let result = self.exporter.export(batch).await;
+        let result = self.exporter().export(batch).await;
         if let Err(error) = &result {
             self.losses.failed.fetch_add(spans, Relaxed);
             self.losses.tell(&error.to_string());
@@ -238,18 +285,23 @@ impl<E: SpanExporter> SpanExporter for Watched<E> {
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.exporter.shutdown_with_timeout(timeout)
+        self.current().exporter.shutdown_with_timeout(timeout)
     }
 
     fn shutdown(&self) -> OTelSdkResult {
-        self.exporter.shutdown()
+        self.current().exporter.shutdown()
     }
 
     fn force_flush(&self) -> OTelSdkResult {
-        self.exporter.force_flush()
+        self.current().exporter.force_flush()
     }
 
     fn set_resource(&mut self, resource: &Resource) {
-        self.exporter.set_resource(resource);
+        let mut current = self.current();
+        current.resource = Some(resource.clone());
+        // The only one that has it is this one: nothing was exported yet.
+        if let Some(exporter) = Arc::get_mut(&mut current.exporter) {
+            exporter.set_resource(resource);
+        }
     }
 }

@@ -311,6 +311,7 @@ fn tokens_with_names_are_told_apart_and_a_header_is_believed_of_named_proxies_on
             format!("[admin]\nread_token = \"{ANN}\"\n{}", entry("ann", "operator", ANN)),
             "admin.tokens[0].token",
         ),
+        ("[admin]\nsession_idle = \"13h\"".to_owned(), "admin.session_idle = 13h"),
         ("[admin]\nname_header = \"X-User\"".to_owned(), "admin.trusted_proxies"),
         ("[admin]\ntrusted_proxies = [\"10.0.0.7\"]".to_owned(), "admin.name_header"),
         (
