@@ -69,7 +69,7 @@ pub enum TaskName {
 
 impl TaskName {
     /// All of them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::ActionsFollower,
         Self::RolloutWatch,
         Self::Partition,
