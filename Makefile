@@ -13,7 +13,7 @@ BROWSER_OR_NONE = { command -v chromedriver && { command -v chromium || command 
 # What finds violations of WCAG in the tests in a browser comes from npm; without it that test is skipped, and says so.
 AXE_OR_NONE = { command -v npm >/dev/null 2>&1 && (cd crates/admin/ui-check && npm ci --silent); } || export BALANCE_SYNC_AXE=none
 
-.PHONY: help setup build man demo test matrix schemathesis screenshots chaos losses sim bench fuzz differential coverage lint ui-check chart dist dist-test image fmt clean
+.PHONY: help setup build man demo test matrix schemathesis screenshots chaos losses days sim bench fuzz differential coverage lint ui-check chart dist dist-test image fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ chaos: setup ## Faults on real servers for a while (CHAOS_SECONDS=120, CHAOS_SEE
 losses: setup ## Make real servers lose what they acknowledged, in a random order (CHAOS_LOSSES=6, CHAOS_SEED=random)
 	$(CARGO) build --locked --package balance-sync-cli
 	$(CARGO) test --locked --package balance-sync-tests --test faults any_loss -- --ignored --nocapture
+
+days: setup ## A scaled-down day next to the ledger's own worker, parked and unparked (CHAOS_SEED=random)
+	$(CARGO) build --locked --package balance-sync-cli
+	$(CARGO) test --locked --package balance-sync-tests --test faults days -- --ignored --nocapture
 
 sim: ## Simulate fleets with faults on virtual time, and find the planted bugs (SIM_MINUTES=1, SIM_SEED=random)
 	$(CARGO) build --release --locked --package balance-sync-sim

@@ -13,8 +13,10 @@
 -- ARGV[10] delay in milliseconds of members whose values Redis refuses to return while it returns others
 -- ARGV[11] most entries in the quarantine hash
 -- ARGV[12] events (hash, see `move_to_hash`): a new entry is one
+-- ARGV[13] look (mode `lease`): of how many claimed members at most it is looked whether the ledger's own worker has locked them
+-- ARGV[14] prefix of those locks
 --
--- Result   { now, lease, scheduled, resume, foreign, postponed, refusal, unlock, isolated, unlisted,
+-- Result   { now, lease, scheduled, resume, foreign, postponed, refusal, unlock, isolated, unlisted, locked,
 --            member, former score, value | false | status, ... }
 --          now        Redis time, seconds with six decimals
 --          lease      the lease score of every member in this answer
@@ -26,6 +28,8 @@
 --          unlock     milliseconds until the first of the foreign locks ends, of those looked at first; -1 = not known
 --          isolated   members longer than LONGEST_MEMBER that were moved into the quarantine hash, see below
 --          unlisted   such members that were postponed, because the hash is full or can't be written
+--          locked     milliseconds since the ledger's own worker took the newest of its locks that were looked at; -1 = it holds
+--                     none of them, -2 = none was looked at. In mode `lock` all foreign locks are looked at
 --          value      the string; false = there is none; a status reply with the reason when this balance alone can't be
 --                     read: its key is of another type, lies outside the tenant's slot, or is no key of a balance and the
 --                     user has no right to it; 'TOOLARGE <bytes>' for a value longer than LONGEST_VALUE
@@ -50,6 +54,8 @@ local balances = prefix .. 'balance:{transactions}:' -- what keys of balances be
 local MGET_KEYS = 100 -- values read by one command
 local LOCKS_TIMED = 50 -- foreign locks whose end is read: as many as the ledger's worker takes at once
 local MAX_BYTES = 4 * 1024 * 1024 -- of all members and values in one answer
+local LEDGERS_TOKEN = '1' -- what the ledger's own worker sets its locks to …
+local LEDGERS_LOCK_MS = 600000 -- … and for how long
 
 local function contains(text, words)
   return string.find(text, words, 1, true) ~= nil
@@ -78,6 +84,15 @@ local overlong = {} -- members that are too long
 local bytes = 0 -- of the members read, and later of the values
 local resume, foreign, unlock_in = 0, 0, -1
 local moved = 0 -- how many of the members have a new score already
+local locked = -2
+
+-- Notes that a lock was looked at, what it holds and for how much longer, if that is known.
+local function note_lock(holder, left)
+  locked = math.max(locked, -1)
+  if holder ~= LEDGERS_TOKEN then return end
+  local age = left >= 0 and math.max(0, LEDGERS_LOCK_MS - left) or 0
+  if locked < 0 or age < locked then locked = age end
+end
 
 -- Deletes the locks that this call took for the members from this one on.
 local function unlock_from(from)
@@ -131,6 +146,12 @@ if lock_prefix == '' then
     end
     at = at + #due / 2
   end
+  for i = 1, math.min(#members, tonumber(ARGV[13])) do
+    local lock = ARGV[14] .. members[i]
+    local holder = redis.pcall('GET', lock)
+    local left = holder == LEDGERS_TOKEN and redis.pcall('PTTL', lock)
+    if not err_of(holder) then note_lock(holder, type(left) == 'number' and left or -1) end
+  end
 else
   local at, seen = offset, 0
   while #members < limit and bytes < MAX_BYTES do
@@ -151,17 +172,20 @@ else
         local lock = lock_prefix .. due[i]
         local taken = redis.pcall('SET', lock, token, 'NX', 'PX', ttl_ms)
         if err_of(taken) then return refuse(taken.err) end
-        if not taken and redis.pcall('GET', lock) == token then
-          taken = redis.call('SET', lock, token, 'PX', ttl_ms)
-        end
+        local holder = not taken and redis.pcall('GET', lock) or nil
+        if holder == token then taken = redis.call('SET', lock, token, 'PX', ttl_ms) end
         if taken then
+          note_lock()
           members[#members + 1] = due[i]
           formers[#formers + 1] = due[i + 1]
           if #members == limit then break end
         else
           foreign = foreign + 1
           local left = foreign <= LOCKS_TIMED and redis.pcall('PTTL', lock)
-          if type(left) == 'number' and left >= 0 and (unlock_in < 0 or left < unlock_in) then unlock_in = left end
+          left = type(left) == 'number' and left or -1
+          if left >= 0 and (unlock_in < 0 or left < unlock_in) then unlock_in = left end
+          -- Of one whose end was not read it isn't known since when it has been there.
+          note_lock(foreign <= LOCKS_TIMED and holder or nil, left)
         end
       end
     end
@@ -197,7 +221,7 @@ local function isolate()
   return isolated, unlisted
 end
 
-local result = { time.text, lease, redis.call('ZCARD', KEYS[1]), resume, foreign, 0, '', unlock_in, 0, 0 }
+local result = { time.text, lease, redis.call('ZCARD', KEYS[1]), resume, foreign, 0, '', unlock_in, 0, 0, locked }
 local readable, postponed, refusal = 0, 0, nil
 local ask_sizes = true -- until Redis refuses to return them
 local first = 1

@@ -267,6 +267,7 @@ fn busy_fleet() -> Arc<FleetStatus> {
     let in_force = InForce {
         mode: WorkerMode::Shadow,
         claim_mode: ClaimMode::Lease,
+        claim_quiet: Duration::from_secs(1200),
         key_form: KeyForm::AsListed,
         claim_ttl: Duration::from_secs(30),
         protect_floor: Duration::from_secs(900),
@@ -278,6 +279,10 @@ fn busy_fleet() -> Arc<FleetStatus> {
     fleet.in_force.set(in_force).unwrap();
     fleet.shadow_left_behind.store(231, Relaxed);
     fleet.shadow_lost.store(232, Relaxed);
+    fleet.neighbour_dropped.store(236, Relaxed);
+    for flag in [&acme.neighbour_active, &acme.neighbour_dropping, &acme.takes_locks] {
+        flag.store(true, Relaxed);
+    }
     acme.show_shadow(Some(ShadowReport {
         would_write: 233,
         left_behind: 234,
@@ -402,6 +407,10 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_vanished_lost_total", "counter", &[], 223.0),
         ("balance_sync_shadow_left_behind_total", "counter", &[], 231.0),
         ("balance_sync_shadow_lost_total", "counter", &[], 232.0),
+        ("balance_sync_ledger_worker_dropped_total", "counter", &[], 236.0),
+        ("balance_sync_ledger_worker_active", "gauge", &acme, 1.0),
+        ("balance_sync_ledger_worker_dropping", "gauge", &acme, 1.0),
+        ("balance_sync_claims_with_locks", "gauge", &acme, 1.0),
         ("balance_sync_shadow", "gauge", &[], 1.0),
         ("balance_sync_shadow_waiting_balances", "gauge", &acme, 233.0),
         ("balance_sync_shadow_left_behind_balances", "gauge", &acme, 234.0),

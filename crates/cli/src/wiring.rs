@@ -68,6 +68,7 @@ pub(crate) fn directory(config: &Config) -> anyhow::Result<Arc<dyn TenantDirecto
 pub(crate) fn schedule_options(config: &Config) -> ScheduleOptions {
     ScheduleOptions {
         mode: config.claim.mode,
+        quiet: config.claim.quiet,
         claim_ttl: config.claim.ttl,
         protect_floor: config.claim.protect_floor,
         lock_scan_limit: config.claim.lock_scan_limit,
@@ -349,6 +350,7 @@ fn shared_settings(config: &Config) -> BTreeMap<String, String> {
         ("postgres.connections_per_server", config.postgres.connections_per_server.to_string()),
         ("postgres.connections_per_tenant", config.postgres.connections_per_tenant.to_string()),
         ("claim.ttl", span(config.claim.ttl)),
+        ("claim.quiet", span(config.claim.quiet)),
         ("admin.freshness_objective", span(config.admin.freshness_objective)),
         ("objectives.exposure", span(config.objectives.exposure)),
         ("objectives.pause", span(config.objectives.pause)),

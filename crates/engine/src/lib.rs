@@ -6,7 +6,8 @@
 //! Which tenants: [`membership`] (which list of tenants is believed) · [`rollout`] (which of them this fleet serves) ·
 //! [`registration`] and [`partition`] (which of those are this worker's) · [`plan`] (which collectors run). One tenant: [`collector`] (its claims and flushes) · [`standby`]
 //! (whether its first owner claims) · [`trail`] (its values that are gone) · [`vanish`] (what Redis has
-//! lost) · [`queues`] (the ledger's own queues) · [`shadow`] (what a worker that only looks finds) · [`controls`] (what operators' actions do to it) ·
+//! lost) · [`queues`] (the ledger's own queues) · [`shadow`] (what a worker that only looks finds) · [`neighbour`] (the ledger's own
+//! worker beside ours) · [`controls`] (what operators' actions do to it) ·
 //! [`state`], [`reason`] and [`outcome`] (what is shown of it) · [`timeline`] (what is kept of it for a day). When something fails: [`failure`]
 //! (what follows) · [`backoff`] (delays) · [`breaker`] (a service that fails again and again) · [`clock`] (two clocks that differ). A balance: [`audit`]
 //! (what three witnesses say of it).
@@ -19,6 +20,7 @@ pub mod collector;
 pub mod controls;
 pub mod failure;
 pub mod membership;
+pub mod neighbour;
 pub mod outcome;
 pub mod partition;
 pub mod plan;

@@ -69,6 +69,18 @@ impl Claimed {
     }
 }
 
+/// Whether the ledger's own worker has locked members that a claim has looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, PartialOrd)]
+pub enum LedgerLock {
+    /// None was looked at.
+    #[default]
+    NotLooked,
+    /// It holds none of their locks.
+    Free,
+    /// It took the newest of its locks at this Redis time, in seconds.
+    TakenAt(f64),
+}
+
 /// The answer to one claim.
 #[derive(Debug, Default)]
 pub struct Claim {
@@ -88,6 +100,8 @@ pub struct Claim {
     pub isolated: u64,
     /// Such members that were postponed, because the quarantine is full or can't be written.
     pub unlisted: u64,
+    /// Whether the ledger's own worker has locked members that were due.
+    pub ledger_lock: LedgerLock,
 }
 
 /// A refusal of Redis that concerns a part of a claim.

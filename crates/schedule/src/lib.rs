@@ -6,19 +6,21 @@
 //! typed wrapper per script, and depends on neither Postgres nor actors.
 //!
 //! Reading order: `settings` · `endpoint` (where Redis is: `sentinel`, `cluster`, `credentials`) ·
-//! [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · [`claimed`] (claimed
-//! members) · [`schedule`] (the wrappers; their results are read in `reply`) · `protect` (TTLs) · [`probe`] (which of many are
+//! [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · `claim_mode` (with or without
+//! locks) · [`claimed`] (claimed members) · [`schedule`] (the wrappers; their results are read in `reply`) · `protect` (TTLs) · [`probe`] (which of many are
 //! due) · [`schedules`] (all schedules of a tenant) · `siblings` (one balance under two key forms) · [`quarantine`] (entries) ·
 //! [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) · [`workers`] (live workers) · [`names`]
 //! (which process holds a name) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`rollout`] (which tenants are
 //! served) · [`reports`] (what the monthly report is made of) · [`timelines`] (what is kept for a day) · [`sessions`] (of the admin
 //! interface) · [`heads`] (unclaimed
 //! members, for standby) · `rights` (naming those that are missing) · [`inspect`] (one balance) · [`balances`] (all of them) ·
-//! [`witnesses`] (what an audit reads) · [`origins`] (Postgres servers) · [`vanished`] (lost data) · [`queues`] (the ledger's
+//! [`witnesses`] (what an audit reads) · [`origins`] (Postgres servers) · [`neighbours`] (what is known of the ledger's own
+//! worker) · [`vanished`] (lost data) · [`queues`] (the ledger's
 //! own queues) · [`subscription`] (messages) · [`error`].
 
 mod access;
 pub mod balances;
+mod claim_mode;
 pub mod claimed;
 mod cluster;
 pub mod controls;
@@ -30,6 +32,7 @@ pub mod inspect;
 pub mod link;
 pub mod losses;
 pub mod names;
+pub mod neighbours;
 pub mod origins;
 pub mod probe;
 mod protect;
@@ -57,7 +60,7 @@ pub mod witnesses;
 pub mod workers;
 
 pub use balances::{BalanceKeys, read_values};
-pub use claimed::{Claim, Claimed, Refusal, Refused, Unreadable};
+pub use claimed::{Claim, Claimed, LedgerLock, Refusal, Refused, Unreadable};
 pub use controls::Controls;
 pub use credentials::{certificates_in, password_in};
 pub use endpoint::Endpoint;
@@ -66,6 +69,7 @@ pub use heads::{Head, HeadState, read_heads};
 pub use link::{Link, ServerFacts};
 pub use losses::Loss;
 pub use names::{NameClaim, Names};
+pub use neighbours::Neighbours;
 pub use origins::{Origins, Written};
 pub use protect::{ProtectPage, RecentFrom, RecentPage};
 pub use quarantine::{QuarantineEntry, Quarantined, Retried};

@@ -2,17 +2,18 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use balance_sync_domain::KeySpace;
 use redis::Value;
 
 use crate::{
-    claimed::{Claim, Claimed, Refusal, Refused, Unreadable},
+    claim_mode::Locking,
+    claimed::{Claim, Claimed, LedgerLock, Refusal, Refused, Unreadable},
     controls::EVENTS,
     error::ScheduleError,
     link::Link,
@@ -27,9 +28,18 @@ balance_sync_engine::names! {
         Lease = "lease",
         /// The lease and the lock key of the ledger's own worker, while both run.
         Lock = "lock",
+        /// As `lock` while the ledger's own worker is seen at the tenant, or may be there; as `lease` when it has been quiet for long
+        /// enough.
+        Auto = "auto",
     }
 }
 
+/// How often a claim of mode `lease` looks for locks of the ledger's own worker …
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// … at so many members at most …
+const LOOKED_AT: usize = 16;
+/// … and how often where Redis refuses to return them.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(300);
 /// Added to the longest lease or delay before a member counts as too far ahead.
 const REACH_MARGIN: Duration = Duration::from_secs(10);
 
@@ -38,6 +48,9 @@ const REACH_MARGIN: Duration = Duration::from_secs(10);
 pub struct ScheduleOptions {
     /// Lease alone, or lease and lock.
     pub mode: ClaimMode,
+    /// Mode `auto`: for how long the ledger's own worker must be quiet before claims no longer take its locks. It counts as active for
+    /// a quarter of this.
+    pub quiet: Duration,
     /// Duration of a claim; a killed worker's claims are due again after it.
     pub claim_ttl: Duration,
     /// Shorter remaining TTLs of claimed, released and scheduled values are raised to this; zero = never.
@@ -68,6 +81,7 @@ impl Default for ScheduleOptions {
     fn default() -> Self {
         Self {
             mode: ClaimMode::Lease,
+            quiet: Duration::from_secs(1200),
             claim_ttl: Duration::from_secs(30),
             protect_floor: Duration::from_secs(900),
             lock_scan_limit: 5000,
@@ -141,13 +155,28 @@ pub struct Schedule {
     options: Arc<ScheduleOptions>,
     /// Mode `lock`: offset of the next claim, after members with foreign locks.
     resume: Arc<AtomicU64>,
+    locking: Arc<Locking>,
+    /// When a claim of mode `lease` looks for locks of the ledger's own worker again.
+    next_look: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Schedule {
     /// The schedule of the key space on this link.
     #[must_use]
     pub fn new(link: Link, space: KeySpace, options: Arc<ScheduleOptions>) -> Self {
-        Self { link, space, options, resume: Arc::new(AtomicU64::new(0)) }
+        let locking = Arc::new(Locking::new(options.mode));
+        Self { link, space, options, resume: Arc::new(AtomicU64::new(0)), locking, next_look: Arc::default() }
+    }
+
+    /// Mode `auto`: whether the next claims take the locks of the ledger's own worker. Without effect in the other modes.
+    pub fn take_locks(&self, take: bool) {
+        self.locking.take(take);
+    }
+
+    /// Whether claims take the locks of the ledger's own worker.
+    #[must_use]
+    pub fn takes_locks(&self) -> bool {
+        self.locking.takes()
     }
 
     /// Its keys.
@@ -176,7 +205,10 @@ impl Schedule {
     pub async fn claim(&self, limit: usize) -> Result<Claim, ScheduleError> {
         const OPERATION: &str = "claim";
         /// Parts before those of the members.
-        const HEAD: usize = 10;
+        const HEAD: usize = 11;
+        let lock_prefix =
+            if self.locking.claim(self.options.claim_ttl) { self.space.lock_prefix() } else { String::new() };
+        let look = if lock_prefix.is_empty() { self.begin_look() } else { 0 };
         let mut cmd = scripts::CLAIM.call(1);
         cmd.arg(self.space.schedule())
             .arg(limit.max(1))
@@ -184,13 +216,15 @@ impl Schedule {
             .arg(millis(self.options.protect_floor))
             .arg(self.space.prefix())
             .arg(self.space.quarantine())
-            .arg(self.lock_prefix())
+            .arg(lock_prefix)
             .arg(&self.options.lock_token)
             .arg(self.options.lock_scan_limit.max(limit))
             .arg(self.resume.load(Ordering::Relaxed))
             .arg(millis(self.options.put_off))
             .arg(self.options.quarantine_limit)
-            .arg(EVENTS);
+            .arg(EVENTS)
+            .arg(look)
+            .arg(self.space.lock_prefix());
         let Value::Array(parts) = scripts::CLAIM.run(&self.link, &cmd).await? else {
             return Err(ScheduleError::unexpected(OPERATION, "the script returned no array"));
         };
@@ -216,6 +250,11 @@ impl Schedule {
         };
         let unlock_in = u64::try_from(unlock_in).ok().map(Duration::from_millis);
         let [isolated, unlisted] = [int(OPERATION, &head[8])?, int(OPERATION, &head[9])?];
+        let ledger_lock = match head[10] {
+            Value::Int(age) if age >= 0 => LedgerLock::TakenAt(now - age as f64 / 1e3),
+            Value::Int(-1) => LedgerLock::Free,
+            _ => LedgerLock::NotLooked,
+        };
         let mut refused = None;
         if !refusal.is_empty() {
             let error = ScheduleError::refused(OPERATION, &String::from_utf8_lossy(refusal));
@@ -242,7 +281,25 @@ impl Schedule {
                 unreadable,
             });
         }
-        Ok(Claim { entries, scheduled, now, foreign, unlock_in, refused, isolated, unlisted })
+        if look > 0 {
+            self.end_look(!entries.is_empty(), ledger_lock);
+        }
+        Ok(Claim { entries, scheduled, now, foreign, unlock_in, refused, isolated, unlisted, ledger_lock })
+    }
+
+    /// How many members the next claim looks at for locks of the ledger's own worker.
+    fn begin_look(&self) -> usize {
+        let next = self.next_look.lock().unwrap_or_else(PoisonError::into_inner);
+        if next.is_none_or(|next| next <= Instant::now()) { LOOKED_AT } else { 0 }
+    }
+
+    fn end_look(&self, had_members: bool, found: LedgerLock) {
+        let pause = match (had_members, found) {
+            (false, _) => return,
+            (true, LedgerLock::NotLooked) => LOOK_AGAIN_AFTER,
+            (true, _) => LOOK_EVERY,
+        };
+        *self.next_look.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + pause);
     }
 
     /// Removes written members, each only under its lease, and deletes their quarantine entries. Losses of these members are
@@ -502,11 +559,9 @@ impl Schedule {
         int("count schedule", &self.link.send("count schedule", &cmd).await?)
     }
 
+    /// For calls that end claims; empty where none of them can have taken a lock that is still there.
     pub(crate) fn lock_prefix(&self) -> String {
-        match self.options.mode {
-            ClaimMode::Lease => String::new(),
-            ClaimMode::Lock => self.space.lock_prefix(),
-        }
+        if self.locking.may_hold() { self.space.lock_prefix() } else { String::new() }
     }
 
     fn kept_value(&self, value: Option<&[u8]>) -> (String, &'static str) {

@@ -152,6 +152,9 @@ impl Schedules {
             }
             claim.now = claim.now.max(part.now);
             claim.foreign += part.foreign;
+            if part.ledger_lock > claim.ledger_lock {
+                claim.ledger_lock = part.ledger_lock;
+            }
             claim.isolated += part.isolated;
             claim.unlisted += part.unlisted;
             claim.unlock_in = claim.unlock_in.into_iter().chain(part.unlock_in).min();
@@ -168,6 +171,11 @@ impl Schedules {
         }
         claim.scheduled = self.lock().iter().map(|last| last.scheduled).sum();
         Ok(claim)
+    }
+
+    /// Mode `auto`: whether the next claims take the locks of the ledger's own worker. Without effect in the other modes.
+    pub fn take_locks(&self, take: bool) {
+        self.all.iter().for_each(|schedule| schedule.take_locks(take));
     }
 
     /// The schedules to claim from now, in order.

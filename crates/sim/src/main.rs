@@ -158,7 +158,11 @@ fn show(plan: &Plan, bug: Option<Bug>) {
         small.batch,
         small.ledger,
         if small.supervised { "tenants from the service" } else { "tenants as given" },
-        if small.lock { "lock" } else { "lease" }
+        match (small.lock, small.auto) {
+            (false, _) => "lease",
+            (true, false) => "lock",
+            (true, true) => "auto",
+        }
     );
     for (at, fault) in &small.faults {
         println!("fault at {:.6} s: {fault:?}", *at as f64 / SECOND as f64);

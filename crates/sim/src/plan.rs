@@ -41,6 +41,8 @@ pub struct Plan {
     pub supervised: bool,
     /// Our workers claim in mode `lock`.
     pub lock: bool,
+    /// With `lock`: in mode `auto`. Each worker changes between the two modes, at its own moments.
+    pub auto: bool,
     /// Members that a claim in mode `lock` looks at.
     pub scan_limit: usize,
     /// The releases that write; each tenant has the next of them.
@@ -272,6 +274,8 @@ impl Plan {
             pods: rng.random_bool(0.3),
             supervised: rng.random_bool(0.5),
             lock: rng.random_bool(0.3),
+            // Not drawn, so that the seeds of planted bugs stay.
+            auto: seed % 4 == 2,
             scan_limit: [2, 5000][rng.random_range(0..2)],
             releases: rng.random_range(0..Releases::ALL.len()),
             from_trail: rng.random(),
@@ -304,6 +308,7 @@ impl Plan {
             pods: false,
             supervised: true,
             lock: rng.random_bool(0.2),
+            auto: seed % 4 == 2,
             scan_limit: 5000,
             releases: 0,
             from_trail: true,

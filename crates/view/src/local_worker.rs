@@ -25,8 +25,8 @@ use tokio::time::Instant;
 
 use crate::facts::{Fact, Facts};
 use crate::record::{
-    Counts, DetailRecord, FleetPoint, ReconcileRecord, RedisMemory, RolloutRecord, ServiceRecord, TaskRecord,
-    TenantRecord, WorkerRecord,
+    Counts, DetailRecord, FleetPoint, NeighbourRecord, ReconcileRecord, RedisMemory, RolloutRecord,
+    ServiceRecord, TaskRecord, TenantRecord, WorkerRecord,
 };
 
 /// Points of a fleet's history: an hour.
@@ -184,6 +184,7 @@ impl LocalWorker {
             vanished: status.vanished().map(Into::into),
             queues: status.queues(),
             shadow: status.shadow(),
+            neighbour: NeighbourRecord::of(&self.fleet, status),
             rates: status.recent(Recent::rates).unwrap_or_default(),
             counts: Counts {
                 outcomes: status.outcomes.map(|count| count.load(Relaxed)),

@@ -15,6 +15,7 @@ use crate::{
 
 mod eta;
 mod judge;
+mod neighbour;
 mod queues;
 mod redundancy;
 mod rollout;
@@ -24,6 +25,7 @@ mod tests;
 mod to_do;
 
 pub use judge::{CLOCK_TOLERANCE_SECONDS, Verdict};
+pub use neighbour::FleetNeighbour;
 pub use queues::FleetQueue;
 pub use shadow::FleetShadow;
 
@@ -63,6 +65,8 @@ pub struct Overview {
     pub acknowledged: u64,
     /// The ledger's own queues.
     pub queues: Vec<FleetQueue>,
+    /// What is known of the ledger's own worker; `None` = it was seen at no tenant.
+    pub neighbour: Option<FleetNeighbour>,
     /// What shadows have found; `None` without any.
     pub shadow: Option<FleetShadow>,
     /// Values that had expired before they were claimed, since the workers' start.
@@ -339,6 +343,7 @@ impl FleetView {
             losses: is_known.then_some(losses),
             acknowledged,
             queues: self.queues(),
+            neighbour: self.neighbour(),
             shadow: self.shadow(),
             expired_total: expired,
             shortest_life_seconds: shortest,

@@ -6,15 +6,15 @@ use balance_sync_domain::Reported;
 use balance_sync_fleet::{
     backends::DatabaseView,
     status::{
-        ErrorNote, FlushNote, Outcomes, Point, QueueReport, Rates, ReportedReason, ReportedState,
-        ShadowReport, Vanished, WorkerMode,
+        ErrorNote, FleetStatus, FlushNote, Outcomes, Point, Presence, QueueReport, Rates, ReportedReason,
+        ReportedState, ShadowReport, Sign, TenantStatus, Vanished, WorkerMode,
     },
     tasks::{TaskReport, TaskState},
 };
-use balance_sync_schedule::ServerFacts;
+use balance_sync_schedule::{ClaimMode, ServerFacts};
 use balance_sync_store::{PoolUsage, ServerUsage};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed};
 
 /// A tenant, as one of its workers knows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -80,6 +80,9 @@ pub struct TenantRecord {
     /// What a shadow has found; `None` = the worker is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shadow: Option<ShadowReport>,
+    /// What is known of the ledger's own worker; `None` = it was never seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub neighbour: Option<NeighbourRecord>,
     /// The last seconds.
     #[serde(flatten)]
     pub rates: Rates,
@@ -89,6 +92,65 @@ pub struct TenantRecord {
     /// Its connections, if any are open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolUsage>,
+}
+
+/// What is known of the ledger's own worker, of a tenant. Times are seconds since 1970; 0 = never.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NeighbourRecord {
+    /// Whether it works on the tenant.
+    pub presence: Reported<Presence>,
+    /// Since when it has been active, as far as it is, or was last.
+    #[serde(default)]
+    pub active_from: f64,
+    /// When it was seen last.
+    #[serde(default)]
+    pub seen_at: f64,
+    /// By what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sign: Option<Reported<Sign>>,
+    /// How balances are claimed now.
+    pub claim_mode: Reported<ClaimMode>,
+    /// Values in a format of ledgers from 4.1 on were seen.
+    #[serde(default)]
+    pub newer_formats: bool,
+    /// It removes such values unwritten.
+    #[serde(default)]
+    pub deadly_mix: bool,
+    /// Balances that were found out of the schedule, unwritten, while it was active.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropped: u64,
+    /// When the last of them was found.
+    #[serde(default)]
+    pub dropped_at: f64,
+    /// Some of the last ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub examples: Vec<String>,
+}
+
+impl NeighbourRecord {
+    /// What this worker knows of a tenant, if there is anything to be shown: it was seen, or the mode of claims depends on it.
+    pub(crate) fn of(fleet: &FleetStatus, status: &TenantStatus) -> Option<Self> {
+        let is_auto = fleet.in_force.get().is_some_and(|in_force| in_force.claim_mode == ClaimMode::Auto);
+        let known = status.neighbour().unwrap_or_default();
+        if !known.was_seen() && !is_auto || fleet.mode() == WorkerMode::Shadow {
+            return None;
+        }
+        let (now, quiet) = (fleet.redis_clock(), fleet.claim_quiet());
+        let round = |seconds: f64| (seconds * 1e3).round() / 1e3;
+        let mode = if status.takes_locks.load(Relaxed) { ClaimMode::Lock } else { ClaimMode::Lease };
+        Some(Self {
+            presence: known.presence(now, quiet).into(),
+            active_from: round(known.active_from),
+            seen_at: round(known.seen_at),
+            sign: known.sign.map(Into::into),
+            claim_mode: mode.into(),
+            newer_formats: known.newer_at > 0.0,
+            deadly_mix: known.is_deadly_mix(now, quiet),
+            dropped: known.dropped,
+            dropped_at: round(known.dropped_at),
+            examples: known.examples,
+        })
+    }
 }
 
 /// An open condition: Redis has lost data of a tenant.

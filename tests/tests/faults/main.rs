@@ -8,6 +8,7 @@
 mod any_loss;
 mod clock;
 mod cluster;
+mod days;
 mod drain;
 mod eviction;
 mod failover;

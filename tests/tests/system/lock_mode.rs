@@ -100,7 +100,7 @@ async fn beside_the_ledgers_own_worker_nothing_is_lost_and_nothing_goes_back() -
     assert_eq!(report?.errors, 0);
     comes_in_step(&sandbox, &producer).await?;
     all_settled(&sandbox).await?;
-    let (by_other, by_us) = (by_other?.written, worker.metric("balance_synced", &[]).await?);
+    let (by_other, by_us) = (by_other.written, worker.metric("balance_synced", &[]).await?);
     assert!(by_other > 0 && by_us > 0.0, "both took part: {by_other} and {by_us}");
     let audit = Audit::read(&pool, &tenant).await?;
     assert_eq!((audit.not_forward, audit.updates), (0, audit.distinct), "{audit:?}");

@@ -29,6 +29,7 @@ mod locks;
 mod log;
 mod memory;
 mod names;
+mod neighbour;
 mod newer;
 mod notify;
 mod openapi;

@@ -1,6 +1,6 @@
 //! `/metrics`: the fleet's atomics as Prometheus text, made on demand; and the same families for whoever pushes them.
 //!
-//! - `worker`, `tenants`, `queues`, `shadow`, `outside`: which metrics there are, with names, units and sources. `docs/metrics.md` lists
+//! - `worker`, `tenants`, `queues`, `neighbour`, `shadow`, `outside`: which metrics there are, with names, units and sources. `docs/metrics.md` lists
 //!   them; a test compares the two.
 //! - `ledgers`: the series with the ledger's own names and labels, where they are pushed.
 //! - `rows`: which tenants get a label of their own, and totals that never fall.
@@ -14,6 +14,7 @@
 
 mod exposition;
 mod ledgers;
+mod neighbour;
 mod outside;
 mod queues;
 mod rows;
@@ -154,6 +155,7 @@ impl Metrics {
         tenants::work(page, &snapshot.rows)?;
         tenants::condition(page, &snapshot.rows)?;
         queues::queues(page, &snapshot.rows)?;
+        neighbour::neighbours(page, &snapshot.rows)?;
         shadow::shadows(page, &snapshot.rows)?;
         outside::redis(page, &self.status)?;
         outside::tenant_service(page, &self.status)?;

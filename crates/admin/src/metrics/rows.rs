@@ -27,6 +27,7 @@ use balance_sync_fleet::status::{
     Trigger,
 };
 
+use super::neighbour::{self, NeighbourGauges};
 use super::queues::{self, QueueGauges};
 use super::shadow::{self, ShadowGauges};
 
@@ -228,6 +229,8 @@ pub(super) struct Row {
     pub(super) degraded: BTreeMap<&'static str, u64>,
     /// The ledger's own queues, where this worker looks at them.
     pub(super) queues: BTreeMap<LedgerQueue, QueueGauges>,
+    /// What is known of the ledger's own worker.
+    pub(super) neighbour: NeighbourGauges,
     /// What a shadow has found; `None` = this worker is none.
     pub(super) shadow: Option<ShadowGauges>,
 }
@@ -236,6 +239,7 @@ impl Row {
     fn add_now(&mut self, status: &TenantStatus, degraded: Option<&'static str>) {
         self.gauges.add(status, self.label != OTHER);
         queues::add(&mut self.queues, status);
+        neighbour::add(&mut self.neighbour, status);
         shadow::add(&mut self.shadow, status);
         if let Some(reason) = degraded {
             *self.degraded.entry(reason).or_default() += 1;

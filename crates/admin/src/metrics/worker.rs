@@ -223,6 +223,11 @@ pub(super) fn fleet(page: &mut Page<'_>, status: &FleetStatus, snapshot: &Snapsh
             &status.shadow_lost,
         ),
         (
+            "balance_sync_ledger_worker_dropped_total",
+            "Balances found out of the schedule, unwritten, while the ledger's own worker was active, and scheduled again.",
+            &status.neighbour_dropped,
+        ),
+        (
             "balance_sync_redis_evicted_keys_total",
             "Keys that Redis has evicted while this worker looked.",
             &status.redis_evicted_keys,

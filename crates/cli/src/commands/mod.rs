@@ -5,6 +5,7 @@ pub(crate) mod audit;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod handover;
+mod neighbour;
 pub(crate) mod quarantine;
 mod queues;
 pub(crate) mod recover;

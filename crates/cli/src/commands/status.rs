@@ -9,7 +9,7 @@ use balance_sync_view::{
     rows::{StateView, TenantRow},
 };
 
-use super::{queues, rollout, shadow, tenants, workers};
+use super::{neighbour, queues, rollout, shadow, tenants, workers};
 use crate::{
     EXIT_OK,
     args::{StatusArgs, seconds},
@@ -221,6 +221,9 @@ fn figures(text: &mut String, view: &FleetView, overview: &Overview, screen: Scr
         ),
     );
     row("ledger", format_args!("{}", queues::of_fleet(&overview.queues, view.at)));
+    if let Some(found) = &overview.neighbour {
+        row("neighbour", format_args!("{}", neighbour::of_fleet(found)));
+    }
     if let Some(found) = &overview.shadow {
         for (name, text) in shadow::of_fleet(found) {
             row(name, format_args!("{text}"));

@@ -17,7 +17,7 @@ use balance_sync_view::{
 };
 use serde::Serialize;
 
-use super::{actions, queues, shadow, status::exit_code};
+use super::{actions, neighbour, queues, shadow, status::exit_code};
 use crate::{
     args::{TenantListArgs, TenantShowArgs, TenantsArgs, TenantsCommand},
     terminal::{
@@ -396,7 +396,8 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
         ),
     );
     let found = row.shadow.iter().flat_map(|found| shadow::of_tenant(found, view.at));
-    for (name, value) in queues::of_tenant(row, view.at).into_iter().chain(found) {
+    let beside = row.neighbour.iter().flat_map(|found| neighbour::of_tenant(found, view.at));
+    for (name, value) in queues::of_tenant(row, view.at).into_iter().chain(found).chain(beside) {
         say(name, value);
     }
     if let Some(database) = &detail.settings.database {

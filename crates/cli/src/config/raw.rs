@@ -208,6 +208,9 @@ pub(crate) struct Collector {
 pub(crate) struct Claim {
     /// Lease, or lease with the lock keys of the ledger's own worker.
     pub mode: ClaimMode,
+    /// For how long the ledger's own worker must be quiet to count as parked.
+    #[serde(with = "humantime_serde")]
+    pub quiet: Duration,
     /// How long a claim holds.
     #[serde(with = "humantime_serde")]
     pub ttl: Duration,

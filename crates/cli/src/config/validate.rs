@@ -347,6 +347,7 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
     within!(check, raw.collector.crash_delay_min, ms(10)..=minutes(10));
     within!(check, raw.collector.crash_delay_max, ms(10)..=minutes(60));
 
+    within!(check, raw.claim.quiet, secs(1)..=minutes(24 * 60));
     within!(check, raw.claim.ttl, secs(1)..=minutes(60));
     within!(check, raw.claim.lock_scan_limit, 1..=1_000_000);
     within!(check, raw.claim.protect_floor, secs(3)..=minutes(12 * 60));

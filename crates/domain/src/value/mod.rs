@@ -69,6 +69,12 @@ impl BalanceValue {
         Self::decode(value).map_err(|error| error.under_member(member, value))
     }
 
+    /// Whether a value is in a format that only ledgers from 4.1 on write, and their workers up to 4.0 can't read.
+    #[must_use]
+    pub fn is_of_newer_ledger(json: &[u8]) -> bool {
+        Fields::read(json).is_ok_and(|fields| !fields.schema_version.is_empty())
+    }
+
     /// Reads a value in any of the three shapes.
     ///
     /// # Errors

@@ -2,11 +2,12 @@
 //!
 //! `redis_queue` and `postgres_sink` (the ports) · `prober` and `standby` (schedules watched for many idle or waiting
 //! collectors at once) · `tenant_manager` and `lookup_rate` (each tenant's
-//! database) · `comparison` (values against rows) · `failover` (rows that a new server lacks) · `vanish` (data that Redis lost) · `shadow` (what a worker that only looks finds) · `observed_directory` (calls to the directory, counted).
+//! database) · `comparison` (values against rows) · `failover` (rows that a new server lacks) · `vanish` (data that Redis lost) · `shadow` (what a worker that only looks finds) · `neighbour` (the ledger's own worker) · `observed_directory` (calls to the directory, counted).
 
 pub(crate) mod comparison;
 pub(crate) mod failover;
 mod lookup_rate;
+pub(crate) mod neighbour;
 mod observed_directory;
 mod postgres_sink;
 mod prober;

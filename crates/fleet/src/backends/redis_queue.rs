@@ -1,14 +1,14 @@
 //! A tenant's queue: its schedules in Redis, and the probes that watch them while it is idle or stands by.
 
 use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
 };
 
-use balance_sync_domain::KeySpace;
+use balance_sync_domain::{BalanceValue, KeySpace};
 use balance_sync_schedule::{
-    Claim, Claimed, Loss, PostponeReport, QuarantineReport, Refusal, ReleaseReport, ScheduleError, Schedules,
-    SettleReport,
+    Claim, Claimed, LedgerLock, Loss, PostponeReport, QuarantineReport, Refusal, ReleaseReport,
+    ScheduleError, Schedules, SettleReport,
 };
 
 use super::{prober::Prober, standby::StandbyWatch};
@@ -21,6 +21,10 @@ use crate::{
 const ADOPT_PAGE: usize = 500;
 /// Waits longer than this are left to the prober.
 const SHORT_WAIT: Duration = Duration::from_millis(60);
+/// How often it is looked at the format of claimed values …
+const FORMATS_EVERY: Duration = Duration::from_secs(2);
+/// … of so many at most.
+const FORMATS_OF: usize = 16;
 
 /// The tenant's schedules in Redis.
 #[derive(Debug)]
@@ -31,6 +35,8 @@ pub struct RedisQueue {
     prober: Prober,
     standby: StandbyWatch,
     keys: Arc<[Arc<str>]>,
+    /// When the formats of values are looked at again.
+    next_formats: Mutex<Option<Instant>>,
     /// Counts what is removed from the schedules.
     status: Arc<TenantStatus>,
 }
@@ -46,7 +52,44 @@ impl RedisQueue {
         status: Arc<TenantStatus>,
     ) -> Self {
         let keys = schedules.iter().map(|schedule| schedule.space().shared_schedule()).collect();
-        Self { schedules, other, prober, standby, keys, status }
+        let queue = Self { schedules, other, prober, standby, keys, next_formats: Mutex::default(), status };
+        queue.show_locking();
+        queue
+    }
+
+    /// Takes in what a claim shows of the ledger's own worker, and changes the mode of the next claims by it.
+    fn look_for_neighbour(&self, claim: &Claim) {
+        let locked_at = match claim.ledger_lock {
+            LedgerLock::NotLooked => return,
+            LedgerLock::Free => None,
+            LedgerLock::TakenAt(at) => Some(at),
+        };
+        let is_newer = self.is_of_newer_ledger(&claim.entries);
+        let quiet = self.schedules.first().options().quiet;
+        let takes = self.status.update_neighbour(|neighbour| {
+            neighbour.looked(claim.now, locked_at, quiet);
+            if is_newer {
+                neighbour.newer_format(claim.now);
+            }
+            neighbour.takes_locks(claim.now, quiet)
+        });
+        self.schedules.take_locks(takes);
+        self.show_locking();
+    }
+
+    fn show_locking(&self) {
+        self.status.takes_locks.store(self.schedules.first().takes_locks(), Relaxed);
+    }
+
+    /// Whether one of these values was written by a ledger from 4.1 on; looked at now and then.
+    fn is_of_newer_ledger(&self, entries: &[Claimed]) -> bool {
+        let mut next = self.next_formats.lock().unwrap_or_else(PoisonError::into_inner);
+        if next.is_some_and(|next| next > Instant::now()) {
+            return false;
+        }
+        *next = Some(Instant::now() + FORMATS_EVERY);
+        let values = entries.iter().take(FORMATS_OF).filter_map(|claimed| claimed.value.as_deref());
+        values.into_iter().any(BalanceValue::is_of_newer_ledger)
     }
 
     /// Counts the members that a call has removed; all of them where its answer did not arrive.
@@ -74,6 +117,7 @@ impl Queue for RedisQueue {
     async fn claim(&self, limit: usize) -> Result<Claim, ScheduleError> {
         let claim = self.schedules.claim(limit).await?;
         self.status.removed.fetch_add(claim.isolated, Relaxed);
+        self.look_for_neighbour(&claim);
         Ok(claim)
     }
 

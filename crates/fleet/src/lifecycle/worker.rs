@@ -26,6 +26,7 @@ use crate::{
         CloseAll, ManagerOptions, ObservedDirectory, ShadowOptions, TenantManager,
         comparison::Comparison,
         failover::{self, FailoverCheck, Reports},
+        neighbour::{self, NeighbourWatch},
         shadow::{self, Shadow},
         vanish::{self, Vanish},
     },
@@ -131,6 +132,7 @@ impl PreparedWorker {
         let _ = fleet.in_force.set(InForce {
             mode,
             claim_mode: settings.schedule.mode,
+            claim_quiet: settings.schedule.quiet,
             key_form,
             claim_ttl: settings.schedule.claim_ttl,
             protect_floor: settings.schedule.protect_floor,
@@ -338,17 +340,22 @@ fn watch_as_shadow(
     })
 }
 
-/// Notices what Postgres or Redis has lost, and has it written again.
+/// Notices what Postgres or Redis has lost or the ledger's own worker has dropped, and has it written again.
 fn keep_whole(
     handles: &WorkerHandles,
     comparison: Comparison,
     failover: Reports,
     stop: &CancellationToken,
-) -> [JoinHandle<()>; 3] {
+) -> [JoinHandle<()>; 4] {
     let (fleet, tasks) = (&handles.fleet, &handles.fleet.tasks);
     let check = FailoverCheck { comparison: comparison.clone(), fleet: Arc::clone(fleet) };
+    let neighbours = NeighbourWatch { comparison: comparison.clone(), fleet: Arc::clone(fleet) };
     let vanish = Vanish::new(comparison, Arc::clone(fleet), handles.collector.trail_grace);
     [
+        tasks.keep(TaskName::NeighbourWatch, None, neighbour::INTERVAL, stop.clone(), {
+            let stop = stop.clone();
+            move |progress| neighbours.clone().run(stop.clone(), progress)
+        }),
         tasks.keep(TaskName::FailoverCheck, None, failover::INTERVAL, stop.clone(), {
             let stop = stop.clone();
             move |progress| check.clone().run(failover.clone(), stop.clone(), progress)

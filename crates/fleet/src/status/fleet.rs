@@ -99,6 +99,8 @@ pub struct InForce {
     pub mode: WorkerMode,
     /// How members are claimed.
     pub claim_mode: ClaimMode,
+    /// For how long the ledger's own worker must be quiet to count as parked.
+    pub claim_quiet: Duration,
     /// How tenant ids are written in keys.
     pub key_form: KeyForm,
     /// How long a claim holds.
@@ -231,6 +233,8 @@ pub struct FleetStatus {
     pub shadow_left_behind: AtomicU64,
     /// The same, where Redis no longer holds it.
     pub shadow_lost: AtomicU64,
+    /// Balances found out of the schedule, unwritten, while the ledger's own worker was active, and scheduled again.
+    pub neighbour_dropped: AtomicU64,
     /// Keys that Redis has evicted while this worker looked.
     pub redis_evicted_keys: AtomicU64,
     /// Whether Redis may throw keys away by itself (1) or not (0); not known = `None`.
@@ -360,6 +364,18 @@ impl FleetStatus {
     pub fn observe(&self, stage: Stage, took: Duration) {
         let at = Stage::ALL.iter().position(|known| *known == stage).unwrap_or_default();
         self.stages[at].observe(took.as_secs_f64());
+    }
+
+    /// Redis's clock, in seconds since 1970, as far as it is known.
+    #[must_use]
+    pub fn redis_clock(&self) -> f64 {
+        wall_clock() - self.clock_offset_ms.load().unwrap_or_default() as f64 / 1e3
+    }
+
+    /// For how long the ledger's own worker must be quiet to count as parked.
+    #[must_use]
+    pub fn claim_quiet(&self) -> Duration {
+        self.in_force.get().map_or(Duration::ZERO, |in_force| in_force.claim_quiet)
     }
 
     /// What the worker does with its tenants.

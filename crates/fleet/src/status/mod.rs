@@ -14,6 +14,7 @@ mod vanished;
 
 pub use balance_sync_engine::{
     collector::Trigger,
+    neighbour::{HOW_TO_PARK, Neighbour, Presence, Sign},
     outcome::{Outcome, Outcomes},
     queues::{Oldest, QueueReport},
     reason::{Pace, Reason, ReportedReason, pace_of},

@@ -12,6 +12,7 @@ use std::{
 use balance_sync_domain::LedgerQueue;
 use balance_sync_engine::{
     collector::Trigger,
+    neighbour::Neighbour,
     outcome::{Outcome, Outcomes},
     queues::QueueReport,
     reason::Reason,
@@ -68,6 +69,14 @@ pub struct TenantStatus {
     queues: Mutex<Option<Vec<QueueReport>>>,
     /// What a shadow has found; `None` = this worker is none.
     shadow: Mutex<Option<Box<ShadowReport>>>,
+    /// What is known of the ledger's own worker; nothing before the first look.
+    neighbour: Mutex<Option<Box<Neighbour>>>,
+    /// Claims take the locks of the ledger's own worker.
+    pub takes_locks: AtomicBool,
+    /// The ledger's own worker was seen here lately, at the last pass over what is known of it.
+    pub neighbour_active: AtomicBool,
+    /// It removes balances unwritten that writers of later releases have scheduled.
+    pub neighbour_dropping: AtomicBool,
     /// The queue of the ledger that is in Postgres.
     ledger_quarantine: Mutex<LedgerQuarantine>,
     /// An operator has acknowledged what is open.
@@ -179,6 +188,10 @@ impl TenantStatus {
             vanished: Mutex::default(),
             queues: Mutex::default(),
             shadow: Mutex::default(),
+            neighbour: Mutex::default(),
+            takes_locks: AtomicBool::new(false),
+            neighbour_active: AtomicBool::new(false),
+            neighbour_dropping: AtomicBool::new(false),
             ledger_quarantine: Mutex::default(),
             acknowledged: AtomicBool::new(false),
             watched: AtomicBool::new(false),
@@ -319,6 +332,17 @@ impl TenantStatus {
         *self.shadow.lock().unwrap_or_else(PoisonError::into_inner) = report.map(Box::new);
     }
 
+    /// What is known of the ledger's own worker.
+    #[must_use]
+    pub fn neighbour(&self) -> Option<Neighbour> {
+        self.neighbour.lock().unwrap_or_else(PoisonError::into_inner).as_deref().cloned()
+    }
+
+    /// Changes what is known of the ledger's own worker, and returns what `change` does.
+    pub fn update_neighbour<T>(&self, change: impl FnOnce(&mut Neighbour) -> T) -> T {
+        change(self.neighbour.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default())
+    }
+
     /// Shows what the ledger has given up replaying; `None` = not looked at.
     pub fn show_ledger_quarantine(&self, report: Option<QueueReport>) {
         *self.ledger_quarantine.lock().unwrap_or_else(PoisonError::into_inner) = match report {
@@ -375,6 +399,13 @@ impl TenantStatus {
     pub fn exposure_p99(&self) -> Duration {
         let hour = self.exposure_hour.lock().unwrap_or_else(PoisonError::into_inner);
         hour.as_ref().map(|hour| hour.p99()).unwrap_or_default()
+    }
+
+    /// Whether this worker has known the tenant for so long.
+    #[must_use]
+    pub fn is_served_for(&self, time: Duration) -> bool {
+        let since = Duration::from_millis(wall_clock_ms().saturating_sub(self.counts_since_ms));
+        since >= time && !self.standby.load(Relaxed)
     }
 
     /// Enters a state without a reason; gives whether it is another one than before.

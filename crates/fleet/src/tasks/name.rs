@@ -45,6 +45,8 @@ pub enum TaskName {
     VanishWatch,
     /// Compares and lists what Redis has lost ([`crate::backends`]).
     VanishRepair,
+    /// Shares what is known of the ledger's own worker, and finds what that has dropped ([`crate::backends`]).
+    NeighbourWatch,
     /// Looks at what others write, for a worker that only looks ([`crate::backends`]).
     ShadowWatch,
     /// Closes idle connections to Postgres (`balance_sync_store::budget`).
@@ -69,7 +71,7 @@ pub enum TaskName {
 
 impl TaskName {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::ActionsFollower,
         Self::RolloutWatch,
         Self::Partition,
@@ -90,6 +92,7 @@ impl TaskName {
         Self::FailoverCheck,
         Self::VanishWatch,
         Self::VanishRepair,
+        Self::NeighbourWatch,
         Self::ShadowWatch,
         Self::ConnectionSweeper,
         Self::TenantPoll,
@@ -126,6 +129,7 @@ impl TaskName {
             Self::FailoverCheck => "failover_check",
             Self::VanishWatch => "vanish_watch",
             Self::VanishRepair => "vanish_repair",
+            Self::NeighbourWatch => "neighbour_watch",
             Self::ShadowWatch => "shadow_watch",
             Self::ConnectionSweeper => "connection_sweeper",
             Self::TenantPoll => "tenant_poll",

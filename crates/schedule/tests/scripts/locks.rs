@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use balance_sync_domain::QuarantineReason;
 use balance_sync_sandbox::eventually;
-use balance_sync_schedule::{ClaimMode, Schedule};
+use balance_sync_schedule::{ClaimMode, LedgerLock, Schedule};
 
 use crate::{SOON, Tenant, all, ask, names, refusal, tell};
 
@@ -247,4 +247,88 @@ async fn a_claim_tells_when_the_first_foreign_lock_ends() {
     unlock(&tenant, &members[..2]).await;
     let claim = schedule.claim(10).await.unwrap();
     assert_eq!((claim.foreign, claim.entries.len(), claim.unlock_in), (1, 2, None));
+}
+
+/// For how long the ledger's own worker has held the newest of its locks, as a claim has found it.
+fn held_for(claim: &balance_sync_schedule::Claim) -> Option<f64> {
+    match claim.ledger_lock {
+        LedgerLock::TakenAt(at) => Some(claim.now - at),
+        LedgerLock::Free | LedgerLock::NotLooked => None,
+    }
+}
+
+#[tokio::test]
+async fn either_mode_sees_the_locks_of_the_ledgers_own_worker_and_since_when() {
+    for mode in ["lease", "lock"] {
+        let tenant = Tenant::new(&format!("lock-seen-{mode}")).await;
+        let schedule = || if mode == "lock" { tenant.lock_mode("us") } else { tenant.lease_mode() };
+        let claim = schedule().claim(10).await.unwrap();
+        assert_eq!(claim.ledger_lock, LedgerLock::NotLooked, "{mode}: nothing was due");
+        let members = tenant.schedule_many(4).await;
+        // Another worker of the fleet is none of its kind.
+        tell!(tenant, "SET", tenant.space.lock(members[0].as_bytes()), "token of ours", "PX", 30_000);
+        let claim = schedule().claim(10).await.unwrap();
+        assert_eq!(claim.ledger_lock, LedgerLock::Free, "{mode}");
+        for schedule in [tenant.lease_mode(), tenant.lock_mode("us")] {
+            schedule.release(&all(&claim.entries)).await.unwrap();
+        }
+        // One that a pod left behind eight minutes ago, and one of now.
+        tell!(tenant, "SET", tenant.space.lock(members[1].as_bytes()), 1, "EX", 120);
+        let claim = schedule().claim(10).await.unwrap();
+        assert!((480.0..485.0).contains(&held_for(&claim).unwrap()), "{mode}: {:?}", claim.ledger_lock);
+        for schedule in [tenant.lease_mode(), tenant.lock_mode("us")] {
+            schedule.release(&all(&claim.entries)).await.unwrap();
+        }
+        tell!(tenant, "SET", tenant.space.lock(members[2].as_bytes()), 1, "EX", 600);
+        let claim = schedule().claim(10).await.unwrap();
+        assert!((0.0..5.0).contains(&held_for(&claim).unwrap()), "{mode}: {:?}", claim.ledger_lock);
+        // A lease is taken all the same, a lock is respected.
+        assert_eq!((claim.entries.len(), claim.foreign), if mode == "lock" { (1, 3) } else { (4, 0) });
+    }
+}
+
+#[tokio::test]
+async fn mode_lease_looks_for_locks_now_and_then_not_with_each_claim() {
+    let tenant = Tenant::new("lock-looks").await;
+    tenant.schedule_many(50).await;
+    let schedule = tenant.lease_mode();
+    assert_eq!(schedule.claim(20).await.unwrap().ledger_lock, LedgerLock::Free);
+    assert_eq!(schedule.claim(20).await.unwrap().ledger_lock, LedgerLock::NotLooked);
+    eventually(SOON, "another look", || async {
+        let claim = schedule.claim(1).await.unwrap();
+        schedule.release(&all(&claim.entries)).await.unwrap();
+        if claim.ledger_lock == LedgerLock::Free { Ok(()) } else { Err("not yet") }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn mode_auto_changes_between_two_claims_and_leaves_no_lock_behind() {
+    let tenant = Tenant::new("lock-auto").await;
+    let members = tenant.schedule_many(6).await;
+    let schedule = tenant.with(|options| {
+        options.mode = ClaimMode::Auto;
+        options.lock_token = "us".to_owned();
+    });
+    let locked = schedule.claim(2).await.unwrap();
+    assert!(schedule.takes_locks());
+    assert_eq!(tenant.lock_of(&members[0]).await.as_deref(), Some("us"), "nothing is known yet");
+    schedule.take_locks(false);
+    lock_by_ledger(&tenant, &members[2..3]).await;
+    let leased = schedule.claim(2).await.unwrap();
+    assert_eq!(names(&leased.entries), members[2..4], "its locks count no more");
+    assert_eq!(tenant.lock_of(&members[3]).await, None);
+    // What was locked before the change is unlocked, and nothing else.
+    schedule.settle(&all(&locked.entries[..1])).await.unwrap();
+    schedule.release(&all(&locked.entries[1..])).await.unwrap();
+    schedule.settle(&all(&leased.entries)).await.unwrap();
+    assert_eq!(tenant.lock_of(&members[0]).await, None);
+    assert_eq!(tenant.lock_of(&members[1]).await, None);
+    assert_eq!(tenant.lock_of(&members[2]).await.as_deref(), Some("1"));
+    schedule.take_locks(true);
+    lock_by_ledger(&tenant, &members[4..5]).await;
+    let again = schedule.claim(10).await.unwrap();
+    assert_eq!(names(&again.entries), [members[1].as_str(), members[5].as_str()]);
+    assert_eq!(again.foreign, 1);
 }

@@ -281,6 +281,10 @@ end
         "5000",
         "0",
         "60000",
+        "10000",
+        "{transactions}:balance-sync:events",
+        "16",
+        tenant.space.lock(b"").as_str(),
     ]);
     let error = cmd.query_async::<redis::Value>(&mut tenant.redis.clone()).await.unwrap_err();
     assert!(error.to_string().contains("undeclared key"), "{error}");

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     reader::FleetView,
-    rows::{AcknowledgedView, ShadowView, StateView, TaskView, TenantRow, VanishedView},
+    rows::{AcknowledgedView, NeighbourView, ShadowView, StateView, TaskView, TenantRow, VanishedView},
 };
 
 /// Tenants named in one sentence.
@@ -77,6 +77,7 @@ impl FleetView {
             || self.is_forgotten(row)
             || self.stuck_queues(row).next().is_some()
             || row.shadow.as_ref().is_some_and(ShadowView::has_found)
+            || row.neighbour.as_ref().is_some_and(NeighbourView::needs_attention)
         {
             Verdict::Attention
         } else {
@@ -359,8 +360,8 @@ impl FleetView {
                 ),
             );
         }
-        let others = self.judge_rollout().into_iter().chain(self.judge_shadows()).chain(self.judge_queues());
-        for (level, reason) in others {
+        let others = self.judge_rollout().into_iter().chain(self.judge_neighbours());
+        for (level, reason) in others.chain(self.judge_shadows()).chain(self.judge_queues()) {
             worse(level, reason);
         }
         // What is worth knowing and needs no action.

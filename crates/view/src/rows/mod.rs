@@ -3,6 +3,7 @@
 //! These types are the answers of the admin API; their field names are a contract.
 
 mod detail;
+mod neighbour;
 mod queue;
 mod shadow;
 mod state;
@@ -10,6 +11,7 @@ mod tenant;
 mod worker;
 
 pub use detail::{ErrorView, FlushView, PointView, SettingsView, TenantDetail, next_of};
+pub use neighbour::NeighbourView;
 pub use queue::QueueView;
 pub use shadow::{LeftBehindView, ShadowView};
 pub use state::StateView;

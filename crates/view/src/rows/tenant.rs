@@ -8,7 +8,7 @@ use balance_sync_schedule::controls::Acknowledgement;
 use balance_sync_store::PoolUsage;
 use serde::Serialize;
 
-use super::{QueueView, ShadowView, StateView, at};
+use super::{NeighbourView, QueueView, ShadowView, StateView, at};
 use crate::record::{Counts, TenantRecord, VanishedRecord};
 
 /// Who paused a tenant.
@@ -182,6 +182,8 @@ pub struct TenantRow {
     pub queues: Option<Vec<QueueView>>,
     /// What shadows have found; `None` = no shadow looks at it.
     pub shadow: Option<ShadowView>,
+    /// What is known of the ledger's own worker; `None` = it was never seen.
+    pub neighbour: Option<NeighbourView>,
     /// Values that had expired before they were claimed.
     pub expired_total: u64,
     /// Flushes that failed.
@@ -268,6 +270,7 @@ impl TenantRow {
             vanished: None,
             queues: None,
             shadow: None,
+            neighbour: None,
             expired_total: 0,
             batch_failures_total: 0,
             pool: None,
@@ -386,6 +389,7 @@ impl TenantRow {
                 .find_map(|(_, r)| r.queues.as_ref())
                 .map(|queues| queues.iter().map(QueueView::from).collect()),
             shadow: None,
+            neighbour: NeighbourView::of(owners),
             expired_total: merged.counts.outcomes[Outcome::Expired],
             batch_failures_total: merged.counts.failures,
             pool,

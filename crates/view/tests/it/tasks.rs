@@ -49,7 +49,7 @@ const OBJECTIVES: Objectives = Objectives {
 };
 
 /// The tasks that a worker keeps, but for the sweeper of connections, which comes and goes with them.
-const KEPT: [TaskName; 19] = [
+const KEPT: [TaskName; 20] = [
     TaskName::ActionsFollower,
     TaskName::RolloutWatch,
     TaskName::Partition,
@@ -68,6 +68,7 @@ const KEPT: [TaskName; 19] = [
     TaskName::FailoverCheck,
     TaskName::VanishWatch,
     TaskName::VanishRepair,
+    TaskName::NeighbourWatch,
     TaskName::RedisWatch,
 ];
 

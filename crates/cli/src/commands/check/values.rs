@@ -109,14 +109,14 @@ async fn locks(link: &Link, config: &Config, findings: &mut Findings) -> anyhow:
     let held = read_values(link, &found).await?.into_iter().flatten().filter(|value| value == b"1").count();
     if held == 0 {
         findings.ok("ledger", "its own worker holds no claim lock now");
-    } else if wiring::schedule_options(config).mode == ClaimMode::Lock {
+    } else if wiring::schedule_options(config).mode != ClaimMode::Lease {
         findings
             .ok("ledger", format!("its own worker runs: it holds {held} claim locks, which are respected"));
     } else {
         findings.fail(
             "ledger",
             format!("its own worker runs: it holds {held} claim locks, which mode \"lease\" doesn't respect"),
-            "claim.mode = \"lock\" as long as it runs",
+            "claim.mode = \"auto\", or \"lock\" as long as it runs; docs/operations.md, \"The ledger's own worker\", says how it is parked",
         );
     }
     Ok(())

@@ -47,6 +47,11 @@ const FIRST_LOOK_EVERY: Duration = Duration::from_millis(250);
 const KNOWN_FOR: Duration = Duration::from_secs(30);
 /// After a schedule has shrunk: until all that this worker has removed is counted, and between two looks at rows.
 const CONFIRM_AFTER: Duration = Duration::from_secs(1);
+/// Tenants at most that are looked at in one pass only because the ledger's own worker may remove members there unwritten, where it is
+/// active …
+const FOLLOWED: usize = 16;
+/// … and where it isn't known to be there.
+const FOLLOWED_UNSEEN: usize = 4;
 /// How long after a change the mark keeps naming the former process, or none, so that workers that start meanwhile notice as
 /// well: they may be the first to serve a tenant since.
 const NAME_PROCESS_AFTER: Duration = Duration::from_secs(600);
@@ -99,6 +104,8 @@ struct Memory {
     closed: BTreeMap<Tenant, f64>,
     /// When the mark is to name the process that answers.
     name_process: Option<Instant>,
+    /// The tenant after which the next pass begins to follow the ledger's own worker.
+    followed: [Option<Tenant>; 2],
 }
 
 impl Vanish {
@@ -248,6 +255,7 @@ impl Vanish {
         let counts = self.counts(store, &mut served, removed).await?;
         let present: BTreeSet<Tenant> = counts.iter().map(|count| count.status.tenant().clone()).collect();
         memory.tenants.retain(|tenant, _| present.contains(tenant));
+        let followed = self.to_follow(&counts, memory);
         let (now, mut shrunk) = (Instant::now().into_std(), Vec::new());
         for count in counts {
             let tenant = count.status.tenant();
@@ -264,7 +272,8 @@ impl Vanish {
             }
             // What is suspected is found out by its members, whatever has come and gone since: the comparison after a restart of
             // Postgres may have scheduled them again, and a later mutation may stand in their place.
-            if (shortfall > 0 || watched.suspected.is_some()) && !is_replaced {
+            let is_followed = followed.contains(tenant);
+            if (shortfall > 0 || watched.suspected.is_some() || is_followed) && !is_replaced {
                 shrunk.push(count);
             } else {
                 watched.remember(count);
@@ -278,7 +287,7 @@ impl Vanish {
         for count in shrunk {
             let Some(watched) = memory.tenants.get_mut(count.status.tenant()) else { continue };
             let shortfall = watched.schedule.shortfall(count.members, count.status.removed.load(Relaxed));
-            if shortfall == 0 && watched.suspected.is_none() {
+            if shortfall == 0 && watched.suspected.is_none() && !followed.contains(count.status.tenant()) {
                 watched.remember(count);
                 continue;
             }
@@ -286,6 +295,23 @@ impl Vanish {
             progress.beat();
         }
         Ok(())
+    }
+
+    /// The tenants whose members are followed although the counts show nothing: the ledger's own worker may be of a release that
+    /// removes unwritten what writers of later ones schedule. In turn, if there are many.
+    fn to_follow(&self, counts: &[Count], memory: &mut Memory) -> BTreeSet<Tenant> {
+        let (now, quiet) = (self.fleet.redis_clock(), self.fleet.claim_quiet());
+        let (mut active, mut unseen): (Vec<&Tenant>, Vec<&Tenant>) = (Vec::new(), Vec::new());
+        for count in counts {
+            let Some(known) = count.status.neighbour().filter(|known| known.writes_newer(now)) else {
+                continue;
+            };
+            if known.may_drop(now, quiet) { &mut active } else { &mut unseen }.push(count.status.tenant());
+        }
+        let [after_active, after_unseen] = &mut memory.followed;
+        let mut chosen = in_turn(active, FOLLOWED, after_active);
+        chosen.append(&mut in_turn(unseen, FOLLOWED_UNSEEN, after_unseen));
+        chosen
     }
 
     async fn counts(
@@ -320,6 +346,16 @@ impl Vanish {
         }
         Ok(counts)
     }
+}
+
+/// The next ones of these, those behind the last one of the time before first.
+fn in_turn(mut all: Vec<&Tenant>, most: usize, last: &mut Option<Tenant>) -> BTreeSet<Tenant> {
+    all.sort();
+    let begin = last.as_ref().map_or(0, |last| all.partition_point(|tenant| *tenant <= last));
+    all.rotate_left(begin);
+    all.truncate(most);
+    *last = all.last().map(|last| (*last).clone());
+    all.into_iter().cloned().collect()
 }
 
 impl Watched {

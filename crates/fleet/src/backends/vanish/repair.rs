@@ -185,8 +185,9 @@ impl Vanish {
         // What was listed counts all the same; the condition waits for the next comparison.
         let forgotten = looking.instrument(span(tenant)).await.unwrap_or_else(|error| {
             self.failed(tenant, &error);
-            0
+            Vec::new()
         });
+        let forgotten = forgotten.len() as u64;
         let Compared { listed, first, rescheduled, unreadable } = compared;
         let lost = listed.lost;
         self.fleet.vanished_lost.fetch_add(first, Relaxed);

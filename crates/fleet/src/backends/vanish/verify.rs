@@ -1,6 +1,10 @@
 //! Whether what is gone from a schedule has been written.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use balance_sync_domain::BalanceRef;
 use balance_sync_engine::{
@@ -19,6 +23,9 @@ use crate::{
     status::Vanished,
 };
 
+/// Before this worker has served a tenant for so long, another one of the fleet may be the one that removes members.
+const SERVED_FOR: Duration = Duration::from_secs(60);
+
 impl Vanish {
     /// A schedule has shrunk by more than this worker has removed: finds out whether what is gone has been written.
     pub(super) async fn verify(&self, watched: &mut Watched, count: Count, shortfall: u64) {
@@ -28,14 +35,27 @@ impl Vanish {
         let schedules = self.comparison.schedules(tenant);
         let looking = self.forgotten(tenant, &schedules, watched.schedule.witnesses());
         match looking.instrument(span(tenant)).await {
-            Ok(0) => {
+            Ok(forgotten) if forgotten.is_empty() => {
+                if shortfall > 0 && status.is_served_for(SERVED_FOR) {
+                    let now = self.fleet.redis_clock();
+                    status.update_neighbour(|neighbour| neighbour.left(now, self.fleet.claim_quiet()));
+                }
                 if watched.suspected.take().is_some() && !self.board.lock().contains_key(tenant) {
                     status.show_vanished(None);
                 }
                 watched.remember(count);
             }
-            Ok(_) => {
-                let detail = format!("{shortfall} members have left the schedule unwritten");
+            Ok(forgotten) => {
+                let shortfall = shortfall.max(forgotten.len() as u64);
+                let names = forgotten.iter().map(|member| cut(&String::from_utf8_lossy(member)));
+                let now = self.fleet.redis_clock();
+                let by_neighbour = status
+                    .update_neighbour(|neighbour| neighbour.dropped(now, names, self.fleet.claim_quiet()));
+                if by_neighbour {
+                    self.fleet.neighbour_dropped.fetch_add(forgotten.len() as u64, Relaxed);
+                }
+                let by = if by_neighbour { ", while the ledger's own worker is active" } else { "" };
+                let detail = format!("{shortfall} members have left the schedule unwritten{by}");
                 self.open(&status, Reason::RedisScheduleVanished, shortfall, true, detail, watched);
                 watched.suspected = None;
                 watched.remember(count);
@@ -62,13 +82,13 @@ impl Vanish {
         }
     }
 
-    /// How many of these members are neither scheduled nor written nor listed; looked at twice.
+    /// Which of these members are neither scheduled nor written nor listed; looked at twice.
     pub(super) async fn forgotten(
         &self,
         tenant: &Tenant,
         schedules: &Schedules,
         witnesses: &[Witness],
-    ) -> Result<u64, Failure> {
+    ) -> Result<Vec<Vec<u8>>, Failure> {
         let mut suspects: Vec<&Witness> = witnesses.iter().collect();
         for round in 0..2 {
             if round > 0 {
@@ -77,12 +97,12 @@ impl Vanish {
             }
             let traces = self.traces(tenant, schedules, &suspects).await?;
             if judge(&traces) == Verdict::Written {
-                return Ok(0);
+                return Ok(Vec::new());
             }
             let forgotten = suspects.into_iter().zip(traces).filter(|(_, trace)| *trace == Trace::Forgotten);
             suspects = forgotten.map(|(witness, _)| witness).collect();
         }
-        Ok(suspects.len() as u64)
+        Ok(suspects.into_iter().map(|witness| witness.member.clone()).collect())
     }
 
     async fn traces(
