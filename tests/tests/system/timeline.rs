@@ -173,7 +173,7 @@ async fn states_failures_actions_and_deployments_are_read_after_all_workers_were
     let minutes = history["minutes"].as_array().context("no minutes")?;
     assert!(minutes.iter().any(|minute| minute["verdict"] == "degraded"), "{history:#}");
     assert!(history["not_recorded"].as_array().is_some_and(|gaps| !gaps.is_empty()), "{history:#}");
-    let text = command(&sandbox, &["history", "--step", "60"]).await?;
+    let text = command(&sandbox, &["history", "--since", "1h", "--step", "1"]).await?;
     assert!(text.code == Some(0) && text.stdout.contains("degraded"), "{text:?}");
     assert!(text.stdout.lines().all(|line| line.chars().count() <= 80), "{}", text.stdout);
     assert_eq!(three.stop().await?.code, Some(0));
