@@ -50,7 +50,7 @@ const INDEX: File = file!("index.html", HTML);
 /// The same for pages a level deeper.
 static DEEPER: LazyLock<String> = LazyLock::new(|| INDEX.body.replace("=\"./", "=\"../"));
 
-const ASSETS: [File; 32] = [
+const ASSETS: [File; 33] = [
     file!("actions.js", SCRIPT),
     file!("advice.js", SCRIPT),
     file!("api.js", SCRIPT),

@@ -61,7 +61,7 @@ impl Bench {
 }
 
 fn worker(sandbox: &Sandbox, name: &str) -> balance_sync_tests::WorkerBuilder {
-    Worker::of(sandbox).set("worker.name", name).set("log.level", "warn").expect_error("")
+    Worker::of(sandbox).set("worker.name", name).expect_error("")
 }
 
 /// What the terminal says: exit code, verdict, everything.

@@ -73,7 +73,7 @@ const KEPT: [TaskName; 20] = [
 ];
 
 /// Those of a shadow: nothing that claims, repairs, carries out or records.
-const KEPT_BY_SHADOW: [TaskName; 10] = [
+const KEPT_BY_SHADOW: [TaskName; 11] = [
     TaskName::RolloutWatch,
     TaskName::ThreadWatch,
     TaskName::Sampler,

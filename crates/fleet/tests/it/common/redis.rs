@@ -244,7 +244,8 @@ impl Queue for FakeQueue {
         let now = redis.now();
         redis.answer("claim").await;
         let refused = redis.refused.borrow().clone();
-        Ok(Claim { entries, scheduled, now, foreign: 0, unlock_in: None, refused, isolated: 0, unlisted: 0 })
+        let claim = Claim { entries, scheduled, now, refused, ..Claim::default() };
+        Ok(claim)
     }
 
     async fn settle(&self, written: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
