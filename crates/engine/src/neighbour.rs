@@ -258,9 +258,9 @@ impl Neighbour {
         };
         if other.watched_from > 0.0 {
             let [earlier, later] = if other.watched_from < self.watched_from || self.watched_from == 0.0 {
-                [&*other, &*self]
+                [other, &*self]
             } else {
-                [&*self, &*other]
+                [&*self, other]
             };
             let from = match () {
                 () if later.watched_from == 0.0 || is_continued(earlier, later) => earlier.watched_from,

@@ -284,7 +284,7 @@ end
         "10000",
         "{transactions}:balance-sync:events",
         "16",
-        tenant.space.lock(b"").as_str(),
+        "tenant:t:lock:{transactions}:balance-sync:",
     ]);
     let error = cmd.query_async::<redis::Value>(&mut tenant.redis.clone()).await.unwrap_err();
     assert!(error.to_string().contains("undeclared key"), "{error}");
