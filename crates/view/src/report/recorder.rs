@@ -76,7 +76,8 @@ impl Recorder {
 
     /// Runs until it is stopped; then writes what is left and gives the duty up.
     pub(crate) async fn run(mut self, stop: CancellationToken, progress: Progress) {
-        stop.run_until_cancelled(self.keep_recording(&progress)).await;
+        // Large, and rarely moved.
+        stop.run_until_cancelled(Box::pin(self.keep_recording(&progress))).await;
         let finish = async {
             if let Some((_, mut book, _)) = self.duty.take() {
                 self.write(book.rest()).await?;

@@ -289,16 +289,12 @@ impl RolloutDesk {
     pub async fn report(&self, view: &FleetView) -> Result<RolloutReport, ScheduleError> {
         let history = self.rollouts.history().await?;
         let recorded = self.reports.read(RECORD).await?;
-        Ok(report(view, history, &recorded))
+        Ok(report(view, &history, &recorded))
     }
 }
 
 /// What is reported. Pure.
-fn report(
-    view: &FleetView,
-    history: Vec<StoredRollout>,
-    recorded: &HashMap<String, String>,
-) -> RolloutReport {
+fn report(view: &FleetView, history: &[StoredRollout], recorded: &HashMap<String, String>) -> RolloutReport {
     let present = view.rollout.as_ref().map(|rollout| rollout.revision());
     let figures = figures(view, present.and_then(|revision| Stage::read(recorded, revision)).as_ref());
     let threshold = Threshold {

@@ -141,7 +141,7 @@ fn the_advice_follows_from_the_present_stage() {
     };
     let view = |at: f64| fleet(at, stored(1, &["a"], 100.0), [0, 0]);
     let advice = |view: &FleetView, stage: &Stage| {
-        let report = report(view, vec![stored(1, &["a"], 100.0)], &recorded(stage));
+        let report = report(view, &[stored(1, &["a"], 100.0)], &recorded(stage));
         assert!(report.sentence.ends_with('.'), "{}", report.sentence);
         report.advice
     };
@@ -192,7 +192,7 @@ fn stages_are_shown_with_what_is_known_of_them() {
     let view = fleet(200.0, stored(2, &["a"], 150.0), [0, 0]);
     let stage = Stage { revision: 2, seconds: 40.0, written: 7, ..Stage::default() };
     let history = vec![stored(2, &["a"], 150.0), stored(1, &["a", "b"], 100.0)];
-    let report = report(&view, history, &recorded(&stage));
+    let report = report(&view, &history, &recorded(&stage));
     let shown: Vec<_> = report
         .stages
         .iter()
