@@ -32,8 +32,8 @@ fn nothing_is_begun_before_it_is_known_what_operators_want() {
     let mut world = World::new(options());
     assert_eq!(world.machine.wake_at(), None);
     world.control(Service::Unknown, Role::First);
-    world.end_upkeep(UpkeepEnd::Surveyed { adopted: 0 });
     world.pass(secs(20));
+    assert!(world.upkeep.is_none(), "nothing of a tenant changes that may not be this fleet's");
     assert_eq!((world.claims, world.state), (0, TenantState::Starting));
     world.control(Service::Active, Role::First);
     assert_eq!(world.claim, Some(10));

@@ -387,7 +387,9 @@ impl World {
                 || self.upkeep.is_some()
                 || !self.flights.is_empty()
                 || self.abandoned.is_some();
-            assert!(under_way || wake.is_some(), "nothing would ever happen again");
+            // Not known whether it is served: the next thing that happens is that this becomes known.
+            let waits = self.controls.service == Service::Unknown;
+            assert!(under_way || waits || wake.is_some(), "nothing would ever happen again");
         }
     }
 

@@ -5,15 +5,16 @@ use std::{fs, path::Path};
 /// In the order of their use.
 const FLEET: [&str; 6] = ["lifecycle", "backends", "pipeline", "status", "tasks", "clock"];
 /// In the order of their use.
-const VIEW: [&str; 19] = [
+const VIEW: [&str; 20] = [
     "operations",
     "why",
+    "report",
+    "timeline",
     "overview",
     "follower",
     "publisher",
     "sampler",
     "queues",
-    "report",
     "rollout",
     "reader",
     "unserved",
