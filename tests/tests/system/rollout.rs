@@ -412,7 +412,20 @@ async fn what_is_stored_and_not_understood_changes_nothing_and_is_reported() -> 
     // One that starts now knows nothing, and serves nobody.
     ensure!(first.stop().await?.code == Some(0));
     producer.mutate_each(DEFAULT_TTL).await?;
-    let second = worker(&sandbox, "two").start_unready().await?;
+    let legacy = tenants[0].keys.schedule().trim_end_matches("-v2").to_owned();
+    let _: () = redis.zadd(&legacy, tenants[0].keys.member(&tenants[0].balances[0]), 1_700_000_000).await?;
+    // Ready: its collectors are there, and show why they claim nothing.
+    let second = worker(&sandbox, "two").start().await?;
+    second.reaches("balance_sync_collector_starts_total", &[], 3.0).await?;
+    let seen = std::cell::RefCell::new(BTreeSet::new());
+    eventually(SOON, "three reports of what they do", || async {
+        let list = json(&second, "/api/v1/workers").await?;
+        let at = list["workers"][0]["seen_at"].as_str().context("no worker")?.to_owned();
+        seen.borrow_mut().insert(at);
+        ensure!(seen.borrow().len() > 3, "{:?}", seen.borrow());
+        Ok(())
+    })
+    .await?;
     eventually(SOON, "it says so", || async {
         let overview = json(&second, "/api/v1/overview").await?;
         let reasons = overview["reasons"].to_string();
@@ -422,8 +435,11 @@ async fn what_is_stored_and_not_understood_changes_nothing_and_is_reported() -> 
     })
     .await?;
     for tenant in &tenants {
-        ensure!(scores(&sandbox, &tenant.keys.schedule()).await?.len() == 5, "{} was claimed", tenant.id);
+        let waiting = scores(&sandbox, &tenant.keys.schedule()).await?;
+        let untouched = waiting.values().all(|score| is_written_by_the_ledger(*score));
+        ensure!(waiting.len() == 5 && untouched, "{} was claimed: {waiting:?}", tenant.id);
     }
+    ensure!(redis.zcard::<_, u64>(&legacy).await? == 1, "it was adopted");
     eventually(SOON, "a command sees it", || async {
         let overview = command_json(&sandbox, &["status", "--json"]).await?;
         ensure!(overview["workers"]["live"] == 1, "{overview}");
