@@ -275,7 +275,7 @@ impl Plan {
             supervised: rng.random_bool(0.5),
             lock: rng.random_bool(0.3),
             // Not drawn, so that the seeds of planted bugs stay.
-            auto: seed % 4 == 2,
+            auto: seed % 8 == 6,
             scan_limit: [2, 5000][rng.random_range(0..2)],
             releases: rng.random_range(0..Releases::ALL.len()),
             from_trail: rng.random(),
@@ -308,7 +308,7 @@ impl Plan {
             pods: false,
             supervised: true,
             lock: rng.random_bool(0.2),
-            auto: seed % 4 == 2,
+            auto: seed % 8 == 6,
             scan_limit: 5000,
             releases: 0,
             from_trail: true,
