@@ -70,7 +70,7 @@ async fn nine_tabs_share_one_stream() -> Result<()> {
         browser.tab(number + 1).await?;
         browser.until("it is live", "document.querySelector('.connection').dataset.state === 'open'").await?;
         if page.starts_with("/tenants/") {
-            browser.shows("main table", "10").await?;
+            browser.shows("table[aria-label='Last flushes']", "10").await?;
         }
     }
     // They notice together that the worker is gone.

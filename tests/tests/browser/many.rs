@@ -82,7 +82,7 @@ async fn two_thousand_tenants_stay_fluid() -> Result<()> {
                  return data.filter((value, at) => at % 4 === 3 && value > 0).length / (heat.width * heat.height); })()")
         .await?;
     assert!(painted.as_f64() > Some(0.5), "{painted} of it is painted");
-    let counted = "[...document.querySelectorAll('.heat-legend .num')].reduce((sum, node) => sum + Number(node.innerText.replaceAll(',', '')), 0)";
+    let counted = "[...document.querySelector('.heat').closest('section').querySelectorAll('.heat-legend .num')].reduce((sum, node) => sum + Number(node.innerText.replaceAll(',', '')), 0)";
     assert_eq!(browser.eval(counted).await?, 2_000);
     browser
         .eval(
