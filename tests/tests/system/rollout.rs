@@ -41,8 +41,19 @@ async fn command_json(sandbox: &Sandbox, words: &[&str]) -> Result<Value> {
     serde_json::from_str(&done.stdout).with_context(|| format!("{done:?}"))
 }
 
-/// The same, for a change that all workers are to follow.
+/// Waits until so many workers have reported: who isn't seen is not waited for.
+async fn seen(sandbox: &Sandbox, workers: u64) -> Result<()> {
+    eventually(SOON, &format!("{workers} workers seen"), || async {
+        let overview = command_json(sandbox, &["status", "--json"]).await?;
+        ensure!(overview["workers"]["live"].as_u64() >= Some(workers), "{overview}");
+        Ok(())
+    })
+    .await
+}
+
+/// A change of the rollout that all workers are to follow.
 async fn change(sandbox: &Sandbox, words: &[&str]) -> Result<String> {
+    seen(sandbox, 1).await?;
     let words: Vec<&str> = words.iter().copied().chain(["--wait", "60"]).collect();
     let done = command(sandbox, &words).await?;
     ensure!(done.code == Some(0), "{words:?}: {:?} {} {}", done.code, done.stdout, done.stderr);
@@ -138,7 +149,8 @@ async fn a_fleet_takes_tenants_over_step_by_step_and_touches_no_other() -> Resul
     let first = report(&sandbox).await?;
     ensure!(first["advice"] == "widen" && first["selected"] == 0 && first["revision"] == 0, "{first}");
 
-    // A tenth of them.
+    // A fifth of them.
+    seen(&sandbox, 2).await?;
     let said = change(&sandbox, &["set", "20%", "--note", "first stage"]).await?;
     ensure!(
         said.contains("revision 1 is stored") && said.contains("one  done") && said.contains("two  done"),
@@ -226,6 +238,7 @@ async fn a_tenant_that_leaves_under_load_is_drained_and_nothing_is_lost_when_it_
     let (progress, over) = (Progress::new(3), CancellationToken::new());
     let load = LoadOptions { rate: 900.0, hot_key_share: 0.3, ..LoadOptions::default() };
     let leaving = &tenants[1];
+    seen(&sandbox, 2).await?;
     let drive = async {
         workers[0].reaches("balance_sync_balances_total", &[("outcome", "updated")], 1.0).await.ok();
         for round in 0..3 {
@@ -429,7 +442,8 @@ async fn what_is_stored_and_not_understood_changes_nothing_and_is_reported() -> 
     eventually(SOON, "it says so", || async {
         let overview = json(&second, "/api/v1/overview").await?;
         let reasons = overview["reasons"].to_string();
-        ensure!(overview["verdict"] == "degraded", "{overview}");
+        // Nor is it known how they are.
+        ensure!(["degraded", "unknown"].iter().any(|verdict| overview["verdict"] == *verdict), "{overview}");
         ensure!(reasons.contains("two serve no tenant until it can"), "{reasons}");
         Ok(())
     })
@@ -440,12 +454,6 @@ async fn what_is_stored_and_not_understood_changes_nothing_and_is_reported() -> 
         ensure!(waiting.len() == 5 && untouched, "{} was claimed: {waiting:?}", tenant.id);
     }
     ensure!(redis.zcard::<_, u64>(&legacy).await? == 1, "it was adopted");
-    eventually(SOON, "a command sees it", || async {
-        let overview = command_json(&sandbox, &["status", "--json"]).await?;
-        ensure!(overview["workers"]["live"] == 1, "{overview}");
-        Ok(())
-    })
-    .await?;
     change(&sandbox, &["all"]).await?;
     comes_in_step(&sandbox, &producer).await?;
     Ok(())
@@ -467,6 +475,7 @@ async fn differing_configurations_are_shown_and_what_is_stored_wins_over_them() 
     let mut producer = sandbox.producer();
     producer.mutate_each(DEFAULT_TTL).await?;
     // What a change would build on isn't known.
+    seen(&sandbox, 2).await?;
     let refused = command(&sandbox, &["set", "50%"]).await?;
     ensure!(refused.code == Some(2) && refused.stderr.contains("begin with `none` or `all`"), "{refused:?}");
     change(&sandbox, &["none"]).await?;
