@@ -40,7 +40,7 @@ use crate::{
 pub use beside::ForeignWorker;
 use beside::{Dead, Foreign, dead_workers, foreign_workers};
 pub use query::{StateFilter, TenantQuery, TenantSort};
-pub use rollout::FleetRollout;
+pub use self::rollout::FleetRollout;
 
 /// Requests within this time get the same answer.
 const FRESH: Duration = Duration::from_millis(900);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use balance_sync_sandbox::ledger::DEFAULT_TTL;
+use balance_sync_sandbox::ledger::{DEFAULT_TTL, Producer};
 use balance_sync_sandbox::{Isolation, Sandbox, SandboxOptions, ServiceRoute, eventually};
 use balance_sync_tests::ledger::{all_settled, comes_in_step};
 use balance_sync_tests::{SOON, Worker, options};
@@ -23,6 +23,17 @@ async fn set_read_only(sandbox: &Sandbox, change: &str) -> Result<()> {
     sandbox.postgres().execute("postgres", "SELECT pg_reload_conf()").await
 }
 
+/// So many logins take a busy machine longer than other tests wait.
+async fn all_in_step(sandbox: &Sandbox, producer: &Producer) -> Result<()> {
+    for _ in 0..3 {
+        if comes_in_step(sandbox, producer).await.is_ok() {
+            break;
+        }
+    }
+    comes_in_step(sandbox, producer).await?;
+    all_settled(sandbox).await
+}
+
 #[tokio::test]
 async fn a_server_that_stays_read_only_costs_the_tenant_service_two_calls_a_second() -> Result<()> {
     let wanted = SandboxOptions { isolation: Isolation::Schema, ..options(TENANTS, 1) };
@@ -31,18 +42,17 @@ async fn a_server_that_stays_read_only_costs_the_tenant_service_two_calls_a_seco
     // deadlines it has by default, and a login that isn't answered in time says nothing about the server.
     let mut worker = Worker::of(&sandbox)
         .set("tenants.service.settings_ttl", "1h")
-        .set("postgres.connect_timeout", "30s")
-        .set("postgres.acquire_timeout", "45s")
-        .set("collector.flush_deadline", "1m")
-        .set("claim.ttl", "2m")
+        .set("postgres.connect_timeout", "1m")
+        .set("postgres.acquire_timeout", "2m")
+        .set("collector.flush_deadline", "3m")
+        .set("claim.ttl", "270s")
         .set("admin.metrics_tenants", "0")
         .set("log.level", "warn,balance_sync_admin=info")
         .start()
         .await?;
     let mut producer = sandbox.producer();
     producer.mutate_each(DEFAULT_TTL).await?;
-    comes_in_step(&sandbox, &producer).await?;
-    all_settled(&sandbox).await?;
+    all_in_step(&sandbox, &producer).await?;
 
     set_read_only(&sandbox, "SET default_transaction_read_only = on").await?;
     producer.mutate_each(DEFAULT_TTL).await?;
@@ -65,8 +75,7 @@ async fn a_server_that_stays_read_only_costs_the_tenant_service_two_calls_a_seco
     ensure!(measured.last().is_some_and(|(calls, _)| *calls > 0.0), "none was looked up: {measured:?}");
 
     set_read_only(&sandbox, "RESET default_transaction_read_only").await?;
-    comes_in_step(&sandbox, &producer).await?;
-    all_settled(&sandbox).await?;
+    all_in_step(&sandbox, &producer).await?;
     eventually(SOON, "no degraded tenant", || async {
         let count = worker.metric("balance_sync_tenant_degraded", &[]).await?;
         ensure!(count == 0.0, "there are {count}");
