@@ -27,6 +27,7 @@ use balance_sync_schedule::{
 use balance_sync_tenants::{KeyForm, Tenant, TenantDirectory};
 use tokio::{sync::Mutex, time::Instant};
 
+pub use self::rollout::FleetRollout;
 use crate::{
     actions::PausedRecord,
     facts::Fact,
@@ -40,7 +41,6 @@ use crate::{
 pub use beside::ForeignWorker;
 use beside::{Dead, Foreign, dead_workers, foreign_workers};
 pub use query::{StateFilter, TenantQuery, TenantSort};
-pub use self::rollout::FleetRollout;
 
 /// Requests within this time get the same answer.
 const FRESH: Duration = Duration::from_millis(900);
