@@ -1,4 +1,5 @@
 //! The simulator: runs from fixed seeds. Its model of Redis is compared with the real scripts in `src/scripts.rs`.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod hunt;
 mod seeds;
