@@ -6,7 +6,7 @@
 
 mod beside;
 mod query;
-mod rollout;
+mod selected;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -27,7 +27,6 @@ use balance_sync_schedule::{
 use balance_sync_tenants::{KeyForm, Tenant, TenantDirectory};
 use tokio::{sync::Mutex, time::Instant};
 
-pub use self::rollout::FleetRollout;
 use crate::{
     actions::PausedRecord,
     facts::Fact,
@@ -41,6 +40,7 @@ use crate::{
 pub use beside::ForeignWorker;
 use beside::{Dead, Foreign, dead_workers, foreign_workers};
 pub use query::{StateFilter, TenantQuery, TenantSort};
+pub use selected::FleetRollout;
 
 /// Requests within this time get the same answer.
 const FRESH: Duration = Duration::from_millis(900);
@@ -419,7 +419,7 @@ impl FleetReader {
         }
         let writers = known.values().filter(|other| other.live && !other.worker.is_shadow());
         let configured = writers.filter_map(|other| Some(other.worker.rollout.as_ref()?.configured.as_str()));
-        let configured = rollout::agreed(configured, &self.rollout);
+        let configured = selected::agreed(configured, &self.rollout);
         let in_force = match self.rollouts.read().await? {
             Some(stored) if !matches!(stored.selection, Ok(None)) => {
                 Rollout::in_force(Some(stored), &self.rollout)

@@ -56,7 +56,7 @@ impl<M> Collector<M> {
 
     pub(super) fn start_upkeep(&mut self, step: &mut Step<M>) -> Option<Instant> {
         let now = step.now;
-        // Before it is known whether the tenant is this fleet's, nothing of it may change.
+        // Before it is known whether the tenant is to be served, nothing of it may change.
         if self.upkeep.running.is_some() || self.controls.service == Service::Unknown {
             return None;
         }

@@ -33,10 +33,9 @@ fn nothing_is_begun_before_it_is_known_what_operators_want() {
     assert_eq!(world.machine.wake_at(), None);
     world.control(Service::Unknown, Role::First);
     world.pass(secs(20));
-    assert!(world.upkeep.is_none(), "nothing of a tenant changes that may not be this fleet's");
-    assert_eq!((world.claims, world.state), (0, TenantState::Starting));
+    assert_eq!((world.claims, world.upkeep, world.state), (0, None, TenantState::Starting));
     world.control(Service::Active, Role::First);
-    assert_eq!(world.claim, Some(10));
+    assert_eq!((world.claim, world.upkeep), (Some(10), Some(Upkeep::Survey)));
 }
 
 #[test]

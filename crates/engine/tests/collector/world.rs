@@ -387,9 +387,9 @@ impl World {
                 || self.upkeep.is_some()
                 || !self.flights.is_empty()
                 || self.abandoned.is_some();
-            // Not known whether it is served: the next thing that happens is that this becomes known.
-            let waits = self.controls.service == Service::Unknown;
-            assert!(under_way || waits || wake.is_some(), "nothing would ever happen again");
+            // Then it only waits to be informed.
+            let is_unknown = self.controls.service == Service::Unknown;
+            assert!(under_way || wake.is_some() || is_unknown, "nothing would ever happen again");
         }
     }
 
