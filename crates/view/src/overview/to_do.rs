@@ -42,11 +42,11 @@ impl FleetView {
                     .to_owned(),
             );
         }
-        if rows(&|row| row.vanished.as_ref().is_some_and(|open| !VanishedView::is_notice(open)))
-            .first()
-            .is_some()
-            || rows(&|row| row.unacknowledged_losses() > 0).first().is_some()
-        {
+        let lost = rows(&|row| {
+            row.vanished.as_ref().is_some_and(|open| !VanishedView::is_notice(open))
+                || row.unacknowledged_losses() > 0
+        });
+        if !lost.is_empty() {
             to_do.push(
                 "See what was lost and can be restored: `balance-sync audit`, `balance-sync recover`; then acknowledge the rest."
                     .to_owned(),
