@@ -7,6 +7,7 @@ use balance_sync_sim::{bugs::Bug, plan::Plan, world::World};
 /// `HUNT=LocksHideTheRest HUNT_FROM=1 HUNT_TO=20000 HUNT_PLAN=small cargo test -p balance-sync-sim --test it hunt -- --ignored --nocapture`
 #[test]
 #[ignore = "a search for those who change the model"]
+#[allow(clippy::print_stdout, reason = "printing is what it is for")]
 fn hunt() {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     let bug =
