@@ -63,6 +63,10 @@ days: setup ## A scaled-down day next to the ledger's own worker, parked and unp
 	$(CARGO) build --locked --package balance-sync-cli
 	$(CARGO) test --locked --package balance-sync-tests --test faults days -- --ignored --nocapture
 
+drills: setup ## Time ten failures until the first screen and the terminal report them (DRILL=password)
+	$(CARGO) build --release --locked --package balance-sync-cli
+	BALANCE_SYNC_BIN=$(CURDIR)/target/release/balance-sync $(CARGO) test --locked --package balance-sync-tests --test system drills -- --ignored --nocapture --test-threads 1
+
 sim: ## Simulate fleets with faults on virtual time, and find the planted bugs (SIM_MINUTES=1, SIM_SEED=random)
 	$(CARGO) build --release --locked --package balance-sync-sim
 	@SIM_MINUTES="$(SIM_MINUTES)" SIM_SEED="$(SIM_SEED)" target/release/balance-sync-sim

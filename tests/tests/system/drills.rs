@@ -203,13 +203,14 @@ async fn forgotten_pause(drill: &Drill) -> Result<Both> {
 
 #[tokio::test]
 #[ignore = "measures time: `make drills`"]
+#[allow(clippy::print_stdout, reason = "the table is the result")]
 async fn ten_failures_are_reported_within_ten_seconds() -> Result<()> {
     let only = std::env::var("DRILL").unwrap_or_default();
     let mut failed = Vec::new();
     println!("| failure | first screen | terminal | verdict | what is said |");
     println!("|---|---|---|---|---|");
     for drill in DRILLS.iter().filter(|drill| drill.name.contains(&only)) {
-        let (terminal, screen) = played(drill).await.with_context(|| drill.name)?;
+        let (terminal, screen) = Box::pin(played(drill)).await.with_context(|| drill.name)?;
         let shown = |report: &Result<Report>| match report {
             Ok(report) => format!("{:.1} s", report.after.as_secs_f64()),
             Err(_) => "not".to_owned(),
@@ -252,10 +253,10 @@ const DRILLS: [Drill; 10] = [
 async fn played(drill: &Drill) -> Result<Both> {
     match drill.name {
         "password broken" => {
-            simple(drill, async |bench| {
+            Box::pin(simple(drill, async |bench| {
                 let id = bench.sandbox.tenants().remove(0).id;
                 bench.sandbox.break_tenant(&id, Breakage::Password).await
-            })
+            }))
             .await
         }
         "Postgres down" => simple(drill, async |bench| bench.sandbox.postgres().kill()).await,

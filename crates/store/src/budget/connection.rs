@@ -137,7 +137,7 @@ mod tests {
         assert!(!Tenure::ALONE.is_over(499 * MS, 499 * MS));
         assert!(!Tenure::ALONE.is_over(1999 * MS, 19 * MS));
         assert!(Tenure::ALONE.is_over(500 * MS, 20 * MS));
-        assert!(Tenure::ALONE.is_over(2000 * MS, 0 * MS));
+        assert!(Tenure::ALONE.is_over(2000 * MS, Duration::ZERO));
     }
 
     #[test]
