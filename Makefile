@@ -13,7 +13,7 @@ BROWSER_OR_NONE = { command -v chromedriver && { command -v chromium || command 
 # What finds violations of WCAG in the tests in a browser comes from npm; without it that test is skipped, and says so.
 AXE_OR_NONE = { command -v npm >/dev/null 2>&1 && (cd crates/admin/ui-check && npm ci --silent); } || export BALANCE_SYNC_AXE=none
 
-.PHONY: help setup build man demo test matrix schemathesis screenshots chaos losses days sim bench fuzz differential coverage lint ui-check chart dist dist-test image fmt clean
+.PHONY: help setup build man demo test matrix schemathesis screenshots chaos losses days drills sim bench fuzz differential coverage lint ui-check chart dist dist-test image fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
