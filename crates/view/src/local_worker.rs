@@ -18,7 +18,7 @@ use balance_sync_fleet::{
         TenantStatus, Totals, Window, WorkerMode, lag_quantile,
     },
 };
-use balance_sync_schedule::{Snapshots, rollout::encode};
+use balance_sync_schedule::{Snapshots, rollout as stored};
 use balance_sync_store::PoolUsage;
 use balance_sync_tenants::{BreakerState, Tenant};
 use tokio::time::Instant;
@@ -94,7 +94,7 @@ impl LocalWorker {
     pub fn new(parts: LocalWorkerParts) -> Self {
         let LocalWorkerParts { name, version, replicas, fleet, budget, manager, settings, rollout } = parts;
         let configured =
-            Some(encode(&rollout)).filter(|text| text.len() <= LONGEST_SELECTION).unwrap_or_default();
+            Some(stored::encode(&rollout)).filter(|text| text.len() <= LONGEST_SELECTION).unwrap_or_default();
         Self {
             name,
             version,

@@ -1,6 +1,7 @@
 //! A tenant at a glance.
 
-use balance_sync_engine::{rollout::Cause, vanish::Found};
+use balance_sync_engine::rollout::Cause;
+use balance_sync_engine::vanish::Found;
 use balance_sync_fleet::status::{
     Outcome, Rates, ReportedReason, TenantState, display_priority, is_notice, lag_quantile,
 };
