@@ -18,7 +18,7 @@ use crate::{
     rows::{AcknowledgedView, DeadWorker, PausedBy, ShadowView, WorkerRow},
 };
 
-fn view(tasks: Vec<TaskRecord>) -> FleetView {
+pub(super) fn view(tasks: Vec<TaskRecord>) -> FleetView {
     let record = WorkerRecord {
         name: "w1".to_owned(),
         configured_name: None,
@@ -542,7 +542,7 @@ fn a_shadow_alone_is_never_healthy_and_beside_workers_says_only_what_it_has_foun
     assert_eq!(fleet.judge(), (Verdict::Healthy, vec![said.to_owned()]));
 }
 
-fn served(id: &str) -> TenantRow {
+pub(super) fn served(id: &str) -> TenantRow {
     TenantRow {
         state: TenantState::Idle.into(),
         sampled: true,

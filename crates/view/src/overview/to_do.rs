@@ -1,4 +1,5 @@
-//! What helps, for what the verdict says: one sentence per kind of fault, in the order of the reasons.
+//! What helps, for what the verdict says: one sentence per kind of fault, the most urgent first. Sentences of the verdict that name
+//! their action themselves (clocks, the rollout, the ledger's own worker) have none here.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +26,7 @@ impl FleetView {
                 "Make Redis accept writes again ({}); workers go on by themselves.",
                 error.class.as_str()
             ));
-        } else if self.workers.is_empty() {
+        } else if self.workers.is_empty() && self.shadows.is_empty() {
             to_do.push("Start a worker, or look at the logs of those that should run.".to_owned());
         }
         if !self.listed {
@@ -100,7 +101,7 @@ impl FleetView {
 
     /// For what the verdict says of the workers.
     fn for_workers(&self) -> Vec<String> {
-        let mut to_do = Vec::new();
+        let mut to_do: Vec<String> = Vec::new();
         let live: Vec<_> = self.workers.iter().filter(|worker| worker.live && !worker.draining).collect();
         let asks = self.redis_error.is_none() && self.writes_refused.is_none();
         let missing = live.len() < self.objectives.workers && asks;
@@ -138,4 +139,104 @@ impl FleetView {
 
 fn is_degraded(row: &TenantRow) -> bool {
     row.state == StateView::Is(TenantState::Degraded)
+}
+
+#[cfg(test)]
+mod tests {
+    use balance_sync_fleet::status::Reason;
+
+    use super::super::tests::{served, view};
+    use super::*;
+    use crate::rows::{DeadWorker, PausedBy};
+
+    /// The only action of this fleet.
+    fn only(fleet: &FleetView) -> String {
+        let to_do = fleet.overview().to_do;
+        assert_eq!(to_do.len(), 1, "{to_do:?}");
+        to_do.into_iter().next().unwrap_or_default()
+    }
+
+    fn with(tenant: TenantRow) -> FleetView {
+        let mut fleet = view(Vec::new());
+        fleet.tenants = vec![tenant];
+        fleet
+    }
+
+    #[test]
+    fn a_fleet_that_is_well_needs_nothing() {
+        assert_eq!(with(served("acme")).overview().to_do, Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_kind_of_fault_has_the_action_that_helps() {
+        let degraded = TenantRow {
+            state: TenantState::Degraded.into(),
+            reason: Some(Reason::PostgresCredentials.into()),
+            oldest_due_age_seconds: 60.0,
+            ..served("acme")
+        };
+        let said = format!("postgres_credentials: {}", Reason::PostgresCredentials.advice().help);
+        assert_eq!(only(&with(degraded)), said, "that it is behind follows from that");
+
+        let mut behind = with(TenantRow { oldest_due_age_seconds: 60.0, ..served("acme") });
+        assert!(only(&behind).contains("`balance-sync tenants show acme`"));
+        behind.workers[0].postgres = vec![balance_sync_store::ServerUsage {
+            server: "db:5432".to_owned(),
+            open: 64,
+            idle: 0,
+            in_use: 64,
+            waiting: 12,
+            limit: 64,
+            opened: 0,
+            clock_ahead_ms: None,
+        }];
+        assert!(only(&behind).starts_with("12 operations wait for a connection: "));
+
+        let set_aside = TenantRow { quarantined: 3, ..served("acme") };
+        assert!(only(&with(set_aside)).contains("`balance-sync quarantine list` (acme)"));
+        let lost = TenantRow { quarantined: 2, losses: 2, ..served("acme") };
+        assert!(only(&with(lost)).contains("`balance-sync recover`"));
+
+        let by = PausedBy { by: "ann".to_owned(), note: None, at: String::new(), at_ms: 0 };
+        let mut paused = with(TenantRow { paused: Some(by), ..served("acme") });
+        assert_eq!(paused.overview().to_do, Vec::<String>::new(), "it was paused a moment ago");
+        paused.at = 2.0 * 3_600.0;
+        assert!(only(&paused).contains("`balance-sync tenants resume acme`"));
+    }
+
+    #[test]
+    fn what_concerns_workers_has_its_action_as_well() {
+        let mut fleet = with(served("acme"));
+        fleet.objectives.workers = 2;
+        assert!(only(&fleet).starts_with("Start the missing workers"));
+        fleet.dead_workers = vec![DeadWorker {
+            name: "w0".to_owned(),
+            last_seen_at: String::new(),
+            age_seconds: 10.0,
+            tenants: 0,
+            unserved: 0,
+            taken_over_by: Vec::new(),
+        }];
+        assert!(only(&fleet).contains("log and host of w0"));
+
+        let mut differing = with(served("acme"));
+        let mut second = differing.workers[0].clone();
+        second.version = "2".to_owned();
+        differing.workers.push(second);
+        assert!(only(&differing).starts_with("Finish the rollout"));
+
+        let mut failing = with(served("acme"));
+        failing.workers[0].tenant_service.state = "failing".to_owned();
+        assert!(only(&failing).starts_with("Look at the tenant service"));
+    }
+
+    /// A shadow next to the ledger's own worker is as it should be.
+    #[test]
+    fn shadows_alone_need_no_worker() {
+        let mut fleet = with(served("acme"));
+        fleet.shadows = std::mem::take(&mut fleet.workers);
+        assert_eq!(fleet.overview().to_do, Vec::<String>::new());
+        fleet.shadows.clear();
+        assert!(only(&fleet).starts_with("Start a worker"));
+    }
 }
