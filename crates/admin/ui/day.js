@@ -16,7 +16,7 @@ const DAY = 24 * HOUR;
 const ASK_FLEET_EVERY = 60;
 const ASK_TENANT_EVERY = 20;
 /** From good to bad; what another release says is taken for the worst. */
-const VERDICTS = ["healthy", "attention", "behind", "degraded", "unknown"];
+const VERDICTS = ["healthy", "attention", "behind", "unknown", "degraded"];
 const NOT_RECORDED = "not recorded";
 
 /** @param {string} verdict */

@@ -193,9 +193,9 @@ fn table(history: &HistoryView, step: u64, screen: Screen) -> String {
         );
         let unknown = if missing == 0 { "-".to_owned() } else { span(missing as f64 * 60.0) };
         let worst = seen.iter().max_by_key(|seen| seen.severity());
-        let style = match worst.map(|worst| worst.severity()) {
-            Some(0) => GOOD,
-            Some(3) => BAD,
+        let style = match worst.map(|worst| worst.verdict.as_str()) {
+            Some("healthy") => GOOD,
+            Some("degraded") => BAD,
             _ => WARN,
         };
         if let Some((worst, why)) = worst.and_then(|worst| Some((worst, worst.why.as_deref()?)))

@@ -93,10 +93,11 @@ impl Minute {
     }
 }
 
-/// From good to bad; what another release says counts as the worst, as it is not known what it means.
+/// From good to bad: a failure counts more than a moment of which nothing was known, or a restart would hide it. What another release
+/// says counts as the worst, as it is not known what it means.
 fn severity(verdict: &str) -> usize {
     const KNOWN: [Verdict; 5] =
-        [Verdict::Healthy, Verdict::Attention, Verdict::Behind, Verdict::Degraded, Verdict::Unknown];
+        [Verdict::Healthy, Verdict::Attention, Verdict::Behind, Verdict::Unknown, Verdict::Degraded];
     KNOWN.iter().position(|known| known.name() == verdict).unwrap_or(KNOWN.len())
 }
 
@@ -288,10 +289,19 @@ mod tests {
         assert_eq!(view(&[]).not_recorded, [gap(NOW - 10, NOW)]);
     }
 
+    /// As after each start of a fleet, for some seconds.
+    #[test]
+    fn a_failure_is_not_hidden_by_a_moment_in_which_nothing_was_known() {
+        for order in [["degraded", "unknown"], ["unknown", "degraded"]] {
+            let view = view(&order.map(|verdict| (NOW - 1, minute(verdict))));
+            assert_eq!(view.minutes[0].verdict, "degraded");
+        }
+    }
+
     #[test]
     fn a_verdict_of_another_release_is_shown_as_it_is_and_counts_as_the_worst() {
         let view = view(&[(NOW, minute("sublime\u{1b}")), (NOW, minute("degraded"))]);
         assert_eq!(view.minutes[0].verdict, "sublime\\u001b");
-        assert!(view.minutes[0].severity() > severity("unknown"));
+        assert!(view.minutes[0].severity() > severity("degraded"));
     }
 }
