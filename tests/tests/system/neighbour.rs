@@ -105,10 +105,14 @@ async fn it_is_seen_in_either_mode_and_shown_as_parked_when_its_environment_park
                     ours.reaches("balance_sync_ledger_worker_active", &[("tenant_id", &tenant.id)], 1.0)
                         .await?;
                     let config = sandbox.config_path().display().to_string();
-                    let shown =
-                        run(&["tenants", "show", tenant.id.as_str(), "--config", &config], &[]).await?;
-                    ensure!(shown.stdout.contains("worker active, seen"), "{}", shown.stdout);
-                    anyhow::Ok(())
+                    // A command reads what the workers have stored, a moment later than the worker itself.
+                    eventually(SOON, "it in the terminal", || async {
+                        let shown =
+                            run(&["tenants", "show", tenant.id.as_str(), "--config", &config], &[]).await?;
+                        ensure!(shown.stdout.contains("worker active, seen"), "{}", shown.stdout);
+                        anyhow::Ok(())
+                    })
+                    .await
                 };
                 beside(&mut ledger, seen).await.with_context(|| format!("mode {mode}"))?;
                 // Its pod starts again, with the environment that parks it.
