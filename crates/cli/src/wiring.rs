@@ -316,7 +316,7 @@ pub(crate) async fn claim_name(config: &Config, endpoints: &Endpoints) -> Worker
 /// How operators see and reach the worker.
 pub(crate) fn operations_settings(config: &Config, name: WorkerName) -> OperationsSettings {
     OperationsSettings {
-        identity: Identity { name, group: group(config), version: env!("CARGO_PKG_VERSION").to_owned() },
+        identity: Identity { name, group: group(config), version: crate::version::of_worker() },
         sample_interval: config.supervisor.sample_interval,
         reach: schedule_options(config).reach(),
         objectives: objectives(config),

@@ -518,7 +518,7 @@ pub(super) fn names(rows: &[&TenantRow]) -> String {
 }
 
 /// The first names, and how many more there are.
-pub(super) fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+pub(crate) fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
     let more = names.len().saturating_sub(NAMED);
     let named: Vec<&str> = names.take(NAMED).collect();
     if more == 0 { named.join(", ") } else { format!("{} and {more} more", named.join(", ")) }

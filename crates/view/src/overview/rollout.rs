@@ -22,15 +22,11 @@ impl FleetView {
         else {
             return found;
         };
-        let ignorant: Vec<&str> = writers
-            .iter()
-            .filter(|worker| worker.rollout.is_none())
-            .map(|worker| worker.name.as_str())
-            .collect();
-        if !ignorant.is_empty() {
+        let unaware = self.unaware_of_rollout();
+        if !unaware.is_empty() {
             let text = format!(
                 "Workers of an earlier release know no rollout, and serve tenants that are not in it as well: {}.",
-                listed(ignorant.into_iter())
+                listed(unaware.into_iter())
             );
             found.push((Verdict::Attention, text));
         }

@@ -72,6 +72,14 @@ impl FleetView {
         )
     }
 
+    /// Live workers of an earlier release that know no rollout: they serve every tenant.
+    pub(crate) fn unaware_of_rollout(&self) -> Vec<&str> {
+        let writers = self.workers.iter().filter(|worker| {
+            worker.live && !worker.draining && worker.mode != WorkerMode::Shadow && worker.rollout.is_none()
+        });
+        writers.map(|worker| worker.name.as_str()).collect()
+    }
+
     /// Tenants in the rollout; `None` = not known.
     #[must_use]
     pub fn selected(&self) -> Option<usize> {

@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use self::stage::{RECORD, Stage};
 use crate::{
+    overview::listed,
     reader::{FleetRollout, FleetView},
     rows::{StateView, TenantRow, VanishedView, at},
 };
@@ -102,6 +103,12 @@ pub enum NotChanged {
         "what is stored can't be read, so nothing can be built on it: {0}; `all`, `none` and `reset` replace it"
     )]
     Unreadable(String),
+    /// Workers that don't know it would go on with the tenants that it leaves out.
+    #[error(
+        "workers of an earlier release know no rollout, and would serve the tenants that it leaves out as well: {0}. Upgrade them \
+         first, or drain them (`balance-sync workers drain`)"
+    )]
+    Unaware(String),
     /// Somebody else has changed it at the same time.
     #[error("somebody else has changed it meanwhile, and revision {0} is stored: look at it first")]
     Overtaken(String),
@@ -239,6 +246,14 @@ impl RolloutDesk {
                 Some(before.after(change).map_err(NotChanged::Refused)?)
             }
         };
+        let unaware = view.unaware_of_rollout();
+        let leaves_none_out = match &selection {
+            Some(selection) => selection.is_everything(),
+            None => view.configured_selection(&self.configured).is_ok_and(|it| it.is_everything()),
+        };
+        if !unaware.is_empty() && !leaves_none_out {
+            return Err(NotChanged::Unaware(listed(unaware.into_iter())));
+        }
         let text = wanted.to_string();
         let change = RolloutChange {
             expected: stored.as_ref().map_or("", |stored| &stored.revision),
@@ -303,7 +318,18 @@ fn report(view: &FleetView, history: &[StoredRollout], recorded: &HashMap<String
         lag: view.objectives.freshness,
     };
     let (advice, why) = match (&view.rollout, &view.redis_error) {
-        (Some(_), None) => advise(&figures, &threshold),
+        (Some(rollout), None) => match view.unaware_of_rollout() {
+            unaware if unaware.is_empty() || rollout.selection.is_everything() => {
+                advise(&figures, &threshold)
+            }
+            unaware => (
+                Advice::Stop,
+                format!(
+                    "workers of an earlier release serve tenants that are not in it as well: {}",
+                    listed(unaware.into_iter())
+                ),
+            ),
+        },
         (_, Some(_)) => (Advice::Wait, "Redis can't be asked".to_owned()),
         (None, None) => (Advice::Wait, "it isn't known which tenants are in it".to_owned()),
     };

@@ -6,7 +6,11 @@ use balance_sync_engine::outcome::Outcome;
 use balance_sync_fleet::status::{Rates, Rollout, TenantState};
 
 use super::{stage::StageBook, *};
-use crate::{reader::Objectives, record::Counts};
+use crate::{
+    reader::Objectives,
+    record::{Counts, RolloutRecord, WorkerRecord},
+    rows::WorkerRow,
+};
 
 fn selection(include: &[&str]) -> Selection {
     let include = include.iter().map(|text| Pattern::parse(text).unwrap()).collect();
@@ -185,6 +189,54 @@ fn the_advice_follows_from_the_present_stage() {
     assert_eq!(advice(&FleetView { rollout: None, ..view(200.0) }, &good), Advice::Wait);
     let away = FleetView { redis_error: Some("away".to_owned()), ..view(200.0) };
     assert_eq!(advice(&away, &good), Advice::Wait);
+}
+
+/// A live worker as an earlier release reports itself: without a rollout.
+fn earlier_worker(name: &str) -> WorkerRow {
+    let record: WorkerRecord = serde_json::from_value(serde_json::json!({
+        "name": name, "version": "0.0.9", "started_at": 0.0, "seen_at": 100.0, "draining": false, "owned": 0, "by_state": {},
+        "rates": Rates::default(), "rss_bytes": 0, "redis": "ok",
+        "tenant_service": {"state": "ok", "last_success_at": null, "failures": 0},
+        "reconcile": {"passes": 0, "last_at": null, "last_duration_seconds": 0.0},
+        "restarts": 0, "postgres": [], "due": 0, "oldest_due_age_ms": 0, "replicas": null,
+    }))
+    .unwrap();
+    WorkerRow::new(&record, true)
+}
+
+#[test]
+fn beside_workers_that_know_no_rollout_nothing_is_widened() {
+    let good = Stage {
+        revision: 1,
+        began: 100.0,
+        seconds: 61.0,
+        written: 100,
+        lags: vec![0, 5],
+        ..Stage::default()
+    };
+    let mut view = fleet(200.0, stored(1, &["a"], 100.0), [0, 0]);
+    let follows = RolloutRecord { revision: Some(1), ..RolloutRecord::default() };
+    view.workers = vec![
+        WorkerRow { rollout: Some(follows), ..earlier_worker("one") },
+        earlier_worker("two"),
+        earlier_worker("three"),
+    ];
+    let report = |view: &FleetView| report(view, &[stored(1, &["a"], 100.0)], &recorded(&good));
+    assert_eq!(
+        report(&view).sentence,
+        "Stop: workers of an earlier release serve tenants that are not in it as well: two, three."
+    );
+    assert_eq!(view.unaware_of_rollout(), ["two", "three"]);
+    // One on its way out gives its tenants up; and where all are in it, there are no others.
+    view.workers[1].draining = true;
+    view.workers.pop();
+    assert_eq!(report(&view).advice, Advice::Widen);
+    view.workers[1].draining = false;
+    assert_eq!(report(&view).advice, Advice::Stop);
+    let mut all = stored(1, &["a"], 100.0);
+    all.selection = Ok(Some(Selection::default()));
+    view.rollout = Some(Arc::new(Rollout::in_force(Some(all), &Selection::default()).unwrap()));
+    assert_ne!(report(&view).advice, Advice::Stop);
 }
 
 #[test]
