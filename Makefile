@@ -13,7 +13,7 @@ BROWSER_OR_NONE = { command -v chromedriver && { command -v chromium || command 
 # What finds violations of WCAG in the tests in a browser comes from npm; without it that test is skipped, and says so.
 AXE_OR_NONE = { command -v npm >/dev/null 2>&1 && (cd crates/admin/ui-check && npm ci --silent); } || export BALANCE_SYNC_AXE=none
 
-.PHONY: help setup build man demo test matrix schemathesis screenshots chaos losses days drills sim bench fuzz differential coverage lint ui-check chart dist dist-test image fmt clean
+.PHONY: help setup build man demo test matrix schemathesis screenshots chaos losses days drills upgrade rehearsal sim bench fuzz differential coverage lint ui-check chart dist dist-test image fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ days: setup ## A scaled-down day next to the ledger's own worker, parked and unp
 drills: setup ## Time ten failures until the first screen and the terminal report them (DRILL=password)
 	$(CARGO) build --release --locked --package balance-sync-cli
 	BALANCE_SYNC_BIN=$(CURDIR)/target/release/balance-sync $(CARGO) test --locked --package balance-sync-tests --test system drills -- --ignored --nocapture --test-threads 1
+
+upgrade: setup ## Workers of two releases in one fleet, and a rolling restart under load (UPGRADE_FROM=tag, UPGRADE_RATE=5000, UPGRADE_TENANTS=40)
+	@CARGO="$(CARGO)" sh tests/upgrade/run.sh
 
 sim: ## Simulate fleets with faults on virtual time, and find the planted bugs (SIM_MINUTES=1, SIM_SEED=random)
 	$(CARGO) build --release --locked --package balance-sync-sim

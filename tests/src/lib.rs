@@ -13,6 +13,7 @@ pub mod log;
 pub mod metrics;
 pub mod monitor;
 pub mod otlp;
+pub mod probe;
 pub mod prometheus;
 pub mod worker;
 
@@ -30,6 +31,7 @@ pub use leases::Leases;
 pub use log::{Line, Log};
 pub use metrics::Metrics;
 pub use monitor::Monitor;
+pub use probe::{Lags, Probe};
 pub use worker::{Ended, Worker, WorkerBuilder};
 
 /// How long a condition may take that comes about in a second on a machine with nothing else to do.

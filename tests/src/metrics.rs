@@ -86,6 +86,22 @@ impl Metrics {
         self.samples.iter().any(|sample| sample.name == name)
     }
 
+    /// A histogram over all its labels: how many observations were at most each bound, by the bound.
+    pub fn histogram(&self, name: &str) -> Vec<(f64, f64)> {
+        let name = format!("{name}_bucket");
+        let mut counts: Vec<(f64, f64)> = Vec::new();
+        for sample in self.samples.iter().filter(|sample| sample.name == name) {
+            let bound = sample.labels.get("le").map(String::as_str).unwrap_or_default();
+            let bound = bound.parse().unwrap_or(f64::INFINITY);
+            match counts.iter_mut().find(|(known, _)| *known == bound) {
+                Some((_, count)) => *count += sample.value,
+                None => counts.push((bound, sample.value)),
+            }
+        }
+        counts.sort_by(|a, b| a.0.total_cmp(&b.0));
+        counts
+    }
+
     /// Sum of all samples of this name that carry these labels; 0 without any.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let chosen = self.samples.iter().filter(|sample| {

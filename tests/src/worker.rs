@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use secrecy::ExposeSecret;
 
 use crate::SOON;
-use crate::command::prepare;
+use crate::command::{balance_sync, prepare_program};
 use crate::log::Log;
 use crate::metrics::Metrics;
 
@@ -33,6 +33,7 @@ const GUARDIAN: &str = "trap '' INT TERM HUP; while read -r _; do :; done; kill 
 /// What a worker is started with.
 #[derive(Debug, Clone)]
 pub struct WorkerBuilder {
+    program: Option<PathBuf>,
     config: Option<PathBuf>,
     env: BTreeMap<String, String>,
     expected_errors: Vec<String>,
@@ -52,6 +53,12 @@ impl WorkerBuilder {
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.insert(name.to_owned(), value.to_owned());
         self
+    }
+
+    /// Runs this program instead of the binary under test: that of another release.
+    #[must_use]
+    pub fn program(self, program: &Path) -> Self {
+        Self { program: Some(program.to_owned()), ..self }
     }
 
     /// ERROR lines that hold this text don't fail the test.
@@ -92,7 +99,12 @@ impl WorkerBuilder {
             args.extend(["--config".into(), config.clone().into_os_string()]);
         }
         // Away from the test's process group: an interrupt meant for the test is the guardian's business.
-        let mut child = prepare(&args, &self.env)?.process_group(0).spawn().context("starting the worker")?;
+        let program = match self.program {
+            Some(program) => program,
+            None => balance_sync()?,
+        };
+        let mut command = prepare_program(&program, &args, &self.env);
+        let mut child = command.process_group(0).spawn().context("starting the worker")?;
         let guardian = guard(child.id());
         let log = Log::default();
         let readers = [
@@ -189,6 +201,7 @@ impl Worker {
     /// A worker without a configuration file. It logs JSON, and listens on a free port.
     pub fn bare() -> WorkerBuilder {
         let builder = WorkerBuilder {
+            program: None,
             config: None,
             env: BTreeMap::new(),
             expected_errors: Vec::new(),

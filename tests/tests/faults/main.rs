@@ -22,6 +22,7 @@ mod recovery;
 mod redis;
 mod repair;
 mod states;
+mod upgrade;
 mod vanish;
 
 use std::time::Duration;
