@@ -70,6 +70,10 @@ drills: setup ## Time ten failures until the first screen and the terminal repor
 upgrade: setup ## Workers of two releases in one fleet, and a rolling restart under load (UPGRADE_FROM=tag, UPGRADE_RATE=5000, UPGRADE_TENANTS=40)
 	@CARGO="$(CARGO)" sh tests/upgrade/run.sh
 
+rehearsal: setup ## Play docs/migrating-from-midaz.md next to a stand-in for the ledger (REHEARSAL_STAGE=20, REHEARSAL_RATE=3000, REHEARSAL_TENANTS=40)
+	$(CARGO) build --release --locked --package balance-sync-cli
+	BALANCE_SYNC_BIN=$(CURDIR)/target/release/balance-sync $(CARGO) test --locked --package balance-sync-tests --test faults rehearsal -- --include-ignored --nocapture --test-threads 1
+
 sim: ## Simulate fleets with faults on virtual time, and find the planted bugs (SIM_MINUTES=1, SIM_SEED=random)
 	$(CARGO) build --release --locked --package balance-sync-sim
 	@SIM_MINUTES="$(SIM_MINUTES)" SIM_SEED="$(SIM_SEED)" target/release/balance-sync-sim

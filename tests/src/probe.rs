@@ -112,6 +112,15 @@ impl Probe {
         Producer::new(&sandbox.redis().url(), loads.collect())
     }
 
+    /// The balances that it mutates, with the versions written last.
+    pub fn loads(&self) -> Vec<LoadTenant> {
+        let loads = self.targets.iter().map(|target| LoadTenant {
+            versions: vec![target.version],
+            ..LoadTenant::seeded(&target.tenant.id, vec![target.balance.clone()])
+        });
+        loads.collect()
+    }
+
     /// Redis's clock, for the times of [`Lags`].
     ///
     /// # Errors

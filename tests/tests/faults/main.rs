@@ -20,6 +20,7 @@ mod postgres;
 mod read_only;
 mod recovery;
 mod redis;
+mod rehearsal;
 mod repair;
 mod states;
 mod upgrade;
