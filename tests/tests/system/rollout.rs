@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, LoadOptions, Progress, write_operations};
 use balance_sync_sandbox::{Isolation, Sandbox, SandboxOptions, SandboxTenant, eventually};
+use balance_sync_schedule::{Link, LinkSettings, Snapshots, snapshots::Publication};
 use balance_sync_tests::ledger::{comes_in_step, is_settled, scores};
 use balance_sync_tests::{Finished, Monitor, SOON, Worker, WorkerBuilder, options, run};
 use redis::AsyncCommands;
@@ -574,5 +575,70 @@ async fn a_shadow_shows_what_the_rollout_would_select() -> Result<()> {
     })
     .await?;
     tokio::time::timeout(Duration::from_secs(60), async { drop(shadow) }).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn beside_a_worker_of_an_earlier_release_no_tenant_can_be_left_out() -> Result<()> {
+    /// Longer than the test.
+    const LIFE: Duration = Duration::from_secs(600);
+    /// Prefix of the list of workers that publish.
+    const INDEX: &str = "{transactions}:balance-sync:worker-1:";
+    let sandbox = sandbox(3, 2).await?;
+    let tenants = sandbox.tenants();
+    let follows = worker(&sandbox, "later").start().await?;
+    seen(&sandbox, 1).await?;
+
+    // The record of the worker, as a release without rollouts would publish it.
+    let mut redis = sandbox.redis().connect().await?;
+    let records: String = redis.keys::<_, Vec<String>>(format!("{INDEX}*:later")).await?.remove(0);
+    let group =
+        records.strip_prefix(INDEX).and_then(|rest| rest.strip_suffix(":later")).context("a group")?;
+    let own: String = redis.hget(&records, "worker").await?;
+    let mut own: Value = serde_json::from_str(&own)?;
+    own["name"] = json!("earlier");
+    own.as_object_mut().context("an object")?.remove("rollout").context("it follows one")?;
+    let snapshots = Snapshots::new(Link::new(&LinkSettings::for_url(&sandbox.redis().url()))?, group);
+    let record = own.to_string();
+    let publication = Publication {
+        incarnation: "earlier",
+        seq: 1,
+        visible: true,
+        worker: &record,
+        tenants: &[],
+        details: &[],
+    };
+    snapshots.publish("earlier", LIFE, &publication).await?;
+    seen(&sandbox, 2).await?;
+
+    for words in [&["set", "50%"][..], &["none"], &["exclude", &tenants[0].id]] {
+        let refused = command(&sandbox, words).await?;
+        let text = refused.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        ensure!(refused.code == Some(2), "{words:?}: {refused:?}");
+        ensure!(text.contains("know no rollout") && text.contains("as well: earlier. Upgrade"), "{text}");
+    }
+    eventually(SOON, "two workers in the worker's own view", || async {
+        let overview = json(&follows, "/api/v1/overview").await?;
+        ensure!(overview["workers"]["live"] == 2, "{}", overview["workers"]);
+        Ok(())
+    })
+    .await?;
+    let refused = post(&follows, "/api/v1/rollout", &json!({"action": "none"})).await?;
+    ensure!(refused.status == 409 && refused.text.contains("earlier"), "{}", refused.text);
+    ensure!(redis.exists::<_, u64>(STORED).await? == 0, "it was stored");
+    // All of them leaves none out.
+    let all = command(&sandbox, &["all", "--wait", "60"]).await?;
+    ensure!(all.code == Some(0) && all.stdout.contains("later  done"), "{all:?}");
+    // Stored before it was there: the verdict names it, and the advice is to stop.
+    let _: () = redis.hset(STORED, "selection", r#"{"include":[],"exclude":[],"share":0}"#).await?;
+    eventually(SOON, "it in verdict and advice", || async {
+        let reasons = json(&follows, "/api/v1/overview").await?["reasons"].to_string();
+        let report = report(&sandbox).await?;
+        let sentence =
+            "Stop: workers of an earlier release serve tenants that are not in it as well: earlier.";
+        ensure!(reasons.contains("know no rollout") && report["sentence"] == sentence, "{reasons} {report}");
+        Ok(())
+    })
+    .await?;
     Ok(())
 }
