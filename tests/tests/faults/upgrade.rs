@@ -113,6 +113,8 @@ async fn shared_out(
 ) -> Result<()> {
     let overview = command_json(program, sandbox, &["status", "--json"]).await?;
     ensure!(overview["workers"]["live"] == workers.len(), "{}", overview["workers"]);
+    // Workers look at schedules and at what may have vanished some seconds after their start.
+    ensure!(overview["verdict"] != "unknown", "{}", overview["reasons"]);
     let list = command_json(program, sandbox, &["tenants", "--json"]).await?;
     let rows = list["tenants"].as_array().context("no tenants")?;
     ensure!(rows.len() == sandbox.tenants().len(), "{} tenants", rows.len());
@@ -255,10 +257,14 @@ impl TwoReleases<'_> {
                 // 1 is a verdict, of `status` and `verify`; 2 is a failure, or UNKNOWN.
                 ensure!(matches!(done.code, Some(0 | 1)), "{} {words:?}: {done:?}", program.display());
             }
-            let said = one_line(&command(program, self.sandbox, &["status"]).await?);
-            for differs in ["Workers differ in version: ", "Workers differ in claim.ttl: "] {
-                ensure!(said.contains(differs) == are_mixed, "{}: {said}", program.display());
-            }
+            eventually(SOON, "in what they differ", || async {
+                let said = one_line(&command(program, self.sandbox, &["status"]).await?);
+                for differs in ["Workers differ in version: ", "Workers differ in claim.ttl: "] {
+                    ensure!(said.contains(differs) == are_mixed, "{}: {said}", program.display());
+                }
+                Ok(())
+            })
+            .await?;
         }
         Ok(())
     }
