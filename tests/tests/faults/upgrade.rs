@@ -113,8 +113,6 @@ async fn shared_out(
 ) -> Result<()> {
     let overview = command_json(program, sandbox, &["status", "--json"]).await?;
     ensure!(overview["workers"]["live"] == workers.len(), "{}", overview["workers"]);
-    // Workers look at schedules and at what may have vanished some seconds after their start.
-    ensure!(overview["verdict"] != "unknown", "{}", overview["reasons"]);
     let list = command_json(program, sandbox, &["tenants", "--json"]).await?;
     let rows = list["tenants"].as_array().context("no tenants")?;
     ensure!(rows.len() == sandbox.tenants().len(), "{} tenants", rows.len());
@@ -241,9 +239,14 @@ impl TwoReleases<'_> {
             if left_out > 0 && *program == self.earlier {
                 continue;
             }
-            eventually(SOON, what, || shared_out(program, self.sandbox, &names, left_out))
-                .await
-                .with_context(|| format!("as {} reads it", program.display()))?;
+            eventually(SOON, what, || async {
+                // Workers look at schedules and at what may have vanished some seconds after their start.
+                let overview = command_json(program, self.sandbox, &["status", "--json"]).await?;
+                ensure!(overview["verdict"] != "unknown", "{}", overview["reasons"]);
+                shared_out(program, self.sandbox, &names, left_out).await
+            })
+            .await
+            .with_context(|| format!("as {} reads it", program.display()))?;
         }
         self.moments.push((Probe::now(self.sandbox).await?, what.to_owned()));
         Ok(())
