@@ -195,8 +195,8 @@ const READS: [&[&str]; 9] = [
     &["verify"],
 ];
 
-/// What only one setting of the later release's workers differs in.
-const LATER_TTL: &str = "20s";
+/// `claim.ttl` of the later release's workers: so that a setting differs as well.
+const LATER_TTL: &str = "40s";
 
 /// A fleet of workers of two releases.
 struct TwoReleases<'a> {
