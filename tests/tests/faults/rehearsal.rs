@@ -152,7 +152,7 @@ impl Shell {
         // Workers go with the shell, also when this process is killed and its end of the pipe closes.
         const END: &str = "<<exit code: ";
         let stdin = self.stdin.as_mut().context("the shell has ended")?;
-        let clean = "trap 'kill -KILL $(cat *.pid) 2>/dev/null' EXIT";
+        let clean = "trap 'kill -KILL $(cat *.pid 2>/dev/null) 2>/dev/null' EXIT";
         let text = format!("{clean}\n{{ {line}\n}} 2>&1 </dev/null; printf '\\n{END}%s\\n' $?\n");
         stdin.write_all(text.as_bytes()).await?;
         let read = async {
@@ -418,9 +418,12 @@ async fn the_page_of_the_migration_is_played_line_by_line() -> Result<()> {
         "", "seconds", "mutations", "lag p50 s", "lag p99 s", "lost", "late"
     );
     for Row { title, from, until, mutations, lost, late } in &rows {
-        let quantile = |part| lags.quantile(part, *from, *until);
+        let quantile = |part| match lags.count(*from, *until) {
+            0 => "-".to_owned(),
+            _ => format!("{:.3}", lags.quantile(part, *from, *until)),
+        };
         eprintln!(
-            "rehearsal: {title:<34} {:>8.1} {mutations:>10} {:>10.3} {:>10.3} {lost:>6} {late:>6}",
+            "rehearsal: {title:<34} {:>8.1} {mutations:>10} {:>10} {:>10} {lost:>6} {late:>6}",
             until - from,
             quantile(0.5),
             quantile(0.99)

@@ -58,24 +58,32 @@ fn one_line(done: &Finished) -> String {
     format!("{}{}", done.stdout, done.stderr).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// What producers have written.
+#[derive(Debug, Clone, Copy)]
+struct Written {
+    mutations: u64,
+    per_second: f64,
+}
+
 /// Loads until it is stopped, each producer its own tenants.
-async fn produce(producers: &mut [Producer], rate: f64, over: &CancellationToken) -> Result<u64> {
+async fn produce(producers: &mut [Producer], rate: f64, over: &CancellationToken) -> Result<Written> {
     let rate = rate / producers.len() as f64;
     let runs = producers.iter_mut().enumerate().map(|(number, producer)| async move {
         let progress = Progress::new(producer.tenants().len());
         let load = LoadOptions { rate, hot_key_share: 0.2, seed: number as u64, ..LoadOptions::default() };
         producer.run(&load, &progress, over).await
     });
-    let mut mutations = 0;
+    let mut written = Written { mutations: 0, per_second: 0.0 };
     for report in join_all(runs).await {
         let report = report?;
         ensure!(report.errors == 0, "{report:?}");
-        mutations += report.mutations;
+        written.mutations += report.mutations;
+        written.per_second += report.mutations as f64 / report.elapsed.as_secs_f64();
     }
-    Ok(mutations)
+    Ok(written)
 }
 
-/// Plays something while all producers and the probe write; returns it with the number of mutations, and what the probe has measured once all
+/// Plays something while all producers and the probe write; returns it with what was written, and what the probe has measured once all
 /// has arrived.
 async fn under_load<T>(
     sandbox: &Sandbox,
@@ -83,14 +91,14 @@ async fn under_load<T>(
     rate: f64,
     probe: &mut Probe,
     played: impl Future<Output = Result<T>>,
-) -> Result<(T, u64, Lags)> {
+) -> Result<(T, Written, Lags)> {
     let over = CancellationToken::new();
     let played = async {
         let played = played.await;
         over.cancel();
         played
     };
-    let (mutations, probed, played) =
+    let (written, probed, played) =
         tokio::join!(produce(producers, rate, &over), probe.run(&over), Box::pin(played));
     let played = played?;
     probed?;
@@ -100,7 +108,7 @@ async fn under_load<T>(
     all_settled(sandbox).await?;
     let lags = probe.read(sandbox).await?;
     ensure!(lags.lost == 0, "{} mutations never came to their rows", lags.lost);
-    Ok((played, mutations?, lags))
+    Ok((played, written?, lags))
 }
 
 /// Whether the fleet, as this program reads it, is these workers and shares its tenants out among them: each has its owners, one of them works
@@ -366,10 +374,10 @@ async fn two_releases_in_one_fleet_lose_nothing_and_replace_each_other_both_ways
         }
         fleet.both_read(false).await
     };
-    let ((), mutations, lags) = under_load(&sandbox, &mut producers, 300.0, &mut probe, played).await?;
+    let ((), written, lags) = under_load(&sandbox, &mut producers, 300.0, &mut probe, played).await?;
     nothing_lost(&sandbox, fleet.workers.values()).await?;
     let mut from = begun;
-    eprintln!("upgrade: {mutations} mutations of all formats, 0 lost");
+    eprintln!("upgrade: {} mutations of all formats, 0 lost", written.mutations);
     eprintln!("upgrade: {:<32} {:>8} {:>8} {:>8}", "until", "seconds", "lag p50", "lag p99");
     for (at, what) in &fleet.moments {
         let quantile = |part| lags.quantile(part, from, *at);
@@ -485,15 +493,15 @@ async fn a_rolling_restart_of_four_workers_under_load() -> Result<()> {
         }
         Ok(())
     };
-    let begun = Instant::now();
-    let ((), mutations, lags) = under_load(&sandbox, &mut producers, rate as f64, &mut probe, played).await?;
+    let ((), written, lags) = under_load(&sandbox, &mut producers, rate as f64, &mut probe, played).await?;
     let (from, until) = match (phases.first(), phases.last()) {
         (Some((_, from, ..)), Some((_, _, until, _))) => (*from, *until),
         _ => bail!("nothing was played"),
     };
     eprintln!(
-        "rolling restart: {tenants} tenants, {mutations} mutations ({:.0} per second wanted {rate}), {} watched from outside, 0 lost",
-        mutations as f64 / begun.elapsed().as_secs_f64(),
+        "rolling restart: {tenants} tenants, {} mutations ({:.0} per second, wanted {rate}), {} watched from outside, 0 lost",
+        written.mutations,
+        written.per_second,
         lags.count(from, until)
     );
     eprintln!(
