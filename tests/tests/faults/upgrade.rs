@@ -310,7 +310,9 @@ async fn two_releases_in_one_fleet_lose_nothing_and_replace_each_other_both_ways
     let played = async {
         fleet.agree("four are earlier", 0).await?;
         fleet.both_read(false).await?;
-        // Forwards.
+        // Forwards. The later release finds all rights that it needs.
+        let checked = command(&later, &sandbox, &["check", "--connect"]).await?;
+        ensure!(checked.code == Some(0), "{checked:?}");
         for name in ["one", "two"] {
             fleet.start(name, true).await?;
         }
