@@ -77,9 +77,11 @@ async fn first_screen(worker: &Worker) -> Result<(String, String)> {
     ensure!(status == 200, "{status} {body}");
     let overview: Value = serde_json::from_str(&body)?;
     let verdict = overview["verdict"].as_str().context("no verdict")?.to_uppercase();
-    let reasons: Vec<&str> =
-        overview["reasons"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    Ok((verdict, reasons.join(" ")))
+    let texts = |name: &str| -> Vec<String> {
+        let listed = overview[name].as_array().into_iter().flatten();
+        listed.filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    Ok((verdict, [texts("reasons"), texts("to_do")].concat().join(" ")))
 }
 
 async fn healthy(bench: &Bench) -> Result<()> {
