@@ -24,7 +24,6 @@ mod shadow;
 mod tests;
 mod to_do;
 
-pub(crate) use judge::listed;
 pub use judge::{CLOCK_TOLERANCE_SECONDS, Verdict};
 pub use neighbour::FleetNeighbour;
 pub use queues::FleetQueue;

@@ -10,13 +10,12 @@ use balance_sync_fleet::{
 use balance_sync_schedule::ScheduleError;
 use serde::Serialize;
 
+pub(super) use crate::rows::{NAMED, listed};
 use crate::{
     reader::FleetView,
     rows::{AcknowledgedView, NeighbourView, ShadowView, StateView, TaskView, TenantRow, VanishedView},
 };
 
-/// Tenants named in one sentence.
-pub(super) const NAMED: usize = 3;
 /// Clocks that differ by more need attention.
 pub const CLOCK_TOLERANCE_SECONDS: f64 = 1.0;
 /// A value with less life left than this may be lost before it is written.
@@ -515,11 +514,4 @@ fn are(rows: &[&TenantRow]) -> String {
 
 pub(super) fn names(rows: &[&TenantRow]) -> String {
     listed(rows.iter().map(|row| row.id.as_str()))
-}
-
-/// The first names, and how many more there are.
-pub(crate) fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
-    let more = names.len().saturating_sub(NAMED);
-    let named: Vec<&str> = names.take(NAMED).collect();
-    if more == 0 { named.join(", ") } else { format!("{} and {more} more", named.join(", ")) }
 }

@@ -16,9 +16,8 @@ use serde::Serialize;
 
 use self::stage::{RECORD, Stage};
 use crate::{
-    overview::listed,
     reader::{FleetRollout, FleetView},
-    rows::{StateView, TenantRow, VanishedView, at},
+    rows::{StateView, TenantRow, VanishedView, at, listed},
 };
 
 /// Stages that are shown.
