@@ -276,7 +276,17 @@ impl TwoReleases<'_> {
                 Ok(())
             })
             .await?;
+            let list = command_json(program, self.sandbox, &["workers", "--json"]).await?;
+            let versions: BTreeSet<&str> = list["workers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|row| row["version"].as_str())
+                .collect();
+            ensure!(versions.len() == if are_mixed { 2 } else { 1 }, "{}: {versions:?}", program.display());
         }
+        let table = command(&self.later, self.sandbox, &["workers"]).await?;
+        ensure!(table.stdout.contains("VERSION") == are_mixed, "{}", table.stdout);
         Ok(())
     }
 }

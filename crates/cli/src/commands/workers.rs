@@ -87,9 +87,10 @@ pub(super) fn all(view: &FleetView) -> Vec<&WorkerRow> {
     view.workers.iter().chain(&view.shadows).collect()
 }
 
-/// A line per worker.
+/// A line per worker; with their versions where these differ.
 pub(super) fn table(rows: &[&WorkerRow], now: f64, screen: Screen) -> String {
-    let mut table = Table::new(&[
+    let differ = rows.iter().any(|row| row.version != rows[0].version);
+    let mut columns = vec![
         Column::id("WORKER"),
         Column::text("STATE"),
         Column::number("UP"),
@@ -98,7 +99,11 @@ pub(super) fn table(rows: &[&WorkerRow], now: f64, screen: Screen) -> String {
         Column::number("ROWS/S").spare(1),
         Column::number("MEMORY").spare(2),
         Column::long("TENANT SERVICE"),
-    ]);
+    ];
+    if differ {
+        columns.insert(1, Column::text("VERSION").spare(3));
+    }
+    let mut table = Table::new(&columns);
     for row in rows {
         let (state, style) = match row.redis.as_str() {
             _ if !row.live => ("can't report", BAD),
@@ -115,7 +120,7 @@ pub(super) fn table(rows: &[&WorkerRow], now: f64, screen: Screen) -> String {
             "ok" | "static" => PLAIN,
             _ => WARN,
         };
-        table.row([
+        let mut cells = vec![
             match &row.configured_name {
                 None => (row.name.clone(), PLAIN),
                 Some(configured) => (format!("{} (configured: {configured})", row.name), WARN),
@@ -127,7 +132,11 @@ pub(super) fn table(rows: &[&WorkerRow], now: f64, screen: Screen) -> String {
             (rate(row.rows_per_second), PLAIN),
             (bytes(row.rss_bytes), PLAIN),
             (row.tenant_service.state.clone(), service),
-        ]);
+        ];
+        if differ {
+            cells.insert(1, (row.version.clone(), WARN));
+        }
+        table.row(cells);
     }
     table.render(screen)
 }
