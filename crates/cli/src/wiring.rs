@@ -278,6 +278,7 @@ pub(crate) fn worker_settings(
         },
         membership: Membership::new(config.tenants.max_removed_share, config.tenants.confirm_polls),
         threads: config.supervisor.threads,
+        tracks_schedules: config.redis.tracking,
         events: config
             .tenants
             .events

@@ -51,6 +51,17 @@ pub struct Standby<P, H> {
     unchanged: u32,
     /// Looks in a row that found something due, and nothing claimed since the one before.
     unclaimed: u32,
+    /// A look that finds nothing due ends the watch.
+    until_quiet: bool,
+}
+
+/// Why a standby is no longer watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Woken {
+    /// Something is due that no worker claims: it takes over.
+    Unclaimed,
+    /// Nothing is due; see [`Watch::add_until_quiet`].
+    Quiet,
 }
 
 /// What a look says about a schedule.
@@ -58,13 +69,13 @@ pub struct Standby<P, H> {
 enum Verdict {
     /// Nothing is due, or a worker claims.
     Claimed,
-    /// Something is due that no worker claims.
-    Unclaimed,
+    /// It ends the watch.
+    Ends(Woken),
 }
 
 impl<P, H: Eq> Standby<P, H> {
     fn new(who: P) -> Self {
-        Self { who, head: None, unchanged: 0, unclaimed: 0 }
+        Self { who, head: None, unchanged: 0, unclaimed: 0, until_quiet: false }
     }
 
     /// What was at the head of its schedule at the last look, if anything was due.
@@ -76,14 +87,14 @@ impl<P, H: Eq> Standby<P, H> {
     fn take_in(&mut self, seen: Option<Seen<H>>) -> Verdict {
         let Some(Seen { head, last: became }) = seen else {
             self.forget();
-            return Verdict::Claimed;
+            return if self.until_quiet { Verdict::Ends(Woken::Quiet) } else { Verdict::Claimed };
         };
         let last = self.head.replace(head);
         self.unchanged = if last == self.head { self.unchanged + 1 } else { 1 };
         let unclaimed = last.is_none() || became == LastHead::Waits;
         self.unclaimed = if unclaimed { self.unclaimed + 1 } else { 1 };
         if self.unchanged >= UNCHANGED || self.unclaimed >= UNCLAIMED {
-            Verdict::Unclaimed
+            Verdict::Ends(Woken::Unclaimed)
         } else {
             Verdict::Claimed
         }
@@ -113,10 +124,19 @@ impl<P, H: Eq> Watch<P, H> {
 
     /// Adds a standby.
     pub fn add(&mut self, who: P, now: Instant) {
+        self.push(Standby::new(who), now);
+    }
+
+    /// Adds a standby that is watched only for as long as something is due: without that there is a cheaper way.
+    pub fn add_until_quiet(&mut self, who: P, now: Instant) {
+        self.push(Standby { until_quiet: true, ..Standby::new(who) }, now);
+    }
+
+    fn push(&mut self, standby: Standby<P, H>, now: Instant) {
         if self.standbys.is_empty() {
             self.next = self.next.max(now);
         }
-        self.standbys.push_back(Standby::new(who));
+        self.standbys.push_back(standby);
     }
 
     /// When [`Watch::page`] has something to look at.
@@ -139,17 +159,17 @@ impl<P, H: Eq> Watch<P, H> {
         page
     }
 
-    /// A page has been looked at, with one answer per standby: `None` where nothing is due. Returns the standbys
-    /// that take over, as no worker claims; they are no longer watched.
+    /// A page has been looked at, with one answer per standby: `None` where nothing is due. Returns the standbys that are no
+    /// longer watched, and why.
     #[must_use]
-    pub fn looked(&mut self, page: Vec<Standby<P, H>>, seen: Vec<Option<Seen<H>>>) -> Vec<P> {
+    pub fn looked(&mut self, page: Vec<Standby<P, H>>, seen: Vec<Option<Seen<H>>>) -> Vec<(P, Woken)> {
         debug_assert_eq!(page.len(), seen.len(), "one answer per standby");
         let mut woken = Vec::new();
         let mut seen = seen.into_iter();
         for mut standby in page {
             match standby.take_in(seen.next().flatten()) {
                 Verdict::Claimed => self.standbys.push_back(standby),
-                Verdict::Unclaimed => woken.push(standby.who),
+                Verdict::Ends(why) => woken.push((standby.who, why)),
             }
         }
         woken
@@ -277,6 +297,23 @@ mod tests {
             bench.fails();
         }
         assert!(!bench.wakes() && !bench.wakes() && bench.wakes());
+    }
+
+    #[test]
+    fn where_there_is_a_cheaper_way_a_quiet_schedule_is_watched_no_longer() {
+        let (mut now, mut watch) = (Instant::now(), Watch::<u8, ()>::new(IDLE, Instant::now()));
+        watch.add_until_quiet(1, now);
+        watch.add(2, now);
+        let mut looks = |watch: &mut Watch<u8, ()>, due: bool| {
+            now = now.max(watch.wake_at().expect("one stands by"));
+            let page = watch.page(now, |_| false);
+            let seen =
+                page.iter().map(|_| due.then_some(Seen { head: (), last: LastHead::Claimed })).collect();
+            watch.looked(page, seen)
+        };
+        assert_eq!(looks(&mut watch, true), []);
+        assert_eq!(looks(&mut watch, false), [(1, Woken::Quiet)]);
+        assert!((0..20).all(|_| looks(&mut watch, false).is_empty()), "the other one is watched for ever");
     }
 
     #[test]

@@ -14,9 +14,10 @@ use std::{
 
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
-    RedisConnectionInfo, RedisError, TlsCertificates, aio::MultiplexedConnection,
+    ProtocolVersion, PushInfo, RedisConnectionInfo, RedisError, TlsCertificates, aio::MultiplexedConnection,
 };
 use secrecy::ExposeSecret;
+use tokio::sync::mpsc::error::TrySendError;
 
 use crate::{
     cluster::{Nodes, Topology},
@@ -49,6 +50,9 @@ impl std::fmt::Debug for Endpoint {
         f.write_str("Endpoint")
     }
 }
+
+/// Takes what a server sends by itself; never waits.
+pub(crate) type Pushes = Arc<dyn Fn(PushInfo) -> Result<(), TrySendError<PushInfo>> + Send + Sync>;
 
 /// A connection, and where it leads.
 pub(crate) struct Opened {
@@ -198,12 +202,29 @@ impl Endpoint {
     /// # Errors
     /// As servers and sentinels answer.
     pub(crate) async fn open(&self, operation: &'static str) -> Result<Opened, ScheduleError> {
+        self.open_with(operation, None).await
+    }
+
+    /// As [`Endpoint::open`], for a connection over which the server sends by itself (RESP3).
+    pub(crate) async fn open_pushing(
+        &self,
+        operation: &'static str,
+        pushes: Pushes,
+    ) -> Result<Opened, ScheduleError> {
+        self.open_with(operation, Some(&pushes)).await
+    }
+
+    async fn open_with(
+        &self,
+        operation: &'static str,
+        pushes: Option<&Pushes>,
+    ) -> Result<Opened, ScheduleError> {
         self.read_files().await;
         let version = self.version();
         let settings = self.settings();
         let is_cluster = Self::is_cluster(&settings, &lock(&self.0.nodes));
         if settings.sentinel.is_none() && is_cluster {
-            return self.open_in_cluster(operation, &settings).await;
+            return self.open_in_cluster(operation, &settings, pushes).await;
         }
         let address = match settings.sentinel {
             Some(_) => Some(self.master(operation, &settings).await?),
@@ -211,7 +232,7 @@ impl Endpoint {
         };
         // Asking may have grown it.
         let version = if address.is_some() { self.version() } else { version };
-        self.open_at(operation, &settings, address, version).await
+        self.open_at(operation, &settings, address, version, pushes).await
     }
 
     /// Opens a connection to the node that serves the slot from now on.
@@ -222,7 +243,7 @@ impl Endpoint {
     ) -> Result<Opened, ScheduleError> {
         lock(&self.0.nodes).moved_to(address.clone());
         let version = self.version();
-        self.open_at(operation, &self.settings(), Some(address), version).await
+        self.open_at(operation, &self.settings(), Some(address), version, None).await
     }
 
     /// Whether redirections may be followed: not where Sentinel says which server it is.
@@ -262,11 +283,18 @@ impl Endpoint {
         settings: &LinkSettings,
         address: Option<Address>,
         version: u64,
+        pushes: Option<&Pushes>,
     ) -> Result<Opened, ScheduleError> {
         let credentials = lock(&self.0.credentials).clone();
         let opening = async {
-            let client = Way { settings, credentials: &credentials }.client(address)?;
-            let connection = client.get_multiplexed_async_connection_with_config(&timeouts(settings)).await?;
+            let way = Way { settings, credentials: &credentials };
+            let client = way.client_of(address, pushes.is_some())?;
+            let mut config = timeouts(settings);
+            if let Some(pushes) = pushes {
+                let pushes = Arc::clone(pushes);
+                config = config.set_push_sender(move |push| pushes(push));
+            }
+            let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
             let address = address_of(client.get_connection_info().addr());
             Ok(Opened { connection, address, version })
         };
@@ -278,12 +306,13 @@ impl Endpoint {
         &self,
         operation: &'static str,
         settings: &LinkSettings,
+        pushes: Option<&Pushes>,
     ) -> Result<Opened, ScheduleError> {
         let version = self.version();
         let candidates = lock(&self.0.nodes).candidates(&configured(settings));
         let mut failure = None;
         for candidate in candidates {
-            let opening = self.open_at(operation, settings, Some(candidate.clone()), version);
+            let opening = self.open_at(operation, settings, Some(candidate.clone()), version, pushes);
             let attempt = async {
                 let mut opened = opening.await?;
                 let mut cmd = redis::cmd("CLUSTER");
@@ -298,7 +327,7 @@ impl Endpoint {
                 lock(&self.0.nodes).learn(topology);
                 match owner {
                     Some(owner) if owner != candidate => {
-                        self.open_at(operation, settings, Some(owner), version).await
+                        self.open_at(operation, settings, Some(owner), version, pushes).await
                     }
                     _ => Ok(opened),
                 }
@@ -392,7 +421,16 @@ struct Way<'a> {
 impl Way<'_> {
     /// A client for the server at this address; without one for that in the URL.
     fn client(&self, address: Option<Address>) -> Result<Client, RedisError> {
+        self.client_of(address, false)
+    }
+
+    /// As [`Way::client`]; `pushed` for one to which the server may send by itself.
+    fn client_of(&self, address: Option<Address>, pushed: bool) -> Result<Client, RedisError> {
         let mut info = base(self.settings)?;
+        if pushed {
+            let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+            info = info.set_redis_settings(redis);
+        }
         if let Some(password) = &self.credentials.password {
             let redis = info.redis_settings().clone().set_password(password.expose_secret());
             info = info.set_redis_settings(redis);

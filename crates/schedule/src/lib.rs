@@ -16,7 +16,8 @@
 //! members, for standby) · `rights` (naming those that are missing) · [`inspect`] (one balance) · [`balances`] (all of them) ·
 //! [`witnesses`] (what an audit reads) · [`origins`] (Postgres servers) · [`neighbours`] (what is known of the ledger's own
 //! worker) · [`vanished`] (lost data) · [`queues`] (the ledger's
-//! own queues) · [`subscription`] (messages) · [`error`].
+//! own queues) · [`subscription`] (messages) ·
+//! [`tracking`] (changes of schedules) · [`error`].
 
 mod access;
 pub mod balances;
@@ -55,6 +56,7 @@ pub mod snapshots;
 pub mod stats;
 pub mod subscription;
 pub mod timelines;
+pub mod tracking;
 pub mod vanished;
 pub mod witnesses;
 pub mod workers;

@@ -308,7 +308,7 @@ impl World {
         }
         self.workers[worker].watch = Some(watch);
         let incarnation = self.workers[worker].incarnation;
-        for (tenant, task) in woken {
+        for ((tenant, task), _) in woken {
             self.answer(To { worker, incarnation, tenant, task }, Ok(Reply::Done(0)));
         }
         self.plan_watch(worker);

@@ -55,5 +55,6 @@ mod traces;
 mod triggers;
 mod values;
 mod versions;
+mod wakes;
 mod why;
 mod wrong_database;

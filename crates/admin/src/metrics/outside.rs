@@ -32,6 +32,28 @@ pub(super) fn redis(page: &mut Page<'_>, status: &FleetStatus) -> Result<(), Err
         )
         .with(&[], status.redis.connects() as f64),
     )?;
+    page.write(
+        Family::gauge(
+            "balance_sync_redis_tracking_threads",
+            "Threads of the worker to which Redis announces what is written to empty schedules; 0: idle schedules are looked at \
+             once in a while, as before Redis 6.",
+        )
+        .with(&[], status.tracking.threads() as f64),
+    )?;
+    page.write(
+        Family::gauge(
+            "balance_sync_redis_tracked_schedules",
+            "Empty schedules of idle tenants that Redis watches for the worker.",
+        )
+        .with(&[], status.tracking.schedules() as f64),
+    )?;
+    page.write(
+        Family::counter(
+            "balance_sync_redis_wakes_total",
+            "Empty schedules in which something was found because Redis had announced it.",
+        )
+        .with(&[], status.tracking.wakes() as f64),
+    )?;
     let mut may_evict = Family::gauge(
         "balance_sync_redis_may_evict",
         "Whether Redis may throw balances away by itself (1 or 0): its maxmemory-policy is not noeviction; absent while \

@@ -67,6 +67,7 @@ pub(super) struct Redis {
     pub cluster_nodes: Vec<String>,
     #[serde(with = "humantime_serde")]
     pub response_timeout: Duration,
+    pub tracking: bool,
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
 }

@@ -64,6 +64,8 @@ pub(crate) struct Config {
 pub(crate) struct Redis {
     /// Server or sentinels, credentials, TLS, timeouts.
     pub link: LinkSettings,
+    /// Whether it announces changes of idle schedules.
+    pub tracking: bool,
 }
 
 /// `[tenants]`.

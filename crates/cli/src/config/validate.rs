@@ -283,7 +283,7 @@ pub(super) fn validate(
     let (problems, notes) = (std::mem::take(problems), std::mem::take(notes));
     match (problems.is_empty(), link, tenants, admin, effective) {
         (true, Some(link), Some(tenants), Some(admin), Some(effective)) => Ok(Config {
-            redis: super::Redis { link },
+            redis: super::Redis { link, tracking: raw.redis.tracking },
             tenants,
             collector: raw.collector,
             claim: raw.claim,

@@ -1,7 +1,7 @@
 //! What stands behind the pipeline's ports: Redis, Postgres and the tenant directory.
 //!
-//! `redis_queue` and `postgres_sink` (the ports) · `prober` and `standby` (schedules watched for many idle or waiting
-//! collectors at once) · `tenant_manager` and `lookup_rate` (each tenant's
+//! `redis_queue` and `postgres_sink` (the ports) · `tracker`, `prober` and `standby` (schedules watched for many idle or
+//! waiting collectors at once) · `tenant_manager` and `lookup_rate` (each tenant's
 //! database) · `comparison` (values against rows) · `failover` (rows that a new server lacks) · `vanish` (data that Redis lost) · `shadow` (what a worker that only looks finds) · `neighbour` (the ledger's own worker) · `observed_directory` (calls to the directory, counted).
 
 pub(crate) mod comparison;
@@ -15,15 +15,17 @@ mod redis_queue;
 pub(crate) mod shadow;
 mod standby;
 mod tenant_manager;
+mod tracker;
 pub(crate) mod vanish;
 
 pub use observed_directory::ObservedDirectory;
 pub use postgres_sink::PostgresSink;
 pub use prober::Prober;
-pub use redis_queue::RedisQueue;
+pub use redis_queue::{RedisQueue, Watchers};
 pub use shadow::ShadowOptions;
 pub use standby::StandbyWatch;
 pub use tenant_manager::{
     CloseAll, DatabaseView, Doubt, GetDatabaseView, GetPool, GetUsage, GetUsages, Hint, ManagerOptions,
     Refetch, TenantGone, TenantManager, TenantPool,
 };
+pub use tracker::Tracker;

@@ -11,7 +11,13 @@ use balance_sync_schedule::{
     ScheduleError, Schedules, SettleReport,
 };
 
-use super::{prober::Prober, standby::StandbyWatch};
+use balance_sync_engine::standby::Woken;
+
+use super::{
+    prober::Prober,
+    standby::StandbyWatch,
+    tracker::{Quiet, Tracker},
+};
 use crate::{
     pipeline::{Queue, Survey, Sweep},
     status::TenantStatus,
@@ -26,14 +32,27 @@ const FORMATS_EVERY: Duration = Duration::from_secs(2);
 /// … of so many at most.
 const FORMATS_OF: usize = 16;
 
+/// After this, whether an idle tenant's schedules are empty by now is looked at again.
+const TRACK_AGAIN: Duration = Duration::from_secs(30);
+
+/// What watches schedules for all idle and waiting collectors of a thread.
+#[derive(Debug, Clone)]
+pub struct Watchers {
+    /// Empty schedules.
+    pub tracker: Tracker,
+    /// Schedules with members that aren't due, and all where Redis doesn't track.
+    pub prober: Prober,
+    /// Schedules that are another worker's first.
+    pub standby: StandbyWatch,
+}
+
 /// The tenant's schedules in Redis.
 #[derive(Debug)]
 pub struct RedisQueue {
     schedules: Schedules,
     /// The key space of the id form that is not served, for tenants that have another.
     other: Option<KeySpace>,
-    prober: Prober,
-    standby: StandbyWatch,
+    watchers: Watchers,
     keys: Arc<[Arc<str>]>,
     /// When the formats of values are looked at again.
     next_formats: Mutex<Option<Instant>>,
@@ -47,12 +66,11 @@ impl RedisQueue {
     pub fn new(
         schedules: Schedules,
         other: Option<KeySpace>,
-        prober: Prober,
-        standby: StandbyWatch,
+        watchers: Watchers,
         status: Arc<TenantStatus>,
     ) -> Self {
         let keys = schedules.iter().map(|schedule| schedule.space().shared_schedule()).collect();
-        let queue = Self { schedules, other, prober, standby, keys, next_formats: Mutex::default(), status };
+        let queue = Self { schedules, other, watchers, keys, next_formats: Mutex::default(), status };
         queue.show_locking();
         queue
     }
@@ -207,14 +225,52 @@ impl Queue for RedisQueue {
         if delay <= SHORT_WAIT {
             tokio::time::sleep(delay).await;
         } else {
-            let due = self.prober.wait(&self.keys, delay).await;
+            let due = self.watchers.due(&self.keys, delay).await;
             self.schedules.wake(&self.keys[due]);
         }
     }
 
     async fn stand_by(&self) {
-        let key = first_of(&self.keys, |key| self.standby.wait(key)).await;
+        let key = first_of(&self.keys, |key| self.watchers.unclaimed(key)).await;
         self.schedules.wake(&key);
+    }
+}
+
+impl Watchers {
+    /// Waits until one of these schedules may have a due member, and returns which.
+    async fn due(&self, keys: &Arc<[Arc<str>]>, delay: Duration) -> usize {
+        loop {
+            let tracked = self.tracker.wait(keys).await;
+            let again = async {
+                match tracked {
+                    Quiet::Untracked => self.tracker.is_back().await,
+                    _ => tokio::time::sleep(TRACK_AGAIN).await,
+                }
+            };
+            match tracked {
+                Quiet::Written(which) => return which,
+                Quiet::NotEmpty | Quiet::Untracked => tokio::select! {
+                    due = self.prober.wait(keys, delay) => return due,
+                    () = again => {}
+                },
+            }
+        }
+    }
+
+    /// Waits until something is due in the schedule that no worker claims.
+    async fn unclaimed(&self, key: Arc<str>) {
+        let keys: Arc<[Arc<str>]> = [Arc::clone(&key)].into();
+        loop {
+            let tracks = self.tracker.wait(&keys).await != Quiet::Untracked;
+            tokio::select! {
+                woken = self.standby.wait(Arc::clone(&key), tracks) => {
+                    if woken == Woken::Unclaimed {
+                        return;
+                    }
+                }
+                () = self.tracker.is_back(), if !tracks => {}
+            }
+        }
     }
 }
 

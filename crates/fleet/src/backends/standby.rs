@@ -9,7 +9,7 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
-use balance_sync_engine::standby::{self, LastHead, Standby, Watch};
+use balance_sync_engine::standby::{self, LastHead, Standby, Watch, Woken};
 use balance_sync_schedule::{Head, HeadState, Link, ScheduleError, read_heads};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -26,7 +26,8 @@ const TRIES: u32 = 3;
 #[derive(Debug)]
 struct Sleeper {
     key: Arc<str>,
-    wake: oneshot::Sender<()>,
+    until_quiet: bool,
+    wake: oneshot::Sender<Woken>,
 }
 
 type Entry = Standby<Sleeper, Head>;
@@ -70,16 +71,19 @@ impl StandbyWatch {
     }
 
     /// Waits until something is due in the schedule that no worker claims, or the watch is gone for good: then this collector
-    /// takes over.
-    pub async fn wait(&self, key: Arc<str>) {
+    /// takes over. With `until_quiet` it waits no longer than something is due.
+    pub async fn wait(&self, key: Arc<str>, until_quiet: bool) -> Woken {
         for _ in 0..TRIES {
             let (wake, woken) = oneshot::channel();
-            if self.inbox.send(Sleeper { key: Arc::clone(&key), wake }) && woken.await.is_ok() {
-                return;
+            if self.inbox.send(Sleeper { key: Arc::clone(&key), until_quiet, wake })
+                && let Ok(woken) = woken.await
+            {
+                return woken;
             }
             // It has panicked, and is about to start again.
             tokio::time::sleep(self.idle).await;
         }
+        Woken::Unclaimed
     }
 }
 
@@ -97,6 +101,7 @@ async fn keep_watch(
         tokio::select! {
             biased;
             new = progress.waiting(arrivals.recv()) => match new {
+                Some(new) if new.until_quiet => watch.add_until_quiet(new, now()),
                 Some(new) => watch.add(new, now()),
                 None => return,
             },
@@ -108,9 +113,9 @@ async fn keep_watch(
                 match look(&page).await {
                     Ok(seen) => {
                         let seen = seen.into_iter().map(|seen| seen.map(observation)).collect();
-                        for sleeper in watch.looked(page, seen) {
+                        for (sleeper, why) in watch.looked(page, seen) {
                             // Its collector may have been stopped meanwhile.
-                            let _ = sleeper.wake.send(());
+                            let _ = sleeper.wake.send(why);
                         }
                     }
                     Err(error) => {
@@ -211,7 +216,7 @@ mod tests {
             let (standby, key) = (self.standby.clone(), Arc::from(key));
             tokio::task::spawn_local(async move {
                 let begun = Instant::now();
-                standby.wait(key).await;
+                assert_eq!(standby.wait(key, false).await, Woken::Unclaimed);
                 begun.elapsed()
             })
         }

@@ -12,7 +12,9 @@ use super::{
     thread_health::{self, Pulse},
 };
 use crate::{
-    backends::{PostgresSink, Prober, RedisQueue, StandbyWatch, TenantManager, failover::Reports},
+    backends::{
+        PostgresSink, Prober, RedisQueue, StandbyWatch, TenantManager, Tracker, Watchers, failover::Reports,
+    },
     pipeline::{Collector, CollectorActor, CollectorOptions, Incarnation},
     status::FleetStatus,
     tasks::TaskName,
@@ -25,18 +27,18 @@ const STARTS_WITHIN: Duration = Duration::from_secs(10);
 pub(super) struct CollectorThread {
     arbiter: ArbiterHandle,
     link: Link,
-    prober: Prober,
-    standby: StandbyWatch,
+    watchers: Watchers,
     pub(super) pulse: Pulse,
 }
 
 impl CollectorThread {
     /// Starts a thread with its probes and its pulse, which run until `stop`. `probe_interval` is the longest time between two
-    /// looks at a schedule.
+    /// looks at a schedule; with `tracks` idle ones are left to Redis.
     pub(super) fn start(
         thread: usize,
         redis: &Endpoint,
         probe_interval: Duration,
+        tracks: bool,
         fleet: &FleetStatus,
         stop: &CancellationToken,
     ) -> Result<(Self, Arbiter), ScheduleError> {
@@ -46,21 +48,29 @@ impl CollectorThread {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let (probe_link, pulse) = (link.clone(), Pulse::default());
         let (beating, tasks, stop) = (pulse.clone(), fleet.tasks.clone(), stop.clone());
+        let endpoint = redis.clone();
+        let tracking = tracks.then(|| Arc::clone(&fleet.tracking));
         arbiter.spawn_fn(move || {
             let prober = Prober::start(probe_link.clone(), probe_interval, &tasks, thread, stop.clone());
             let standby = StandbyWatch::start(probe_link, probe_interval, &tasks, thread, stop.clone());
-            let _ = sender.send((prober, standby));
+            let tracker = match tracking {
+                Some(status) => {
+                    Tracker::start(endpoint, probe_interval, status, &tasks, thread, stop.clone())
+                }
+                None => Tracker::off(),
+            };
+            let _ = sender.send(Watchers { tracker, prober, standby });
             let beat = move |progress| beating.clone().beat(thread_health::EVERY, progress);
             tasks.keep(TaskName::ThreadPulse, Some(thread), thread_health::EVERY, stop, beat);
         });
-        let Ok((prober, standby)) = receiver.recv_timeout(STARTS_WITHIN) else {
+        let Ok(watchers) = receiver.recv_timeout(STARTS_WITHIN) else {
             return Err(ScheduleError {
                 operation: "start",
                 class: ErrorClass::Unexpected,
                 message: "a worker thread did not start".to_owned(),
             });
         };
-        Ok((Self { arbiter: arbiter.handle(), link, prober, standby, pulse }, arbiter))
+        Ok((Self { arbiter: arbiter.handle(), link, watchers, pulse }, arbiter))
     }
 }
 
@@ -88,13 +98,7 @@ impl Spawner for CollectorSpawner {
         let schedules = Schedules::new(&thread.link, tenant.key_spaces(self.key_form), &self.schedule);
         let other = other_key_space(&tenant, self.key_form);
         let status = self.fleet.tenant(&tenant);
-        let queue = RedisQueue::new(
-            schedules,
-            other,
-            thread.prober.clone(),
-            thread.standby.clone(),
-            Arc::clone(&status),
-        );
+        let queue = RedisQueue::new(schedules, other, thread.watchers.clone(), Arc::clone(&status));
         let collector = Collector {
             queue,
             sink: PostgresSink::new(self.manager.clone(), tenant, self.failover.clone()),

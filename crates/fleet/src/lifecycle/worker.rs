@@ -58,6 +58,8 @@ pub struct WorkerSettings {
     pub membership: Membership,
     /// Threads that run collectors; 0 = one per core.
     pub threads: usize,
+    /// Whether idle schedules are left to Redis, which announces changes of them.
+    pub tracks_schedules: bool,
     /// Where the tenant service's events are received; `None` = nowhere.
     pub events: Option<EventSettings>,
     /// How tenants are shared out among the workers; `None` = this one serves all of them.
@@ -161,8 +163,14 @@ impl PreparedWorker {
         let number = if mode == WorkerMode::Shadow { 0 } else { number_of_threads(settings.threads) };
         for thread in 0..number {
             let interval = settings.collector.idle_backoff_max;
-            let (thread, arbiter) =
-                CollectorThread::start(thread, &settings.redis, interval, &fleet, &threads_stop)?;
+            let (thread, arbiter) = CollectorThread::start(
+                thread,
+                &settings.redis,
+                interval,
+                settings.tracks_schedules,
+                &fleet,
+                &threads_stop,
+            )?;
             threads.push(thread);
             arbiters.push(arbiter);
         }

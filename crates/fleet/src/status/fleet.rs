@@ -17,8 +17,8 @@ use balance_sync_tenants::{KeyForm, Tenant};
 use dashmap::DashMap;
 
 use super::{
-    directory::DirectoryStatus, histogram::Histogram, requests::PausedTenants, rollout::RolloutStatus,
-    tenant::TenantStatus,
+    TrackingStatus, directory::DirectoryStatus, histogram::Histogram, requests::PausedTenants,
+    rollout::RolloutStatus, tenant::TenantStatus,
 };
 use crate::{clock::wall_clock, tasks::Tasks};
 
@@ -217,6 +217,8 @@ pub struct FleetStatus {
     pub flushes: Histogram,
     /// Failures and connections of all links to Redis.
     pub redis: Arc<LinkStats>,
+    /// Idle schedules that Redis watches.
+    pub tracking: Arc<TrackingStatus>,
     /// Tenants compared because their Postgres server had changed.
     pub failover_checks: AtomicU64,
     /// Balances found behind on the new servers, and scheduled again.

@@ -10,6 +10,7 @@ mod recent;
 mod requests;
 mod rollout;
 mod tenant;
+mod tracking;
 mod vanished;
 
 pub use balance_sync_engine::{
@@ -34,4 +35,5 @@ pub use recent::{
 pub use requests::{PausedTenants, Requests};
 pub use rollout::{Rollout, RolloutStatus};
 pub use tenant::{LastSample, StateInfo, TenantStatus};
+pub use tracking::TrackingStatus;
 pub use vanished::{Vanished, is_notice};

@@ -17,6 +17,8 @@ pub enum TaskName {
     ThreadPulse,
     /// Looks at schedules for idle collectors ([`crate::backends`]).
     Prober,
+    /// Follows what Redis announces of idle schedules ([`crate::backends`]).
+    Tracker,
     /// Looks at schedules that are another worker's first ([`crate::backends`]).
     Standby,
     /// Looks at what waits in the schedules (`balance_sync_view`).
@@ -71,13 +73,14 @@ pub enum TaskName {
 
 impl TaskName {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::ActionsFollower,
         Self::RolloutWatch,
         Self::Partition,
         Self::ThreadWatch,
         Self::ThreadPulse,
         Self::Prober,
+        Self::Tracker,
         Self::Standby,
         Self::Sampler,
         Self::QueueWatch,
@@ -115,6 +118,7 @@ impl TaskName {
             Self::ThreadWatch => "thread_watch",
             Self::ThreadPulse => "thread_pulse",
             Self::Prober => "prober",
+            Self::Tracker => "tracker",
             Self::Standby => "standby",
             Self::Sampler => "sampler",
             Self::QueueWatch => "queue_watch",

@@ -30,6 +30,7 @@ mod sessions;
 mod snapshots;
 mod timelines;
 mod tls;
+mod tracking;
 mod vanished;
 
 use std::{sync::Arc, time::Duration};

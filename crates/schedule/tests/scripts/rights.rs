@@ -13,7 +13,8 @@ use crate::{SOON, Tenant, all, ask, common::space_of, tell};
 
 const USERS: &str = include_str!("../../../../deploy/redis/users.acl");
 /// What the client sends by itself, and what belongs to the protocol of scripts.
-const OF_CLIENT: [&str; 6] = ["cluster|slots", "ping", "select", "subscribe", "evalsha", "script|load"];
+const OF_CLIENT: [&str; 8] =
+    ["client|tracking", "cluster|slots", "evalsha", "hello", "ping", "script|load", "select", "subscribe"];
 const PROBE: &str = "{transactions}:balance-sync:rights";
 
 /// The rules of a user, in their order.
@@ -81,7 +82,7 @@ fn the_worker_may_do_what_is_in_use_and_nothing_else() {
         of_rust(&root().join("crates").join(part).join("src"), &mut used);
     }
     // Of these one subcommand is used, and sentinels are asked as users of their own.
-    for word in ["cluster", "script", "sentinel"] {
+    for word in ["client", "cluster", "script", "sentinel"] {
         used.remove(word);
     }
     used.extend(OF_CLIENT.map(str::to_owned));
@@ -94,7 +95,18 @@ fn the_worker_may_do_what_is_in_use_and_nothing_else() {
     let untried: Vec<_> = granted.difference(&tried).map(String::as_str).collect();
     assert_eq!(
         untried,
-        ["cluster|slots", "evalsha", "info", "ping", "scan", "script|load", "select", "subscribe"]
+        [
+            "client|tracking",
+            "cluster|slots",
+            "evalsha",
+            "hello",
+            "info",
+            "ping",
+            "scan",
+            "script|load",
+            "select",
+            "subscribe"
+        ]
     );
     let unknown: Vec<_> = tried.difference(&granted).collect();
     assert!(unknown.is_empty(), "{unknown:?}");

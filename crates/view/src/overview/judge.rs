@@ -353,7 +353,8 @@ impl FleetView {
             worse(
                 Verdict::Attention,
                 format!(
-                    "{entries} balances are in quarantine until they are retried, dropped or acknowledged{}: {}.",
+                    "{} in quarantine until retried, dropped or acknowledged{}: {}.",
+                    if entries == 1 { "1 balance is".to_owned() } else { format!("{entries} balances are") },
                     came_since(&quarantined),
                     names(&quarantined)
                 ),

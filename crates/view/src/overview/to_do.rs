@@ -11,6 +11,9 @@ use crate::{
     rows::{StateView, TenantRow, VanishedView},
 };
 
+/// What the advice of some reasons ends with, for which there is a command.
+const REREAD: &str = "re-read credentials";
+
 impl FleetView {
     /// The actions that help, the most urgent first; none while all is well.
     pub(super) fn to_do(&self) -> Vec<String> {
@@ -59,8 +62,9 @@ impl FleetView {
                 self.workers.iter().filter(|worker| worker.live).flat_map(|worker| &worker.postgres);
             let waiting: u64 = servers.map(|server| server.waiting).sum();
             to_do.push(if waiting > 0 {
+                let (operations, wait) = if waiting == 1 { ("operation", "waits") } else { ("operations", "wait") };
                 format!(
-                    "{waiting} operations wait for a connection: if the Postgres server has room, raise \
+                    "{waiting} {operations} {wait} for a connection: if the Postgres server has room, raise \
                      postgres.connections_per_server or add workers; else wait until the backlog is written."
                 )
             } else {
@@ -96,7 +100,16 @@ impl FleetView {
         }
         let mut all: Vec<_> = by_reason.into_iter().collect();
         all.sort_by_key(|(_, (_, rows))| std::cmp::Reverse(rows.len()));
-        all.into_iter().map(|(reason, (help, _))| format!("{reason}: {help}")).collect()
+        let said = |(reason, (help, rows)): (&str, (&str, Vec<&TenantRow>))| {
+            let command = match rows.first() {
+                Some(first) if help.contains(REREAD) => {
+                    format!(" By `balance-sync tenants refresh {}`.", first.id)
+                }
+                _ => String::new(),
+            };
+            format!("{reason}: {help}{command}")
+        };
+        all.into_iter().map(said).collect()
     }
 
     /// For what the verdict says of the workers.
@@ -175,7 +188,10 @@ mod tests {
             oldest_due_age_seconds: 60.0,
             ..served("acme")
         };
-        let said = format!("postgres_credentials: {}", Reason::PostgresCredentials.advice().help);
+        let said = format!(
+            "postgres_credentials: {} By `balance-sync tenants refresh acme`.",
+            Reason::PostgresCredentials.advice().help
+        );
         assert_eq!(only(&with(degraded)), said, "that it is behind follows from that");
 
         let mut behind = with(TenantRow { oldest_due_age_seconds: 60.0, ..served("acme") });

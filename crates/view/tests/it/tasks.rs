@@ -49,13 +49,14 @@ const OBJECTIVES: Objectives = Objectives {
 };
 
 /// The tasks that a worker keeps, but for the sweeper of connections, which comes and goes with them.
-const KEPT: [TaskName; 20] = [
+const KEPT: [TaskName; 21] = [
     TaskName::ActionsFollower,
     TaskName::RolloutWatch,
     TaskName::Partition,
     TaskName::ThreadWatch,
     TaskName::ThreadPulse,
     TaskName::Prober,
+    TaskName::Tracker,
     TaskName::Standby,
     TaskName::Sampler,
     TaskName::QueueWatch,
@@ -192,6 +193,7 @@ fn settings(sandbox: &Sandbox, shadow: Option<ShadowOptions>, faults: Faults) ->
         },
         membership: Membership::default(),
         threads: 1,
+        tracks_schedules: true,
         events: Some(EventSettings { channel: "tenant-events:test:".to_owned(), endpoint }),
         partition: shadow.is_none().then(|| PartitionSettings {
             name: "a".into(),

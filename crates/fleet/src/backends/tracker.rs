@@ -1,0 +1,825 @@
+//! Idle schedules that Redis itself watches: it announces when something is written to one (`CLIENT TRACKING`).
+//!
+//! A schedule of an idle tenant is empty. One task per thread looks at it once, from a connection of its own, and Redis then tells
+//! when it has changed; until then nobody asks. What isn't empty, and everything where Redis can't be used in that way, is left to
+//! the [prober](super::prober) and the [standby watch](super::standby).
+//!
+//! An announcement is not relied on: the connection is tried out before it is used and asked for a sign of life all the time, and all
+//! schedules are looked at again every half minute. Redis that has let a change pass in silence, or announces changes that are none, is
+//! not used for a while.
+
+use std::{cell::Cell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
+
+use balance_sync_schedule::{
+    Endpoint, ErrorClass, ScheduleError,
+    tracking::{Change, Tracking},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    status::TrackingStatus,
+    tasks::{Inbox, Progress, TaskName, Tasks},
+};
+
+/// Schedules in one call: some 100 µs of Redis.
+const PAGE: usize = 250;
+/// All schedules are looked at again this often.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// Between two pages of that, so that no other call of the thread or of Redis waits long.
+const PAGE_EVERY: Duration = Duration::from_millis(20);
+/// From a connection that broke to the next one; twice as long each time, up to [`RETRY_AT_MOST`].
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+const RETRY_AT_MOST: Duration = Duration::from_secs(30);
+/// As long where Redis doesn't do it, or not truly.
+const RETRY_REFUSED_AFTER: Duration = Duration::from_secs(600);
+/// Within a second, more than this many changes of schedules that are still empty aren't true: Redis forgets what it is to track.
+const MOST_FALSE: u32 = 1000;
+const FALSE_WITHIN: Duration = Duration::from_secs(1);
+
+/// The schedules of one tenant: at least one.
+type Keys = Arc<[Arc<str>]>;
+
+/// What became of a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quiet {
+    /// They were empty, and something has been written to this one of them.
+    Written(usize),
+    /// They aren't empty: whether something is due has to be asked.
+    NotEmpty,
+    /// Redis doesn't announce anything at present.
+    Untracked,
+}
+
+/// Changes as Redis announces them.
+trait Source: Sized {
+    async fn are_empty(&mut self, keys: &[Arc<str>]) -> Result<Vec<bool>, ScheduleError>;
+    async fn next(&mut self) -> Result<Change, ScheduleError>;
+    fn ready(&mut self) -> Result<Option<Change>, ScheduleError>;
+    async fn ping(&mut self) -> Result<(), ScheduleError>;
+}
+
+impl Source for Tracking {
+    async fn are_empty(&mut self, keys: &[Arc<str>]) -> Result<Vec<bool>, ScheduleError> {
+        self.are_empty(keys).await
+    }
+
+    async fn next(&mut self) -> Result<Change, ScheduleError> {
+        self.next().await
+    }
+
+    fn ready(&mut self) -> Result<Option<Change>, ScheduleError> {
+        self.ready()
+    }
+
+    async fn ping(&mut self) -> Result<(), ScheduleError> {
+        self.ping().await
+    }
+}
+
+#[derive(Debug)]
+struct Arrival {
+    keys: Keys,
+    answer: oneshot::Sender<Quiet>,
+}
+
+/// A handle on a thread's tracker.
+#[derive(Debug, Clone)]
+pub struct Tracker {
+    inbox: Inbox<Arrival>,
+    tracks: watch::Receiver<bool>,
+}
+
+impl Tracker {
+    /// Starts it on the current thread, whose number is given. The connection is asked for a sign of life each `interval`.
+    #[must_use]
+    pub fn start(
+        endpoint: Endpoint,
+        interval: Duration,
+        status: Arc<TrackingStatus>,
+        tasks: &Tasks,
+        thread: usize,
+        stop: CancellationToken,
+    ) -> Self {
+        let open = async move || Tracking::open(&endpoint).await;
+        Self::start_with(open, interval, status, tasks, thread, stop)
+    }
+
+    /// One that never tracks anything.
+    #[must_use]
+    pub fn off() -> Self {
+        let (tracks, _) = watch::channel(false);
+        let inbox = Inbox::new();
+        drop(inbox.open());
+        Self { inbox, tracks: tracks.subscribe() }
+    }
+
+    fn start_with<S: Source>(
+        open: impl AsyncFn() -> Result<S, ScheduleError> + 'static,
+        interval: Duration,
+        status: Arc<TrackingStatus>,
+        tasks: &Tasks,
+        thread: usize,
+        stop: CancellationToken,
+    ) -> Self {
+        let (inbox, open) = (Inbox::new(), Rc::new(open));
+        let (known, tracks) = watch::channel(false);
+        let known = Rc::new(known);
+        tasks.keep(TaskName::Tracker, Some(thread), interval, stop.clone(), {
+            let inbox = inbox.clone();
+            move |progress| {
+                let (open, arrivals, stop) = (Rc::clone(&open), inbox.open(), stop.clone());
+                let shown = Shown { tracks: Rc::clone(&known), status: Arc::clone(&status), counted: 0 };
+                async move {
+                    let run = Run::new(interval, shown).run(&*open, arrivals, &progress);
+                    stop.run_until_cancelled(run).await;
+                }
+            }
+        });
+        Self { inbox, tracks }
+    }
+
+    /// Waits until something is written to one of a tenant's schedules, all of which are empty. While no answer can be had they count
+    /// as untracked.
+    pub async fn wait(&self, keys: &Keys) -> Quiet {
+        let (answer, answered) = oneshot::channel();
+        if *self.tracks.borrow() && self.inbox.send(Arrival { keys: Arc::clone(keys), answer }) {
+            answered.await.unwrap_or(Quiet::Untracked)
+        } else {
+            Quiet::Untracked
+        }
+    }
+
+    /// Waits until Redis announces changes.
+    pub async fn is_back(&self) {
+        if self.tracks.clone().wait_for(|tracks| *tracks).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+/// What others see of it.
+struct Shown {
+    tracks: Rc<watch::Sender<bool>>,
+    status: Arc<TrackingStatus>,
+    /// Schedules that are counted as tracked.
+    counted: usize,
+}
+
+impl Shown {
+    fn tracks(&self, tracks: bool) {
+        self.tracks.send_if_modified(|known| {
+            let changed = *known != tracks;
+            *known = tracks;
+            if changed {
+                self.status.count_thread(tracks);
+            }
+            changed
+        });
+    }
+
+    fn schedules(&mut self, now: usize) {
+        self.status.count_schedules(self.counted, now);
+        self.counted = now;
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.schedules(0);
+        self.tracks(false);
+    }
+}
+
+/// One that waits, under each of its schedules.
+struct Waiting {
+    keys: Keys,
+    answer: Cell<Option<oneshot::Sender<Quiet>>>,
+}
+
+impl Waiting {
+    fn answer(&self, quiet: Quiet) {
+        if let Some(answer) = self.answer.take() {
+            // It may have been stopped.
+            let _ = answer.send(quiet);
+        }
+    }
+
+    fn has_left(&self) -> bool {
+        let answer = self.answer.take();
+        let has_left = answer.as_ref().is_none_or(oneshot::Sender::is_closed);
+        self.answer.set(answer);
+        has_left
+    }
+}
+
+/// Why a schedule is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// Its tenant has just become idle.
+    New,
+    /// Redis has announced a change.
+    Changed,
+    /// Redis has forgotten what it was to track.
+    Forgotten,
+    /// It is time to.
+    Sweep,
+}
+
+/// Why a connection is given up.
+enum End {
+    Broken(ScheduleError),
+    /// With what Redis did.
+    Untrue(&'static str),
+}
+
+impl From<ScheduleError> for End {
+    fn from(error: ScheduleError) -> Self {
+        Self::Broken(error)
+    }
+}
+
+struct Run {
+    interval: Duration,
+    shown: Shown,
+    by_key: HashMap<Arc<str>, Rc<Waiting>>,
+    to_look_at: Vec<(Arc<str>, Why)>,
+    /// What is left of the present sweep.
+    to_sweep: Vec<Arc<str>>,
+    next_sweep: Instant,
+    /// Changes that were none, and since when they are counted.
+    false_changes: (u32, Instant),
+}
+
+impl Run {
+    fn new(interval: Duration, shown: Shown) -> Self {
+        Self {
+            interval,
+            shown,
+            by_key: HashMap::new(),
+            to_look_at: Vec::new(),
+            to_sweep: Vec::new(),
+            next_sweep: Instant::now(),
+            false_changes: (0, Instant::now()),
+        }
+    }
+
+    async fn run<S: Source>(
+        mut self,
+        open: &impl AsyncFn() -> Result<S, ScheduleError>,
+        mut arrivals: mpsc::UnboundedReceiver<Arrival>,
+        progress: &Progress,
+    ) {
+        let mut retry = RETRY_AFTER;
+        loop {
+            progress.beat();
+            let end = match open().await {
+                Ok(source) => {
+                    retry = RETRY_AFTER;
+                    self.shown.tracks(true);
+                    if self.shown.status.is_said.swap(false, std::sync::atomic::Ordering::Relaxed) {
+                        tracing::info!("redis announces changes of idle schedules again");
+                    }
+                    match self.follow(source, &mut arrivals, progress).await {
+                        Some(end) => end,
+                        None => return,
+                    }
+                }
+                Err(error) => End::Broken(error),
+            };
+            self.shown.tracks(false);
+            self.leave(&mut arrivals);
+            let pause = match &end {
+                End::Broken(error) if is_refusal(error.class) => {
+                    self.say(&error);
+                    RETRY_REFUSED_AFTER
+                }
+                End::Broken(error) => {
+                    tracing::debug!(%error, "changes of schedules are not announced");
+                    let pause = retry;
+                    retry = (retry * 2).min(RETRY_AT_MOST);
+                    pause
+                }
+                End::Untrue(what) => {
+                    self.say(&what);
+                    RETRY_REFUSED_AFTER
+                }
+            };
+            let until = Instant::now() + pause;
+            while Instant::now() < until {
+                progress.beat();
+                tokio::select! {
+                    new = arrivals.recv() => match new {
+                        Some(new) => drop(new.answer.send(Quiet::Untracked)),
+                        None => return,
+                    },
+                    () = tokio::time::sleep_until(until.min(Instant::now() + self.interval)) => {}
+                }
+            }
+        }
+    }
+
+    /// Once for each worker, not for each thread.
+    fn say(&self, reason: &dyn std::fmt::Display) {
+        if !self.shown.status.is_said.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            tracing::info!(
+                reason = %reason,
+                "redis doesn't announce changes of idle schedules, they are looked at once in a while"
+            );
+        }
+    }
+
+    /// Everyone is told that nothing is announced.
+    fn leave(&mut self, arrivals: &mut mpsc::UnboundedReceiver<Arrival>) {
+        for (_, waiting) in self.by_key.drain() {
+            waiting.answer(Quiet::Untracked);
+        }
+        self.to_look_at.clear();
+        self.to_sweep.clear();
+        self.shown.schedules(0);
+        while let Ok(new) = arrivals.try_recv() {
+            let _ = new.answer.send(Quiet::Untracked);
+        }
+    }
+
+    /// Follows the announcements of one connection until it is of no use any more; `None` when there is nothing left to do.
+    async fn follow<S: Source>(
+        &mut self,
+        mut source: S,
+        arrivals: &mut mpsc::UnboundedReceiver<Arrival>,
+        progress: &Progress,
+    ) -> Option<End> {
+        self.next_sweep = Instant::now() + SWEEP_EVERY;
+        let (mut next_ping, mut next_page) = (Instant::now() + self.interval, Instant::now());
+        loop {
+            progress.beat();
+            let next_sweep = if self.to_sweep.is_empty() { self.next_sweep } else { next_page };
+            let (mut closed, mut ping, mut sweep) = (false, false, false);
+            let changed = tokio::select! {
+                biased;
+                change = source.next() => Some(change),
+                new = progress.waiting(arrivals.recv()) => {
+                    match new {
+                        Some(new) => self.enter(new),
+                        None => closed = true,
+                    }
+                    None
+                },
+                () = tokio::time::sleep_until(next_ping) => { ping = true; None },
+                () = tokio::time::sleep_until(next_sweep) => { sweep = true; None },
+            };
+            if closed {
+                return None;
+            }
+            let step = async {
+                if let Some(change) = changed {
+                    self.changed(&change?);
+                }
+                while self.to_look_at.len() < PAGE
+                    && let Some(change) = source.ready()?
+                {
+                    self.changed(&change);
+                }
+                while self.to_look_at.len() < PAGE
+                    && let Ok(new) = arrivals.try_recv()
+                {
+                    self.enter(new);
+                }
+                while !self.to_look_at.is_empty() {
+                    self.look(&mut source).await?;
+                    progress.beat();
+                }
+                if ping {
+                    source.ping().await?;
+                    next_ping = Instant::now() + self.interval;
+                }
+                if sweep {
+                    self.sweep();
+                    next_page = Instant::now() + PAGE_EVERY;
+                    self.look(&mut source).await?;
+                }
+                self.shown.schedules(self.by_key.len());
+                Ok(())
+            };
+            if let Err(end) = step.await {
+                return Some(end);
+            }
+        }
+    }
+
+    fn enter(&mut self, Arrival { keys, answer }: Arrival) {
+        let waiting = Rc::new(Waiting { keys, answer: Cell::new(Some(answer)) });
+        for key in waiting.keys.iter() {
+            // One that waited for it before, of a collector that was replaced, is left to the prober for its last moment.
+            if let Some(former) = self.by_key.insert(Arc::clone(key), Rc::clone(&waiting)) {
+                self.release(&former, Quiet::NotEmpty);
+            }
+            self.to_look_at.push((Arc::clone(key), Why::New));
+        }
+    }
+
+    /// Takes one out, with its answer.
+    fn release(&mut self, waiting: &Rc<Waiting>, quiet: Quiet) {
+        for key in waiting.keys.iter() {
+            if self.by_key.get(key).is_some_and(|at| Rc::ptr_eq(at, waiting)) {
+                self.by_key.remove(key);
+            }
+        }
+        waiting.answer(quiet);
+    }
+
+    fn changed(&mut self, change: &Change) {
+        match change {
+            Change::Of(key) => {
+                let known = std::str::from_utf8(key).ok().and_then(|key| self.by_key.get_key_value(key));
+                // Most often its tenant is at work by now.
+                if let Some((key, _)) = known {
+                    self.to_look_at.push((Arc::clone(key), Why::Changed));
+                }
+            }
+            // The server was emptied, or has forgotten what it tracks.
+            Change::OfAll => {
+                self.to_look_at.clear();
+                self.to_look_at.extend(self.by_key.keys().map(|key| (Arc::clone(key), Why::Forgotten)));
+            }
+        }
+    }
+
+    /// Puts together the next page of a sweep, without those that have left.
+    fn sweep(&mut self) {
+        if self.to_sweep.is_empty() {
+            self.by_key.retain(|_, waiting| !waiting.has_left());
+            self.by_key.shrink_to(self.by_key.len() * 2);
+            self.to_sweep.extend(self.by_key.keys().cloned());
+            self.next_sweep = Instant::now() + SWEEP_EVERY;
+        }
+        let page = self.to_sweep.split_off(self.to_sweep.len().saturating_sub(PAGE));
+        self.to_look_at.extend(page.into_iter().map(|key| (key, Why::Sweep)));
+    }
+
+    /// Looks at one page, and answers those whose schedules aren't empty.
+    async fn look(&mut self, source: &mut impl Source) -> Result<(), End> {
+        let page = self.to_look_at.split_off(self.to_look_at.len().saturating_sub(PAGE));
+        let page: Vec<_> = page.into_iter().filter(|(key, _)| self.by_key.contains_key(key)).collect();
+        if page.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<_> = page.iter().map(|(key, _)| Arc::clone(key)).collect();
+        let empty = source.are_empty(&keys).await?;
+        let filled = page.iter().zip(&empty).filter(|(_, empty)| !**empty).map(|(look, _)| look);
+        // What was announced before that answer is in by now: none of them was changed in silence.
+        let mut announced = Vec::new();
+        if filled.clone().any(|(_, why)| *why == Why::Sweep) {
+            while let Some(change) = source.ready()? {
+                announced.push(change);
+            }
+        }
+        let mut silent = false;
+        for (key, why) in filled {
+            let Some(waiting) = self.by_key.get(key).cloned() else { continue };
+            let at = waiting.keys.iter().position(|own| own == key).unwrap_or_default();
+            let was_announced = || {
+                announced.iter().any(|change| match change {
+                    Change::Of(changed) => *changed == key.as_bytes(),
+                    Change::OfAll => true,
+                })
+            };
+            silent |= *why == Why::Sweep && !was_announced();
+            if *why == Why::Changed {
+                self.shown.status.count_wake();
+            }
+            let quiet = if *why == Why::New { Quiet::NotEmpty } else { Quiet::Written(at) };
+            self.release(&waiting, quiet);
+        }
+        announced.iter().for_each(|change| self.changed(change));
+        if silent {
+            return Err(End::Untrue("a schedule was written to and nothing was announced"));
+        }
+        let none =
+            page.iter().zip(&empty).filter(|((_, why), empty)| *why == Why::Changed && **empty).count();
+        let (count, since) = &mut self.false_changes;
+        if since.elapsed() > FALSE_WITHIN {
+            (*count, *since) = (0, Instant::now());
+        }
+        *count += u32::try_from(none).unwrap_or(u32::MAX);
+        if *count > MOST_FALSE {
+            return Err(End::Untrue(
+                "changes were announced that are none; is tracking-table-max-keys too small?",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Whether it is no use to try again soon.
+fn is_refusal(class: ErrorClass) -> bool {
+    matches!(class, ErrorClass::Permission | ErrorClass::Unexpected | ErrorClass::WrongType)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{
+        cell::RefCell,
+        collections::{BTreeSet, VecDeque},
+    };
+
+    use tokio::{sync::Notify, task::LocalSet};
+
+    use super::*;
+    use crate::tasks::{Faults, Moment};
+
+    const INTERVAL: Duration = Duration::from_secs(1);
+
+    /// A Redis that announces changes, more or less.
+    #[derive(Default)]
+    struct Redis {
+        filled: RefCell<BTreeSet<String>>,
+        tracked: RefCell<BTreeSet<String>>,
+        changes: RefCell<VecDeque<Option<Change>>>,
+        arrived: Notify,
+        looks: Cell<usize>,
+        opened: Cell<usize>,
+        refuses: Cell<Option<ErrorClass>>,
+        is_silent: Cell<bool>,
+    }
+
+    impl Redis {
+        fn write(&self, key: &str) {
+            self.filled.borrow_mut().insert(key.to_owned());
+            if self.tracked.borrow_mut().remove(key) && !self.is_silent.get() {
+                self.push(Some(Change::Of(key.as_bytes().to_vec())));
+            }
+        }
+
+        /// `None` closes the connection.
+        fn push(&self, change: Option<Change>) {
+            self.changes.borrow_mut().push_back(change);
+            self.arrived.notify_one();
+        }
+
+        fn error(class: ErrorClass) -> ScheduleError {
+            ScheduleError { operation: "track changes", class, message: "as the test wants it".to_owned() }
+        }
+    }
+
+    struct Connection(Rc<Redis>);
+
+    impl Source for Connection {
+        async fn are_empty(&mut self, keys: &[Arc<str>]) -> Result<Vec<bool>, ScheduleError> {
+            self.0.looks.set(self.0.looks.get() + keys.len());
+            self.0.tracked.borrow_mut().extend(keys.iter().map(|key| key.to_string()));
+            let filled = self.0.filled.borrow();
+            Ok(keys.iter().map(|key| !filled.contains(&**key)).collect())
+        }
+
+        async fn next(&mut self) -> Result<Change, ScheduleError> {
+            loop {
+                if let Some(change) = self.0.changes.borrow_mut().pop_front() {
+                    return change.ok_or_else(|| Redis::error(ErrorClass::Unavailable));
+                }
+                self.0.arrived.notified().await;
+            }
+        }
+
+        fn ready(&mut self) -> Result<Option<Change>, ScheduleError> {
+            match self.0.changes.borrow_mut().pop_front() {
+                Some(change) => change.map(Some).ok_or_else(|| Redis::error(ErrorClass::Unavailable)),
+                None => Ok(None),
+            }
+        }
+
+        async fn ping(&mut self) -> Result<(), ScheduleError> {
+            match self.0.refuses.get() {
+                Some(class) => Err(Redis::error(class)),
+                None => Ok(()),
+            }
+        }
+    }
+
+    struct Bench {
+        redis: Rc<Redis>,
+        tracker: Tracker,
+        status: Arc<TrackingStatus>,
+        tasks: Tasks,
+        faults: Faults,
+    }
+
+    impl Bench {
+        async fn start() -> Self {
+            let (redis, status, tasks) = (Rc::<Redis>::default(), Arc::default(), Tasks::default());
+            let (server, faults) = (Rc::clone(&redis), Faults::default());
+            tasks.inject(faults.clone());
+            let open = async move || {
+                server.opened.set(server.opened.get() + 1);
+                server.changes.borrow_mut().clear();
+                server.tracked.borrow_mut().clear();
+                match server.refuses.get() {
+                    Some(class) => Err(Redis::error(class)),
+                    None => Ok(Connection(Rc::clone(&server))),
+                }
+            };
+            let stop = CancellationToken::new();
+            let tracker = Tracker::start_with(open, INTERVAL, Arc::clone(&status), &tasks, 0, stop);
+            tracker.is_back().await;
+            Self { redis, tracker, status, tasks, faults }
+        }
+
+        fn wait(&self, keys: &[&str]) -> tokio::task::JoinHandle<Quiet> {
+            let keys: Keys = keys.iter().map(|key| Arc::from(*key)).collect();
+            let tracker = self.tracker.clone();
+            tokio::task::spawn_local(async move { tracker.wait(&keys).await })
+        }
+
+        async fn settles(&self) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    async fn local(test: impl AsyncFnOnce(Bench)) {
+        LocalSet::new().run_until(async { test(Bench::start().await).await }).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_is_woken_by_the_announcement_and_redis_is_asked_no_more() {
+        local(async |bench| {
+            let waits: Vec<_> =
+                (0..1000).map(|n| bench.wait(&[&format!("a{n}"), &format!("b{n}")])).collect();
+            bench.settles().await;
+            assert_eq!((bench.redis.looks.get(), bench.status.schedules()), (2000, 2000));
+            tokio::time::sleep(SWEEP_EVERY / 2).await;
+            assert_eq!(bench.redis.looks.get(), 2000, "nobody asks");
+            bench.redis.write("b500");
+            bench.settles().await;
+            assert_eq!(waits.iter().filter(|wait| wait.is_finished()).count(), 1);
+            assert_eq!(waits.into_iter().nth(500).unwrap().await.unwrap(), Quiet::Written(1));
+            assert_eq!((bench.redis.looks.get(), bench.status.schedules()), (2001, 1998));
+            assert_eq!(bench.status.wakes(), 1);
+
+            bench.redis.write("full");
+            assert_eq!(bench.wait(&["empty", "full"]).await.unwrap(), Quiet::NotEmpty);
+            tokio::time::sleep(10 * SWEEP_EVERY).await;
+            let looks = bench.redis.looks.get() - 2003;
+            assert!((9 * 1998..=11 * 1998).contains(&looks), "{looks} looks in ten sweeps");
+            assert_eq!(bench.redis.opened.get(), 1);
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_in_silence_is_found_and_redis_is_not_relied_on_for_a_while() {
+        local(async |bench| {
+            let (one, two) = (bench.wait(&["one"]), bench.wait(&["two"]));
+            bench.settles().await;
+            bench.redis.is_silent.set(true);
+            bench.redis.write("one");
+            let begun = Instant::now();
+            assert_eq!(one.await.unwrap(), Quiet::Written(0));
+            assert!(begun.elapsed() <= SWEEP_EVERY + PAGE_EVERY, "{:?}", begun.elapsed());
+            assert_eq!(two.await.unwrap(), Quiet::Untracked);
+            assert!(!*bench.tracker.tracks.borrow());
+            assert_eq!((bench.status.threads(), bench.status.schedules()), (0, 0));
+            assert_eq!(bench.wait(&["three"]).await.unwrap(), Quiet::Untracked);
+            let begun = Instant::now();
+            bench.tracker.is_back().await;
+            assert!(begun.elapsed() >= RETRY_REFUSED_AFTER - SWEEP_EVERY, "{:?}", begun.elapsed());
+            assert_eq!((bench.redis.opened.get(), bench.status.threads()), (2, 1));
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_that_is_announced_during_a_sweep_is_none_in_silence() {
+        local(async |bench| {
+            for n in 0..20 {
+                let wait = bench.wait(&["one"]);
+                bench.settles().await;
+                // At the very moment of the sweep.
+                tokio::time::sleep(SWEEP_EVERY - Duration::from_millis(1)).await;
+                bench.redis.write("one");
+                assert_eq!(wait.await.unwrap(), Quiet::Written(0), "{n}");
+                bench.redis.filled.borrow_mut().clear();
+            }
+            assert_eq!(bench.redis.opened.get(), 1);
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_that_are_none_wake_nobody_and_too_many_end_it() {
+        local(async |bench| {
+            let keys: Vec<String> = (0..200).map(|n| format!("k{n}")).collect();
+            let waits: Vec<_> = keys.iter().map(|key| bench.wait(&[key])).collect();
+            bench.settles().await;
+            let all =
+                || keys.iter().for_each(|key| bench.redis.push(Some(Change::Of(key.as_bytes().to_vec()))));
+            for _ in 0..20 {
+                all();
+                tokio::time::sleep(FALSE_WITHIN).await;
+            }
+            assert!(waits.iter().all(|wait| !wait.is_finished()), "a few are no reason");
+            for _ in 0..=MOST_FALSE / 200 {
+                all();
+            }
+            for wait in waits {
+                assert_eq!(wait.await.unwrap(), Quiet::Untracked);
+            }
+            assert!(!*bench.tracker.tracks.borrow());
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_are_told_when_the_connection_breaks_and_it_is_opened_again() {
+        local(async |bench| {
+            let wait = bench.wait(&["one"]);
+            bench.settles().await;
+            bench.redis.push(None);
+            assert_eq!(wait.await.unwrap(), Quiet::Untracked);
+            bench.tracker.is_back().await;
+            // One that answers no more.
+            let wait = bench.wait(&["one"]);
+            bench.settles().await;
+            bench.redis.refuses.set(Some(ErrorClass::Unavailable));
+            let begun = Instant::now();
+            assert_eq!(wait.await.unwrap(), Quiet::Untracked);
+            assert!(begun.elapsed() <= INTERVAL, "{:?}", begun.elapsed());
+            let opened = bench.redis.opened.get();
+            tokio::time::sleep(Duration::from_secs(120)).await;
+            let tries = bench.redis.opened.get() - opened;
+            assert!((6..=9).contains(&tries), "{tries} attempts in two minutes");
+            bench.redis.refuses.set(None);
+            bench.tracker.is_back().await;
+            let wait = bench.wait(&["one"]);
+            bench.settles().await;
+            bench.redis.write("one");
+            assert_eq!(wait.await.unwrap(), Quiet::Written(0));
+
+            // Emptied and filled at once: no single key is named.
+            let wait = bench.wait(&["two"]);
+            bench.settles().await;
+            bench.redis.filled.borrow_mut().insert("two".to_owned());
+            bench.redis.push(Some(Change::OfAll));
+            assert_eq!(wait.await.unwrap(), Quiet::Written(0));
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_it_is_refused_it_is_seldom_tried_again() {
+        local(async |bench| {
+            bench.redis.refuses.set(Some(ErrorClass::Permission));
+            assert_eq!(bench.wait(&["one"]).await.unwrap(), Quiet::Untracked);
+            let opened = bench.redis.opened.get();
+            tokio::time::sleep(RETRY_REFUSED_AFTER * 3).await;
+            assert!(bench.redis.opened.get() - opened <= 3);
+            let task = bench.tasks.reports().into_iter().find(|task| task.name == TaskName::Tracker);
+            assert!(task.is_some_and(|task| task.running && !task.is_stalled()));
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_panics_leaves_no_waiter_and_one_that_is_off_tracks_nothing() {
+        local(async |bench| {
+            let wait = bench.wait(&["one"]);
+            bench.settles().await;
+            bench.faults.panic(TaskName::Tracker, Moment::Beat, 1);
+            assert_eq!(wait.await.unwrap(), Quiet::Untracked);
+            assert_eq!(bench.status.schedules(), 0);
+            bench.tracker.is_back().await;
+            let wait = bench.wait(&["one"]);
+            bench.settles().await;
+            bench.redis.write("one");
+            assert_eq!(wait.await.unwrap(), Quiet::Written(0));
+
+            let off = Tracker::off();
+            assert!(!*off.tracks.borrow());
+            assert_eq!(off.wait(&[Arc::from("one")].into()).await, Quiet::Untracked);
+            assert!(tokio::time::timeout(RETRY_REFUSED_AFTER, off.is_back()).await.is_err());
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_left_is_forgotten_and_a_newer_one_takes_the_place_of_the_former() {
+        local(async |bench| {
+            let former = bench.wait(&["one"]);
+            bench.settles().await;
+            let newer = bench.wait(&["one"]);
+            assert_eq!(former.await.unwrap(), Quiet::NotEmpty);
+            let gone = bench.wait(&["gone"]);
+            bench.settles().await;
+            gone.abort();
+            assert_eq!(bench.status.schedules(), 2);
+            tokio::time::sleep(SWEEP_EVERY * 2).await;
+            assert_eq!(bench.status.schedules(), 1);
+            bench.redis.write("one");
+            assert_eq!(newer.await.unwrap(), Quiet::Written(0));
+        })
+        .await;
+    }
+}
