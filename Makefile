@@ -13,7 +13,7 @@ BROWSER_OR_NONE = { command -v chromedriver && { command -v chromium || command 
 # What finds violations of WCAG in the tests in a browser comes from npm; without it that test is skipped, and says so.
 AXE_OR_NONE = { command -v npm >/dev/null 2>&1 && (cd crates/admin/ui-check && npm ci --silent); } || export BALANCE_SYNC_AXE=none
 
-.PHONY: help setup build man demo test matrix schemathesis screenshots chaos losses days drills upgrade rehearsal sim bench fuzz differential coverage lint ui-check chart dist dist-test image fmt clean
+.PHONY: help setup build man demo test matrix schemathesis screenshots chaos losses days retire drills upgrade rehearsal sim bench fuzz differential coverage lint ui-check chart dist dist-test image fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ losses: setup ## Make real servers lose what they acknowledged, in a random orde
 days: setup ## A scaled-down day next to the ledger's own worker, parked and unparked (CHAOS_SEED=random)
 	$(CARGO) build --locked --package balance-sync-cli
 	$(CARGO) test --locked --package balance-sync-tests --test faults days -- --ignored --nocapture
+
+retire: setup ## Go back to the ledger's own worker and forward again at random moments, with workers killed (CHAOS_SEED=random, RETIRE_ROUNDS=12)
+	$(CARGO) build --locked --package balance-sync-cli
+	$(CARGO) test --locked --package balance-sync-tests --test system retire -- --ignored --nocapture
 
 drills: setup ## Time ten failures until the first screen and the terminal report them (DRILL=password)
 	$(CARGO) build --release --locked --package balance-sync-cli

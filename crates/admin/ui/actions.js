@@ -79,6 +79,7 @@ export const ACTION_NAMES = {
   quarantine_drop: "Drop from quarantine",
   recover: "Recover lost balances",
   rollout: "Change the rollout",
+  retire: "Give back to the ledger's own worker",
 };
 
 /** Asks, does, and follows an action on a tenant. */

@@ -1,6 +1,7 @@
 //! What can be asked on the command line.
 
 mod handover;
+mod retire;
 mod rollout;
 mod values;
 
@@ -21,6 +22,8 @@ use uuid::Uuid;
 
 use handover::HANDOVER_EXIT_CODES;
 pub(crate) use handover::{HandoverArgs, HandoverCommand, HandoverVerifyArgs};
+use retire::RETIRE_EXIT_CODES;
+pub(crate) use retire::RetireArgs;
 pub(crate) use rollout::{RolloutCommand, RolloutTenants};
 pub(crate) use values::seconds;
 use values::{
@@ -109,6 +112,9 @@ pub(crate) enum Command {
     /// Which tenants this fleet serves while it takes over from the ledger's own worker: share by share, and back at any moment.
     #[command(subcommand)]
     Rollout(RolloutCommand),
+    /// Give a tenant, or all, back to the ledger's own worker: stop claiming, give back what is held, remove what only we understand, verify.
+    #[command(after_help = RETIRE_EXIT_CODES)]
+    Retire(RetireArgs),
     /// See and settle what could not be synced: each entry keeps its reason and its value.
     #[command(subcommand)]
     Quarantine(QuarantineCommand),

@@ -1,7 +1,7 @@
 //! The program `balance-sync`: commands, configuration, logs, and the wiring of a worker.
 //!
 //! Reading order: `args` (what can be asked) · `config` (what is configured) · `wiring` (configuration to worker) ·
-//! `telemetry` (log, traces, push of metrics) · `notify` (systemd) · `terminal` (how answers look) · `audit` (balances by three witnesses) · `recoveries` (some of them beside a worker) · `handover` (signed statements) · `commands` (what is
+//! `telemetry` (log, traces, push of metrics) · `notify` (systemd) · `terminal` (how answers look) · `audit` (balances by three witnesses) · `recoveries` (some of them beside a worker) · `handover` (signed statements) · `retire` (going back) · `commands` (what is
 //! done).
 //!
 //! A library only for the second program, `balance-sync-lab` in `crates/lab`: it starts in the same way ([`run`]) and
@@ -30,6 +30,7 @@ mod handover;
 mod notify;
 mod program;
 mod recoveries;
+mod retire;
 mod telemetry;
 mod terminal;
 mod version;
@@ -67,6 +68,7 @@ async fn dispatch(args: Args) -> anyhow::Result<u8> {
         Command::Report(options) => commands::report::report(file, options).await,
         Command::Handover(options) => commands::handover::handover(file, options).await,
         Command::Rollout(command) => commands::rollout::rollout(file, command).await,
+        Command::Retire(options) => commands::retire::retire(file, options).await,
         Command::Quarantine(command) => commands::quarantine::quarantine(file, command).await,
         Command::Completions { shell } => commands::completions::completions(shell),
         Command::Man { folder } => program::write_man_pages::<Args>(&folder),

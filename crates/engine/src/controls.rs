@@ -32,6 +32,8 @@ names! {
         Recover = "recover",
         /// Serve other tenants.
         Rollout = "rollout",
+        /// Give a tenant, or all, back to the ledger's own worker.
+        Retire = "retire",
     }
 }
 
@@ -166,7 +168,8 @@ impl Execution {
             | Action::QuarantineRetry
             | Action::QuarantineDrop
             | Action::Recover
-            | Action::Rollout => {
+            | Action::Rollout
+            | Action::Retire => {
                 return Err(End::new(ActionOutcome::Refused, "not an action on a collector"));
             }
         };

@@ -19,11 +19,11 @@ use crate::{
 };
 
 /// Hash of paused tenants: field = schedule key of the tenant, value = who paused it, when and why.
-const PAUSED: &str = "{transactions}:balance-sync:paused";
+pub(crate) const PAUSED: &str = "{transactions}:balance-sync:paused";
 /// Stream of actions and outcomes.
 pub(crate) const ACTIONS: &str = "{transactions}:balance-sync:actions";
 /// Hash of acknowledged entries: field = schedule key of the tenant, value = [`Acknowledgement`].
-const ACKNOWLEDGED: &str = "{transactions}:balance-sync:acknowledged-entries";
+pub(crate) const ACKNOWLEDGED: &str = "{transactions}:balance-sync:acknowledged-entries";
 /// Hash of events that need an acknowledgement: field = schedule key, value = how many there were.
 pub(crate) const EVENTS: &str = "{transactions}:balance-sync:entry-events";
 /// Approximate limit of entries in the stream: it holds at least as many before the oldest are dropped.

@@ -11,7 +11,7 @@
 //! due) · [`schedules`] (all schedules of a tenant) · `siblings` (one balance under two key forms) · [`quarantine`] (entries) ·
 //! [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) · [`workers`] (live workers) · [`names`]
 //! (which process holds a name) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`rollout`] (which tenants are
-//! served) · [`reports`] (what the monthly report is made of) · [`timelines`] (what is kept for a day) · [`sessions`] (of the admin
+//! served) · [`retire`] (the end of our service) · [`reports`] (what the monthly report is made of) · [`timelines`] (what is kept for a day) · [`sessions`] (of the admin
 //! interface) · [`heads`] (unclaimed
 //! members, for standby) · `rights` (naming those that are missing) · [`inspect`] (one balance) · [`balances`] (all of them) ·
 //! [`witnesses`] (what an audit reads) · [`origins`] (Postgres servers) · [`neighbours`] (what is known of the ledger's own
@@ -42,6 +42,7 @@ pub mod queues;
 pub mod recoveries;
 mod reply;
 pub mod reports;
+pub mod retire;
 mod rights;
 pub mod rollout;
 pub mod sample;
@@ -78,6 +79,7 @@ pub use quarantine::{QuarantineEntry, Quarantined, Retried};
 pub use queues::{Page, QueueError, QueueReader};
 pub use recoveries::Recoveries;
 pub use reports::Reports;
+pub use retire::Retirement;
 pub use rights::MissingRights;
 pub use rollout::Rollouts;
 pub use sample::{PageEnd, Sample, SampleRequest, sample};

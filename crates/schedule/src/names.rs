@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{error::ScheduleError, link::Link, scripts};
 
 /// Prefix of the keys, with the hash tag of all other keys.
-const KEY_PREFIX: &str = "{transactions}:balance-sync:name-1:";
+pub(crate) const KEY_PREFIX: &str = "{transactions}:balance-sync:name-1:";
 
 /// The answer to a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use redis::Value;
 use crate::{error::ScheduleError, link::Link, reply::array};
 
 /// A hash: tenant → record.
-const KEY: &str = "{transactions}:balance-sync:neighbours";
+pub(crate) const KEY: &str = "{transactions}:balance-sync:neighbours";
 /// Most tenants in one call.
 const PAGE: usize = 500;
 /// Bytes of a record that is read; what is longer is none of ours.

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// A hash: tenant → server and address, a line each.
-const KEY: &str = "{transactions}:balance-sync:postgres-servers";
+pub(crate) const KEY: &str = "{transactions}:balance-sync:postgres-servers";
 /// Most tenants in one call.
 const PAGE: usize = 500;
 

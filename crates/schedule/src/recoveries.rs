@@ -8,9 +8,11 @@ use redis::Value;
 use crate::{error::ScheduleError, link::Link, names::Names, reply::bulk};
 
 /// Prefix of the keys of records, with the hash tag of all other keys; the tenant's id follows.
-const KEY_PREFIX: &str = "{transactions}:balance-sync:recovery-1:";
+pub(crate) const KEY_PREFIX: &str = "{transactions}:balance-sync:recovery-1:";
 /// Behind the key of a record: which recovery is to stop. No tenant's id has a colon.
 const STOP: &str = ":stop";
+/// What the names of leases on tenants are under.
+pub(crate) const LEASES: &str = "recovery";
 /// How long a record can be read after it was written last.
 const KEPT: Duration = Duration::from_hours(24);
 
@@ -25,7 +27,7 @@ impl Recoveries {
     /// Those stored in this Redis.
     #[must_use]
     pub fn new(link: Link) -> Self {
-        Self { leases: Names::new(link.clone(), "recovery"), link }
+        Self { leases: Names::new(link.clone(), LEASES), link }
     }
 
     /// Takes or renews the lease on a tenant; false if another recovery holds it.
@@ -43,6 +45,25 @@ impl Recoveries {
     /// As Redis answers.
     pub async fn release(&self, tenant: &str, id: &str) -> Result<(), ScheduleError> {
         self.leases.release(tenant, id).await
+    }
+
+    /// The keys about a tenant: the record, the request to stop, and the lease.
+    #[must_use]
+    pub fn keys(tenant: &str) -> [String; 3] {
+        [
+            format!("{KEY_PREFIX}{tenant}"),
+            format!("{KEY_PREFIX}{tenant}{STOP}"),
+            format!("{}{LEASES}:{tenant}", crate::names::KEY_PREFIX),
+        ]
+    }
+
+    /// Whether a recovery of this tenant is under way.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn is_leased(&self, tenant: &str) -> Result<bool, ScheduleError> {
+        let [_, _, lease] = Self::keys(tenant);
+        Ok(self.get(&lease).await?.is_some())
     }
 
     /// The record of a tenant's last recovery, as it was written.

@@ -19,9 +19,9 @@ use crate::{
 };
 
 /// Hash: revision, selection, who, when, why.
-const ROLLOUT: &str = "{transactions}:balance-sync:rollout";
+pub(crate) const ROLLOUT: &str = "{transactions}:balance-sync:rollout";
 /// Hash of the last changes, by revision.
-const HISTORY: &str = "{transactions}:balance-sync:rollout-history";
+pub(crate) const HISTORY: &str = "{transactions}:balance-sync:rollout-history";
 /// Changes that are kept.
 pub const HISTORY_ENTRIES: usize = 100;
 /// Most bytes of a selection: two full lists of the longest patterns.

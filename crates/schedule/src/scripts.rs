@@ -111,6 +111,10 @@ script!(OPEN_SESSION, "open session", "open_session.lua");
 script!(USE_SESSION, "use session", "use_session.lua");
 script!(LIST_SESSIONS, "list sessions", "list_sessions.lua");
 script!(END_SESSIONS, "end sessions", "end_sessions.lua");
+script!(GIVE_BACK, "give back", "give_back_members.lua");
+script!(CLEAR_ENTRIES, "clear entries", "clear_entries.lua");
+script!(FORGET_TENANT, "forget tenant", "forget_tenant.lua");
+script!(REMOVE_LOCKS, "remove locks", "remove_locks.lua");
 script!(INSPECT, "inspect balance", "inspect_balance.lua");
 
 #[cfg(test)]

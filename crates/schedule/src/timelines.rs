@@ -10,7 +10,7 @@ use redis::{FromRedisValue, Value};
 use crate::{error::ScheduleError, link::Link, reply::seconds_of_time, scripts};
 
 /// Prefix of the keys, with the hash tag of all other keys. Increase the number when the format of the texts changes.
-const KEY_PREFIX: &str = "{transactions}:balance-sync:timeline-1:";
+pub(crate) const KEY_PREFIX: &str = "{transactions}:balance-sync:timeline-1:";
 /// For how long entries and periods are kept, in milliseconds: a day, and an hour so that a day is whole.
 pub const KEPT_MS: u64 = 25 * 60 * 60 * 1000;
 /// Most entries of a tenant: two workers under which it flaps all day have fewer.

@@ -18,13 +18,13 @@ use crate::{
 };
 
 /// The mark of the data set.
-const MARK: &str = "{transactions}:balance-sync:data-set";
+pub(crate) const MARK: &str = "{transactions}:balance-sync:data-set";
 /// The process that had it last: its `run_id`, and how many keys it had evicted.
-const PROCESS: &str = "{transactions}:balance-sync:data-set:process";
+pub(crate) const PROCESS: &str = "{transactions}:balance-sync:data-set:process";
 /// A worker's number; the worker's mark follows.
 const NUMBER: &str = "{transactions}:balance-sync:acknowledged:";
 /// A hash: tenant → open condition.
-const OPEN: &str = "{transactions}:balance-sync:vanished";
+pub(crate) const OPEN: &str = "{transactions}:balance-sync:vanished";
 /// How long the number of a worker that has ended stays.
 const NUMBER_LIVES: Duration = Duration::from_secs(3600);
 /// Schedules in one call.

@@ -40,6 +40,7 @@ mod queues;
 mod recover;
 mod recoveries;
 mod report;
+mod retire;
 mod rights;
 mod rollout;
 mod rotation;

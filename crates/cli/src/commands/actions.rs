@@ -40,7 +40,7 @@ struct Page {
 }
 
 /// How the log names a user at a terminal.
-pub(super) fn who() -> String {
+pub(crate) fn who() -> String {
     let user = std::env::var("USER").ok().filter(|user| !user.is_empty()).or_else(|| {
         let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten()?;
         Some(user.name)

@@ -10,6 +10,7 @@ pub(crate) mod quarantine;
 mod queues;
 pub(crate) mod recover;
 pub(crate) mod report;
+pub(crate) mod retire;
 pub(crate) mod rollout;
 pub(crate) mod run;
 pub(crate) mod sessions;

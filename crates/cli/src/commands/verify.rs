@@ -17,7 +17,7 @@ use crate::{
     EXIT_OK,
     args::{VerifyArgs, seconds},
 };
-use verifier::Verifier;
+pub(crate) use verifier::{Repair, Verifier, row_of};
 
 /// Something differs.
 const EXIT_DIFFERENT: u8 = 1;
@@ -106,7 +106,8 @@ pub(crate) async fn verify(file: Option<&Path>, args: VerifyArgs) -> anyhow::Res
     let config = super::load_config(file)?;
     let verifier = Verifier::new(&config)?;
     let wait = args.wait.map(seconds);
-    let result = verifier.compare(&args.tenant, args.show, wait, args.apply).await?;
+    let repair = if args.apply { Repair::All } else { Repair::Nothing };
+    let result = verifier.compare(&args.tenant, args.show, wait, repair).await?;
     if args.json {
         println!("{}", serde_json::to_string(&result)?);
     } else {

@@ -21,6 +21,7 @@ mod quarantine;
 mod queues;
 mod refusals;
 mod reports;
+mod retire;
 mod rights;
 mod rollout;
 mod rotation;

@@ -310,8 +310,12 @@ fn a_worker_of_another_configuration_on_the_same_tenants_needs_attention() {
     let mut fleet = view(Vec::new());
     let settings = |form: &str| BTreeMap::from([("tenants.key_form".to_owned(), form.to_owned())]);
     fleet.workers[0].settings = settings("auto");
-    let foreign =
-        |tenants, form: &str| ForeignWorker { name: "w9".to_owned(), tenants, settings: settings(form) };
+    let foreign = |tenants, form: &str| ForeignWorker {
+        name: "w9".to_owned(),
+        tenants,
+        serves: std::collections::BTreeSet::new(),
+        settings: settings(form),
+    };
     fleet.foreign_workers = vec![foreign(2, "as_listed")];
     let said = "Worker w9 serves 2 of these tenants with other settings, and neither counts on the other: tenants.key_form as_listed \
                 there, auto here.";

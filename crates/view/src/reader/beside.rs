@@ -17,6 +17,8 @@ pub struct ForeignWorker {
     pub name: String,
     /// Tenants of this group that it serves.
     pub tenants: usize,
+    /// Which ones.
+    pub serves: BTreeSet<String>,
     /// Its settings.
     pub settings: BTreeMap<String, String>,
 }
@@ -149,11 +151,11 @@ pub(super) fn foreign_workers(
     view: &FleetView,
 ) -> Vec<ForeignWorker> {
     let writes = foreign.iter().filter(|(_, known)| !known.is_shadow);
-    let both = writes.map(|((_, name), known)| ForeignWorker {
-        name: name.clone(),
+    let both = writes.map(|((_, name), known)| {
         // Another fleet on the same Redis has other tenants.
-        tenants: known.tenants.iter().filter(|id| view.find(id).is_some()).count(),
-        settings: known.settings.clone(),
+        let serves: BTreeSet<String> =
+            known.tenants.iter().filter(|id| view.find(id).is_some()).cloned().collect();
+        ForeignWorker { name: name.clone(), tenants: serves.len(), serves, settings: known.settings.clone() }
     });
     both.filter(|worker| worker.tenants > 0).collect()
 }

@@ -8,7 +8,7 @@ use balance_sync_tenants::Tenant;
 use super::{
     TenantResult,
     difference::{Difference, Open},
-    verifier::{PAGE, Side, Verifier},
+    verifier::{PAGE, Repair, Side, Verifier},
 };
 
 /// Most balances of a tenant that wait for another look. With as many, no further keys are read until they are settled.
@@ -22,7 +22,7 @@ pub(super) struct Task<'a> {
     /// Differences that are named, at most.
     pub(super) show: usize,
     pub(super) deadline: Option<Instant>,
-    pub(super) repair: bool,
+    pub(super) repair: Repair,
 }
 
 /// One tenant that is compared. What it keeps is bounded: keys that wait, and [`MAX_OPEN`] balances that differ.
@@ -107,7 +107,7 @@ impl<'a> Comparing<'a> {
         self.result.scheduled = backlog.due + backlog.leased;
         self.result.distant = self.schedules.distant().await?;
         self.result.quarantined = self.schedules.quarantine_len().await?;
-        if self.task.repair && self.result.distant > 0 {
+        if self.task.repair == Repair::All && self.result.distant > 0 {
             self.repaired += self.schedules.reschedule_distant().await?;
         }
         Ok(())
@@ -131,7 +131,11 @@ impl<'a> Comparing<'a> {
                 Difference::Ahead { .. } => result.ahead += 1,
                 Difference::Other => result.different += 1,
             }
-            if matches!(found, Difference::Missing | Difference::Behind(_)) {
+            let counts = match repair {
+                Repair::WithRows => matches!(found, Difference::Behind(_)),
+                Repair::Nothing | Repair::All => matches!(found, Difference::Missing | Difference::Behind(_)),
+            };
+            if counts {
                 behind.push((member, reached));
             }
         }
@@ -145,7 +149,7 @@ impl<'a> Comparing<'a> {
                 free.retain(|_| entries.next().is_some_and(|entry| entry.is_none()));
             }
             self.result.unscheduled += free.len() as u64;
-            if repair && !free.is_empty() {
+            if repair != Repair::Nothing && !free.is_empty() {
                 let free: Vec<&[u8]> = free.iter().map(Vec::as_slice).collect();
                 self.repaired += self.schedules.schedule_again(&free).await?;
             }

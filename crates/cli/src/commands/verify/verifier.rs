@@ -33,13 +33,24 @@ const IDLE_LOOKS: u32 = 3;
 /// … and how long looks go on at most.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// The rows of a tenant.
-pub(super) struct Side {
-    pub(super) database: Database,
-    table: Table,
+/// What is done about balances that no worker would write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repair {
+    /// They are counted.
+    Nothing,
+    /// Those that have a row are scheduled again.
+    WithRows,
+    /// All are, and what is scheduled too far ahead is made due.
+    All,
 }
 
-fn row_of<'a>(balance: &BalanceRef<'_>, value: &'a BalanceValue) -> Row<'a> {
+/// The rows of a tenant.
+pub(crate) struct Side {
+    pub(crate) database: Database,
+    pub(crate) table: Table,
+}
+
+pub(crate) fn row_of<'a>(balance: &BalanceRef<'_>, value: &'a BalanceValue) -> Row<'a> {
     Row {
         id: value.id,
         organization: balance.organization,
@@ -80,9 +91,8 @@ impl Verifier {
         })
     }
 
-    /// Compares the tenants of these ids, or all active ones. What differs is looked at again for a moment, or for as long as `wait`. With
-    /// `repair`, what is behind and not scheduled is scheduled again, and what is scheduled too far ahead is made due: Redis alone is
-    /// written, a worker does the rest.
+    /// Compares the tenants of these ids, or all active ones. What differs is looked at again for a moment, or for as long as `wait`. What is
+    /// behind and not scheduled is treated as `repair` says: Redis alone is written, a worker does the rest.
     ///
     /// # Errors
     /// When tenants or Redis can't be asked.
@@ -91,7 +101,7 @@ impl Verifier {
         only: &[String],
         show: usize,
         wait: Option<Duration>,
-        repair: bool,
+        repair: Repair,
     ) -> anyhow::Result<Verification> {
         let tenants = chosen_tenants(self.directory.as_ref(), only).await?;
         let deadline = wait.map(|wait| Instant::now() + wait);
@@ -278,7 +288,7 @@ impl Verifier {
     }
 
     /// The rows of a tenant.
-    pub(super) async fn open(&self, tenant: &Tenant) -> anyhow::Result<Side> {
+    pub(crate) async fn open(&self, tenant: &Tenant) -> anyhow::Result<Side> {
         let settings = self.directory.database(tenant).await?;
         self.manager.allows(&settings)?;
         let table = match &settings.schema {
