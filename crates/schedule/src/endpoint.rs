@@ -312,22 +312,29 @@ impl Endpoint {
         let candidates = lock(&self.0.nodes).candidates(&configured(settings));
         let mut failure = None;
         for candidate in candidates {
-            let opening = self.open_at(operation, settings, Some(candidate.clone()), version, pushes);
+            let opening = self.open_at(operation, settings, Some(candidate.clone()), version, None);
             let attempt = async {
                 let mut opened = opening.await?;
                 let mut cmd = redis::cmd("CLUSTER");
                 cmd.arg("SLOTS");
-                let topology = match opened.connection.send_packed_command(&cmd).await {
-                    Ok(answer) => Topology::read(&answer, &candidate),
+                let owner = match opened.connection.send_packed_command(&cmd).await {
+                    Ok(answer) => {
+                        let topology = Topology::read(&answer, &candidate);
+                        let owner = topology.owner.clone();
+                        lock(&self.0.nodes).learn(topology);
+                        owner
+                    }
                     // Without the right to ask, redirections lead to the right node.
-                    Err(error) if matches!(error.kind(), ErrorKind::Server(_)) => return Ok(opened),
+                    Err(error) if matches!(error.kind(), ErrorKind::Server(_)) => None,
                     Err(error) => return Err(ScheduleError::new(operation, &error)),
                 };
-                let owner = topology.owner.clone();
-                lock(&self.0.nodes).learn(topology);
                 match owner {
                     Some(owner) if owner != candidate => {
                         self.open_at(operation, settings, Some(owner), version, pushes).await
+                    }
+                    // What the first node that was asked sends must not be taken for this one's.
+                    _ if pushes.is_some() => {
+                        self.open_at(operation, settings, Some(candidate.clone()), version, pushes).await
                     }
                     _ => Ok(opened),
                 }

@@ -9,7 +9,10 @@ use std::sync::{
 };
 
 use redis::{Pipeline, PushInfo, PushKind, Value};
-use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::mpsc::{
+    self,
+    error::{TryRecvError, TrySendError},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -40,6 +43,8 @@ pub struct Tracking {
     changes: mpsc::Receiver<PushInfo>,
     /// Announcements were dropped, because too many waited.
     missed: Arc<AtomicBool>,
+    /// A key of its own. It is there for a moment only.
+    key: String,
 }
 
 impl std::fmt::Debug for Tracking {
@@ -55,6 +60,13 @@ impl Tracking {
     /// # Errors
     /// As Redis answers; also when it announces nothing.
     pub async fn open(endpoint: &Endpoint) -> Result<Self, ScheduleError> {
+        // Twice: another connection makes the change that must be announced.
+        let bound = endpoint.bound() * 2 + endpoint.settings().response_timeout;
+        let opening = tokio::time::timeout(bound, Self::try_open(endpoint));
+        opening.await.unwrap_or_else(|_| Err(unavailable(format!("no connection within {bound:?}"))))
+    }
+
+    async fn try_open(endpoint: &Endpoint) -> Result<Self, ScheduleError> {
         let (sender, changes) = mpsc::channel(MOST_WAITING);
         let missed = Arc::new(AtomicBool::new(false));
         let overflow = Arc::clone(&missed);
@@ -65,13 +77,9 @@ impl Tracking {
             }
             sent => sent,
         };
-        let bound = endpoint.bound();
-        let opening = endpoint.open_pushing(OPERATION, Arc::new(pushed));
-        let opened = tokio::time::timeout(bound, opening)
-            .await
-            .unwrap_or_else(|_| Err(unavailable(format!("no connection within {bound:?}"))))
-            .map_err(explained)?;
-        let mut tracking = Self { endpoint: endpoint.clone(), opened, changes, missed };
+        let opened = endpoint.open_pushing(OPERATION, Arc::new(pushed)).await.map_err(explained)?;
+        let key = format!("{{transactions}}:balance-sync:tracking:{}", Uuid::new_v4().simple());
+        let mut tracking = Self { endpoint: endpoint.clone(), opened, changes, missed, key };
         let mut on = redis::cmd("CLIENT");
         on.arg("TRACKING").arg("ON");
         tracking.send(&on).await.map_err(explained)?;
@@ -79,15 +87,17 @@ impl Tracking {
         Ok(tracking)
     }
 
-    /// Changes a key of its own, and waits for the announcement.
+    /// Changes a key over another connection, as the ledger does, and waits for the announcement.
     async fn try_out(&mut self) -> Result<(), ScheduleError> {
         let within = self.endpoint.settings().response_timeout;
-        let key = format!("{{transactions}}:balance-sync:tracking:{}", Uuid::new_v4().simple());
         let (mut get, mut set) = (redis::cmd("GET"), redis::cmd("SET"));
-        get.arg(&key);
-        set.arg(&key).arg("1").arg("PX").arg("1000");
+        get.arg(&self.key);
+        set.arg(&self.key).arg("1").arg("PX").arg("1000");
         self.send(&get).await?;
-        self.send(&set).await?;
+        let mut other = self.endpoint.open(OPERATION).await?;
+        let written = other.connection.send_packed_command(&set).await.and_then(Value::extract_error);
+        written.map_err(|error| ScheduleError::new(OPERATION, &error))?;
+        let key = self.key.clone();
         let announced = async {
             loop {
                 match self.next().await? {
@@ -109,12 +119,12 @@ impl Tracking {
         answer.map_err(|error| ScheduleError::new(OPERATION, &error))
     }
 
-    /// Looks at schedules; the next change of each is announced. Returns one answer each, in order: whether it is empty. One that
-    /// can't be looked at isn't.
+    /// Looks at schedules; the next change of each is announced. Returns one answer each, in order: whether it is empty; `None` for one
+    /// that the user may not look at, or that is none.
     ///
     /// # Errors
     /// When the connection is of no use any more; open another one then.
-    pub async fn are_empty(&mut self, keys: &[Arc<str>]) -> Result<Vec<bool>, ScheduleError> {
+    pub async fn are_empty(&mut self, keys: &[Arc<str>]) -> Result<Vec<Option<bool>>, ScheduleError> {
         let mut pipeline = Pipeline::with_capacity(keys.len());
         for key in keys {
             pipeline.cmd("ZCARD").arg(&**key);
@@ -125,10 +135,10 @@ impl Tracking {
             return Err(ScheduleError::unexpected(OPERATION, "not one answer for each schedule"));
         }
         let is_empty = |answer: Value| match answer.extract_error() {
-            Ok(value) => Ok(value == Value::Int(0)),
+            Ok(value) => Ok(Some(value == Value::Int(0))),
             Err(error) => match ScheduleError::new(OPERATION, &error) {
                 // Its claim will say so.
-                error if matches!(error.class, ErrorClass::WrongType | ErrorClass::Permission) => Ok(false),
+                error if matches!(error.class, ErrorClass::WrongType | ErrorClass::Permission) => Ok(None),
                 error => Err(error),
             },
         };
@@ -140,23 +150,13 @@ impl Tracking {
     /// # Errors
     /// When the connection is broken; open another one then.
     pub async fn next(&mut self) -> Result<Change, ScheduleError> {
-        let closed = || unavailable("the connection was closed".to_owned());
         loop {
             if self.missed.swap(false, Ordering::Relaxed) {
                 return Ok(Change::OfAll);
             }
             let push = self.changes.recv().await.ok_or_else(closed)?;
-            match push.kind {
-                PushKind::Disconnection => return Err(closed()),
-                PushKind::Invalidate => match push.data.into_iter().next() {
-                    // Redis names one key at a time; of several none may be left out.
-                    Some(Value::Array(keys)) => match <[Value; 1]>::try_from(keys) {
-                        Ok([Value::BulkString(key)]) => return Ok(Change::Of(key)),
-                        _ => return Ok(Change::OfAll),
-                    },
-                    _ => return Ok(Change::OfAll),
-                },
-                _ => {}
+            if let Some(change) = read(push)? {
+                return Ok(change);
             }
         }
     }
@@ -166,11 +166,25 @@ impl Tracking {
     /// # Errors
     /// As [`Tracking::next`].
     pub fn ready(&mut self) -> Result<Option<Change>, ScheduleError> {
-        use futures::FutureExt as _;
-        self.next().now_or_never().transpose()
+        loop {
+            if self.missed.swap(false, Ordering::Relaxed) {
+                return Ok(Some(Change::OfAll));
+            }
+            // Not by polling `recv`: tokio would have it wait after some hundred of them, and one that is there would seem not to be.
+            match self.changes.try_recv() {
+                Ok(push) => {
+                    if let Some(change) = read(push)? {
+                        return Ok(Some(change));
+                    }
+                }
+                Err(TryRecvError::Empty) => return Ok(None),
+                Err(TryRecvError::Disconnected) => return Err(closed()),
+            }
+        }
     }
 
-    /// Makes sure that the other side is there: a connection that was cut silently announces nothing either.
+    /// Makes sure that the server is there and still the one that is written to, by a command that writes, and changes nothing: a
+    /// connection that was cut silently announces nothing, nor does a former master or the node that had the slot.
     ///
     /// # Errors
     /// When it isn't, or when another server or other credentials are in force by now.
@@ -178,8 +192,30 @@ impl Tracking {
         if self.opened.version != self.endpoint.version() {
             return Err(unavailable("another connection is to be used".to_owned()));
         }
-        self.send(&redis::cmd("PING")).await.map(drop)
+        let mut del = redis::cmd("DEL");
+        del.arg(&self.key);
+        self.send(&del).await.map(drop)
     }
+}
+
+/// What a message says of changes.
+fn read(push: PushInfo) -> Result<Option<Change>, ScheduleError> {
+    match push.kind {
+        PushKind::Disconnection => Err(closed()),
+        PushKind::Invalidate => Ok(Some(match push.data.into_iter().next() {
+            // Redis names one key at a time; of several none may be left out.
+            Some(Value::Array(keys)) => match <[Value; 1]>::try_from(keys) {
+                Ok([Value::BulkString(key)]) => Change::Of(key),
+                _ => Change::OfAll,
+            },
+            _ => Change::OfAll,
+        })),
+        _ => Ok(None),
+    }
+}
+
+fn closed() -> ScheduleError {
+    unavailable("the connection was closed".to_owned())
 }
 
 fn explained(error: ScheduleError) -> ScheduleError {

@@ -28,7 +28,7 @@ pub(super) fn redis(page: &mut Page<'_>, status: &FleetStatus) -> Result<(), Err
         Family::counter(
             "balance_sync_redis_connections_opened_total",
             "Connections opened to Redis; after the first ones (one per thread and one more) each took the place of \
-             one that broke.",
+             one that broke. Those over which changes are announced don't count.",
         )
         .with(&[], status.redis.connects() as f64),
     )?;

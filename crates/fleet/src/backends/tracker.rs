@@ -34,11 +34,20 @@ const PAGE_EVERY: Duration = Duration::from_millis(20);
 /// From a connection that broke to the next one; twice as long each time, up to [`RETRY_AT_MOST`].
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 const RETRY_AT_MOST: Duration = Duration::from_secs(30);
-/// As long where Redis doesn't do it, or not truly.
+/// After so many that can't be opened in a row the log says so.
+const FAILED_OPENS: u32 = 5;
+/// As long where Redis doesn't do it, or not truly; twice as long each time, up to [`RETRY_REFUSED_AT_MOST`] …
 const RETRY_REFUSED_AFTER: Duration = Duration::from_secs(600);
-/// Within a second, more than this many changes of schedules that are still empty aren't true: Redis forgets what it is to track.
+const RETRY_REFUSED_AT_MOST: Duration = Duration::from_secs(24 * 3600);
+/// … unless it did for so long.
+const TRUE_AFTER: Duration = Duration::from_secs(3600);
+/// More than this many changes of schedules that are still empty, in each of [`FALSE_SECONDS`] in a row, aren't true: Redis
+/// forgets what it is to track. Fewer, or for a moment, come from another worker that was faster.
 const MOST_FALSE: u32 = 1000;
 const FALSE_WITHIN: Duration = Duration::from_secs(1);
+const FALSE_SECONDS: u32 = 10;
+/// The server is asked for a sign of life once in the time that is given, but neither more nor less often than this.
+const ASK_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
 /// The schedules of one tenant: at least one.
 type Keys = Arc<[Arc<str>]>;
@@ -56,14 +65,14 @@ pub enum Quiet {
 
 /// Changes as Redis announces them.
 trait Source: Sized {
-    async fn are_empty(&mut self, keys: &[Arc<str>]) -> Result<Vec<bool>, ScheduleError>;
+    async fn are_empty(&mut self, keys: &[Arc<str>]) -> Result<Vec<Option<bool>>, ScheduleError>;
     async fn next(&mut self) -> Result<Change, ScheduleError>;
     fn ready(&mut self) -> Result<Option<Change>, ScheduleError>;
     async fn ping(&mut self) -> Result<(), ScheduleError>;
 }
 
 impl Source for Tracking {
-    async fn are_empty(&mut self, keys: &[Arc<str>]) -> Result<Vec<bool>, ScheduleError> {
+    async fn are_empty(&mut self, keys: &[Arc<str>]) -> Result<Vec<Option<bool>>, ScheduleError> {
         self.are_empty(keys).await
     }
 
@@ -125,6 +134,7 @@ impl Tracker {
         thread: usize,
         stop: CancellationToken,
     ) -> Self {
+        let interval = interval.clamp(ASK_EVERY.0, ASK_EVERY.1);
         let (inbox, open) = (Inbox::new(), Rc::new(open));
         let (known, tracks) = watch::channel(false);
         let known = Rc::new(known);
@@ -250,8 +260,8 @@ struct Run {
     /// What is left of the present sweep.
     to_sweep: Vec<Arc<str>>,
     next_sweep: Instant,
-    /// Changes that were none, and since when they are counted.
-    false_changes: (u32, Instant),
+    /// Changes that were none, since when they are counted, and for how many seconds in a row there were too many before that.
+    false_changes: (u32, Instant, u32),
 }
 
 impl Run {
@@ -263,7 +273,7 @@ impl Run {
             to_look_at: Vec::new(),
             to_sweep: Vec::new(),
             next_sweep: Instant::now(),
-            false_changes: (0, Instant::now()),
+            false_changes: (0, Instant::now(), 0),
         }
     }
 
@@ -273,22 +283,30 @@ impl Run {
         mut arrivals: mpsc::UnboundedReceiver<Arrival>,
         progress: &Progress,
     ) {
-        let mut retry = RETRY_AFTER;
+        let (mut retry, mut retry_refused, mut failed) = (RETRY_AFTER, RETRY_REFUSED_AFTER, 0);
         loop {
             progress.beat();
             let end = match open().await {
                 Ok(source) => {
-                    retry = RETRY_AFTER;
+                    let opened = Instant::now();
+                    failed = 0;
                     self.shown.tracks(true);
                     if self.shown.status.is_said.swap(false, std::sync::atomic::Ordering::Relaxed) {
                         tracing::info!("redis announces changes of idle schedules again");
                     }
-                    match self.follow(source, &mut arrivals, progress).await {
-                        Some(end) => end,
-                        None => return,
+                    let Some(end) = self.follow(source, &mut arrivals, progress).await else { return };
+                    if opened.elapsed() > RETRY_AT_MOST {
+                        retry = RETRY_AFTER;
                     }
+                    if opened.elapsed() > TRUE_AFTER {
+                        retry_refused = RETRY_REFUSED_AFTER;
+                    }
+                    end
                 }
-                Err(error) => End::Broken(error),
+                Err(error) => {
+                    failed += 1;
+                    End::Broken(error)
+                }
             };
             self.shown.tracks(false);
             self.leave(&mut arrivals);
@@ -298,6 +316,9 @@ impl Run {
                     RETRY_REFUSED_AFTER
                 }
                 End::Broken(error) => {
+                    if failed >= FAILED_OPENS {
+                        self.say(&error);
+                    }
                     tracing::debug!(%error, "changes of schedules are not announced");
                     let pause = retry;
                     retry = (retry * 2).min(RETRY_AT_MOST);
@@ -305,7 +326,9 @@ impl Run {
                 }
                 End::Untrue(what) => {
                     self.say(&what);
-                    RETRY_REFUSED_AFTER
+                    let pause = retry_refused;
+                    retry_refused = (retry_refused * 2).min(RETRY_REFUSED_AT_MOST);
+                    pause
                 }
             };
             let until = Instant::now() + pause;
@@ -360,6 +383,9 @@ impl Run {
             let (mut closed, mut ping, mut sweep) = (false, false, false);
             let changed = tokio::select! {
                 biased;
+                // Seldom, and must not wait for an end of what is announced.
+                () = tokio::time::sleep_until(next_ping) => { ping = true; None },
+                () = tokio::time::sleep_until(next_sweep) => { sweep = true; None },
                 change = source.next() => Some(change),
                 new = progress.waiting(arrivals.recv()) => {
                     match new {
@@ -368,8 +394,6 @@ impl Run {
                     }
                     None
                 },
-                () = tokio::time::sleep_until(next_ping) => { ping = true; None },
-                () = tokio::time::sleep_until(next_sweep) => { sweep = true; None },
             };
             if closed {
                 return None;
@@ -399,7 +423,11 @@ impl Run {
                 if sweep {
                     self.sweep();
                     next_page = Instant::now() + PAGE_EVERY;
-                    self.look(&mut source).await?;
+                    // With what is announced meanwhile.
+                    while !self.to_look_at.is_empty() {
+                        self.look(&mut source).await?;
+                        progress.beat();
+                    }
                 }
                 self.shown.schedules(self.by_key.len());
                 Ok(())
@@ -469,16 +497,17 @@ impl Run {
         }
         let keys: Vec<_> = page.iter().map(|(key, _)| Arc::clone(key)).collect();
         let empty = source.are_empty(&keys).await?;
-        let filled = page.iter().zip(&empty).filter(|(_, empty)| !**empty).map(|(look, _)| look);
+        let others = page.iter().zip(&empty).filter(|(_, empty)| **empty != Some(true));
+        let filled = others.map(|((key, why), empty)| (key, *why, empty.is_some()));
         // What was announced before that answer is in by now: none of them was changed in silence.
         let mut announced = Vec::new();
-        if filled.clone().any(|(_, why)| *why == Why::Sweep) {
+        if filled.clone().any(|(_, why, is_known)| why == Why::Sweep && is_known) {
             while let Some(change) = source.ready()? {
                 announced.push(change);
             }
         }
         let mut silent = false;
-        for (key, why) in filled {
+        for (key, why, is_known) in filled {
             let Some(waiting) = self.by_key.get(key).cloned() else { continue };
             let at = waiting.keys.iter().position(|own| own == key).unwrap_or_default();
             let was_announced = || {
@@ -487,27 +516,29 @@ impl Run {
                     Change::OfAll => true,
                 })
             };
-            silent |= *why == Why::Sweep && !was_announced();
-            if *why == Why::Changed {
+            silent |= why == Why::Sweep && is_known && !was_announced();
+            if why == Why::Changed {
                 self.shown.status.count_wake();
             }
-            let quiet = if *why == Why::New { Quiet::NotEmpty } else { Quiet::Written(at) };
+            let quiet = if why == Why::New || !is_known { Quiet::NotEmpty } else { Quiet::Written(at) };
             self.release(&waiting, quiet);
         }
         announced.iter().for_each(|change| self.changed(change));
         if silent {
             return Err(End::Untrue("a schedule was written to and nothing was announced"));
         }
-        let none =
-            page.iter().zip(&empty).filter(|((_, why), empty)| *why == Why::Changed && **empty).count();
-        let (count, since) = &mut self.false_changes;
-        if since.elapsed() > FALSE_WITHIN {
-            (*count, *since) = (0, Instant::now());
+        let changed = page.iter().zip(&empty).filter(|((_, why), _)| *why == Why::Changed);
+        let none = changed.filter(|(_, empty)| **empty == Some(true)).count();
+        let (count, since, before) = &mut self.false_changes;
+        if since.elapsed() >= FALSE_WITHIN {
+            // From a second long ago nothing follows.
+            let follows = *count > MOST_FALSE && since.elapsed() < 2 * FALSE_WITHIN;
+            (*count, *since, *before) = (0, Instant::now(), if follows { *before + 1 } else { 0 });
         }
-        *count += u32::try_from(none).unwrap_or(u32::MAX);
-        if *count > MOST_FALSE {
+        *count = count.saturating_add(u32::try_from(none).unwrap_or(u32::MAX));
+        if *count > MOST_FALSE && *before + 1 >= FALSE_SECONDS {
             return Err(End::Untrue(
-                "changes were announced that are none; is tracking-table-max-keys too small?",
+                "over a thousand changes a second were announced that are none; tracking-table-max-keys may be too small",
             ));
         }
         Ok(())
@@ -569,11 +600,11 @@ mod tests {
     struct Connection(Rc<Redis>);
 
     impl Source for Connection {
-        async fn are_empty(&mut self, keys: &[Arc<str>]) -> Result<Vec<bool>, ScheduleError> {
+        async fn are_empty(&mut self, keys: &[Arc<str>]) -> Result<Vec<Option<bool>>, ScheduleError> {
             self.0.looks.set(self.0.looks.get() + keys.len());
             self.0.tracked.borrow_mut().extend(keys.iter().map(|key| key.to_string()));
             let filled = self.0.filled.borrow();
-            Ok(keys.iter().map(|key| !filled.contains(&**key)).collect())
+            Ok(keys.iter().map(|key| (!key.starts_with('!')).then(|| !filled.contains(&**key))).collect())
         }
 
         async fn next(&mut self) -> Result<Change, ScheduleError> {
@@ -661,8 +692,9 @@ mod tests {
 
             bench.redis.write("full");
             assert_eq!(bench.wait(&["empty", "full"]).await.unwrap(), Quiet::NotEmpty);
+            assert_eq!(bench.wait(&["!refused"]).await.unwrap(), Quiet::NotEmpty);
             tokio::time::sleep(10 * SWEEP_EVERY).await;
-            let looks = bench.redis.looks.get() - 2003;
+            let looks = bench.redis.looks.get() - 2004;
             assert!((9 * 1998..=11 * 1998).contains(&looks), "{looks} looks in ten sweeps");
             assert_eq!(bench.redis.opened.get(), 1);
         })
@@ -721,8 +753,13 @@ mod tests {
                 tokio::time::sleep(FALSE_WITHIN).await;
             }
             assert!(waits.iter().all(|wait| !wait.is_finished()), "a few are no reason");
-            for _ in 0..=MOST_FALSE / 200 {
-                all();
+            let burst = || (0..=MOST_FALSE / 200).for_each(|_| all());
+            burst();
+            tokio::time::sleep(2 * FALSE_WITHIN).await;
+            assert!(waits.iter().all(|wait| !wait.is_finished()), "nor are many for a moment");
+            for _ in 0..FALSE_SECONDS {
+                burst();
+                tokio::time::sleep(FALSE_WITHIN).await;
             }
             for wait in waits {
                 assert_eq!(wait.await.unwrap(), Quiet::Untracked);

@@ -36,20 +36,20 @@ async fn what_is_written_to_an_empty_schedule_is_announced_once() {
     tell!(tenant, "ZADD", &*full, 1, "member");
     tell!(tenant, "SET", &*text, "no schedule");
     let looked_at = [Arc::clone(&own_key), full, text, own];
-    assert_eq!(tracking.are_empty(&looked_at).await.unwrap(), [true, false, false, true]);
+    assert_eq!(tracking.are_empty(&looked_at).await.unwrap(), [Some(true), Some(false), None, Some(true)]);
     assert_eq!(tracking.ready().unwrap(), None);
 
     // By the ledger's script, as from another client.
     tenant.mutate("first", "{}").await;
     assert_eq!(next(&mut tracking).await, Change::Of(own_key.as_bytes().to_vec()));
     tenant.mutate("second", "{}").await;
-    assert_eq!(tracking.are_empty(&[Arc::clone(&own_key)]).await.unwrap(), [false]);
+    assert_eq!(tracking.are_empty(&[Arc::clone(&own_key)]).await.unwrap(), [Some(false)]);
     assert_eq!(tracking.ready().unwrap(), None, "once for each look");
 
     tracking.ping().await.unwrap();
     tell!(tenant, "FLUSHALL");
     assert_eq!(next(&mut tracking).await, Change::OfAll);
-    assert_eq!(tracking.are_empty(&[own_key]).await.unwrap(), [true]);
+    assert_eq!(tracking.are_empty(&[own_key]).await.unwrap(), [Some(true)]);
     server.kill().unwrap();
     let error = tokio::time::timeout(SOON, async {
         loop {
@@ -67,7 +67,7 @@ async fn a_server_that_forgets_what_it_tracks_says_so() {
     let server = RedisServer::start(RedisOptions { extra, ..RedisOptions::default() }).await.unwrap();
     let mut tracking = tracking(&server.url()).await;
     let keys: Vec<_> = (0..100).map(|n| key(&format!("schedule:{n}"))).collect();
-    assert!(tracking.are_empty(&keys).await.unwrap().iter().all(|empty| *empty));
+    assert!(tracking.are_empty(&keys).await.unwrap().iter().all(|empty| *empty == Some(true)));
     assert!(matches!(next(&mut tracking).await, Change::Of(_)), "none of them was written to");
 }
 
@@ -130,4 +130,39 @@ async fn a_peer_that_takes_the_command_and_announces_nothing_is_found_out() {
     let error = Tracking::open(&Endpoint::new(&settings).unwrap()).await.unwrap_err();
     assert_eq!(error.class, ErrorClass::Unexpected);
     assert!(error.message.contains("no change was announced"), "{error}");
+}
+
+#[tokio::test]
+async fn all_that_is_announced_is_ready_at_once_however_much_it_is() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("told"), &server.url()).await;
+    let mut tracking = tracking(&server.url()).await;
+    let keys: Vec<_> = (0..1000).map(|n| key(&format!("schedule:{n}"))).collect();
+    tracking.are_empty(&keys).await.unwrap();
+    let mut fill = redis::pipe();
+    for key in &keys {
+        fill.cmd("ZADD").arg(&**key).arg(1).arg("member").ignore();
+    }
+    let () = fill.query_async(&mut tenant.redis.clone()).await.unwrap();
+    // The answer comes after all announcements.
+    assert!(tracking.are_empty(&keys[..1]).await.unwrap() == [Some(false)]);
+    let mut announced = 0;
+    while let Some(change) = tracking.ready().unwrap() {
+        assert!(matches!(change, Change::Of(_)));
+        announced += 1;
+    }
+    assert_eq!(announced, 1000);
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_writes_any_more_is_not_listened_to() {
+    let server = RedisServer::start(RedisOptions::default()).await.unwrap();
+    let tenant = Tenant::on(space_of("told"), &server.url()).await;
+    let mut tracking = tracking(&server.url()).await;
+    tracking.ping().await.unwrap();
+    let keys: Vec<String> = ask!(tenant, "KEYS", "*tracking*");
+    assert!(keys.is_empty(), "{keys:?}");
+    // Of a master that nobody is: it keeps answering what it had.
+    tell!(tenant, "REPLICAOF", "127.0.0.1", balance_sync_sandbox::free_port().unwrap());
+    assert_eq!(tracking.ping().await.unwrap_err().class, ErrorClass::ReadOnly);
 }
