@@ -36,7 +36,8 @@ demo: setup ## Show the main job on private servers (DEMO_ARGS="--tenants 20 --r
 test: ## Run all tests: unit, property, real servers, whole system, alert rules
 	@sh tests/setup.sh pgbouncer promtool chromium chromedriver npm
 	$(CARGO) build --locked --package balance-sync-cli --package balance-sync-lab
-	@$(BROWSER_OR_NONE); $(AXE_OR_NONE); $(CARGO) test --locked --workspace
+	@# Most of them wait most of the time: for servers to start, for what they are to notice.
+	@$(BROWSER_OR_NONE); $(AXE_OR_NONE); RUST_TEST_THREADS=$${RUST_TEST_THREADS:-3} $(CARGO) test --locked --workspace
 
 matrix: ## Run the tests on several versions of Redis, Postgres and PgBouncer (MATRIX_ONLY="redis-6.2 valkey")
 	@sh tests/setup.sh pgbouncer
