@@ -5,9 +5,10 @@ use std::sync::Arc;
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually, free_port};
 use balance_sync_schedule::{
     Endpoint, ErrorClass, Link, LinkSettings, LinkStats, Schedule, ScheduleOptions, Subscription,
+    tracking::{Change, Tracking},
 };
 
-use crate::{SOON, Tenant, all, common::space_of};
+use crate::{SOON, Tenant, all, common::space_of, tell};
 
 /// That of `{transactions}`.
 const SLOT: u16 = 12_305;
@@ -116,6 +117,20 @@ async fn works(linked: &Linked, id: &str, owner: &RedisServer) {
     assert_eq!(tenant.score(&member).await, None);
 }
 
+/// Is told of a change at this node.
+async fn announced(linked: &Linked, owner: &RedisServer) -> Tracking {
+    let mut tracking = Tracking::open(&linked.endpoint).await.unwrap();
+    let tenant = Tenant::on(space_of("told"), &owner.url()).await;
+    let key = tenant.space.shared_schedule();
+    tell!(tenant, "DEL", &*key);
+    assert_eq!(tracking.are_empty(&[Arc::clone(&key)]).await.unwrap(), [Some(true)]);
+    tenant.mutate("a", "{}").await;
+    let change = tokio::time::timeout(SOON, tracking.next()).await.unwrap().unwrap();
+    assert_eq!(change, Change::Of(key.as_bytes().to_vec()));
+    tracking.ping().await.unwrap();
+    tracking
+}
+
 #[tokio::test]
 async fn the_slot_is_found_from_any_node_and_followed_after_a_failover_that_stays() {
     let cluster = Cluster::start().await;
@@ -133,6 +148,8 @@ async fn the_slot_is_found_from_any_node_and_followed_after_a_failover_that_stay
     works(&by_list, "t2", &cluster.masters[0]).await;
     assert_eq!((by_url.stats.connects(), by_url.stats.errors_total()), (2, 0), "one redirection, no failure");
     assert_eq!((by_list.stats.connects(), by_list.stats.errors_total()), (1, 0));
+    let mut former = announced(&by_url, &cluster.masters[0]).await;
+    announced(&by_list, &cluster.masters[0]).await;
 
     // The node is gone for good, and the others elect its replica.
     cluster.masters[0].kill().unwrap();
@@ -140,6 +157,8 @@ async fn the_slot_is_found_from_any_node_and_followed_after_a_failover_that_stay
     answers(&cluster.replica, "CLUSTER INFO", "cluster_state:ok").await;
     works(&by_url, "t1", &cluster.replica).await;
     works(&by_list, "t2", &cluster.replica).await;
+    assert!(former.ping().await.is_err());
+    announced(&by_url, &cluster.replica).await;
     // So is the node that the settings name: what was learned is enough.
     cluster.masters[1].kill().unwrap();
     works(&by_url, "t1", &cluster.replica).await;
