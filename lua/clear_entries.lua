@@ -11,10 +11,10 @@
 -- Result   { } = another revision is stored, and nothing was done; otherwise { cleared, scheduled, changed }
 --          cleared    members whose entries are deleted
 --          scheduled  those among them that were not scheduled before
---          changed    members whose entries are others than were read: they stay
+--          changed    members whose entries are others than were read, or that are to be scheduled and have no value any more: they stay
 --
 -- Atomic: comparing revision and entries, scheduling, deleting. A member is scheduled by a score that a producer could have
--- written, unless it is scheduled already. A value that was kept alive for its entry gets a TTL again.
+-- written, unless it is scheduled already, and its value gets a day to live. A value that was kept alive for its entry gets a TTL again.
 
 if redis.call('HGET', KEYS[4], 'revision') ~= ARGV[1] then return {} end
 local time = redis_time()
@@ -28,10 +28,15 @@ end
 
 for i = 2, #ARGV, 4 do
   local member, entry, loss = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  if entry_of(KEYS[2], member) ~= entry or entry_of(KEYS[3], member) ~= loss then
+  local schedules = ARGV[i + 3] == '1'
+  if entry_of(KEYS[2], member) ~= entry or entry_of(KEYS[3], member) ~= loss
+    or (schedules and redis.pcall('EXISTS', member) == 0) then
     changed = changed + 1
   else
-    if ARGV[i + 3] == '1' then scheduled = scheduled + redis.call('ZADD', KEYS[1], 'NX', time.text, member) end
+    if schedules then
+      raise_ttl(member, 1000 * KEEP_ALIVE_SECONDS)
+      scheduled = scheduled + redis.call('ZADD', KEYS[1], 'NX', time.text, member)
+    end
     if entry ~= '' then
       stop_keeping_alive(decode(entry) or {}, member)
       redis.call('HDEL', KEYS[2], member)

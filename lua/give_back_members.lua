@@ -3,7 +3,7 @@
 --
 -- KEYS[1]  schedule
 -- KEYS[2]  rollout (hash: revision, …)
--- ARGV[1]  the revision by which no worker serves the tenant
+-- ARGV[1]  the revision by which no worker serves the tenant ('' = whichever there is, if it is only counted)
 -- ARGV[2]  cursor, as ZSCAN takes it ('0' = from the beginning)
 -- ARGV[3]  about how many members
 -- ARGV[4]  lock prefix of the tenant
@@ -11,7 +11,7 @@
 -- ARGV[6]  TTL in milliseconds that values get of which less than half of it is left (0 = off)
 -- ARGV[7]  '1' = do it, '0' = only count
 --
--- Result   { } = another revision is stored, and nothing was done; otherwise { cursor, seen, held, ahead, unlocked, locked, raised }
+-- Result   { } = another revision is stored, and nothing was done; otherwise { cursor, seen, held, ahead, unlocked, locked, raised, gone }
 --          cursor    for the next page; '0' = this was the last one
 --          seen      members looked at
 --          held      those with the score of a lease or delay of ours: due now
@@ -19,6 +19,7 @@
 --          unlocked  locks of ours, which are deleted
 --          locked    locks of the ledger's own worker, which stay
 --          raised    values whose TTL was raised
+--          gone      names of those of the tenant's members that have no value: the ledger's worker takes them out unwritten
 --
 -- Atomic per page: comparing the revision, reading scores, moving, unlocking. No member is removed. Each that was held has another score
 -- afterwards, which no lease has: a worker of ours that wakes up late settles nothing by its former lease. A lease that has lapsed moves
@@ -26,10 +27,10 @@
 
 local LEDGERS_TOKEN = '1' -- what the ledger's own worker sets its locks to
 
-if redis.call('HGET', KEYS[2], 'revision') ~= ARGV[1] then return {} end
 local lock_prefix, prefix, ttl_ms, acts = ARGV[4], ARGV[5], tonumber(ARGV[6]), ARGV[7] == '1'
+if (acts or ARGV[1] ~= '') and redis.call('HGET', KEYS[2], 'revision') ~= ARGV[1] then return {} end
 local time = redis_time()
-local held, ahead, unlocked, locked, raised = 0, 0, 0, 0, 0
+local held, ahead, unlocked, locked, raised, gone = 0, 0, 0, 0, 0, {}
 
 local function look(member, score)
   local number = tonumber(score)
@@ -48,7 +49,12 @@ local function look(member, score)
     unlocked = unlocked + 1
     if acts then redis.call('DEL', lock_prefix .. member) end
   end
-  if not acts or ttl_ms == 0 or not is_own(member, prefix) then return end
+  if not is_own(member, prefix) then return end
+  if redis.pcall('EXISTS', member) == 0 then
+    gone[#gone + 1] = member
+    return
+  end
+  if not acts or ttl_ms == 0 then return end
   local left = redis.pcall('PTTL', member)
   if type(left) == 'number' and left >= 0 and left < ttl_ms / 2 then
     local _, did_raise = raise_ttl(member, ttl_ms)
@@ -57,4 +63,4 @@ local function look(member, score)
 end
 
 local cursor, seen = scan_members(KEYS[1], ARGV[2], tonumber(ARGV[3]), look)
-return { cursor, seen, held, ahead, unlocked, locked, raised }
+return { cursor, seen, held, ahead, unlocked, locked, raised, gone }

@@ -16,6 +16,12 @@ pub(crate) const LEASES: &str = "recovery";
 /// How long a record can be read after it was written last.
 const KEPT: Duration = Duration::from_hours(24);
 
+/// Whether this key is one of a recovery of any tenant.
+pub(crate) fn is_key(key: &str) -> bool {
+    let lease = || key.strip_prefix(crate::names::KEY_PREFIX)?.strip_prefix(LEASES)?.strip_prefix(':');
+    key.starts_with(KEY_PREFIX) || lease().is_some()
+}
+
 /// The recoveries in this Redis.
 #[derive(Debug, Clone)]
 pub struct Recoveries {

@@ -4,6 +4,8 @@
 //! Each call changes something only as long as the stored rollout has the revision by which no worker of ours serves the tenant, and no
 //! call removes a member or a value.
 
+use std::collections::BTreeSet;
+
 use balance_sync_domain::KeySpace;
 use redis::Value;
 
@@ -31,7 +33,7 @@ const SCAN_COUNT: usize = 2000;
 const KEYS_PER_CALL: usize = 100;
 
 /// What a walk over a schedule has found, and done.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Returned {
     /// Members looked at; of one that comes and goes meanwhile it is not known whether it is among them.
     pub members: u64,
@@ -45,10 +47,13 @@ pub struct Returned {
     pub locked: u64,
     /// Values whose TTL was raised.
     pub raised: u64,
+    /// The members without a value: the ledger's own worker takes them out of the schedule unwritten.
+    pub gone: BTreeSet<Vec<u8>>,
 }
 
 impl std::ops::AddAssign for Returned {
-    fn add_assign(&mut self, other: Self) {
+    fn add_assign(&mut self, mut other: Self) {
+        self.gone.append(&mut other.gone);
         self.members += other.members;
         self.held += other.held;
         self.ahead += other.ahead;
@@ -89,8 +94,21 @@ pub struct Cleared {
     pub cleared: u64,
     /// Those among them that are scheduled now and were not before.
     pub scheduled: u64,
-    /// Members whose entries have changed since they were read, and stay.
+    /// Members whose entries have changed since they were read, or whose values are gone, and which stay.
     pub changed: u64,
+}
+
+/// What was written down about a tenant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Records, without those that stay.
+    pub records: u64,
+    /// Open conditions that stay.
+    pub conditions: u64,
+    /// Pauses that stay.
+    pub pauses: u64,
+    /// A recovery is under way: what belongs to it stays.
+    pub is_recovering: bool,
 }
 
 /// A key that is none of the ledger's.
@@ -154,6 +172,11 @@ pub fn kept_because(key: &str) -> Option<&'static str> {
         Some("the log says who went back, when and why")
     } else if key == vanished::MARK || key == vanished::PROCESS {
         Some("without the mark a worker that starts later takes this Redis for one that has lost its data")
+    } else if [vanished::OPEN, controls::PAUSED, controls::ACKNOWLEDGED, controls::EVENTS].contains(&key) {
+        // What the tenants had in it is forgotten, and an emptied hash is gone.
+        Some("it holds what is open, paused or acknowledged of tenants that are not listed")
+    } else if recoveries::is_key(key) {
+        Some("it belongs to a recovery of a tenant that is not listed")
     } else {
         None
     }
@@ -189,7 +212,7 @@ impl Retirement {
     }
 
     /// Walks over a schedule once. With `act`, what is held is made due, our locks are deleted, and scheduled values get a TTL of `ttl_ms` if
-    /// less than half of it is left.
+    /// less than half of it is left. Without it and with an empty revision, it is counted under whatever rollout there is.
     ///
     /// # Errors
     /// As Redis answers; pages before may be done.
@@ -210,7 +233,7 @@ impl Retirement {
             if is_empty(&answer) {
                 return Ok(None);
             }
-            let parts = array(OPERATION, &answer, 7)?;
+            let parts = array(OPERATION, &answer, 8)?;
             cursor = bulk(OPERATION, &parts[0])?.to_vec();
             let number = |at: usize| int(OPERATION, &parts[at]);
             sum += Returned {
@@ -220,6 +243,13 @@ impl Retirement {
                 unlocked: number(4)?,
                 locked: number(5)?,
                 raised: number(6)?,
+                gone: match &parts[7] {
+                    Value::Array(gone) => gone
+                        .iter()
+                        .map(|member| bulk(OPERATION, member).map(<[u8]>::to_vec))
+                        .collect::<Result<_, _>>()?,
+                    _ => BTreeSet::new(),
+                },
             };
             if cursor == b"0" {
                 return Ok(Some(sum));
@@ -227,7 +257,7 @@ impl Retirement {
         }
     }
 
-    /// Deletes entries that are as they were read; those with `true` are scheduled.
+    /// Deletes entries that are as they were read; those with `true` are scheduled, if they have a value, and that gets a day to live.
     ///
     /// # Errors
     /// As Redis answers; some may be deleted.
@@ -262,8 +292,8 @@ impl Retirement {
         Ok(Some(sum))
     }
 
-    /// Deletes what is written down about a tenant beside its quarantine and losses; returns how many records there were. Without `act`
-    /// they are only counted.
+    /// Deletes what is written down about a tenant beside its quarantine and losses; returns what there was. Without `act` it is only
+    /// counted. With `spares` an open condition and pauses stay; what belongs to a recovery under way always does.
     ///
     /// # Errors
     /// As Redis answers.
@@ -272,14 +302,15 @@ impl Retirement {
         tenant: &str,
         spaces: &[KeySpace],
         timelines: &[String],
+        spares: bool,
         act: bool,
-    ) -> Result<Option<u64>, ScheduleError> {
+    ) -> Result<Option<Forgotten>, ScheduleError> {
         let whole: Vec<String> =
             Recoveries::keys(tenant).into_iter().chain(timelines.iter().cloned()).collect();
         let mut cmd = scripts::FORGET_TENANT.call(7 + whole.len());
         cmd.arg(rollout::ROLLOUT).arg(controls::PAUSED).arg(controls::ACKNOWLEDGED).arg(controls::EVENTS);
         cmd.arg(vanished::OPEN).arg(neighbours::KEY).arg(origins::KEY).arg(whole);
-        cmd.arg(&self.revision).arg(u8::from(act)).arg(tenant);
+        cmd.arg(&self.revision).arg(u8::from(act)).arg(u8::from(spares)).arg(tenant);
         for space in spaces {
             cmd.arg(space.schedule());
         }
@@ -287,7 +318,13 @@ impl Retirement {
         if is_empty(&answer) {
             return Ok(None);
         }
-        Ok(Some(int("forget tenant", &array("forget tenant", &answer, 1)?[0])?))
+        let counts = ints("forget tenant", &answer, 4)?;
+        Ok(Some(Forgotten {
+            records: counts[0],
+            conditions: counts[1],
+            pauses: counts[2],
+            is_recovering: counts[3] > 0,
+        }))
     }
 
     /// Deletes those of these locks that are ours; returns how many.
@@ -415,10 +452,23 @@ mod tests {
     #[test]
     fn what_a_later_worker_needs_is_kept() {
         let key = |name: &str| format!("{OURS}{name}");
-        for name in ["rollout", "rollout-history", "actions", "data-set", "data-set:process"] {
+        let of_fleet = ["rollout", "rollout-history", "actions", "data-set", "data-set:process"];
+        let of_tenants = ["paused", "vanished", "acknowledged-entries", "entry-events"];
+        let [record, stop, lease] = Recoveries::keys("acme");
+        for key in [&record, &stop, &lease] {
+            assert!(kept_because(key).is_some(), "{key}");
+        }
+        for name in of_fleet.into_iter().chain(of_tenants) {
             assert!(kept_because(&key(name)).is_some(), "{name}");
         }
-        for name in ["paused", "neighbours", "rollout-2", "actions:", "timeline-1:g:t:rollout"] {
+        for name in [
+            "paused-2",
+            "neighbours",
+            "rollout-2",
+            "name-1:service-1:one",
+            "actions:",
+            "timeline-1:g:t:rollout",
+        ] {
             assert!(kept_because(&key(name)).is_none(), "{name}");
         }
         assert_eq!(process_of(&key("name-1:service-1:one")), Some("one"));

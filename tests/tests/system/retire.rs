@@ -487,6 +487,71 @@ async fn a_worker_that_does_not_leave_in_time_is_named_and_nothing_is_removed() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn balances_whose_values_are_gone_are_not_handed_over_silently() -> Result<()> {
+    let sandbox = sandbox(1, 4).await?;
+    let tenant = &sandbox.tenants()[0];
+    let mut redis = sandbox.redis().connect().await?;
+    // The workers are dead for longer than values live.
+    let (schedule, member) = (tenant.keys.schedule(), |n: usize| tenant.keys.member(&tenant.balances[n]));
+    put_raw(
+        &mut redis,
+        &schedule,
+        member(0).as_bytes(),
+        tenant.balances[0].json(7).as_bytes(),
+        Some(DEFAULT_TTL),
+    )
+    .await?;
+    redis.zadd::<_, _, _, ()>(&schedule, member(1), 1_700_000_000).await?;
+    for words in [&["--tenant", &tenant.id, "--plan"][..], &["--tenant", &tenant.id][..]] {
+        let said = refused(&sandbox, words).await?;
+        let against = &said["plan"]["objections"][0];
+        ensure!(against["what"] == "valueless" && against["can_be_acknowledged"] == true, "{said}");
+    }
+    // Put off before the clock of Redis was set back by decades.
+    let value = tenant.balances[3].json(5);
+    put_raw(&mut redis, &schedule, member(3).as_bytes(), value.as_bytes(), Some(DEFAULT_TTL)).await?;
+    redis.zadd::<_, _, _, ()>(&schedule, member(3), 9_999_999_999_u64).await?;
+    // Behind and not scheduled, and its value won't live long.
+    redis.set_ex::<_, _, ()>(member(2), tenant.balances[2].json(9), 600).await?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("entries.jsonl").display().to_string();
+    let report = retire(&sandbox, &["--tenant", &tenant.id, "--acknowledge", "--export", &file]).await?;
+    let of = &report["tenants"][0];
+    ensure!(of["without_value"] == 1 && of["made_due"] == 1 && of["ahead"] == 0, "{report}");
+    let text = std::fs::read_to_string(&file)?;
+    let line: Value = serde_json::from_str(&text)?;
+    ensure!(line["member"] == member(1) && line["value"].is_null(), "{text}");
+    ensure!(scores(&sandbox, &schedule).await?.len() == 4, "no member is removed");
+    let ttl: i64 = redis.ttl(member(2)).await?;
+    ensure!(ttl > 80_000, "what was scheduled last lives for {ttl} s");
+    // What is open of a tenant that is not listed stays when all the others go.
+    let open = "{transactions}:balance-sync:vanished";
+    redis.hset::<_, _, _, ()>(open, "elsewhere", "{}").await?;
+    let report = retire(&sandbox, &["--all", "--acknowledge"]).await?;
+    let kept = report["kept"].to_string();
+    ensure!(redis.hexists::<_, _, bool>(open, "elsewhere").await? && kept.contains(open), "{report}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_postgres_entries_speak_against_it_and_not_all_is_known() -> Result<()> {
+    let sandbox = sandbox(1, 2).await?;
+    let tenant = &sandbox.tenants()[0];
+    let mut redis = sandbox.redis().connect().await?;
+    redis.hset::<_, _, _, ()>(quarantine_key(tenant), tenant.keys.member(&tenant.balances[0]), "{}").await?;
+    sandbox.postgres().stop_immediate().await?;
+    let words = ["retire", "--json", "--tenant", &tenant.id, "--plan"];
+    let done = command(&sandbox, &words).await?;
+    ensure!(done.code == Some(2), "{done:?}");
+    let said: Value = serde_json::from_str(&done.stdout)?;
+    let plan = &said["plan"];
+    ensure!(plan["objections"][0]["what"] == "entries" && plan["unknown"] == true, "{said}");
+    let said = refused(&sandbox, &["--tenant", &tenant.id]).await?;
+    ensure!(said["result"] == "refused", "{said}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_open_is_refused_until_it_is_acknowledged_and_no_entry_is_lost_silently() -> Result<()> {
     let sandbox = sandbox(1, 6).await?;
     let tenant = &sandbox.tenants()[0];

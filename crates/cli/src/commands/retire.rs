@@ -40,6 +40,7 @@ pub(crate) async fn retire(file: Option<&Path>, args: RetireArgs) -> anyhow::Res
         ),
     };
     let code = match &ended {
+        Ended::Planned(plan) if plan.unknown => EXIT_UNKNOWN,
         Ended::Planned(plan) if plan.objections.is_empty() => EXIT_OK,
         Ended::Planned(_) | Ended::Objected(_) | Ended::Refused(_) => EXIT_OPEN,
         Ended::Done(report) => match report.state() {
@@ -115,7 +116,7 @@ fn plan_words(plan: &Plan, screen: Screen) -> String {
         text,
         "\nIn this order: no worker claims them any more ({}); what is held is made due, and scheduled values live for a day; rows are compared, \
          and what is behind and not scheduled is scheduled; quarantine and losses are cleared as above; records of ours are removed; all is \
-         verified and reported.",
+         reported.",
         match plan.workers.as_slice() {
             [] => "none is live".to_owned(),
             names => format!("{} must leave", printable(&names.join(", "))),
@@ -132,7 +133,7 @@ fn plan_words(plan: &Plan, screen: Screen) -> String {
     if plan.objections.len() > SHOWN {
         let _ = writeln!(text, "… and {} more; --json has them all", plan.objections.len() - SHOWN);
     }
-    if plan.objections.is_empty() {
+    if plan.objections.is_empty() && !plan.unknown {
         let _ = writeln!(text, "{}", styled(GOOD, "nothing speaks against it"));
     }
     text

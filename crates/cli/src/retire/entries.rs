@@ -120,12 +120,22 @@ impl Look {
         let entry = self.entry.read();
         let quarantined = entry.as_ref().filter(|_| self.entry.quarantined.is_some());
         let copy = quarantined.filter(|entry| !entry.truncated).and_then(|entry| entry.value.as_ref());
+        let copy =
+            copy.and_then(|copy| BalanceValue::decode(copy.as_bytes()).ok()).map(|value| value.version);
+        let reason = quarantined.and_then(|entry| entry.reason.known());
+        let copy_unknown = match quarantined {
+            None => self.entry.quarantined.is_some(),
+            // The copy is the value that could not be read; Redis has another one by now.
+            Some(_) if reason.is_some_and(|reason| reason.as_str().starts_with("value_")) => false,
+            Some(entry) => copy.is_none() && entry.value.is_some(),
+        };
         Seen {
-            reason: quarantined.and_then(|entry| entry.reason.known()),
+            reason,
             lost: self.entry.lost.is_some(),
             is_balance,
             value: self.read.as_ref().map(|value| value.version),
-            copy: copy.and_then(|copy| BalanceValue::decode(copy.as_bytes()).ok()).map(|value| value.version),
+            copy,
+            copy_unknown,
             row,
         }
     }
@@ -148,4 +158,31 @@ async fn look(link: &Link, entry: RawEntry) -> anyhow::Result<Look> {
     };
     let read = value.as_deref().and_then(|value| BalanceValue::of_member(&entry.member, value).ok());
     Ok(Look { entry, value, bytes, read })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_copy_that_can_not_be_read_is_known_as_such() {
+        let is_unknown = |raw: Vec<u8>| {
+            let entry = RawEntry { member: b"m".to_vec(), quarantined: Some(raw), lost: None };
+            Look { entry, value: None, bytes: None, read: None }.seen(true, None).copy_unknown
+        };
+        let of = |reason: &str, value: Option<&str>, truncated: bool| {
+            let entry = json!({
+                "reason": reason, "value": value, "truncated": truncated, "first_at": "1", "last_at": "1", "count": 1,
+            });
+            is_unknown(entry.to_string().into_bytes())
+        };
+        assert!(is_unknown(b"no entry".to_vec()));
+        assert!(of("refused_by_postgres", Some("{}"), false));
+        assert!(of("refused_by_postgres", Some("{\"a\":"), true));
+        assert!(!of("missing_row", None, false), "there is none");
+        assert!(!of("value_field_missing", Some("{}"), false), "that is why it is in quarantine");
+    }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use balance_sync_schedule::retire::RawEntry;
+use nix::fcntl::OFlag;
 use serde_json::{Value, json};
 
 /// What may be read by others.
@@ -25,11 +26,13 @@ impl Export {
     /// Opens or makes it. A line that was cut off is ended.
     ///
     /// # Errors
-    /// When it can't be written, is no regular file, or others may read it.
+    /// When it can't be written, is no regular file but a link or a folder, or others may read it.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let what = || format!("--export {}", path.display());
         let mut options = OpenOptions::new();
         options.read(true).append(true).create(true).mode(0o600);
+        // What somebody else has put there is not followed elsewhere.
+        options.custom_flags(OFlag::O_NOFOLLOW.bits());
         let mut file = options.open(path).with_context(what)?;
         let meta = file.metadata().with_context(what)?;
         if !meta.is_file() {
@@ -38,6 +41,10 @@ impl Export {
         if meta.mode() & OF_OTHERS != 0 {
             bail!("{}: others than its owner may use it, and it gets amounts: chmod 600", what());
         }
+        // A file whose name is not on the disk is lost with all that is.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = File::open(folder.unwrap_or(Path::new("."))).with_context(what)?;
+        folder.sync_all().with_context(what)?;
         if meta.len() > 0 {
             file.seek(SeekFrom::End(-1)).with_context(what)?;
             let mut last = [0];
@@ -84,6 +91,18 @@ pub(super) fn line(
     line
 }
 
+/// A scheduled member without a value: all that is known of it is its name.
+pub(super) fn line_of_gone(tenant: &str, member: &[u8]) -> Value {
+    let entry = RawEntry { member: member.to_vec(), quarantined: None, lost: None };
+    line(
+        tenant,
+        &entry,
+        None,
+        None,
+        "it is scheduled and has no value: the ledger's own worker drops it unwritten",
+    )
+}
+
 fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -109,6 +128,10 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         assert!(Export::open(&path).unwrap_err().to_string().contains("chmod 600"));
         assert!(Export::open(folder.path()).is_err());
+        let (other, link) = (folder.path().join("other"), folder.path().join("link"));
+        Export::open(&other).unwrap();
+        std::os::unix::fs::symlink(&other, &link).unwrap();
+        assert!(Export::open(&link).is_err());
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(super) struct Seen {
     pub(super) value: Option<i64>,
     /// The version of the copy in the entry; `None` = there is none that can be read as a whole.
     pub(super) copy: Option<i64>,
+    /// There is one, or the entry can't be read: how new it is isn't known. Not of one whose reason is that the value can't be read.
+    pub(super) copy_unknown: bool,
     /// Its row.
     pub(super) row: Option<SeenRow>,
 }
@@ -52,6 +54,9 @@ pub(super) fn fate(seen: &Seen) -> Fate {
     };
     if seen.copy.is_some_and(|copy| copy > version) {
         return Fate::Kept("the copy in its entry is newer than the value in Redis");
+    }
+    if seen.copy_unknown {
+        return Fate::Kept("its copy can't be read");
     }
     let Some(row) = seen.row else {
         // The ledger's worker would take it out of the schedule and write nothing.
@@ -86,6 +91,7 @@ mod tests {
             is_balance: true,
             value: Some(5),
             copy: Some(5),
+            copy_unknown: false,
             row: Some(BEHIND),
         }
     }
@@ -109,6 +115,7 @@ mod tests {
         assert!(is_kept(&Seen { reason: None, ..seen(MissingRow) }), "of a later release");
         assert!(is_kept(&Seen { value: None, ..seen(MissingRow) }), "the ledger reads no copies");
         assert!(is_kept(&Seen { copy: Some(6), ..seen(MissingRow) }));
+        assert!(is_kept(&Seen { copy: None, copy_unknown: true, ..seen(MissingRow) }));
         assert!(is_kept(&Seen { row: None, ..seen(MissingRow) }), "it would be dropped unwritten");
         assert!(is_kept(&Seen { is_balance: false, ..seen(MissingRow) }));
     }
@@ -119,6 +126,10 @@ mod tests {
         let of = |row| fate(&Seen { row, ..seen(QuarantineReason::RefusedByPostgres) });
         assert_eq!(of(row(5, false, true)), Fate::Settled);
         assert_eq!(of(row(1, true, false)), Fate::Settled);
+        let unknown = Seen { copy: None, copy_unknown: true, ..seen(QuarantineReason::RefusedByPostgres) };
+        for row in [row(5, false, true), row(1, true, false)] {
+            assert!(is_kept(&Seen { row, ..unknown }), "its copy may be newer");
+        }
         assert!(matches!(of(row(5, false, false)), Fate::Kept(_)), "other amounts at the same version");
         assert!(matches!(of(row(6, false, true)), Fate::Kept(_)), "ahead of Redis");
     }

@@ -8,10 +8,13 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use balance_sync_domain::printable;
 use balance_sync_engine::rollout::{Cause, Change, Pattern, Share};
 use balance_sync_schedule::{
     Link, Retirement, Rollouts, Schedules, Timelines, read_values,
-    retire::{OwnKey, RawEntry, Returned, entries, kept_because, own_keys, process_of, timeline_of},
+    retire::{
+        Forgotten, OwnKey, RawEntry, Returned, entries, kept_because, own_keys, process_of, timeline_of,
+    },
     rollout::StoredRollout,
 };
 use balance_sync_tenants::Tenant;
@@ -126,12 +129,22 @@ pub(crate) struct TenantReport {
     pub behind: u64,
     /// Those that were behind and not scheduled, and are scheduled now.
     pub scheduled_again: u64,
+    /// Members that were scheduled further ahead than any delay reaches, and are due now: the clock of Redis has jumped back.
+    pub made_due: u64,
     /// Those that differ in another way: no row, a newer one, other amounts; or unreadable.
     pub differing: u64,
     /// Members that wait for the ledger's own worker.
     pub scheduled: u64,
     /// Those that the ledger itself has scheduled ahead.
     pub ahead: u64,
+    /// Scheduled members without a value: the ledger's own worker drops them unwritten.
+    pub without_value: u64,
+    /// Which ones.
+    #[serde(skip)]
+    gone: BTreeSet<Vec<u8>>,
+    /// What stays of its records.
+    #[serde(skip)]
+    spared: Forgotten,
     /// What is left open.
     pub open: Vec<String>,
     /// What could not be determined.
@@ -254,7 +267,8 @@ impl<'a> Job<'a> {
         };
         let detail: String = detail.chars().take(LONGEST_OUTCOME).collect();
         if let Err(error) = operator.outcome(&action, &who, outcome, &detail).await {
-            eprintln!("balance-sync: what became of it could not be written down: {error}");
+            let error = error.to_string();
+            eprintln!("balance-sync: what became of it could not be written down: {}", printable(&error));
         }
         Ok(match ended? {
             Ok(report) => Ended::Done(report),
@@ -279,7 +293,7 @@ impl<'a> Job<'a> {
             .collect();
 
         self.begin("give back what is held");
-        step!(self.give_back(&retirement, &mut reports).await?);
+        step!(self.give_back(&retirement, &mut reports, export.as_mut()).await?);
 
         self.begin("compare rows");
         let labels: Vec<String> = match self.args.all {
@@ -294,18 +308,29 @@ impl<'a> Job<'a> {
             step!(self.clear_entries(&retirement, tenant, schedules, export.as_mut(), report).await?);
         }
 
+        // What the two steps before have scheduled gets its day too.
+        step!(self.give_back(&retirement, &mut reports, export.as_mut()).await?);
+
         self.begin("remove what only we understand");
         let mut others = Others::default();
         for sweep in 1..=SWEEPS {
             step!(self.sweep(&retirement, &mut reports).await?);
-            others = step!(self.look_for_rest(&retirement, &mut reports, sweep == SWEEPS).await?);
+            others =
+                step!(self.look_for_rest(&retirement, &mut reports, export.as_mut(), sweep == SWEEPS).await?);
             if others.is_clean {
                 break;
             }
             tokio::time::sleep(SWEEP_AGAIN_AFTER).await;
         }
 
-        self.begin("verify");
+        for report in &mut reports {
+            report.open.extend(spared(&report.spared).map(str::to_owned));
+            if report.without_value > 0 && !self.args.acknowledge {
+                report.open.push(valueless(report.gone.len()));
+            }
+        }
+
+        self.begin("report");
         let (fleet_keys_removed, kept) = self.end_of_fleet(&retirement, others, &reports).await?;
         Ok(Ok(Report { revision, tenants: reports, fleet_keys_removed, kept }))
     }
@@ -394,7 +419,7 @@ impl<'a> Job<'a> {
                 return Ok(staying);
             }
             if reported.elapsed() >= REPORT_EVERY {
-                eprintln!("retire: waiting for {}", staying.join(", "));
+                eprintln!("retire: waiting for {}", printable(&staying.join(", ")));
                 reported = Instant::now();
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -404,7 +429,12 @@ impl<'a> Job<'a> {
     // -- Redis ---------------------------------------------------------------------------------------------------
 
     /// Makes due what is held, and gives scheduled values a day.
-    async fn give_back(&self, retirement: &Retirement, reports: &mut [TenantReport]) -> Step<()> {
+    async fn give_back(
+        &self,
+        retirement: &Retirement,
+        reports: &mut [TenantReport],
+        mut export: Option<&mut Export>,
+    ) -> Step<()> {
         let ttl = u64::try_from(VALUES_LIVE.as_millis()).unwrap_or(u64::MAX);
         let walked: Vec<Option<Returned>> = futures::stream::iter(&self.schedules)
             .map(|schedules| walk(retirement, schedules, ttl, true))
@@ -416,8 +446,29 @@ impl<'a> Job<'a> {
             report.given_back += walked.held;
             report.unlocked += walked.unlocked;
             report.kept_alive += walked.raised;
+            self.note_gone(report, walked.gone, export.as_deref_mut())?;
         }
         Ok(Ok(()))
+    }
+
+    /// Remembers members without a value; with an export they are written down, each once.
+    fn note_gone(
+        &self,
+        report: &mut TenantReport,
+        gone: BTreeSet<Vec<u8>>,
+        export: Option<&mut Export>,
+    ) -> anyhow::Result<()> {
+        let new: Vec<Vec<u8>> = gone.into_iter().filter(|member| !report.gone.contains(member)).collect();
+        if let Some(export) = export {
+            for page in new.chunks(100) {
+                let lines: Vec<_> =
+                    page.iter().map(|member| export::line_of_gone(&report.tenant, member)).collect();
+                export.add(&lines)?;
+            }
+        }
+        report.gone.extend(new);
+        report.without_value = report.gone.len() as u64;
+        Ok(())
     }
 
     async fn clear_entries(
@@ -460,27 +511,31 @@ impl<'a> Job<'a> {
                 }
             }
         }
-        let mut left = 0;
+        let (mut left, mut changed) = (0, 0);
         for (space, entries) in &judged {
-            let of = |wanted: fn(&Fate) -> bool| entries.iter().filter(move |one| wanted(&one.fate));
-            let mut ours: Vec<(&RawEntry, bool)> =
-                of(|fate| matches!(fate, Fate::Settled)).map(|one| (&one.entry, false)).collect();
-            let settled = ours.len() as u64;
-            ours.extend(of(|fate| matches!(fate, Fate::Scheduled)).map(|one| (&one.entry, true)));
-            let scheduled = ours.len() as u64 - settled;
-            let kept = of(|fate| matches!(fate, Fate::Kept(_))).count() as u64;
-            if exports {
-                ours.extend(of(|fate| matches!(fate, Fate::Kept(_))).map(|one| (&one.entry, false)));
-            } else {
-                left += kept;
+            let of = |wanted: fn(&Fate) -> bool, schedules: bool| -> Vec<(&RawEntry, bool)> {
+                let of_fate = entries.iter().filter(|one| wanted(&one.fate));
+                of_fate.map(|one| (&one.entry, schedules)).collect()
+            };
+            let mut kept = of(|fate| matches!(fate, Fate::Kept(_)), false);
+            if !exports {
+                left += kept.len();
+                kept.clear();
             }
-            let Some(cleared) = retirement.clear(space, &ours).await? else { return Ok(Err(overtaken())) };
-            report.entries_settled += settled;
-            report.entries_scheduled += scheduled;
-            report.entries_exported += if exports { kept } else { 0 };
-            if cleared.changed > 0 {
-                report.open.push(format!("{} entries changed while they were read", cleared.changed));
+            for (entries, number) in [
+                (of(|fate| matches!(fate, Fate::Settled), false), &mut report.entries_settled),
+                (of(|fate| matches!(fate, Fate::Scheduled), true), &mut report.entries_scheduled),
+                (kept, &mut report.entries_exported),
+            ] {
+                let Some(cleared) = retirement.clear(space, &entries).await? else {
+                    return Ok(Err(overtaken()));
+                };
+                *number += cleared.cleared;
+                changed += cleared.changed;
             }
+        }
+        if changed > 0 {
+            report.open.push(format!("{changed} entries changed while they were read, or lost their values"));
         }
         if left > 0 {
             report.open.push(format!("{left} entries would be lost: --export FILE writes them down"));
@@ -498,9 +553,10 @@ impl<'a> Job<'a> {
         {
             let spaces: Vec<_> = schedules.iter().map(|schedule| schedule.space().clone()).collect();
             let of_tenant = timelines.get(tenant.label()).map_or(&[][..], Vec::as_slice);
-            let removed = retirement.forget(tenant.label(), &spaces, of_tenant, true).await?;
+            let spares = !self.args.acknowledge;
+            let removed = retirement.forget(tenant.label(), &spaces, of_tenant, spares, true).await?;
             let Some(removed) = removed else { return Ok(Err(overtaken())) };
-            report.records_removed += removed;
+            report.records_removed += removed.records;
             let ours = locks.get(&n).map_or(&[][..], Vec::as_slice);
             let Some(unlocked) = retirement.remove_locks(ours).await? else { return Ok(Err(overtaken())) };
             report.unlocked += unlocked;
@@ -513,6 +569,7 @@ impl<'a> Job<'a> {
         &self,
         retirement: &Retirement,
         reports: &mut [TenantReport],
+        mut export: Option<&mut Export>,
         is_last: bool,
     ) -> Step<Others> {
         let keys = own_keys(&self.link).await?;
@@ -535,11 +592,14 @@ impl<'a> Job<'a> {
                 walked = again;
             }
             (report.scheduled, report.ahead) = (walked.members, walked.ahead);
+            self.note_gone(report, walked.gone, export.as_deref_mut())?;
             let spaces: Vec<_> = schedules.iter().map(|schedule| schedule.space().clone()).collect();
             let of_tenant = timelines.get(tenant.label()).map_or(&[][..], Vec::as_slice);
-            let Some(records) = retirement.forget(tenant.label(), &spaces, of_tenant, false).await? else {
-                return Ok(Err(overtaken()));
-            };
+            let spares = !self.args.acknowledge;
+            let rest = retirement.forget(tenant.label(), &spaces, of_tenant, spares, false).await?;
+            let Some(rest) = rest else { return Ok(Err(overtaken())) };
+            let records = rest.records;
+            report.spared = rest;
             let held_locks = self.ours_of(locks.get(&n)).await?;
             is_clean &= held == 0 && records == 0 && held_locks == 0;
             if !is_last {
@@ -555,15 +615,14 @@ impl<'a> Job<'a> {
                 }
             }
         }
-        let mut others = Others { is_clean, ..Others::default() };
+        let mut others = Others { is_clean, entries: Vec::new() };
         let prefixes = self.prefixes();
         for key in keys {
             match key {
-                OwnKey::Fleet(key) => others.fleet.push(key),
                 OwnKey::Entries { prefix, key } if !prefixes.contains_key(&prefix) => {
                     others.entries.push(key)
                 }
-                OwnKey::Entries { .. } | OwnKey::Lock { .. } => {}
+                OwnKey::Fleet(_) | OwnKey::Entries { .. } | OwnKey::Lock { .. } => {}
             }
         }
         // Entries that could not be cleared are reported where that was tried.
@@ -648,6 +707,7 @@ impl<'a> Job<'a> {
             report.balances = result.balances;
             report.behind = result.behind;
             report.scheduled_again = result.unscheduled;
+            report.made_due = result.distant;
             report.differing = result.missing + result.ahead + result.different + result.unreadable;
             if report.differing > 0 && !self.args.acknowledge {
                 report.open.push(format!(
@@ -685,14 +745,31 @@ impl<'a> Job<'a> {
             });
             return Ok((0, kept));
         }
-        let mut fleet = others.fleet;
+        let mut fleet: Vec<String>;
         let begun = Instant::now();
         let running = loop {
+            let keys = own_keys(&self.link).await?;
+            fleet = keys
+                .into_iter()
+                .filter_map(|key| match key {
+                    OwnKey::Fleet(key) => Some(key),
+                    OwnKey::Entries { .. } | OwnKey::Lock { .. } => None,
+                })
+                .collect();
             let view = self.reader.view().await;
+            if let Some(error) = &view.redis_error {
+                kept.push(Kept {
+                    keys: "{transactions}:balance-sync:*".to_owned(),
+                    why: format!(
+                        "which workers run isn't known ({error}): run the command again to remove it"
+                    ),
+                });
+                return Ok((0, kept));
+            }
             let live = view.workers.iter().chain(&view.shadows).map(|worker| worker.name.clone());
             let live: BTreeSet<String> =
                 live.chain(view.foreign_workers.iter().map(|worker| worker.name.clone())).collect();
-            if !live.is_empty() || view.redis_error.is_some() {
+            if !live.is_empty() {
                 break live;
             }
             // A name that is still held may be that of a process that starts, or of one that was killed a moment ago.
@@ -702,14 +779,6 @@ impl<'a> Job<'a> {
                 break named;
             }
             tokio::time::sleep(LOOK_EVERY).await;
-            let keys = own_keys(&self.link).await?;
-            fleet = keys
-                .into_iter()
-                .filter_map(|key| match key {
-                    OwnKey::Fleet(key) => Some(key),
-                    OwnKey::Entries { .. } | OwnKey::Lock { .. } => None,
-                })
-                .collect();
         };
         for key in &fleet {
             if let Some(why) = kept_because(key) {
@@ -741,14 +810,12 @@ impl<'a> Job<'a> {
 struct Others {
     /// Nothing of the tenants is.
     is_clean: bool,
-    /// Keys of the fleet.
-    fleet: Vec<String>,
     /// Quarantine and losses of tenants that are not among them.
     entries: Vec<String>,
 }
 
 /// Walks over all schedules of a tenant.
-async fn walk(
+pub(super) async fn walk(
     retirement: &Retirement,
     schedules: &Schedules,
     ttl_ms: u64,
@@ -762,6 +829,30 @@ async fn walk(
         }
     }
     Ok(Some(sum))
+}
+
+/// What is said of records that stay: they have come after what spoke against it was read.
+fn spared(spared: &Forgotten) -> impl Iterator<Item = &'static str> + use<> {
+    let all = [
+        (
+            spared.conditions > 0,
+            "Redis has lost data of it meanwhile, and what follows is not settled yet: the condition stays",
+        ),
+        (
+            spared.pauses > 0,
+            "it was paused meanwhile, and the ledger's own worker knows no pause: the pause stays",
+        ),
+        (spared.is_recovering, "a recovery is under way: what belongs to it stays"),
+    ];
+    all.into_iter().filter_map(|(is_so, text)| is_so.then_some(text))
+}
+
+/// What is said of members without a value.
+pub(super) fn valueless(number: usize) -> String {
+    format!(
+        "{} scheduled balances have no value in Redis: the ledger's own worker drops them unwritten; see `balance-sync recover`",
+        count(number as u64)
+    )
 }
 
 fn overtaken() -> Refusal {

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use balance_sync_engine::rollout::Cause;
 use balance_sync_fleet::status::WorkerMode;
-use balance_sync_schedule::{Controls, Recoveries, Rollouts, Vanished};
+use balance_sync_schedule::{Controls, Recoveries, Retirement, Rollouts, Vanished, retire::entries};
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 
 use super::{
     entries::{OfTenant, judge_all},
     fate::Fate,
-    job::Job,
+    job::{Job, valueless, walk},
 };
 
 /// Tenants read at the same time.
@@ -78,6 +78,8 @@ pub(crate) struct Plan {
     pub objections: Vec<Objection>,
     /// What is worth knowing.
     pub notes: Vec<String>,
+    /// Something could not be determined; a note says what.
+    pub unknown: bool,
 }
 
 impl Plan {
@@ -100,6 +102,8 @@ pub(super) async fn plan(job: &Job<'_>) -> anyhow::Result<Plan> {
     let open: BTreeMap<String, String> =
         Vanished::new(job.link.clone(), "retire").open().await?.into_iter().collect();
     let recoveries = Recoveries::new(job.link.clone());
+    // Only counts, under whatever rollout there is.
+    let counts = Retirement::new(job.link.clone(), String::new());
     let (mut objections, mut notes) = (Vec::new(), Vec::new());
     let writers = || view.workers.iter().filter(|worker| worker.mode != WorkerMode::Shadow);
     let workers: Vec<String> = writers()
@@ -131,6 +135,7 @@ pub(super) async fn plan(job: &Job<'_>) -> anyhow::Result<Plan> {
         futures::stream::iter(job.tenants.iter().zip(&job.schedules))
             .map(|(tenant, schedules)| {
                 let (paused, open, recoveries, view, stored) = (&paused, &open, &recoveries, &view, &stored);
+                let counts = &counts;
                 async move {
                     let label = tenant.label();
                     let (mut against, mut note) = (Vec::new(), None);
@@ -138,14 +143,23 @@ pub(super) async fn plan(job: &Job<'_>) -> anyhow::Result<Plan> {
                         against.push(Objection { tenant: Some(label.to_owned()), what, text, can_be_acknowledged });
                     };
                     let backlog = schedules.backlog().await?;
-                    let entries = match judge_all(&job.verifier, &job.link, schedules, tenant).await {
+                    let judged = match judge_all(&job.verifier, &job.link, schedules, tenant).await {
                         Ok(entries) => Some(Fates::of(&entries)),
                         Err(error) => {
                             note = Some(format!("tenant {label}: {error:#}"));
+                            let mut number = 0;
+                            for schedule in schedules.iter() {
+                                number += entries(schedule).await?.len();
+                            }
+                            if number > 0 {
+                                object("entries", true, format!(
+                                    "{number} balances are in quarantine, lost or forked, and what becomes of them can't be judged without its Postgres"
+                                ));
+                            }
                             None
                         }
                     };
-                    if let Some(fates) = entries.filter(|fates| fates.total() > 0) {
+                    if let Some(fates) = judged.filter(|fates| fates.total() > 0) {
                         object("entries", true, format!(
                             "{} balances are in quarantine, lost or forked, which the ledger's own worker doesn't know: {} would be \
                              scheduled for it, {} are settled, {} would be written by nobody",
@@ -157,6 +171,13 @@ pub(super) async fn plan(job: &Job<'_>) -> anyhow::Result<Plan> {
                                 fates.kept
                             ));
                         }
+                    }
+                    let gone = match walk(counts, schedules, 0, false).await? {
+                        Some(walked) => walked.gone.len(),
+                        None => 0,
+                    };
+                    if gone > 0 {
+                        object("valueless", true, valueless(gone));
                     }
                     if let Some(condition) = open.get(label) {
                         let record: serde_json::Value = serde_json::from_str(condition).unwrap_or_default();
@@ -183,7 +204,7 @@ pub(super) async fn plan(job: &Job<'_>) -> anyhow::Result<Plan> {
                     if is_out && note.is_none() && !job.args.all {
                         note = Some(format!("tenant {label} is excluded already: goes on from there"));
                     }
-                    let tenant = PlannedTenant { tenant: label.to_owned(), due: backlog.due, leased: backlog.leased, entries };
+                    let tenant = PlannedTenant { tenant: label.to_owned(), due: backlog.due, leased: backlog.leased, entries: judged };
                     anyhow::Ok((tenant, against, note))
                 }
             })
@@ -196,5 +217,6 @@ pub(super) async fn plan(job: &Job<'_>) -> anyhow::Result<Plan> {
         objections.extend(against);
         notes.extend(note);
     }
-    Ok(Plan { tenants, workers, objections, notes })
+    let unknown = tenants.iter().any(|tenant| tenant.entries.is_none());
+    Ok(Plan { tenants, workers, objections, notes, unknown })
 }

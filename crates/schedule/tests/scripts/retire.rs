@@ -5,9 +5,9 @@ use std::time::Duration;
 use balance_sync_domain::QuarantineReason;
 use balance_sync_sandbox::{RedisOptions, RedisServer};
 use balance_sync_schedule::{
-    Controls, Loss, Neighbours, Retirement,
+    Controls, Loss, Neighbours, Recoveries, Retirement,
     controls::Order,
-    retire::{Cleared, OwnKey, entries, own_keys},
+    retire::{Cleared, Forgotten, OwnKey, entries, own_keys},
 };
 
 use crate::{Tenant, all, ask, common::space_of, names, number, refusal, tell};
@@ -76,6 +76,27 @@ async fn what_a_dead_worker_holds_is_due_again_and_a_late_one_settles_nothing() 
 }
 
 #[tokio::test]
+async fn members_without_a_value_are_named_also_when_they_are_only_counted() {
+    let (_server, tenant) = tenant("gone").await;
+    let (kept, _) = tenant.mutate("kept", "{}").await;
+    let (held, _) = tenant.mutate("held", "{}").await;
+    tenant.lock_mode("dead:1").claim(2).await.unwrap();
+    let (due, _) = tenant.mutate("due", "{}").await;
+    tell!(tenant, "DEL", &held, &due);
+    // Another tenant's, which may be elsewhere.
+    tenant.schedule("tenant:other:balance:{transactions}:o:l:@a#default", "1").await;
+    let expected: std::collections::BTreeSet<Vec<u8>> =
+        [held.clone(), due.clone()].map(String::into_bytes).into();
+    for (revision, act) in [("3", false), ("", false), ("3", true)] {
+        let found = under(&tenant, revision).give_back(&tenant.space, 1, act).await.unwrap().unwrap();
+        assert_eq!((found.gone, found.members), (expected.clone(), 4), "{revision:?} {act}");
+    }
+    for member in [&kept, &held, &due] {
+        assert!(!is_lease(&tenant.score(member).await.unwrap()), "none is removed");
+    }
+}
+
+#[tokio::test]
 async fn under_another_rollout_nothing_is_done() {
     let (_server, tenant) = tenant("other").await;
     let member = tenant.quarantined("a", "{}").await;
@@ -88,7 +109,7 @@ async fn under_another_rollout_nothing_is_done() {
         assert_eq!(retirement.give_back(&tenant.space, 1, true).await.unwrap(), None);
         assert_eq!(retirement.clear(&tenant.space, &[(&listed[0], true)]).await.unwrap(), None);
         assert_eq!(
-            retirement.forget("other", std::slice::from_ref(&tenant.space), &[], true).await.unwrap(),
+            retirement.forget("other", std::slice::from_ref(&tenant.space), &[], false, true).await.unwrap(),
             None
         );
         let locks = [tenant.space.lock(tenant.member("b").as_bytes())];
@@ -135,6 +156,57 @@ async fn entries_are_cleared_only_as_they_were_read() {
 }
 
 #[tokio::test]
+async fn what_is_scheduled_for_its_entry_gets_a_day_and_without_a_value_the_entry_stays() {
+    let (_server, tenant) = tenant("day").await;
+    let (a, b) = (tenant.quarantined("a", "{}").await, tenant.quarantined("b", "{}").await);
+    tell!(tenant, "EXPIRE", &a, 600);
+    tell!(tenant, "DEL", &b);
+    let listed = entries(&tenant.lease_mode()).await.unwrap();
+    let wanted: Vec<_> = listed.iter().map(|entry| (entry, true)).collect();
+    let cleared = under(&tenant, "3").clear(&tenant.space, &wanted).await.unwrap().unwrap();
+    assert_eq!(cleared, Cleared { cleared: 1, scheduled: 1, changed: 1 });
+    assert!(tenant.ttl(&a).await > 86_000_000);
+    assert_eq!(tenant.score(&b).await, None, "it would be dropped unwritten");
+    let left = entries(&tenant.lease_mode()).await.unwrap();
+    assert_eq!(left.iter().map(|entry| entry.member.as_slice()).collect::<Vec<_>>(), [b.as_bytes()]);
+}
+
+#[tokio::test]
+async fn what_nobody_has_acknowledged_and_a_recovery_under_way_stay() {
+    const OPEN: &str = "{transactions}:balance-sync:vanished";
+    let (_server, tenant) = tenant("acme").await;
+    let controls = Controls::new(tenant.link.clone());
+    let schedule = tenant.space.schedule();
+    let order = Order { what: "pause", tenant: "acme", key: schedule, by: "ann", ..Order::default() };
+    controls.record(&order).await.unwrap();
+    tell!(tenant, "HSET", OPEN, "acme", "{}");
+    let recoveries = Recoveries::new(tenant.link.clone());
+    assert!(recoveries.lease("acme", "r1", Duration::from_secs(60)).await.unwrap());
+    recoveries.write("acme", "{}").await.unwrap();
+    recoveries.stop("acme", "r1").await.unwrap();
+    let retirement = under(&tenant, "3");
+    let forget = async |spares, act| {
+        let spaces = std::slice::from_ref(&tenant.space);
+        retirement.forget("acme", spaces, &[], spares, act).await.unwrap().unwrap()
+    };
+    let spared = Forgotten { records: 0, conditions: 1, pauses: 1, is_recovering: true };
+    assert_eq!((forget(true, false).await, forget(true, true).await), (spared, spared));
+    assert_eq!(controls.paused().await.unwrap().len(), 1);
+    let open: bool = ask!(tenant, "HEXISTS", OPEN, "acme");
+    assert!(open && recoveries.is_leased("acme").await.unwrap());
+    assert!(
+        recoveries.is_to_stop("acme", "r1").await.unwrap()
+            && recoveries.read("acme").await.unwrap().is_some()
+    );
+    // Acknowledged; and the recovery has ended.
+    let rest = Forgotten { records: 2, is_recovering: true, ..Forgotten::default() };
+    assert_eq!(forget(false, true).await, rest);
+    recoveries.release("acme", "r1").await.unwrap();
+    assert_eq!(forget(false, true).await, Forgotten { records: 2, ..Forgotten::default() });
+    assert!(recoveries.read("acme").await.unwrap().is_none());
+}
+
+#[tokio::test]
 async fn a_tenant_is_forgotten_and_its_neighbour_is_not() {
     let (server, tenant) = tenant("acme").await;
     let other = Tenant::on(space_of("acme-2"), server.url().as_str()).await;
@@ -155,9 +227,12 @@ async fn a_tenant_is_forgotten_and_its_neighbour_is_not() {
     let timelines = ["{transactions}:balance-sync:timeline-1:g:t:acme".to_owned()];
     let retirement = under(&tenant, "3");
     // Pause, event, neighbour, timeline.
-    assert_eq!(retirement.forget("acme", spaces, &timelines, false).await.unwrap(), Some(4));
-    assert_eq!(retirement.forget("acme", spaces, &timelines, true).await.unwrap(), Some(4));
-    assert_eq!(retirement.forget("acme", spaces, &timelines, true).await.unwrap(), Some(0));
+    let records = |records| Some(Forgotten { records, ..Forgotten::default() });
+    let forget =
+        async |spares, act| retirement.forget("acme", spaces, &timelines, spares, act).await.unwrap();
+    assert_eq!(forget(false, false).await, records(4));
+    assert_eq!(forget(false, true).await, records(4));
+    assert_eq!(forget(false, true).await, records(0));
     let locks = [tenant.space.lock(b"stray"), tenant.space.lock(b"theirs"), tenant.space.lock(b"none")];
     assert_eq!(retirement.remove_locks(&locks).await.unwrap(), Some(1));
     let keys = own_keys(&tenant.link).await.unwrap();
@@ -190,5 +265,6 @@ async fn a_tenant_is_forgotten_and_its_neighbour_is_not() {
             OwnKey::Entries { .. } | OwnKey::Lock { .. } => None,
         })
         .collect();
-    assert_eq!(left, ["actions", "rollout"].into());
+    // Of the neighbour, which is not forgotten: its pause, and the event of its quarantine.
+    assert_eq!(left, ["actions", "rollout", "paused", "entry-events"].into());
 }

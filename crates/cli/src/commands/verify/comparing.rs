@@ -107,7 +107,7 @@ impl<'a> Comparing<'a> {
         self.result.scheduled = backlog.due + backlog.leased;
         self.result.distant = self.schedules.distant().await?;
         self.result.quarantined = self.schedules.quarantine_len().await?;
-        if self.task.repair == Repair::All && self.result.distant > 0 {
+        if self.task.repair != Repair::Nothing && self.result.distant > 0 {
             self.repaired += self.schedules.reschedule_distant().await?;
         }
         Ok(())

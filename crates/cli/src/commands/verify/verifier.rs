@@ -38,9 +38,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub(crate) enum Repair {
     /// They are counted.
     Nothing,
-    /// Those that have a row are scheduled again.
+    /// Those that have a row are scheduled again, and what is scheduled too far ahead is made due.
     WithRows,
-    /// All are, and what is scheduled too far ahead is made due.
+    /// All are, and so is that.
     All,
 }
 
