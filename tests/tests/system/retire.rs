@@ -538,7 +538,9 @@ async fn without_postgres_entries_speak_against_it_and_not_all_is_known() -> Res
     let sandbox = sandbox(1, 2).await?;
     let tenant = &sandbox.tenants()[0];
     let mut redis = sandbox.redis().connect().await?;
-    redis.hset::<_, _, _, ()>(quarantine_key(tenant), tenant.keys.member(&tenant.balances[0]), "{}").await?;
+    let member = tenant.keys.member(&tenant.balances[0]);
+    redis.set::<_, _, ()>(&member, tenant.balances[0].json(5)).await?;
+    redis.hset::<_, _, _, ()>(quarantine_key(tenant), &member, "{}").await?;
     sandbox.postgres().stop_immediate().await?;
     let words = ["retire", "--json", "--tenant", &tenant.id, "--plan"];
     let done = command(&sandbox, &words).await?;
