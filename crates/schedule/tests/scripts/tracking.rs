@@ -155,13 +155,17 @@ async fn all_that_is_announced_is_ready_at_once_however_much_it_is() {
 }
 
 #[tokio::test]
-async fn a_server_that_takes_no_writes_any_more_is_not_listened_to() {
+async fn a_former_master_is_not_listened_to_and_one_that_refuses_writes_is() {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(space_of("told"), &server.url()).await;
     let mut tracking = tracking(&server.url()).await;
     tracking.ping().await.unwrap();
     let keys: Vec<String> = ask!(tenant, "KEYS", "*tracking*");
     assert!(keys.is_empty(), "{keys:?}");
+    // It refuses writes, and is the right one.
+    tell!(tenant, "CONFIG", "SET", "min-replicas-to-write", 1);
+    tracking.ping().await.unwrap();
+    tell!(tenant, "CONFIG", "SET", "min-replicas-to-write", 0);
     // Of a master that nobody is: it keeps answering what it had.
     tell!(tenant, "REPLICAOF", "127.0.0.1", balance_sync_sandbox::free_port().unwrap());
     assert_eq!(tracking.ping().await.unwrap_err().class, ErrorClass::ReadOnly);
