@@ -711,8 +711,8 @@ impl<'a> Job<'a> {
             report.differing = result.missing + result.ahead + result.different + result.unreadable;
             if report.differing > 0 && !self.args.acknowledge {
                 report.open.push(format!(
-                    "{} balances differ from their rows ({} without a row, {} older than it, {} with other amounts, {} unreadable), and nobody \
-                     would write them: `balance-sync verify --tenant {}` names them",
+                    "{} balances differ from their rows ({} without a row, {} older than it, {} with other amounts, {} unreadable), which no worker \
+                     would write: `balance-sync verify --tenant {}` names them",
                     report.differing, result.missing, result.ahead, result.different, result.unreadable, report.tenant
                 ));
             }
@@ -857,7 +857,7 @@ pub(super) fn valueless(number: usize) -> String {
 
 fn overtaken() -> Refusal {
     Refusal(
-        "somebody has changed the rollout meanwhile: see `balance-sync rollout history`, and run the command again if it is still wanted"
+        "the rollout was changed meanwhile: see `balance-sync rollout history`, and run the command again if it is still wanted"
             .to_owned(),
     )
 }

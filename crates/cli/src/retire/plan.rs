@@ -162,7 +162,7 @@ pub(super) async fn plan(job: &Job<'_>) -> anyhow::Result<Plan> {
                     if let Some(fates) = judged.filter(|fates| fates.total() > 0) {
                         object("entries", true, format!(
                             "{} balances are in quarantine, lost or forked, which the ledger's own worker doesn't know: {} would be \
-                             scheduled for it, {} are settled, {} would be written by nobody",
+                             scheduled for it, {} are settled, {} would be written by no worker",
                             fates.total(), fates.scheduled, fates.settled, fates.kept
                         ));
                         if fates.kept > 0 && job.args.export.is_none() {
