@@ -37,7 +37,6 @@ async fn snapshots_fail(sandbox: &Sandbox, fail: bool) -> Result<()> {
     if !fail {
         return ask(sandbox, &["CONFIG", "SET", "stop-writes-on-bgsave-error", "no"]).await;
     }
-    ask(sandbox, &["CONFIG", "SET", "save", "1 1"]).await?;
     // A folder stands where the snapshot goes.
     std::fs::create_dir_all(sandbox.redis().folder().join("dump.rdb").join("inside"))?;
     ask(sandbox, &["CONFIG", "SET", "stop-writes-on-bgsave-error", "yes"]).await?;
@@ -48,7 +47,9 @@ async fn snapshots_fail(sandbox: &Sandbox, fail: bool) -> Result<()> {
         ensure!(info.contains("rdb_last_bgsave_status:err"), "{info}");
         Ok(())
     })
-    .await
+    .await?;
+    // Only now: with it Redis saves by itself, and refuses BGSAVE meanwhile.
+    ask(sandbox, &["CONFIG", "SET", "save", "1 1"]).await
 }
 
 /// Waits until all tenants are degraded for this reason.

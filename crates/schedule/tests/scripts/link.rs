@@ -335,15 +335,7 @@ async fn whatever_a_server_answers_a_link_opens_one_connection_per_second_at_mos
             tell!(tenant, "CONFIG", "SET", setting[0], setting[1]);
         }
         if what == "failed snapshots" {
-            tell!(tenant, "CONFIG", "SET", "save", "1 1");
-            std::fs::create_dir_all(server.folder().join("dump.rdb").join("inside")).unwrap();
-            tell!(tenant, "BGSAVE");
-            eventually(SOON, "a failed snapshot", async || {
-                let info: String = ask!(tenant, "INFO", "persistence");
-                info.contains("rdb_last_bgsave_status:err")
-            })
-            .await
-            .unwrap();
+            tenant.fail_a_snapshot(&server).await;
         }
         if what == "a replica" {
             tell!(tenant, "REPLICAOF", "127.0.0.1", closed);

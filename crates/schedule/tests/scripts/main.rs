@@ -158,6 +158,21 @@ impl Tenant {
         ask!(self, "GET", self.space.lock(member.as_bytes()))
     }
 
+    /// Makes a snapshot fail, upon which Redis refuses writes (`MISCONF`) unless its settings forbid that.
+    async fn fail_a_snapshot(&self, server: &RedisServer) {
+        // A folder stands where the snapshot goes.
+        std::fs::create_dir_all(server.folder().join("dump.rdb").join("inside")).unwrap();
+        tell!(self, "BGSAVE");
+        eventually(SOON, "a failed snapshot", async || {
+            let info: String = ask!(self, "INFO", "persistence");
+            info.contains("rdb_last_bgsave_status:err")
+        })
+        .await
+        .unwrap();
+        // Only now: with it Redis saves by itself, and refuses BGSAVE meanwhile.
+        tell!(self, "CONFIG", "SET", "save", "1 1");
+    }
+
     /// Mutates, claims and quarantines; the member is then in quarantine alone.
     async fn quarantined(&self, name: &str, value: &str) -> String {
         let (member, _) = self.mutate(name, value).await;

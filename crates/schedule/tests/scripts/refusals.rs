@@ -135,16 +135,8 @@ async fn nothing_is_claimed_or_locked_on_a_server_that_refuses_writes() {
             tell!(tenant, "CONFIG", "SET", "stop-writes-on-bgsave-error", "no");
             return;
         }
-        tell!(tenant, "CONFIG", "SET", "save", "1 1");
-        std::fs::create_dir_all(server.folder().join("dump.rdb").join("inside")).unwrap();
         tell!(tenant, "CONFIG", "SET", "stop-writes-on-bgsave-error", "yes");
-        tell!(tenant, "BGSAVE");
-        eventually(SOON, "a failed snapshot", async || {
-            let info: String = ask!(tenant, "INFO", "persistence");
-            info.contains("rdb_last_bgsave_status:err")
-        })
-        .await
-        .unwrap();
+        tenant.fail_a_snapshot(&server).await;
     };
     let set = async |name: &str, value: &str| tell!(tenant, "CONFIG", "SET", name, value);
     // Redis 6.2 applies `min-replicas-to-write` to commands, but not to those in scripts.
