@@ -36,7 +36,7 @@ pub use postgres::{PostgresOptions, PostgresServer};
 pub use processes::is_alive;
 pub use program::Program;
 pub use proxy::{Fault, Proxy};
-pub use redis::{READER_USER, RedisOptions, RedisServer, WORKER_USER};
+pub use redis::{READER_USER, RedisOptions, RedisServer, SHADOW_USER, WORKER_USER};
 pub use tenancy::{balance_table, balance_table_sql, grants_sql, operation_table, operation_table_sql};
 pub use tenant_service::{
     ServiceFault, ServiceRoute, TenantIsolation, TenantRecord, TenantService, TenantStatus,

@@ -31,6 +31,8 @@ const USERS_FILE: &str = "users.acl";
 pub const WORKER_USER: &str = "balance-sync";
 /// The user in that file for commands that only read.
 pub const READER_USER: &str = "balance-sync-reader";
+/// The user of shadows in `deploy/redis/users.acl`: Redis 7.0 and later only.
+pub const SHADOW_USER: &str = "balance-sync-shadow";
 
 /// Patience of the sandbox's own connections, far above what a loaded machine needs.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -151,6 +153,11 @@ impl RedisServer {
     /// The same for the user of commands that only read.
     pub fn reader_url(&self) -> String {
         self.user_url_on(self.port, READER_USER)
+    }
+
+    /// The same for the user of shadows.
+    pub fn shadow_url(&self) -> String {
+        self.user_url_on(self.port, SHADOW_USER)
     }
 
     fn user_url_on(&self, port: u16, user: &str) -> String {
@@ -344,12 +351,17 @@ impl RedisServer {
 }
 
 /// The shipped file of users, with passwords instead of the hashes that operators put there. Redis before 7 knows no keys that
-/// may only be read: as the documentation says, the whole right stands there instead.
+/// may only be read: as the documentation says, the whole right stands there instead, and the user of shadows is left out.
 fn users(program: &Path, ledger: Option<&SecretString>, worker: &SecretString) -> Result<String> {
     let version =
         std::process::Command::new(program).arg("--version").output().context("asking for the version")?;
     let is_old = String::from_utf8_lossy(&version.stdout).contains(" v=6.");
-    let mut text = if is_old { USERS.replace("%R~", "~") } else { USERS.to_owned() };
+    let mut text = USERS.to_owned();
+    if is_old {
+        // Nor does it know rights that hold for some keys alone.
+        let lines = text.lines().filter(|line| line.split(' ').nth(1) != Some(SHADOW_USER));
+        text = lines.map(|line| line.replace("%R~", "~") + "\n").collect();
+    }
     let ledger =
         ledger.map_or_else(|| "nopass".to_owned(), |password| format!(">{}", password.expose_secret()));
     let worker = format!(">{}", worker.expose_secret());
@@ -357,8 +369,9 @@ fn users(program: &Path, ledger: Option<&SecretString>, worker: &SecretString) -
         ("#SHA256-OF-THE-LEDGERS-PASSWORD", &ledger),
         ("#SHA256-OF-THE-WORKERS-PASSWORD", &worker),
         ("#SHA256-OF-THE-READERS-PASSWORD", &worker),
+        ("#SHA256-OF-THE-SHADOWS-PASSWORD", &worker),
     ] {
-        ensure!(text.contains(placeholder), "deploy/redis/users.acl has no {placeholder}");
+        ensure!(USERS.contains(placeholder), "deploy/redis/users.acl has no {placeholder}");
         ensure!(!rule.contains(char::is_whitespace), "a file of users can't hold a password with blanks");
         text = text.replace(placeholder, rule);
     }

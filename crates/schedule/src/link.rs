@@ -181,6 +181,10 @@ impl Link {
         }
     }
 
+    pub(crate) fn only_reads(&self) -> bool {
+        self.0.endpoint.settings().only_reads
+    }
+
     /// What was found out of late about the user's rights.
     pub(crate) fn rights(&self) -> &Answers {
         &self.0.rights

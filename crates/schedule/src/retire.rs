@@ -349,15 +349,19 @@ impl Retirement {
     ///
     /// # Errors
     /// As Redis answers; some may be deleted.
-    pub async fn remove_fleet(&self, keys: &[String]) -> Result<u64, ScheduleError> {
+    pub async fn remove_fleet(&self, keys: &[String]) -> Result<Option<u64>, ScheduleError> {
         let keys: Vec<&String> = keys.iter().filter(|key| kept_because(key).is_none()).collect();
         let mut removed = 0;
         for page in keys.chunks(KEYS_PER_CALL) {
-            let mut cmd = redis::cmd("UNLINK");
-            cmd.arg(page);
-            removed += int("remove keys", &self.link.send("remove keys", &cmd).await?)?;
+            let mut cmd = scripts::REMOVE_FLEET.call(1 + page.len());
+            cmd.arg(rollout::ROLLOUT).arg(page).arg(&self.revision);
+            let answer = scripts::REMOVE_FLEET.run(&self.link, &cmd).await?;
+            if is_empty(&answer) {
+                return Ok(None);
+            }
+            removed += int("remove keys", &array("remove keys", &answer, 1)?[0])?;
         }
-        Ok(removed)
+        Ok(Some(removed))
     }
 }
 

@@ -21,6 +21,8 @@ use crate::{
 
 /// A key that is never written; commands are tried on it.
 const PROBE_KEY: &str = "{transactions}:balance-sync:rights";
+/// What the names of the fleet's own keys begin with.
+const OWN: &str = "{transactions}:balance-sync:";
 /// What the names of all keys hold.
 const TAG: &str = "{transactions}";
 /// What a balance's key holds after the tenant's prefix.
@@ -145,7 +147,9 @@ impl MissingRights {
 }
 
 async fn missing(link: &Link, keys: &[String]) -> Option<String> {
-    let MissingRights { commands, keys } = MissingRights::find(link, keys, &[]).await.ok()?;
+    let (only_read, keys): (Vec<String>, Vec<String>) =
+        keys.iter().cloned().partition(|key| link.only_reads() && !key.starts_with(OWN));
+    let MissingRights { commands, keys } = MissingRights::find(link, &keys, &only_read).await.ok()?;
     let commands = commands.iter().map(|command| format!("+{command}"));
     let mut list: Vec<String> =
         commands.chain(keys.iter().map(|key| format!("~{}", pattern(key).escape_debug()))).collect();

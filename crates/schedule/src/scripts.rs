@@ -115,6 +115,7 @@ script!(GIVE_BACK, "give back", "give_back_members.lua");
 script!(CLEAR_ENTRIES, "clear entries", "clear_entries.lua");
 script!(FORGET_TENANT, "forget tenant", "forget_tenant.lua");
 script!(REMOVE_LOCKS, "remove locks", "remove_locks.lua");
+script!(REMOVE_FLEET, "remove fleet", "remove_fleet.lua");
 script!(INSPECT, "inspect balance", "inspect_balance.lua");
 
 #[cfg(test)]

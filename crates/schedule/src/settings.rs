@@ -56,6 +56,8 @@ pub struct LinkSettings {
     pub connect_timeout: Duration,
     /// How long an answer may take.
     pub response_timeout: Duration,
+    /// The user needs to write the fleet's own keys alone: it is that of a shadow.
+    pub only_reads: bool,
 }
 
 impl fmt::Debug for SentinelSettings {
@@ -90,6 +92,7 @@ impl LinkSettings {
             cluster_nodes: Vec::new(),
             connect_timeout: Duration::from_secs(2),
             response_timeout: Duration::from_secs(5),
+            only_reads: false,
         }
     }
 }

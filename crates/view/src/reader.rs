@@ -68,6 +68,8 @@ pub struct FleetView {
     pub listed: bool,
     /// All live workers that write, by name.
     pub workers: Vec<WorkerRow>,
+    /// Live workers whose reports can't be read, by name: they may be of a later release. What they serve isn't known.
+    pub unreadable_workers: Vec<String>,
     /// Live workers that only look, by name. They are not among the workers, and no tenant is theirs.
     pub shadows: Vec<WorkerRow>,
     /// Those that died lately, the last first.
@@ -156,6 +158,8 @@ struct Read {
     clock_offset_ms: Option<i64>,
     rollout: Option<Arc<Rollout>>,
     rollout_problem: Option<String>,
+    /// Live workers whose records can't be read, by name.
+    unreadable: Vec<String>,
 }
 
 struct State {
@@ -467,6 +471,7 @@ impl FleetReader {
         self.read_dead(died, dead).await?;
         let names: BTreeSet<&String> = publishers.live.iter().chain(silent).collect();
         known.retain(|name, _| names.contains(name));
+        let mut unreadable = Vec::new();
         for name in names.into_iter().filter(|name| Some(name.as_str()) != own.as_deref()) {
             let mut more = true;
             while more {
@@ -479,6 +484,7 @@ impl FleetReader {
                 let Ok(worker) = serde_json::from_str(&changes.worker) else {
                     tracing::debug!(worker = name, "what another worker publishes can't be read");
                     known.remove(name);
+                    unreadable.push(name.clone());
                     break;
                 };
                 if since.incarnation != changes.position.incarnation {
@@ -516,7 +522,15 @@ impl FleetReader {
             None => clock_offset_ms(&self.snapshots).await,
         };
         let (rollout, rollout_problem) = self.read_rollout(known).await?;
-        Ok(Read { paused, acknowledged, writes_refused, clock_offset_ms, rollout, rollout_problem })
+        Ok(Read {
+            paused,
+            acknowledged,
+            writes_refused,
+            clock_offset_ms,
+            rollout,
+            rollout_problem,
+            unreadable,
+        })
     }
 
     fn put_together(
@@ -527,7 +541,15 @@ impl FleetReader {
         listed: Option<&[Tenant]>,
         waiting: &HashMap<String, Waiting>,
     ) -> FleetView {
-        let Read { paused, acknowledged, writes_refused, clock_offset_ms, rollout, rollout_problem } = read;
+        let Read {
+            paused,
+            acknowledged,
+            writes_refused,
+            clock_offset_ms,
+            rollout,
+            rollout_problem,
+            unreadable,
+        } = read;
         let cause = |id: &str| rollout.as_ref().map(|rollout| rollout.selection.cause(id));
         let clock_offset_seconds = clock_offset_ms.map(|millis| millis as f64 / 1e3);
         // A command may run on a host whose clock is wrong, and what it shows was reported by others.
@@ -609,6 +631,9 @@ impl FleetReader {
                     if let Some(error) = writes_refused.as_ref().filter(|_| row.state == StateView::Unserved)
                     {
                         row.detail = Some(format!("no worker can report, as Redis refuses writes: {error}"));
+                    } else if row.state == StateView::Unserved && !unreadable.is_empty() {
+                        let names = crate::rows::listed(unreadable.iter().map(String::as_str));
+                        row.detail = Some(format!("unless by a worker whose reports can't be read: {names}"));
                     }
                     tenants.push(row);
                     counts.push(Counts::default());
@@ -658,6 +683,7 @@ impl FleetReader {
             writes_refused,
             listed: listed.is_some(),
             workers,
+            unreadable_workers: unreadable,
             shadows: live_shadows,
             dead_workers: Vec::new(),
             rollout,

@@ -134,3 +134,54 @@ async fn names_of_a_later_release_are_shown_as_they_are() -> Result<()> {
     assert_eq!(retry.code, Some(0), "{retry:?}");
     Ok(())
 }
+
+/// What it serves isn't known: it is reported, and nothing that relies on knowing that is done.
+#[tokio::test]
+async fn a_live_worker_whose_reports_cannot_be_read_is_reported_and_counted_on_for_nothing() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(2, 1).await?;
+    let worker = Worker::of(&sandbox).set("worker.name", "older").start().await?;
+    let mut redis = sandbox.redis().connect().await?;
+    let records: String = eventually(SOON, "its records", || async {
+        let mut redis = redis.clone();
+        let keys: Vec<String> = redis.keys(format!("{INDEX}*:older")).await?;
+        keys.into_iter().next().context("none yet")
+    })
+    .await?;
+    let group =
+        records.strip_prefix(INDEX).and_then(|rest| rest.strip_suffix(":older")).context("a group")?;
+    let snapshots = Snapshots::new(Link::new(&LinkSettings::for_url(&sandbox.redis().url()))?, group);
+    let publication = Publication {
+        incarnation: "stranger",
+        seq: 1,
+        visible: true,
+        worker: r#"{"kind":"a record of another shape"}"#,
+        tenants: &[],
+        details: &[],
+    };
+    snapshots.publish("stranger", LIFE, &publication).await?;
+    eventually(SOON, "it in the verdict", || async {
+        let overview = json(&worker, "/api/v1/overview").await?;
+        ensure!(overview["verdict"] == "attention", "{overview}");
+        ensure!(overview["reasons"].to_string().contains("can't be read: stranger."), "{overview}");
+        Ok(())
+    })
+    .await?;
+    let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();
+    for (words, code, said) in [
+        (&["status"][..], 1, "can't be read: stranger."),
+        (&["rollout", "none"], 2, "stranger"),
+        (&["retire", "--all", "--plan"], 1, "what worker stranger reports can't be read"),
+        (
+            &["retire", "--all", "--acknowledge", "--note", "n"],
+            1,
+            "what worker stranger reports can't be read",
+        ),
+    ] {
+        let finished = run(&[words, &["--config", &config]].concat(), &[]).await?;
+        let text = format!("{} {}", finished.stdout, finished.stderr);
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        ensure!(finished.code == Some(code) && text.contains(said), "{words:?}: {finished:?}");
+    }
+    ensure!(redis.exists::<_, u64>("{transactions}:balance-sync:rollout").await? == 0, "it was stored");
+    Ok(())
+}

@@ -34,7 +34,7 @@ const REDIS_PORT: u16 = 6379;
 const PEM_HEADER: &str = "-----BEGIN CERTIFICATE-----";
 
 /// The settings of the link to the balances' Redis; none when something was refused.
-pub(super) fn link(check: &mut Check<'_>, raw: &raw::Redis) -> Option<LinkSettings> {
+pub(super) fn link(check: &mut Check<'_>, raw: &raw::Redis, only_reads: bool) -> Option<LinkSettings> {
     if check.wants_gcp_iam()
         && ["redis.password", "redis.password_file", "redis.url"]
             .iter()
@@ -91,6 +91,7 @@ pub(super) fn link(check: &mut Check<'_>, raw: &raw::Redis) -> Option<LinkSettin
         cluster_nodes,
         connect_timeout: raw.connect_timeout,
         response_timeout: raw.response_timeout,
+        only_reads,
     })
 }
 

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use balance_sync_fleet::status::MOST_LEDGERS;
+use balance_sync_fleet::status::{MOST_LEDGERS, WorkerMode};
 use balance_sync_schedule::LinkSettings;
 use secrecy::{ExposeSecret, SecretString};
 
@@ -261,7 +261,7 @@ pub(super) fn validate(
     let check = &mut Check { layers, problems, notes };
     ranges(check, &mut raw);
     relations(check, &raw);
-    let link = redis::link(check, &raw.redis);
+    let link = redis::link(check, &raw.redis, raw.worker.mode == WorkerMode::Shadow);
     let tenants = tenants::tenants(check, &mut raw, link.as_ref());
     let admin = admin::admin(check, &raw.admin);
     telemetry::log(check, &raw.log);

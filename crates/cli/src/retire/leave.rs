@@ -51,6 +51,8 @@ impl Leaving {
                 staying.push(worker.name.clone());
             }
         }
+        // What these serve isn't known.
+        staying.extend(view.unreadable_workers.iter().cloned());
         self.since.retain(|name, _| present.contains(name));
         staying
     }

@@ -11,7 +11,9 @@ use serde::Serialize;
 use super::{
     entries::{OfTenant, judge_all},
     fate::Fate,
-    job::{Job, valueless, walk},
+    give_back::walk,
+    job::Job,
+    report::valueless,
 };
 
 /// Tenants read at the same time.
@@ -121,7 +123,17 @@ pub(super) async fn plan(job: &Job<'_>) -> anyhow::Result<Plan> {
             can_be_acknowledged: false,
         });
     }
-    if workers.is_empty() {
+    for name in &view.unreadable_workers {
+        objections.push(Objection {
+            tenant: None,
+            what: "unreadable_worker",
+            text: format!(
+                "what worker {name} reports can't be read, so it isn't known what it serves: end it first"
+            ),
+            can_be_acknowledged: false,
+        });
+    }
+    if workers.is_empty() && view.unreadable_workers.is_empty() {
         notes.push(
             "no worker is live: what dead ones have claimed is made due, and one that starts later serves none of these tenants"
                 .to_owned(),

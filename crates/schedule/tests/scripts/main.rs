@@ -37,6 +37,7 @@ mod vanished;
 use std::{sync::Arc, time::Duration};
 
 use balance_sync_domain::{KeySpace, QuarantineReason};
+use balance_sync_sandbox::{RedisServer, eventually};
 use balance_sync_schedule::{ClaimMode, Claimed, Link, LinkSettings, Refusal, Schedule, ScheduleOptions};
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, aio::MultiplexedConnection};
 

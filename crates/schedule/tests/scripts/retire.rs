@@ -256,7 +256,15 @@ async fn a_tenant_is_forgotten_and_its_neighbour_is_not() {
             OwnKey::Entries { .. } | OwnKey::Lock { .. } => None,
         })
         .collect();
-    retirement.remove_fleet(&fleet).await.unwrap();
+    assert_eq!(under(&tenant, "2").remove_fleet(&fleet).await.unwrap(), None, "of an earlier revision");
+    assert!(
+        own_keys(&tenant.link)
+            .await
+            .unwrap()
+            .iter()
+            .any(|key| matches!(key, OwnKey::Fleet(key) if key.ends_with("neighbours")))
+    );
+    assert!(retirement.remove_fleet(&fleet).await.unwrap().is_some_and(|removed| removed > 0));
     let left = own_keys(&tenant.link).await.unwrap();
     let left: std::collections::BTreeSet<&str> = left
         .iter()

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
-use balance_sync_sandbox::{READER_USER, RedisOptions, RedisServer, WORKER_USER};
+use balance_sync_sandbox::{READER_USER, RedisOptions, RedisServer, SHADOW_USER, WORKER_USER};
 use balance_sync_schedule::{
     Controls, Endpoint, ErrorClass, Link, LinkSettings, Schedule, ScheduleError, ScheduleOptions,
     Subscription, Workers, scripts,
@@ -134,6 +134,49 @@ async fn the_reader_has_no_command_that_writes() {
         assert!(text.contains("readonly") || !text.contains("\"write\""), "{name}: {text}");
     }
     assert!(commands(READER_USER).is_subset(&commands(WORKER_USER)));
+}
+
+#[tokio::test]
+async fn a_shadow_writes_the_fleets_own_keys_and_no_others() {
+    // What it may do everywhere, and what with the keys of the selector.
+    let rules = rules(SHADOW_USER).join(" ");
+    let (everywhere, own) = rules.split_once(" (").unwrap();
+    let commands_of = |rules: &str| -> BTreeSet<String> {
+        rules.split(' ').filter_map(|rule| rule.strip_prefix('+')).map(str::to_owned).collect()
+    };
+    let (reads, writes) = (commands_of(everywhere), commands_of(own.trim_end_matches(')')));
+    assert!(own.starts_with("~{transactions}:balance-sync:* -@all "), "{own}");
+    let of_worker: BTreeSet<String> = reads.union(&writes).cloned().collect();
+    assert_eq!(of_worker, commands(WORKER_USER), "a shadow runs the code of a worker");
+    let beside_reading: Vec<_> = reads.difference(&commands(READER_USER)).cloned().collect();
+    assert_eq!(beside_reading, ["client|tracking", "hello", "subscribe"]);
+
+    let (server, tenant, _) = with_users().await;
+    if server.version().await.unwrap() < (7, 0) {
+        return;
+    }
+    let link = Link::new(&LinkSettings::for_url(&server.shadow_url())).unwrap();
+    let (member, score) = tenant.mutate("a", "{}").await;
+    let (schedule, lock) = (tenant.space.schedule(), tenant.space.lock(member.as_bytes()));
+    let refused = async |words: &[&[u8]]| {
+        let mut cmd = redis::Cmd::new();
+        cmd.arg(words);
+        let error = link.send("try", &cmd).await.unwrap_err();
+        assert_eq!(error.class, ErrorClass::Permission, "{error}");
+    };
+    refused(&[b"SET", member.as_bytes(), b"x"]).await;
+    refused(&[b"DEL", member.as_bytes()]).await;
+    refused(&[b"PEXPIRE", member.as_bytes(), b"1"]).await;
+    refused(&[b"ZREM", schedule.as_bytes(), member.as_bytes()]).await;
+    refused(&[b"ZADD", schedule.as_bytes(), b"1", member.as_bytes()]).await;
+    refused(&[b"SET", &lock, b"x"]).await;
+    refused(&[b"HSET", tenant.space.quarantine().as_bytes(), member.as_bytes(), b"x"]).await;
+    let claims = Schedule::new(link.clone(), tenant.space.clone(), Arc::new(ScheduleOptions::default()));
+    assert_eq!(claims.claim(10).await.unwrap_err().class, ErrorClass::Permission, "within a script");
+    assert_eq!(tenant.score(&member).await, Some(score));
+    let mut own = redis::cmd("HSET");
+    own.arg(PROBE).arg("field").arg("x");
+    link.send("try", &own).await.unwrap();
 }
 
 /// What the check of rights finds.

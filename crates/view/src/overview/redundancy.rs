@@ -15,8 +15,18 @@ impl FleetView {
         let live: Vec<&WorkerRow> =
             self.workers.iter().filter(|worker| worker.live && !worker.draining).collect();
         let expected = self.objectives.workers;
-        if live.len() < expected && self.redis_error.is_none() && self.writes_refused.is_none() {
-            reasons.push(format!("{} of {expected} workers are alive (worker.expected).", live.len()));
+        let alive = live.len() + self.unreadable_workers.len();
+        if alive < expected && self.redis_error.is_none() && self.writes_refused.is_none() {
+            reasons.push(format!("{alive} of {expected} workers are alive (worker.expected)."));
+        }
+        let unreadable = &self.unreadable_workers;
+        if !unreadable.is_empty() {
+            reasons.push(format!(
+                "What {} report{} can't be read: {}. Tenants that no other worker serves are shown as not served.",
+                if unreadable.len() == 1 { "a live worker" } else { "live workers" },
+                if unreadable.len() == 1 { "s" } else { "" },
+                listed(unreadable.iter().map(String::as_str))
+            ));
         }
         let failing =
             |worker: &&&WorkerRow| matches!(worker.tenant_service.state.as_str(), "failing" | "breaker_open");

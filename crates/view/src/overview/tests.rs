@@ -55,6 +55,7 @@ pub(super) fn view(tasks: Vec<TaskRecord>) -> FleetView {
         shadows: Vec::new(),
         dead_workers: Vec::new(),
         foreign_workers: Vec::new(),
+        unreadable_workers: Vec::new(),
         rollout: None,
         rollout_problem: None,
         rates: Rates::default(),
@@ -275,6 +276,17 @@ fn a_missing_worker_and_workers_that_differ_need_attention() {
         fleet.judge(),
         (Verdict::Attention, vec!["1 of 2 workers are alive (worker.expected).".to_owned()])
     );
+}
+
+#[test]
+fn a_live_worker_whose_reports_cannot_be_read_is_alive_and_needs_attention() {
+    let mut fleet = view(Vec::new());
+    fleet.objectives.workers = 2;
+    fleet.unreadable_workers = vec!["w2".to_owned()];
+    let said = "What a live worker reports can't be read: w2. Tenants that no other worker serves are shown as not served.";
+    assert_eq!(fleet.judge(), (Verdict::Attention, vec![said.to_owned()]));
+    assert_eq!(fleet.overview().to_do, ["Finish the rollout, or give all workers the same settings."]);
+    assert_eq!(fleet.unaware_of_rollout(), ["w2"]);
 }
 
 #[test]

@@ -143,7 +143,7 @@ impl FleetView {
                     .iter()
                     .any(|(name, value)| pair[1].settings.get(name).is_some_and(|other| other != value))
         });
-        if differ || !self.foreign_workers.is_empty() {
+        if differ || !self.foreign_workers.is_empty() || !self.unreadable_workers.is_empty() {
             to_do.push("Finish the rollout, or give all workers the same settings.".to_owned());
         }
         to_do

@@ -72,12 +72,12 @@ impl FleetView {
         )
     }
 
-    /// Live workers of an earlier release that know no rollout: they serve every tenant.
+    /// Live workers of an earlier release that know no rollout: they serve every tenant. Those whose reports can't be read may.
     pub(crate) fn unaware_of_rollout(&self) -> Vec<&str> {
         let writers = self.workers.iter().filter(|worker| {
             worker.live && !worker.draining && worker.mode != WorkerMode::Shadow && worker.rollout.is_none()
         });
-        writers.map(|worker| worker.name.as_str()).collect()
+        writers.map(|worker| &worker.name).chain(&self.unreadable_workers).map(String::as_str).collect()
     }
 
     /// Tenants in the rollout; `None` = not known.

@@ -79,6 +79,7 @@ fn fleet(tenants: Vec<(TenantRow, u64)>) -> FleetView {
         shadows: Vec::new(),
         dead_workers: Vec::new(),
         foreign_workers: Vec::new(),
+        unreadable_workers: Vec::new(),
         rollout: None,
         rollout_problem: None,
         unknown_tenants: 0,

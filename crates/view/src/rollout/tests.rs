@@ -51,6 +51,7 @@ fn fleet(at: f64, rollout: StoredRollout, written: [u64; 2]) -> FleetView {
         shadows: Vec::new(),
         dead_workers: Vec::new(),
         foreign_workers: Vec::new(),
+        unreadable_workers: Vec::new(),
         rollout: Some(Arc::new(Rollout::in_force(Some(rollout), &Selection::default()).unwrap())),
         rollout_problem: None,
         unknown_tenants: 0,

@@ -6,6 +6,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use balance_sync_domain::KeySpace;
+use balance_sync_fleet::status::WorkerMode;
 use balance_sync_schedule::{ErrorClass, Link, MissingRights, Reports, Rollouts, ScheduleError, Timelines};
 use balance_sync_tenants::Tenant;
 use redis::{Cmd, Value};
@@ -115,6 +116,7 @@ const TENANTS_PER_CALL: usize = 50;
 /// Whether the user may run what workers run, on the keys of every tenant, and whether Redis takes writes.
 async fn rights(link: &Link, config: &Config, tenants: &[Tenant], findings: &mut Findings) {
     const HELP: &str = "the rights of deploy/redis/users.acl";
+    let is_shadow = config.worker.mode == WorkerMode::Shadow;
     let mut refused = false;
     // What scripts can't try. Not Lua: it is refused for that, and nothing is loaded.
     let calls: [&[&str]; 3] = [
@@ -137,8 +139,12 @@ async fn rights(link: &Link, config: &Config, tenants: &[Tenant], findings: &mut
     let all = if tenants.is_empty() { &single[..] } else { tenants };
     let mut commands: Vec<String> = Vec::new();
     for page in all.chunks(TENANTS_PER_CALL) {
-        let keys: Vec<String> = page.iter().flat_map(spaces).flat_map(|space| keys_of(&space)).collect();
-        let queues: Vec<String> = page.iter().flat_map(spaces).flat_map(|space| queues_of(&space)).collect();
+        let mut keys: Vec<String> = page.iter().flat_map(spaces).flat_map(|space| keys_of(&space)).collect();
+        let mut queues: Vec<String> =
+            page.iter().flat_map(spaces).flat_map(|space| queues_of(&space)).collect();
+        if is_shadow {
+            queues.append(&mut keys);
+        }
         let missing = match within(MissingRights::find(link, &keys, &queues)).await {
             Ok(missing) => missing,
             Err(error) => {
@@ -186,7 +192,8 @@ async fn rights(link: &Link, config: &Config, tenants: &[Tenant], findings: &mut
     }
     // Nothing is removed, and refused all the same where nothing may be written.
     let mut write = redis::cmd("ZREM");
-    write.arg(all[0].key_space(config.tenants.key_form).schedule()).arg(ABSENT);
+    let schedule = all[0].key_space(config.tenants.key_form);
+    write.arg(if is_shadow { &keys[0] } else { schedule.schedule() }).arg(ABSENT);
     if let Err(error) = within(link.send("check", &write)).await
         && error.class != ErrorClass::Permission
     {
