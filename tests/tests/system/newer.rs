@@ -177,10 +177,15 @@ async fn a_live_worker_whose_reports_cannot_be_read_is_reported_and_counted_on_f
             "what worker stranger reports can't be read",
         ),
     ] {
-        let finished = run(&[words, &["--config", &config]].concat(), &[]).await?;
-        let text = format!("{} {}", finished.stdout, finished.stderr);
-        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        ensure!(finished.code == Some(code) && text.contains(said), "{words:?}: {finished:?}");
+        // Until the worker has published what it has read of the schedules, that is unknown.
+        eventually(SOON, "the answer of a command", || async {
+            let finished = run(&[words, &["--config", &config]].concat(), &[]).await?;
+            let text = format!("{} {}", finished.stdout, finished.stderr);
+            let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            ensure!(finished.code == Some(code) && text.contains(said), "{words:?}: {finished:?}");
+            Ok(())
+        })
+        .await?;
     }
     ensure!(redis.exists::<_, u64>("{transactions}:balance-sync:rollout").await? == 0, "it was stored");
     Ok(())
