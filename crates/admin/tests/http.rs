@@ -439,6 +439,8 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_rollout_unfollowed", "gauge", &[], 1.0),
         ("balance_sync_collectors_awaited", "gauge", &[], 213.0),
         ("balance_sync_threads_still", "gauge", &[], 0.0),
+        ("balance_sync_connection_waiting_tenants", "gauge", &[], 0.0),
+        ("balance_sync_connection_wait_seconds", "gauge", &[], 0.0),
         ("balance_sync_background_task_running", "gauge", &[("task", "sampler")], 1.0),
         ("balance_sync_background_task_restarts_total", "counter", &[("task", "sampler")], 0.0),
         ("balance_sync_background_task_bound_seconds", "gauge", &[("task", "sampler")], 75.0),

@@ -105,6 +105,7 @@ fn collector_options(config: &Config) -> CollectorOptions {
     CollectorOptions {
         batch_size: config.collector.batch_size,
         flush_timeout: config.collector.flush_timeout,
+        profile: config.collector.profile,
         poll_interval: config.collector.poll_interval,
         idle_backoff_max: config.collector.idle_backoff_max,
         pipeline_depth: config.collector.pipeline_depth,

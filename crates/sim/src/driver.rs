@@ -24,6 +24,9 @@ use crate::{
 /// How long a worker waits for Redis.
 pub(crate) const REDIS_TIMEOUT: u64 = 2 * SECOND;
 
+/// The longest wait for a permit in a queue that moves: two leases.
+const LONGEST_QUEUE: u64 = 60 * SECOND;
+
 /// Who asked.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct To {
@@ -160,6 +163,10 @@ impl World {
             Command::RequestPermit { deadline, .. } => {
                 if let Some(free) = self.permit_of_another(worker, tenant) {
                     return self.later(at, Slot::Permit, free.saturating_sub(self.now));
+                }
+                if let Some(wait) = self.queued(worker, tenant) {
+                    self.excuse(Some(tenant), self.now + wait);
+                    return self.later(at, Slot::Permit, wait);
                 }
                 self.call(at, Slot::Permit, Request::Connect, nanos(deadline));
             }
@@ -329,6 +336,19 @@ impl World {
         let writing =
             others.flat_map(|other| self.flights(worker, other)).filter(|flight| flight.step == Step::Write);
         writing.map(|flight| flight.deadline).min()
+    }
+
+    /// How long a permit is waited for in a queue that moves; not drawn, so that the seeds of planted bugs stay.
+    fn queued(&self, worker: usize, tenant: usize) -> Option<u64> {
+        if !self.plan.queues || self.now >= self.plan.seconds * SECOND {
+            return None;
+        }
+        let mut mixed = self.plan.seed ^ self.now ^ ((worker as u64) << 56) ^ ((tenant as u64) << 48);
+        for factor in [0xff51_afd7_ed55_8ccd_u64, 0xc4ce_b9fe_1a85_ec53] {
+            mixed = (mixed ^ (mixed >> 33)).wrapping_mul(factor);
+        }
+        mixed ^= mixed >> 33;
+        mixed.is_multiple_of(4).then(|| (mixed >> 8) % LONGEST_QUEUE)
     }
 
     /// The flights of a collector.

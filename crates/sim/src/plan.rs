@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use balance_sync_engine::collector::Options;
+use balance_sync_engine::collector::{Options, Profile};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use crate::producers::Releases;
@@ -43,6 +43,8 @@ pub struct Plan {
     pub lock: bool,
     /// With `lock`: in mode `auto`. Each worker changes between the two modes, at its own moments.
     pub auto: bool,
+    /// Permits are waited for in a queue that moves, some of them for longer than a lease.
+    pub queues: bool,
     /// Members that a claim in mode `lock` looks at.
     pub scan_limit: usize,
     /// The releases that write; each tenant has the next of them.
@@ -276,6 +278,7 @@ impl Plan {
             lock: rng.random_bool(0.3),
             // Not drawn, so that the seeds of planted bugs stay.
             auto: seed % 8 == 6,
+            queues: seed % 8 == 3,
             scan_limit: [2, 5000][rng.random_range(0..2)],
             releases: rng.random_range(0..Releases::ALL.len()),
             from_trail: rng.random(),
@@ -309,6 +312,7 @@ impl Plan {
             supervised: true,
             lock: rng.random_bool(0.2),
             auto: seed % 8 == 6,
+            queues: seed % 8 == 3,
             scan_limit: 5000,
             releases: 0,
             from_trail: true,
@@ -332,7 +336,8 @@ impl Plan {
         // Values live a twentieth of what ledgers give them, so sweeps come as often within such a life as they really do.
         let protect_floor = Duration::from_secs(240);
         let put_off = Duration::from_secs(self.put_off);
-        Options { batch_size: self.batch, protect_floor, put_off, ..Options::default() }
+        let profile = [Profile::Balanced, Profile::Frugal, Profile::Fresh][(self.seed / 5 % 3) as usize];
+        Options { batch_size: self.batch, profile, protect_floor, put_off, ..Options::default() }
     }
 }
 

@@ -23,6 +23,8 @@ const EXCERPT: usize = 300;
 pub(crate) struct Connected {
     pub(crate) connection: Connection,
     pub(crate) examined: Examined,
+    /// It has not said so itself; see `known.rs`.
+    pub(crate) is_presumed: bool,
     /// Those of its server's name; none if it has none.
     pub(crate) addresses: Addresses,
 }
@@ -39,14 +41,25 @@ pub(crate) async fn connect(inner: &Inner) -> Result<Connected, StoreError> {
         step = "connecting and logging in";
         let files = Files::read(&inner.spec).await?;
         let options = files.within(inner.options.clone());
-        let mut connection = match Connection::open(&inner.spec, options, &addresses).await {
-            Ok(connection) => connection,
-            Err(failed) if matches!(failed.error, sqlx::Error::Database(_)) => return Err(failed.into()),
-            Err(failed) => return Err(files.fault().unwrap_or_else(|| failed.into())),
-        };
+        let mut connection =
+            match Connection::open(&inner.spec, options, &addresses, inner.login.as_ref()).await {
+                Ok(connection) => connection,
+                Err(failed) if matches!(failed.error, sqlx::Error::Database(_)) => return Err(failed.into()),
+                Err(failed) => return Err(files.fault().unwrap_or_else(|| failed.into())),
+            };
+        let server = &inner.server;
+        if server.is_direct.fresh() == Some(true)
+            && inner.eligible.is_eligible()
+            && let Some(examined) = server.known.get(&inner.spec.database)
+        {
+            return Ok(Connected { connection, examined, is_presumed: true, addresses });
+        }
         step = "asking where the connection leads";
         let examined = examine(&mut connection, &inner.preamble).await?;
-        Ok(Connected { connection, examined, addresses })
+        server.note_clock(examined.clock_ahead_ms);
+        server.known.note(&inner.spec.database, &examined);
+        inner.eligible.note_examined();
+        Ok(Connected { connection, examined, is_presumed: false, addresses })
     };
     let timeout = inner.spec.connect_timeout;
     let connected = tokio::time::timeout(timeout, connecting).await;

@@ -1,6 +1,7 @@
 //! One database: opened lazily, shared cheaply, closed within a deadline.
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,11 @@ use crate::budget::{CLOSE_TIMEOUT, ConnectionBudget, Open, Server, lock};
 use crate::classify::{ErrorClass, StoreError};
 use crate::examine::Examined;
 use crate::homes::Homes;
+use crate::known::Eligible;
 use crate::mode::{ConnectionMode, Found};
 use crate::origin::Origin;
-use crate::session::{Answer, Operation, Session};
+use crate::scram::Login;
+use crate::session::{Answer, Operation, Patience, Session};
 use crate::spec::DatabaseSpec;
 use crate::sql::{Preamble, Sql, Target, Unwritable};
 
@@ -28,6 +31,8 @@ pub(crate) struct Inner {
     pub(crate) id: u64,
     pub(crate) spec: DatabaseSpec,
     pub(crate) options: PgConnectOptions,
+    /// Its password, for the relay; see `scram.rs`.
+    pub(crate) login: Option<Arc<Login>>,
     /// The settings that each message begins with.
     pub(crate) preamble: Preamble,
     pub(crate) operation_timeout: Duration,
@@ -39,6 +44,8 @@ pub(crate) struct Inner {
     last_used: Mutex<Instant>,
     /// Where the `search_path` of the role finds the balance table: found out once, as later sessions may come with another.
     schema: Mutex<Option<String>>,
+    /// Whether its connections need no look of their own at where they lead.
+    pub(crate) eligible: Eligible,
     /// The server that its newest connection led to.
     origin: Mutex<Option<Origin>>,
     /// How its connections lead to it.
@@ -85,9 +92,11 @@ impl Database {
         Ok(Database(Arc::new(Inner {
             id,
             options: spec.connect_options(),
+            login: Login::new(&spec.password),
             preamble: Preamble::new(&spec),
             settings: format!("{}/{}", spec.server_key(), spec.database),
             schema: Mutex::new(None),
+            eligible: Eligible::default(),
             origin: Mutex::new(None),
             mode: Found::nothing(),
             operation_timeout: spec.operation_timeout(),
@@ -195,15 +204,20 @@ impl Database {
     /// A session whose connection is there already, and whose turn it is to write a batch: what follows doesn't wait in the queue.
     ///
     /// # Errors
-    /// What keeps it from being had, by class; [`ErrorClass::ConnectionBudget`] when none became free in time.
+    /// What keeps it from being had, by class; [`ErrorClass::ConnectionBudget`] when none became free and the queue for them stood still
+    /// for the acquire timeout.
     pub async fn connect(&self) -> Result<Session, StoreError> {
-        let mut session = self.session().await?;
+        let mut session = self.queue(Patience::Long).await?;
         session.connect().await?;
         Ok(session)
     }
 
     /// A place in this database's pool. The connection is got with the first statement.
     pub(crate) async fn session(&self) -> Result<Session, StoreError> {
+        self.queue(Patience::Short).await
+    }
+
+    async fn queue(&self, patience: Patience) -> Result<Session, StoreError> {
         let acquire_by = tokio::time::Instant::now() + self.0.spec.acquire_timeout;
         let waiting = self.0.server.waiting();
         let own = Arc::clone(&self.0.permits).acquire_owned();
@@ -211,12 +225,38 @@ impl Database {
         let permit = tokio::select! {
             biased;
             _ = phase.wait_for(|phase| *phase != Phase::Open) => return Err(StoreError::closed()),
-            permit = tokio::time::timeout_at(acquire_by, own) => {
-                permit.map_err(|_| self.no_place())?.map_err(|_| StoreError::closed())?
+            permit = self.patiently(acquire_by, patience, own) => {
+                permit.ok_or_else(|| self.no_place())?.map_err(|_| StoreError::closed())?
             }
         };
         drop(waiting);
-        Ok(Session::new(self.clone(), acquire_by, permit))
+        Ok(Session::new(self.clone(), acquire_by, patience, permit))
+    }
+
+    /// Waits until this time, and on while the queue for the server's connections moves: who gives up then goes to its end. `None` = in
+    /// vain.
+    pub(crate) async fn patiently<F: Future>(
+        &self,
+        by: tokio::time::Instant,
+        patience: Patience,
+        waiting: F,
+    ) -> Option<F::Output> {
+        let timeout = self.0.spec.acquire_timeout;
+        let mut waiting = pin!(waiting);
+        let mut until = by;
+        loop {
+            if let Ok(output) = tokio::time::timeout_at(until, waiting.as_mut()).await {
+                return Some(output);
+            }
+            let moved = self.0.server.progressed()?;
+            until = (moved + timeout).into();
+            if patience == Patience::Short {
+                until = until.min(by + timeout / 2);
+            }
+            if until <= tokio::time::Instant::now() {
+                return None;
+            }
+        }
     }
 
     pub(crate) fn inner(&self) -> &Inner {
@@ -246,13 +286,12 @@ impl Database {
             (None, found) => known.clone_from(found),
             _ => {}
         }
-        Ok(Target { database: examined.database.clone(), schema: known.clone() })
+        Ok(Target { database: examined.database.clone(), schema: known.clone(), started: None })
     }
 
     /// Notes the server that a new connection leads to. Connections to a former one are of no use any more: what is written there may
     /// be lost.
     pub(crate) fn note_origin(&self, examined: &Examined) {
-        self.0.server.note_clock(examined.clock_ahead_ms);
         let Some(found) = &examined.origin else { return };
         let former = lock(&self.0.origin).replace(found.clone());
         if let Some(former) = former.filter(|former| former != found) {
@@ -296,7 +335,7 @@ impl Database {
         StoreError::new(
             ErrorClass::ConnectionBudget,
             format!(
-                "none of this worker's connections became free within {within:?}: it may have {} to this database \
+                "none of this worker's connections became free, and the queue for them stood still for {within:?}: it may have {} to this database \
                  (postgres.connections_per_tenant), {} to all on {} (postgres.connections_per_server)",
                 self.0.limit,
                 self.0.server.limit(),

@@ -54,7 +54,7 @@ impl<T: Copy> Found<T> {
     }
 
     /// The last result, unless it is older than [`VALID`].
-    fn fresh(&self) -> Option<T> {
+    pub(crate) fn fresh(&self) -> Option<T> {
         let (found, at) = *lock(&self.0);
         found.filter(|_| at.is_some_and(|at| at.elapsed() < VALID))
     }
@@ -125,7 +125,7 @@ impl Second {
     async fn open(inner: &Inner) -> Option<Second> {
         let options = Files::read(&inner.spec).await.ok()?.within(inner.options.clone());
         let addresses = resolve(&inner.spec).await.ok()?;
-        let open = |options| Connection::open(&inner.spec, options, &addresses);
+        let open = |options| Connection::open(&inner.spec, options, &addresses, inner.login.as_ref());
         if inner.server.is_direct.fresh().is_none() {
             let mark = format!("{:08x}", rand::random::<u32>());
             match open(options.clone().options([(MARK, &mark)])).await {

@@ -19,6 +19,7 @@ use crate::budget::lock;
 use crate::classify::{ErrorClass, StoreError};
 use crate::limits::{Excess, Watcher};
 use crate::names::Addresses;
+use crate::scram::{Exchange, Login};
 use crate::spec::DatabaseSpec;
 
 /// Bytes that are passed on at once.
@@ -51,10 +52,11 @@ impl Connection {
         spec: &DatabaseSpec,
         options: PgConnectOptions,
         addresses: &Addresses,
+        login: Option<&Arc<Login>>,
     ) -> Result<Connection, Failed> {
         let io = |error: io::Error| Failed { error: error.into(), cause: None };
         let server = Server::dial(spec, addresses).await.map_err(io)?;
-        let (directory, relay) = Relay::start(server, spec.port).map_err(io)?;
+        let (directory, relay) = Relay::start(server, spec.port, login.cloned()).map_err(io)?;
         match options.socket(directory).connect().await {
             Ok(driver) => {
                 relay.shared.logged_in.store(true, Ordering::Relaxed);
@@ -125,7 +127,7 @@ struct Shared {
 
 impl Relay {
     /// Listens for the driver; returns the directory of the socket, as the driver wants it.
-    fn start(server: Server, port: u16) -> io::Result<(PathBuf, Relay)> {
+    fn start(server: Server, port: u16, login: Option<Arc<Login>>) -> io::Result<(PathBuf, Relay)> {
         // A name without a file. It is a secret to nobody, hence the look at who connects.
         let directory = format!("\0balance-sync-{:032x}", rand::random::<u128>());
         let listener = UnixListener::bind(format!("{directory}/.s.PGSQL.{port}"))?;
@@ -137,11 +139,11 @@ impl Relay {
             match server {
                 Server::Tcp(server) => {
                     let (from_server, to_server) = server.into_split();
-                    carry(&carrying, from_driver, to_driver, from_server, to_server).await;
+                    carry(&carrying, login, from_driver, to_driver, from_server, to_server).await;
                 }
                 Server::Unix(server) => {
                     let (from_server, to_server) = server.into_split();
-                    carry(&carrying, from_driver, to_driver, from_server, to_server).await;
+                    carry(&carrying, login, from_driver, to_driver, from_server, to_server).await;
                 }
             }
         });
@@ -181,23 +183,23 @@ async fn accept(listener: UnixListener) -> io::Result<UnixStream> {
 /// Passes bytes on in both directions until one of the sockets is closed.
 async fn carry(
     shared: &Shared,
+    login: Option<Arc<Login>>,
     from_driver: impl AsyncRead + Unpin,
-    to_driver: impl AsyncWrite + Unpin,
-    from_server: impl AsyncRead + Unpin,
+    mut to_driver: impl AsyncWrite + Unpin,
+    mut from_server: impl AsyncRead + Unpin,
     to_server: impl AsyncWrite + Unpin,
 ) {
     let watcher = Mutex::new(Watcher::new());
+    // The driver waits while the relay answers in its place.
+    let to_server = tokio::sync::Mutex::new(to_server);
     let requests = async {
-        let passing = pass(from_driver, to_server, |bytes| {
-            lock(&watcher).sends(bytes);
-            true
-        });
+        let passing = pass_requests(from_driver, &to_server, |bytes| lock(&watcher).sends(bytes));
         if passing.await.is_err() {
             // The server takes nothing more. Why, it may have said before.
             std::future::pending::<()>().await;
         }
     };
-    let answers = pass(from_server, to_driver, |bytes| {
+    let look = |bytes: &[u8]| {
         let mut watcher = lock(&watcher);
         if shared.logged_in.load(Ordering::Relaxed) {
             watcher.log_in();
@@ -210,7 +212,15 @@ async fn carry(
                 false
             }
         }
-    });
+    };
+    let answers = async {
+        if let Some(login) = login
+            && !log_in(login, &mut from_server, &mut to_driver, &to_server, look).await?
+        {
+            return Ok(());
+        }
+        pass(from_server, to_driver, look).await
+    };
     tokio::select! {
         // What the server said last is passed on before the driver's end is looked at.
         biased;
@@ -221,6 +231,51 @@ async fn carry(
         }
         () = requests => {}
     }
+}
+
+/// Passes requests on until the end.
+async fn pass_requests(
+    mut from: impl AsyncRead + Unpin,
+    to: &tokio::sync::Mutex<impl AsyncWrite + Unpin>,
+    mut look: impl FnMut(&[u8]),
+) -> io::Result<()> {
+    let mut piece = vec![0; PIECE];
+    loop {
+        let length = from.read(&mut piece).await?;
+        if length == 0 {
+            return Ok(());
+        }
+        look(&piece[..length]);
+        to.lock().await.write_all(&piece[..length]).await?;
+    }
+}
+
+/// Passes on what the server sends until its login is the driver's, or complete; returns whether it goes on.
+async fn log_in(
+    login: Arc<Login>,
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    back: &tokio::sync::Mutex<impl AsyncWrite + Unpin>,
+    mut look: impl FnMut(&[u8]) -> bool,
+) -> io::Result<bool> {
+    let mut exchange = Exchange::new(login);
+    let mut piece = vec![0; PIECE];
+    while !exchange.is_over() {
+        let length = from.read(&mut piece).await?;
+        if length == 0 || !look(&piece[..length]) {
+            return Ok(false);
+        }
+        let reaction = exchange.receive(&piece[..length]).await;
+        let reaction = reaction
+            .map_err(|why| io::Error::new(io::ErrorKind::InvalidData, format!("login broken off: {why}")))?;
+        if !reaction.reply.is_empty() {
+            back.lock().await.write_all(&reaction.reply).await?;
+        }
+        if !reaction.pass.is_empty() {
+            to.write_all(&reaction.pass).await?;
+        }
+    }
+    Ok(true)
 }
 
 /// Passes on what `look` lets through, until the end or a refusal.

@@ -23,6 +23,7 @@ use crate::database::{Database, Phase};
 use crate::examine::{Examined, examine, why_no_table};
 use crate::grants::explained;
 use crate::homes::Home;
+use crate::known;
 use crate::mode::detect;
 use crate::relay::Connection;
 use crate::sql::{Message, Sql, Unwritable};
@@ -43,6 +44,15 @@ pub(crate) trait Operation {
     /// # Errors
     /// A column that is not as the statement asked for it.
     fn read(&self, answer: Answer) -> Result<Self::Output, sqlx::Error>;
+}
+
+/// How long an operation stays in a queue that moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// Half as long again as the acquire timeout.
+    Short,
+    /// As long as it moves.
+    Long,
 }
 
 /// What Postgres answered to one message.
@@ -103,6 +113,7 @@ pub struct Session {
     unproven: bool,
     /// The first connection must be there by then.
     acquire_by: Option<Instant>,
+    patience: Patience,
     /// Held for a batch until a statement of it takes too long, see `budget.rs`.
     turn: Option<OwnedSemaphorePermit>,
     // After `open`: the connection must be back before the permit is, and fields drop in this order.
@@ -116,12 +127,18 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    pub(crate) fn new(database: Database, acquire_by: Instant, permit: OwnedSemaphorePermit) -> Session {
+    pub(crate) fn new(
+        database: Database,
+        acquire_by: Instant,
+        patience: Patience,
+        permit: OwnedSemaphorePermit,
+    ) -> Session {
         Session {
             database,
             open: None,
             unproven: false,
             acquire_by: Some(acquire_by),
+            patience,
             turn: None,
             _permit: permit,
         }
@@ -136,7 +153,9 @@ impl Session {
         }
         let server = &self.database.inner().server;
         let _waiting = server.waiting();
-        let turn = tokio::time::timeout_at(by, Arc::clone(&server.turns).acquire_owned());
+        // Whoever has a turn gives it up soon, whatever it waits for.
+        let within = self.database.inner().spec.acquire_timeout;
+        let turn = tokio::time::timeout(within, Arc::clone(&server.turns).acquire_owned());
         let turn = self.unless(Phase::Closing, turn).await?.map_err(|_| self.database.no_place())?;
         self.turn = Some(turn.map_err(|_| StoreError::closed())?);
         Ok(())
@@ -205,7 +224,7 @@ impl Session {
         let inner = self.database.inner();
         let claim = {
             let _waiting = inner.server.waiting();
-            let claim = self.patiently(by, inner.server.claim(inner.id, fresh));
+            let claim = self.database.patiently(by, self.patience, inner.server.claim(inner.id, fresh));
             self.unless(Phase::Closing, claim).await?.ok_or_else(|| self.database.no_place())?
         };
         let slot = match claim {
@@ -218,29 +237,23 @@ impl Session {
         // On the heap: it is large, seldom, and would be part of every future that runs a statement.
         let connecting = Box::pin(connect(inner));
         let connected = self.unless(Phase::Aborted, connecting).await??;
-        let target = self.database.target(&connected.examined)?;
+        let is_presumed = connected.is_presumed;
+        self.unproven = is_presumed;
+        let target = match is_presumed {
+            true => known::target(&connected.examined),
+            false => self.database.target(&connected.examined)?,
+        };
         self.database.note_origin(&connected.examined);
         let mut open = Open::new(connected, slot, target, inner.spec.max_age);
-        let timeout = inner.spec.connect_timeout;
-        let detecting = Box::pin(tokio::time::timeout(timeout, detect(inner, &mut open)));
-        self.unless(Phase::Aborted, detecting)
-            .await?
-            .map_err(|_| too_slow(timeout, "looking for a pooler"))??;
+        if !is_presumed {
+            let timeout = inner.spec.connect_timeout;
+            let detecting = Box::pin(tokio::time::timeout(timeout, detect(inner, &mut open)));
+            self.unless(Phase::Aborted, detecting)
+                .await?
+                .map_err(|_| too_slow(timeout, "looking for a pooler"))??;
+        }
+        inner.server.note_progress();
         Ok(open)
-    }
-
-    /// Waits until this time, and half as long again while the queue for the server's connections moves: who gave up then and queued
-    /// again would wait longer still. `None` = in vain.
-    async fn patiently<F: Future>(&self, by: Instant, claim: F) -> Option<F::Output> {
-        let mut claim = pin!(claim);
-        if let Ok(claim) = tokio::time::timeout_at(by, claim.as_mut()).await {
-            return Some(claim);
-        }
-        let patience = self.database.inner().spec.acquire_timeout / 2;
-        if !self.database.inner().server.has_served(patience) {
-            return None;
-        }
-        tokio::time::timeout_at(by + patience, claim).await.ok()
     }
 
     async fn attempt<O: Operation>(
@@ -296,6 +309,7 @@ async fn execute<O: Operation>(
             // The table was not there when this connection was opened.
             let examining = examine(&mut open.connection, &database.inner().preamble);
             *open.examined = Box::pin(examining).await?;
+            database.inner().eligible.note_search_path();
             open.target = database.target(&open.examined)?;
             database.note_origin(&open.examined);
             write(database, open, operation)
@@ -311,6 +325,9 @@ async fn execute<O: Operation>(
         }
     };
     for (schema, table) in &message.tables {
+        if table.schema().is_none() {
+            database.inner().eligible.note_search_path();
+        }
         if let Some(tenant) = table.tenant() {
             let Examined { started, oid, .. } = &*open.examined;
             let home = Home { started: started.clone(), oid: *oid, schema: schema.clone() };
@@ -321,7 +338,15 @@ async fn execute<O: Operation>(
         Ok(answer) => {
             // What was written to a server that has been replaced meanwhile may be lost: it is written again.
             database.is_current(&open.examined)?;
+            open.target.started = None;
             Ok(operation.read(answer)?)
+        }
+        Err(error) if error.class() == ErrorClass::PoolerUnsafe && open.target.started.is_some() => {
+            database.inner().server.known.forget();
+            Err(StoreError::new(
+                ErrorClass::Connection,
+                format!("the connection leads elsewhere than those before it: {}", error.message()),
+            ))
         }
         Err(error) => {
             if error.class() == ErrorClass::NotProvisioned {

@@ -94,6 +94,8 @@ pub(crate) struct Target {
     pub(crate) database: String,
     /// The schema where the role's `search_path` finds the balance table, if it does.
     pub(crate) schema: Option<String>,
+    /// When the server was started that the connection is taken to lead to, if it has not said so itself (`known.rs`).
+    pub(crate) started: Option<String>,
 }
 
 /// Why a statement can't be written.
@@ -156,7 +158,11 @@ impl<'t> Sql<'t> {
         self.guarded = true;
         let database = self.target.map_or("", |target| &target.database);
         // The cast fails and repeats what it can't cast, which is the only way to raise an error without a function.
-        self.push("(SELECT CASE WHEN pg_catalog.current_database() = ").text(database).push(
+        self.push("(SELECT CASE WHEN pg_catalog.current_database() = ").text(database);
+        if let Some(started) = self.target.and_then(|target| target.started.as_deref()) {
+            self.push(" AND pg_catalog.pg_postmaster_start_time()::pg_catalog.text = ").text(started);
+        }
+        self.push(
             " AND pg_catalog.current_setting('synchronous_commit') = 'on' \
               AND pg_catalog.current_setting('row_security') = 'off' \
               AND pg_catalog.current_setting('transaction_isolation') = 'read committed' THEN true \
@@ -448,7 +454,8 @@ mod tests {
 
     #[test]
     fn a_message_is_ascii_and_names_its_tables_with_their_schema() {
-        let target = Target { database: "bäse'".to_owned(), schema: Some("ledger".to_owned()) };
+        let target =
+            Target { database: "bäse'".to_owned(), schema: Some("ledger".to_owned()), started: None };
         let preamble = preamble();
         for (table, name) in [
             (Table::unqualified(), r#""ledger"."balance""#),
@@ -473,7 +480,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "guard")]
     fn a_statement_without_a_guard_is_never_sent() {
-        let target = Target { database: "d".to_owned(), schema: None };
+        let target = Target { database: "d".to_owned(), schema: None, started: None };
         let mut sql = Sql::new(&preamble(), Some(&target));
         sql.push("SELECT 1");
         let _ = sql.finish();

@@ -177,6 +177,7 @@ impl LocalWorker {
             oldest_due_age_ms: status.oldest_due_age_ms.load(Relaxed),
             exposure_age_ms: millis(status.exposure_age()),
             exposure_p99_ms: millis(status.exposure_p99()),
+            connection_wait_ms: millis(status.connection_wait().unwrap_or_default()),
             ahead_ms: status.ahead_ms.load(Relaxed),
             shortest_life_ms: known(status.shortest_life_ms.load(Relaxed)),
             quarantine_entries,

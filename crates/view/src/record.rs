@@ -59,6 +59,9 @@ pub struct TenantRecord {
     /// The p99 of that over the last hour in which this worker served it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub exposure_p99_ms: u64,
+    /// For how long its collector has waited for a connection to write on, where that is long.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub connection_wait_ms: u64,
     /// How far ahead a member is scheduled, where that is further than any lease or delay reaches.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub ahead_ms: u64,

@@ -234,6 +234,9 @@ pub struct TenantStateView {
     pub since: Option<String>,
     /// Who paused it.
     pub paused: Option<PausedBy>,
+    /// For how long a worker has waited for a connection to write it on, where that is long.
+    #[serde(skip)]
+    pub connection_wait_seconds: Option<f64>,
 }
 
 /// In quarantine.
@@ -493,6 +496,7 @@ fn tenant_state(row: Option<&TenantRow>) -> TenantStateView {
             partial: row.partial,
             since: row.since.clone(),
             paused: row.paused.clone(),
+            connection_wait_seconds: row.connection_wait_seconds,
         },
         None => TenantStateView {
             state: StateView::Unserved,
@@ -501,6 +505,7 @@ fn tenant_state(row: Option<&TenantRow>) -> TenantStateView {
             partial: false,
             since: None,
             paused: None,
+            connection_wait_seconds: None,
         },
     }
 }

@@ -15,7 +15,11 @@ use tokio_util::sync::CancellationToken;
 async fn what_is_gathered_is_written_before_the_end() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(2, 20).await?;
     // A buffer that would wait for long.
-    let mut worker = Worker::of(&sandbox).set("collector.flush_timeout", "5s").start().await?;
+    let mut worker = Worker::of(&sandbox)
+        .set("collector.profile", "frugal")
+        .set("collector.flush_timeout", "5s")
+        .start()
+        .await?;
     let mut producer = sandbox.producer();
     producer.mutate_each(DEFAULT_TTL).await?;
     eventually(SOON, "claimed balances", || async {

@@ -68,7 +68,7 @@ async fn a_batch_is_one_trace_from_its_claim_to_its_settling() -> Result<()> {
         assert!(claim.nanos > 0 && claim.nanos <= batch.nanos, "{claim:?} in {batch:?}");
         let flush = part(&receiver, "flush", &batch).await?;
         assert_eq!((flush.get("tenant_id"), flush.get("outcome")), (tenant.id.as_str(), "written"));
-        assert_eq!((flush.get("trigger"), flush.get("updated")), ("timeout", flush.get("claimed")));
+        assert_eq!((flush.get("trigger"), flush.get("updated")), ("calm", flush.get("claimed")));
         assert_eq!((flush.get("stale"), flush.get("quarantined"), flush.get("released")), ("0", "0", "0"));
         let gather = part(&receiver, "gather", &flush).await?;
         assert_eq!(gather.get("rows"), flush.get("claimed"));

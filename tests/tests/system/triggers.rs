@@ -22,6 +22,7 @@ async fn a_tenant() -> Result<(Sandbox, SandboxTenant, Producer)> {
 async fn a_full_batch_is_flushed_at_once_and_a_part_of_one_after_its_time() -> Result<()> {
     let (sandbox, tenant, mut producer) = a_tenant().await?;
     let mut worker = Worker::of(&sandbox)
+        .set("collector.profile", "frugal")
         .set("collector.batch_size", "10")
         .set("collector.flush_timeout", "5s")
         .set("collector.idle_backoff_max", "100ms")
@@ -53,9 +54,27 @@ async fn a_full_batch_is_flushed_at_once_and_a_part_of_one_after_its_time() -> R
 }
 
 #[tokio::test]
+async fn a_few_mutations_are_written_at_once_unless_the_profile_saves_commits() -> Result<()> {
+    let (sandbox, _, mut producer) = a_tenant().await?;
+    // So long that the test would fail if it were waited for.
+    let patient = || Worker::of(&sandbox).set("collector.flush_timeout", "5s");
+    for (profile, at_once) in [("balanced", true), ("fresh", true), ("frugal", false)] {
+        let mut worker = patient().set("collector.profile", profile).start().await?;
+        producer.mutate(0, &[1, 2, 3], DEFAULT_TTL).await?;
+        comes_in_step(&sandbox, &producer).await?;
+        all_settled(&sandbox).await?;
+        let (calm, timeout) = (batches(&worker, "calm").await?, batches(&worker, "timeout").await?);
+        assert_eq!((calm > 0.0, timeout > 0.0), (at_once, !at_once), "{profile}: {calm} {timeout}");
+        assert_eq!(worker.stop().await?.code, Some(0));
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_steady_trickle_does_not_postpone_the_flush() -> Result<()> {
     let (sandbox, tenant, mut producer) = a_tenant().await?;
     let mut worker = Worker::of(&sandbox)
+        .set("collector.profile", "frugal")
         .set("collector.batch_size", "1000")
         .set("collector.flush_timeout", "400ms")
         .set("collector.idle_backoff_max", "100ms")

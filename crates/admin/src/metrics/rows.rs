@@ -256,6 +256,8 @@ pub(super) struct Snapshot {
     pub(super) states: [u64; TenantState::ALL.len()],
     /// Members locked by other workers, all tenants together.
     pub(super) foreign_locked: u64,
+    /// Tenants that wait for a connection, and the longest of these waits in seconds.
+    pub(super) connection_waits: (u64, f64),
 }
 
 /// What was there at the last scrape.
@@ -303,6 +305,10 @@ impl Memory {
                 .then(|| state.reason.map_or("unknown", Reason::as_str));
 
             snapshot.foreign_locked += status.foreign_locked.load(Relaxed);
+            if let Some(wait) = status.connection_wait() {
+                let (tenants, longest) = snapshot.connection_waits;
+                snapshot.connection_waits = (tenants + 1, longest.max(wait.as_secs_f64()));
+            }
 
             if has_row {
                 let mut row = Row {

@@ -82,7 +82,7 @@ pub(super) fn work(page: &mut Page<'_>, rows: &[Row]) -> Result<(), Error> {
     );
     let mut batches = Family::counter(
         "balance_sync_batches_total",
-        "Flushes by what triggered them: size, timeout or drain.",
+        "Flushes by what triggered them: size, timeout, drain or calm.",
     );
     let mut lag = Family::histogram(
         "balance_sync_lag_seconds",

@@ -153,6 +153,11 @@ pub(super) fn fleet(page: &mut Page<'_>, status: &FleetStatus, snapshot: &Snapsh
             snapshot.foreign_locked,
         ),
         (
+            "balance_sync_connection_waiting_tenants",
+            "Tenants that have waited for longer than a second for a connection to write on, in a queue that moves.",
+            snapshot.connection_waits.0,
+        ),
+        (
             "balance_sync_threads_still",
             "Worker threads that are stalled; their collectors have moved to the others, and /livez fails.",
             status.still_threads.load(Relaxed),
@@ -171,6 +176,13 @@ pub(super) fn fleet(page: &mut Page<'_>, status: &FleetStatus, snapshot: &Snapsh
     for (name, help, value) in gauges {
         page.write(Family::gauge(name, help).with(&[], value as f64))?;
     }
+    page.write(
+        Family::gauge(
+            "balance_sync_connection_wait_seconds",
+            "The longest that a tenant has waited for a connection to write on so far, in seconds; 0 = none waits.",
+        )
+        .with(&[], snapshot.connection_waits.1),
+    )?;
     page.write(
         Family::gauge(
             "balance_sync_worker_exposure_p99_seconds",

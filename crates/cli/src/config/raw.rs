@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use balance_sync_domain::TlsMode;
-use balance_sync_fleet::status::WorkerMode;
+use balance_sync_fleet::{pipeline::Profile, status::WorkerMode};
 use balance_sync_schedule::ClaimMode;
 use balance_sync_tenants::KeyForm;
 use secrecy::{ExposeSecret, SecretString};
@@ -181,6 +181,8 @@ pub(crate) struct Collector {
     /// Age of the oldest gathered balance that starts a flush.
     #[serde(with = "humantime_serde")]
     pub flush_timeout: Duration,
+    /// What a flush waits for.
+    pub profile: Profile,
     /// Wait between two fetches while some balances are gathered.
     #[serde(with = "humantime_serde")]
     pub poll_interval: Duration,

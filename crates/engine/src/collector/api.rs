@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::Trigger;
+use super::{Profile, Trigger};
 use crate::{
     failure::{Failure, Reaction, Reason},
     state::TenantState,
@@ -17,13 +17,15 @@ pub struct Options {
     pub batch_size: usize,
     /// A flush is made this long after the first member entered the empty buffer.
     pub flush_timeout: Duration,
+    /// What a flush waits for.
+    pub profile: Profile,
     /// How long a collector waits that found nothing more due while it has work.
     pub poll_interval: Duration,
     /// Longest wait of an idle collector between two claims.
     pub idle_backoff_max: Duration,
     /// Flushes in flight at most.
     pub pipeline_depth: usize,
-    /// Longest time a permit and the write of one flush may take together.
+    /// Longest time the write of one flush may take, a short wait for its permit included; half of it after a longer one.
     pub flush_deadline: Duration,
     /// Longest time the final flush may take after a stop, before what is left is released.
     pub drain_deadline: Duration,
@@ -52,6 +54,7 @@ impl Default for Options {
         Self {
             batch_size: 500,
             flush_timeout: Duration::from_millis(50),
+            profile: Profile::Balanced,
             poll_interval: Duration::from_millis(25),
             idle_backoff_max: Duration::from_secs(1),
             pipeline_depth: 3,
@@ -277,7 +280,7 @@ pub enum Command<M> {
         trigger: Trigger,
         /// The collector is leaving: a database that may no longer be served is used as far as it still lets us.
         last: bool,
-        /// How long to wait for it.
+        /// Longest time it may take, apart from the wait in a queue that moves.
         deadline: Duration,
     },
     /// Write and settle a batch with the permit that was granted; ends with [`Event::FlightEnded`].

@@ -50,7 +50,7 @@ impl<M> Collector<M> {
     pub(super) fn start_claim(&mut self, step: &mut Step<M>) -> Option<Instant> {
         let Intake::Ready { at } = self.intake else { return None };
         let limit = self.room();
-        if limit == 0 || !self.may_claim() || !self.may_try() {
+        if limit == 0 || !self.may_claim() || !self.may_try() || self.is_giving_back() {
             return None;
         }
         if at > step.now {
@@ -71,6 +71,7 @@ impl<M> Collector<M> {
     pub(super) fn claim_failed(&mut self, step: &mut Step<M>, failure: Failure) {
         if let Intake::Claiming { .. } = self.intake {
             self.intake = Intake::Ready { at: step.now };
+            self.renewal = None;
             self.backlog = Backlog::Unknown;
             if !self.is_stopping() {
                 self.degrade(step, failure);
@@ -87,6 +88,9 @@ impl<M> Collector<M> {
             return;
         };
         self.intake = Intake::Ready { at: now };
+        if !self.is_giving_back() {
+            self.renewal = None;
+        }
         let found = members.len();
         self.buffer.add(members, now);
         if self.is_stopping() {
@@ -120,8 +124,13 @@ impl<M> Collector<M> {
         if self.backlog == Backlog::More {
             // Again at once, as far as there is room.
         } else if found > 0 || !self.buffer.is_empty() || !self.flights.is_empty() {
-            // Less than asked for: nothing more is due at this moment.
-            self.intake = Intake::Ready { at: now + self.options.poll_interval };
+            // Less than asked for: nothing more is due at this moment. In a queue it is looked at as in an idle schedule: so often that no
+            // standby takes its members for unclaimed.
+            let at = match self.is_queued(now) {
+                true => now + self.options.idle_backoff_max,
+                false => self.look_at(now),
+            };
+            self.intake = Intake::Ready { at };
         } else if self.may_claim() {
             self.go_idle(step, locked);
         }

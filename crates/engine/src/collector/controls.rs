@@ -24,7 +24,7 @@ impl<M> Collector<M> {
         if self.controls.service != Service::Paused && (self.is_running() || self.is_leaving()) {
             self.claim_for_a_while(step.now);
             self.hurry(step);
-            self.buffer.hurry(step.now);
+            self.buffer.hurry();
         }
     }
 

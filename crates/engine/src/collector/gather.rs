@@ -13,6 +13,8 @@ names! {
         Timeout = "timeout",
         /// The collector stops.
         Drain = "drain",
+        /// Few mutations come, no other flush was under way, and the last one was long enough ago.
+        Calm = "calm",
     }
 }
 
@@ -25,13 +27,21 @@ pub struct Gather<M> {
     /// When the first member entered the empty buffer. Later members don't move it: a steady trickle must not push
     /// the deadline on.
     first_at: Option<Instant>,
+    /// What waits is due although its time has not come.
+    hurried: bool,
 }
 
 impl<M> Gather<M> {
     /// An empty buffer.
     #[must_use]
     pub fn new(batch_size: usize, flush_timeout: Duration) -> Self {
-        Self { batch_size: batch_size.max(1), flush_timeout, buffer: Vec::new(), first_at: None }
+        Self {
+            batch_size: batch_size.max(1),
+            flush_timeout,
+            buffer: Vec::new(),
+            first_at: None,
+            hurried: false,
+        }
     }
 
     /// How many members still fit.
@@ -83,19 +93,24 @@ impl<M> Gather<M> {
     /// When the time trigger comes.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.first_at.map(|first| first + self.flush_timeout)
+        let timeout = if self.hurried { Duration::ZERO } else { self.flush_timeout };
+        self.first_at.map(|first| first + timeout)
+    }
+
+    /// When the first member entered the empty buffer.
+    #[must_use]
+    pub fn first_at(&self) -> Option<Instant> {
+        self.first_at
     }
 
     /// Makes what waits due now.
-    pub fn hurry(&mut self, now: Instant) {
-        if let Some(first) = &mut self.first_at {
-            *first = now.checked_sub(self.flush_timeout).unwrap_or(*first);
-        }
+    pub fn hurry(&mut self) {
+        self.hurried = self.first_at.is_some();
     }
 
     /// Takes everything out.
     pub fn take(&mut self) -> Vec<M> {
-        self.first_at = None;
+        (self.first_at, self.hurried) = (None, false);
         std::mem::take(&mut self.buffer)
     }
 }
@@ -147,10 +162,10 @@ mod tests {
     fn what_waits_can_be_made_due_at_once() {
         let start = Instant::now();
         let mut gather = Gather::new(10, TIMEOUT);
-        gather.hurry(start);
+        gather.hurry();
         assert_eq!(gather.due(start), None, "nothing waits");
         gather.add(vec![1], start);
-        gather.hurry(start);
+        gather.hurry();
         assert_eq!(gather.due(start), Some(Trigger::Timeout));
     }
 }

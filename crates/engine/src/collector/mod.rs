@@ -8,20 +8,22 @@
 //! A flush begins with a *permit*, the right to write now. Where many tenants want to write to one server, permits are
 //! waited for, and what is held meanwhile is memory of ours and leases that run. So nothing leaves the buffer before the
 //! permit is there; while permits are scarce only a small part of a backlog is claimed ahead (the prefetch), and the rest
-//! of the batch when the permit has come.
+//! of the batch when the permit has come. That wait may be longer than a lease: the sink ends it only when its queue stands
+//! still. Meanwhile the prefetch is claimed anew before its leases become old.
 //!
 //! [`Collector`] is a state machine: [`Collector::handle`] takes what happened and returns what to do, and
 //! [`Collector::wake_at`] says when to call it with [`Event::Tick`] if nothing else happens. Every part that can start
 //! something returns the moment at which it wants to be asked again, so the wake-up can't disagree with the conditions.
 //!
 //! In the files: `api` (events and commands) · `controls` (what operators want) · `role` (when another worker comes first)
-//! · `flush` (permits and flights) · `claim` · `recovery` (failures) · `upkeep` (of the schedule) · `stop` (its end).
+//! · `flush` (permits and flights) · `pace` · `claim` · `recovery` (failures) · `upkeep` (of the schedule) · `stop` (its end).
 
 mod api;
 mod claim;
 mod controls;
 mod flush;
 mod gather;
+mod pace;
 mod recovery;
 mod role;
 mod stop;
@@ -37,6 +39,7 @@ pub use api::{
     Service, Task, Upkeep, UpkeepEnd,
 };
 pub use gather::{Gather, Trigger};
+pub use pace::Profile;
 
 use crate::{backoff::Jitter, state::TenantState};
 
@@ -55,6 +58,9 @@ pub struct Collector<M> {
 
     buffer: Gather<M>,
     permit: Permit,
+    /// The buffer is being claimed anew while its permit is waited for: the release under way, or the last one.
+    renewal: Option<FlightId>,
+    pace: pace::Pace,
     supply: Supply,
     flights: Vec<Flight>,
     next_flight: u64,
@@ -102,7 +108,6 @@ enum Permit {
     /// It is there, and its batch is being completed.
     Held {
         trigger: Trigger,
-        since: Instant,
         waited: Duration,
     },
 }
@@ -119,7 +124,7 @@ enum Supply {
 #[derive(Debug, Clone, Copy)]
 struct Flight {
     id: FlightId,
-    /// Since when it is on its way, the wait for its permit included.
+    /// Since when it is on its way.
     since: Instant,
 }
 
@@ -179,6 +184,8 @@ impl<M> Collector<M> {
             taken_over_until: None,
             buffer: Gather::new(options.batch_size, options.flush_timeout),
             permit: Permit::None,
+            renewal: None,
+            pace: pace::Pace::new(options.profile, options.flush_timeout),
             supply: Supply::Scarce,
             flights: Vec::new(),
             next_flight: 0,

@@ -48,9 +48,11 @@ impl<M> Collector<M> {
         matches!(&self.health, Health::Degraded(degraded) if degraded.attempt == Attempt::Trying)
     }
 
-    /// Whether members may be claimed as far as failures are concerned: nothing fails, or this is the next try.
+    /// Whether members may be claimed as far as failures are concerned: nothing fails, or this is the next try, of which
+    /// one batch is claimed.
     pub(super) fn may_try(&self) -> bool {
-        matches!(self.health, Health::Well) || self.is_trying() && !self.is_writing()
+        let claims_anew = self.renewal.is_some() && self.flights.is_empty() && self.buffer.is_empty();
+        matches!(self.health, Health::Well) || self.is_trying() && (!self.is_writing() || claims_anew)
     }
 
     pub(super) fn degrade(&mut self, step: &mut Step<M>, failure: Failure) {

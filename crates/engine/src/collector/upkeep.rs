@@ -40,7 +40,7 @@ impl Plan {
 
 impl<M> Collector<M> {
     /// From when on values may have to wait: at once where the tenant can't write or is paused; later, where a flush takes
-    /// long, members stay locked by others, or there is an old backlog that is not worked off soon.
+    /// long, or with a backlog the wait for its permit, members stay locked by others, or there is an old backlog that is not worked off soon.
     fn protects_from(&self, now: Instant) -> Option<Instant> {
         // With Redis away nothing could be protected; one that refuses claims may let TTLs be raised.
         let waiting = matches!(self.fails(), Some(Side::Claim | Side::Settle | Side::Sink))
@@ -51,7 +51,10 @@ impl<M> Collector<M> {
         let behind = self.behind_since.map(|since| since + WORKED_OFF_WITHIN);
         let locked_out = self.locked_out.since.map(|since| since + WORKED_OFF_WITHIN);
         let slow = self.writing_since().map(|since| since + self.options.protect_after);
-        behind.into_iter().chain(slow).chain(locked_out).min()
+        // As long as there is room what is due is claimed meanwhile, and every claim protects what it takes.
+        let queued = self.waiting_since().filter(|_| self.room() == 0);
+        let queued = queued.map(|since| since + WORKED_OFF_WITHIN.max(self.options.protect_after));
+        behind.into_iter().chain(queued).chain(slow).chain(locked_out).min()
     }
 
     pub(super) fn start_upkeep(&mut self, step: &mut Step<M>) -> Option<Instant> {

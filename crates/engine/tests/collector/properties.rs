@@ -1,7 +1,7 @@
 //! What holds in any sequence of events. Most of it is checked by the world, at each command.
 
 use balance_sync_engine::{
-    collector::{Event, Options, Role, Service, Upkeep, UpkeepEnd},
+    collector::{Event, Options, Profile, Role, Service, Upkeep, UpkeepEnd},
     failure::{Failure, Pace, Side},
     state::TenantState,
 };
@@ -47,11 +47,10 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
 
 /// Batches that are claimed at once, and such of which only a part is claimed ahead while permits are scarce.
 fn settings() -> impl Strategy<Value = Options> {
-    (1..4_usize, prop_oneof![Just(10_usize), Just(120)]).prop_map(|(pipeline_depth, batch_size)| Options {
-        pipeline_depth,
-        batch_size,
-        ..options()
-    })
+    let profile = prop_oneof![Just(Profile::Fresh), Just(Profile::Balanced), Just(Profile::Frugal)];
+    (1..4_usize, prop_oneof![Just(10_usize), Just(120)], profile).prop_map(
+        |(pipeline_depth, batch_size, profile)| Options { pipeline_depth, batch_size, profile, ..options() },
+    )
 }
 
 fn any_failure(side: Side, kind: u8) -> Failure {

@@ -1,7 +1,7 @@
 //! The rules one by one.
 
 use balance_sync_engine::{
-    collector::{Drained, Options, Report, Role, Service, Trigger, Upkeep, UpkeepEnd},
+    collector::{Drained, Options, Profile, Report, Role, Service, Trigger, Upkeep, UpkeepEnd},
     failure::{Pace, Reason, Side},
     state::TenantState,
 };
@@ -60,6 +60,54 @@ fn a_full_claim_asks_for_a_permit_at_once_and_a_few_wait_for_the_timeout() {
     assert_eq!(triggers, [Kind::Flush(Trigger::Size), Kind::Flush(Trigger::Timeout)]);
 }
 
+/// A collector that waits for few mutations.
+fn calm() -> Options {
+    Options { profile: Profile::Balanced, ..options() }
+}
+
+#[test]
+fn a_calm_tenants_members_are_written_at_once_and_the_next_ones_together_a_while_later() {
+    let mut world = World::started(calm());
+    world.answer_claim(1, 0);
+    assert_eq!(world.permit, Permit::Requested, "at once");
+    world.grant();
+    let begun = world.at();
+    world.pass(ms(3));
+    world.land();
+    // Looked at again as the next flush may begin, and what came is written then.
+    while world.claim.is_none() {
+        world.pass(ms(1));
+    }
+    assert_eq!(world.at() - begun, ms(15));
+    world.answer_claim(2, 0);
+    assert_eq!(world.permit, Permit::Requested);
+    world.grant();
+    let triggers: Vec<_> = world.flights.values().map(|(kind, batch)| (*kind, batch.len())).collect();
+    assert_eq!(triggers, [(Kind::Flush(Trigger::Calm), 2)]);
+}
+
+#[test]
+fn what_comes_to_a_calm_tenant_during_a_flush_waits_for_its_end() {
+    let mut world = World::started(calm());
+    world.answer_claim(1, 0);
+    world.grant();
+    world.pass(ms(15));
+    world.answer_claim(2, 1);
+    world.pass(ms(20));
+    assert_eq!(world.permit, Permit::None, "one is under way");
+    if world.claim.is_some() {
+        world.answer_claim(3, 3);
+    }
+    world.land();
+    // A flush of 35 ms is followed by a pause of as much as the flush timeout, which begins with it.
+    assert_eq!(world.permit, Permit::None);
+    world.pass(ms(15));
+    assert_eq!(world.permit, Permit::Requested);
+    world.grant();
+    let sizes: Vec<_> = world.flights.values().map(|(_, batch)| batch.len()).collect();
+    assert_eq!(sizes, [5]);
+}
+
 #[test]
 fn while_permits_are_scarce_a_prefetch_is_held_and_the_batch_is_completed_with_its_permit() {
     let mut world = World::new(scarce());
@@ -91,6 +139,92 @@ fn with_redis_away_it_sleeps_while_a_permit_is_waited_for_and_claims_when_that_i
     assert!(world.claim.is_some(), "its wait is over as well");
     world.answer_claim(0, 0);
     assert_eq!(world.state, TenantState::Idle);
+}
+
+/// Answers what comes while a permit is waited for: what was given back is claimed anew.
+fn wait_in_queue(world: &mut World, time: std::time::Duration) -> (usize, usize) {
+    let end = world.now + time;
+    let (claims, mut released) = (world.claims, 0);
+    while world.now < end {
+        assert_eq!(world.permit, Permit::Requested, "it keeps its place");
+        if world.claim.is_some() {
+            let found = if world.machine.buffered() == 0 { 3 } else { 0 };
+            world.answer_claim(found, 3);
+        } else if !world.flights.is_empty() {
+            world.land();
+            released += 1;
+        } else if world.upkeep.is_some() {
+            world.end_upkeep(UpkeepEnd::Protected { at: 1.0 });
+        } else {
+            world.pass(ms(1));
+        }
+    }
+    (world.claims - claims, released)
+}
+
+#[test]
+fn in_a_queue_that_moves_it_claims_anew_before_its_leases_are_old_and_never_fails() {
+    let mut world = waiting_for_a_permit(3);
+    let (claims, released) = wait_in_queue(&mut world, secs(60));
+    // Half the deadline each.
+    assert!((22..=24).contains(&released), "{released}");
+    // One to claim anew each time, and one in the longest time between two looks at an idle schedule.
+    assert!(claims <= released + 60_000 / 160 + 2, "{claims} claims");
+    assert_ne!(world.state, TenantState::Degraded);
+    world.grant();
+    assert_eq!((world.permit, world.claim), (Permit::Held, Some(7)), "what has come since is claimed first");
+    world.answer_claim(4, 3);
+    assert_eq!(world.flights.values().map(|(_, batch)| batch.len()).collect::<Vec<_>>(), [7]);
+    assert!(world.deadline >= ms(2_500), "{:?}", world.deadline);
+}
+
+#[test]
+fn a_permit_that_comes_while_members_are_given_back_waits_until_they_are_claimed_anew() {
+    let mut world = waiting_for_a_permit(3);
+    while world.flights.is_empty() {
+        world.pass(ms(1));
+        if world.claim.is_some() {
+            world.answer_claim(0, 3);
+        }
+    }
+    world.grant();
+    assert_eq!((world.permit, world.claim, world.machine.buffered()), (Permit::Held, None, 0));
+    world.land();
+    assert_eq!(world.claim, Some(10));
+    world.answer_claim(3, 0);
+    assert_eq!((world.permit, world.flights.len()), (Permit::None, 1));
+    // Another worker was faster: the permit is given back.
+    let mut world = waiting_for_a_permit(3);
+    while world.flights.is_empty() {
+        world.pass(ms(1));
+        if world.claim.is_some() {
+            world.answer_claim(0, 3);
+        }
+    }
+    world.land();
+    world.answer_claim(0, 0);
+    assert_eq!(world.permit, Permit::None);
+}
+
+#[test]
+fn a_tenant_on_its_way_back_keeps_its_place_in_the_queue_too() {
+    let mut world = World::started(options());
+    world.answer_claim(10, 100);
+    world.grant();
+    world.answer_claim(0, 100);
+    let flush = *world.flights.keys().next().unwrap();
+    world.end_flight(flush, Some(away()));
+    world.pass(secs(1));
+    world.answer_probe(Ok(()));
+    world.answer_claim(3, 0);
+    while world.permit == Permit::None {
+        world.pass(ms(1));
+    }
+    let (_, released) = wait_in_queue(&mut world, secs(20));
+    assert!((7..=8).contains(&released), "{released}");
+    world.grant();
+    world.land();
+    assert_eq!(world.reports, [Report::Recovered { reason: Reason::PostgresConnection }]);
 }
 
 #[test]

@@ -2,15 +2,15 @@
 //! under way.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use balance_sync_engine::{
     collector::{
-        Claimed, Collector, Command, Controls, Event, FlightEnd, FlightId, Locked, Options, Report, Role,
-        Service, Task, Trigger, Upkeep, UpkeepEnd,
+        Claimed, Collector, Command, Controls, Event, FlightEnd, FlightId, Locked, Options, Profile, Report,
+        Role, Service, Task, Trigger, Upkeep, UpkeepEnd,
     },
     failure::{Failure, NextTry, Obstacle, Pace, Reaction, Reason, Settings, Side},
     state::TenantState,
@@ -35,6 +35,7 @@ pub(crate) fn options() -> Options {
         leave_deadline: secs(20),
         protect_after: secs(1),
         protect_floor: secs(30),
+        profile: Profile::Frugal,
         ..Options::default()
     }
 }
@@ -109,8 +110,10 @@ pub(crate) struct World {
     pub abandoned: Option<Vec<u32>>,
 
     next_member: u32,
-    /// Members in the machine's buffer.
-    buffered: BTreeSet<u32>,
+    /// Members in the machine's buffer, and since when.
+    buffered: BTreeMap<u32, Instant>,
+    /// How long the last flush may take.
+    pub deadline: Duration,
     pub written: usize,
     /// Given back, left to lapse, or lost with a claim that was cancelled.
     pub unwritten: usize,
@@ -147,7 +150,8 @@ impl World {
             flights: BTreeMap::new(),
             abandoned: None,
             next_member: 0,
-            buffered: BTreeSet::new(),
+            buffered: BTreeMap::new(),
+            deadline: Duration::ZERO,
             written: 0,
             unwritten: 0,
             state: TenantState::Starting,
@@ -221,7 +225,7 @@ impl World {
         let limit = self.claim.take().expect("a claim is under way");
         let found = found.min(limit);
         let members: Vec<u32> = (0..found).map(|_| self.new_member()).collect();
-        self.buffered.extend(&members);
+        self.buffered.extend(members.iter().map(|member| (*member, self.now)));
         let scheduled = found as u64 + more;
         self.handle(Event::Claimed(Claimed { members, scheduled, head_age: Some(ms(1)), locked: None }));
     }
@@ -340,6 +344,11 @@ impl World {
         self.check();
     }
 
+    /// Whether what has been held for long is claimed anew, as far as that is certain.
+    fn may_claim_anew(&self) -> bool {
+        self.degraded.is_none() && self.controls == (Controls { service: Service::Active, role: Role::First })
+    }
+
     /// Whether a paused tenant can be written is found out when it is resumed.
     fn forget_failure_while_paused(&mut self) {
         if self.controls.service == Service::Paused {
@@ -357,11 +366,22 @@ impl World {
         // The final flushes: what was buffered, and what the last claim brought.
         let most = self.options.pipeline_depth + if self.machine.is_running() { 0 } else { 2 };
         assert!(flushes <= most, "{flushes} flushes in flight");
+        let gives_back = self.flights.values().any(|(kind, _)| *kind == Kind::Release);
         if self.permit == Permit::Held {
-            assert!(self.claim.is_some(), "a permit is kept only while a claim may complete its batch");
+            assert!(
+                self.claim.is_some() || gives_back,
+                "a permit is kept only while a claim may complete its batch"
+            );
         }
         if self.permit == Permit::Requested {
-            assert!(!self.buffered.is_empty(), "a permit for nothing");
+            let claims_anew = self.claim.is_some() || gives_back;
+            assert!(!self.buffered.is_empty() || claims_anew, "a permit for nothing");
+            let oldest = self.buffered.values().map(|since| self.now - *since).max().unwrap_or_default();
+            let longest = match self.may_claim_anew() {
+                true => self.options.flush_deadline / 2,
+                false => self.options.flush_deadline,
+            };
+            assert!(oldest <= longest, "held for {oldest:?} without a permit");
         }
         if let Some(held) = self.degraded
             && !held.writes
@@ -408,7 +428,10 @@ impl World {
                 if let Some(held) = self.degraded {
                     assert!(self.now >= held.until, "claimed before the wait was over");
                     assert!(!held.ping, "claimed before a ping was answered");
-                    assert!(self.flights.is_empty() && self.permit == Permit::None, "one batch at a time");
+                    assert!(
+                        self.flights.is_empty() && (self.permit == Permit::None || self.buffered.is_empty()),
+                        "one batch at a time"
+                    );
                 }
                 self.claims += 1;
                 self.claim = Some(limit);
@@ -427,8 +450,15 @@ impl World {
                 assert!(self.flights.len() < depth && !self.buffered.is_empty());
                 self.permit = Permit::Requested;
             }
-            Command::Flush { flight, batch, trigger, .. } => {
+            Command::Flush { flight, batch, trigger, deadline, .. } => {
                 assert_eq!(self.permit, Permit::Held);
+                let oldest = batch.iter().map(|member| self.now - self.buffered[member]).max();
+                assert!(
+                    oldest.unwrap_or_default() + deadline
+                        <= self.options.flush_timeout + self.options.flush_deadline,
+                    "its leases may end before it does"
+                );
+                self.deadline = deadline;
                 self.permit = Permit::None;
                 self.take_off(flight, Kind::Flush(trigger), batch);
             }
@@ -496,7 +526,7 @@ impl World {
     fn take_off(&mut self, flight: FlightId, kind: Kind, batch: Vec<u32>) {
         assert!(!batch.is_empty() && batch.len() <= self.options.batch_size);
         for member in &batch {
-            assert!(self.buffered.remove(member), "each member goes out once");
+            assert!(self.buffered.remove(member).is_some(), "each member goes out once");
         }
         assert!(self.flights.insert(flight, (kind, batch)).is_none());
     }

@@ -1,15 +1,21 @@
 //! A tenant's sink: its Postgres, by way of the tenant manager.
 
 use std::cell::RefCell;
+use std::time::Duration;
 
 use actix::Addr;
 use balance_sync_store::{ErrorClass, Fates, Named, Origin, Row, RowResult, Session, StoredRow};
 use balance_sync_tenants::Tenant;
 use balance_sync_trace as trace;
+use futures::{FutureExt, future::LocalBoxFuture};
+use tokio::time::timeout;
 
 use super::failover::Reports;
 use super::tenant_manager::{Doubt, GetPool, Refetch, TenantManager, TenantPool};
 use crate::pipeline::{Sink, SinkError};
+
+/// How long the settings for a look at rows may take. What looks has a limit of its own for the whole.
+const LOOK_LIMIT: Duration = Duration::from_secs(20);
 
 /// The tenant's Postgres, by way of the tenant manager.
 #[derive(Debug)]
@@ -83,19 +89,20 @@ impl PostgresPermit {
 impl Sink for PostgresSink {
     type Permit = PostgresPermit;
 
-    async fn permit(&self, last: bool) -> Result<PostgresPermit, SinkError> {
-        match PostgresPermit::of(self.pool(last).await?).await {
-            Ok(permit) => {
-                self.note_origin(&permit.pool);
-                Ok(permit)
-            }
+    async fn permit(&self, last: bool, limit: Duration) -> Result<PostgresPermit, SinkError> {
+        // Opening a connection and waiting in a queue that stands still have bounds of their own.
+        let within = async |pool: LocalBoxFuture<'_, Result<TenantPool, SinkError>>| {
+            timeout(limit, pool).await.unwrap_or(Err(SinkError::Deadline(limit)))
+        };
+        let permit = match PostgresPermit::of(within(self.pool(last).boxed_local()).await?).await {
+            Ok(permit) => permit,
             Err((pool, error)) => {
-                let newer = self.newer(&pool, error).await?;
-                let permit = PostgresPermit::of(newer).await.map_err(|(_, error)| error)?;
-                self.note_origin(&permit.pool);
-                Ok(permit)
+                let newer = within(self.newer(&pool, error).boxed_local()).await?;
+                PostgresPermit::of(newer).await.map_err(|(_, error)| error)?
             }
-        }
+        };
+        self.note_origin(&permit.pool);
+        Ok(permit)
     }
 
     async fn update(
@@ -120,12 +127,12 @@ impl Sink for PostgresSink {
     }
 
     async fn rows(&self, rows: &[Row<'_>]) -> Result<Vec<Option<StoredRow>>, SinkError> {
-        let mut permit = self.permit(false).await?;
+        let mut permit = self.permit(false, LOOK_LIMIT).await?;
         Ok(permit.session.fetch(&permit.pool.table, rows).await?)
     }
 
     async fn fates(&self, gone: &[Named<'_>], last: bool) -> Result<Fates, SinkError> {
-        let mut permit = self.permit(last).await?;
+        let mut permit = self.permit(last, LOOK_LIMIT).await?;
         Ok(permit.session.fates_if_writable(&permit.pool.table, gone).await?)
     }
 

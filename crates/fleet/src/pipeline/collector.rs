@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-pub use balance_sync_engine::collector::{Drained, Options as CollectorOptions};
+pub use balance_sync_engine::collector::{Drained, Options as CollectorOptions, Profile};
 use balance_sync_engine::{
     collector::{Collector as Machine, Controls, Event, FlightId, Role, Service, Trigger},
     trail::TrailWatch,

@@ -14,7 +14,7 @@ mod forks;
 mod gone;
 mod ports;
 
-pub use collector::{Collector, CollectorOptions, Drained};
+pub use collector::{Collector, CollectorOptions, Drained, Profile};
 pub use collector_actor::{CollectorActor, CollectorEnded, CollectorStarted, Incarnation};
 pub use failure::{Pace, Reaction, SinkError, reaction, redis_reaction};
 pub use flush::{Batch, FlushEnd, flush, release};

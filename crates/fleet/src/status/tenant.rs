@@ -32,6 +32,9 @@ use super::{
 };
 use crate::clock::{wall_clock, wall_clock_ms};
 
+/// A wait for a connection is shown from this on.
+const CONNECTION_WAIT_SHOWN: Duration = Duration::from_secs(1);
+
 /// A state with its reason and its beginning.
 #[derive(Debug, Clone)]
 pub struct StateInfo {
@@ -116,6 +119,7 @@ pub struct TenantStatus {
     /// How long the oldest due member had been due when the schedule was last sampled, in milliseconds.
     pub oldest_due_age_ms: AtomicU64,
     held_since: Mutex<Option<Instant>>,
+    permit_since: Mutex<Option<Instant>>,
     /// Nothing as long as nothing was exposed.
     exposure_hour: Mutex<Option<Box<ExposureHour>>>,
     /// Entries in the tenant's quarantine, losses among them, when it was last sampled; `u64::MAX` = not known.
@@ -210,6 +214,7 @@ impl TenantStatus {
             leased: AtomicU64::new(0),
             oldest_due_age_ms: AtomicU64::new(0),
             held_since: Mutex::default(),
+            permit_since: Mutex::default(),
             exposure_hour: Mutex::default(),
             quarantine_entries: AtomicU64::new(u64::MAX),
             losses: AtomicU64::new(u64::MAX),
@@ -367,6 +372,18 @@ impl TenantStatus {
     /// Since when the oldest member has been due that its collector has claimed and not settled; `None` = it holds none.
     pub(crate) fn show_held_since(&self, since: Option<Instant>) {
         *self.held_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    /// Since when its collector waits for a permit; `None` = it doesn't.
+    pub(crate) fn show_permit_since(&self, since: Option<Instant>) {
+        *self.permit_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    /// For how long its collector has waited for a connection to write on, where that is longer than opening one takes.
+    #[must_use]
+    pub fn connection_wait(&self) -> Option<Duration> {
+        let since = *self.permit_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.map(|since| since.elapsed()).filter(|wait| *wait >= CONNECTION_WAIT_SHOWN)
     }
 
     /// For how long the oldest balance has waited whose last mutation only Redis has: one that was due at the last look, or

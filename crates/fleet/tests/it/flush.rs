@@ -2,7 +2,7 @@
 
 mod missing_values;
 
-use std::{cell::RefCell, rc::Rc, sync::atomic::Ordering::Relaxed};
+use std::{cell::RefCell, rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use crate::common::*;
 use balance_sync_domain::KeySpace;
@@ -44,7 +44,7 @@ impl Bench {
     }
 
     async fn flush(&self, claimed: &[Claimed]) -> FlushEnd {
-        let permit = self.sink.permit(false).await.unwrap();
+        let permit = self.sink.permit(false, Duration::from_secs(5)).await.unwrap();
         let trigger = Trigger::Size;
         let batch = Batch { claimed, trigger, waited: secs(0), deadline: secs(5), trail: &self.trail };
         flush(&self.queue, &self.sink, permit, batch, &self.fleet, &self.status).await

@@ -35,6 +35,7 @@ const ALLOWED: &[(&str, usize, &str)] = &[
         1,
         "carries the bytes of one connection, whose owner keeps its handle and sees it end by the closed socket",
     ),
+    ("store/src/scram.rs", 1, "salts a password with very many rounds, for the login that waits for it"),
     ("store/src/files.rs", 1, "reads files on a thread for blocking calls; awaited at once"),
     ("schedule/src/endpoint.rs", 1, "reads files on a thread for blocking calls; awaited at once"),
     ("tenants/src/service.rs", 1, "reads a long answer on a thread for blocking calls; awaited at once"),

@@ -79,7 +79,7 @@ pub(crate) struct Open {
 
 impl Open {
     pub(crate) fn new(connected: Connected, slot: Slot, target: Target, max_age: Duration) -> Open {
-        let Connected { connection, examined, addresses } = connected;
+        let Connected { connection, examined, is_presumed: _, addresses } = connected;
         let opened = Instant::now();
         let ends = opened + max_age.mul_f64(rand::rng().random_range(YOUNGEST..=1.0));
         Open { connection, examined: Box::new(examined), target, slot, opened, ends, addresses }

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use super::chores::{Chore, Chores};
 use super::connection::{CLOSE_TIMEOUT, Idle, Open, Slot, Tenure};
 use super::{ServerUsage, lock};
+use crate::known::Known;
 use crate::mode::Found;
 use crate::names::{Names, look_up};
 use crate::spec::DatabaseSpec;
@@ -41,6 +42,8 @@ pub(crate) struct Server {
     pub(crate) is_direct: Found<bool>,
     /// Where its name leads.
     pub(crate) names: Names,
+    /// What was found on its newest connections.
+    pub(crate) known: Known,
     /// An operation has queued: the sweeper is to look sooner.
     queued: Arc<Notify>,
     state: Mutex<State>,
@@ -60,8 +63,8 @@ pub(super) struct State {
     idle: VecDeque<Idle>,
     /// The longest waiting first.
     queue: VecDeque<Queued>,
-    /// When one of them was last given a connection.
-    served: Option<Instant>,
+    /// When an operation was last done with a connection that works, or got a new one.
+    progressed: Option<Instant>,
     pub(super) sweeper: Option<JoinHandle<()>>,
 }
 
@@ -133,6 +136,7 @@ impl Server {
             waiting: AtomicUsize::new(0),
             is_direct: Found::nothing(),
             names: Names::default(),
+            known: Known::default(),
             queued: Arc::default(),
             state: Mutex::new(State::default()),
             chores,
@@ -254,7 +258,7 @@ impl Server {
                     let queued = state.queue.remove(at);
                     if let (Some(queued), Some(found)) = (queued, found) {
                         match queued.grant.send(found) {
-                            Ok(()) => state.served = Some(Instant::now()),
+                            Ok(()) => {}
                             Err(back) => undelivered.push(back),
                         }
                         offer = self.offer(&state);
@@ -275,9 +279,15 @@ impl Server {
         Offer::ToThese(state.idle.iter().map(|idle| idle.open.slot.database).collect())
     }
 
-    /// Whether one that waited has got a connection within this time.
-    pub(crate) fn has_served(&self, within: Duration) -> bool {
-        self.state().served.is_some_and(|served| served.elapsed() < within)
+    /// A new connection works.
+    pub(crate) fn note_progress(&self) {
+        self.state().progressed = Some(Instant::now());
+    }
+
+    /// When the queue last moved: an operation was done with a connection that works, or got a new one. A slot that goes from one
+    /// vain attempt to connect to the next is no progress.
+    pub(crate) fn progressed(&self) -> Option<Instant> {
+        self.state().progressed
     }
 
     /// Hands a slot from the database it was used for to another.
@@ -297,6 +307,7 @@ impl Server {
             return;
         }
         let mut state = self.state();
+        state.progressed = Some(Instant::now());
         state.idle.push_back(Idle { open, since: Instant::now(), timeout });
         self.keep_sweeping(&mut state);
         self.serve(state);

@@ -6,6 +6,7 @@ mod budget;
 mod failures;
 mod hostile;
 mod isolation;
+mod known;
 mod locks;
 mod modes;
 mod moved;

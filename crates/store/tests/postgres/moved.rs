@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use crate::support::{PASSWORD, PATIENCE, Tenant, open, row, spec};
 
 /// Passes new connections to a port of this host, which may change; those that there are stay where they are.
-async fn address(to: u16) -> (u16, watch::Sender<u16>) {
+pub(crate) async fn address(to: u16) -> (u16, watch::Sender<u16>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let target = watch::Sender::new(to);

@@ -272,6 +272,11 @@ pub fn next_of(row: &TenantRow, options: &CollectorOptions) -> String {
         }
         _ => return next_try_of(row, options),
     }
+    if let Some(wait) = row.connection_wait_seconds {
+        return format!(
+            "It has waited {wait:.1} s for one of its worker's connections to Postgres, in a queue that moves: all that is due is written with its turn."
+        );
+    }
     if row.due > 0 {
         format!("The {} due balances are claimed and written now.", row.due)
     } else if row.leased > 0 {

@@ -158,6 +158,8 @@ pub struct TenantRow {
     pub exposure_age_seconds: f64,
     /// What that exceeded in 36 seconds of the last hour; `None` = not known.
     pub exposure_p99_seconds: Option<f64>,
+    /// For how long a worker has waited for a connection to write it on, where that is long.
+    pub connection_wait_seconds: Option<f64>,
     /// How far ahead a balance is scheduled, where that is further than any lease or delay reaches: Redis's clock has jumped
     /// back.
     pub ahead_seconds: Option<f64>,
@@ -259,6 +261,7 @@ impl TenantRow {
             oldest_due_age_seconds: 0.0,
             exposure_age_seconds: 0.0,
             exposure_p99_seconds: None,
+            connection_wait_seconds: None,
             ahead_seconds: None,
             shortest_life_seconds: None,
             lag_p50_seconds: None,
@@ -364,6 +367,12 @@ impl TenantRow {
             // A worker of an earlier release reports only what is due.
             exposure_age_seconds: most(|r| r.exposure_age_ms.max(r.oldest_due_age_ms)) as f64 / 1e3,
             exposure_p99_seconds: sampled.then(|| most(|r| r.exposure_p99_ms) as f64 / 1e3),
+            connection_wait_seconds: owners
+                .iter()
+                .map(|(_, record)| record.connection_wait_ms)
+                .max()
+                .filter(|wait| *wait > 0)
+                .map(|wait| wait as f64 / 1e3),
             ahead_seconds: Some(most(|r| r.ahead_ms))
                 .filter(|ahead| *ahead > 0)
                 .map(|ahead| ahead as f64 / 1e3),

@@ -84,6 +84,13 @@ fn waiting(report: &BalanceReport, now: f64, lease: f64) -> String {
         Scheduled::Leased if report.schedule.score.is_some_and(|score| score - now > lease * 1.5) => format!(
             "It was put off, because the tenant's quarantine is full or Redis refused to give its value, and comes due again at {until}."
         ),
+        Scheduled::Leased | Scheduled::Due
+            if let Some(wait) = tenant.connection_wait_seconds
+                && report.redis.present
+                && report.redis.unreadable.is_none() =>
+        {
+            format!("It is written with its tenant's turn for a connection to Postgres: a worker has waited {wait:.1} s for it, in a queue that moves.")
+        }
         Scheduled::Leased => format!("A worker holds it and writes it now; if that worker dies it comes due again at {until}."),
         Scheduled::Future => format!("Its time comes at {until}; no worker claims it before."),
         _ if report.postgres.state == RowState::Deleted && report.redis.unreadable.is_none() => {
@@ -232,6 +239,7 @@ mod tests {
                 partial: false,
                 since: Some(at(NOW)),
                 paused: None,
+                connection_wait_seconds: None,
             },
             quarantine: None,
             last_error: None,

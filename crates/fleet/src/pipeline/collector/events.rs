@@ -64,6 +64,7 @@ impl<Q: Queue, S: Sink> Driver<'_, Q, S> {
             // It was cancelled when it was there.
             return Event::Tick;
         };
+        self.status.show_permit_since(None);
         match answer {
             Ok(permit) => {
                 self.permit = PermitSlot::Held(permit);

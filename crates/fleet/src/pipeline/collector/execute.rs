@@ -98,18 +98,18 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
     }
 
     fn request_permit(&mut self, trigger: Trigger, last: bool, deadline: Duration) {
-        let permit = self.sink.permit(last);
+        let permit = self.sink.permit(last, deadline);
         let span = self.batch.child("place");
         let request = async move {
-            let permit = span.around(timeout(deadline, permit)).await;
-            let permit = permit.unwrap_or(Err(SinkError::Deadline(deadline)));
+            let permit = span.around(permit).await;
             if let Err(error) = &permit {
                 span.fail(reaction(error).reason.as_str(), || error.to_string());
             }
             permit
         };
-        self.permit =
-            PermitSlot::Requested { trigger, since: Instant::now(), request: request.boxed_local() };
+        let since = Instant::now();
+        self.status.show_permit_since(Some(since));
+        self.permit = PermitSlot::Requested { trigger, since, request: request.boxed_local() };
     }
 
     /// Starts a flight, which holds its claims until it has ended.
@@ -143,7 +143,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
             let since = Instant::now();
             let span = trace.child("flush");
             let flushing = async {
-                match span.child("place").around(sink.permit(true)).await {
+                match span.child("place").around(sink.permit(true, deadline)).await {
                     Ok(permit) => {
                         let waited = since.elapsed();
                         let batch = Batch { claimed, trigger, waited, deadline, trail: &trail };
@@ -170,7 +170,10 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
                 );
             }
             Task::Wait => self.wait = None,
-            Task::Permit => self.permit = PermitSlot::None,
+            Task::Permit => {
+                self.permit = PermitSlot::None;
+                self.status.show_permit_since(None);
+            }
             Task::Probe => self.probe = None,
             Task::Upkeep => self.upkeep = None,
         }

@@ -17,7 +17,7 @@ struct Flight {
     since: Option<Instant>,
 }
 
-/// The claimed members. Nothing is held any more when this is dropped, also by a panic.
+/// The claimed members. Nothing is held or waited for any more when this is dropped, also by a panic.
 pub(super) struct Held<'a> {
     status: &'a TenantStatus,
     /// Of what is in the buffer.
@@ -72,5 +72,6 @@ impl<'a> Held<'a> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.status.show_held_since(None);
+        self.status.show_permit_since(None);
     }
 }

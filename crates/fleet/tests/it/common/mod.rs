@@ -19,7 +19,7 @@ use std::{
 
 use balance_sync_domain::{KeySpace, TenantId, Uuid};
 use balance_sync_fleet::{
-    pipeline::{Collector, CollectorOptions, Drained},
+    pipeline::{Collector, CollectorOptions, Drained, Profile},
     status::{FleetStatus, Reason, StateInfo, TenantState, TenantStatus},
 };
 use balance_sync_tenants::{KeyForm, Tenant};
@@ -69,6 +69,8 @@ pub(crate) fn options() -> CollectorOptions {
     CollectorOptions {
         batch_size: 10,
         flush_timeout: ms(50),
+        // When a batch goes is said by size and time; tests of the pace set it.
+        profile: Profile::Frugal,
         poll_interval: ms(10),
         idle_backoff_max: ms(160),
         pipeline_depth: 2,

@@ -43,6 +43,8 @@ pub(crate) struct Postgres {
     /// How often a permit was asked for, how long it is waited for, and why there is none.
     pub permits: Cell<usize>,
     pub permit_takes: Cell<Duration>,
+    /// How long the queue for permits is, which moves.
+    pub permit_queue: Cell<Duration>,
     pub permit_fails: RefCell<Option<SinkError>>,
     pub rows: RefCell<BTreeMap<u128, i64>>,
     /// What becomes of these balances, whatever is sent.
@@ -70,6 +72,7 @@ impl Postgres {
             takes: Cell::default(),
             permits: Cell::default(),
             permit_takes: Cell::default(),
+            permit_queue: Cell::default(),
             permit_fails: RefCell::default(),
             rows: RefCell::default(),
             verdicts: RefCell::default(),
@@ -130,12 +133,16 @@ impl Sink for FakeSink {
     /// Whether it was asked for as the last one.
     type Permit = bool;
 
-    async fn permit(&self, last: bool) -> Result<bool, SinkError> {
+    async fn permit(&self, last: bool, limit: Duration) -> Result<bool, SinkError> {
         let postgres = &self.0;
         postgres.permits.set(postgres.permits.get() + 1);
+        let queue = postgres.permit_queue.get();
+        if !queue.is_zero() {
+            tokio::time::sleep(queue).await;
+        }
         let wait = postgres.permit_takes.get();
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
+        if !wait.is_zero() && tokio::time::timeout(limit, tokio::time::sleep(wait)).await.is_err() {
+            return Err(SinkError::Deadline(limit));
         }
         let refused = postgres.permit_fails.borrow().clone();
         refused.map_or(Ok(last), Err)
