@@ -3,7 +3,8 @@
 -- KEYS[1]  schedule (sorted set: member = balance key, score = due time in seconds)
 -- ARGV[1]  limit: most members to claim (>= 1)
 -- ARGV[2]  claim TTL in milliseconds: the lease ends this long after now
--- ARGV[3]  protect floor in milliseconds: shorter remaining TTLs of claimed values are raised to it (0 = off)
+-- ARGV[3]  protect floor in milliseconds: shorter remaining TTLs of claimed values are raised to it, as far as they are looked at
+--          (0 = off)
 -- ARGV[4]  tenant prefix: only values whose key begins with it are read ('' = single-tenant)
 -- ARGV[5]  quarantine hash of the tenant: has the copy of the value of a retried member whose value has expired
 -- ARGV[6]  lock prefix ('' = mode `lease`; otherwise mode `lock`: each member's lock is taken too)
@@ -19,7 +20,7 @@
 -- Result   { now, lease, scheduled, resume, foreign, postponed, refusal, unlock, isolated, unlisted, locked,
 --            member, former score, value | false | status, ... }
 --          now        Redis time, seconds with six decimals
---          lease      the lease score of every member in this answer
+--          lease      the lease score of every member in this answer, and of no other member
 --          scheduled  members in the schedule, due or not
 --          resume     offset for the next call (0 = from the head)
 --          foreign    members skipped because another worker holds their lock
@@ -44,6 +45,8 @@
 -- script, listing and log line. It is moved into the quarantine hash under its beginning, its length and a hash, so it can be
 -- listed and dropped, not retried. Its value is not touched. One call reads about MAX_BYTES of such members, at most four of
 -- them at once, and leaves the rest to the next.
+-- A mutation gives its value an hour or more. So of the values of fresh mutations the TTLs are looked at by sample, and all when one
+-- of the sample is below the floor. All others are looked at: of older mutations, and of members with the score of a lease or a delay.
 -- The copy in a quarantine entry is used only while nothing but the retry, and claims since, has scheduled the member: after
 -- a newer mutation the copy is older than what was lost, and writing it would hide the loss.
 
@@ -54,11 +57,16 @@ local balances = prefix .. 'balance:{transactions}:' -- what keys of balances be
 local MGET_KEYS = 100 -- values read by one command
 local LOCKS_TIMED = 50 -- foreign locks whose end is read: as many as the ledger's worker takes at once
 local MAX_BYTES = 4 * 1024 * 1024 -- of all members and values in one answer
+local FRESH = 600 -- seconds since a mutation for which the TTL that its ledger gave the value counts as long …
+local FRESH_FLOOR_MS = 3000000 -- … against floors up to this: every ledger gives an hour at least
+local TTL_SAMPLE = 16 -- of that many such values one is looked at
 local LEDGERS_TOKEN = '1' -- what the ledger's own worker sets its locks to …
 local LEDGERS_LOCK_MS = 600000 -- … and for how long
 
+local find = string.find
+
 local function contains(text, words)
-  return string.find(text, words, 1, true) ~= nil
+  return find(text, words, 1, true) ~= nil
 end
 
 -- Whether the user has no right to the key, as opposed to the command.
@@ -77,7 +85,14 @@ local function diagnose(key)
 end
 
 local time = redis_time()
-local lease, later = lease_score(time, ttl_ms), lease_score(time, tonumber(ARGV[10]))
+local lease = unused_score(KEYS[1], time, ttl_ms)
+local later = nil
+
+-- The score of members that are postponed.
+local function postponed_score()
+  later = later or unused_score(KEYS[1], time, tonumber(ARGV[10]))
+  return later
+end
 
 local members, formers = {}, {}
 local overlong = {} -- members that are too long
@@ -134,14 +149,14 @@ local function is_overlong(member)
 end
 
 if lock_prefix == '' then
-  local at = 0
-  while #members < limit and bytes < MAX_BYTES do
-    local due = read_due(at, limit - #members)
+  local at, count = 0, 0
+  while count < limit and bytes < MAX_BYTES do
+    local due = read_due(at, limit - count)
     if #due == 0 then break end
     for i = 1, #due, 2 do
       if not is_overlong(due[i]) then
-        members[#members + 1] = due[i]
-        formers[#formers + 1] = due[i + 1]
+        count = count + 1
+        members[count], formers[count] = due[i], due[i + 1]
       end
     end
     at = at + #due / 2
@@ -213,7 +228,7 @@ local function isolate()
       redis.call('ZREM', KEYS[1], member)
       isolated = isolated + 1
     else
-      redis.call('ZADD', KEYS[1], 'XX', later, member)
+      redis.call('ZADD', KEYS[1], 'XX', postponed_score(), member)
       unlisted = unlisted + 1
     end
   end
@@ -221,17 +236,43 @@ local function isolate()
   return isolated, unlisted
 end
 
+local refusal = nil
+local short_seen = false -- whether a TTL was below the floor
+local fresh_from = floor_ms <= FRESH_FLOOR_MS and time.now - FRESH or math.huge
+
+-- Raises the TTL of a value.
+local function raise(member)
+  local _, raised, refused = raise_ttl(member, floor_ms)
+  short_seen, refusal = short_seen or raised, refusal or refused
+end
+
+-- Raises the TTLs of the values of these members. The values of fresh mutations are new, so of them only some are looked at, and
+-- the others when one that was looked at is short-lived. What has the score of a lease or a delay may be as old as it likes.
+local function protect(with_value)
+  local passed_over = {}
+  for n, i in ipairs(with_value) do
+    local former = tonumber(formers[i])
+    if n % TTL_SAMPLE ~= 1 and former > fresh_from and not is_lease(former) then
+      passed_over[#passed_over + 1] = members[i]
+    else
+      raise(members[i])
+    end
+  end
+  if not short_seen then return end
+  for _, member in ipairs(passed_over) do raise(member) end
+end
+
 local result = { time.text, lease, redis.call('ZCARD', KEYS[1]), resume, foreign, 0, '', unlock_in, 0, 0, locked }
-local readable, postponed, refusal = 0, 0, nil
+local readable, postponed = 0, 0
 local ask_sizes = true -- until Redis refuses to return them
-local first = 1
+local first, filled = 1, #result
 while first <= #members do
   local last = math.min(first + MGET_KEYS - 1, #members)
-  local keys, at_key, large = {}, {}, {}
+  local keys, at_key, large, asked = {}, {}, {}, 0
   local beyond
   for i = first, last do
     local member = members[i]
-    local is_balance = string.sub(member, 1, #balances) == balances
+    local is_balance = find(member, balances, 1, true) == 1
     if is_balance or is_own(member, prefix) then
       local size = ask_sizes and redis.pcall('STRLEN', member) or 0
       if type(size) ~= 'number' then
@@ -249,21 +290,21 @@ while first <= #members do
         end
         bytes = bytes + size
         if is_balance then
-          keys[#keys + 1] = member
-          at_key[i] = #keys
+          asked = asked + 1
+          keys[asked], at_key[i] = member, asked
         end
       end
     end
   end
   local values = {}
-  if #keys > 0 then values = redis.pcall('MGET', unpack(keys)) end
+  if asked > 0 then values = redis.pcall('MGET', unpack(keys)) end
   if err_of(values) then
     values = {}
-    for i = 1, #keys do values[i] = redis.pcall('GET', keys[i]) end
+    for i = 1, asked do values[i] = redis.pcall('GET', keys[i]) end
   end
 
   -- Read the whole page before anything is changed.
-  local scores, to_protect, retried, answer = {}, {}, {}, {}
+  local scores, retried, with_value, given = {}, {}, {}, 0
   for i = first, last do
     local member, value, why, err = members[i], false, nil, nil
     if large[i] then
@@ -271,7 +312,7 @@ while first <= #members do
       value = { ok = 'TOOLARGE ' .. large[i] }
     elseif at_key[i] then
       value = values[at_key[i]]
-      err = err_of(value)
+      err = type(value) ~= 'string' and err_of(value)
       if err then
         value = false
         if contains(err, 'WRONGTYPE') then why, err = diagnose(member) end
@@ -293,7 +334,7 @@ while first <= #members do
           break
         end
       end
-      to_protect[#to_protect + 1] = member
+      with_value[#with_value + 1] = i
     elseif not value and is_own(member, prefix) and not err then
       local kept = redis.pcall('HGET', ARGV[5], member)
       if type(kept) == 'string' then
@@ -317,27 +358,21 @@ while first <= #members do
       -- Only a denial may concern one key and not the next.
       if not is_denial(err) then return refuse(err) end
       refusal, postponed = refusal or err, postponed + 1
-      scores[#scores + 1] = later
+      scores[given + 1] = postponed_score()
     else
       if at_key[i] then readable = readable + 1 end
-      scores[#scores + 1] = lease
-      answer[#answer + 1] = member
-      answer[#answer + 1] = formers[i]
-      answer[#answer + 1] = value
+      scores[given + 1] = lease
+      result[filled + 1], result[filled + 2], result[filled + 3] = member, formers[i], value
+      filled = filled + 3
     end
-    scores[#scores + 1] = member
+    scores[given + 2] = member
+    given = given + 2
   end
 
-  if #scores > 0 then redis.call('ZADD', KEYS[1], 'XX', unpack(scores)) end
-  moved = moved + #scores / 2
+  if given > 0 then redis.call('ZADD', KEYS[1], 'XX', unpack(scores)) end
+  moved = moved + given / 2
   if #retried > 0 then redis.pcall('HSET', ARGV[5], unpack(retried)) end
-  if floor_ms > 0 then
-    for i = 1, #to_protect do
-      local _, _, refused = raise_ttl(to_protect[i], floor_ms)
-      refusal = refusal or refused
-    end
-  end
-  for i = 1, #answer do result[#result + 1] = answer[i] end
+  if floor_ms > 0 then protect(with_value) end
   if beyond then
     -- The rest stays due and unlocked for the next call, which begins at the head.
     unlock_from(beyond)

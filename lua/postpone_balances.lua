@@ -17,7 +17,7 @@
 -- Atomic: comparing scores, moving, unlocking, protecting. Our lock is deleted unless a later claim holds the member.
 
 local lock_prefix, token, floor_ms, prefix = ARGV[1], ARGV[2], tonumber(ARGV[4]), ARGV[5]
-local later = lease_score(redis_time(), tonumber(ARGV[3]))
+local later = unused_score(KEYS[1], redis_time(), tonumber(ARGV[3]))
 local postponed = 0
 
 local kept = for_leased(KEYS[1], 6, 3, lock_prefix, token, function(members, positions)

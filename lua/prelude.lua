@@ -46,11 +46,21 @@ local function redis_time()
   }
 end
 
--- The score `delay_ms` after that time, half-way between two microseconds. Producers write whole microseconds, so a newer
--- mutation never has such a score.
-local function lease_score(time, delay_ms)
-  local micros = time.micros + delay_ms * 1000
+-- The score `delay_ms` after that time (and some microseconds, if given), half-way between two microseconds. Producers write whole
+-- microseconds, so a newer mutation never has such a score.
+local function lease_score(time, delay_ms, more)
+  local micros = time.micros + delay_ms * 1000 + (more or 0)
   return string.format('%d.%06d5', time.seconds + math.floor(micros / 1000000), micros % 1000000)
+end
+
+-- A score as `lease_score` gives it, or a few microseconds more, that no member of the schedule has: what has it afterwards is what
+-- this call gives it to.
+local function unused_score(schedule, time, delay_ms)
+  local MOST = 100
+  for more = 0, MOST do
+    local score = lease_score(time, delay_ms, more)
+    if more == MOST or redis.call('ZCOUNT', schedule, score, score) == 0 then return score end
+  end
 end
 
 -- Whether a score is that of a lease or a delay.
@@ -224,7 +234,7 @@ end
 local function move_to_hash(first, size, renewals, entry_of)
   local lock_prefix, token, most = ARGV[1], ARGV[2], tonumber(ARGV[3])
   local time = redis_time()
-  local later = lease_score(time, tonumber(ARGV[4]))
+  local later = unused_score(KEYS[1], time, tonumber(ARGV[4]))
   local entries = redis.call('HLEN', KEYS[2])
   local moved, full, events = 0, 0, 0
   local kept = for_leased(KEYS[1], first, size, lock_prefix, token, function(members, positions)

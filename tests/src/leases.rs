@@ -243,6 +243,8 @@ struct Call {
     token: Vec<u8>,
     /// The lease that is shown for each member.
     shown: HashMap<Vec<u8>, f64>,
+    /// The leases of whole claims, whose members are not named, and how many members each gave it to.
+    whole: Vec<(f64, usize)>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -321,6 +323,7 @@ impl Model {
                 self.added(&key, &words.collect::<Vec<_>>(), now)
             }
             b"ZREM" => self.removed(&key, words),
+            b"ZREMRANGEBYSCORE" => self.removed_by_score(&key, &words.collect::<Vec<_>>()),
             other if READS.iter().any(|read| read.as_bytes() == other) => Ok(()),
             _ => bail!("no client should do this to a schedule: {}", text()),
         }
@@ -382,6 +385,27 @@ impl Model {
         Ok(())
     }
 
+    /// A whole claim: those that have its lease, which must all be of that worker, and no more than were claimed.
+    fn removed_by_score(&mut self, key: &[u8], range: &[Vec<u8>]) -> Result<()> {
+        let [from, to] = range else { bail!("a range has two ends") };
+        let lease = number(from)?;
+        let call = self.call.as_mut().context("not a call of a worker")?;
+        let whole = call.whole.iter().find(|(shown, _)| *shown == lease && call.kind == Kind::Settle);
+        let (_, claimed) = *whole.with_context(|| format!("{lease} was not asked for"))?;
+        ensure!(number(to)? == lease, "more than one score");
+        let members: Vec<Vec<u8>> = (self.schedules.entry(key.to_vec()).or_default().iter())
+            .filter_map(|(member, (score, _))| (*score == lease).then(|| member.clone()))
+            .collect();
+        ensure!(members.len() <= claimed, "{} members have the lease of {claimed}", members.len());
+        call.shown.extend(members.iter().map(|member| (member.clone(), lease)));
+        for member in members {
+            self.may_change(key, &member)?;
+            self.schedules.entry(key.to_vec()).or_default().remove(&member);
+            self.tally.removed += 1;
+        }
+        Ok(())
+    }
+
     /// Whether the member's score is the lease that the call shows, and was given to the same worker.
     fn may_change(&mut self, key: &[u8], member: &[u8]) -> Result<()> {
         let call = self.call.as_ref().context("not a call of a worker")?;
@@ -414,10 +438,17 @@ impl Model {
 fn read_call(kind: Kind, words: &mut Words<'_>) -> Result<Call> {
     let keys = number(&words.next().context("no number of keys")?)? as usize;
     let argv: Vec<Vec<u8>> = words.skip(keys).collect();
+    let mut whole = Vec::new();
+    if kind == Kind::Settle {
+        let groups = number(argv.get(3).context("no number of claims")?)? as usize;
+        for group in argv.get(4..4 + 4 * groups).context("too few arguments")?.chunks_exact(4) {
+            whole.push((number(&group[0])?, number(&group[1])? as usize));
+        }
+    }
     // Position of the token, where members begin, words per member.
     let (token, first, step) = match kind {
         Kind::Claim => (6, argv.len(), 1),
-        Kind::Settle => (1, 3, 2),
+        Kind::Settle => (1, 4 + 4 * whole.len(), 2),
         Kind::PutOff => (1, 5, 3),
         Kind::Release => (1, 4, 3),
         Kind::Quarantine => (1, 5, 6),
@@ -427,7 +458,7 @@ fn read_call(kind: Kind, words: &mut Words<'_>) -> Result<Call> {
     for member in argv.get(first..).context("too few arguments")?.chunks_exact(step) {
         shown.insert(member[1].clone(), number(&member[0])?);
     }
-    Ok(Call { kind, token: argv.get(token).context("no token")?.clone(), shown })
+    Ok(Call { kind, token: argv.get(token).context("no token")?.clone(), shown, whole })
 }
 
 fn number(text: &[u8]) -> Result<f64> {

@@ -16,6 +16,8 @@ pub struct Claimed {
     pub member: Vec<u8>,
     /// Our lease: the score under which this member may be settled or released.
     pub lease: Arc<str>,
+    /// How many members the claim gave this lease; 0 = not known.
+    pub leased: usize,
     /// Which of the tenant's schedules it came from, see [`crate::Schedules`].
     pub schedule: usize,
     /// The score before the claim, as Redis printed it.
@@ -131,6 +133,7 @@ mod tests {
         Claimed {
             member: b"m".to_vec(),
             lease: Arc::from("0"),
+            leased: 1,
             schedule: 0,
             former: former.to_owned(),
             value: None,

@@ -7,7 +7,7 @@
 //!
 //! Reading order: `settings` · `endpoint` (where Redis is: `sentinel`, `cluster`, `credentials`) ·
 //! [`link`] (the connection, counted in [`stats`]) · [`scripts`] (the embedded Lua) · `claim_mode` (with or without
-//! locks) · [`claimed`] (claimed members) · [`schedule`] (the wrappers; their results are read in `reply`) · `protect` (TTLs) · [`probe`] (which of many are
+//! locks) · [`claimed`] (claimed members) · `whole_claims` (settled without names) · [`schedule`] (the wrappers; their results are read in `reply`) · `protect` (TTLs) · [`probe`] (which of many are
 //! due) · [`schedules`] (all schedules of a tenant) · `siblings` (one balance under two key forms) · [`quarantine`] (entries) ·
 //! [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) · [`workers`] (live workers) · [`names`]
 //! (which process holds a name) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`rollout`] (which tenants are
@@ -59,6 +59,7 @@ pub mod subscription;
 pub mod timelines;
 pub mod tracking;
 pub mod vanished;
+mod whole_claims;
 pub mod witnesses;
 pub mod workers;
 

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -19,6 +19,7 @@ use crate::{
     link::Link,
     reply::{array, bulk, int, ints, millis, seconds, seconds_of_time, text},
     rights, scripts,
+    whole_claims::{self, WholeClaim},
 };
 
 balance_sync_engine::names! {
@@ -155,6 +156,8 @@ pub struct Schedule {
     options: Arc<ScheduleOptions>,
     /// Mode `lock`: offset of the next claim, after members with foreign locks.
     resume: Arc<AtomicU64>,
+    /// Whether members of the last whole claim had changed when it was settled: the next are then settled by name.
+    by_name: Arc<AtomicBool>,
     locking: Arc<Locking>,
     /// When a claim of mode `lease` looks for locks of the ledger's own worker again.
     next_look: Arc<Mutex<Option<Instant>>>,
@@ -165,7 +168,15 @@ impl Schedule {
     #[must_use]
     pub fn new(link: Link, space: KeySpace, options: Arc<ScheduleOptions>) -> Self {
         let locking = Arc::new(Locking::new(options.mode));
-        Self { link, space, options, resume: Arc::new(AtomicU64::new(0)), locking, next_look: Arc::default() }
+        Self {
+            link,
+            space,
+            options,
+            resume: Arc::default(),
+            by_name: Arc::default(),
+            locking,
+            next_look: Arc::default(),
+        }
     }
 
     /// Mode `auto`: whether the next claims take the locks of the ledger's own worker. Without effect in the other modes.
@@ -260,7 +271,8 @@ impl Schedule {
             let error = ScheduleError::refused(OPERATION, &String::from_utf8_lossy(refusal));
             refused = Some(Refused { put_off, error: rights::explained(&self.link, &cmd, error).await });
         }
-        let mut entries = Vec::with_capacity(parts.len() / 3);
+        let leased = parts.len() / 3;
+        let mut entries = Vec::with_capacity(leased);
         while let (Some(member), Some(former), Some(value)) = (parts.next(), parts.next(), parts.next()) {
             let (Value::BulkString(member), Value::BulkString(former)) = (member, former) else {
                 return Err(ScheduleError::unexpected(OPERATION, "a member or score is not a string"));
@@ -275,6 +287,7 @@ impl Schedule {
             entries.push(Claimed {
                 member,
                 lease: Arc::clone(&lease),
+                leased,
                 schedule: 0,
                 former,
                 value,
@@ -317,27 +330,70 @@ impl Schedule {
         reason: &'static str,
         members: &[&Claimed],
     ) -> Result<SettleReport, ScheduleError> {
-        const OPERATION: &str = "settle";
         if members.is_empty() {
             return Ok(SettleReport::default());
         }
+        // In mode `lock` a member that has changed may have a lock of ours, which is under its name.
+        if !self.lock_prefix().is_empty() || self.by_name.load(Ordering::Relaxed) {
+            let (report, _) = self.remove_claims(reason, &[], members).await?;
+            if report.kept == 0 {
+                self.by_name.store(false, Ordering::Relaxed);
+            }
+            return Ok(report);
+        }
+        let (whole, parts) = whole_claims::split(members);
+        let (mut report, changed) = self.remove_claims(reason, &whole, &parts).await?;
+        if !changed.is_empty() {
+            self.by_name.store(true, Ordering::Relaxed);
+            let changed = whole.iter().filter(|claim| changed.iter().any(|lease| lease == claim.lease()));
+            let named: Vec<&Claimed> = changed.flat_map(|claim| claim.members().iter().copied()).collect();
+            let (more, _) = self.remove_claims(reason, &[], &named).await?;
+            report = SettleReport {
+                now: more.now,
+                removed: report.removed + more.removed,
+                kept: report.kept + more.kept,
+            };
+        }
+        Ok(report)
+    }
+
+    /// Removes whole claims without naming their members, and other members by name. Also returns the leases of claims that are
+    /// no longer whole, of which nothing was removed.
+    async fn remove_claims(
+        &self,
+        reason: &'static str,
+        whole: &[WholeClaim<'_>],
+        named: &[&Claimed],
+    ) -> Result<(SettleReport, Vec<String>), ScheduleError> {
+        const OPERATION: &str = "settle";
+        /// Parts before the leases.
+        const HEAD: usize = 3;
         let mut cmd = scripts::SETTLE.call(3);
         cmd.arg(self.space.schedule())
             .arg(self.space.quarantine())
             .arg(self.space.losses())
             .arg(self.lock_prefix())
             .arg(&self.options.lock_token)
-            .arg(reason);
-        for claimed in members {
+            .arg(reason)
+            .arg(whole.len());
+        for claim in whole {
+            cmd.arg(claim.lease()).arg(claim.members().len()).arg(claim.first()).arg(claim.last());
+        }
+        for claimed in named {
             cmd.arg(&*claimed.lease).arg(&claimed.member);
         }
         let value = scripts::SETTLE.run(&self.link, &cmd).await?;
-        let parts = array(OPERATION, &value, 3)?;
-        Ok(SettleReport {
+        let parts = match &value {
+            Value::Array(parts) if parts.len() >= HEAD => parts,
+            _ => return Err(ScheduleError::unexpected(OPERATION, "the script returned too few parts")),
+        };
+        let report = SettleReport {
             now: seconds(OPERATION, &parts[0])?,
             removed: int(OPERATION, &parts[1])?,
             kept: int(OPERATION, &parts[2])?,
-        })
+        };
+        let changed = parts[HEAD..].iter().map(|lease| text(OPERATION, lease).map(str::to_owned));
+        Ok((report, changed.collect::<Result<_, _>>()?))
     }
 
     /// Makes members due again at once, each only under its lease, and raises the TTLs of their values.

@@ -189,6 +189,7 @@ mod tests {
         let written = Claimed {
             member: b"new".to_vec(),
             lease: Arc::from("0"),
+            leased: 1,
             schedule: 0,
             former: "1".to_owned(),
             value: Some(value(ID, 7, "70").into_bytes()),

@@ -286,6 +286,7 @@ impl Schedule {
                     member,
                     former: lease.to_string(),
                     lease,
+                    leased: 0,
                     schedule: 0,
                     value: None,
                     unreadable: None,

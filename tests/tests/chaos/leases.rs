@@ -48,7 +48,16 @@ impl Lab {
     async fn settle(&mut self, worker: &str, lease: &str) -> Result<()> {
         let script = Script::new(&self.scripts.settle);
         let mut call = script.key(SCHEDULE);
-        call.key(QUARANTINE).key(LOSSES).arg("").arg(worker).arg("written").arg(lease).arg(MEMBER);
+        call.key(QUARANTINE).key(LOSSES).arg("").arg(worker).arg("written").arg(0).arg(lease).arg(MEMBER);
+        Ok(call.invoke_async(&mut self.redis).await?)
+    }
+
+    /// Settles a whole claim of the member, without naming it but as the first and last.
+    async fn settle_whole(&mut self, worker: &str, lease: &str) -> Result<()> {
+        let script = Script::new(&self.scripts.settle);
+        let mut call = script.key(SCHEDULE);
+        call.key(QUARANTINE).key(LOSSES).arg("").arg(worker).arg("written");
+        call.arg(1).arg(lease).arg(1).arg(MEMBER).arg(MEMBER);
         Ok(call.invoke_async(&mut self.redis).await?)
     }
 
@@ -94,6 +103,40 @@ fn without_comparison(script: &str) -> Result<String> {
 async fn the_workers_own_scripts_pass() -> Result<()> {
     let tally = lateness(Lab::new(Scripts::default()).await?).await?;
     assert_eq!(tally, Tally { claimed: 3, removed: 1, ..Tally::default() });
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_whole_claim_is_settled_by_its_holder_only() -> Result<()> {
+    let mut lab = Lab::new(Scripts::default()).await?;
+    let (lease, _) = lab.claim("one", Duration::from_secs(60)).await?;
+    lab.mutate().await?;
+    lab.settle_whole("one", &lease).await?;
+    let (lease, _) = lab.claim("one", Duration::from_secs(60)).await?;
+    lab.settle_whole("one", &lease).await?;
+    assert_eq!(lab.leases.stop().await?, Tally { claimed: 2, removed: 1, ..Tally::default() });
+
+    let mut lab = Lab::new(Scripts::default()).await?;
+    let (lease, _) = lab.claim("one", Duration::from_secs(60)).await?;
+    lab.settle_whole("two", &lease).await?;
+    let error = lab.leases.stop().await.err().context("it was not caught")?;
+    assert!(format!("{error:#}").contains("belongs to"), "{error:#}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_settle_of_more_than_the_claim_is_caught() -> Result<()> {
+    let mut scripts = Scripts::default();
+    let settle = scripts
+        .settle
+        .replace("'ZREMRANGEBYSCORE', KEYS[1], lease, lease", "'ZREMRANGEBYSCORE', KEYS[1], '-inf', lease");
+    ensure!(settle != scripts.settle, "the script removes otherwise");
+    scripts.settle = settle;
+    let mut lab = Lab::new(scripts).await?;
+    let (lease, _) = lab.claim("one", Duration::from_secs(60)).await?;
+    lab.settle_whole("one", &lease).await?;
+    let error = lab.leases.stop().await.err().context("it was not caught")?;
+    assert!(format!("{error:#}").contains("was not asked for"), "{error:#}");
     Ok(())
 }
 

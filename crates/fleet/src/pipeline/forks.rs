@@ -202,6 +202,7 @@ mod tests {
         let claimed = Claimed {
             member: MEMBER.as_bytes().to_vec(),
             lease: "1".into(),
+            leased: 1,
             schedule: 0,
             former: "1".to_owned(),
             value: Some(value(5, "10")),

@@ -241,14 +241,14 @@ async fn the_bytes_of_one_claim_are_bounded() {
 }
 
 /// A server of its own, because it counts bytes and commands.
-async fn counting(id: &str) -> (RedisServer, Tenant) {
+pub(crate) async fn counting(id: &str) -> (RedisServer, Tenant) {
     let server = RedisServer::start(RedisOptions::default()).await.unwrap();
     let tenant = Tenant::on(common::space_of(id), &server.url()).await;
     (server, tenant)
 }
 
 /// The number behind a name in the answer to `INFO`; 0 if it is not there.
-async fn counted(tenant: &Tenant, section: &str, name: &str) -> u64 {
+pub(crate) async fn counted(tenant: &Tenant, section: &str, name: &str) -> u64 {
     let info: String = ask!(tenant, "INFO", section);
     let found = info.split_once(name).map(|(_, rest)| rest.trim_start_matches([':', '=']));
     let digits = |rest: &str| rest.chars().take_while(char::is_ascii_digit).collect::<String>();

@@ -33,6 +33,7 @@ mod timelines;
 mod tls;
 mod tracking;
 mod vanished;
+mod whole_claims;
 
 use std::{sync::Arc, time::Duration};
 

@@ -234,6 +234,7 @@ impl Queue for FakeQueue {
             entries.push(Claimed {
                 member,
                 lease: Arc::clone(&lease),
+                leased: 0,
                 schedule: 0,
                 former,
                 value,
