@@ -17,7 +17,7 @@ enum Target {
 }
 
 /// What the medians are held against.
-const TARGETS: [(&str, Target); 19] = [
+const TARGETS: [(&str, Target); 25] = [
     ("drain_1.ratio_to_limit", Target::AtLeast(0.85)),
     ("drain_1.worker_to_postgres_cpu", Target::AtMost(0.5)),
     ("drain_100.ratio_to_limit", Target::AtLeast(0.8)),
@@ -29,11 +29,17 @@ const TARGETS: [(&str, Target); 19] = [
     ("roles_2000.rows_per_s", Target::AtLeast(800.0)),
     ("roles_2000.p99_ms", Target::AtMost(10_000.0)),
     ("roles_2000.most_degraded", Target::AtMost(0.0)),
-    ("idle_10000.rss_mb", Target::AtMost(100.0)),
-    ("idle_10000.postgres_connections", Target::AtMost(0.0)),
     ("idle_10000.worker_cpu_share", Target::AtMost(0.1)),
     ("idle_10000.redis_cpu_share", Target::AtMost(0.1)),
-    ("idle_10000.first_write_ms", Target::AtMost(1500.0)),
+    ("idle_10000.postgres_connections", Target::AtMost(0.0)),
+    ("idle_10000.steady_rss_mb", Target::AtMost(60.0)),
+    ("idle_10000.steady_worker_cpu_share", Target::AtMost(0.003)),
+    ("idle_10000.steady_redis_cpu_share", Target::AtMost(0.003)),
+    ("idle_10000.first_write_ms", Target::AtMost(80.0)),
+    ("idle_50000.ready_after_s", Target::AtMost(10.0)),
+    ("idle_50000.steady_rss_mb", Target::AtMost(300.0)),
+    ("start_100.first_settled_ms", Target::AtMost(120.0)),
+    ("start_10000.first_settled_ms", Target::AtMost(1500.0)),
     ("noisy_backlog.quiet_p99_ratio", Target::AtMost(1.25)),
     ("noisy_dead_postgres.quiet_p99_ratio", Target::AtMost(1.25)),
     ("workers_2.drain_100_speedup", Target::AtLeast(1.0)),

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, Mutation, SEED_VERSION, write_mutations};
 use balance_sync_sandbox::{SandboxTenant, balance_table, eventually};
 use sqlx::AssertSqlSafe;
@@ -19,8 +19,10 @@ use crate::worker::Worker;
 const REAL: usize = 5;
 /// All tenants must be idle by then.
 const IDLE_WITHIN: Duration = Duration::from_secs(120);
-/// After the start, until the tenants are looked at as rarely as they will be.
+/// After the start, before the first span that is measured.
 const CALM: Duration = Duration::from_secs(5);
+/// After the start of the last worker everything has been looked at, recorded and compared, and tenants are at rest.
+const STEADY: Duration = Duration::from_secs(75);
 /// A first write must be there by then.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(30);
 
@@ -30,30 +32,59 @@ pub(crate) async fn run(options: &Options, figures: &mut Figures, tenants: usize
     let rig = Rig::start(REAL, 10).await?;
     let config = rig.sandbox.config_path().with_file_name("idle.toml");
     std::fs::write(&config, configuration(&rig, tenants)?).context("writing the configuration")?;
+    served_before(&rig).await?;
     for round in 0..i64::from(options.repeat) {
         let begun = Instant::now();
         let worker = Worker::start(options, &config, &[])?;
         worker.ready().await?;
+        figures.add(&case, "ready_after_s", begun.elapsed().as_secs_f64());
         idle(&[&worker], tenants).await?;
         figures.add(&case, "all_idle_after_s", begun.elapsed().as_secs_f64());
         calm(options, &rig, figures, &case, &[&worker]).await?;
         figures.add(&case, "postgres_connections", rig.connections().await?);
+        tokio::time::sleep(STEADY.saturating_sub(begun.elapsed())).await;
+        steady(options, &rig, figures, &case, &[&worker]).await?;
         let mut first = Vec::new();
         for tenant in rig.sandbox.tenants() {
-            first.push(first_write(&rig, &tenant, SEED_VERSION + round).await?);
+            first.push(first_write(&rig, &tenant, SEED_VERSION + 2 * round).await?);
         }
         // The slowest of them: a tenant's waiting time is a matter of chance.
         figures.add(&case, "first_write_ms", quantile(&first, 1.0));
         figures.add(&case, "first_write_p50_ms", quantile(&first, 0.5));
+        let begun = Instant::now();
         let second = Worker::start(options, &config, &[])?;
         second.ready().await?;
         let both = [&worker, &second];
         idle(&both, tenants).await?;
-        calm(options, &rig, figures, &format!("{case}_two_workers"), &both).await?;
+        let case = format!("{case}_two_workers");
+        calm(options, &rig, figures, &case, &both).await?;
+        tokio::time::sleep(STEADY.saturating_sub(begun.elapsed())).await;
+        steady(options, &rig, figures, &case, &both).await?;
+        let mut first = Vec::new();
+        for tenant in rig.sandbox.tenants() {
+            first.push(first_write(&rig, &tenant, SEED_VERSION + 2 * round + 1).await?);
+        }
+        figures.add(&case, "first_write_ms", quantile(&first, 1.0));
         second.stop().await?;
         worker.stop().await?;
     }
     rig.stop().await
+}
+
+/// Leaves in Redis what workers leave there that have served it for a while: the mark of its data set, with the server's process. Without it
+/// workers compare each tenant's values with its rows first, once, and most of these tenants have no database to compare them with.
+async fn served_before(rig: &Rig) -> Result<()> {
+    const MARK: &str = "{transactions}:balance-sync:data-set";
+    let mut redis = rig.redis.clone();
+    let info: redis::InfoDict = redis::cmd("INFO").query_async(&mut redis).await?;
+    let run_id: String = info.get("run_id").context("INFO has no run_id")?;
+    let evicted: u64 = info.get("evicted_keys").context("INFO has no evicted_keys")?;
+    let () = redis::pipe()
+        .set(MARK, "bench")
+        .set(format!("{MARK}:process"), format!("{run_id}:{evicted}"))
+        .query_async(&mut redis)
+        .await?;
+    Ok(())
 }
 
 /// Waits until all tenants are idle at one of the workers, and stood by for by the others.
@@ -75,7 +106,7 @@ async fn idle(workers: &[&Worker], tenants: usize) -> Result<()> {
     .await
 }
 
-/// What workers cost while nothing happens, all of them together.
+/// What workers cost soon after the start, all of them together.
 async fn calm(
     options: &Options,
     rig: &Rig,
@@ -84,6 +115,28 @@ async fn calm(
     workers: &[&Worker],
 ) -> Result<()> {
     tokio::time::sleep(CALM).await;
+    measure(options, rig, figures, case, "", workers).await
+}
+
+/// What they cost from then on.
+async fn steady(
+    options: &Options,
+    rig: &Rig,
+    figures: &mut Figures,
+    case: &str,
+    workers: &[&Worker],
+) -> Result<()> {
+    measure(options, rig, figures, case, "steady_", workers).await
+}
+
+async fn measure(
+    options: &Options,
+    rig: &Rig,
+    figures: &mut Figures,
+    case: &str,
+    prefix: &str,
+    workers: &[&Worker],
+) -> Result<()> {
     let pids = workers.iter().map(|worker| worker.pid()).collect::<Result<Vec<u32>>>()?;
     let meter = rig.meter(pids.clone())?;
     let (usage, commands) = (meter.read()?, rig.commands().await?);
@@ -93,10 +146,11 @@ async fn calm(
     for pid in pids {
         memory += memory_mb(pid)?.0;
     }
-    figures.add(case, "rss_mb", memory);
-    figures.add(case, "worker_cpu_share", spent.workers / 1e6 / spent.seconds);
-    figures.add(case, "redis_cpu_share", spent.redis / 1e6 / spent.seconds);
-    figures.add(case, "redis_commands_per_s", commands / spent.seconds);
+    let mut add = |figure: &str, value: f64| figures.add(case, &format!("{prefix}{figure}"), value);
+    add("rss_mb", memory);
+    add("worker_cpu_share", spent.workers / 1e6 / spent.seconds);
+    add("redis_cpu_share", spent.redis / 1e6 / spent.seconds);
+    add("redis_commands_per_s", commands / spent.seconds);
     Ok(())
 }
 
@@ -131,6 +185,46 @@ async fn first_write(rig: &Rig, tenant: &SandboxTenant, base_version: i64) -> Re
     Ok((committed - seconds * 1e6 - micros) / 1000.0)
 }
 
+/// So many tenants of one worker, most of them idle: until the first balance of a backlog is settled, from the start of the process on.
+pub(crate) async fn start(options: &Options, figures: &mut Figures, tenants: usize) -> Result<()> {
+    const BUSY: usize = 100;
+    let case = format!("start_{tenants}");
+    let tenants = options.scaled(tenants, BUSY);
+    let rig = Rig::start(BUSY, 100).await?;
+    let config = rig.sandbox.config_path().with_file_name("start.toml");
+    std::fs::write(&config, configuration(&rig, tenants)?).context("writing the configuration")?;
+    served_before(&rig).await?;
+    let mut producer = rig.sandbox.producer();
+    for _ in 0..options.repeat {
+        let total = producer.mutate_each(DEFAULT_TTL).await?;
+        let begun = Instant::now();
+        let worker = Worker::start(options, &config, &[])?;
+        let left = async || -> Result<u64> {
+            let mut pipe = redis::pipe();
+            for key in rig.schedules() {
+                pipe.zcard(key);
+            }
+            let left: Vec<u64> = pipe.query_async(&mut rig.redis.clone()).await?;
+            Ok(left.iter().sum())
+        };
+        while left().await? == total {
+            ensure!(begun.elapsed() < IDLE_WITHIN, "nothing is settled: {}", worker.log());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        figures.add(&case, "first_settled_ms", begun.elapsed().as_secs_f64() * 1e3);
+        while left().await? > 0 {
+            ensure!(begun.elapsed() < IDLE_WITHIN, "not all is settled: {}", worker.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        figures.add(&case, "all_settled_ms", begun.elapsed().as_secs_f64() * 1e3);
+        worker.ready().await?;
+        figures.add(&case, "ready_after_ms", begun.elapsed().as_secs_f64() * 1e3);
+        worker.stop().await?;
+        rig.settle(&producer).await?;
+    }
+    rig.stop().await
+}
+
 /// A static list of tenants, so that no directory shows in the figures.
 fn configuration(rig: &Rig, tenants: usize) -> Result<String> {
     let mut text = format!(
@@ -153,7 +247,7 @@ fn configuration(rig: &Rig, tenants: usize) -> Result<String> {
     }
     let url = real.first().map(|tenant| tenant.database_url().to_owned()).unwrap_or_default();
     // UUIDs, as the ids of real tenants are: each is served in both key forms, so it has twice the schedules.
-    for number in REAL..tenants {
+    for number in real.len()..tenants {
         let id = format!("{number:08x}-0000-4000-8000-000000000000");
         entry(&id, &url, &format!("ledger_{number:06}"), &format!("role_{number:06}"))?;
     }

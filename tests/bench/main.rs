@@ -32,7 +32,7 @@ use clap::Parser;
 use crate::figures::Figures;
 
 /// The cases in the order in which they run.
-const CASES: [&str; 11] = [
+const CASES: [&str; 14] = [
     "drain_1",
     "drain_100",
     "formats",
@@ -40,6 +40,9 @@ const CASES: [&str; 11] = [
     "roles_2000",
     "idle_1000",
     "idle_10000",
+    "idle_50000",
+    "start_100",
+    "start_10000",
     "noisy_backlog",
     "noisy_dead_postgres",
     "workers",
@@ -129,6 +132,9 @@ async fn run(options: &Options) -> Result<()> {
             "roles_2000" => roles::run(options, &mut figures).await,
             "idle_1000" => idle::run(options, &mut figures, 1_000).await,
             "idle_10000" => idle::run(options, &mut figures, 10_000).await,
+            "idle_50000" => idle::run(options, &mut figures, 50_000).await,
+            "start_100" => idle::start(options, &mut figures, 100).await,
+            "start_10000" => idle::start(options, &mut figures, 10_000).await,
             "noisy_backlog" => noisy::backlog(options, &mut figures).await,
             "noisy_dead_postgres" => noisy::dead_postgres(options, &mut figures).await,
             "workers" => scaling::workers(options, &mut figures).await,

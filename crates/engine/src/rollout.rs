@@ -246,7 +246,7 @@ impl Selection {
             Cause::Excluded
         } else if has(&self.include, tenant) {
             Cause::Included
-        } else if place(tenant) < self.share.0 {
+        } else if self.share == Share::ALL || place(tenant) < self.share.0 {
             Cause::InShare
         } else {
             Cause::OutsideShare
@@ -318,7 +318,7 @@ impl fmt::Display for Selection {
 
 fn has(list: &BTreeSet<Pattern>, tenant: &str) -> bool {
     // Thousands of tenants are asked for, and most lists are short or without globs.
-    list.contains(canonical(tenant).as_ref() as &str)
+    !list.is_empty() && list.contains(canonical(tenant).as_ref() as &str)
         || list.iter().filter(|pattern| pattern.is_glob()).any(|pattern| pattern.glob_matches(tenant))
 }
 

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -14,8 +17,8 @@ use balance_sync_fleet::{
     clock::{self, wall_clock},
     lifecycle::name::WorkerName,
     status::{
-        ExposureHour, FleetStatus, NOTES, Rates, Recent, ReportedState, STEP_SECONDS, TenantState,
-        TenantStatus, Totals, Window, WorkerMode, lag_quantile,
+        ExposureHour, FleetStatus, NOTES, Rates, Recent, ReportedState, STEP_SECONDS, SWEEP_EVERY,
+        TenantState, TenantStatus, Totals, Window, WorkerMode, lag_quantile,
     },
 };
 use balance_sync_schedule::{Snapshots, rollout as stored};
@@ -57,6 +60,7 @@ pub struct LocalWorker {
     settings: BTreeMap<String, String>,
     /// Which tenants its configuration selects, as it is published.
     configured: String,
+    ticks: AtomicU64,
     window: Mutex<Window>,
     /// Of whichever tenant is exposed longest, each second.
     exposure: Mutex<ExposureHour>,
@@ -105,6 +109,7 @@ impl LocalWorker {
             manager,
             settings,
             configured,
+            ticks: AtomicU64::new(0),
             window: Mutex::default(),
             exposure: Mutex::default(),
             started: Instant::now(),
@@ -121,12 +126,19 @@ impl LocalWorker {
         let since_start = self.started.elapsed();
         let mut exposed = Duration::ZERO;
         let mut total = Totals::default();
-        self.fleet.each(|status| {
+        self.fleet.rest.settle();
+        let mut take_in = |status: &TenantStatus| {
             exposed = exposed.max(status.sample_exposure(since_start).unwrap_or_default());
             if let Some(added) = status.tick(took, at) {
                 total.add(&added);
             }
-        });
+        };
+        // Nothing of those at rest is exposed or counted; but what has been leaves the last hour.
+        if self.ticks.fetch_add(1, Relaxed).is_multiple_of(SWEEP_EVERY.as_secs()) {
+            self.fleet.each(take_in);
+        } else {
+            self.fleet.rest.active().iter().for_each(|status| take_in(status));
+        }
         lock(&self.window).push(took, total);
         let mut exposure = lock(&self.exposure);
         exposure.sample(since_start, exposed);
@@ -217,11 +229,15 @@ impl LocalWorker {
         let mut by_state: BTreeMap<ReportedState, u64> =
             TenantState::ALL.into_iter().map(|state| (state.into(), 0)).collect();
         let (mut due, mut oldest) = (0, 0);
-        fleet.each(|status| {
+        // In this order: one that is roused meanwhile is counted twice, not left out.
+        for (state, count) in fleet.rest.resting() {
+            *by_state.entry(state.into()).or_default() += count;
+        }
+        for status in fleet.rest.active() {
             *by_state.entry(status.state().state.into()).or_default() += 1;
             due += status.due.load(Relaxed);
             oldest = oldest.max(status.oldest_due_age_ms.load(Relaxed));
-        });
+        }
         let passes = fleet.passes.load(Relaxed);
         let is_shadow = fleet.mode() == WorkerMode::Shadow;
         let redis_server = lock(&fleet.redis_server);

@@ -1,7 +1,8 @@
 //! Publishing: once a second this worker takes its counters in, and every other second it writes what has changed to Redis.
 //!
 //! Any worker can answer for the whole fleet from that ([`crate::reader`]). Only records that differ from what was
-//! published before are written, so that ten thousand idle tenants cost a look at their counters and nothing more.
+//! published before are written, and tenants at rest are compared with what was published in turn only, all of them within
+//! [`SWEEP_EVERY`].
 //! Nothing depends on it: with Redis away nothing is published, and what was runs out.
 
 use std::{
@@ -11,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use balance_sync_fleet::{status::FleetStatus, tasks::Progress};
+use balance_sync_fleet::{
+    status::{FleetStatus, SWEEP_EVERY, TenantStatus, Tenants},
+    tasks::Progress,
+};
 use balance_sync_schedule::{
     Names, ScheduleError, Snapshots,
     snapshots::{PUBLISH_PAGE, Publication},
@@ -60,6 +64,8 @@ pub(crate) struct Publisher {
     incarnation: String,
     seq: u64,
     known: HashMap<Tenant, Known>,
+    /// Which tenants there were, by the number of their changes; `None` = all are to be compared.
+    tenants: Option<u64>,
     watched: BTreeSet<String>,
     publications: u64,
     failing: bool,
@@ -77,6 +83,7 @@ impl Publisher {
             incarnation: String::new(),
             seq: 0,
             known: HashMap::new(),
+            tenants: None,
             watched: BTreeSet::new(),
             publications: 0,
             failing: false,
@@ -166,6 +173,7 @@ impl Publisher {
         self.incarnation = uuid::Uuid::new_v4().simple().to_string();
         self.seq = 0;
         self.known.clear();
+        self.tenants = None;
     }
 
     /// Writes what has changed since the last time; gives whether Redis still held that.
@@ -173,12 +181,13 @@ impl Publisher {
         let seq = std::mem::take(&mut self.seq); // Until all is written, the next publication begins anew.
         let mut records = Vec::new();
         let mut details = Vec::new();
-        let mut served = HashSet::with_capacity(self.known.len());
         let full_details = self.publications.is_multiple_of(DETAIL_EVERY);
         let mut buffer = Vec::new();
-        for status in self.own.fleet.tenants() {
+        let changed = self.own.fleet.tenants_changed();
+        let tenants = self.own.fleet.tenants();
+        let all = self.tenants != Some(changed);
+        for status in self.to_compare(&tenants, all) {
             let (tenant, label) = (status.tenant(), status.tenant().label());
-            served.insert(tenant.clone());
             buffer.clear();
             if let Err(error) = serde_json::to_writer(&mut buffer, &self.own.tenant_record(&status)) {
                 tracing::error!(%error, "a record can't be written");
@@ -200,14 +209,34 @@ impl Publisher {
                 details.push((label.to_owned(), serde_json::to_string(&detail).unwrap_or_default()));
             }
         }
-        self.known.retain(|tenant, _| {
-            let stays = served.contains(tenant);
-            if !stays {
-                records.push((tenant.label().to_owned(), None));
-            }
-            stays
-        });
+        if all {
+            let served: HashSet<&Tenant> = tenants.iter().map(|status| status.tenant()).collect();
+            self.known.retain(|tenant, _| {
+                let stays = served.contains(tenant);
+                if !stays {
+                    records.push((tenant.label().to_owned(), None));
+                }
+                stays
+            });
+            self.tenants = Some(changed);
+        }
         self.write(seq, &records, &details).await
+    }
+
+    /// The tenants whose records may differ from what was published: those that are not at rest or being viewed, and in turn a part of the
+    /// others.
+    fn to_compare(&self, tenants: &Tenants, all: bool) -> Vec<Arc<TenantStatus>> {
+        if all {
+            return tenants.to_vec();
+        }
+        let parts = SWEEP_EVERY.as_secs() / (TICK.as_secs() * PUBLISH_EVERY).max(1);
+        let part = tenants.len().div_ceil(usize::try_from(parts).unwrap_or(1).max(1)).max(1);
+        let begin = usize::try_from(self.publications % parts.max(1)).unwrap_or(0) * part;
+        let in_turn = tenants.iter().skip(begin).take(part).filter(|status| status.is_at_rest()).cloned();
+        let viewed = self.watched.iter().filter_map(|label| self.own.fleet.find_by_label(label));
+        let mut due = self.own.fleet.rest.active();
+        due.extend(in_turn.chain(viewed.filter(|status| status.is_at_rest())));
+        due
     }
 
     async fn write(
@@ -260,11 +289,7 @@ impl Publisher {
 /// Waits until a worker serves the tenants that are its own. Published before, it would be a live worker that serves
 /// no tenants, and its tenants those that all workers have forgotten.
 async fn begun_to_serve(fleet: &FleetStatus) {
-    let serves_all = || {
-        let mut served = 0;
-        fleet.each(|_| served += 1);
-        fleet.reconciled.load(Relaxed) && served >= fleet.owned.load(Relaxed)
-    };
+    let serves_all = || fleet.reconciled.load(Relaxed) && fleet.count() as u64 >= fleet.owned.load(Relaxed);
     let begun = async {
         while !serves_all() {
             tokio::time::sleep(FIRST_LOOK).await;

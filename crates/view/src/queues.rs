@@ -5,7 +5,8 @@
 //! pages, as fast as `records_per_second` allows, which the live workers share. So the cost for Redis doesn't grow with the
 //! queues, and with a million records a scan takes its time; [`balance_sync_engine::queues`] says what is known meanwhile.
 //!
-//! Of a tenant's workers only the first one looks.
+//! Of a tenant's workers only the first one looks. A tenant at rest is looked at in one of [`ROUNDS_AT_REST`] rounds: the ledger writes to
+//! its queues when it schedules balances, and that rouses it.
 
 pub mod quarantine;
 
@@ -40,6 +41,9 @@ const AT_ONCE: usize = 50;
 /// What was refused is tried again at every so manyth look: rights seldom change, and Redis logs each refusal.
 const REFUSED_EVERY: u32 = 20;
 
+/// One look in so many rounds is enough for a tenant on which nothing happens, whose queues were empty.
+const ROUNDS_AT_REST: usize = 4;
+
 /// How the ledger's queues are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueOptions {
@@ -67,6 +71,7 @@ pub async fn run(
         options,
         tenants: HashMap::new(),
         round: Vec::new(),
+        rounds: 0,
         due: VecDeque::new(),
         budget: 0.0,
         reported: BTreeSet::new(),
@@ -89,6 +94,7 @@ struct Watch {
     tenants: HashMap<Tenant, Vec<Space>>,
     /// Tenants that are still to be looked at in this round.
     round: Vec<Arc<TenantStatus>>,
+    rounds: usize,
     /// Scans that are running, the next one first.
     due: VecDeque<Due>,
     /// Records that may be looked at now.
@@ -185,28 +191,41 @@ impl Watch {
     /// Takes the tenants of this worker. Of those that are another worker's first nothing is known here.
     fn begin_round(&mut self) {
         let (own, others): (Vec<_>, Vec<_>) =
-            self.fleet.tenants().into_iter().partition(|status| !status.standby.load(Relaxed));
+            self.fleet.tenants().iter().cloned().partition(|status| !status.standby.load(Relaxed));
         others.iter().for_each(|status| status.show_queues(None));
         let own_tenants: BTreeSet<&Tenant> = own.iter().map(|status| status.tenant()).collect();
         self.tenants.retain(|tenant, _| own_tenants.contains(tenant));
         self.due.retain(|(tenant, ..)| own_tenants.contains(tenant));
-        self.round = own;
+        self.rounds = self.rounds.wrapping_add(1);
+        // A part of those at rest in each round.
+        let is_due = |(at, status): &(usize, Arc<TenantStatus>)| {
+            !status.is_at_rest() || at.wrapping_add(self.rounds).is_multiple_of(ROUNDS_AT_REST)
+        };
+        self.round = own.into_iter().enumerate().filter(is_due).map(|(_, status)| status).collect();
     }
 
     /// Reads depths, and begins scans.
     async fn look_at(&mut self, tenants: &[Arc<TenantStatus>]) {
         let key_form = self.key_form;
-        let spaces = tenants.iter().map(|status| {
-            let known = self.tenants.remove(status.tenant());
-            known
-                .unwrap_or_else(|| status.tenant().key_spaces(key_form).into_iter().map(Space::new).collect())
+        let spaces = tenants.iter().map(|status| match self.tenants.remove(status.tenant()) {
+            Some(known) => (known, true),
+            None => (status.tenant().key_spaces(key_form).into_iter().map(Space::new).collect(), false),
         });
-        let spaces: Vec<Vec<Space>> = spaces.collect();
+        let spaces: Vec<(Vec<Space>, bool)> = spaces.collect();
         let reader = &self.reader;
-        let looks = spaces.into_iter().map(async |mut spaces| {
+        // Most are empty: one command for all that were. Where it is refused, or some aren't, each is looked at by itself.
+        let were_empty = spaces.iter().filter(|(_, known)| !known).flat_map(|(spaces, _)| spaces);
+        let keys: Vec<String> = were_empty.flat_map(Space::all_keys).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let are_empty = !keys.is_empty() && matches!(reader.existing(&keys).await, Ok(0));
+        let looks = spaces.into_iter().map(async |(mut spaces, known)| {
             let mut result = Ok(());
             for space in &mut spaces {
-                result = result.and(space.look(reader).await);
+                if are_empty && !known {
+                    space.found_empty();
+                } else {
+                    result = result.and(space.look(reader).await);
+                }
             }
             (spaces, result)
         });
@@ -309,27 +328,34 @@ impl Space {
         }
     }
 
+    fn all_keys(&self) -> [String; 5] {
+        [
+            self.hash_key(0, false),
+            self.hash_key(0, true),
+            self.hash_key(1, false),
+            self.hash_key(1, true),
+            self.keys.recovery_cleanup(),
+        ]
+    }
+
+    /// None of its keys exists.
+    fn found_empty(&mut self) {
+        self.looks = self.looks.wrapping_add(1);
+        for hash in &mut self.hashes {
+            *hash = Hash { depth: Answer::Is(0), retried: Answer::Is(0), ..Hash::default() };
+        }
+        self.cleanup = Answer::Is((0, None));
+    }
+
     /// Reads the depths.
     async fn look(&mut self, reader: &QueueReader) -> Result<(), QueueError> {
         let refused = self.cleanup.is_refused()
             || self.hashes.iter().any(|hash| hash.depth.is_refused() || hash.retried.is_refused());
         let again = self.looks.is_multiple_of(REFUSED_EVERY);
-        self.looks = self.looks.wrapping_add(1);
         if !refused {
-            // Most are empty: one command for all of them.
-            let keys = [
-                self.hash_key(0, false),
-                self.hash_key(0, true),
-                self.hash_key(1, false),
-                self.hash_key(1, true),
-                self.keys.recovery_cleanup(),
-            ];
-            match reader.existing(&keys.each_ref().map(String::as_str)).await {
+            match reader.existing(&self.all_keys().each_ref().map(String::as_str)).await {
                 Ok(0) => {
-                    for hash in &mut self.hashes {
-                        *hash = Hash { depth: Answer::Is(0), retried: Answer::Is(0), ..Hash::default() };
-                    }
-                    self.cleanup = Answer::Is((0, None));
+                    self.found_empty();
                     return Ok(());
                 }
                 Err(error @ QueueError::Redis(_)) => return Err(error),
@@ -337,6 +363,7 @@ impl Space {
                 Ok(_) | Err(_) => {}
             }
         }
+        self.looks = self.looks.wrapping_add(1);
         let tried = |is_refused: bool| !is_refused || again;
         for queue in 0..HASHES.len() {
             if tried(self.hashes[queue].depth.is_refused()) {

@@ -10,7 +10,7 @@ mod selected;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -277,6 +277,15 @@ impl FleetReader {
         let view = Arc::new(self.look(&mut state).await);
         state.last = Some((Instant::now(), Arc::clone(&view)));
         view
+    }
+
+    /// Whether this process serves all tenants that are to be served, or stands by for them, and all are at rest.
+    pub(crate) fn rests(&self) -> bool {
+        self.own.as_ref().is_some_and(|own| {
+            let fleet = &own.fleet;
+            let is_all = fleet.count() as u64 == fleet.wanted.load(Relaxed);
+            is_all && fleet.workers.load(Relaxed) <= 2 && fleet.rest.active().is_empty()
+        })
     }
 
     /// The fleet now, which isn't kept for others who ask.

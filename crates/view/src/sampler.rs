@@ -7,6 +7,9 @@
 //! among the rest is found within one round: at once in a schedule of some thousands, and after some eight minutes in one
 //! of a million, when looks come every 5 s. (A tenant that is behind for longer than `claim.protect_after`, or can't
 //! write, is swept as a whole besides: [`balance_sync_fleet::pipeline`].)
+//!
+//! Tenants at rest ([`balance_sync_fleet::status::Rest`]) are looked at every [`SWEEP_EVERY`] only: Redis announces what is written to
+//! their schedules, and only an operator's command can put anything into their quarantine meanwhile.
 
 use std::{
     collections::HashMap,
@@ -17,7 +20,7 @@ use std::{
 use balance_sync_domain::KeySpace;
 use balance_sync_fleet::{
     clock::wall_clock_ms,
-    status::{FleetStatus, TenantStatus},
+    status::{FleetStatus, SWEEP_EVERY, TenantStatus},
     tasks::Progress,
 };
 use balance_sync_schedule::{
@@ -57,7 +60,8 @@ pub async fn run(
     stop: CancellationToken,
     progress: Progress,
 ) {
-    let sampler = Sampler { fleet, key_form, interval, reach, rounds: HashMap::new(), spare: 0, progress };
+    let sampler =
+        Sampler { fleet, key_form, interval, reach, rounds: HashMap::new(), spare: 0, passes: 0, progress };
     let sampling = sampler.run(async move |looks: &[SampleRequest<'_>]| sample_with(&link, looks).await);
     // A look holds nothing that is lost when it is dropped.
     let _ = stop.run_until_cancelled(sampling).await;
@@ -72,6 +76,7 @@ struct Sampler {
     rounds: HashMap<(Tenant, usize), Round>,
     /// Lives that may still be looked at in this pass, beside the first look at each schedule.
     spare: usize,
+    passes: usize,
     progress: Progress,
 }
 
@@ -87,13 +92,16 @@ impl Sampler {
                 tenants.binary_search_by(|status| status.tenant().cmp(tenant)).is_ok()
             });
             // Spread over the interval, so that Redis never has all of it at once.
-            let mut groups = groups(&tenants, |tenant| self.weight(tenant, part)).peekable();
+            let mut groups = groups(&tenants, |status| self.weight(status, part)).enumerate().peekable();
             let pause = self.interval / u32::try_from(groups.len().max(1)).unwrap_or(u32::MAX);
             let mut next = begun;
-            while let Some(group) = groups.next() {
-                if let Err(error) = self.look_at(&ask, group, part).await {
+            while let Some((at, group)) = groups.next() {
+                let due = self.due(at, group);
+                if !due.is_empty()
+                    && let Err(error) = self.look_at(&ask, &due, part).await
+                {
                     tracing::debug!(%error, "schedules could not be sampled");
-                    group.iter().chain(groups.flatten()).for_each(|status| forget(status));
+                    group.iter().chain(groups.flat_map(|(_, group)| group)).for_each(|status| forget(status));
                     break;
                 }
                 self.progress.beat();
@@ -102,6 +110,7 @@ impl Sampler {
                     tokio::time::sleep_until(next).await;
                 }
             }
+            self.passes = self.passes.wrapping_add(1);
             // Measured from the beginning, but never without a rest.
             let rest = (self.interval / 4).max(self.interval.saturating_sub(begun.elapsed()));
             self.progress.beat();
@@ -113,8 +122,19 @@ impl Sampler {
         }
     }
 
+    /// Those of a group that are looked at in this pass: of those at rest all in one of several passes, in one call.
+    fn due(&self, at: usize, group: &[Arc<TenantStatus>]) -> Vec<Arc<TenantStatus>> {
+        let passes = (SWEEP_EVERY.as_millis() / self.interval.as_millis().max(1)).max(1);
+        let sweeps = at.wrapping_add(self.passes).is_multiple_of(usize::try_from(passes).unwrap_or(1));
+        group.iter().filter(|status| sweeps || !status.is_at_rest()).cloned().collect()
+    }
+
     /// Lives that one look at this tenant takes, about.
-    fn weight(&self, tenant: &Tenant, part: usize) -> usize {
+    fn weight(&self, status: &TenantStatus, part: usize) -> usize {
+        if self.rounds.is_empty() || status.is_at_rest() {
+            return 0;
+        }
+        let tenant = status.tenant();
         let spaces = tenant.key_spaces(self.key_form).len();
         let filled = (0..spaces).filter(|at| self.rounds.contains_key(&(tenant.clone(), *at))).count();
         filled * part.min(HEAD + 1 + PAGE)
@@ -223,10 +243,12 @@ fn note(status: &TenantStatus, samples: &[Sample], reach: Duration) {
     // To people both are one list.
     let lost: Option<u64> = samples.iter().map(|sample| sample.lost).sum();
     let quarantined: Option<u64> = samples.iter().map(|sample| sample.quarantined).sum();
-    let entries = quarantined.zip(lost).map(|(quarantined, lost)| quarantined + lost);
-    status.quarantine_entries.store(entries.unwrap_or(u64::MAX), Relaxed);
-    status.losses.store(lost.unwrap_or(u64::MAX), Relaxed);
-    if let (Some(entries), Some(lost)) = (entries, lost) {
+    let known = quarantined.zip(lost).map(|(quarantined, lost)| (quarantined + lost, lost));
+    status.show_entries(known);
+    if status.is_at_rest() && samples.iter().any(|sample| sample.scheduled != Some(0)) {
+        status.rouse();
+    }
+    if let Some((entries, lost)) = known {
         let last = &status.last_sample;
         last.quarantine_entries.store(entries, Relaxed);
         last.losses.store(lost, Relaxed);
@@ -239,19 +261,18 @@ fn note(status: &TenantStatus, samples: &[Sample], reach: Duration) {
 /// What was known may no longer be true: better nothing than that.
 fn forget(status: &TenantStatus) {
     status.shortest_life_ms.store(u64::MAX, Relaxed);
-    status.quarantine_entries.store(u64::MAX, Relaxed);
-    status.losses.store(u64::MAX, Relaxed);
+    status.show_entries(None);
 }
 
 /// Tenants that are looked at in one call: no more schedules than that, and no more lives.
 fn groups(
     tenants: &[Arc<TenantStatus>],
-    weight: impl Fn(&Tenant) -> usize,
+    weight: impl Fn(&TenantStatus) -> usize,
 ) -> std::vec::IntoIter<&[Arc<TenantStatus>]> {
     let mut groups = Vec::new();
     let (mut first, mut lives) = (0, 0);
     for (at, status) in tenants.iter().enumerate() {
-        let weight = weight(status.tenant());
+        let weight = weight(status);
         if at > first && (at - first == SCHEDULES_PER_CALL || lives + weight > TTLS_PER_CALL) {
             groups.push(&tenants[first..at]);
             (first, lives) = (at, 0);
@@ -282,7 +303,10 @@ mod tests {
 
     use super::*;
 
-    use balance_sync_fleet::tasks::TaskName;
+    use balance_sync_fleet::{
+        status::{CALM_FOR, TenantState},
+        tasks::TaskName,
+    };
 
     const INTERVAL: Duration = Duration::from_secs(5);
 
@@ -300,6 +324,8 @@ mod tests {
     #[derive(Default)]
     struct Redis {
         members: RefCell<HashMap<String, u64>>,
+        /// Of tenants by their schedules.
+        quarantined: RefCell<HashMap<String, u64>>,
         /// The position of the member with the shortest life, and that life.
         shortest: Cell<Option<(usize, u64)>>,
         away: Cell<bool>,
@@ -327,7 +353,9 @@ mod tests {
             let scheduled = self.members.borrow().get(look.space.schedule()).copied().unwrap_or_default();
             let mut sample = Sample {
                 scheduled: Some(scheduled),
-                quarantined: Some(0),
+                quarantined: Some(
+                    self.quarantined.borrow().get(look.space.schedule()).copied().unwrap_or_default(),
+                ),
                 lost: Some(0),
                 ..Sample::default()
             };
@@ -350,6 +378,15 @@ mod tests {
                 _ => (Duration::from_secs(3600), begin.to_string().into_bytes()),
             });
             sample
+        }
+
+        fn looks(&self) -> usize {
+            self.calls.borrow().iter().map(|(_, looks)| looks.len()).sum()
+        }
+
+        fn looks_at(&self, n: usize) -> usize {
+            let calls = self.calls.borrow();
+            calls.iter().flat_map(|(_, looks)| looks).filter(|asked| asked.key == key(n)).count()
         }
 
         fn lives_asked(&self) -> usize {
@@ -379,6 +416,7 @@ mod tests {
             interval: INTERVAL,
             rounds: HashMap::new(),
             spare: 0,
+            passes: 0,
             progress: Progress::unobserved(TaskName::Sampler),
         };
         let redis = Rc::clone(redis);
@@ -404,6 +442,61 @@ mod tests {
         assert_eq!(calls.iter().map(|(_, looks)| looks.len()).sum::<usize>(), 9_250);
         assert!(calls.iter().all(|(_, looks)| looks.len() == SCHEDULES_PER_CALL));
         assert!(calls.windows(2).all(|pair| pair[1].0 - pair[0].0 >= INTERVAL / 50));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tenants_at_rest_are_looked_at_once_per_sweep_and_a_change_in_silence_is_shown_within_it() {
+        let redis = Rc::new(Redis::default());
+        redis.quarantined.borrow_mut().insert(key(7), 2);
+        sampling(1_000, &redis, async |fleet| {
+            for status in fleet.tenants().iter() {
+                status.quiet.of(1);
+                status.quiet.begin(0);
+                status.enter(TenantState::Idle);
+                status.show_watched(true);
+            }
+            let settles = async || {
+                for _ in 0..=CALM_FOR.as_secs() + INTERVAL.as_secs() {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    fleet.rest.settle();
+                }
+            };
+            settles().await;
+            assert_eq!(fleet.rest.active().len(), 1, "something is in the quarantine of one");
+            redis.calls.borrow_mut().clear();
+            tokio::time::sleep(SWEEP_EVERY).await;
+            assert_eq!(redis.looks_at(7), 6);
+            assert_eq!(redis.looks(), 1_005, "each of the others once");
+
+            // What isn't announced is shown within the sweep, and looked at from then on.
+            let status = fleet.tenant(&tenant(500));
+            redis.members.borrow_mut().insert(key(500), 3);
+            redis.quarantined.borrow_mut().insert(key(501), 1);
+            tokio::time::sleep(SWEEP_EVERY).await;
+            assert_eq!(status.due.load(Relaxed), 3);
+            assert_eq!(fleet.tenant(&tenant(501)).quarantine_entries.load(Relaxed), 1);
+            assert!(!status.is_at_rest() && !fleet.tenant(&tenant(501)).is_at_rest());
+            redis.members.borrow_mut().clear();
+            tokio::time::sleep(INTERVAL).await;
+            assert_eq!(status.due.load(Relaxed), 0);
+
+            // What is, at the next look, also if the schedule is empty by then: something may have been set aside.
+            let status = fleet.tenant(&tenant(600));
+            assert!(status.is_at_rest());
+            redis.quarantined.borrow_mut().insert(key(600), 1);
+            status.rouse();
+            tokio::time::sleep(INTERVAL).await;
+            assert_eq!(status.quarantine_entries.load(Relaxed), 1);
+
+            redis.away.set(true);
+            tokio::time::sleep(INTERVAL).await;
+            assert_eq!(fleet.tenant(&tenant(999)).quarantine_entries.load(Relaxed), u64::MAX);
+            assert_eq!(fleet.rest.resting()[0].1, 0, "nothing is known of them any more");
+            redis.away.set(false);
+            tokio::time::sleep(2 * INTERVAL).await;
+            assert_eq!(fleet.tenant(&tenant(999)).quarantine_entries.load(Relaxed), 0);
+        })
+        .await;
     }
 
     #[tokio::test(start_paused = true)]

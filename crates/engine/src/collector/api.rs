@@ -201,6 +201,8 @@ pub enum Event<M> {
     ControlsChanged(Controls),
     /// An operator wants everything written at once.
     FlushRequested,
+    /// There seems to be something in schedules that are seldom looked at.
+    SurveyRequested,
     /// The tenant is being removed: empty its schedule, then stop.
     Leave,
     /// Stop: write what is held, and end.

@@ -275,6 +275,7 @@ impl<M> Collector<M> {
             Event::UpkeepEnded(end) => self.upkeep_ended(step, end),
             Event::ControlsChanged(controls) => self.controls_changed(step, controls),
             Event::FlushRequested => self.flush_requested(step),
+            Event::SurveyRequested => self.survey_requested(step.now),
             Event::Leave => self.leave(step),
             Event::Stop => self.stop(step),
             Event::Abandoned { released, orphaned } => self.abandoned(released, orphaned),

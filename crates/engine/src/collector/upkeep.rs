@@ -104,6 +104,10 @@ impl<M> Collector<M> {
         None
     }
 
+    pub(super) fn survey_requested(&mut self, now: Instant) {
+        self.upkeep.next_survey = self.upkeep.next_survey.min(now);
+    }
+
     pub(super) fn cancel_upkeep(&mut self, step: &mut Step<M>) {
         if self.upkeep.running.take().is_some() {
             step.command(Command::Cancel(Task::Upkeep));

@@ -1,6 +1,8 @@
 //! The ledger's own worker beside this one: what is known of it is shared with the other workers, and what it has dropped is found
 //! and scheduled again. What is concluded stands in [`balance_sync_engine::neighbour`].
 //!
+//! Of tenants at rest there is nothing to be seen, as no worker claims from their schedules: they are passed over in most passes.
+//!
 //! The signs come from elsewhere: claims look for its locks ([`super::RedisQueue`]), and the watch for vanished data counts members
 //! that leave without this worker ([`super::vanish`]). Here, every few seconds, they are merged with what other workers know, two
 //! commands for 500 tenants.
@@ -25,7 +27,7 @@ use tracing::Instrument as _;
 
 use super::comparison::{COMPARE_PAUSE, Comparison, Failure, span};
 use crate::{
-    status::{FleetStatus, TenantState, TenantStatus},
+    status::{FleetStatus, SWEEP_EVERY, TenantState, TenantStatus},
     tasks::{Progress, jittered},
 };
 
@@ -87,12 +89,17 @@ impl NeighbourWatch {
     pub(crate) async fn run(self, stop: CancellationToken, progress: Progress) {
         let store = Neighbours::new(self.comparison.link.clone());
         let mut memory: BTreeMap<Tenant, Remembered> = BTreeMap::new();
+        let mut swept: Option<Instant> = None;
         let watching = async {
             loop {
-                let tenants = self.served();
-                memory.retain(|tenant, _| {
-                    tenants.binary_search_by(|status| status.tenant().cmp(tenant)).is_ok()
-                });
+                let sweeps = swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY);
+                let tenants = self.served(sweeps);
+                if sweeps {
+                    swept = Some(Instant::now());
+                    memory.retain(|tenant, _| {
+                        tenants.binary_search_by(|status| status.tenant().cmp(tenant)).is_ok()
+                    });
+                }
                 if let Err(error) = self.share(&store, &tenants, &mut memory).await {
                     tracing::debug!(%error, "what is known of the ledger's own worker is not shared yet");
                 }
@@ -112,9 +119,12 @@ impl NeighbourWatch {
         stop.run_until_cancelled(watching).await;
     }
 
-    /// The tenants whose schedules this worker claims from, in order.
-    fn served(&self) -> Vec<Arc<TenantStatus>> {
-        let mut tenants = self.fleet.tenants();
+    /// The tenants whose schedules this worker claims from, in order: all of them, or those that are not at rest.
+    fn served(&self, all: bool) -> Vec<Arc<TenantStatus>> {
+        let mut tenants = if all { self.fleet.tenants().to_vec() } else { self.fleet.rest.active() };
+        if !all {
+            tenants.sort_unstable_by(|a, b| a.tenant().cmp(b.tenant()));
+        }
         tenants.retain(|status| !status.standby.load(Relaxed));
         tenants
     }
@@ -135,6 +145,10 @@ impl NeighbourWatch {
         for (status, record) in tenants.iter().zip(records) {
             // Of a release that knows more: what this one stores in its place is no worse than nothing.
             let record = record.and_then(|record| serde_json::from_str::<Neighbour>(&record).ok());
+            if record.is_none() && !is_auto && !status.knows_neighbour() {
+                // Of most tenants there is nothing to be remembered.
+                continue;
+            }
             let collects = matches!(
                 status.collector_state().state,
                 TenantState::Idle | TenantState::Syncing | TenantState::Degraded
@@ -186,10 +200,10 @@ impl NeighbourWatch {
                     Presence::Unknown | Presence::NotSeen => {}
                 }
                 remembered.presence = Some(presence);
+                status.rouse();
             }
             let is_deadly = known.is_deadly_mix(now, quiet);
-            status.neighbour_active.store(presence == Presence::Active, Relaxed);
-            status.neighbour_dropping.store(is_deadly, Relaxed);
+            status.show_neighbour(presence == Presence::Active, is_deadly);
             if is_deadly && !remembered.is_deadly {
                 tracing::warn!(
                     tenant_id = %tenant, dropped = known.dropped,

@@ -16,6 +16,7 @@ use balance_sync_engine::standby::Woken;
 use super::{
     prober::Prober,
     standby::StandbyWatch,
+    survey::Surveyor,
     tracker::{Quiet, Tracker},
 };
 use crate::{
@@ -44,6 +45,8 @@ pub struct Watchers {
     pub prober: Prober,
     /// Schedules that are another worker's first.
     pub standby: StandbyWatch,
+    /// Schedules that are seldom there.
+    pub surveyor: Surveyor,
 }
 
 /// The tenant's schedules in Redis.
@@ -70,6 +73,7 @@ impl RedisQueue {
         status: Arc<TenantStatus>,
     ) -> Self {
         let keys = schedules.iter().map(|schedule| schedule.space().shared_schedule()).collect();
+        status.quiet.of(schedules.iter().len());
         let queue = Self { schedules, other, watchers, keys, next_formats: Mutex::default(), status };
         queue.show_locking();
         queue
@@ -206,6 +210,14 @@ impl Queue for RedisQueue {
 
     async fn survey(&self) -> Result<Survey, ScheduleError> {
         let mut survey = Survey::default();
+        let spaces = self.schedules.iter().map(|schedule| schedule.space());
+        let mut keys: Vec<String> = spaces.map(|space| space.legacy_schedule().to_owned()).collect();
+        if let Some(other) = &self.other {
+            keys.extend([other.schedule(), other.legacy_schedule()].map(str::to_owned));
+        }
+        if self.watchers.surveyor.none_exists(keys).await {
+            return Ok(survey);
+        }
         loop {
             let (adopted, left) = self.schedules.adopt_legacy(ADOPT_PAGE).await?;
             survey.adopted += adopted;
@@ -225,22 +237,22 @@ impl Queue for RedisQueue {
         if delay <= SHORT_WAIT {
             tokio::time::sleep(delay).await;
         } else {
-            let due = self.watchers.due(&self.keys, delay).await;
+            let due = self.watchers.due(&self.keys, &self.status, delay).await;
             self.schedules.wake(&self.keys[due]);
         }
     }
 
     async fn stand_by(&self) {
-        let key = first_of(&self.keys, |key| self.watchers.unclaimed(key)).await;
+        let key = first_of(&self.keys, |at, key| self.watchers.unclaimed(key, at, &self.status)).await;
         self.schedules.wake(&key);
     }
 }
 
 impl Watchers {
     /// Waits until one of these schedules may have a due member, and returns which.
-    async fn due(&self, keys: &Arc<[Arc<str>]>, delay: Duration) -> usize {
+    async fn due(&self, keys: &Arc<[Arc<str>]>, status: &Arc<TenantStatus>, delay: Duration) -> usize {
         loop {
-            let tracked = self.tracker.wait(keys).await;
+            let tracked = self.tracker.wait(keys, 0, status).await;
             let again = async {
                 match tracked {
                     Quiet::Untracked => self.tracker.is_back().await,
@@ -258,10 +270,10 @@ impl Watchers {
     }
 
     /// Waits until something is due in the schedule that no worker claims.
-    async fn unclaimed(&self, key: Arc<str>) {
+    async fn unclaimed(&self, key: Arc<str>, at: usize, status: &Arc<TenantStatus>) {
         let keys: Arc<[Arc<str>]> = [Arc::clone(&key)].into();
         loop {
-            let tracks = self.tracker.wait(&keys).await != Quiet::Untracked;
+            let tracks = self.tracker.wait(&keys, at, status).await != Quiet::Untracked;
             tokio::select! {
                 woken = self.standby.wait(Arc::clone(&key), tracks) => {
                     if woken == Woken::Unclaimed {
@@ -275,14 +287,17 @@ impl Watchers {
 }
 
 /// Waits for all of them, and gives the first that is there.
-async fn first_of<F: Future<Output = ()>>(keys: &[Arc<str>], wait: impl Fn(Arc<str>) -> F) -> Arc<str> {
+async fn first_of<F: Future<Output = ()>>(
+    keys: &[Arc<str>],
+    wait: impl Fn(usize, Arc<str>) -> F,
+) -> Arc<str> {
     match keys {
         [only] => {
-            wait(Arc::clone(only)).await;
+            wait(0, Arc::clone(only)).await;
             Arc::clone(only)
         }
         keys => {
-            let waits = keys.iter().map(|key| Box::pin(wait(Arc::clone(key))));
+            let waits = keys.iter().enumerate().map(|(at, key)| Box::pin(wait(at, Arc::clone(key))));
             let ((), at, _) = futures::future::select_all(waits).await;
             Arc::clone(&keys[at])
         }

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    status::TrackingStatus,
+    status::{TenantStatus, TrackingStatus},
     tasks::{Inbox, Progress, TaskName, Tasks},
 };
 
@@ -92,6 +92,10 @@ impl Source for Tracking {
 #[derive(Debug)]
 struct Arrival {
     keys: Keys,
+    /// The number of the first of them among all of the tenant's.
+    first: usize,
+    /// Where it is shown that they are empty and announced.
+    status: Arc<TenantStatus>,
     answer: oneshot::Sender<Quiet>,
 }
 
@@ -152,11 +156,12 @@ impl Tracker {
         Self { inbox, tracks }
     }
 
-    /// Waits until something is written to one of a tenant's schedules, all of which are empty. While no answer can be had they count
-    /// as untracked.
-    pub async fn wait(&self, keys: &Keys) -> Quiet {
+    /// Waits until something is written to one of these schedules, all of which are empty; they are a tenant's from the `first` on.
+    /// While no answer can be had they count as untracked.
+    pub async fn wait(&self, keys: &Keys, first: usize, status: &Arc<TenantStatus>) -> Quiet {
         let (answer, answered) = oneshot::channel();
-        if *self.tracks.borrow() && self.inbox.send(Arrival { keys: Arc::clone(keys), answer }) {
+        let arrival = Arrival { keys: Arc::clone(keys), first, status: Arc::clone(status), answer };
+        if *self.tracks.borrow() && self.inbox.send(arrival) {
             answered.await.unwrap_or(Quiet::Untracked)
         } else {
             Quiet::Untracked
@@ -207,15 +212,29 @@ impl Drop for Shown {
 /// One that waits, under each of its schedules.
 struct Waiting {
     keys: Keys,
+    first: usize,
+    status: Arc<TenantStatus>,
     answer: Cell<Option<oneshot::Sender<Quiet>>>,
 }
 
 impl Waiting {
+    /// That this schedule is empty and announced is known.
+    fn is_empty(&self, key: &Arc<str>) {
+        if let Some(at) = self.keys.iter().position(|own| own == key) {
+            self.status.quiet.begin(self.first + at);
+        }
+    }
+
     fn answer(&self, quiet: Quiet) {
+        self.end();
         if let Some(answer) = self.answer.take() {
             // It may have been stopped.
             let _ = answer.send(quiet);
         }
+    }
+
+    fn end(&self) {
+        (0..self.keys.len()).for_each(|at| self.status.quiet_ends(self.first + at));
     }
 
     fn has_left(&self) -> bool {
@@ -223,6 +242,13 @@ impl Waiting {
         let has_left = answer.as_ref().is_none_or(oneshot::Sender::is_closed);
         self.answer.set(answer);
         has_left
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // The task has panicked, or its tenant has left.
+        self.end();
     }
 }
 
@@ -438,8 +464,8 @@ impl Run {
         }
     }
 
-    fn enter(&mut self, Arrival { keys, answer }: Arrival) {
-        let waiting = Rc::new(Waiting { keys, answer: Cell::new(Some(answer)) });
+    fn enter(&mut self, Arrival { keys, first, status, answer }: Arrival) {
+        let waiting = Rc::new(Waiting { keys, first, status, answer: Cell::new(Some(answer)) });
         for key in waiting.keys.iter() {
             // One that waited for it before, of a collector that was replaced, is left to the prober for its last moment.
             if let Some(former) = self.by_key.insert(Arc::clone(key), Rc::clone(&waiting)) {
@@ -497,6 +523,15 @@ impl Run {
         }
         let keys: Vec<_> = page.iter().map(|(key, _)| Arc::clone(key)).collect();
         let empty = source.are_empty(&keys).await?;
+        for ((key, why), empty) in page.iter().zip(&empty) {
+            let Some(waiting) = self.by_key.get(key).filter(|_| *empty == Some(true)) else { continue };
+            match why {
+                Why::New => waiting.is_empty(key),
+                // Another worker was faster.
+                Why::Changed | Why::Forgotten => waiting.status.rouse(),
+                Why::Sweep => {}
+            }
+        }
         let others = page.iter().zip(&empty).filter(|(_, empty)| **empty != Some(true));
         let filled = others.map(|((key, why), empty)| (key, *why, empty.is_some()));
         // What was announced before that answer is in by now: none of them was changed in silence.

@@ -8,6 +8,7 @@ mod pass;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{BuildHasher, Hash, Hasher},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -119,6 +120,8 @@ pub struct Supervisor {
     mine: BTreeSet<Tenant>,
     slots: BTreeMap<Tenant, Slot>,
     live: BTreeMap<Tenant, Live>,
+    /// Collectors that are starting, as the last pass left them, without those at work by now.
+    starting: usize,
     epochs: u64,
     born: Instant,
     polling: bool,
@@ -129,6 +132,8 @@ pub struct Supervisor {
     next_poll: Option<SpawnHandle>,
     next_pass: Option<SpawnHandle>,
     refused: BTreeSet<String>,
+    /// The last answer of the directory, as [`digest`] tells it apart from others; `None` = there was none, or an error.
+    listing: Option<(u64, u64)>,
     draining: Option<(DrainReport, Vec<oneshot::Sender<DrainReport>>)>,
 }
 
@@ -160,6 +165,7 @@ impl Supervisor {
             mine: BTreeSet::new(),
             slots: BTreeMap::new(),
             live: BTreeMap::new(),
+            starting: 0,
             epochs: 0,
             born: Instant::now(),
             polling: false,
@@ -169,6 +175,7 @@ impl Supervisor {
             next_poll: None,
             next_pass: None,
             refused: BTreeSet::new(),
+            listing: None,
             draining: None,
         }
     }
@@ -291,8 +298,9 @@ impl Supervisor {
         };
         ctx.spawn(asking.into_actor(self).map(move |answer, supervisor, ctx| {
             span.cover(|| {
-                supervisor.polled(answer);
-                supervisor.count_mine();
+                if supervisor.polled(answer) {
+                    supervisor.count_mine();
+                }
                 supervisor.tell_listed(ctx);
                 supervisor.pass(ctx);
             });
@@ -319,7 +327,15 @@ impl Supervisor {
         }));
     }
 
-    fn polled(&mut self, answer: Result<Listing, DirectoryError>) {
+    /// Takes in an answer; returns whether that may have changed anything.
+    fn polled(&mut self, answer: Result<Listing, DirectoryError>) -> bool {
+        let listing = answer.as_ref().ok().map(digest);
+        if listing.is_some() && listing == self.listing && !self.holding {
+            self.fleet.poll_failing.store(false, Relaxed);
+            self.fleet.listed_again();
+            return false;
+        }
+        self.listing = listing;
         let listed = match answer {
             Ok(mut listing) => {
                 listing.refuse_shared_keys(self.options.key_form);
@@ -355,7 +371,22 @@ impl Supervisor {
                 "list removes too many tenants at once, it must repeat itself before they are stopped"
             );
         }
+        true
     }
+}
+
+/// Tells two answers of the directory apart: by ids and what was refused, in their order. Of 128 bits, under a key of this process.
+fn digest(listing: &Listing) -> (u64, u64) {
+    static KEYS: std::sync::OnceLock<[std::hash::RandomState; 2]> = std::sync::OnceLock::new();
+    let [one, two] = KEYS.get_or_init(Default::default).each_ref().map(|keys| {
+        let mut hasher = keys.build_hasher();
+        for listed in &listing.tenants {
+            listed.tenant.hash(&mut hasher);
+        }
+        listing.refused.hash(&mut hasher);
+        hasher.finish()
+    });
+    (one, two)
 }
 
 impl Actor for Supervisor {
@@ -422,7 +453,11 @@ impl Handler<CollectorStarted> for Supervisor {
             && let Slot::Starting { failures, .. } = *slot
         {
             *slot = Slot::Running { since: Instant::now().into_std(), failures };
-            self.pass_soon(ctx);
+            self.starting = self.starting.saturating_sub(1);
+            // A pass goes over all tenants: one for each that has started would take most of the time of a start.
+            if self.starting <= self.options.limits.start_concurrency / 2 {
+                self.pass_soon(ctx);
+            }
         }
     }
 }

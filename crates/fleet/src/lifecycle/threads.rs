@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     backends::{
-        PostgresSink, Prober, RedisQueue, StandbyWatch, TenantManager, Tracker, Watchers, failover::Reports,
+        PostgresSink, Prober, RedisQueue, StandbyWatch, Surveyor, TenantManager, Tracker, Watchers,
+        failover::Reports,
     },
     pipeline::{Collector, CollectorActor, CollectorOptions, Incarnation},
     status::FleetStatus,
@@ -51,6 +52,7 @@ impl CollectorThread {
         let endpoint = redis.clone();
         let tracking = tracks.then(|| Arc::clone(&fleet.tracking));
         arbiter.spawn_fn(move || {
+            let surveyor = Surveyor::new(probe_link.clone());
             let prober = Prober::start(probe_link.clone(), probe_interval, &tasks, thread, stop.clone());
             let standby = StandbyWatch::start(probe_link, probe_interval, &tasks, thread, stop.clone());
             let tracker = match tracking {
@@ -59,7 +61,7 @@ impl CollectorThread {
                 }
                 None => Tracker::off(),
             };
-            let _ = sender.send(Watchers { tracker, prober, standby });
+            let _ = sender.send(Watchers { tracker, prober, standby, surveyor });
             let beat = move |progress| beating.clone().beat(thread_health::EVERY, progress);
             tasks.keep(TaskName::ThreadPulse, Some(thread), thread_health::EVERY, stop, beat);
         });

@@ -26,6 +26,7 @@ use crate::{
         CloseAll, ManagerOptions, ObservedDirectory, ShadowOptions, TenantManager,
         comparison::Comparison,
         failover::{self, FailoverCheck, Reports},
+        legacy::{self, LegacyWatch},
         neighbour::{self, NeighbourWatch},
         shadow::{self, Shadow},
         vanish::{self, Vanish},
@@ -95,6 +96,8 @@ pub struct WorkerHandles {
     pub schedule: Arc<ScheduleOptions>,
     /// How collectors work.
     pub collector: Arc<CollectorOptions>,
+    /// How often schedules are looked at that tenants seldom have.
+    pub legacy_interval: Duration,
     /// How databases are managed.
     pub manager_options: Arc<ManagerOptions>,
     /// Workers per tenant; `None` = all.
@@ -182,7 +185,11 @@ impl PreparedWorker {
             directory,
             key_form,
             schedule: Arc::new(settings.schedule),
-            collector: Arc::new(settings.collector),
+            legacy_interval: settings.collector.survey_interval,
+            collector: Arc::new(CollectorOptions {
+                survey_interval: settings.collector.survey_interval * legacy::SELDOM,
+                ..settings.collector
+            }),
             manager_options,
             replicas: settings.partition.as_ref().map(|partition| partition.replicas),
             rollout: Arc::new(settings.rollout),
@@ -354,12 +361,23 @@ fn keep_whole(
     comparison: Comparison,
     failover: Reports,
     stop: &CancellationToken,
-) -> [JoinHandle<()>; 4] {
+) -> [JoinHandle<()>; 5] {
     let (fleet, tasks) = (&handles.fleet, &handles.fleet.tasks);
     let check = FailoverCheck { comparison: comparison.clone(), fleet: Arc::clone(fleet) };
     let neighbours = NeighbourWatch { comparison: comparison.clone(), fleet: Arc::clone(fleet) };
     let vanish = Vanish::new(comparison, Arc::clone(fleet), handles.collector.trail_grace);
+    let interval = handles.legacy_interval;
+    let legacy = LegacyWatch {
+        link: handles.link.clone(),
+        fleet: Arc::clone(fleet),
+        key_form: handles.key_form,
+        interval,
+    };
     [
+        tasks.keep(TaskName::LegacyWatch, None, interval, stop.clone(), {
+            let stop = stop.clone();
+            move |progress| legacy.clone().run(stop.clone(), progress)
+        }),
         tasks.keep(TaskName::NeighbourWatch, None, neighbour::INTERVAL, stop.clone(), {
             let stop = stop.clone();
             move |progress| neighbours.clone().run(stop.clone(), progress)

@@ -219,8 +219,12 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
             // A worker that drains has no time to empty schedules.
             self.handle(Event::Stop);
         }
-        if self.status.requests.take_flush() {
+        let requests = self.status.requests.take();
+        if requests.flush {
             self.handle(Event::FlushRequested);
+        }
+        if requests.survey {
+            self.handle(Event::SurveyRequested);
         }
     }
 

@@ -5,7 +5,10 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicI64, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     time::Duration,
 };
@@ -17,7 +20,7 @@ use balance_sync_tenants::{KeyForm, Tenant};
 use dashmap::DashMap;
 
 use super::{
-    TrackingStatus, directory::DirectoryStatus, histogram::Histogram, requests::PausedTenants,
+    TrackingStatus, directory::DirectoryStatus, histogram::Histogram, requests::PausedTenants, rest::Rest,
     rollout::RolloutStatus, tenant::TenantStatus,
 };
 use crate::{clock::wall_clock, tasks::Tasks};
@@ -167,6 +170,12 @@ impl KnownOffset {
 #[derive(Debug, Default)]
 pub struct FleetStatus {
     tenants: DashMap<Tenant, Arc<TenantStatus>>,
+    /// Counts changes of it.
+    tenants_changed: AtomicU64,
+    /// Which of them are at rest.
+    pub rest: Arc<Rest>,
+    /// All of them in id order, as of a change of that number.
+    in_order: Mutex<(u64, Tenants)>,
     /// Set by the first reconcile pass that knew the tenants.
     pub reconciled: AtomicBool,
     /// Set when the worker drains.
@@ -273,6 +282,9 @@ pub struct FleetStatus {
     pub tasks: Tasks,
 }
 
+/// Tenants in id order.
+pub type Tenants = Arc<[Arc<TenantStatus>]>;
+
 /// An answer of the directory.
 #[derive(Debug, Clone)]
 pub struct Listed {
@@ -293,8 +305,9 @@ impl FleetStatus {
             &self
                 .tenants
                 .entry(tenant.clone())
-                .or_insert_with(|| Arc::new(TenantStatus::new(tenant.clone()))),
+                .or_insert_with(|| TenantStatus::registered(tenant.clone(), &self.rest)),
         );
+        self.tenants_changed.fetch_add(1, Release);
         // Looked up after it was inserted: a concurrent pause finds it, or is found here.
         if self.paused.contains(tenant) {
             status.paused.store(true, Relaxed);
@@ -307,7 +320,16 @@ impl FleetStatus {
 
     /// Forgets a tenant that is no longer served.
     pub fn forget(&self, tenant: &Tenant) {
-        self.tenants.remove(tenant);
+        if let Some((_, status)) = self.tenants.remove(tenant) {
+            self.rest.forget(&status);
+        }
+        self.tenants_changed.fetch_add(1, Release);
+    }
+
+    /// Counts changes of which tenants there are.
+    #[must_use]
+    pub fn tenants_changed(&self) -> u64 {
+        self.tenants_changed.load(Acquire)
     }
 
     /// How many tenants there are.
@@ -319,22 +341,34 @@ impl FleetStatus {
     /// Shows each tenant, in no order.
     pub fn each(&self, mut look: impl FnMut(&TenantStatus)) {
         // Not held while looking: starting a tenant must not wait for this.
-        let all: Vec<_> = self.tenants.iter().map(|entry| Arc::clone(entry.value())).collect();
-        all.iter().for_each(|status| look(status));
+        self.tenants().iter().for_each(|status| look(status));
     }
 
     /// All tenants, in id order.
     #[must_use]
-    pub fn tenants(&self) -> Vec<Arc<TenantStatus>> {
-        let mut all: Vec<_> = self.tenants.iter().map(|entry| Arc::clone(entry.value())).collect();
-        all.sort_by(|a, b| a.tenant().cmp(b.tenant()));
-        all
+    pub fn tenants(&self) -> Tenants {
+        // Read before the map: what is added meanwhile makes the next look sort them again.
+        let changed = self.tenants_changed.load(Acquire);
+        let mut in_order = self.in_order.lock().unwrap_or_else(PoisonError::into_inner);
+        if in_order.0 != changed {
+            let mut all: Vec<_> = self.tenants.iter().map(|entry| Arc::clone(entry.value())).collect();
+            all.sort_unstable_by(|a, b| a.tenant().cmp(b.tenant()));
+            *in_order = (changed, all.into());
+        }
+        Arc::clone(&in_order.1)
     }
 
     /// Notes which tenants are to be served.
     pub fn list(&self, tenants: BTreeSet<Tenant>) {
         let listed = Listed { tenants: Arc::new(tenants), at: wall_clock() };
         *self.listed.write().unwrap_or_else(PoisonError::into_inner) = Some(listed);
+    }
+
+    /// Notes that the same tenants are to be served as before.
+    pub fn listed_again(&self) {
+        if let Some(listed) = &mut *self.listed.write().unwrap_or_else(PoisonError::into_inner) {
+            listed.at = wall_clock();
+        }
     }
 
     /// Which tenants are to be served, as last known.

@@ -6,8 +6,10 @@ mod exposure;
 mod fleet;
 mod histogram;
 mod ledgers;
+mod quiet;
 mod recent;
 mod requests;
+mod rest;
 mod rollout;
 mod tenant;
 mod tracking;
@@ -25,14 +27,16 @@ pub use balance_sync_engine::{
 
 pub use directory::{Calls, DirectoryStatus, OUTCOMES};
 pub use exposure::ExposureHour;
-pub use fleet::{FleetStatus, InForce, Known, KnownOffset, Listed, Phase, PushOutcome, Stage};
+pub use fleet::{FleetStatus, InForce, Known, KnownOffset, Listed, Phase, PushOutcome, Stage, Tenants};
 pub use histogram::{BUCKETS, Histogram, LagCounts};
 pub use ledgers::{LedgerCounts, LedgerKey, LedgerTotals, Ledgers, MOST_LEDGERS};
+pub use quiet::Quiet;
 pub use recent::{
     ErrorNote, FlushNote, NOTED, NOTES, POINTS, Point, Rates, Recent, STEP_SECONDS, Totals, Window,
     lag_quantile,
 };
 pub use requests::{PausedTenants, Requests};
+pub use rest::{CALM_FOR, Rest, SWEEP_EVERY};
 pub use rollout::{Rollout, RolloutStatus};
 pub use tenant::{LastSample, StateInfo, TenantStatus};
 pub use tracking::TrackingStatus;

@@ -321,6 +321,12 @@ impl Recent {
         self.errors.shrink_to_fit();
     }
 
+    /// Whether nothing has happened for so long that rates are zero and no history is kept.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.history.is_empty() && self.window.is_silent()
+    }
+
     /// Rates over the last seconds.
     #[must_use]
     pub fn rates(&self) -> Rates {

@@ -65,6 +65,17 @@ pub struct Requests {
 const FLUSH: u8 = 1;
 /// Something has changed: read pause and role again.
 const RECHECK: u8 = 2;
+/// Look at schedules that are seldom looked at.
+const SURVEY: u8 = 4;
+
+/// Requests that were taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// Write what is held and claim at once.
+    pub(crate) flush: bool,
+    /// Look at schedules that are seldom looked at.
+    pub(crate) survey: bool,
+}
 
 impl Requests {
     /// Has the collector write what it holds and claim at once, whatever it waits for.
@@ -75,6 +86,11 @@ impl Requests {
     /// Has the collector read again whether it is paused, and its role.
     pub fn recheck(&self) {
         self.request(RECHECK);
+    }
+
+    /// Has the collector look at schedules that are seldom looked at.
+    pub(crate) fn survey(&self) {
+        self.request(SURVEY);
     }
 
     fn request(&self, request: u8) {
@@ -90,8 +106,14 @@ impl Requests {
 
     /// Takes all requests; returns whether a flush is among them.
     pub fn take_flush(&self) -> bool {
+        self.take().flush
+    }
+
+    /// Takes all requests.
+    pub(crate) fn take(&self) -> Taken {
         // Read first: there is nearly never one, and each collector checks at each step.
-        self.is_pending() && self.pending.swap(0, Ordering::AcqRel) & FLUSH != 0
+        let taken = if self.is_pending() { self.pending.swap(0, Ordering::AcqRel) } else { 0 };
+        Taken { flush: taken & FLUSH != 0, survey: taken & SURVEY != 0 }
     }
 
     /// Waits for a request.

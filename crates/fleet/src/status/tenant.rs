@@ -3,8 +3,8 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -26,8 +26,10 @@ use super::{
     exposure::ExposureHour,
     histogram::Histogram,
     ledgers::Ledgers,
+    quiet::Quiet,
     recent::{FlushNote, Recent, Totals},
     requests::Requests,
+    rest::Rest,
     vanished::Vanished,
 };
 use crate::clock::{wall_clock, wall_clock_ms};
@@ -64,6 +66,13 @@ struct Notice {
 #[derive(Debug)]
 pub struct TenantStatus {
     tenant: Tenant,
+    /// Itself, and where it is kept whether it is at rest; nothing of one that no worker serves.
+    registered: Option<(Weak<Self>, Arc<Rest>)>,
+    /// 0 = it isn't at rest; otherwise in which of the states of [`super::rest`], counted from 1.
+    resting: AtomicU8,
+    /// How often it has been roused from rest.
+    rouses: AtomicU32,
+    forgotten: AtomicBool,
     state: Mutex<StateInfo>,
     /// One per reason at most.
     notices: Mutex<Vec<Notice>>,
@@ -104,6 +113,8 @@ pub struct TenantStatus {
     pub counts_since_ms: u64,
     /// Members in the schedule, due or not, when it was last claimed from or sampled.
     pub scheduled: AtomicU64,
+    /// Whether Redis announces what is written to its schedules, which are empty.
+    pub quiet: Quiet,
     /// Members passed over at the last claim because another worker holds their lock.
     pub foreign_locked: AtomicU64,
     /// Smallest remaining life of a scheduled value, in milliseconds, as far as lives have been looked at
@@ -181,6 +192,10 @@ impl TenantStatus {
     pub fn new(tenant: Tenant) -> Self {
         Self {
             tenant,
+            registered: None,
+            resting: AtomicU8::new(0),
+            rouses: AtomicU32::new(0),
+            forgotten: AtomicBool::new(false),
             state: Mutex::new(StateInfo {
                 state: TenantState::Starting,
                 reason: None,
@@ -207,6 +222,7 @@ impl TenantStatus {
             ledgers: Ledgers::default(),
             counts_since_ms: wall_clock_ms(),
             scheduled: AtomicU64::new(0),
+            quiet: Quiet::default(),
             foreign_locked: AtomicU64::new(0),
             shortest_life_ms: AtomicU64::new(u64::MAX),
             ahead_ms: AtomicU64::new(0),
@@ -231,6 +247,105 @@ impl TenantStatus {
             lag: Histogram::default(),
             batches: Default::default(),
             recent: Mutex::default(),
+        }
+    }
+
+    /// A tenant that is starting, which this worker serves.
+    pub(super) fn registered(tenant: Tenant, rest: &Arc<Rest>) -> Arc<Self> {
+        let status = Arc::new_cyclic(|itself| Self {
+            registered: Some((Weak::clone(itself), Arc::clone(rest))),
+            ..Self::new(tenant)
+        });
+        status.rouse();
+        status
+    }
+
+    /// Whether nothing has happened on it for a while, and nothing is shown of it but that it is idle or stood by for.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        self.resting.load(Relaxed) != 0
+    }
+
+    /// How often something has happened on it after a rest.
+    #[must_use]
+    pub fn rouses(&self) -> u32 {
+        self.rouses.load(Relaxed)
+    }
+
+    /// Something of it has changed, or may have.
+    pub fn rouse(&self) {
+        if let Some((itself, rest)) = &self.registered
+            && let Some(itself) = itself.upgrade()
+        {
+            rest.rouse(&itself);
+        }
+    }
+
+    /// Notes in which of the states it is at rest; returns in which it was.
+    pub(super) fn rests(&self, state: Option<usize>) -> Option<usize> {
+        let number = state.and_then(|at| u8::try_from(at + 1).ok()).unwrap_or_default();
+        let before = usize::from(self.resting.swap(number, Relaxed)).checked_sub(1);
+        if before.is_some() {
+            self.rouses.fetch_add(1, Relaxed);
+        }
+        before
+    }
+
+    pub(super) fn forgotten(&self) {
+        self.forgotten.store(true, Relaxed);
+    }
+
+    pub(super) fn is_forgotten(&self) -> bool {
+        self.forgotten.load(Relaxed)
+    }
+
+    /// Whether there is nothing to be shown of it: its schedules are known to be empty, and all else has been looked at and is empty.
+    pub(super) fn is_calm(&self) -> bool {
+        let is_nothing = |count: &AtomicU64| count.load(Relaxed) == 0;
+        self.quiet.is_quiet()
+            && [&self.scheduled, &self.due, &self.leased, &self.oldest_due_age_ms, &self.ahead_ms]
+                .into_iter()
+                .all(is_nothing)
+            && [&self.quarantine_entries, &self.losses].into_iter().all(is_nothing)
+            && (self.watched.load(Relaxed) || self.standby.load(Relaxed))
+            && !self.neighbour_active.load(Relaxed)
+            && !self.neighbour_dropping.load(Relaxed)
+            && is_none(&self.vanished)
+            && is_none(&self.shadow)
+            && is_none(&self.held_since)
+            && self.notices.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+            && self.queues.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_none_or(Vec::is_empty)
+            && self.recent(Recent::is_silent).unwrap_or(true)
+    }
+
+    /// This one of its schedules isn't empty any more, or that isn't known.
+    pub(crate) fn quiet_ends(&self, schedule: usize) {
+        self.quiet.end(schedule);
+        self.rouse();
+    }
+
+    /// Entries in its quarantine, losses among them, and losses; `None` = not known.
+    pub fn show_entries(&self, known: Option<(u64, u64)>) {
+        let (entries, losses) = known.unwrap_or((u64::MAX, u64::MAX));
+        let before = (self.quarantine_entries.swap(entries, Relaxed), self.losses.swap(losses, Relaxed));
+        if before != (entries, losses) {
+            self.rouse();
+        }
+    }
+
+    /// Whether it is known if Redis has lost data of it.
+    pub fn show_watched(&self, watched: bool) {
+        if self.watched.swap(watched, Relaxed) != watched {
+            self.rouse();
+        }
+    }
+
+    /// Whether the ledger's own worker is active, and whether it removes balances unwritten.
+    pub(crate) fn show_neighbour(&self, active: bool, dropping: bool) {
+        let before =
+            (self.neighbour_active.swap(active, Relaxed), self.neighbour_dropping.swap(dropping, Relaxed));
+        if before != (active, dropping) {
+            self.rouse();
         }
     }
 
@@ -286,6 +401,8 @@ impl TenantStatus {
         }
         self.note_error(reason, &detail);
         notices.push(Notice { reason, detail, since: wall_clock(), until });
+        drop(notices);
+        self.rouse();
         true
     }
 
@@ -306,7 +423,14 @@ impl TenantStatus {
         if open.is_none() {
             self.acknowledged.store(false, Relaxed);
         }
-        *self.vanished.lock().unwrap_or_else(PoisonError::into_inner) = open.map(Box::new);
+        let is_open = open.is_some();
+        let before = std::mem::replace(
+            &mut *self.vanished.lock().unwrap_or_else(PoisonError::into_inner),
+            open.map(Box::new),
+        );
+        if is_open || before.is_some() {
+            self.rouse();
+        }
     }
 
     /// The ledger's own queues: those that hold something, or can't be read. `None` = not known.
@@ -323,7 +447,15 @@ impl TenantStatus {
 
     /// Shows the ledger's own queues; `None` = not known.
     pub fn show_queues(&self, queues: Option<Vec<QueueReport>>) {
-        *self.queues.lock().unwrap_or_else(PoisonError::into_inner) = queues;
+        let changed = {
+            let mut known = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+            let changed = *known != queues;
+            *known = queues;
+            changed
+        };
+        if changed {
+            self.rouse();
+        }
     }
 
     /// What a shadow has found; `None` = this worker is none.
@@ -335,12 +467,18 @@ impl TenantStatus {
     /// Shows what a shadow has found.
     pub fn show_shadow(&self, report: Option<ShadowReport>) {
         *self.shadow.lock().unwrap_or_else(PoisonError::into_inner) = report.map(Box::new);
+        self.rouse();
     }
 
     /// What is known of the ledger's own worker.
     #[must_use]
     pub fn neighbour(&self) -> Option<Neighbour> {
         self.neighbour.lock().unwrap_or_else(PoisonError::into_inner).as_deref().cloned()
+    }
+
+    /// Whether anything is known of the ledger's own worker.
+    pub(crate) fn knows_neighbour(&self) -> bool {
+        !is_none(&self.neighbour)
     }
 
     /// Changes what is known of the ledger's own worker, and returns what `change` does.
@@ -427,11 +565,14 @@ impl TenantStatus {
 
     /// Enters a state without a reason; gives whether it is another one than before.
     pub fn enter(&self, state: TenantState) -> bool {
-        let mut info = self.lock();
-        if info.state == state {
-            return false;
+        {
+            let mut info = self.lock();
+            if info.state == state {
+                return false;
+            }
+            *info = StateInfo { state, reason: None, detail: None, partial: false, since: wall_clock() };
         }
-        *info = StateInfo { state, reason: None, detail: None, partial: false, since: wall_clock() };
+        self.rouse();
         true
     }
 
@@ -446,17 +587,21 @@ impl TenantStatus {
         info.reason = Some(reason);
         self.note_error(reason, &detail);
         info.detail = Some(detail);
+        drop(info);
+        self.rouse();
         changed
     }
 
     /// Notes a flush that has ended.
     pub fn note_flush(&self, note: FlushNote) {
         self.recent_lock().get_or_insert_default().flushed(note);
+        self.rouse();
     }
 
     /// Notes a failure, for people to look at.
     pub fn note_error(&self, reason: Reason, detail: &str) {
         self.recent_lock().get_or_insert_default().failed(reason, detail, wall_clock());
+        self.rouse();
     }
 
     /// Looks at what happened lately; `None` where nothing has.
@@ -467,12 +612,13 @@ impl TenantStatus {
     /// Takes the counters into what happened lately, `took` after the last time; gives what was added since.
     pub fn tick(&self, took: Duration, at: f64) -> Option<Totals> {
         let mut recent = self.recent_lock();
+        let recent = recent.as_mut()?;
         let totals = Totals {
             updated: self.outcomes[Outcome::Updated].load(Relaxed),
             failures: self.batch_failures.load(Relaxed),
             lags: self.lag.counts(),
         };
-        recent.as_mut().map(|recent| recent.tick(took, totals, self.due.load(Relaxed), at))
+        Some(recent.tick(took, totals, self.due.load(Relaxed), at))
     }
 
     fn recent_lock(&self) -> std::sync::MutexGuard<'_, Option<Box<Recent>>> {
@@ -484,6 +630,10 @@ impl TenantStatus {
         // A panic while holding it can't leave the value half-written.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_none<T>(known: &Mutex<Option<T>>) -> bool {
+    known.lock().unwrap_or_else(PoisonError::into_inner).is_none()
 }
 
 #[cfg(test)]

@@ -49,6 +49,8 @@ pub enum TaskName {
     VanishRepair,
     /// Shares what is known of the ledger's own worker, and finds what that has dropped ([`crate::backends`]).
     NeighbourWatch,
+    /// Looks for balances in schedules that tenants seldom have ([`crate::backends`]).
+    LegacyWatch,
     /// Looks at what others write, for a worker that only looks ([`crate::backends`]).
     ShadowWatch,
     /// Closes idle connections to Postgres (`balance_sync_store::budget`).
@@ -73,7 +75,7 @@ pub enum TaskName {
 
 impl TaskName {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::ActionsFollower,
         Self::RolloutWatch,
         Self::Partition,
@@ -96,6 +98,7 @@ impl TaskName {
         Self::VanishWatch,
         Self::VanishRepair,
         Self::NeighbourWatch,
+        Self::LegacyWatch,
         Self::ShadowWatch,
         Self::ConnectionSweeper,
         Self::TenantPoll,
@@ -134,6 +137,7 @@ impl TaskName {
             Self::VanishWatch => "vanish_watch",
             Self::VanishRepair => "vanish_repair",
             Self::NeighbourWatch => "neighbour_watch",
+            Self::LegacyWatch => "legacy_watch",
             Self::ShadowWatch => "shadow_watch",
             Self::ConnectionSweeper => "connection_sweeper",
             Self::TenantPoll => "tenant_poll",

@@ -268,7 +268,7 @@ async fn of_two_owners_one_works_and_the_other_is_notified_when_it_comes_first()
         let own = part(name, &["a", "b"]);
         eventually(SOON, "its own to work", || async { works(worker) == own }).await.unwrap();
     }
-    for status in a.fleet.tenants() {
+    for status in a.fleet.tenants().iter() {
         status.requests.take_flush();
     }
     // The lease has long to go, and each looks again and again all the same.

@@ -2,7 +2,8 @@
 //!
 //! One tenant after the other. Those that have a connection open anyway are looked at soon, the others spread over the interval,
 //! because a connection is opened for each. A tenant whose rows can't be written now isn't looked at: it would only wait for
-//! the same server.
+//! the same server. The ledger writes there what it could not replay from its queues, so a tenant that has been at rest since the last look
+//! waits [`AT_REST`] times as long for the next one, and after the start of a worker those at rest come last.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,7 +18,7 @@ use balance_sync_fleet::{
     backends::{GetPool, GetUsages, TenantManager},
     clock::wall_clock_ms,
     pipeline::SinkError,
-    status::{FleetStatus, TenantState, TenantStatus},
+    status::{FleetStatus, SWEEP_EVERY, TenantState, TenantStatus},
     tasks::Progress,
 };
 use balance_sync_store::{BackupQuarantine, StoreError};
@@ -34,15 +35,33 @@ const STEP: Duration = Duration::from_secs(1);
 /// Tenants with an open connection that are looked at in one step.
 const AT_ONCE: usize = 10;
 
+/// A tenant at rest is looked at after so many intervals.
+const AT_REST: u32 = 24;
+
 /// Looks at the tables of this worker's tenants.
 pub struct Watch {
     fleet: Arc<FleetStatus>,
     manager: Addr<TenantManager>,
     interval: Duration,
-    /// When each tenant was looked at last.
-    looked: HashMap<Tenant, Instant>,
+    looked: HashMap<Tenant, Looked>,
+    /// When it was planned last who is looked at, and which tenants there were then.
+    planned: Option<(Instant, u64)>,
+    /// Tenants that are due and have no connection open, the next one last.
+    idle: Vec<Arc<TenantStatus>>,
+    /// Whether any was due.
+    any_due: bool,
+    /// Tenants without an open connection that may be looked at in one step.
+    share: f64,
     /// Tenants without an open connection that may be looked at now.
     saved: f64,
+}
+
+/// The last look at a tenant.
+#[derive(Debug, Clone, Copy)]
+struct Looked {
+    at: Instant,
+    /// How often it had been roused by then.
+    rouses: u32,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +78,17 @@ impl Watch {
     /// Over the tenants of this worker, each once in `interval`.
     #[must_use]
     pub fn new(fleet: Arc<FleetStatus>, manager: Addr<TenantManager>, interval: Duration) -> Self {
-        Self { fleet, manager, interval, looked: HashMap::new(), saved: 0.0 }
+        Self {
+            fleet,
+            manager,
+            interval,
+            looked: HashMap::new(),
+            planned: None,
+            idle: Vec::new(),
+            any_due: false,
+            share: 0.0,
+            saved: 0.0,
+        }
     }
 
     /// Looks until it is stopped.
@@ -78,37 +107,69 @@ impl Watch {
 
     /// Looks at some of those that are due.
     async fn step(&mut self, step: Duration, progress: &Progress) {
-        let (own, others): (Vec<_>, Vec<_>) =
-            self.fleet.tenants().into_iter().partition(|status| !status.standby.load(Relaxed));
-        others.iter().for_each(|status| status.show_ledger_quarantine(None));
-        let served: HashSet<&Tenant> = own.iter().map(|status| status.tenant()).collect();
-        self.looked.retain(|tenant, _| served.contains(tenant));
-        let share = own.len() as f64 * step.as_secs_f64() / self.interval.as_secs_f64();
-        self.saved = (self.saved + share).min(share.max(1.0));
-
         let now = Instant::now();
-        let is_due = |status: &Arc<TenantStatus>| {
-            self.looked.get(status.tenant()).is_none_or(|at| now.duration_since(*at) >= self.interval)
-        };
-        let mut due: Vec<_> = own
-            .iter()
-            .filter(|status| is_due(status) && status.state().state != TenantState::Degraded)
-            .cloned()
-            .collect();
-        if due.is_empty() {
+        let changed = self.fleet.tenants_changed();
+        if self.planned.is_none_or(|(at, then)| then != changed || now.duration_since(at) >= SWEEP_EVERY) {
+            self.plan(step, now);
+            self.planned = Some((now, changed));
+        }
+        self.saved = (self.saved + self.share).min(self.share.max(1.0));
+        if self.idle.is_empty() && !self.any_due {
             return;
         }
-        due.sort_by_key(|status| self.looked.get(status.tenant()).copied());
         let usages = self.manager.send(GetUsages).await.unwrap_or_default();
-        for status in choose(due, |status| usages.contains_key(status.tenant()), &mut self.saved) {
+        let is_open = |status: &Arc<TenantStatus>| usages.contains_key(status.tenant());
+        let connected = usages.keys().filter_map(|tenant| self.fleet.find(tenant));
+        let mut connected: Vec<_> = connected.filter(|status| self.is_due(status, now)).collect();
+        connected.sort_by_key(|status| self.looked.get(status.tenant()).map(|looked| looked.at));
+        let mut queue = std::mem::take(&mut self.idle);
+        let idle =
+            std::iter::from_fn(|| queue.pop()).filter(|status| !is_open(status) && self.is_due(status, now));
+        let mut saved = self.saved;
+        let chosen = choose(connected, idle, &mut saved);
+        (self.idle, self.saved) = (queue, saved);
+        for status in chosen {
             self.look(&status).await;
             progress.beat();
         }
     }
 
+    /// Lines up those that are due, the last first in line.
+    fn plan(&mut self, step: Duration, now: Instant) {
+        let (own, others): (Vec<_>, Vec<_>) =
+            self.fleet.tenants().iter().cloned().partition(|status| !status.standby.load(Relaxed));
+        others.iter().for_each(|status| status.show_ledger_quarantine(None));
+        let served: HashSet<&Tenant> = own.iter().map(|status| status.tenant()).collect();
+        self.looked.retain(|tenant, _| served.contains(tenant));
+        let at_rest = own.iter().filter(|status| status.is_at_rest()).count();
+        let rate = (own.len() - at_rest) as f64 + at_rest as f64 / f64::from(AT_REST);
+        self.share = rate * step.as_secs_f64() / self.interval.as_secs_f64();
+        let due = own.into_iter().filter(|status| self.is_due(status, now));
+        let mut due: Vec<_> = due
+            .map(|status| {
+                let looked = self.looked.get(status.tenant()).map(|looked| looked.at);
+                ((status.is_at_rest(), looked), status)
+            })
+            .collect();
+        self.any_due = !due.is_empty();
+        due.sort_by(|(a, _), (b, _)| b.cmp(a));
+        self.idle = due.into_iter().map(|(_, status)| status).collect();
+    }
+
+    /// Whether a tenant is to be looked at: one on which nothing has happened since the last look seldom is.
+    fn is_due(&self, status: &TenantStatus, now: Instant) -> bool {
+        let is_time = self.looked.get(status.tenant()).is_none_or(|looked| {
+            let rests = status.is_at_rest() && status.rouses() == looked.rouses;
+            let interval = if rests { self.interval * AT_REST } else { self.interval };
+            now.duration_since(looked.at) >= interval
+        });
+        is_time && !status.standby.load(Relaxed) && status.state().state != TenantState::Degraded
+    }
+
     async fn look(&mut self, status: &TenantStatus) {
         let tenant = status.tenant();
-        self.looked.insert(tenant.clone(), Instant::now());
+        let looked = Looked { at: Instant::now(), rouses: status.rouses() };
+        self.looked.insert(tenant.clone(), looked);
         // At the highest level, so that the lines of every `log.level` name the tenant.
         let span = tracing::error_span!("tenant", tenant_id = %tenant);
         match timeout(LONGEST_LOOK, self.count(tenant)).instrument(span).await.unwrap_or(Err(Failure::Late)) {
@@ -128,13 +189,12 @@ impl Watch {
 }
 
 /// Which of those that are due are looked at now: some of those with an open connection, and of the others as many as were saved up.
-fn choose<T>(due: Vec<T>, is_connected: impl Fn(&T) -> bool, saved: &mut f64) -> Vec<T> {
-    let (mut chosen, idle): (Vec<T>, Vec<T>) = due.into_iter().partition(is_connected);
-    chosen.truncate(AT_ONCE);
-    let idle = idle.into_iter().take(*saved as usize);
-    *saved -= idle.len() as f64;
-    chosen.extend(idle);
-    chosen
+fn choose<T>(mut connected: Vec<T>, idle: impl Iterator<Item = T>, saved: &mut f64) -> Vec<T> {
+    connected.truncate(AT_ONCE);
+    let before = connected.len();
+    connected.extend(idle.take(*saved as usize));
+    *saved -= (connected.len() - before) as f64;
+    connected
 }
 
 fn report(found: BackupQuarantine) -> QueueReport {
@@ -159,14 +219,13 @@ mod tests {
 
     #[test]
     fn connections_are_opened_for_as_many_as_were_saved_up_and_no_more() {
-        let is_connected = |n: &usize| *n >= 100;
         let mut saved = 0.9;
-        assert_eq!(choose(vec![1, 100, 2, 101], is_connected, &mut saved), [100, 101]);
+        assert_eq!(choose(vec![100, 101], [1, 2].into_iter(), &mut saved), [100, 101]);
         assert_eq!(saved, 0.9);
         saved = 1.4;
-        assert_eq!(choose(vec![1, 100, 2], is_connected, &mut saved), [100, 1]);
+        assert_eq!(choose(vec![100], [1, 2].into_iter(), &mut saved), [100, 1]);
         assert!((0.3..0.5).contains(&saved), "{saved}");
-        let chosen = choose((100..200).chain([1]).collect(), is_connected, &mut 5.0);
+        let chosen = choose((100..200).collect(), [1].into_iter(), &mut 5.0);
         assert_eq!((chosen.len(), chosen.last()), (AT_ONCE + 1, Some(&1)), "busy ones keep no idle one out");
     }
 

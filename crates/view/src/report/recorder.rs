@@ -10,7 +10,7 @@ use balance_sync_schedule::{
     Controls, Reports, ScheduleError, Timelines,
     reports::{Duty, WRITE_PAGE},
 };
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -26,8 +26,12 @@ use crate::{
 
 /// Time between two looks at the fleet: that of the rates' window, so that their lags are counted once.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// The same while all tenants are at rest: within what the report takes for one span of time.
+const LOOK_AT_REST_EVERY: Duration = Duration::from_secs(20);
 /// How long the duty is held without being renewed.
 const LEASE: Duration = Duration::from_secs(25);
+/// Ticks come late by less than this.
+const MARGIN: Duration = Duration::from_secs(2);
 /// Longest time to write the rest and give the duty up.
 const FINISH_WITHIN: Duration = Duration::from_secs(2);
 /// Pages of the log of actions that are read at one look.
@@ -47,6 +51,8 @@ pub(crate) struct Recorder {
     make_reader: MakeReader,
     incarnation: String,
     duty: Option<(FleetReader, Book, StageBook)>,
+    /// When the fleet was looked at last, if all tenants were at rest then.
+    looked_at_rest: Option<Instant>,
     /// Since when Redis hasn't answered, by the wall clock, and how it is named.
     away: Option<(f64, &'static str)>,
     /// An error that needs an operator is in the log already.
@@ -69,6 +75,7 @@ impl Recorder {
             make_reader,
             incarnation,
             duty: None,
+            looked_at_rest: None,
             away: None,
             refused: false,
         }
@@ -152,6 +159,12 @@ impl Recorder {
                 break;
             }
         }
+        let rests = reader.rests();
+        if rests && self.looked_at_rest.is_some_and(|at| at.elapsed() < LOOK_AT_REST_EVERY - MARGIN) {
+            self.duty = Some((reader, book, stages));
+            return Ok(());
+        }
+        self.looked_at_rest = rests.then(Instant::now);
         let view = reader.view_once().await;
         if view.redis_error.is_some() || !view.listed {
             // What can't be seen isn't recorded: the time counts as unknown.

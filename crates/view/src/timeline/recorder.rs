@@ -1,15 +1,19 @@
-//! Recording: once a second this worker looks at the states of its tenants, and stores what has changed.
+//! Recording: once a second this worker looks at the states of its tenants, of those at rest in turn only, and stores what has changed.
 //!
 //! Nothing waits for it. While Redis is away entries wait within bounds, and are stored later with the times at which they happened.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use balance_sync_engine::timeline::{Observed, Pending, Period, Tracker};
-use balance_sync_fleet::{clock::wall_clock_ms, status::WorkerMode, tasks::Progress};
+use balance_sync_fleet::{
+    clock::wall_clock_ms,
+    status::{SWEEP_EVERY, WorkerMode},
+    tasks::Progress,
+};
 use balance_sync_schedule::{
     ScheduleError, Timelines,
     timelines::{NewEntry, RECORD_PAGE, Run},
@@ -32,10 +36,11 @@ const FINISH_WITHIN: Duration = Duration::from_secs(2);
 /// What was seen and is not stored yet.
 #[derive(Default)]
 struct Seen {
-    /// With the number of the look at which the tenant was last served.
-    trackers: HashMap<Tenant, (Tracker, u64)>,
+    trackers: HashMap<Tenant, Tracker>,
     pending: Pending<Tenant>,
     looks: u64,
+    /// Which tenants there were at the last look, by the number of their changes; `None` = all are to be looked at.
+    tenants: Option<u64>,
 }
 
 /// Records what one worker sees of its tenants.
@@ -137,8 +142,15 @@ impl Recorder {
         let fleet = &self.own.fleet;
         let mut seen = self.seen();
         seen.looks += 1;
-        let Seen { trackers, pending, looks } = &mut *seen;
-        fleet.each(|status| {
+        let Seen { trackers, pending, looks, tenants } = &mut *seen;
+        let changed = fleet.tenants_changed();
+        let has_changed = *tenants != Some(changed);
+        let looked_at = if has_changed || looks.is_multiple_of(SWEEP_EVERY.as_secs()) {
+            fleet.tenants().to_vec()
+        } else {
+            fleet.rest.active()
+        };
+        for status in &looked_at {
             let info = status.state();
             let observed = Observed {
                 state: info.state,
@@ -147,21 +159,22 @@ impl Recorder {
                 partial: info.partial,
                 restarts: status.restarts.load(Relaxed),
             };
-            let (tracker, look) = match trackers.get_mut(status.tenant()) {
+            let tracker = match trackers.get_mut(status.tenant()) {
                 Some(known) => known,
                 None => trackers.entry(status.tenant().clone()).or_default(),
             };
-            *look = *looks;
             if let Some(change) = tracker.observe(now, &observed) {
                 pending.add(status.tenant(), change);
             }
-        });
-        if fleet.draining.load(Relaxed) {
+        }
+        if fleet.draining.load(Relaxed) || !has_changed {
             // That the worker ends is recorded as such, and not for each of its tenants.
             return;
         }
-        trackers.retain(|tenant, (tracker, look)| {
-            let stays = look == looks;
+        *tenants = Some(changed);
+        let served: HashSet<&Tenant> = looked_at.iter().map(|status| status.tenant()).collect();
+        trackers.retain(|tenant, tracker| {
+            let stays = served.contains(tenant);
             if !stays && let Some(change) = tracker.leave(now) {
                 pending.add(tenant, change);
             }
@@ -239,7 +252,9 @@ impl Recorder {
 
     /// Has the next look record all that is not well, as nothing of it is recorded any more.
     fn begin_anew(&self) {
-        self.seen().trackers.clear();
+        let mut seen = self.seen();
+        seen.trackers.clear();
+        seen.tenants = None;
     }
 
     /// Redis's time in milliseconds since 1970, as far as it is known by how much this clock differs.
@@ -268,12 +283,12 @@ mod tests {
     /// What ten thousand tenants take in a worker's memory, as documented in decision 0034.
     #[test]
     fn the_memory_of_ten_thousand_tenants_is_bounded() {
-        let mut trackers: HashMap<Tenant, (Tracker, u64)> = HashMap::new();
+        let mut trackers: HashMap<Tenant, Tracker> = HashMap::new();
         for n in 0..10_000 {
             let id = TenantId::parse(&format!("t{n}"));
-            trackers.insert(id.map_or(Tenant::Single, Tenant::Id), (Tracker::default(), 0));
+            trackers.insert(id.map_or(Tenant::Single, Tenant::Id), Tracker::default());
         }
-        let entry = size_of::<(Tenant, (Tracker, u64))>() + 1;
+        let entry = size_of::<(Tenant, Tracker)>() + 1;
         // A table is filled to seven eighths at most.
         let well = trackers.capacity() * 8 / 7 * entry;
         let waiting =

@@ -49,7 +49,7 @@ const OBJECTIVES: Objectives = Objectives {
 };
 
 /// The tasks that a worker keeps, but for the sweeper of connections, which comes and goes with them.
-const KEPT: [TaskName; 21] = [
+const KEPT: [TaskName; 22] = [
     TaskName::ActionsFollower,
     TaskName::RolloutWatch,
     TaskName::Partition,
@@ -70,6 +70,7 @@ const KEPT: [TaskName; 21] = [
     TaskName::VanishWatch,
     TaskName::VanishRepair,
     TaskName::NeighbourWatch,
+    TaskName::LegacyWatch,
     TaskName::RedisWatch,
 ];
 

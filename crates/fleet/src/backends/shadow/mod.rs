@@ -157,7 +157,7 @@ impl Shadow {
 
     /// The tenants that are only looked at.
     fn tenants(&self) -> Vec<Arc<TenantStatus>> {
-        let mut all = self.fleet.tenants();
+        let mut all = self.fleet.tenants().to_vec();
         all.retain(|status| status.collector_state().state == TenantState::Shadow);
         all
     }
@@ -211,7 +211,7 @@ impl Shadow {
                     Some(((member, id), version, Some(score).filter(|score| !is_lease(*score))))
                 }));
             }
-            status.watched.store(is_readable, Relaxed);
+            status.show_watched(is_readable);
             found.push((status, seen));
         }
         memory.turn += 1;

@@ -7,7 +7,10 @@ use std::{
 use tokio::{sync::Notify, task::LocalSet};
 
 use super::*;
-use crate::tasks::{Faults, Moment};
+use crate::{
+    status::{CALM_FOR, FleetStatus, TenantState},
+    tasks::{Faults, Moment},
+};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -85,6 +88,10 @@ struct Bench {
     faults: Faults,
 }
 
+fn status() -> Arc<TenantStatus> {
+    Arc::new(TenantStatus::new(balance_sync_tenants::Tenant::Single))
+}
+
 impl Bench {
     async fn start() -> Self {
         let (redis, status, tasks) = (Rc::<Redis>::default(), Arc::default(), Tasks::default());
@@ -106,12 +113,24 @@ impl Bench {
     }
 
     fn wait(&self, keys: &[&str]) -> tokio::task::JoinHandle<Quiet> {
+        self.wait_as(&status(), 0, keys)
+    }
+
+    fn wait_as(
+        &self,
+        status: &Arc<TenantStatus>,
+        first: usize,
+        keys: &[&str],
+    ) -> tokio::task::JoinHandle<Quiet> {
+        let status = Arc::clone(status);
         let keys: Keys = keys.iter().map(|key| Arc::from(*key)).collect();
         let tracker = self.tracker.clone();
         // No test waits that long; time passes at once.
         let patience = Duration::from_secs(3600);
         tokio::task::spawn_local(async move {
-            tokio::time::timeout(patience, tracker.wait(&keys)).await.expect("it is never answered")
+            tokio::time::timeout(patience, tracker.wait(&keys, first, &status))
+                .await
+                .expect("it is never answered")
         })
     }
 
@@ -285,7 +304,7 @@ async fn one_that_panics_leaves_no_waiter_and_one_that_is_off_tracks_nothing() {
 
         let off = Tracker::off();
         assert!(!*off.tracks.borrow());
-        assert_eq!(off.wait(&[Arc::from("one")].into()).await, Quiet::Untracked);
+        assert_eq!(off.wait(&[Arc::from("one")].into(), 0, &status()).await, Quiet::Untracked);
         assert!(tokio::time::timeout(RETRY_REFUSED_AFTER, off.is_back()).await.is_err());
     })
     .await;
@@ -306,6 +325,65 @@ async fn who_left_is_forgotten_and_a_newer_one_takes_the_place_of_the_former() {
         assert_eq!(bench.status.schedules(), 1);
         bench.redis.write("one");
         assert_eq!(newer.await.unwrap(), Quiet::Written(0));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tenant_is_quiet_only_while_all_its_schedules_are_empty_and_announced() {
+    local(async |bench| {
+        let fleet = FleetStatus::default();
+        let tenant = fleet.tenant(&balance_sync_tenants::Tenant::Single);
+        let rests = || {
+            tenant.enter(TenantState::Idle);
+            tenant.show_entries(Some((0, 0)));
+            tenant.show_watched(true);
+            async {
+                for _ in 0..2 {
+                    fleet.rest.settle();
+                    tokio::time::sleep(CALM_FOR).await;
+                }
+                fleet.rest.settle();
+                tenant.is_at_rest()
+            }
+        };
+        tenant.quiet.of(2);
+        let wait = bench.wait_as(&tenant, 0, &["a", "b"]);
+        assert!(!tenant.quiet.is_quiet(), "they have not been looked at");
+        bench.settles().await;
+        assert!(tenant.quiet.is_quiet());
+        assert!(rests().await, "a sweep that finds nothing doesn't rouse it");
+        // Another worker was faster.
+        bench.redis.push(Some(Change::Of(b"b".to_vec())));
+        bench.settles().await;
+        assert!(tenant.quiet.is_quiet() && !tenant.is_at_rest());
+        assert!(rests().await);
+        bench.redis.write("b");
+        wait.await.unwrap();
+        assert!(!tenant.quiet.is_quiet() && !tenant.is_at_rest());
+
+        // One of a standby's schedules is not empty.
+        let _a = bench.wait_as(&tenant, 0, &["a"]);
+        assert_eq!(bench.wait_as(&tenant, 1, &["b"]).await.unwrap(), Quiet::NotEmpty);
+        assert!(!tenant.quiet.is_quiet());
+        bench.redis.filled.borrow_mut().clear();
+        let _b = bench.wait_as(&tenant, 1, &["b"]);
+        bench.settles().await;
+        assert!(tenant.quiet.is_quiet());
+        assert!(rests().await);
+
+        // Nothing is announced any more.
+        bench.redis.push(None);
+        bench.settles().await;
+        assert!(!tenant.quiet.is_quiet() && !tenant.is_at_rest());
+        bench.tracker.is_back().await;
+        let again = bench.wait_as(&tenant, 0, &["a", "b"]);
+        bench.settles().await;
+        assert!(rests().await);
+        bench.faults.panic(TaskName::Tracker, Moment::Beat, 1);
+        bench.redis.push(Some(Change::Of(b"other".to_vec())));
+        again.await.unwrap();
+        assert!(!tenant.quiet.is_quiet() && !tenant.is_at_rest());
     })
     .await;
 }

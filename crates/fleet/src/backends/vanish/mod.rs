@@ -6,7 +6,8 @@
 //! What is open is stored in Redis, for the worker that serves the tenant next, and stored again when Redis has lost that too. An
 //! entry that is gone while Redis has lost nothing has been closed by another worker.
 //!
-//! The cost while nothing is lost: five short commands per [`LOOK_EVERY`], and one call per 250 schedules and [`COUNT_EVERY`].
+//! The cost while nothing is lost: five short commands per [`LOOK_EVERY`], and one call per 250 schedules and [`COUNT_EVERY`], without
+//! those of quiet tenants, which are known to be empty.
 
 mod board;
 mod repair;
@@ -18,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use balance_sync_domain::{BalanceRef, BalanceValue};
+use balance_sync_domain::{BalanceRef, BalanceValue, KeySpace};
 use balance_sync_engine::{
     reason::Reason,
     vanish::{Change, Changes, How, ScheduleWatch, ServerLook, ServerWatch},
@@ -31,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use self::board::Board;
 use super::comparison::{Comparison, Witness};
 use crate::{
-    status::{FleetStatus, TenantState, TenantStatus},
+    status::{FleetStatus, SWEEP_EVERY, TenantState, TenantStatus},
     tasks::{Progress, jittered},
 };
 
@@ -93,6 +94,10 @@ struct Memory {
     /// The server has been looked at before.
     looked: bool,
     counted: Option<Instant>,
+    /// When the schedules of all tenants were counted, those at rest included.
+    swept: Option<Instant>,
+    /// Which tenants there were then, by the number of their changes.
+    changes_of_tenants: Option<u64>,
     /// What has happened to the server.
     changes: Changes<Tenant>,
     /// Redis has lost data, and what is open has not been stored again since.
@@ -131,7 +136,7 @@ impl Vanish {
                     Err(error) => {
                         tracing::debug!(%error, "whether redis has lost data is not known");
                         if known.elapsed() >= KNOWN_FOR {
-                            self.fleet.each(|status| status.watched.store(false, Relaxed));
+                            self.fleet.each(|status| status.show_watched(false));
                         }
                     }
                 }
@@ -212,29 +217,32 @@ impl Vanish {
         Ok(())
     }
 
-    /// This worker's tenants, as far as it works on them.
-    fn served(&self) -> Vec<Arc<TenantStatus>> {
-        let works = |status: &Arc<TenantStatus>| is_served(status);
-        self.fleet.tenants().into_iter().filter(works).collect()
+    /// This worker's tenants, as far as it works on them, and the others: all of them, or those that are not at rest.
+    fn served(&self, all: bool) -> (Vec<Arc<TenantStatus>>, Vec<Arc<TenantStatus>>) {
+        let tenants = if all { self.fleet.tenants().to_vec() } else { self.fleet.rest.active() };
+        tenants.into_iter().partition(|status| is_served(status))
     }
 
     /// Whether a tenant that could be healthy has not been looked at: its verdict is unknown until then.
     fn waits_for_a_look(&self) -> bool {
         let waits = |status: &Arc<TenantStatus>| {
-            !status.watched.load(Relaxed) && status.collector_state().state != TenantState::Degraded
+            !status.watched.load(Relaxed)
+                && is_served(status)
+                && status.collector_state().state != TenantState::Degraded
         };
-        self.served().iter().any(waits)
+        self.fleet.rest.active().iter().any(waits)
     }
 
     /// What has been counted, and what is open is shown, is known. What another worker comes first of is known to that one.
     fn show_watched(&self, memory: &Memory) {
-        self.fleet.each(|status| {
+        // One that is at rest is watched, or stood by for.
+        for status in self.fleet.rest.active() {
             if status.standby.load(Relaxed) {
-                status.watched.store(false, Relaxed);
+                status.show_watched(false);
             } else if memory.tenants.contains_key(status.tenant()) {
-                status.watched.store(true, Relaxed);
+                status.show_watched(true);
             }
-        });
+        }
     }
 
     /// Counts the schedules, and opens conditions.
@@ -244,17 +252,25 @@ impl Vanish {
         memory: &mut Memory,
         progress: &Progress,
     ) -> Result<(), ScheduleError> {
-        let mut served = self.served();
+        let changed = self.fleet.tenants_changed();
+        let all = memory.changes.is_pending()
+            || memory.changes_of_tenants != Some(changed)
+            || memory.swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY);
+        let (mut served, others) = self.served(all);
+        // What others have removed meanwhile was not counted here.
+        others.iter().for_each(|status| drop(memory.tenants.remove(status.tenant())));
         if served.is_empty() {
-            memory.tenants.clear();
             memory.changes.counted();
             return Ok(());
         }
         // Removed before the call: what is removed meanwhile counts for both looks, so that it is never missing.
         let removed: Vec<u64> = served.iter().map(|status| status.removed.load(Relaxed)).collect();
         let counts = self.counts(store, &mut served, removed).await?;
-        let present: BTreeSet<Tenant> = counts.iter().map(|count| count.status.tenant().clone()).collect();
-        memory.tenants.retain(|tenant, _| present.contains(tenant));
+        if all {
+            let present: BTreeSet<&Tenant> = counts.iter().map(|count| count.status.tenant()).collect();
+            memory.tenants.retain(|tenant, _| present.contains(tenant));
+            (memory.swept, memory.changes_of_tenants) = (Some(Instant::now()), Some(changed));
+        }
         let followed = self.to_follow(&counts, memory);
         let (now, mut shrunk) = (Instant::now().into_std(), Vec::new());
         for count in counts {
@@ -314,14 +330,22 @@ impl Vanish {
         chosen
     }
 
+    /// The key spaces whose schedules are to be counted. Of a quiet tenant they are known to be empty.
+    fn to_count(&self, status: &TenantStatus) -> Vec<KeySpace> {
+        if status.quiet.is_quiet() {
+            return Vec::new();
+        }
+        status.tenant().key_spaces(self.comparison.key_form)
+    }
+
     async fn counts(
         &self,
         store: &Store,
         served: &mut Vec<Arc<TenantStatus>>,
         removed: Vec<u64>,
     ) -> Result<Vec<Count>, ScheduleError> {
-        let spaces: Vec<_> =
-            served.iter().map(|status| status.tenant().key_spaces(self.comparison.key_form)).collect();
+        // After what was removed before the call.
+        let spaces: Vec<_> = served.iter().map(|status| self.to_count(status)).collect();
         let flat: Vec<_> = spaces.iter().flatten().collect();
         let mut found = store.count(&flat).await?.into_iter();
         let mut counts = Vec::with_capacity(served.len());

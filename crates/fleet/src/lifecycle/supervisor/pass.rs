@@ -53,6 +53,7 @@ impl Supervisor {
         let wanted = if self.draining.is_some() { &none } else { &self.mine };
         let steps = plan(wanted, &self.slots, begun.into_std(), &self.options.limits);
         apply(&steps, &mut self.slots, begun.into_std());
+        self.starting = self.slots.values().filter(|slot| matches!(slot, Slot::Starting { .. })).count();
         let span = self.span_of(&steps, begun);
         span.cover(|| self.carry_out(&steps, begun, ctx));
         drop(span);
