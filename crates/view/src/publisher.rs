@@ -186,7 +186,12 @@ impl Publisher {
         let changed = self.own.fleet.tenants_changed();
         let tenants = self.own.fleet.tenants();
         let all = self.tenants != Some(changed);
-        for status in self.to_compare(&tenants, all) {
+        let due = if all {
+            tenants.to_vec()
+        } else {
+            due(&self.own.fleet, &tenants, &self.watched, self.publications)
+        };
+        for status in due {
             let (tenant, label) = (status.tenant(), status.tenant().label());
             buffer.clear();
             if let Err(error) = serde_json::to_writer(&mut buffer, &self.own.tenant_record(&status)) {
@@ -221,22 +226,6 @@ impl Publisher {
             self.tenants = Some(changed);
         }
         self.write(seq, &records, &details).await
-    }
-
-    /// The tenants whose records may differ from what was published: those that are not at rest or being viewed, and in turn a part of the
-    /// others.
-    fn to_compare(&self, tenants: &Tenants, all: bool) -> Vec<Arc<TenantStatus>> {
-        if all {
-            return tenants.to_vec();
-        }
-        let parts = SWEEP_EVERY.as_secs() / (TICK.as_secs() * PUBLISH_EVERY).max(1);
-        let part = tenants.len().div_ceil(usize::try_from(parts).unwrap_or(1).max(1)).max(1);
-        let begin = usize::try_from(self.publications % parts.max(1)).unwrap_or(0) * part;
-        let in_turn = tenants.iter().skip(begin).take(part).filter(|status| status.is_at_rest()).cloned();
-        let viewed = self.watched.iter().filter_map(|label| self.own.fleet.find_by_label(label));
-        let mut due = self.own.fleet.rest.active();
-        due.extend(in_turn.chain(viewed.filter(|status| status.is_at_rest())));
-        due
     }
 
     async fn write(
@@ -286,6 +275,25 @@ impl Publisher {
     }
 }
 
+/// The tenants whose records may differ from what was published: those that are not at rest or being viewed, and in turn a part of the
+/// others.
+fn due(
+    fleet: &FleetStatus,
+    tenants: &Tenants,
+    viewed: &BTreeSet<String>,
+    publication: u64,
+) -> Vec<Arc<TenantStatus>> {
+    let parts = (SWEEP_EVERY.as_secs() / (TICK.as_secs() * PUBLISH_EVERY)).max(1);
+    let part = tenants.len().div_ceil(usize::try_from(parts).unwrap_or(1)).max(1);
+    let begin = usize::try_from(publication % parts).unwrap_or(0) * part;
+    let in_turn = tenants.iter().skip(begin).take(part).cloned();
+    let viewed = viewed.iter().filter_map(|label| fleet.find_by_label(label));
+    // The active ones first: one that comes to rest meanwhile is compared twice, not left out.
+    let mut due = fleet.rest.active();
+    due.extend(in_turn.chain(viewed).filter(|status| status.is_at_rest()));
+    due
+}
+
 /// Waits until a worker serves the tenants that are its own. Published before, it would be a live worker that serves
 /// no tenants, and its tenants those that all workers have forgotten.
 async fn begun_to_serve(fleet: &FleetStatus) {
@@ -307,6 +315,7 @@ fn slice<T>(all: &[T], page: usize) -> &[T] {
 #[cfg(test)]
 mod tests {
     use balance_sync_domain::TenantId;
+    use balance_sync_fleet::status::{CALM_FOR, TenantState};
 
     use super::*;
 
@@ -327,6 +336,38 @@ mod tests {
             () = happening => panic!("it is never shown"),
             () = begun_to_serve(&fleet) => begun.elapsed(),
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tenants_at_rest_are_compared_in_turn_within_the_sweep_and_others_each_time() {
+        let fleet = FleetStatus::default();
+        let all: Vec<_> = (0..100).map(|n| fleet.tenant(&tenant(&format!("t{n}")))).collect();
+        for status in &all {
+            status.quiet.of(1);
+            status.quiet.begin(0);
+            status.enter(TenantState::Idle);
+            status.show_entries(Some((0, 0)));
+            status.show_watched(true);
+        }
+        for _ in 0..=CALM_FOR.as_secs() {
+            fleet.rest.settle();
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        fleet.rest.settle();
+        all[7].rouse();
+        let tenants = fleet.tenants();
+        let viewed = BTreeSet::from(["t9".to_owned()]);
+        let mut compared = HashMap::<String, usize>::new();
+        let publications = SWEEP_EVERY.as_secs() / TICK.as_secs() / PUBLISH_EVERY;
+        for publication in 5..5 + publications {
+            for status in due(&fleet, &tenants, &viewed, publication) {
+                *compared.entry(status.tenant().label().to_owned()).or_default() += 1;
+            }
+        }
+        let times = usize::try_from(publications).unwrap_or_default();
+        assert_eq!((compared["t7"], compared.len()), (times, 100));
+        assert!(compared["t9"] >= times);
+        assert_eq!(compared.values().filter(|n| **n == 1).count(), 98, "each of the others once");
     }
 
     #[tokio::test(start_paused = true)]

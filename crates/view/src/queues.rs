@@ -533,3 +533,59 @@ fn reports(spaces: &[Space]) -> Vec<QueueReport> {
         .filter(|report| !report.is_empty())
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use balance_sync_domain::TenantId;
+    use balance_sync_fleet::status::{CALM_FOR, TenantState};
+    use balance_sync_schedule::LinkSettings;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tenant_at_rest_is_looked_at_in_one_of_four_rounds() {
+        let fleet = Arc::new(FleetStatus::default());
+        let all: Vec<_> = (0..40)
+            .map(|n| fleet.tenant(&Tenant::Id(TenantId::parse(&format!("t{n:02}")).unwrap())))
+            .collect();
+        for status in &all {
+            status.quiet.of(1);
+            status.quiet.begin(0);
+            status.enter(TenantState::Idle);
+            status.show_entries(Some((0, 0)));
+            status.show_watched(true);
+        }
+        fleet.rest.settle();
+        tokio::time::advance(CALM_FOR).await;
+        fleet.rest.settle();
+        all[3].rouse();
+        let link = Link::new(&LinkSettings::for_url("redis://127.0.0.1:1")).unwrap();
+        let mut watch = Watch {
+            reader: QueueReader::new(link),
+            fleet,
+            key_form: KeyForm::AsListed,
+            options: QueueOptions {
+                interval: Duration::from_secs(15),
+                records_per_second: 10,
+                quarantine_interval: Duration::from_secs(1800),
+            },
+            tenants: HashMap::new(),
+            round: Vec::new(),
+            rounds: 0,
+            due: VecDeque::new(),
+            budget: 0.0,
+            reported: BTreeSet::new(),
+        };
+        let mut looked: HashMap<Tenant, usize> = HashMap::new();
+        for _ in 0..ROUNDS_AT_REST {
+            watch.begin_round();
+            for status in watch.round.drain(..) {
+                *looked.entry(status.tenant().clone()).or_default() += 1;
+            }
+        }
+        assert_eq!(looked.len(), all.len());
+        assert_eq!(looked[all[3].tenant()], ROUNDS_AT_REST);
+        assert_eq!(looked.values().filter(|looks| **looks == 1).count(), all.len() - 1);
+    }
+}

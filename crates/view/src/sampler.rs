@@ -8,7 +8,7 @@
 //! of a million, when looks come every 5 s. (A tenant that is behind for longer than `claim.protect_after`, or can't
 //! write, is swept as a whole besides: [`balance_sync_fleet::pipeline`].)
 //!
-//! Tenants at rest ([`balance_sync_fleet::status::Rest`]) are looked at every [`SWEEP_EVERY`] only: Redis announces what is written to
+//! Tenants at rest ([`balance_sync_fleet::status::Rest`]) are looked at every [`AT_REST_EVERY`] only: Redis announces what is written to
 //! their schedules, and only an operator's command can put anything into their quarantine meanwhile.
 
 use std::{
@@ -20,7 +20,7 @@ use std::{
 use balance_sync_domain::KeySpace;
 use balance_sync_fleet::{
     clock::wall_clock_ms,
-    status::{FleetStatus, SWEEP_EVERY, TenantStatus},
+    status::{FleetStatus, TenantStatus},
     tasks::Progress,
 };
 use balance_sync_schedule::{
@@ -37,6 +37,9 @@ const LIVES: usize = 10_000;
 const HEAD: usize = 10;
 /// Values in one page at most: some 500 µs of Redis.
 const PAGE: usize = 500;
+
+/// Tenants at rest are looked at this often.
+const AT_REST_EVERY: Duration = Duration::from_secs(60);
 
 /// What is kept of a schedule between two looks at it, while it isn't empty.
 #[derive(Debug, Default)]
@@ -124,7 +127,7 @@ impl Sampler {
 
     /// Those of a group that are looked at in this pass: of those at rest all in one of several passes, in one call.
     fn due(&self, at: usize, group: &[Arc<TenantStatus>]) -> Vec<Arc<TenantStatus>> {
-        let passes = (SWEEP_EVERY.as_millis() / self.interval.as_millis().max(1)).max(1);
+        let passes = (AT_REST_EVERY.as_millis() / self.interval.as_millis().max(1)).max(1);
         let sweeps = at.wrapping_add(self.passes).is_multiple_of(usize::try_from(passes).unwrap_or(1));
         group.iter().filter(|status| sweeps || !status.is_at_rest()).cloned().collect()
     }
@@ -464,15 +467,15 @@ mod tests {
             settles().await;
             assert_eq!(fleet.rest.active().len(), 1, "something is in the quarantine of one");
             redis.calls.borrow_mut().clear();
-            tokio::time::sleep(SWEEP_EVERY).await;
-            assert_eq!(redis.looks_at(7), 6);
-            assert_eq!(redis.looks(), 1_005, "each of the others once");
+            tokio::time::sleep(AT_REST_EVERY).await;
+            assert_eq!(redis.looks_at(7), 12);
+            assert_eq!(redis.looks(), 1_011, "each of the others once");
 
             // What isn't announced is shown within the sweep, and looked at from then on.
             let status = fleet.tenant(&tenant(500));
             redis.members.borrow_mut().insert(key(500), 3);
             redis.quarantined.borrow_mut().insert(key(501), 1);
-            tokio::time::sleep(SWEEP_EVERY).await;
+            tokio::time::sleep(AT_REST_EVERY).await;
             assert_eq!(status.due.load(Relaxed), 3);
             assert_eq!(fleet.tenant(&tenant(501)).quarantine_entries.load(Relaxed), 1);
             assert!(!status.is_at_rest() && !fleet.tenant(&tenant(501)).is_at_rest());

@@ -64,6 +64,14 @@ struct Looked {
     rouses: u32,
 }
 
+impl Looked {
+    /// Whether it is time for the next look.
+    fn is_old(self, status: &TenantStatus, interval: Duration, now: Instant) -> bool {
+        let rests = status.is_at_rest() && status.rouses() == self.rouses;
+        now.duration_since(self.at) >= if rests { interval * AT_REST } else { interval }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(transparent)]
@@ -158,12 +166,10 @@ impl Watch {
 
     /// Whether a tenant is to be looked at: one on which nothing has happened since the last look seldom is.
     fn is_due(&self, status: &TenantStatus, now: Instant) -> bool {
-        let is_time = self.looked.get(status.tenant()).is_none_or(|looked| {
-            let rests = status.is_at_rest() && status.rouses() == looked.rouses;
-            let interval = if rests { self.interval * AT_REST } else { self.interval };
-            now.duration_since(looked.at) >= interval
-        });
-        is_time && !status.standby.load(Relaxed) && status.state().state != TenantState::Degraded
+        let looked = self.looked.get(status.tenant());
+        looked.is_none_or(|looked| looked.is_old(status, self.interval, now))
+            && !status.standby.load(Relaxed)
+            && status.state().state != TenantState::Degraded
     }
 
     async fn look(&mut self, status: &TenantStatus) {
@@ -215,7 +221,34 @@ fn report(found: BackupQuarantine) -> QueueReport {
 
 #[cfg(test)]
 mod tests {
+    use balance_sync_fleet::status::CALM_FOR;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tenant_that_has_been_at_rest_since_the_last_look_waits_longer_for_the_next() {
+        let (fleet, interval) = (FleetStatus::default(), Duration::from_secs(1800));
+        let status = fleet.tenant(&Tenant::Single);
+        let rests = async || {
+            status.quiet.of(1);
+            status.quiet.begin(0);
+            status.enter(TenantState::Idle);
+            status.show_entries(Some((0, 0)));
+            status.show_watched(true);
+            fleet.rest.settle();
+            tokio::time::advance(CALM_FOR).await;
+            fleet.rest.settle();
+            assert!(status.is_at_rest());
+        };
+        rests().await;
+        let looked = Looked { at: Instant::now(), rouses: status.rouses() };
+        let is_old = |after| looked.is_old(&status, interval, looked.at + after);
+        assert!(!is_old(interval * (AT_REST - 1)) && is_old(interval * AT_REST));
+        status.rouse();
+        assert!(is_old(interval), "it is active");
+        rests().await;
+        assert!(is_old(interval), "it has been");
+    }
 
     #[test]
     fn connections_are_opened_for_as_many_as_were_saved_up_and_no_more() {
