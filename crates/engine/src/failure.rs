@@ -295,7 +295,8 @@ pub const fn reaction(cause: Cause) -> Reaction {
             // Who can't be found may be somewhere else.
             PostgresClass::Dns => Reaction::new(Reason::PostgresDns).refetching().pinging(),
             PostgresClass::TooManyConnections => Reaction::new(Reason::PostgresTooManyConnections).pinging(),
-            PostgresClass::ConnectionBudget => Reaction::new(Reason::PostgresConnectionBudget).pinging(),
+            // A ping would wait in the same queue, and less patiently than a batch.
+            PostgresClass::ConnectionBudget => Reaction::new(Reason::PostgresConnectionBudget),
             PostgresClass::Timeout => Reaction::new(Reason::PostgresTimeout).pinging(),
             PostgresClass::ReadOnly => Reaction::new(Reason::PostgresReadOnly).refetching(),
             // The store has retried these at once already.

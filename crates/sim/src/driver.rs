@@ -348,7 +348,7 @@ impl World {
             mixed = (mixed ^ (mixed >> 33)).wrapping_mul(factor);
         }
         mixed ^= mixed >> 33;
-        mixed.is_multiple_of(4).then(|| (mixed >> 8) % LONGEST_QUEUE)
+        mixed.is_multiple_of(4).then_some((mixed >> 8) % LONGEST_QUEUE)
     }
 
     /// The flights of a collector.

@@ -226,7 +226,7 @@ impl Database {
             biased;
             _ = phase.wait_for(|phase| *phase != Phase::Open) => return Err(StoreError::closed()),
             permit = self.patiently(acquire_by, patience, own) => {
-                permit.ok_or_else(|| self.no_place())?.map_err(|_| StoreError::closed())?
+                permit.ok_or_else(|| self.no_place(patience))?.map_err(|_| StoreError::closed())?
             }
         };
         drop(waiting);
@@ -330,12 +330,16 @@ impl Database {
     }
 
     /// The error for a place that did not become free in time.
-    pub(crate) fn no_place(&self) -> StoreError {
+    pub(crate) fn no_place(&self, patience: Patience) -> StoreError {
         let within = self.0.spec.acquire_timeout;
+        let vain = match patience {
+            Patience::Short => "",
+            Patience::Long => ", nor did any other that waits for one get on",
+        };
         StoreError::new(
             ErrorClass::ConnectionBudget,
             format!(
-                "none of this worker's connections became free, and the queue for them stood still for {within:?}: it may have {} to this database \
+                "none of this worker's connections became free within {within:?}{vain}: it may have {} to this database \
                  (postgres.connections_per_tenant), {} to all on {} (postgres.connections_per_server)",
                 self.0.limit,
                 self.0.server.limit(),

@@ -149,14 +149,15 @@ impl Session {
         let by = self.acquire_by();
         self.acquire_by = Some(by);
         if self.open.is_none() {
-            self.open = Some(self.connection(false).await?);
+            self.open = Some(Box::pin(self.connection(false)).await?);
         }
         let server = &self.database.inner().server;
         let _waiting = server.waiting();
         // Whoever has a turn gives it up soon, whatever it waits for.
         let within = self.database.inner().spec.acquire_timeout;
         let turn = tokio::time::timeout(within, Arc::clone(&server.turns).acquire_owned());
-        let turn = self.unless(Phase::Closing, turn).await?.map_err(|_| self.database.no_place())?;
+        let turn =
+            self.unless(Phase::Closing, turn).await?.map_err(|_| self.database.no_place(self.patience))?;
         self.turn = Some(turn.map_err(|_| StoreError::closed())?);
         Ok(())
     }
@@ -179,7 +180,8 @@ impl Session {
         loop {
             let mut open = match self.open.take() {
                 Some(open) => open,
-                None => self.connection(fresh).await?,
+                // On the heap: it is seldom needed, and would be part of every future that runs a statement.
+                None => Box::pin(self.connection(fresh)).await?,
             };
             let error = match self.attempt(&mut open, operation).await {
                 Ok(output) => {
@@ -225,7 +227,7 @@ impl Session {
         let claim = {
             let _waiting = inner.server.waiting();
             let claim = self.database.patiently(by, self.patience, inner.server.claim(inner.id, fresh));
-            self.unless(Phase::Closing, claim).await?.ok_or_else(|| self.database.no_place())?
+            self.unless(Phase::Closing, claim).await?.ok_or_else(|| self.database.no_place(self.patience))?
         };
         let slot = match claim {
             Claim::Pooled(open) => {

@@ -109,7 +109,7 @@ async fn every_class_of_postgres_has_its_row() {
         (no_server_listens().await, ("postgres_connection", Short, "ping")),
         (unknown_name().await, ("postgres_dns", Short, "refetch ping")),
         (no_answer().await, ("postgres_timeout", Short, "ping")),
-        (no_place_is_free().await, ("postgres_connection_budget", Short, "ping")),
+        (no_place_is_free().await, ("postgres_connection_budget", Short, "")),
         (impossible_settings(), ("postgres_configuration", Long, "refetch ping")),
         (closed().await, ("postgres_connection", Short, "")),
         (certificate_missing(), ("postgres_tls", Long, "refetch ping")),
