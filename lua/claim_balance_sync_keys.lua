@@ -45,8 +45,8 @@
 -- script, listing and log line. It is moved into the quarantine hash under its beginning, its length and a hash, so it can be
 -- listed and dropped, not retried. Its value is not touched. One call reads about MAX_BYTES of such members, at most four of
 -- them at once, and leaves the rest to the next.
--- A mutation gives its value an hour or more. So of the values of fresh mutations the TTLs are looked at by sample, and all when one
--- of the sample is below the floor. All others are looked at: of older mutations, and of members with the score of a lease or a delay.
+-- A mutation gives its value an hour or more. So of a large claim's values of fresh mutations the TTLs are looked at by sample, and
+-- all of its page when one that was looked at is below the floor. All others are looked at: of older mutations, and of members with the score of a lease or a delay.
 -- The copy in a quarantine entry is used only while nothing but the retry, and claims since, has scheduled the member: after
 -- a newer mutation the copy is older than what was lost, and writing it would hide the loss.
 
@@ -59,7 +59,7 @@ local LOCKS_TIMED = 50 -- foreign locks whose end is read: as many as the ledger
 local MAX_BYTES = 4 * 1024 * 1024 -- of all members and values in one answer
 local FRESH = 600 -- seconds since a mutation for which the TTL that its ledger gave the value counts as long …
 local FRESH_FLOOR_MS = 3000000 -- … against floors up to this: every ledger gives an hour at least
-local TTL_SAMPLE = 16 -- of that many such values one is looked at
+local TTL_SAMPLE = 16 -- so many such values of a claim are looked at, and of those behind them one in so many
 local LEDGERS_TOKEN = '1' -- what the ledger's own worker sets its locks to …
 local LEDGERS_LOCK_MS = 600000 -- … and for how long
 
@@ -238,6 +238,7 @@ end
 
 local refusal = nil
 local short_seen = false -- whether a TTL was below the floor
+local values_seen = 0 -- values that were protected, or passed over
 local fresh_from = floor_ms <= FRESH_FLOOR_MS and time.now - FRESH or math.huge
 
 -- Raises the TTL of a value.
@@ -250,9 +251,10 @@ end
 -- the others when one that was looked at is short-lived. What has the score of a lease or a delay may be as old as it likes.
 local function protect(with_value)
   local passed_over = {}
-  for n, i in ipairs(with_value) do
+  for _, i in ipairs(with_value) do
     local former = tonumber(formers[i])
-    if n % TTL_SAMPLE ~= 1 and former > fresh_from and not is_lease(former) then
+    values_seen = values_seen + 1
+    if values_seen > TTL_SAMPLE and values_seen % TTL_SAMPLE ~= 0 and former > fresh_from and not is_lease(former) then
       passed_over[#passed_over + 1] = members[i]
     else
       raise(members[i])

@@ -394,7 +394,8 @@ impl Model {
         let (_, claimed) = *whole.with_context(|| format!("{lease} was not asked for"))?;
         ensure!(number(to)? == lease, "more than one score");
         let members: Vec<Vec<u8>> = (self.schedules.entry(key.to_vec()).or_default().iter())
-            .filter_map(|(member, (score, _))| (*score == lease).then(|| member.clone()))
+            .filter(|(_, (score, _))| *score == lease)
+            .map(|(member, _)| member.clone())
             .collect();
         ensure!(members.len() <= claimed, "{} members have the lease of {claimed}", members.len());
         call.shown.extend(members.iter().map(|member| (member.clone(), lease)));

@@ -154,13 +154,19 @@ pub struct Schedule {
     link: Link,
     space: KeySpace,
     options: Arc<ScheduleOptions>,
-    /// Mode `lock`: offset of the next claim, after members with foreign locks.
-    resume: Arc<AtomicU64>,
-    /// Whether members of the last whole claim had changed when it was settled: the next are then settled by name.
-    by_name: Arc<AtomicBool>,
     locking: Arc<Locking>,
+    calls: Arc<Calls>,
+}
+
+/// What later calls need of earlier ones.
+#[derive(Debug, Default)]
+struct Calls {
+    /// Mode `lock`: offset of the next claim, after members with foreign locks.
+    resume: AtomicU64,
+    /// Whether members of the last whole claim had changed when it was settled: the next are then settled by name.
+    by_name: AtomicBool,
     /// When a claim of mode `lease` looks for locks of the ledger's own worker again.
-    next_look: Arc<Mutex<Option<Instant>>>,
+    next_look: Mutex<Option<Instant>>,
 }
 
 impl Schedule {
@@ -168,15 +174,7 @@ impl Schedule {
     #[must_use]
     pub fn new(link: Link, space: KeySpace, options: Arc<ScheduleOptions>) -> Self {
         let locking = Arc::new(Locking::new(options.mode));
-        Self {
-            link,
-            space,
-            options,
-            resume: Arc::default(),
-            by_name: Arc::default(),
-            locking,
-            next_look: Arc::default(),
-        }
+        Self { link, space, options, locking, calls: Arc::default() }
     }
 
     /// Mode `auto`: whether the next claims take the locks of the ledger's own worker. Without effect in the other modes.
@@ -230,7 +228,7 @@ impl Schedule {
             .arg(lock_prefix)
             .arg(&self.options.lock_token)
             .arg(self.options.lock_scan_limit.max(limit))
-            .arg(self.resume.load(Ordering::Relaxed))
+            .arg(self.calls.resume.load(Ordering::Relaxed))
             .arg(millis(self.options.put_off))
             .arg(self.options.quarantine_limit)
             .arg(EVENTS)
@@ -254,7 +252,7 @@ impl Schedule {
         let lease: Arc<str> = Arc::from(text(OPERATION, &head[1])?);
         let [scheduled, resume, foreign] =
             [int(OPERATION, &head[2])?, int(OPERATION, &head[3])?, int(OPERATION, &head[4])?];
-        self.resume.store(resume, Ordering::Relaxed);
+        self.calls.resume.store(resume, Ordering::Relaxed);
         let (put_off, refusal) = (int(OPERATION, &head[5])?, bulk(OPERATION, &head[6])?);
         let Value::Int(unlock_in) = head[7] else {
             return Err(ScheduleError::unexpected(OPERATION, "the end of a lock is not an integer"));
@@ -302,7 +300,7 @@ impl Schedule {
 
     /// How many members the next claim looks at for locks of the ledger's own worker.
     fn begin_look(&self) -> usize {
-        let next = self.next_look.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = self.calls.next_look.lock().unwrap_or_else(PoisonError::into_inner);
         if next.is_none_or(|next| next <= Instant::now()) { LOOKED_AT } else { 0 }
     }
 
@@ -312,7 +310,7 @@ impl Schedule {
             (true, LedgerLock::NotLooked) => LOOK_AGAIN_AFTER,
             (true, _) => LOOK_EVERY,
         };
-        *self.next_look.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + pause);
+        *self.calls.next_look.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + pause);
     }
 
     /// Removes written members, each only under its lease, and deletes their quarantine entries. Losses of these members are
@@ -334,27 +332,23 @@ impl Schedule {
             return Ok(SettleReport::default());
         }
         // In mode `lock` a member that has changed may have a lock of ours, which is under its name.
-        if !self.lock_prefix().is_empty() || self.by_name.load(Ordering::Relaxed) {
-            let (report, _) = self.remove_claims(reason, &[], members).await?;
-            if report.kept == 0 {
-                self.by_name.store(false, Ordering::Relaxed);
+        let by_name = !self.lock_prefix().is_empty() || self.calls.by_name.load(Ordering::Relaxed);
+        let (mut whole, mut named) =
+            if by_name { (Vec::new(), members.to_vec()) } else { whole_claims::split(members) };
+        let mut sum = SettleReport::default();
+        loop {
+            let (report, changed) = self.remove_claims(reason, &whole, &named).await?;
+            sum.now = report.now;
+            sum.removed += report.removed;
+            sum.kept += report.kept;
+            if changed.is_empty() || whole.is_empty() {
+                break;
             }
-            return Ok(report);
+            whole.retain(|claim| changed.iter().any(|lease| lease == claim.lease()));
+            named = whole.drain(..).flat_map(WholeClaim::into_members).collect();
         }
-        let (whole, parts) = whole_claims::split(members);
-        let (mut report, changed) = self.remove_claims(reason, &whole, &parts).await?;
-        if !changed.is_empty() {
-            self.by_name.store(true, Ordering::Relaxed);
-            let changed = whole.iter().filter(|claim| changed.iter().any(|lease| lease == claim.lease()));
-            let named: Vec<&Claimed> = changed.flat_map(|claim| claim.members().iter().copied()).collect();
-            let (more, _) = self.remove_claims(reason, &[], &named).await?;
-            report = SettleReport {
-                now: more.now,
-                removed: report.removed + more.removed,
-                kept: report.kept + more.kept,
-            };
-        }
-        Ok(report)
+        self.calls.by_name.store(sum.kept > 0, Ordering::Relaxed);
+        Ok(sum)
     }
 
     /// Removes whole claims without naming their members, and other members by name. Also returns the leases of claims that are

@@ -20,6 +20,10 @@ impl<'a> WholeClaim<'a> {
         &self.0
     }
 
+    pub(crate) fn into_members(self) -> Vec<&'a Claimed> {
+        self.0
+    }
+
     pub(crate) fn first(&self) -> &'a [u8] {
         &self.0[0].member
     }

@@ -232,6 +232,7 @@ impl Schedule {
         let head_age = due.first().map(|(score, _)| now.saturating_sub((score * 1e6) as u64));
         let mut members = Vec::with_capacity(due.len());
         for (former, balance) in due {
+            // Its values live for minutes, so none is fresh enough to be passed over.
             if rules.bug != Some(Bug::ClaimDoesNotProtect) {
                 self.raise_life(now, balance, rules.protect_floor, rules);
             }

@@ -152,7 +152,7 @@ impl Shadow {
             futures::join!(self.follow(&memory, &progress), self.walk_again_and_again(&memory, &progress))
         };
         // A look holds nothing that is lost when it is dropped.
-        let _ = stop.run_until_cancelled(looking).await;
+        let _ = stop.run_until_cancelled(Box::pin(looking)).await;
     }
 
     /// The tenants that are only looked at.
