@@ -3,7 +3,8 @@
 //! The ledger writes an operation after its mutation, and later still when Postgres was away. So a row that is as new as the
 //! newest operation proves nothing at first. It does when it has been found so again and again for as long as the grace: the
 //! mutation is older than the first look, and no failure has kept the ledger from writing in between. A worker notices a
-//! failure only when it asks, so it asks a few times within the grace; an outage that falls between two looks is short. A restart
+//! failure only when it asks, so it asks a few times within the grace; an outage that falls between two looks is short. Looks that are
+//! further apart, as when a connection had to be waited for, prove nothing together: it begins anew. A restart
 //! between two looks shows by the start of the server. One that refuses writes is a failure, although it answers.
 //!
 //! The age of a mutation by its score would not do. It is not known once a claim has lapsed, and after a long outage an old
@@ -22,6 +23,8 @@ use std::{
 
 /// Looks at a member within the grace, after the first.
 const LOOKS: u32 = 4;
+/// Two looks are so many times the planned distance apart at most.
+const APART: u32 = 2;
 /// Most members that are remembered. Others are put off until there is room.
 const REMEMBERED: usize = 10_000;
 /// Members are forgotten when they have not been looked at again within so many times the grace.
@@ -90,7 +93,7 @@ impl<K: Hash + Eq> TrailWatch<K> {
     {
         // Redis measured the delays: its clock may run faster by a little.
         let enough = self.grace - self.grace / 16;
-        let first = self.unchanged_since(member, former);
+        let first = self.unchanged_since(member, former, asked);
         self.grace.is_zero() || first.is_some_and(|first| asked.saturating_duration_since(first) >= enough)
     }
 
@@ -101,7 +104,7 @@ impl<K: Hash + Eq> TrailWatch<K> {
             self.looks.retain(|_, looks| asked.saturating_duration_since(looks.last) < oldest);
         }
         if self.looks.len() < REMEMBERED || self.looks.contains_key(&member) {
-            let first = self.unchanged_since(&member, former).unwrap_or(asked);
+            let first = self.unchanged_since(&member, former, asked).unwrap_or(asked);
             self.looks.insert(member, Looks { first, last: asked, due });
         }
     }
@@ -116,12 +119,15 @@ impl<K: Hash + Eq> TrailWatch<K> {
     }
 
     /// The first of the looks since which nothing has happened to a member, and nothing failed.
-    fn unchanged_since<Q>(&self, member: &Q, former: f64) -> Option<Instant>
+    fn unchanged_since<Q>(&self, member: &Q, former: f64, asked: Instant) -> Option<Instant>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
         let looks = self.looks.get(member).filter(|looks| looks.due == former)?;
+        if asked.saturating_duration_since(looks.last) > APART * self.delay() {
+            return None;
+        }
         self.failed_at.is_none_or(|failed| failed < looks.last).then_some(looks.first)
     }
 }
@@ -134,6 +140,17 @@ mod tests {
 
     fn secs(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
+    }
+
+    /// Looks at member 1, which was put off with this score at `from`, as often as planned until before `to`; returns its score then.
+    fn looked(trail: &mut TrailWatch<i32>, due: f64, from: Instant, to: Instant) -> f64 {
+        let (mut due, mut asked) = (due, from + trail.delay());
+        while asked < to {
+            assert!(!trail.is_complete(&1, due, asked), "too soon");
+            trail.put_off(1, due, due + 15.0, asked);
+            (due, asked) = (due + 15.0, asked + trail.delay());
+        }
+        due
     }
 
     #[test]
@@ -163,8 +180,21 @@ mod tests {
         let (mut trail, begun) = (TrailWatch::new(GRACE), Instant::now());
         trail.put_off(1, 5.5, 15.5, begun);
         trail.put_off(1, 12.25, 30.5, begun + secs(15));
-        assert!(!trail.is_complete(&1, 30.5, begun + GRACE));
-        assert!(trail.is_complete(&1, 30.5, begun + secs(75)));
+        let due = looked(&mut trail, 30.5, begun + secs(15), begun + secs(75));
+        assert!(!trail.is_complete(&1, due, begun + GRACE));
+        assert!(trail.is_complete(&1, due, begun + secs(75)));
+    }
+
+    #[test]
+    fn looks_that_are_far_apart_prove_nothing_together() {
+        let (mut trail, begun) = (TrailWatch::new(GRACE), Instant::now());
+        trail.put_off(1, 5.5, 15.5, begun);
+        // An outage of half a minute may have passed unnoticed meanwhile.
+        assert!(!trail.is_complete(&1, 15.5, begun + GRACE));
+        trail.put_off(1, 15.5, 75.5, begun + secs(31));
+        let due = looked(&mut trail, 75.5, begun + secs(31), begun + secs(91));
+        assert!(trail.is_complete(&1, due, begun + secs(91)));
+        assert!(!trail.is_complete(&1, due, begun + secs(86)), "counted from the later look");
     }
 
     #[test]
@@ -172,12 +202,13 @@ mod tests {
         let (mut trail, begun) = (TrailWatch::new(GRACE), Instant::now());
         trail.failed(begun);
         trail.put_off(1, 5.5, 15.5, begun + secs(1));
-        assert!(trail.is_complete(&1, 15.5, begun + secs(61)));
-        trail.failed(begun + secs(30));
-        assert!(!trail.is_complete(&1, 15.5, begun + secs(61)));
-        trail.put_off(1, 15.5, 76.5, begun + secs(61));
-        assert!(!trail.is_complete(&1, 76.5, begun + secs(76)), "counted from the look after the failure");
-        assert!(trail.is_complete(&1, 76.5, begun + secs(121)));
+        let due = looked(&mut trail, 15.5, begun + secs(1), begun + secs(61));
+        assert!(trail.is_complete(&1, due, begun + secs(61)));
+        trail.failed(begun + secs(50));
+        assert!(!trail.is_complete(&1, due, begun + secs(61)));
+        trail.put_off(1, due, 76.5, begun + secs(61));
+        let due = looked(&mut trail, 76.5, begun + secs(61), begun + secs(121));
+        assert!(trail.is_complete(&1, due, begun + secs(121)), "counted from the look after the failure");
     }
 
     #[test]
@@ -185,13 +216,15 @@ mod tests {
         let (mut trail, begun) = (TrailWatch::new(GRACE), Instant::now());
         trail.answered("noon", begun);
         trail.put_off(1, 5.5, 15.5, begun);
+        let due = looked(&mut trail, 15.5, begun, begun + GRACE);
         trail.answered("noon", begun + GRACE);
-        assert!(trail.is_complete(&1, 15.5, begun + GRACE));
+        assert!(trail.is_complete(&1, due, begun + GRACE));
         trail.answered("one", begun + GRACE);
-        assert!(!trail.is_complete(&1, 15.5, begun + GRACE));
-        trail.put_off(1, 15.5, 75.5, begun + secs(61));
+        assert!(!trail.is_complete(&1, due, begun + GRACE));
+        trail.put_off(1, due, 75.5, begun + secs(61));
+        let due = looked(&mut trail, 75.5, begun + secs(61), begun + secs(122));
         trail.answered("one", begun + secs(122));
-        assert!(trail.is_complete(&1, 75.5, begun + secs(122)));
+        assert!(trail.is_complete(&1, due, begun + secs(122)));
     }
 
     #[test]
@@ -206,14 +239,11 @@ mod tests {
         for member in 0..=REMEMBERED {
             trail.put_off(member, 5.5, 65.5, begun);
         }
-        assert!(trail.is_complete(&0, 65.5, begun + GRACE));
-        assert!(!trail.is_complete(&REMEMBERED, 65.5, begun + GRACE), "there was no room");
+        assert!(trail.looks.contains_key(&0) && !trail.looks.contains_key(&REMEMBERED), "there was no room");
         trail.forget(&0);
         trail.put_off(REMEMBERED, 65.5, 125.5, begun + GRACE);
-        assert!(trail.is_complete(&REMEMBERED, 125.5, begun + 2 * GRACE));
-        let later = begun + 8 * GRACE;
-        trail.put_off(0, 5.5, 545.5, later);
-        assert!(trail.is_complete(&0, 545.5, later + GRACE));
+        assert!(trail.looks.contains_key(&REMEMBERED));
+        trail.put_off(0, 5.5, 545.5, begun + 8 * GRACE);
         assert_eq!(trail.looks.len(), 2, "those that were not looked at again are forgotten");
     }
 }
