@@ -338,9 +338,11 @@ impl World {
         writing.map(|flight| flight.deadline).min()
     }
 
-    /// How long a permit is waited for in a queue that moves; not drawn, so that the seeds of planted bugs stay.
+    /// How long a permit is waited for in a queue that moves; not drawn, and not with a planted bug, so that their seeds stay.
     fn queued(&self, worker: usize, tenant: usize) -> Option<u64> {
-        if !self.plan.queues || self.now >= self.plan.seconds * SECOND {
+        // In the end everything is healed.
+        let left = (self.plan.seconds * SECOND).saturating_sub(self.now);
+        if !self.plan.queues || self.bug.is_some() {
             return None;
         }
         let mut mixed = self.plan.seed ^ self.now ^ ((worker as u64) << 56) ^ ((tenant as u64) << 48);
@@ -348,7 +350,7 @@ impl World {
             mixed = (mixed ^ (mixed >> 33)).wrapping_mul(factor);
         }
         mixed ^= mixed >> 33;
-        mixed.is_multiple_of(4).then_some((mixed >> 8) % LONGEST_QUEUE)
+        mixed.is_multiple_of(4).then_some((mixed >> 8) % LONGEST_QUEUE).filter(|wait| *wait < left)
     }
 
     /// The flights of a collector.
