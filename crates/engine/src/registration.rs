@@ -3,8 +3,7 @@
 //! A worker registers with a lease, renews it, and each answer lists the live workers. From the list it takes its share of
 //! the tenants ([`crate::partition`]). The guard is in what it does *not* believe:
 //!
-//! - It takes a share at its first look, so that the first balances are written at once, and looks again a moment later: workers that
-//!   are started together find each other before they have started many collectors that they must stop again.
+//! - It takes no share before its second look: workers that are started together find each other in between.
 //! - After a lapse (a Redis that was away or came back empty) everybody has lapsed, and who registers first is not alone:
 //!   the last view stays for as long as the others may take to come back.
 //! - While Redis gives no answer, the last share stays.
@@ -31,8 +30,9 @@ const RENEWALS: u32 = 3;
 /// Longest time between two looks at who is alive, each of which renews the lease as well. Who comes first for a tenant must
 /// know at once that it does, when the worker before it has left: no other worker claims until then. Some 15 µs of Redis.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// A new worker looks a second time after this. Until then it shares the tenants with those that it has found, and works them with others
-/// that are started at the same time; claims keep that correct.
+/// A new worker looks a second time after this before it takes its share: workers that are started together find each other before
+/// they have started collectors that they must stop again. Those that come later than that are found like any other; the first balance
+/// waits for as long.
 const FIRST_SETTLE: Duration = Duration::from_millis(25);
 /// Everybody looks again after this when the view has changed.
 const SETTLE: Duration = Duration::from_millis(250);
@@ -105,6 +105,8 @@ pub enum Report {
 enum View {
     /// There was no answer yet.
     Unknown,
+    /// There was one: the next is believed.
+    LookedOnce,
     Known(BTreeSet<String>),
 }
 
@@ -194,11 +196,15 @@ impl<T: Ord + Clone> Registration<T> {
             self.watch_at = now + self.options.overdue;
         }
         let renew = self.options.lease / RENEWALS;
-        let settle = if self.view == View::Unknown { FIRST_SETTLE } else { SETTLE };
+        if self.view == View::Unknown {
+            self.view = View::LookedOnce;
+            self.step = Step::Wait { until: now + FIRST_SETTLE.min(renew) };
+            return reports;
+        }
         let delay = match (lease, self.take_in(lease, live)) {
             (_, Some(change)) => {
                 reports.push(change);
-                settle.min(renew)
+                SETTLE.min(renew)
             }
             (Lease::Held, None) => LOOK_EVERY.min(renew),
             // The others are to be back before the next look; they retry within `renew`.
@@ -254,7 +260,7 @@ impl<T: Ord + Clone> Registration<T> {
     fn take_in(&mut self, lease: Lease, live: BTreeSet<String>) -> Option<Report> {
         let none = BTreeSet::new();
         let before = match &self.view {
-            View::Unknown => &none,
+            View::Unknown | View::LookedOnce => &none,
             View::Known(_) if lease == Lease::Lapsed => return None,
             View::Known(before) => before,
         };

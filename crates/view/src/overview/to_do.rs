@@ -117,7 +117,8 @@ impl FleetView {
         let mut to_do: Vec<String> = Vec::new();
         let live: Vec<_> = self.workers.iter().filter(|worker| worker.live && !worker.draining).collect();
         let asks = self.redis_error.is_none() && self.writes_refused.is_none();
-        let missing = live.len() < self.objectives.workers && asks;
+        let alive = live.len() + self.unreadable_workers.len();
+        let missing = alive < self.objectives.workers && asks;
         if missing || !self.dead_workers.is_empty() {
             to_do.push(match self.dead_workers.first() {
                 Some(_) => format!(
