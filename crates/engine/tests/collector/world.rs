@@ -453,11 +453,9 @@ impl World {
             Command::Flush { flight, batch, trigger, deadline, .. } => {
                 assert_eq!(self.permit, Permit::Held);
                 let oldest = batch.iter().map(|member| self.now - self.buffered[member]).max();
-                // A claim that completes the batch may not be answered for long.
                 let held = oldest.unwrap_or_default();
                 assert!(
-                    deadline.is_zero()
-                        || held + deadline <= self.options.flush_timeout + self.options.flush_deadline,
+                    held + deadline <= self.options.flush_timeout + self.options.flush_deadline,
                     "its leases may end before it does: held for {held:?}, {deadline:?} left"
                 );
                 self.deadline = deadline;
