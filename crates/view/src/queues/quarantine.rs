@@ -36,7 +36,7 @@ const STEP: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 10;
 
 /// A tenant at rest is looked at after so many intervals.
-const AT_REST: u32 = 24;
+const AT_REST: u32 = 4;
 
 /// Looks at the tables of this worker's tenants.
 pub struct Watch {
