@@ -31,8 +31,12 @@ impl<M> Collector<M> {
             }
             _ => {}
         }
-        if matches!(self.intake, Intake::Watching) && self.buffer.is_empty() && !self.is_writing() {
-            self.enter(step, TenantState::Standby);
+        if matches!(self.intake, Intake::Watching) && self.buffer.is_empty() {
+            // What was given back while a permit was waited for is the other worker's now.
+            self.cancel_permit(step);
+            if !self.is_writing() {
+                self.enter(step, TenantState::Standby);
+            }
         }
         self.taken_over_until.filter(|until| *until > step.now && self.would_stand_by())
     }
