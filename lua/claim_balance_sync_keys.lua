@@ -90,7 +90,7 @@ local later = nil
 
 -- The score of members that are postponed.
 local function postponed_score()
-  later = later or unused_score(KEYS[1], time, tonumber(ARGV[10]))
+  later = later or unused_score(KEYS[1], time, tonumber(ARGV[10]), lease)
   return later
 end
 

@@ -54,13 +54,14 @@ local function lease_score(time, delay_ms, more)
 end
 
 -- A score as `lease_score` gives it, or a few microseconds more, that no member of the schedule has: what has it afterwards is what
--- this call gives it to.
-local function unused_score(schedule, time, delay_ms)
+-- this call gives it to. Never `except`, which this call gives to others.
+local function unused_score(schedule, time, delay_ms, except)
   local MOST = 100
   for more = 0, MOST do
     local score = lease_score(time, delay_ms, more)
-    if more == MOST or redis.call('ZCOUNT', schedule, score, score) == 0 then return score end
+    if score ~= except and (more >= MOST or redis.call('ZCOUNT', schedule, score, score) == 0) then return score end
   end
+  return lease_score(time, delay_ms, MOST + 1)
 end
 
 -- Whether a score is that of a lease or a delay.

@@ -16,7 +16,7 @@ const ASIDE: usize = 8 * 1024 * 1024;
 /// Bytes of settings in the life of a connection, as the driver keeps them all.
 const SETTINGS: usize = 1024 * 1024;
 /// Iterations of SCRAM. The server's default is 4,096; 100,000 take some 50 ms of the thread's time.
-const ITERATIONS: u64 = 100_000;
+pub(crate) const ITERATIONS: u64 = 100_000;
 
 /// First bytes of the request for TLS: its length, and its code in place of a version.
 const TLS_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];

@@ -13,6 +13,7 @@ use ring::{digest, hmac, pbkdf2};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::budget::lock;
+use crate::limits::ITERATIONS;
 
 const MECHANISM: &str = "SCRAM-SHA-256";
 /// No channel binding.
@@ -142,6 +143,11 @@ impl Exchange {
                     self.step = Step::Over;
                     Some(Vec::new())
                 }
+                (Step::First { .. } | Step::Final { .. }, _)
+                    if !matches!(message.first(), Some(b'N' | b'E')) =>
+                {
+                    return Err("it breaks off the login that it began");
+                }
                 _ => None,
             };
             match handled {
@@ -200,7 +206,12 @@ impl Exchange {
             return Err("its challenge is to another login");
         }
         let salt = BASE64_STANDARD.decode(salt).map_err(|_| MALFORMED)?;
-        let rounds = rounds.parse().map_err(|_| MALFORMED)?;
+        // The watcher bounds them as well (`limits.rs`); here they are what is computed.
+        let rounds = Some(rounds).filter(|rounds| rounds.bytes().all(|byte| byte.is_ascii_digit()));
+        let rounds = rounds.and_then(|rounds| rounds.parse::<u32>().ok()).ok_or(MALFORMED)?;
+        if u64::from(rounds) > ITERATIONS {
+            return Err("it asks for more iterations of SCRAM than are allowed");
+        }
         let salted = self.login.salted(&salt, rounds).await.ok_or(MALFORMED)?;
         let client = hmac::sign(&salted, b"Client Key");
         let stored = digest::digest(&digest::SHA256, client.as_ref());
@@ -340,6 +351,31 @@ mod tests {
             let mut exchange = self::exchange();
             exchange.begin(NONCE.to_owned());
             exchange.receive(&message(CONTINUES, challenge)).await.unwrap_err();
+        }
+    }
+
+    #[tokio::test]
+    async fn more_rounds_than_are_allowed_are_never_computed() {
+        for rounds in ["100001", "+4294967295", "4294967296", "-1", ""] {
+            let mut exchange = exchange();
+            exchange.begin(NONCE.to_owned());
+            let challenge = format!("r={NONCE}more,s=c2FsdA==,i={rounds}");
+            exchange.receive(&message(CONTINUES, challenge.as_bytes())).await.unwrap_err();
+            assert!(lock(&exchange.login.salted).is_none(), "{rounds}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_login_that_was_begun_ends_with_the_servers_proof_or_not_at_all() {
+        // That it is logged in without a proof, and requests for the password itself.
+        for message in [message(0, b""), message(3, b""), message(5, b"salt"), b"S\0\0\0\x06a\0".to_vec()] {
+            let mut begun = exchange();
+            begun.begin(NONCE.to_owned());
+            begun.receive(&message).await.unwrap_err();
+            let mut proven = exchange();
+            proven.begin(NONCE.to_owned());
+            proven.receive(&self::message(CONTINUES, CHALLENGE)).await.unwrap();
+            proven.receive(&message).await.unwrap_err();
         }
     }
 

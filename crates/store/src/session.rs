@@ -254,7 +254,6 @@ impl Session {
                 .await?
                 .map_err(|_| too_slow(timeout, "looking for a pooler"))??;
         }
-        inner.server.note_progress();
         Ok(open)
     }
 

@@ -181,11 +181,11 @@ impl Publisher {
         let seq = std::mem::take(&mut self.seq); // Until all is written, the next publication begins anew.
         let mut records = Vec::new();
         let mut details = Vec::new();
-        let full_details = self.publications.is_multiple_of(DETAIL_EVERY);
         let mut buffer = Vec::new();
         let changed = self.own.fleet.tenants_changed();
         let tenants = self.own.fleet.tenants();
         let all = self.tenants != Some(changed);
+        let full_details = self.publications.is_multiple_of(DETAIL_EVERY);
         let due = if all {
             tenants.to_vec()
         } else {
@@ -208,7 +208,9 @@ impl Publisher {
                 records.push((label.to_owned(), Some(String::from_utf8_lossy(&buffer).into_owned())));
             }
             let watched = self.watched.contains(label);
-            if (watched || (known.detail_due && full_details)) && status.recent(|_| ()).is_some() {
+            if (watched || (known.detail_due && (full_details || status.is_at_rest())))
+                && status.recent(|_| ()).is_some()
+            {
                 known.detail_due = false;
                 let detail = self.own.detail_record(&status, watched).await;
                 details.push((label.to_owned(), serde_json::to_string(&detail).unwrap_or_default()));

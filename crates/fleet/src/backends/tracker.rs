@@ -525,11 +525,11 @@ impl Run {
         let empty = source.are_empty(&keys).await?;
         for ((key, why), empty) in page.iter().zip(&empty) {
             let Some(waiting) = self.by_key.get(key).filter(|_| *empty == Some(true)) else { continue };
-            match why {
-                Why::New => waiting.is_empty(key),
+            // This answer has made Redis announce what comes.
+            waiting.is_empty(key);
+            if matches!(why, Why::Changed | Why::Forgotten) {
                 // Another worker was faster.
-                Why::Changed | Why::Forgotten => waiting.status.rouse(),
-                Why::Sweep => {}
+                waiting.status.rouse();
             }
         }
         let others = page.iter().zip(&empty).filter(|(_, empty)| **empty != Some(true));

@@ -31,6 +31,7 @@ pub const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// The tenants of a worker by whether they are at rest.
 #[derive(Debug, Default)]
 pub struct Rest {
+    /// Locks of a tenant's status are taken under this one, never the other way round.
     active: Mutex<HashMap<Tenant, Active>>,
     /// Those at rest by their states, in the order of [`STATES`].
     resting: [AtomicU64; STATES.len()],
@@ -223,5 +224,24 @@ mod tests {
         assert!(fleet.rest.active().iter().any(|status| Arc::ptr_eq(status, &again)));
         fleet.forget(&tenant(1));
         assert!(fleet.rest.active().is_empty());
+    }
+
+    /// Whoever notes a failure holds a lock that `settle` takes under its own.
+    #[tokio::test]
+    async fn failures_that_are_noted_while_tenants_are_put_to_rest_hold_up_neither() {
+        const ROUNDS: usize = 20_000;
+        let fleet = FleetStatus::default();
+        let status = fleet.tenant(&tenant(1));
+        status.quiet.of(1);
+        status.quiet.begin(0);
+        status.enter(TenantState::Idle);
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..ROUNDS).for_each(|_| fleet.rest.settle()));
+            for round in 0..ROUNDS {
+                status.notice(Reason::PostgresTimeout, round.to_string(), Duration::ZERO);
+                status.degrade(Reason::PostgresTimeout, round.to_string());
+                status.enter(TenantState::Idle);
+            }
+        });
     }
 }

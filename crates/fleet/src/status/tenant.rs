@@ -313,9 +313,16 @@ impl TenantStatus {
             && is_none(&self.vanished)
             && is_none(&self.shadow)
             && is_none(&self.held_since)
-            && self.notices.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+            && self.shows_no_notice()
             && self.queues.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_none_or(Vec::is_empty)
             && self.recent(Recent::is_silent).unwrap_or(true)
+    }
+
+    /// Whether all notices are over. They are removed by the next one.
+    fn shows_no_notice(&self) -> bool {
+        let now = Instant::now();
+        let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        notices.iter().all(|notice| notice.until <= now)
     }
 
     /// This one of its schedules isn't empty any more, or that isn't known.
@@ -399,7 +406,7 @@ impl TenantStatus {
             (known.detail, known.until) = (detail, until);
             return false;
         }
-        self.note_error(reason, &detail);
+        self.record_error(reason, &detail);
         notices.push(Notice { reason, detail, since: wall_clock(), until });
         drop(notices);
         self.rouse();
@@ -585,7 +592,7 @@ impl TenantStatus {
         }
         info.state = TenantState::Degraded;
         info.reason = Some(reason);
-        self.note_error(reason, &detail);
+        self.record_error(reason, &detail);
         info.detail = Some(detail);
         drop(info);
         self.rouse();
@@ -600,8 +607,13 @@ impl TenantStatus {
 
     /// Notes a failure, for people to look at.
     pub fn note_error(&self, reason: Reason, detail: &str) {
-        self.recent_lock().get_or_insert_default().failed(reason, detail, wall_clock());
+        self.record_error(reason, detail);
         self.rouse();
+    }
+
+    /// The same for callers that hold one of its locks: those are taken under that of [`Rest`], so none may be held when it is roused.
+    fn record_error(&self, reason: Reason, detail: &str) {
+        self.recent_lock().get_or_insert_default().failed(reason, detail, wall_clock());
     }
 
     /// Looks at what happened lately; `None` where nothing has.

@@ -1,12 +1,14 @@
 //! Claims that are settled as a whole, without the names of their members, and fresh values whose TTLs are looked at by sample.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use balance_sync_domain::QuarantineReason;
-use balance_sync_schedule::{Claim, Loss, Schedule};
+use balance_sync_sandbox::{RedisOptions, RedisServer, WORKER_USER};
+use balance_sync_schedule::{Claim, Link, LinkSettings, Loss, Schedule, ScheduleOptions};
 
 use crate::{
     Tenant, all, ask,
+    common::space_of,
     hostile::{counted, counting},
     names, refusal, tell,
 };
@@ -123,6 +125,36 @@ async fn a_stranger_under_the_lease_of_a_claim_stays() {
         assert_eq!(report.removed + report.kept, 10);
         assert!(tenant.score(&stranger).await.is_some(), "{name} was removed");
     }
+}
+
+/// A claim that puts a member off for as long as a lease lasts gives it a score of its own.
+#[tokio::test]
+async fn what_a_claim_puts_off_is_none_of_its_members() {
+    let options = RedisOptions { worker_password: Some("pw".into()), ..RedisOptions::default() };
+    let server = RedisServer::start(options).await.unwrap();
+    let tenant = Tenant::on(space_of("t"), &server.url()).await;
+    // The one in the middle may not be read.
+    let mut rules = redis::cmd("ACL");
+    rules.arg("SETUSER").arg(WORKER_USER).arg("resetkeys").arg("~{transactions}:*");
+    rules.arg("~tenant:t:schedule:*").arg("~tenant:t:quarantine:*");
+    for name in ["m0", "m1", "m3", "m4"] {
+        rules.arg(format!("~{}", tenant.member(name)));
+        tenant.mutate(name, "{}").await;
+    }
+    tenant.run::<()>(&rules).await;
+    let (denied, _) = tenant.mutate("m2", "{}").await;
+    let mut options = ScheduleOptions::default();
+    options.put_off = options.claim_ttl;
+    let link = Link::new(&LinkSettings::for_url(&server.worker_url_on(server.port()))).unwrap();
+    let schedule = Schedule::new(link, tenant.space.clone(), Arc::new(options));
+    let claim = schedule.claim(10).await.unwrap();
+    assert_eq!((claim.entries.len(), claim.refused.is_some()), (4, true));
+    // As many have the lease again, and they begin and end alike.
+    let (changed, _) = tenant.mutate("m1", "{}").await;
+    let report = schedule.settle(&all(&claim.entries)).await.unwrap();
+    assert_eq!((report.removed, report.kept), (3, 1));
+    let left: BTreeSet<String> = left(&tenant).await.into_iter().collect();
+    assert_eq!(left, [changed, denied].into());
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ const WITHIN: u64 = 100;
 /// after how many runs each is found.
 const RARE: &[(Bug, u64)] = &[
     (Bug::NoRecent, 710),
-    (Bug::ShortListBelieved, 152),
+    (Bug::ShortListBelieved, 513),
     (Bug::DeadWorkersStay, 108),
     (Bug::BlindPostpone, 984),
     (Bug::ClaimDoesNotProtect, 241),

@@ -279,13 +279,8 @@ impl Server {
         Offer::ToThese(state.idle.iter().map(|idle| idle.open.slot.database).collect())
     }
 
-    /// A new connection works.
-    pub(crate) fn note_progress(&self) {
-        self.state().progressed = Some(Instant::now());
-    }
-
-    /// When the queue last moved: an operation was done with a connection that works, or got a new one. A slot that goes from one
-    /// vain attempt to connect to the next is no progress.
+    /// When the queue last moved: an operation was done with a connection that works. A slot that goes from one vain attempt to connect
+    /// to the next is no progress, and a login after which no statement is answered is none.
     pub(crate) fn progressed(&self) -> Option<Instant> {
         self.state().progressed
     }
@@ -302,12 +297,12 @@ impl Server {
     pub(crate) fn keep(self: &Arc<Server>, open: Open, timeout: Duration) {
         // Without a runtime it would never be closed: this is a program on its way out.
         let Ok(runtime) = Handle::try_current() else { return };
+        self.state().progressed = Some(Instant::now());
         if open.is_over() {
             self.chores.once(Chore::Close, &runtime, open.close(CLOSE_TIMEOUT));
             return;
         }
         let mut state = self.state();
-        state.progressed = Some(Instant::now());
         state.idle.push_back(Idle { open, since: Instant::now(), timeout });
         self.keep_sweeping(&mut state);
         self.serve(state);

@@ -260,6 +260,11 @@ impl Vanish {
         // What others have removed meanwhile was not counted here.
         others.iter().for_each(|status| drop(memory.tenants.remove(status.tenant())));
         if served.is_empty() {
+            if all {
+                // What is known of tenants that are gone must not be compared with what they have when they come back.
+                memory.tenants.clear();
+                (memory.swept, memory.changes_of_tenants) = (Some(Instant::now()), Some(changed));
+            }
             memory.changes.counted();
             return Ok(());
         }
