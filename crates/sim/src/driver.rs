@@ -77,7 +77,10 @@ impl World {
         let machine = Collector::new(self.options.clone(), seed, self.instant());
         self.workers[worker].actors[tenant] = Some(Actor {
             machine,
-            trail: TrailWatch::new(self.options.trail_grace),
+            trail: match self.bug {
+                Some(Bug::OneLookAtTheEnd) => TrailWatch::without_bound(self.options.trail_grace),
+                _ => TrailWatch::new(self.options.trail_grace),
+            },
             tasks: Vec::new(),
             flights: Vec::new(),
             abandoned: 0,

@@ -17,8 +17,7 @@ fn hunt() {
     let plan = if variable("HUNT_PLAN") == "small" { Plan::small } else { Plan::of };
     for seed in seeds {
         let plan = plan(seed);
-        if plan.lock
-            && World::run(&plan, Some(bug), false).violation.is_some()
+        if World::run(&plan, Some(bug), false).violation.is_some()
             && World::run(&plan, None, false).violation.is_none()
         {
             println!("{bug}: seed {seed}");
