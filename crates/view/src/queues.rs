@@ -5,7 +5,7 @@
 //! pages, as fast as `records_per_second` allows, which the live workers share. So the cost for Redis doesn't grow with the
 //! queues, and with a million records a scan takes its time; [`balance_sync_engine::queues`] says what is known meanwhile.
 //!
-//! Of a tenant's workers only the first one looks. A tenant at rest is looked at in one of [`ROUNDS_AT_REST`] rounds: the ledger writes to
+//! Of a tenant's workers only the first one looks. A tenant at rest is looked at in one of `ROUNDS_AT_REST` rounds: the ledger writes to
 //! its queues when it schedules balances, and that rouses it.
 
 pub mod quarantine;

@@ -8,7 +8,7 @@
 //! of a million, when looks come every 5 s. (A tenant that is behind for longer than `claim.protect_after`, or can't
 //! write, is swept as a whole besides: [`balance_sync_fleet::pipeline`].)
 //!
-//! Tenants at rest ([`balance_sync_fleet::status::Rest`]) are looked at every [`AT_REST_EVERY`] only: Redis announces what is written to
+//! Tenants at rest ([`balance_sync_fleet::status::Rest`]) are looked at every `AT_REST_EVERY` only: Redis announces what is written to
 //! their schedules, and only an operator's command can put anything into their quarantine meanwhile.
 
 use std::{

@@ -18,22 +18,22 @@ const RARE: &[(Bug, u64)] = &[
     (Bug::NoRecent, 710),
     (Bug::ShortListBelieved, 513),
     (Bug::DeadWorkersStay, 108),
-    (Bug::BlindPostpone, 984),
+    (Bug::BlindPostpone, 846),
     (Bug::ClaimDoesNotProtect, 241),
     (Bug::OutageForgotten, 150),
-    (Bug::BlindLoss, 929),
+    (Bug::BlindLoss, 1_831),
     (Bug::BlindUnlock, 112),
     (Bug::ShrinkageNotReported, 1_284),
     (Bug::RestartNotReported, 566),
     (Bug::EvictionNotReported, 419),
-    (Bug::FailoverNotCompared, 175),
-    (Bug::HeldNotRescheduled, 1_543),
-    (Bug::LocksHideTheRest, 186),
+    (Bug::FailoverNotCompared, 215),
+    (Bug::HeldNotRescheduled, 691),
+    (Bug::LocksHideTheRest, 207),
     // These were ours until a run from a seed showed them.
     (Bug::MarkerKeptAlive, 173),
     (Bug::AgeIsEnough, 139),
     (Bug::OneLookAtTheEnd, 283),
-    (Bug::LockedNotProtected, 229),
+    (Bug::LockedNotProtected, 301),
 ];
 
 #[test]

@@ -3,7 +3,7 @@
 //! One tenant after the other. Those that have a connection open anyway are looked at soon, the others spread over the interval,
 //! because a connection is opened for each. A tenant whose rows can't be written now isn't looked at: it would only wait for
 //! the same server. The ledger writes there what it could not replay from its queues, so a tenant that has been at rest since the last look
-//! waits [`AT_REST`] times as long for the next one, and after the start of a worker those at rest come last.
+//! waits `AT_REST` times as long for the next one, and after the start of a worker those at rest come last.
 
 use std::{
     collections::{HashMap, HashSet},
