@@ -78,7 +78,10 @@ impl World {
         self.workers[worker].actors[tenant] = Some(Actor {
             machine,
             trail: match self.bug {
-                Some(Bug::OneLookAtTheEnd) => TrailWatch::without_bound(self.options.trail_grace),
+                // The bound would hide them: no look succeeds during an outage.
+                Some(Bug::OneLookAtTheEnd | Bug::OutageForgotten) => {
+                    TrailWatch::without_bound(self.options.trail_grace)
+                }
                 _ => TrailWatch::new(self.options.trail_grace),
             },
             tasks: Vec::new(),

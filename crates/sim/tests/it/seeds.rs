@@ -34,6 +34,7 @@ const RARE: &[(Bug, u64)] = &[
     (Bug::AgeIsEnough, 139),
     (Bug::OneLookAtTheEnd, 283),
     (Bug::LockedNotProtected, 301),
+    (Bug::LockedNotRescheduled, 1_108),
 ];
 
 #[test]
