@@ -430,7 +430,7 @@ mod tests {
             PostgresClass::Connection => ("postgres_connection", Short, "ping"),
             PostgresClass::Dns => ("postgres_dns", Short, "refetch ping"),
             PostgresClass::TooManyConnections => ("postgres_too_many_connections", Short, "ping"),
-            PostgresClass::ConnectionBudget => ("postgres_connection_budget", Short, "ping"),
+            PostgresClass::ConnectionBudget => ("postgres_connection_budget", Short, ""),
             PostgresClass::Timeout => ("postgres_timeout", Short, "ping"),
             PostgresClass::ReadOnly => ("postgres_read_only", Short, "refetch"),
             PostgresClass::Contention => ("postgres_contention", Short, ""),

@@ -229,9 +229,9 @@ mod tests {
         trail.answered("one", begun + GRACE);
         assert!(!trail.is_complete(&1, due, begun + GRACE));
         trail.put_off(1, due, 75.5, begun + secs(61));
-        let due = looked(&mut trail, 75.5, begun + secs(61), begun + secs(122));
-        trail.answered("one", begun + secs(122));
-        assert!(trail.is_complete(&1, due, begun + secs(122)));
+        let due = looked(&mut trail, 75.5, begun + secs(61), begun + secs(121));
+        trail.answered("one", begun + secs(121));
+        assert!(trail.is_complete(&1, due, begun + secs(121)));
     }
 
     #[test]
