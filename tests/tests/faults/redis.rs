@@ -107,6 +107,8 @@ async fn what_redis_refuses_is_reported_and_survived() -> Result<()> {
     ] {
         // Frozen for a moment, so that there is work left when the fault begins.
         worker.signal(Signal::SIGSTOP)?;
+        // Twice: a claim that was on its way may take the first.
+        producer.mutate_each(DEFAULT_TTL).await?;
         producer.mutate_each(DEFAULT_TTL).await?;
         for command in begin {
             ask(&sandbox, &command.split(' ').collect::<Vec<_>>()).await?;
