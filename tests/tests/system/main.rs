@@ -42,7 +42,6 @@ mod recoveries;
 mod report;
 mod retire;
 mod rights;
-mod roles;
 mod rollout;
 mod rotation;
 mod screens;

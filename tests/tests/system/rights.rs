@@ -76,7 +76,12 @@ async fn a_missing_right_in_redis_is_named_once() -> Result<()> {
     for (without, with, words) in [
         (vec!["-zrange"], vec!["+zrange"], "missing: +zrange"),
         (vec!["-get", "-mget"], vec!["+get", "+mget"], "missing: +get +mget"),
-        (vec!["-zrem"], vec!["+zrem"], "missing: +zrem"),
+        // Whole claims are settled by their scores, others by name.
+        (
+            vec!["-zrem", "-zremrangebyscore"],
+            vec!["+zrem", "+zremrangebyscore"],
+            "missing: +zrem +zremrangebyscore",
+        ),
         (
             vec!["resetkeys", fleet, &schedule, &quarantine, &lock],
             vec![balance.as_str()],
