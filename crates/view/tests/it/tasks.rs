@@ -179,7 +179,10 @@ fn settings(sandbox: &Sandbox, shadow: Option<ShadowOptions>, faults: Faults) ->
         directory: Arc::new(ServiceDirectory::new(directory).unwrap()),
         redis: endpoint.clone(),
         schedule: ScheduleOptions::default(),
-        collector: CollectorOptions::default(),
+        collector: CollectorOptions {
+            survey_interval: Duration::from_millis(500),
+            ..CollectorOptions::default()
+        },
         manager: ManagerOptions::default(),
         connections_per_server: 10,
         supervisor: SupervisorOptions {
