@@ -52,7 +52,7 @@ pub(crate) fn split<'a>(members: &[&'a Claimed]) -> (Vec<WholeClaim<'a>>, Vec<&'
             continue;
         }
         group.sort_unstable_by(|a, b| a.member.cmp(&b.member));
-        // Whoever names one twice has left out another.
+        // If one is named twice, another is left out.
         if group.is_sorted_by(|a, b| a.member < b.member) {
             whole.push(WholeClaim(group));
         } else {

@@ -153,7 +153,7 @@ impl Session {
         }
         let server = &self.database.inner().server;
         let _waiting = server.waiting();
-        // Whoever has a turn gives it up soon, whatever it waits for.
+        // A turn is given up soon, whatever is waited for.
         let within = self.database.inner().spec.acquire_timeout;
         let turn = tokio::time::timeout(within, Arc::clone(&server.turns).acquire_owned());
         let turn =

@@ -42,6 +42,7 @@ mod recoveries;
 mod report;
 mod retire;
 mod rights;
+mod roles;
 mod rollout;
 mod rotation;
 mod screens;

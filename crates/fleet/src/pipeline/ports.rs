@@ -93,7 +93,7 @@ pub trait Sink {
     /// The right to write now: a connection that no other operation uses. Dropping it gives it back.
     type Permit;
     /// Waits for a permit. `last` = the collector is stopping: a database that may no longer be served is used as far as it
-    /// still lets us. It takes no longer than `limit`, apart from the wait in a queue that moves: whoever gives that up goes to its end.
+    /// still lets us. It takes no longer than `limit`, apart from the wait in a queue that moves: a tenant that gives that up goes to its end.
     fn permit(&self, last: bool, limit: Duration) -> impl Future<Output = Result<Self::Permit, SinkError>>;
     /// Writes rows; one result per row, in order.
     fn update(

@@ -1,4 +1,4 @@
-//! Whether Redis announces what is written to a tenant's schedules, so that nobody need look at them.
+//! Whether Redis announces what is written to a tenant's schedules, so that no task need look at them.
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 

@@ -1,4 +1,4 @@
-//! Which tenants nothing happens on: they are at rest, and whoever goes over all tenants again and again leaves them out.
+//! Which tenants nothing happens on: they are at rest, and tasks that go over all tenants again and again leave them out.
 //!
 //! A tenant comes to rest when its schedules have been empty and announced for [`CALM_FOR`], and nothing is to be shown of it but that
 //! ([`TenantStatus::is_calm`]). It is roused by the first announcement, by each change of what is shown, and when Redis
@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::tenant::TenantStatus;
 
-/// A tenant comes to rest after this long without a change. Longer than the time between two passes of whoever leaves tenants at
+/// A tenant comes to rest after this long without a change. Longer than the time between two passes of a task that leaves tenants at
 /// rest out.
 pub const CALM_FOR: Duration = Duration::from_secs(20);
 /// What is left out is looked at this often all the same.
@@ -75,7 +75,7 @@ impl Rest {
             if now.duration_since(since) < CALM_FOR {
                 return true;
             }
-            // Under the lock, which whoever rouses it takes as well.
+            // Under the lock, which rousing takes as well.
             status.rests(Some(at));
             self.resting[at].fetch_add(1, Relaxed);
             false
@@ -226,7 +226,7 @@ mod tests {
         assert!(fleet.rest.active().is_empty());
     }
 
-    /// Whoever notes a failure holds a lock that `settle` takes under its own.
+    /// Noting a failure takes a lock that `settle` takes under its own.
     #[tokio::test]
     async fn failures_that_are_noted_while_tenants_are_put_to_rest_hold_up_neither() {
         const ROUNDS: usize = 20_000;

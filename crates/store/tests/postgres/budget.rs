@@ -184,7 +184,7 @@ async fn who_waits_in_a_queue_that_moves_stays_in_it() {
     drop(turn);
 }
 
-/// A slot that goes from one vain attempt to the next moves nothing: a dead server keeps nobody in its queue.
+/// A slot that goes from one vain attempt to the next moves nothing: a dead server keeps no tenant in its queue.
 #[tokio::test]
 async fn attempts_to_connect_in_vain_are_no_progress() {
     let hole = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -150,7 +150,7 @@ async fn who_waits_is_woken_by_the_announcement_and_redis_is_asked_no_more() {
         bench.settles().await;
         assert_eq!((bench.redis.looks.get(), bench.status.schedules()), (2000, 2000));
         tokio::time::sleep(SWEEP_EVERY / 2).await;
-        assert_eq!(bench.redis.looks.get(), 2000, "nobody asks");
+        assert_eq!(bench.redis.looks.get(), 2000, "no task asks");
         bench.redis.write("b500");
         bench.settles().await;
         assert_eq!(waits.iter().filter(|wait| wait.is_finished()).count(), 1);
