@@ -227,21 +227,28 @@ mod tests {
     }
 
     /// Noting a failure takes a lock that `settle` takes under its own.
-    #[tokio::test]
-    async fn failures_that_are_noted_while_tenants_are_put_to_rest_hold_up_neither() {
+    #[test]
+    fn failures_that_are_noted_while_tenants_are_put_to_rest_hold_up_neither() {
         const ROUNDS: usize = 20_000;
-        let fleet = FleetStatus::default();
-        let status = fleet.tenant(&tenant(1));
-        status.quiet.of(1);
-        status.quiet.begin(0);
-        status.enter(TenantState::Idle);
-        std::thread::scope(|scope| {
-            scope.spawn(|| (0..ROUNDS).for_each(|_| fleet.rest.settle()));
+        let fleet = Arc::new(idle(2));
+        let (done, both) = std::sync::mpsc::channel();
+        let (settling, ended) = (Arc::clone(&fleet), done.clone());
+        std::thread::spawn(move || {
+            (0..ROUNDS).for_each(|_| settling.rest.settle());
+            let _ = ended.send(());
+        });
+        std::thread::spawn(move || {
+            let status = fleet.tenant(&tenant(1));
             for round in 0..ROUNDS {
                 status.notice(Reason::PostgresTimeout, round.to_string(), Duration::ZERO);
                 status.degrade(Reason::PostgresTimeout, round.to_string());
                 status.enter(TenantState::Idle);
             }
+            let _ = done.send(());
         });
+        // For ever, if they wait for each other.
+        for _ in 0..2 {
+            both.recv_timeout(Duration::from_secs(60)).expect("neither waits for the other");
+        }
     }
 }
