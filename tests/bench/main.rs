@@ -21,6 +21,7 @@ mod noisy;
 mod rig;
 mod roles;
 mod scaling;
+mod statement;
 mod worker;
 
 use std::path::PathBuf;
@@ -32,7 +33,7 @@ use clap::Parser;
 use crate::figures::Figures;
 
 /// The cases in the order in which they run.
-const CASES: [&str; 14] = [
+const CASES: [&str; 15] = [
     "drain_1",
     "drain_100",
     "formats",
@@ -47,6 +48,7 @@ const CASES: [&str; 14] = [
     "noisy_dead_postgres",
     "workers",
     "backlog",
+    "statement",
 ];
 
 /// Measures a worker. Needs a release build of `balance-sync` beside this program.
@@ -138,6 +140,7 @@ async fn run(options: &Options) -> Result<()> {
             "noisy_backlog" => noisy::backlog(options, &mut figures).await,
             "noisy_dead_postgres" => noisy::dead_postgres(options, &mut figures).await,
             "workers" => scaling::workers(options, &mut figures).await,
+            "statement" => statement::run(options, &mut figures).await,
             _ => scaling::backlog(options, &mut figures).await,
         };
         // One case that can't be measured must not take the others' figures with it.
