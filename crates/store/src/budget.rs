@@ -108,6 +108,13 @@ impl ConnectionBudget {
         &self.0.homes
     }
 
+    /// What stands between here and each server is found out again, with the next connection.
+    pub fn check_ways_again(&self) {
+        for server in lock(&self.0.servers).values().filter_map(Weak::upgrade) {
+            server.is_direct.wear_out();
+        }
+    }
+
     /// Forgets a tenant that is no longer served: another may be given its database.
     pub fn forget_tenant(&self, tenant: &str) {
         self.0.homes.leave(tenant);

@@ -12,6 +12,7 @@ use crate::classify::{ErrorClass, StoreError};
 use crate::database::Inner;
 use crate::examine::{Examined, examine};
 use crate::files::Files;
+use crate::mode::Mark;
 use crate::names::{Addresses, look_up};
 use crate::relay::Connection;
 use crate::spec::DatabaseSpec;
@@ -29,11 +30,11 @@ pub(crate) struct Connected {
     pub(crate) addresses: Addresses,
 }
 
-/// Opens a connection and looks where it leads, within the connect timeout.
+/// Opens a connection and looks where it leads, within the connect timeout; unless `presume` and another has told lately.
 ///
 /// # Errors
 /// What keeps it from being opened, by class.
-pub(crate) async fn connect(inner: &Inner) -> Result<Connected, StoreError> {
+pub(crate) async fn connect(inner: &Inner, presume: bool) -> Result<Connected, StoreError> {
     let mut step = "looking up the host name";
     let connecting = async {
         let addresses = resolve(&inner.spec).await?;
@@ -41,14 +42,28 @@ pub(crate) async fn connect(inner: &Inner) -> Result<Connected, StoreError> {
         step = "connecting and logging in";
         let files = Files::read(&inner.spec).await?;
         let options = files.within(inner.options.clone());
-        let mut connection =
-            match Connection::open(&inner.spec, options, &addresses, inner.login.as_ref()).await {
-                Ok(connection) => connection,
-                Err(failed) if matches!(failed.error, sqlx::Error::Database(_)) => return Err(failed.into()),
-                Err(failed) => return Err(files.fault().unwrap_or_else(|| failed.into())),
-            };
         let server = &inner.server;
-        if server.is_direct.fresh() == Some(true)
+        let mark = Mark::due(inner);
+        let open =
+            async |options| Connection::open(&inner.spec, options, &addresses, inner.login.as_ref()).await;
+        let opened = match &mark {
+            None => open(options).await,
+            Some(mark) => match open(mark.among(options.clone())).await {
+                Err(failed) if failed.is_about_options() => {
+                    server.is_direct.set(false);
+                    open(options).await
+                }
+                opened => opened,
+            },
+        };
+        let mut connection = match opened {
+            Ok(connection) => connection,
+            Err(failed) if matches!(failed.error, sqlx::Error::Database(_)) => return Err(failed.into()),
+            Err(failed) => return Err(files.fault().unwrap_or_else(|| failed.into())),
+        };
+        if presume
+            && mark.is_none()
+            && server.is_direct.fresh() == Some(true)
             && inner.eligible.is_eligible()
             && let Some(examined) = server.known.get(&inner.spec.database)
         {
@@ -56,6 +71,9 @@ pub(crate) async fn connect(inner: &Inner) -> Result<Connected, StoreError> {
         }
         step = "asking where the connection leads";
         let examined = examine(&mut connection, &inner.preamble).await?;
+        if let Some(mark) = mark {
+            mark.look_for(inner, &mut connection).await?;
+        }
         server.note_clock(examined.clock_ahead_ms);
         server.known.note(&inner.spec.database, &examined);
         inner.eligible.note_examined();

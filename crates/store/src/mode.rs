@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use sqlx::Row as _;
+use sqlx::postgres::PgConnectOptions;
 
 use crate::budget::{CLOSE_TIMEOUT, Open, lock};
 use crate::classify::StoreError;
@@ -69,7 +70,12 @@ impl<T: Copy> Found<T> {
         due
     }
 
-    fn set(&self, value: T) {
+    /// The last result counts no longer as fresh.
+    pub(crate) fn wear_out(&self) {
+        lock(&self.0).1 = None;
+    }
+
+    pub(crate) fn set(&self, value: T) {
         *lock(&self.0) = (Some(value), Some(Instant::now()));
     }
 }
@@ -110,6 +116,36 @@ pub(crate) async fn detect(inner: &Inner, held: &mut Open) -> Result<(), StoreEr
     Ok(())
 }
 
+/// A setting among the start-up options of one connection, by which is seen whether they reach the server.
+pub(crate) struct Mark(String);
+
+impl Mark {
+    fn new() -> Mark {
+        Mark(format!("{:08x}", rand::random::<u32>()))
+    }
+
+    /// For a server that was reached directly and is to be asked again. A second connection tells as well, but there is no place for
+    /// it while others wait; and without an answer each of their connections would be examined.
+    pub(crate) fn due(inner: &Inner) -> Option<Mark> {
+        let known = &inner.server.is_direct;
+        (known.get() == Some(true) && known.fresh().is_none()).then(Mark::new)
+    }
+
+    pub(crate) fn among(&self, options: PgConnectOptions) -> PgConnectOptions {
+        options.options([(MARK, &self.0)])
+    }
+
+    /// Looks whether the session of the connection has it.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub(crate) async fn look_for(self, inner: &Inner, connection: &mut Connection) -> Result<(), StoreError> {
+        let (_, found) = ask(inner, connection).await?;
+        inner.server.is_direct.set(found == self.0);
+        Ok(())
+    }
+}
+
 /// A connection beside the first.
 struct Second {
     /// Absent when it took another without the mark to connect, and that failed.
@@ -127,16 +163,14 @@ impl Second {
         let addresses = resolve(&inner.spec).await.ok()?;
         let open = |options| Connection::open(&inner.spec, options, &addresses, inner.login.as_ref());
         if inner.server.is_direct.fresh().is_none() {
-            let mark = format!("{:08x}", rand::random::<u32>());
-            match open(options.clone().options([(MARK, &mark)])).await {
+            let mark = Mark::new();
+            match open(mark.among(options.clone())).await {
                 Ok(mut connection) => {
                     let (pid, found) = ask(inner, &mut connection).await.ok()?;
-                    let is_direct = found == mark;
+                    let is_direct = found == mark.0;
                     return Some(Second { connection: Some(connection), is_direct, pid: Some(pid) });
                 }
-                // A server takes any setting with a point in its name.
-                Err(Failed { error: sqlx::Error::Database(error), .. })
-                    if is_about_options(error.code().as_deref()) => {}
+                Err(failed) if failed.is_about_options() => {}
                 Err(_) => return None,
             }
         }
@@ -149,10 +183,13 @@ impl Second {
     }
 }
 
-/// Whether a connection with options may have been refused for them: by poolers as a violation of the protocol, by RDS Proxy as
-/// a feature that it lacks.
-fn is_about_options(sqlstate: Option<&str>) -> bool {
-    matches!(sqlstate, Some("08P01" | "0A000"))
+impl Failed {
+    /// Whether a connection with options may have been refused for them: by poolers as a violation of the protocol, by RDS Proxy as
+    /// a feature that it lacks. A server takes any setting with a point in its name.
+    pub(crate) fn is_about_options(&self) -> bool {
+        let sqlx::Error::Database(error) = &self.error else { return false };
+        matches!(error.code().as_deref(), Some("08P01" | "0A000"))
+    }
 }
 
 /// Compares the sessions of two connections through a pooler. `None` = the answers don't decide it.

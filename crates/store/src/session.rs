@@ -237,7 +237,7 @@ impl Session {
             Claim::Slot(slot) => slot,
         };
         // On the heap: it is large, seldom, and would be part of every future that runs a statement.
-        let connecting = Box::pin(connect(inner));
+        let connecting = Box::pin(connect(inner, !fresh));
         let connected = self.unless(Phase::Aborted, connecting).await??;
         let is_presumed = connected.is_presumed;
         self.unproven = is_presumed;
@@ -245,7 +245,9 @@ impl Session {
             true => known::target(&connected.examined),
             false => self.database.target(&connected.examined)?,
         };
-        self.database.note_origin(&connected.examined);
+        if !is_presumed {
+            self.database.note_origin(&connected.examined);
+        }
         let mut open = Open::new(connected, slot, target, inner.spec.max_age);
         if !is_presumed {
             let timeout = inner.spec.connect_timeout;
@@ -337,9 +339,12 @@ async fn execute<O: Operation>(
     }
     match send(&mut open.connection, message).await {
         Ok(answer) => {
+            if open.target.started.take().is_some() {
+                // Its first answer: the server is the one that it was taken to be.
+                database.note_origin(&open.examined);
+            }
             // What was written to a server that has been replaced meanwhile may be lost: it is written again.
             database.is_current(&open.examined)?;
-            open.target.started = None;
             Ok(operation.read(answer)?)
         }
         Err(error) if error.class() == ErrorClass::PoolerUnsafe && open.target.started.is_some() => {

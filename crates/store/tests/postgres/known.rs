@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use balance_sync_sandbox::{PostgresOptions, PostgresServer};
-use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, Outcome, Table};
+use balance_sync_store::{ConnectionBudget, ConnectionMode, Database, DatabaseSpec, Outcome, Table};
 use secrecy::SecretString;
 
 use crate::moved::address;
@@ -73,6 +73,35 @@ async fn of_many_roles_one_connection_is_asked_where_it_leads() {
     // What was found counts for ten seconds: this took longer if the machine is very busy.
     assert!(looks(&server) <= 4, "{} looks", looks(&server));
     assert_eq!(writers[0].database.origin(), writers[1].database.origin());
+}
+
+#[tokio::test]
+async fn where_no_place_is_to_spare_one_login_tells_whether_a_pooler_has_come_between() {
+    let server = two_roles().await;
+    let budget = ConnectionBudget::new(4);
+    let mut writers = ["one", "two"].map(|role| Writer::new(server.port(), role, &budget));
+    for writer in &mut writers {
+        assert_eq!(writer.write().await, Outcome::Updated);
+    }
+    let mut held = Vec::new();
+    for (role, connections) in [("one", 2), ("two", 1)] {
+        let spec = DatabaseSpec { database: DATABASE.to_owned(), ..spec(server.port(), role) };
+        let busy = Database::open(spec, budget.clone()).unwrap();
+        for _ in 0..connections {
+            held.push(busy.connect().await.unwrap());
+        }
+    }
+    budget.check_ways_again();
+    let before = looks(&server);
+    for _ in 0..5 {
+        for writer in &mut writers {
+            assert_eq!(writer.write().await, Outcome::Updated);
+        }
+    }
+    // One for the question, and one more if ten seconds have passed.
+    let looked = looks(&server) - before;
+    assert!((1..=3).contains(&looked), "{looked} looks");
+    assert_eq!(writers[0].database.mode(), Some(ConnectionMode::Direct));
 }
 
 #[tokio::test]
