@@ -69,6 +69,12 @@ local function is_lease(score)
   return math.floor(score * 2000000 + 0.5) % 2 == 1
 end
 
+-- The score from which on no mutation is scheduled: its score is the time at which it was made. The clock of a replica that has become
+-- the master may be somewhat behind.
+local function unexplained_from(time)
+  return string.format('(%.17g', time.now + 2)
+end
+
 -- A list of live workers (sorted set: name, time until which it counts as live): drops those whose time has passed.
 local function drop_lapsed(list, now)
   redis.call('ZREMRANGEBYSCORE', list, '-inf', string.format('%.17g', now))

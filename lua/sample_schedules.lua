@@ -10,7 +10,7 @@
 --          kept: a member whose TTL is read if it is still scheduled ('' = none)
 --
 -- Result   one group per three keys: { scheduled, quarantined, lost } when nothing is scheduled, otherwise
---          { scheduled, quarantined, lost, due, oldest, cursor, ttl, member, ahead }
+--          { scheduled, quarantined, lost, due, oldest, cursor, ttl, member, ahead, unexplained }
 --          scheduled    members in the schedule; -1 = the key can't be read
 --          quarantined  entries in quarantine; -1 = the key can't be read
 --          lost         lost balances; -1 = the key can't be read
@@ -20,11 +20,13 @@
 --          ttl          smallest remaining TTL that was read, in milliseconds; -1 = none has one
 --          member       the member it belongs to
 --          ahead        how far ahead the last member is scheduled, in milliseconds; 0 = it is due
+--          unexplained  how far ahead one of a few others is that has the score of a mutation, in milliseconds; 0 = none has
 --
 -- Atomic: all of one moment. Read-only. An empty schedule costs three commands.
 
 local time = redis_time()
 local budget = tonumber(ARGV[1])
+local LOOKS_AHEAD = 4 -- members that are not due, of which the scores are read
 local spare = MEMBER_BYTES -- bytes of members that may still be read; of each schedule at least one is
 
 -- The number that a command returns; -1 when the key is of another type.
@@ -63,13 +65,19 @@ for n = 1, #KEYS / 3 do
     local due = redis.call('ZCOUNT', schedule, '-inf', time.text)
     local furthest = due < scheduled and tonumber(redis.call('ZRANGE', schedule, -1, -1, 'WITHSCORES')[2]) or 0
     local ahead = math.max(0, math.min(furthest - time.now, 1e9))
+    local unexplained = 0
+    local first = furthest > time.now and scheduled - redis.call('ZCOUNT', schedule, unexplained_from(time), '+inf') or scheduled
+    for at = first, scheduled - 1, math.max(1, math.ceil((scheduled - first) / LOOKS_AHEAD)) do
+      local score = tonumber(redis.call('ZRANGE', schedule, at, at, 'WITHSCORES')[2])
+      if not is_lease(score) then unexplained = math.max(unexplained, math.min(score - time.now, 1e9)) end
+    end
     if kept ~= '' and budget > 0 and redis.call('ZSCORE', schedule, kept) then read_ttl(kept) end
     if page > 0 and budget > 0 and spare > 0 then
       cursor = scan_members(schedule, cursor, math.min(page, budget), read_ttl)
     else
       cursor = ''
     end
-    result[n] = { scheduled, quarantined, lost, due, math.floor(oldest * 1000), cursor, ttl, shortest, math.floor(ahead * 1000) }
+    result[n] = { scheduled, quarantined, lost, due, math.floor(oldest * 1000), cursor, ttl, shortest, math.floor(ahead * 1000), math.floor(unexplained * 1000) }
   end
 end
 return result

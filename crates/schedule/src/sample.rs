@@ -72,6 +72,9 @@ pub struct Sample {
     pub oldest_due_age: Duration,
     /// How far ahead the last member is scheduled.
     pub ahead: Duration,
+    /// How far ahead a member is scheduled that has the score of a mutation, which is never ahead unless Redis's clock has jumped
+    /// back: of a few that are looked at.
+    pub unexplained: Duration,
     /// Entries in the tenant's quarantine without losses; `None` = the key is of another type.
     pub quarantined: Option<u64>,
     /// Lost balances; `None` = the key is of another type.
@@ -142,11 +145,12 @@ fn read(part: &Value) -> Result<Sample, ScheduleError> {
     sample.scheduled = count(scheduled);
     sample.quarantined = count(quarantined);
     sample.lost = count(lost);
-    if let [due, oldest, cursor, ttl, member, ahead] = rest {
+    if let [due, oldest, cursor, ttl, member, ahead, unexplained] = rest {
         sample.due = int(OPERATION, due)?;
         sample.leased = sample.scheduled.unwrap_or_default().saturating_sub(sample.due);
         sample.oldest_due_age = Duration::from_millis(int(OPERATION, oldest)?);
         sample.ahead = Duration::from_millis(int(OPERATION, ahead)?);
+        sample.unexplained = Duration::from_millis(int(OPERATION, unexplained)?);
         sample.page = match bulk(OPERATION, cursor)? {
             b"" => PageEnd::NotRead,
             b"0" => PageEnd::Last,

@@ -566,18 +566,14 @@ impl Schedule {
         Ok(done)
     }
 
-    /// Number of members that are scheduled further ahead than any lease or delay reaches: Redis's clock has jumped back
-    /// since, and they wait until it has caught up.
+    /// Number of members that are scheduled further ahead than a lease or delay explains: further than the longest reaches, or with
+    /// the score of a mutation, which is the time at which it was made. Redis's clock has jumped back since, and they wait until it
+    /// has caught up.
     ///
     /// # Errors
     /// As Redis answers.
     pub async fn distant(&self) -> Result<u64, ScheduleError> {
-        const OPERATION: &str = "count distant members";
-        let now = seconds_of_time(OPERATION, &self.link.send(OPERATION, &redis::cmd("TIME")).await?)?;
-        let mut cmd = redis::cmd("ZCOUNT");
-        let from = now + self.options.reach().as_secs_f64();
-        cmd.arg(self.space.schedule()).arg(format!("({from:.6}")).arg("+inf");
-        int(OPERATION, &self.link.send(OPERATION, &cmd).await?)
+        self.walk_distant(false).await
     }
 
     /// Makes the members due that [`Schedule::distant`] counts. Returns how many.
@@ -585,16 +581,21 @@ impl Schedule {
     /// # Errors
     /// As Redis answers.
     pub async fn reschedule_distant(&self) -> Result<u64, ScheduleError> {
+        self.walk_distant(true).await
+    }
+
+    async fn walk_distant(&self, moves: bool) -> Result<u64, ScheduleError> {
         const PAGE: u64 = 500;
-        let mut done = 0;
+        let (mut found, mut seen) = (0, 0);
         loop {
             let mut cmd = scripts::RESCHEDULE.call(2);
             cmd.arg(self.space.schedule()).arg(self.space.quarantine());
-            cmd.arg(millis(self.options.reach())).arg(PAGE);
-            let page = ints("reschedule", &scripts::RESCHEDULE.run(&self.link, &cmd).await?, 2)?;
-            done += page[0];
-            if page[1] == 0 {
-                return Ok(done);
+            cmd.arg(millis(self.options.reach())).arg(PAGE).arg(seen).arg(u8::from(moves));
+            let page = ints("reschedule", &scripts::RESCHEDULE.run(&self.link, &cmd).await?, 3)?;
+            found += page[0];
+            seen += page[1];
+            if page[2] == 0 {
+                return Ok(found);
             }
         }
     }

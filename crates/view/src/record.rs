@@ -62,7 +62,7 @@ pub struct TenantRecord {
     /// For how long its collector has waited for a connection to write on, where that is long.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub connection_wait_ms: u64,
-    /// How far ahead a member is scheduled, where that is further than any lease or delay reaches.
+    /// How far ahead a member is scheduled, where that is further than a lease or delay explains.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub ahead_ms: u64,
     /// Smallest remaining life of a scheduled value.

@@ -241,7 +241,8 @@ fn note(status: &TenantStatus, samples: &[Sample], reach: Duration) {
     status.leased.store(sum(|sample| sample.leased), Relaxed);
     let oldest = samples.iter().map(|sample| sample.oldest_due_age).max().unwrap_or_default();
     status.oldest_due_age_ms.store(millis(oldest), Relaxed);
-    let ahead = samples.iter().map(|sample| sample.ahead).filter(|ahead| *ahead > reach).max();
+    let beyond = |sample: &Sample| if sample.ahead > reach { sample.ahead } else { sample.unexplained };
+    let ahead = samples.iter().map(beyond).max();
     status.ahead_ms.store(millis(ahead.unwrap_or_default()), Relaxed);
     // To people both are one list.
     let lost: Option<u64> = samples.iter().map(|sample| sample.lost).sum();

@@ -239,3 +239,30 @@ async fn a_postgres_server_with_another_clock_than_redis_is_named() -> Result<()
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }
+
+/// A jump that is shorter than the longest delay: what is ahead is told from leases by its score.
+#[tokio::test]
+async fn what_a_short_jump_left_ahead_is_worked_at_once_and_what_is_held_stays_held() -> Result<()> {
+    let sandbox = Sandbox::start(settable(1, 40)).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    assert_eq!(claim(&sandbox, &tenant, 5).await?, 5);
+    let held = scores(&sandbox, &tenant.keys.schedule()).await?;
+    let before = redis_seconds(&sandbox).await?;
+    sandbox.redis().shift_clock(-300_000)?;
+    ensure!(redis_seconds(&sandbox).await? < before, "the clock has not jumped");
+    let mut worker = brisk(&sandbox, "w").set("supervisor.sample_interval", "1s").start().await?;
+    eventually(SOON, "35 rows", || async {
+        let written = rows(&sandbox, &tenant).await?.values().filter(|row| row.version == 2).count();
+        ensure!(written == 35, "{written} are");
+        Ok(())
+    })
+    .await?;
+    let left = scores(&sandbox, &tenant.keys.schedule()).await?;
+    assert_eq!(left.len(), 5);
+    assert!(left.iter().all(|(member, score)| held.get(member) == Some(score)), "{left:?}");
+    assert_eq!(worker.metric("balance_sync_vanished_rescheduled_total", &[]).await?, 35.0);
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}

@@ -216,7 +216,7 @@ pub(super) fn fleet(page: &mut Page<'_>, status: &FleetStatus, snapshot: &Snapsh
         ),
         (
             "balance_sync_vanished_rescheduled_total",
-            "Balances scheduled again because Redis had lost their members, or had them further ahead than any lease reaches.",
+            "Balances scheduled again because Redis had lost their members, or had them further ahead than a lease explains.",
             &status.vanished_rescheduled,
         ),
         (

@@ -52,7 +52,7 @@ pub(crate) struct TenantResult {
     /// Behind or missing in Postgres and not scheduled: no worker would write them. With `--repair --apply` they are
     /// scheduled again.
     pub unscheduled: u64,
-    /// Scheduled further ahead than any lease or delay reaches: Redis's clock has jumped back. With `--repair --apply`
+    /// Scheduled further ahead than a lease or delay explains: Redis's clock has jumped back. With `--repair --apply`
     /// they are made due.
     pub distant: u64,
 }
@@ -166,7 +166,7 @@ fn print_table(result: &Verification) {
     let distant = result.total(|row| row.distant);
     if distant > 0 {
         println!(
-            "{distant} balances are scheduled further ahead than any lease or delay reaches: the clock of Redis has jumped \
+            "{distant} balances are scheduled further ahead than a lease or delay explains: the clock of Redis has jumped \
              back, and they wait until it has caught up; --repair --apply makes them due"
         );
     }

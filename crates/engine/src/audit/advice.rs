@@ -49,7 +49,7 @@ impl Advice {
                 "A worker writes it as soon as it can; `balance-sync why MEMBER` names what holds it up."
             }
             Self::MakeDue => {
-                "It is scheduled further ahead than any lease reaches: `balance-sync verify --repair --apply` makes it due."
+                "It is scheduled further ahead than a lease explains: `balance-sync verify --repair --apply` makes it due."
             }
             Self::ScheduleAgain => {
                 "No worker will write it: `balance-sync verify --repair --apply` schedules it again."

@@ -120,8 +120,8 @@ pub struct TenantStatus {
     /// Smallest remaining life of a scheduled value, in milliseconds, as far as lives have been looked at
     /// (`balance_sync_view::sampler`); `u64::MAX` = nothing is scheduled, no value has an end, or not known.
     pub shortest_life_ms: AtomicU64,
-    /// How far ahead of Redis's clock a member is scheduled, in milliseconds, where that is further than any lease or delay
-    /// reaches; 0 = none is.
+    /// How far ahead of Redis's clock a member is scheduled, in milliseconds, where that is further than a lease or delay
+    /// explains; 0 = none is.
     pub ahead_ms: AtomicU64,
     /// Members whose time had come when the schedule was last sampled.
     pub due: AtomicU64,

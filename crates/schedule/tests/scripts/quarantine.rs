@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use balance_sync_domain::QuarantineReason;
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
-use balance_sync_schedule::ScheduleOptions;
+use balance_sync_schedule::{ScheduleOptions, sample};
 
 use crate::{SOON, Tenant, all, ask, common::space_of, names, number, refusal, tell};
 
@@ -202,10 +202,18 @@ async fn what_a_clock_that_jumped_back_left_ahead_is_made_due_and_a_kept_copy_st
     let longest = number(&score) + ScheduleOptions::default().quarantine_put_off.as_secs_f64();
     let longest = format!("{longest:.6}5");
     tenant.schedule(&held, &longest).await;
+    // Nearer than a lease may be, with the score of a mutation.
+    let (near, _) = tenant.mutate("near", "value").await;
+    tenant.schedule(&near, &format!("{:.6}", number(&score) + 60.0)).await;
 
-    assert_eq!(schedule.distant().await.unwrap(), 2);
-    assert_eq!(schedule.reschedule_distant().await.unwrap(), 2);
+    let sample = async || sample(&tenant.link, &[&tenant.space]).await.unwrap().remove(0);
+    let seen = sample().await;
+    assert!(seen.unexplained > Duration::from_secs(3_000), "{seen:?}");
+    assert_eq!(schedule.distant().await.unwrap(), 3);
+    assert_eq!(schedule.reschedule_distant().await.unwrap(), 3);
     assert_eq!(schedule.distant().await.unwrap(), 0);
+    let seen = sample().await;
+    assert_eq!((seen.unexplained, seen.ahead > Duration::from_secs(500)), (Duration::ZERO, true), "{seen:?}");
     assert_eq!(number(&tenant.score(&newer).await.unwrap()), number(&score));
     assert_eq!(number(&tenant.score(&held).await.unwrap()), number(&longest));
     let claim = schedule.claim(10).await.unwrap();
@@ -216,6 +224,7 @@ async fn what_a_clock_that_jumped_back_left_ahead_is_made_due_and_a_kept_copy_st
     found.sort_unstable();
     let mut expected = [
         (ahead.as_str(), Some(b"value".as_slice())),
+        (near.as_str(), Some(b"value".as_slice())),
         (newer.as_str(), Some(b"value".as_slice())),
         (retried.as_str(), Some(b"kept".as_slice())),
     ];

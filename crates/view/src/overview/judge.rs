@@ -278,8 +278,8 @@ impl FleetView {
             worse(
                 Verdict::Behind,
                 format!(
-                    "Redis's clock has jumped back: balances of {} are scheduled up to {furthest:.0} s ahead, further than any lease \
-                     reaches, until they are made due: {}.",
+                    "Redis's clock has jumped back: balances of {} are scheduled up to {furthest:.0} s ahead, further than a \
+                     lease explains, until they are made due: {}.",
                     tenants(&ahead),
                     names(&ahead)
                 ),

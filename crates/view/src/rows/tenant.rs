@@ -160,7 +160,7 @@ pub struct TenantRow {
     pub exposure_p99_seconds: Option<f64>,
     /// For how long a worker has waited for a connection to write it on, where that is long.
     pub connection_wait_seconds: Option<f64>,
-    /// How far ahead a balance is scheduled, where that is further than any lease or delay reaches: Redis's clock has jumped
+    /// How far ahead a balance is scheduled, where that is further than a lease or delay explains: Redis's clock has jumped
     /// back.
     pub ahead_seconds: Option<f64>,
     /// Smallest remaining life of a scheduled value in Redis.

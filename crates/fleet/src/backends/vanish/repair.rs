@@ -322,7 +322,7 @@ impl Vanish {
         Ok(())
     }
 
-    /// Makes members due that are scheduled further ahead than any lease or delay reaches: Redis's clock has jumped back.
+    /// Makes members due that are scheduled further ahead than a lease or delay explains: Redis's clock has jumped back.
     async fn work_off_distant(&self, progress: &Progress) {
         let mut distant: Vec<Arc<TenantStatus>> = Vec::new();
         self.fleet.each(|status| {
@@ -347,7 +347,7 @@ impl Vanish {
                 self.fleet.vanished_rescheduled.fetch_add(made_due, Relaxed);
                 tracing::warn!(
                     tenant_id = %status.tenant(), members = made_due,
-                    "members were scheduled further ahead than any lease or delay reaches, redis's clock has jumped back: made due"
+                    "members were scheduled further ahead than a lease or delay explains, redis's clock has jumped back: made due"
                 );
             }
         }
