@@ -80,6 +80,8 @@ impl Provider for Layer {
 /// All layers merged, with the origin of every value.
 pub(super) struct Layers {
     figment: Figment,
+    /// What the layers give together. Each question to `figment` would copy all of it, and a list may hold thousands of tenants.
+    merged: Option<Value>,
     origins: HashMap<String, Origin>,
     defaults: Value,
     gcp_iam: bool,
@@ -96,6 +98,7 @@ impl Layers {
         let defaults = parse(manual::DEFAULTS, &Origin::Default, problems);
         let mut layers = Layers {
             figment: Figment::new(),
+            merged: None,
             origins: HashMap::new(),
             defaults: defaults.clone().into(),
             gcp_iam: ledger_env::wants_gcp_iam(environment),
@@ -119,6 +122,7 @@ impl Layers {
                 Err(problem) => problems.push(problem),
             }
         }
+        layers.merged = layers.figment.find_value("").ok();
         layers
     }
 
@@ -135,7 +139,8 @@ impl Layers {
     /// Where the value of a key comes from; a list counts as one value.
     pub(super) fn origin(&self, key: &str) -> Origin {
         let key = key.split_once('[').map_or(key, |(list, _)| list);
-        let metadata = self.figment.find_metadata(key);
+        let value = self.merged.as_ref().and_then(|merged| find(merged, key.split('.')));
+        let metadata = value.and_then(|value| self.figment.get_metadata(value.tag()));
         metadata.and_then(|found| self.origins.get(found.name.as_ref())).cloned().unwrap_or(Origin::Default)
     }
 
@@ -178,7 +183,7 @@ impl Layers {
     /// The merged values as structs, with every value of the wrong type and every unknown key in `problems`. None only
     /// when they can't be read at all.
     pub(super) fn extract(&self, problems: &mut Vec<Problem>) -> Option<Raw> {
-        let mut merged = self.figment.find_value("").ok()?;
+        let mut merged = self.merged.clone()?;
         for _ in 0..MAX_MENDED {
             let error = match Raw::deserialize(&merged) {
                 Ok(raw) => return Some(raw),
