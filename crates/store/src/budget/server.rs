@@ -27,6 +27,10 @@ pub(super) const WAITED_FOR_INTERVAL: Duration = Duration::from_millis(20);
 /// a disk or a replica leaves room for the others, and an operation that waits for its turn gathers meanwhile.
 const AT_WORK: usize = 16;
 
+/// Logins to one server at once. One costs it some ten milliseconds of a core: many at once would all be there at the end, and none
+/// before, while batches wait.
+const LOGINS: usize = 8;
+
 /// A statement that takes longer gives its turn up: it waits for a lock or an answer, which is no work, and a few tenants with
 /// locked tables must not hold up all others of their server. A batch takes some ten milliseconds.
 pub(crate) const LONGEST_TURN: Duration = Duration::from_millis(200);
@@ -40,6 +44,8 @@ pub(crate) struct Server {
     waiting: AtomicUsize,
     /// Whether nothing stands between here and the server.
     pub(crate) is_direct: Found<bool>,
+    /// Logins that may be made at once.
+    pub(crate) logins: Semaphore,
     /// Where its name leads.
     pub(crate) names: Names,
     /// What was found on its newest connections.
@@ -135,6 +141,7 @@ impl Server {
             turns: Arc::new(Semaphore::new(AT_WORK)),
             waiting: AtomicUsize::new(0),
             is_direct: Found::nothing(),
+            logins: Semaphore::new(LOGINS),
             names: Names::default(),
             known: Known::default(),
             queued: Arc::default(),
