@@ -10,7 +10,7 @@
 --          kept: a member whose TTL is read if it is still scheduled ('' = none)
 --
 -- Result   one group per three keys: { scheduled, quarantined, lost } when nothing is scheduled, otherwise
---          { scheduled, quarantined, lost, due, oldest, cursor, ttl, member, ahead, unexplained }
+--          { scheduled, quarantined, lost, due, oldest, cursor, ttl, member, ahead, unexplained, gone, further }
 --          scheduled    members in the schedule; -1 = the key can't be read
 --          quarantined  entries in quarantine; -1 = the key can't be read
 --          lost         lost balances; -1 = the key can't be read
@@ -21,6 +21,8 @@
 --          member       the member it belongs to
 --          ahead        how far ahead the last member is scheduled, in milliseconds; 0 = it is due
 --          unexplained  how far ahead one of a few others is that has the score of a mutation, in milliseconds; 0 = none has
+--          gone         members of the head, and `kept`, whose values do not exist
+--          further      members of the page whose values do not exist
 --
 -- Atomic: all of one moment. Read-only. An empty schedule costs three commands.
 
@@ -46,20 +48,27 @@ for n = 1, #KEYS / 3 do
     local prefix, head, page = ARGV[arg], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
     local cursor, kept = ARGV[arg + 3], ARGV[arg + 4]
     local ttl, shortest = -1, ''
+    local gone, further, counted = 0, 0, {}
 
+    -- Whether the value does not exist.
     local function read_ttl(member)
       budget, spare = budget - 1, spare - #member
       -- No ledger writes a value under a longer key.
       if #member > LONGEST_MEMBER or not is_own(member, prefix) then return end
       local left = count('PTTL', member)
       if left >= 0 and (ttl < 0 or left < ttl) then ttl, shortest = left, member end
+      return left == -2
+    end
+
+    local function read_first(member)
+      if read_ttl(member) and not counted[member] then gone, counted[member] = gone + 1, true end
     end
 
     local asked = math.min(head, budget)
     local since
     read_members(schedule, 0, math.max(1, asked), math.max(1, spare), function(member, score)
       since = since or tonumber(score)
-      if asked > 0 then read_ttl(member) end
+      if asked > 0 then read_first(member) end
     end)
     local oldest = math.max(0, time.now - math.max(0, since))
     local due = redis.call('ZCOUNT', schedule, '-inf', time.text)
@@ -71,13 +80,17 @@ for n = 1, #KEYS / 3 do
       local score = tonumber(redis.call('ZRANGE', schedule, at, at, 'WITHSCORES')[2])
       if not is_lease(score) then unexplained = math.max(unexplained, math.min(score - time.now, 1e9)) end
     end
-    if kept ~= '' and budget > 0 and redis.call('ZSCORE', schedule, kept) then read_ttl(kept) end
+    if kept ~= '' and budget > 0 and redis.call('ZSCORE', schedule, kept) then read_first(kept) end
     if page > 0 and budget > 0 and spare > 0 then
-      cursor = scan_members(schedule, cursor, math.min(page, budget), read_ttl)
+      cursor = scan_members(schedule, cursor, math.min(page, budget), function(member)
+        if read_ttl(member) then further = further + 1 end
+      end)
     else
       cursor = ''
     end
-    result[n] = { scheduled, quarantined, lost, due, math.floor(oldest * 1000), cursor, ttl, shortest, math.floor(ahead * 1000), math.floor(unexplained * 1000) }
+    local counts = { scheduled, quarantined, lost, due, math.floor(oldest * 1000), cursor, ttl, shortest, math.floor(ahead * 1000) }
+    counts[10], counts[11], counts[12] = math.floor(unexplained * 1000), gone, further
+    result[n] = counts
   end
 end
 return result

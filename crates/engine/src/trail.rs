@@ -116,7 +116,22 @@ impl<K: Hash + Eq> TrailWatch<K> {
         }
     }
 
-    /// A member is decided.
+    /// How many members wait for their operations at this moment, and for how long that holds without another look at them; `None` =
+    /// none does. One that has not been looked at again within the grace doesn't wait any more: others have settled or removed it.
+    #[must_use]
+    pub fn waiting(&self, now: Instant) -> Option<(u64, Duration)> {
+        let left = |looks: &Looks| self.grace.checked_sub(now.saturating_duration_since(looks.last));
+        let left = self.looks.values().filter_map(left).filter(|left| !left.is_zero());
+        left.map(|left| (1, left)).reduce(|(count, longest), (one, left)| (count + one, left.max(longest)))
+    }
+
+    /// Whether nothing is remembered of any member.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.looks.is_empty()
+    }
+
+    /// A member is decided, or has a value.
     pub fn forget<Q>(&mut self, member: &Q)
     where
         K: Borrow<Q>,
@@ -232,6 +247,24 @@ mod tests {
         let due = looked(&mut trail, 75.5, begun + secs(61), begun + secs(121));
         trail.answered("one", begun + secs(121));
         assert!(trail.is_complete(&1, due, begun + secs(121)));
+    }
+
+    #[test]
+    fn a_member_waits_from_its_first_look_until_it_is_decided_or_others_have_settled_it() {
+        let (mut trail, begun) = (TrailWatch::new(GRACE), Instant::now());
+        assert_eq!(trail.waiting(begun), None);
+        trail.put_off(1, 5.5, 15.5, begun);
+        trail.put_off(2, 5.5, 15.5, begun);
+        trail.put_off(1, 15.5, 30.5, begun + secs(15));
+        assert_eq!(trail.waiting(begun + secs(15)), Some((2, GRACE)));
+        assert_eq!(
+            trail.waiting(begun + secs(60)),
+            Some((1, secs(15))),
+            "nobody looked at the other one again"
+        );
+        trail.forget(&1);
+        assert_eq!(trail.waiting(begun + secs(15)), Some((1, secs(45))));
+        assert_eq!(trail.waiting(begun + secs(75)), None);
     }
 
     #[test]

@@ -81,6 +81,10 @@ pub struct Sample {
     pub lost: Option<u64>,
     /// The smallest remaining TTL that was read, and its member. `None` = no value that was read has a TTL.
     pub shortest: Option<(Duration, Vec<u8>)>,
+    /// Members of the head, and the one read again, whose values do not exist.
+    pub gone: u64,
+    /// Members of the page whose values do not exist; those of the head may be among them.
+    pub gone_in_page: u64,
     /// Where the page ended.
     pub page: PageEnd,
 }
@@ -145,12 +149,14 @@ fn read(part: &Value) -> Result<Sample, ScheduleError> {
     sample.scheduled = count(scheduled);
     sample.quarantined = count(quarantined);
     sample.lost = count(lost);
-    if let [due, oldest, cursor, ttl, member, ahead, unexplained] = rest {
+    if let [due, oldest, cursor, ttl, member, ahead, unexplained, gone, further] = rest {
         sample.due = int(OPERATION, due)?;
         sample.leased = sample.scheduled.unwrap_or_default().saturating_sub(sample.due);
         sample.oldest_due_age = Duration::from_millis(int(OPERATION, oldest)?);
         sample.ahead = Duration::from_millis(int(OPERATION, ahead)?);
         sample.unexplained = Duration::from_millis(int(OPERATION, unexplained)?);
+        sample.gone = int(OPERATION, gone)?;
+        sample.gone_in_page = int(OPERATION, further)?;
         sample.page = match bulk(OPERATION, cursor)? {
             b"" => PageEnd::NotRead,
             b"0" => PageEnd::Last,

@@ -55,5 +55,5 @@ pub use session::Session;
 pub use spec::{DatabaseSpec, PoolKey};
 pub use trail::{Fate, LOOK_LIMIT, LastKnown, NO_ROW, Named};
 pub use update::CHUNK_ROWS;
-pub use verify::StoredRow;
+pub use verify::{StoredRow, StoredVersion};
 pub use writable::Fates;

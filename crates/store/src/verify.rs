@@ -8,7 +8,7 @@ use crate::identifier::Table;
 use crate::row::Row;
 use crate::session::{Answer, Operation, Session};
 use crate::sql::{Sql, Unwritable};
-use crate::update::{CHUNK_ROWS, NOT_DELETED, SAME_ROW, amounts, identities, place};
+use crate::update::{CHUNK_ROWS, SAME_ROW, amounts, identities, place};
 
 /// A row as it stands in Postgres.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Session {
         for chunk in rows.chunks(CHUNK_ROWS) {
             if table.amounts_are_hidden() {
                 let versions = self.run(&Versions { table, rows: chunk }).await?;
-                stored.extend(versions.into_iter().map(|version| version.map(StoredRow::of_version)));
+                stored.extend(versions.into_iter().map(|row| row.map(StoredRow::of_version)));
             } else {
                 stored.append(&mut self.run(&Compare { table, rows: chunk }).await?);
             }
@@ -74,26 +74,47 @@ impl Session {
 }
 
 impl StoredRow {
-    fn of_version(version: i64) -> Self {
+    fn of_version(row: StoredVersion) -> Self {
         Self {
-            version,
+            version: row.version,
             available: String::new(),
             on_hold: String::new(),
             overdraft_used: String::new(),
             same_amounts: true,
-            deleted: false,
+            deleted: row.deleted,
             readable: false,
         }
     }
 }
 
+/// The version of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredVersion {
+    /// Its version; −1 if it has none.
+    pub version: i64,
+    /// Whether it is deleted: nothing is written to it any more.
+    pub deleted: bool,
+}
+
+impl StoredVersion {
+    /// Its version, unless it is deleted.
+    #[must_use]
+    pub fn undeleted(self) -> Option<i64> {
+        (!self.deleted).then_some(self.version)
+    }
+}
+
 impl Database {
-    /// The stored versions of these balances, in their order; −1 where a row has none, and `None` where there is no row under that
-    /// organization and ledger, or it is deleted. The amounts are neither sent nor read.
+    /// The stored versions of these balances, in their order; `None` where there is no row under that organization and ledger. The
+    /// amounts are neither sent nor read.
     ///
     /// # Errors
     /// By class, as for [`Database::update`].
-    pub async fn versions(&self, table: &Table, rows: &[Row<'_>]) -> Result<Vec<Option<i64>>, StoreError> {
+    pub async fn versions(
+        &self,
+        table: &Table,
+        rows: &[Row<'_>],
+    ) -> Result<Vec<Option<StoredVersion>>, StoreError> {
         let mut stored = Vec::with_capacity(rows.len());
         if rows.is_empty() {
             return Ok(stored);
@@ -113,13 +134,15 @@ struct Versions<'s> {
 }
 
 impl Operation for Versions<'_> {
-    type Output = Vec<Option<i64>>;
+    type Output = Vec<Option<StoredVersion>>;
 
     fn write(&self, sql: &mut Sql<'_>) -> Result<(), Unwritable> {
-        sql.push("SELECT v.n, coalesce(b.version, -1)::pg_catalog.int8 FROM unnest(");
+        sql.push(
+            "SELECT v.n, coalesce(b.version, -1)::pg_catalog.int8, b.deleted_at IS NOT NULL FROM unnest(",
+        );
         identities(sql, self.rows);
         sql.push(") WITH ORDINALITY AS v(id, organization_id, ledger_id, n) JOIN ");
-        sql.balances(self.table)?.push(" AS b ON ").push(SAME_ROW).push(" AND ").push(NOT_DELETED);
+        sql.balances(self.table)?.push(" AS b ON ").push(SAME_ROW);
         sql.push(" WHERE ").guard();
         Ok(())
     }
@@ -127,7 +150,11 @@ impl Operation for Versions<'_> {
     fn read(&self, answer: Answer) -> Result<Self::Output, sqlx::Error> {
         let mut stored = vec![None; self.rows.len()];
         for row in answer.rows {
-            place(&mut stored, row.try_get(0)?, row.try_get(1)?);
+            place(
+                &mut stored,
+                row.try_get(0)?,
+                StoredVersion { version: row.try_get(1)?, deleted: row.try_get(2)? },
+            );
         }
         Ok(stored)
     }

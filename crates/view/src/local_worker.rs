@@ -174,6 +174,7 @@ impl LocalWorker {
         let (quarantine_entries, losses) =
             entries.unwrap_or_else(|| (last.quarantine_entries.load(Relaxed), last.losses.load(Relaxed)));
         let batches: Vec<u64> = status.batches.iter().map(|count| count.load(Relaxed)).collect();
+        let values_gone = status.values_gone.now();
         TenantRecord {
             state: info.state.into(),
             reason: info.reason.map(Into::into),
@@ -195,6 +196,8 @@ impl LocalWorker {
             quarantine_entries,
             losses,
             vanished: status.vanished().map(Into::into),
+            values_gone: values_gone.map_or(0, |gone| gone.count),
+            values_gone_since: values_gone.map(|gone| (gone.since * 1e3).round() / 1e3),
             queues: status.queues(),
             shadow: status.shadow(),
             neighbour: NeighbourRecord::of(&self.fleet, status),

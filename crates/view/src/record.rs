@@ -77,6 +77,12 @@ pub struct TenantRecord {
     /// What is open because Redis has lost data of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vanished: Option<VanishedRecord>,
+    /// Values of scheduled balances that are gone from Redis, of which nothing is decided yet.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub values_gone: u64,
+    /// Since when there are any, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub values_gone_since: Option<f64>,
     /// The ledger's own queues: those that hold something, or can't be read. `None` = this worker doesn't look at them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<Vec<QueueReport>>,

@@ -20,7 +20,7 @@ use std::{
 use balance_sync_domain::KeySpace;
 use balance_sync_fleet::{
     clock::wall_clock_ms,
-    status::{FleetStatus, TenantStatus},
+    status::{FleetStatus, TenantState, TenantStatus},
     tasks::Progress,
 };
 use balance_sync_schedule::{
@@ -48,6 +48,48 @@ struct Round {
     from: Option<Vec<u8>>,
     /// The member with the shortest life that was found.
     shortest: Option<Vec<u8>>,
+    gone: Gone,
+}
+
+/// Members whose values are gone, as far as they were looked at.
+#[derive(Debug, Default)]
+struct Gone {
+    /// Among those with the oldest scores.
+    head: u64,
+    /// In this round so far.
+    so_far: u64,
+    /// In the last round.
+    last_round: u64,
+    /// In the look that is going on.
+    look: u64,
+    /// In the look before.
+    before: u64,
+}
+
+impl Gone {
+    /// Takes in a part of a look.
+    fn go_on(&mut self, sample: &Sample, with_head: bool) {
+        if with_head {
+            self.head = sample.gone;
+        }
+        self.look += sample.gone_in_page;
+        self.so_far += sample.gone_in_page;
+        if sample.page == PageEnd::Last {
+            self.last_round = std::mem::take(&mut self.so_far);
+        }
+    }
+
+    /// Ends a look; how many are gone. What is claimed is decided soon after, and what was only just found may have been settled
+    /// meanwhile: two looks in succession must show it. Where nothing is claimed, one is enough, and counts until the next round.
+    fn end(&mut self, claims: bool) -> u64 {
+        let look = self.head.max(std::mem::take(&mut self.look));
+        let before = std::mem::replace(&mut self.before, look);
+        if claims {
+            (self.so_far, self.last_round) = (0, 0);
+            return look.min(before);
+        }
+        look.max(self.so_far).max(self.last_round)
+    }
 }
 
 /// How often it is looked, between two passes, whether there are more tenants than before.
@@ -177,12 +219,14 @@ impl Sampler {
         let mut samples = ask(&looks).await?.into_iter();
         let mut keys = keys.into_iter();
         for (status, spaces) in group.iter().zip(&spaces) {
+            let claims = claims(status);
+            let mut gone = 0;
             let mut found: Vec<Sample> = samples.by_ref().take(spaces.len()).collect();
             for (at, space) in spaces.iter().enumerate() {
                 let Some(key) = keys.next() else { break };
                 // The head need not be looked at again: its shortest life is carried on like any other.
                 let mut left = part.saturating_sub(head + page);
-                self.go_on(&key, found.get(at));
+                self.go_on(&key, found.get(at), true);
                 while left.min(self.spare) > 0
                     && let Some(round) = self.rounds.get(&key)
                     && round.from.is_some()
@@ -198,18 +242,23 @@ impl Sampler {
                         again: round.shortest.as_deref(),
                     };
                     for sample in ask(&[look]).await? {
-                        self.go_on(&key, Some(&sample));
+                        self.go_on(&key, Some(&sample), false);
                         found[at] = sample;
                     }
                 }
+                gone += self.rounds.get_mut(&key).map_or(0, |round| round.gone.end(claims));
             }
+            // What another worker than this fleet's claims is not this fleet's to report.
+            let is_ours =
+                !status.withheld.load(Relaxed) && status.collector_state().state != TenantState::Shadow;
+            status.values_gone.show_sampled(if is_ours { gone } else { 0 });
             note(status, &found, self.reach);
         }
         Ok(())
     }
 
     /// Where the next look at a schedule goes on.
-    fn go_on(&mut self, key: &(Tenant, usize), sample: Option<&Sample>) {
+    fn go_on(&mut self, key: &(Tenant, usize), sample: Option<&Sample>, with_head: bool) {
         let Some(sample) = sample.filter(|sample| sample.scheduled.is_some_and(|scheduled| scheduled > 0))
         else {
             self.rounds.remove(key);
@@ -224,8 +273,15 @@ impl Sampler {
             PageEnd::Last => round.from = None,
             PageEnd::NotRead => {}
         }
+        round.gone.go_on(sample, with_head);
         round.shortest = sample.shortest.as_ref().map(|(_, member)| member.clone());
     }
+}
+
+/// Whether a worker claims what is due of a tenant, as far as this one knows.
+fn claims(status: &TenantStatus) -> bool {
+    !status.paused.load(Relaxed)
+        && !matches!(status.collector_state().state, TenantState::Paused | TenantState::Degraded)
 }
 
 /// Takes over what was found in a tenant's schedules.
@@ -307,10 +363,7 @@ mod tests {
 
     use super::*;
 
-    use balance_sync_fleet::{
-        status::{CALM_FOR, TenantState},
-        tasks::TaskName,
-    };
+    use balance_sync_fleet::{status::CALM_FOR, tasks::TaskName};
 
     const INTERVAL: Duration = Duration::from_secs(5);
 
@@ -536,6 +589,29 @@ mod tests {
             assert_eq!(status.shortest_life_ms.load(Relaxed), u64::MAX);
         })
         .await;
+    }
+
+    #[test]
+    fn a_value_that_is_gone_counts_at_once_where_nothing_is_claimed_and_after_two_looks_elsewhere() {
+        let look = |gone, gone_in_page, page| Sample { gone, gone_in_page, page, ..Sample::default() };
+        let mut gone = Gone::default();
+        let mut end = |samples: &[Sample], claims| {
+            samples.iter().enumerate().for_each(|(n, sample)| gone.go_on(sample, n == 0));
+            gone.end(claims)
+        };
+        let next = || PageEnd::Next(vec![1]);
+        assert_eq!(end(&[look(1, 1, PageEnd::Last)], true), 0, "it may be settled by now");
+        assert_eq!(end(&[look(2, 1, PageEnd::Last)], true), 1);
+        assert_eq!(end(&[look(0, 0, PageEnd::Last)], true), 0);
+        // Nothing is claimed: what one part of a round has shown counts until the next round.
+        assert_eq!(end(&[look(1, 0, next()), look(0, 3, next())], false), 3);
+        assert_eq!(end(&[look(1, 0, next())], false), 3);
+        assert_eq!(end(&[look(1, 1, PageEnd::Last)], false), 4);
+        assert_eq!(end(&[look(0, 0, next())], false), 4);
+        assert_eq!(end(&[look(0, 0, PageEnd::Last)], false), 0);
+        assert_eq!(end(&[look(0, 5, next())], false), 5);
+        assert_eq!(end(&[look(0, 0, next())], true), 0, "claimed again");
+        assert_eq!(end(&[look(0, 0, next())], false), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use balance_sync_sandbox::{Fault, Proxy, Sandbox, eventually};
+use balance_sync_sandbox::{Fault, Proxy, Sandbox, balance_table, eventually};
 use balance_sync_tests::ledger::{all_settled, claimed, comes_in_step, redis_time};
 use balance_sync_tests::{SOON, Worker, WorkerBuilder};
 
+use crate::poison::quarantine;
 use crate::postgres::rows_from;
-use crate::report;
+use crate::{brisk, report};
 
 const BALANCES: usize = 20;
 const TTL: Duration = Duration::from_secs(7_200);
@@ -100,6 +101,76 @@ async fn what_is_held_or_postponed_at_a_failover_is_made_due_again() -> Result<(
         "all of them due at once, and written",
     );
     assert_eq!(holder.stop().await?.code, Some(0));
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// Rows that a standby never had: created after its last copy, or restored from a backup without them. A row that is deleted is no loss,
+/// although Redis still holds its value.
+#[tokio::test]
+async fn balances_whose_rows_a_failover_lost_altogether_are_listed() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, BALANCES).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let table = balance_table(tenant.schema.as_deref());
+    let id = |at: usize| tenant.balances[at].id;
+    let mut producer = sandbox.producer();
+    let mut worker = brisk(&sandbox, "w").start().await?;
+    producer.mutate_each(TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    all_settled(&sandbox).await?;
+
+    let (lost, closed) = ([0, 1], 2);
+    let execute = async |sql: String| sandbox.postgres().execute(&tenant.database, &sql).await;
+    let ids = format!("'{}', '{}'", id(lost[0]), id(lost[1]));
+    execute(format!("CREATE TABLE kept AS SELECT * FROM {table} WHERE id IN ({ids})")).await?;
+    execute(format!("DELETE FROM {table} WHERE id IN ({ids})")).await?;
+    execute(format!("UPDATE {table} SET deleted_at = now() WHERE id = '{}'", id(closed))).await?;
+    sandbox.postgres().copy_to_replica().await?;
+    execute(format!("INSERT INTO {table} SELECT * FROM kept")).await?;
+    let rest: Vec<usize> = (0..BALANCES).filter(|at| *at != closed).collect();
+    producer.mutate(0, &rest, TTL).await?;
+    let version = producer.tenants()[0].versions[0];
+    eventually(SOON, "the rows", || async {
+        let written = rows_from(&sandbox, &tenant, version).await?;
+        ensure!(written == rest.len(), "{written}");
+        Ok(())
+    })
+    .await?;
+    all_settled(&sandbox).await?;
+    assert_eq!(quarantine(&sandbox, &["list"]).await?.0, Some(0), "nothing is missing yet");
+
+    sandbox.postgres().fail_over().await?;
+    let mut expected: Vec<String> = lost.iter().map(|&at| tenant.keys.member(&tenant.balances[at])).collect();
+    expected.sort();
+    eventually(SOON, "the balances without a row in quarantine", || async {
+        let entries = quarantine(&sandbox, &["list", "--reason", "missing_row"]).await?.1;
+        let entries = entries.as_array().into_iter().flatten();
+        let mut members: Vec<&str> = entries.filter_map(|entry| entry["member"].as_str()).collect();
+        members.sort_unstable();
+        ensure!(members == expected, "{members:?}");
+        Ok(())
+    })
+    .await?;
+    eventually(SOON, "all other rows", || async {
+        let written = rows_from(&sandbox, &tenant, version).await?;
+        ensure!(written == rest.len() - lost.len(), "{written}");
+        Ok(())
+    })
+    .await?;
+    eventually(SOON, "an end of the comparison, with the verdict attention", || async {
+        let overview: serde_json::Value = serde_json::from_str(&worker.get("/api/v1/overview").await?.1)?;
+        let reasons = overview["reasons"].to_string();
+        ensure!(overview["verdict"] == "attention", "{reasons}");
+        ensure!(reasons.contains("2 balances are in quarantine"), "{reasons}");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(
+        quarantine(&sandbox, &["list"]).await?.1.as_array().map(Vec::len),
+        Some(lost.len()),
+        "the deleted one is none of them"
+    );
+    report("a failover that loses the rows of 2 balances altogether", "both in quarantine as missing_row");
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

@@ -223,6 +223,129 @@ async fn an_operation_that_comes_late_is_waited_for() -> Result<()> {
     Ok(())
 }
 
+/// How many values of a tenant's scheduled balances are shown as gone.
+async fn shown_as_gone(worker: &Worker, tenant: &SandboxTenant) -> Result<u64> {
+    let shown: Value = serde_json::from_str(&worker.get(&format!("/api/v1/tenants/{}", tenant.id)).await?.1)?;
+    let (count, since) = (&shown["values_gone"], &shown["values_gone_since"]);
+    let count = count.as_u64().with_context(|| format!("a count: {shown}"))?;
+    ensure!(since.is_string() == (count > 0), "{shown}");
+    Ok(count)
+}
+
+/// Until the operation of what was lost is there, an equal version proves nothing: neither a loss nor that all is well.
+#[tokio::test]
+async fn values_that_are_gone_at_the_claim_are_shown_until_it_is_decided() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 10).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let mut worker = brisk(&sandbox, "w").set("quarantine.trail_grace", "16s").start().await?;
+    sandbox.producer().mutate_each(DEFAULT_TTL).await?;
+    nothing_scheduled(&sandbox, &tenant).await?;
+    operations(&sandbox, &tenant, &[(3, 2), (4, 2), (5, 2)]).await?;
+    verdict(&sandbox, "healthy").await?;
+
+    let begun = Instant::now();
+    let members = [3, 4].map(|at| tenant.keys.member(&tenant.balances[at]));
+    let mut redis = sandbox.redis().connect().await?;
+    let now = balance_sync_tests::ledger::redis_time(&mut redis).await?;
+    for member in &members {
+        let mut mutation = redis::pipe();
+        mutation.atomic().del(member).zadd(tenant.keys.schedule(), member, format!("{now:.6}"));
+        mutation.query_async::<()>(&mut redis).await?;
+    }
+    let said = verdict(&sandbox, "attention").await?;
+    let took = begun.elapsed();
+    assert!(said.stdout.contains("2 values of scheduled balances are gone from Redis, since"), "{said:?}");
+    assert_eq!((said.code, shown_as_gone(&worker, &tenant).await?), (Some(1), 2));
+
+    // The operation of one comes; of the other there is none.
+    operations(&sandbox, &tenant, &[(3, 3)]).await?;
+    listed(&sandbox, &tenant, &members[0]).await?;
+    let said = verdict(&sandbox, "degraded").await?;
+    assert!(said.stdout.contains("1 balances have lost mutations"), "{said:?}");
+    nothing_scheduled(&sandbox, &tenant).await?;
+    eventually(SOON, "an end of what was shown", || async {
+        let gone = shown_as_gone(&worker, &tenant).await?;
+        ensure!(gone == 0, "{gone} gone");
+        Ok(())
+    })
+    .await?;
+    assert_eq!(quarantine(&sandbox, &["drop", &members[0]]).await?.0, Some(0));
+    verdict(&sandbox, "healthy").await?;
+
+    // The ledger writes a value again before it is decided.
+    let member = tenant.keys.member(&tenant.balances[5]);
+    vanished(&sandbox, &tenant, 5).await?;
+    verdict(&sandbox, "attention").await?;
+    let later = tenant.balances[5].json(3);
+    put_raw(&mut redis, &tenant.keys.schedule(), member.as_bytes(), later.as_bytes(), Some(DEFAULT_TTL))
+        .await?;
+    verdict(&sandbox, "healthy").await?;
+    assert_eq!(row(&sandbox, &tenant, 5).await?.version, 3);
+    report("two values deleted right after their mutations", &format!("in the verdict {took:.1?} later"));
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// Nothing is claimed of it, so only the schedule shows it.
+#[tokio::test]
+async fn values_of_a_paused_tenant_that_are_gone_are_shown() -> Result<()> {
+    const BALANCES: usize = 40;
+    let sandbox = balance_sync_tests::sandbox(1, BALANCES).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();
+    let mut worker = brisk(&sandbox, "w").set("quarantine.trail_grace", "3s").start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    nothing_scheduled(&sandbox, &tenant).await?;
+    let paused = run(&["tenants", "pause", &tenant.id, "--config", &config, "--note", "a test"], &[]).await?;
+    assert_eq!(paused.code, Some(0), "{paused:?}");
+    eventually(SOON, "the pause", || async {
+        let shown = worker.get(&format!("/api/v1/tenants/{}", tenant.id)).await?.1;
+        ensure!(serde_json::from_str::<Value>(&shown)?["state"] == "paused", "{shown}");
+        Ok(())
+    })
+    .await?;
+    producer.mutate_each(DEFAULT_TTL).await?;
+    assert_eq!(scores(&sandbox, &tenant.keys.schedule()).await?.len(), BALANCES);
+    let said = verdict(&sandbox, "healthy").await?;
+    assert!(said.stdout.contains("paused by hand"), "{said:?}");
+
+    // Some that were scheduled first and some last, and one of those is restored.
+    let begun = Instant::now();
+    let members = [0, 1, BALANCES - 2, BALANCES - 1].map(|at| tenant.keys.member(&tenant.balances[at]));
+    let mut redis = sandbox.redis().connect().await?;
+    redis.del::<_, ()>(&members[..]).await?;
+    let said = verdict(&sandbox, "attention").await?;
+    let took = begun.elapsed();
+    assert!(said.stdout.contains("4 values of scheduled balances are gone from Redis, since"), "{said:?}");
+    assert!(said.stdout.contains("tenants resume"), "{said:?}");
+    let back = tenant.balances[BALANCES - 1].json(3);
+    redis.set_ex::<_, _, ()>(&members[3], back, 3_600).await?;
+    eventually(SOON, "one less", || async {
+        let gone = shown_as_gone(&worker, &tenant).await?;
+        ensure!(gone == 3, "{gone} gone");
+        Ok(())
+    })
+    .await?;
+
+    operations(&sandbox, &tenant, &[(0, 3), (1, 3), (BALANCES - 2, 3)]).await?;
+    let resumed = run(&["tenants", "resume", &tenant.id, "--config", &config], &[]).await?;
+    assert_eq!(resumed.code, Some(0), "{resumed:?}");
+    for member in &members[..3] {
+        listed(&sandbox, &tenant, member).await?;
+    }
+    nothing_scheduled(&sandbox, &tenant).await?;
+    eventually(SOON, "an end of what was shown", || async {
+        let gone = shown_as_gone(&worker, &tenant).await?;
+        ensure!(gone == 0, "{gone} gone");
+        Ok(())
+    })
+    .await?;
+    report("four values of a paused tenant deleted", &format!("in the verdict {took:.1?} later"));
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
 /// A standby answers all questions, and the operation of what is lost waits in the ledger until it is promoted.
 #[tokio::test]
 async fn on_a_standby_nothing_is_decided_by_an_equal_version() -> Result<()> {

@@ -211,7 +211,7 @@ pub(super) fn fleet(page: &mut Page<'_>, status: &FleetStatus, snapshot: &Snapsh
         ),
         (
             "balance_sync_failover_behind_total",
-            "Balances that were behind on a new Postgres server although the former one had acknowledged them; scheduled again.",
+            "Balances that were behind on a new Postgres server although the former one had acknowledged them, or had no row there; scheduled again.",
             &status.failover_behind,
         ),
         (

@@ -334,6 +334,10 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
         say("means", advice.means.to_owned());
         say("to do", advice.help.to_owned());
     }
+    if let Some(since) = &row.values_gone_since {
+        let values = count(row.values_gone);
+        say("values gone", format!("{values} of scheduled balances, since {since}; not decided yet"));
+    }
     if let Some(open) = &row.vanished {
         let rows_ahead = match open.rows_ahead {
             0 => String::new(),

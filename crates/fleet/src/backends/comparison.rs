@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use actix::Addr;
 use balance_sync_domain::{BalanceRef, BalanceValue, KeySpace};
 use balance_sync_schedule::{BalanceKeys, Link, ScheduleError, ScheduleOptions, Schedules, read_values};
-use balance_sync_store::Row;
+use balance_sync_store::{Row, StoredVersion};
 use balance_sync_tenants::{KeyForm, Tenant};
 use balance_sync_trace::Span;
 use tracing::Instrument as _;
@@ -62,7 +62,7 @@ pub(in crate::backends) struct Compared {
     pub(in crate::backends) behind: u64,
     /// Of these, those that were not scheduled.
     pub(in crate::backends) rescheduled: u64,
-    /// They have no row, or a deleted one.
+    /// They have no row. A deleted row is one.
     pub(in crate::backends) without_row: u64,
     /// Their rows are newer than any value of them in Redis.
     pub(in crate::backends) rows_ahead: u64,
@@ -72,12 +72,21 @@ pub(in crate::backends) struct Compared {
 #[derive(Debug, Default)]
 pub(in crate::backends) struct Differences<'k> {
     pub(in crate::backends) compared: u64,
-    /// They have no row, or a deleted one.
-    without_row: u64,
+    /// They have no row. A deleted row is one.
+    without_row: Vec<&'k [u8]>,
     /// Their rows are older than their values.
     pub(in crate::backends) behind: Vec<Witness>,
     /// Their rows are newer, with their versions.
     ahead: Vec<(&'k [u8], i64)>,
+}
+
+/// What becomes of balances that have no row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::backends) enum WithoutRow {
+    /// They are scheduled again: the collector finds no row either, and puts them in quarantine, where each is listed.
+    ScheduleAgain,
+    /// They are counted.
+    Count,
 }
 
 /// A member that is remembered, with the version that its value had.
@@ -107,6 +116,7 @@ impl Comparison {
     pub(in crate::backends) async fn walk(
         &self,
         tenants: Vec<(Tenant, String)>,
+        without_row: WithoutRow,
         progress: &Progress,
     ) -> Result<Vec<Result<Compared, Failure>>, ScheduleError> {
         let mut subjects: Vec<Subject> = tenants
@@ -132,7 +142,7 @@ impl Comparison {
                 let subject = &mut subjects[owners[space]];
                 subject.keys.push(key);
                 if subject.keys.len() == PAGE {
-                    self.compare_page(subject, &mut silent).await;
+                    self.compare_page(subject, without_row, &mut silent).await;
                     progress.beat();
                 }
             }
@@ -140,14 +150,19 @@ impl Comparison {
             tokio::time::sleep(PAUSE).await;
         }
         for subject in &mut subjects {
-            self.compare_page(subject, &mut silent).await;
+            self.compare_page(subject, without_row, &mut silent).await;
             progress.beat();
         }
         Ok(subjects.into_iter().map(|subject| subject.found).collect())
     }
 
     /// Compares the keys that were found, and schedules again what is behind.
-    async fn compare_page(&self, subject: &mut Subject, silent: &mut BTreeSet<String>) {
+    async fn compare_page(
+        &self,
+        subject: &mut Subject,
+        without_row: WithoutRow,
+        silent: &mut BTreeSet<String>,
+    ) {
         let keys = std::mem::take(&mut subject.keys);
         let Ok(found) = &mut subject.found else { return };
         if keys.is_empty() {
@@ -157,7 +172,7 @@ impl Comparison {
             subject.found = Err(Failure::Silent(subject.server.clone()));
             return;
         }
-        let looking = self.look(&subject.tenant, &subject.schedules, &keys);
+        let looking = self.look(&subject.tenant, &subject.schedules, &keys, without_row);
         match looking.instrument(span(&subject.tenant)).await {
             Ok(page) => {
                 found.compared += page.compared;
@@ -181,14 +196,18 @@ impl Comparison {
         tenant: &Tenant,
         schedules: &Schedules,
         keys: &[Vec<u8>],
+        without_row: WithoutRow,
     ) -> Result<Compared, Failure> {
         let page = self.differences(tenant, schedules, keys).await?;
         let behind: Vec<&[u8]> = page.behind.iter().map(|one| one.member.as_slice()).collect();
+        if without_row == WithoutRow::ScheduleAgain {
+            schedules.schedule_again(&page.without_row).await?;
+        }
         Ok(Compared {
             compared: page.compared,
             behind: behind.len() as u64,
             rescheduled: schedules.schedule_again(&behind).await?,
-            without_row: page.without_row,
+            without_row: page.without_row.len() as u64,
             rows_ahead: self.still_ahead(schedules, &page.ahead).await?,
         })
     }
@@ -218,12 +237,15 @@ impl Comparison {
         let mut found = Differences { compared: balances.len() as u64, ..Differences::default() };
         for ((key, _, value), stored) in balances.iter().zip(stored) {
             match stored {
-                None => found.without_row += 1,
-                Some(version) if version < value.version => {
+                None => found.without_row.push(*key),
+                Some(StoredVersion { deleted: true, .. }) => {}
+                Some(StoredVersion { version, .. }) if version < value.version => {
                     let (member, id, version) = (key.to_vec(), value.id, value.version);
                     found.behind.push(Witness { member, id, version });
                 }
-                Some(version) if version > value.version => found.ahead.push((*key, version)),
+                Some(StoredVersion { version, .. }) if version > value.version => {
+                    found.ahead.push((*key, version));
+                }
                 Some(_) => {}
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! A replica that is promoted, or a server that is restored, may lack what the former primary had acknowledged and what has been
 //! removed from the schedule since. Redis still holds the values for as long as they live. So, once per change of a tenant's
-//! server, its values are compared with its rows, and what is behind is scheduled again; the collector does the rest.
+//! server, its values are compared with its rows, and what is behind or has no row is scheduled again; the collector does the
+//! rest: it writes what is behind, and puts what has no row in quarantine, where each balance is listed.
 //!
 //! Who notices: each tenant's sink reports the server that its connections lead to ([`Reports`]), and each address that tenants
 //! were written at is asked now and then, for tenants that are not written at present. What has been compared is kept in Redis
@@ -28,7 +29,7 @@ use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::comparison::{Compared, Comparison, span};
+use super::comparison::{Compared, Comparison, WithoutRow, span};
 use crate::{
     pipeline::SinkError,
     status::{FleetStatus, TenantState},
@@ -49,6 +50,8 @@ const READ_EVERY: Duration = Duration::from_secs(60);
 const GATHER: Duration = Duration::from_millis(500);
 /// How long it is shown that a tenant is yet to be compared, if the comparison doesn't end that.
 const LONGEST: Duration = Duration::from_secs(3600);
+/// How long it stays shown after a comparison that found balances without a row: until they are in quarantine.
+const QUARANTINED_WITHIN: Duration = Duration::from_secs(10);
 /// Pause before what failed is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
@@ -320,12 +323,12 @@ impl FailoverCheck {
             .iter()
             .map(|(tenant, server)| (tenant.clone(), server_of(&server.address).to_owned()))
             .collect();
-        let found = self.comparison.walk(tenants, progress).await?;
+        let found = self.comparison.walk(tenants, WithoutRow::ScheduleAgain, progress).await?;
         let mut done = Vec::new();
         for ((tenant, server), found) in pending.iter().zip(found) {
             match found {
                 Ok(found) => {
-                    done.push((tenant, server));
+                    done.push((tenant, server, found.without_row));
                     self.report(tenant, found);
                 }
                 Err(error) => {
@@ -334,12 +337,18 @@ impl FailoverCheck {
             }
         }
         let stored: Vec<(&str, &Written)> =
-            done.iter().map(|(tenant, server)| (tenant.label(), *server)).collect();
+            done.iter().map(|(tenant, server, _)| (tenant.label(), *server)).collect();
         Origins::new(self.comparison.link.clone()).set(&stored).await?;
-        for (tenant, server) in done {
+        for (tenant, server, without_row) in done {
             reports.close(tenant, server);
-            if let Some(status) = self.fleet.find(tenant) {
-                status.end_notice(Reason::PostgresReplaced);
+            match self.fleet.find(tenant) {
+                Some(status) if without_row > 0 => {
+                    let detail =
+                        format!("{without_row} balances have no row on it, and are put in quarantine");
+                    status.notice(Reason::PostgresReplaced, detail, QUARANTINED_WITHIN);
+                }
+                Some(status) => status.end_notice(Reason::PostgresReplaced),
+                None => {}
             }
         }
         Ok(())
@@ -348,11 +357,11 @@ impl FailoverCheck {
     fn report(&self, tenant: &Tenant, found: Compared) {
         let Compared { compared, behind, rescheduled, without_row, .. } = found;
         self.fleet.failover_checks.fetch_add(1, Relaxed);
-        self.fleet.failover_behind.fetch_add(behind, Relaxed);
+        self.fleet.failover_behind.fetch_add(behind + without_row, Relaxed);
         if behind + without_row > 0 {
             tracing::warn!(
                 tenant_id = %tenant, compared, behind, rescheduled, without_row,
-                "the new postgres server lacked what the former one had: scheduled again"
+                "the new postgres server lacked what the former one had: scheduled again, and without a row for quarantine"
             );
         } else {
             tracing::info!(tenant_id = %tenant, compared, "the new postgres server lacks nothing that redis holds");

@@ -275,6 +275,7 @@ pub async fn flush<Q: Queue, S: Sink>(
     let limits = Limits { deadline: deadline.saturating_sub(begun.elapsed()), trail, last };
     // Rarely any, and no flush should hold the room for it.
     Box::pin(gone::decide(queue, sink, &gone, limits, &mut end, status)).await;
+    gone::show(claimed, trail, status);
     fleet.observe(Stage::Settle, settle_begun.elapsed());
     fleet.flushes.observe(begun.elapsed().as_secs_f64());
     let at = Trigger::ALL.iter().position(|known| *known == trigger).unwrap_or_default();

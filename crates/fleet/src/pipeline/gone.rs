@@ -2,7 +2,8 @@
 //! knows of them.
 //!
 //! That a row is as new as the newest operation proves nothing while the ledger may still be writing the operation of what
-//! is gone: it writes them after Redis. [`TrailWatch`] decides when it does; until then the member is put off.
+//! is gone: it writes them after Redis. [`TrailWatch`] decides when it does; until then the member is put off, and it is shown
+//! that values are gone ([`crate::status::ValuesGone`]).
 
 use std::{cell::RefCell, sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -122,6 +123,19 @@ pub(crate) async fn decide<Q: Queue, S: Sink>(
         }
     }
     record(queue, &lost, end, status).await;
+}
+
+/// Shows how many members wait for their operations now, without those among the claimed that have values again.
+pub(crate) fn show(claimed: &[Claimed], trail: &RefCell<TrailWatch<Vec<u8>>>, status: &TenantStatus) {
+    let mut trail = trail.borrow_mut();
+    // Seldom otherwise.
+    if !trail.is_empty() {
+        claimed
+            .iter()
+            .filter(|member| member.value.is_some())
+            .for_each(|member| trail.forget(member.member.as_slice()));
+    }
+    status.values_gone.show_claimed(trail.waiting(Instant::now().into_std()));
 }
 
 async fn ask<S: Sink>(sink: &S, gone: &[Gone<'_>], limits: Limits<'_>) -> Result<Fates, SinkError> {

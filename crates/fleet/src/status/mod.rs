@@ -13,6 +13,7 @@ mod rest;
 mod rollout;
 mod tenant;
 mod tracking;
+mod values_gone;
 mod vanished;
 
 pub use balance_sync_engine::{
@@ -40,4 +41,5 @@ pub use rest::{CALM_FOR, Rest, SWEEP_EVERY};
 pub use rollout::{Rollout, RolloutStatus};
 pub use tenant::{LastSample, StateInfo, TenantStatus};
 pub use tracking::TrackingStatus;
+pub use values_gone::{Gone, ValuesGone};
 pub use vanished::{Vanished, is_notice};

@@ -30,6 +30,7 @@ use super::{
     recent::{FlushNote, Recent, Totals},
     requests::Requests,
     rest::Rest,
+    values_gone::ValuesGone,
     vanished::Vanished,
 };
 use crate::clock::{wall_clock, wall_clock_ms};
@@ -77,6 +78,8 @@ pub struct TenantStatus {
     /// One per reason at most.
     notices: Mutex<Vec<Notice>>,
     vanished: Mutex<Option<Box<Vanished>>>,
+    /// Values of scheduled balances that are gone, and nothing is decided of them yet.
+    pub values_gone: ValuesGone,
     /// The ledger's own queues, those that hold something; `None` = this worker doesn't look at them.
     queues: Mutex<Option<Vec<QueueReport>>>,
     /// What a shadow has found; `None` = this worker is none.
@@ -205,6 +208,7 @@ impl TenantStatus {
             }),
             notices: Mutex::default(),
             vanished: Mutex::default(),
+            values_gone: ValuesGone::default(),
             queues: Mutex::default(),
             shadow: Mutex::default(),
             neighbour: Mutex::default(),
@@ -311,6 +315,7 @@ impl TenantStatus {
             && !self.neighbour_active.load(Relaxed)
             && !self.neighbour_dropping.load(Relaxed)
             && is_none(&self.vanished)
+            && self.values_gone.now().is_none()
             && is_none(&self.shadow)
             && is_none(&self.held_since)
             && self.shows_no_notice()

@@ -55,6 +55,30 @@ async fn a_sample_counts_due_leased_and_quarantined_members() {
 }
 
 #[tokio::test]
+async fn members_whose_values_do_not_exist_are_counted_in_the_head_and_in_the_page() {
+    let tenant = Tenant::new("sample-gone").await;
+    let members = tenant.schedule_many(300).await;
+    live(&tenant, &members, |_| 1_000_000).await;
+    let head: Vec<Vec<u8>> = crate::ask!(tenant, "ZRANGE", tenant.space.schedule(), 0, 9);
+    tell!(tenant, "DEL", &head[0], &head[1]);
+    tell!(tenant, "DEL", tenant.member("no such"));
+    // A value of another type is one, and one of another tenant is not looked at.
+    tell!(tenant, "DEL", &head[2]);
+    tell!(tenant, "HSET", &head[2], "a", "b");
+    tenant.schedule("tenant:sample-another:balance:x", "1").await;
+
+    let ask = |head, page, again| SampleRequest { space: &tenant.space, head, page, from: None, again };
+    let found = sample_one(&tenant, ask(11, 0, None)).await;
+    assert_eq!((found.gone, found.gone_in_page), (2, 0));
+    let found = sample_one(&tenant, ask(11, 1_000, Some(head[0].as_slice()))).await;
+    assert_eq!((found.gone, found.gone_in_page, found.page), (2, 2, PageEnd::Last), "each of them once");
+    let found = sample_one(&tenant, ask(1, 0, Some(head[1].as_slice()))).await;
+    assert_eq!((found.gone, found.gone_in_page), (1, 0), "the one that is read again");
+    let nothing = sample_one(&tenant, ask(1, 0, None)).await;
+    assert_eq!((nothing.gone, nothing.gone_in_page), (0, 0));
+}
+
+#[tokio::test]
 async fn empty_schedules_values_without_ttl_and_keys_of_the_wrong_type() {
     let (empty, immortal, wrong) = (
         Tenant::new("sample-empty").await,

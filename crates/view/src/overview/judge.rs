@@ -72,6 +72,7 @@ impl FleetView {
         {
             Verdict::Behind
         } else if notice
+            || row.values_gone > 0
             || row.unacknowledged() > 0
             || self.is_forgotten(row)
             || self.stuck_queues(row).next().is_some()
@@ -140,7 +141,7 @@ impl FleetView {
         let (mut behind, mut paused, mut short) = (vec![], vec![], vec![]);
         let (mut ahead, mut vanished, mut unmarked, mut missed) = (vec![], vec![], vec![], vec![]);
         let (mut quarantined, mut lost, mut expired) = (vec![], vec![], vec![]);
-        let mut acknowledged = vec![];
+        let (mut acknowledged, mut gone) = (vec![], vec![]);
         // While Redis is away or refuses writes no look succeeds; that is said already.
         let looks = self.redis_error.is_none() && self.writes_refused.is_none();
         for row in &self.tenants {
@@ -174,6 +175,9 @@ impl FleetView {
             }
             if row.ahead_seconds.is_some() {
                 ahead.push(row);
+            }
+            if row.values_gone > 0 {
+                gone.push(row);
             }
             if row.has_missed_exposure(exposure) {
                 missed.push(row);
@@ -330,6 +334,9 @@ impl FleetView {
         if let Some(text) = without_mark(unmarked) {
             worse(Verdict::Attention, text);
         }
+        if let Some(text) = values_gone(gone) {
+            worse(Verdict::Attention, text);
+        }
         let (forgotten, paused): (Vec<_>, Vec<_>) =
             paused.into_iter().partition(|row| self.is_forgotten(row));
         if let Some(first) = forgotten.iter().filter_map(|row| row.paused.as_ref()).min_by_key(|by| by.at_ms)
@@ -457,6 +464,22 @@ fn lost_by_redis(reason: Reason, open: &[&VanishedView], rows: &[&TenantRow]) ->
         names(rows),
         first.detail,
         first.phase.trim_end_matches('.')
+    ))
+}
+
+/// Whose values are gone from Redis while their balances are scheduled, in one sentence; `None` without any.
+fn values_gone(mut rows: Vec<&TenantRow>) -> Option<String> {
+    rows.sort_by_key(|row| std::cmp::Reverse(row.values_gone));
+    let count: u64 = rows.iter().map(|row| row.values_gone).sum();
+    let since = rows.iter().filter_map(|row| row.values_gone_since.as_deref()).min()?;
+    Some(format!(
+        "{} gone from Redis, since {since}, and whether mutations are lost is not known before the ledger's operations are looked at: {}.",
+        if count == 1 {
+            "1 value of a scheduled balance is".to_owned()
+        } else {
+            format!("{count} values of scheduled balances are")
+        },
+        names(&rows)
     ))
 }
 

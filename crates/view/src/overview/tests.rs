@@ -103,6 +103,29 @@ fn a_stalled_task_is_a_reason_and_an_essential_one_makes_the_fleet_degraded() {
     assert_eq!(verdict, Verdict::Healthy);
 }
 
+/// Whether anything is lost is not known, and that is not healthy.
+#[test]
+fn a_fleet_with_values_that_are_gone_needs_attention() {
+    let mut fleet = view(Vec::new());
+    let row = |id, gone| TenantRow {
+        state: TenantState::Idle.into(),
+        sampled: true,
+        watched: true,
+        values_gone: gone,
+        values_gone_since: (gone > 0).then(|| format!("1970-01-01T00:00:0{gone}Z")),
+        ..TenantRow::unserved(id, None)
+    };
+    fleet.tenants = vec![row("a", 0)];
+    assert_eq!(fleet.judge(), (Verdict::Healthy, Vec::new()));
+    fleet.tenants.extend([row("b", 2), row("c", 3)]);
+    let (verdict, reasons) = fleet.judge();
+    assert_eq!(verdict, Verdict::Attention);
+    let said = "5 values of scheduled balances are gone from Redis, since 1970-01-01T00:00:02Z, and";
+    assert!(reasons[0].starts_with(said) && reasons[0].ends_with(": c, b."), "{reasons:?}");
+    assert_eq!(fleet.verdict_of(&fleet.tenants[1]), Verdict::Attention);
+    assert!(fleet.to_do()[0].contains("evicted_keys"), "{:?}", fleet.to_do());
+}
+
 /// Wrong green is worse than red: a loss is no tenant's state and doesn't mend by itself.
 #[test]
 fn a_fleet_with_an_open_loss_is_not_healthy() {

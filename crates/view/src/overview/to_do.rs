@@ -56,6 +56,21 @@ impl FleetView {
                     .to_owned(),
             );
         }
+        let gone = rows(&|row| row.values_gone > 0);
+        if !gone.is_empty() {
+            let paused = rows(&|row| row.values_gone > 0 && row.paused.is_some());
+            let resume = match paused.first() {
+                Some(first) => format!(
+                    " Nothing is decided of a paused tenant: `balance-sync audit --tenant {0}`, or `balance-sync tenants resume {0}`.",
+                    first.id
+                ),
+                None => String::new(),
+            };
+            to_do.push(format!(
+                "Find out what removes values from Redis (INFO stats: evicted_keys, expired_keys; who else writes to it). What is lost is \
+                 listed within minutes.{resume}"
+            ));
+        }
         let behind = rows(&|row| row.is_behind(self.objective_seconds) && !is_degraded(row));
         if let Some(first) = behind.first() {
             let servers =

@@ -181,6 +181,10 @@ pub struct TenantRow {
     pub acknowledged: Option<AcknowledgedView>,
     /// What is open because Redis has lost data of it.
     pub vanished: Option<VanishedView>,
+    /// Values of scheduled balances that are gone from Redis, at least; whether mutations are lost with them is not decided yet.
+    pub values_gone: u64,
+    /// Since when there are any.
+    pub values_gone_since: Option<String>,
     /// The ledger's own queues that hold something, or can't be read; `None` = not known.
     pub queues: Option<Vec<QueueView>>,
     /// What shadows have found; `None` = no shadow looks at it.
@@ -272,6 +276,8 @@ impl TenantRow {
             losses: 0,
             acknowledged: None,
             vanished: None,
+            values_gone: 0,
+            values_gone_since: None,
             queues: None,
             shadow: None,
             neighbour: None,
@@ -393,6 +399,12 @@ impl TenantRow {
                 .filter_map(|(_, r)| r.vanished.as_ref())
                 .max_by(|a, b| a.extent.cmp(&b.extent).then(b.since.total_cmp(&a.since)))
                 .map(VanishedView::from),
+            values_gone: most(|r| r.values_gone),
+            values_gone_since: owners
+                .iter()
+                .filter_map(|(_, r)| r.values_gone_since)
+                .reduce(f64::min)
+                .map(at),
             // Only one of them looks; while that changes it may be two.
             queues: owners
                 .iter()

@@ -23,6 +23,7 @@ use balance_sync_engine::shadow::{Finding, Look, ShadowReport, ShadowWatch};
 use balance_sync_schedule::{
     ScheduleError, Scheduled, Schedules, Vanished as Store, inspect::is_lease, read_values, server_time,
 };
+use balance_sync_store::StoredVersion;
 use balance_sync_tenants::Tenant;
 use futures::StreamExt as _;
 use tokio::time::Instant;
@@ -308,7 +309,7 @@ impl Shadow {
         }
         let versions = pool.database.versions(&pool.table, &rows).await.map_err(SinkError::from)?;
         for (n, version) in at.into_iter().zip(versions) {
-            looks[n].row = version;
+            looks[n].row = version.and_then(StoredVersion::undeleted);
         }
         let redis_now = server_time(&self.comparison.link).await?;
         let is_suspect =

@@ -17,7 +17,7 @@ use tracing::Instrument as _;
 
 use super::{Vanish, is_served};
 use crate::{
-    backends::comparison::{COMPARE_PAUSE, Failure, span},
+    backends::comparison::{COMPARE_PAUSE, Failure, WithoutRow, span},
     status::{TenantState, TenantStatus, is_notice},
     tasks::Progress,
 };
@@ -127,7 +127,7 @@ impl Vanish {
                 Err(error) => self.failed(&tenant, &error.into()),
             }
         }
-        let found = match self.comparison.walk(pending.clone(), progress).await {
+        let found = match self.comparison.walk(pending.clone(), WithoutRow::Count, progress).await {
             Ok(found) => found,
             Err(error) => {
                 tracing::warn!(%error, "what redis has lost can't be compared yet");

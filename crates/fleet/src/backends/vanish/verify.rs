@@ -12,6 +12,7 @@ use balance_sync_engine::{
     vanish::{Found, Trace, Verdict, judge},
 };
 use balance_sync_schedule::{ScheduleError, Schedules};
+use balance_sync_store::StoredVersion;
 use balance_sync_tenants::Tenant;
 use tracing::Instrument as _;
 
@@ -128,7 +129,8 @@ impl Vanish {
         let all: Vec<_> = rows.iter().map(|(_, row)| *row).collect();
         let versions = pool.database.versions(&pool.table, &all).await.map_err(SinkError::from)?;
         let mut open = Vec::new();
-        for ((n, row), version) in rows.iter().zip(versions) {
+        for ((n, row), stored) in rows.iter().zip(versions) {
+            let version = stored.and_then(StoredVersion::undeleted);
             // Without a row, or with a deleted one, nothing can be behind.
             if version.is_none_or(|version| version >= row.version) {
                 traces[*n] = Trace::Written;
