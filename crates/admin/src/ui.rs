@@ -50,7 +50,7 @@ const INDEX: File = file!("index.html", HTML);
 /// The same for pages a level deeper.
 static DEEPER: LazyLock<String> = LazyLock::new(|| INDEX.body.replace("=\"./", "=\"../"));
 
-const ASSETS: [File; 33] = [
+const ASSETS: [File; 34] = [
     file!("actions.js", SCRIPT),
     file!("advice.js", SCRIPT),
     file!("api.js", SCRIPT),
@@ -82,6 +82,7 @@ const ASSETS: [File; 33] = [
     file!("parts.js", SCRIPT),
     file!("queues.js", SCRIPT),
     file!("rollout.js", SCRIPT),
+    file!("shadow.js", SCRIPT),
     file!("stream.js", SCRIPT),
     file!("theme.js", SCRIPT),
 ];

@@ -233,6 +233,7 @@ fn busy_fleet() -> Arc<FleetStatus> {
         &fleet.vanished[1],
         &fleet.queue_records,
         &fleet.selected,
+        &fleet.timeline_dropped,
     ]
     .iter()
     .enumerate()
@@ -400,6 +401,7 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_collector_starts_total", "counter", &[], 202.0),
         ("balance_sync_collector_stops_total", "counter", &[], 203.0),
         ("balance_sync_standby_joins_total", "counter", &[], 218.0),
+        ("balance_sync_timeline_entries_dropped_total", "counter", &[], 228.0),
         ("balance_sync_failover_checks_total", "counter", &[], 219.0),
         ("balance_sync_failover_behind_total", "counter", &[], 220.0),
         ("balance_sync_vanished_open", "gauge", &[], 221.0),

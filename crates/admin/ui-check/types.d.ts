@@ -20,6 +20,7 @@ declare global {
     type QuarantineEntry = Schemas["QuarantineEntry"];
     type QuarantineOne = Schemas["QuarantineOne"];
     type QuarantinePage = Schemas["QuarantinePage"];
+    type LeftBehind = Schemas["LeftBehind"];
     type LostBalance = Schemas["LostBalance"];
     type LostBalanceState = Schemas["LostBalanceState"];
     type Recovery = Schemas["Recovery"];

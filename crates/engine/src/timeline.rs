@@ -283,11 +283,13 @@ pub struct Pending<T> {
     most: usize,
     /// Since when some could not be kept, and how many.
     dropped: Option<(u64, u64)>,
+    /// How many since the start.
+    dropped_total: u64,
 }
 
 impl<T: Ord + Clone> Default for Pending<T> {
     fn default() -> Self {
-        Self { entries: BTreeMap::new(), bytes: 0, most: MOST_PENDING, dropped: None }
+        Self { entries: BTreeMap::new(), bytes: 0, most: MOST_PENDING, dropped: None, dropped_total: 0 }
     }
 }
 
@@ -302,6 +304,7 @@ impl<T: Ord + Clone> Pending<T> {
         if is_full {
             let dropped = self.dropped.get_or_insert((change.entry.until(), 0));
             dropped.1 += 1;
+            self.dropped_total += 1;
             return;
         }
         self.bytes = self.bytes - before.unwrap_or_default() + weight;
@@ -328,6 +331,12 @@ impl<T: Ord + Clone> Pending<T> {
     /// Since when entries are missing because there was no room, and how many are; from now on there is room.
     pub fn take_dropped(&mut self) -> Option<(u64, u64)> {
         self.dropped.take()
+    }
+
+    /// How many could not be kept since the start.
+    #[must_use]
+    pub fn dropped_total(&self) -> u64 {
+        self.dropped_total
     }
 
     /// How many wait.
@@ -606,7 +615,7 @@ mod tests {
             pending.add(&"a", change(at, "one"));
         }
         assert_eq!((pending.len(), pending.take_dropped()), (3, Some((4, 2))));
-        assert_eq!(pending.take_dropped(), None);
+        assert_eq!((pending.take_dropped(), pending.dropped_total()), (None, 2));
         // A newer form of one that is there needs no room.
         pending.add(&"a", change(2, "newer"));
         assert_eq!((pending.len(), pending.take_dropped()), (3, None));

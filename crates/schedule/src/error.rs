@@ -10,7 +10,7 @@ const MESSAGE_LIMIT: usize = 300;
 const MISSING: &str = "; missing: ";
 
 /// An error of a call to Redis. Its text holds no password and no value.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("redis: {operation} failed ({}): {message}", class.as_str())]
 pub struct ScheduleError {
     /// The failed operation, e.g. `claim`.

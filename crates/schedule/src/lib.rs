@@ -86,7 +86,7 @@ pub use rollout::Rollouts;
 pub use sample::{PageEnd, Sample, SampleRequest, sample};
 pub use schedule::{
     Backlog, ClaimMode, PostponeReport, QuarantineReport, ReleaseReport, Schedule, ScheduleOptions,
-    SettleReport,
+    SettleReport, Unsettled,
 };
 pub use schedules::Schedules;
 pub use sessions::{Sessions, StoredSession};

@@ -96,7 +96,7 @@ impl Default for ScheduleOptions {
 }
 
 /// Result of settling.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct SettleReport {
     /// Redis time after the write, in seconds. The lag is the difference to the former score, by the same clock.
     pub now: f64,
@@ -104,6 +104,57 @@ pub struct SettleReport {
     pub removed: u64,
     /// Members that stay scheduled, because of a newer mutation or a later claim.
     pub kept: u64,
+    /// What is not settled because a later call failed.
+    pub unsettled: Option<Unsettled>,
+}
+
+impl SettleReport {
+    /// Whether this one of the members that were to be settled has been.
+    #[must_use]
+    pub fn has_settled(&self, claimed: &Claimed) -> bool {
+        self.unsettled.as_ref().is_none_or(|unsettled| !unsettled.holds(claimed))
+    }
+
+    /// Adds a later call.
+    pub(crate) fn add(&mut self, later: SettleReport) {
+        self.now = self.now.max(later.now);
+        self.removed += later.removed;
+        self.kept += later.kept;
+        match (&mut self.unsettled, later.unsettled) {
+            (Some(unsettled), Some(later)) => unsettled.leases.extend(later.leases),
+            (unsettled @ None, later) => *unsettled = later,
+            (Some(_), None) => {}
+        }
+    }
+
+    /// Adds a later call that failed with these members. If it had been the only one, it would be an error: nothing has been settled.
+    pub(crate) fn fail(&mut self, error: ScheduleError, members: &[&Claimed]) {
+        let mut leases = self.unsettled.take().map(|before| before.leases).unwrap_or_default();
+        for claimed in members {
+            if !leases
+                .iter()
+                .any(|(schedule, lease)| *schedule == claimed.schedule && *lease == claimed.lease)
+            {
+                leases.push((claimed.schedule, Arc::clone(&claimed.lease)));
+            }
+        }
+        self.unsettled = Some(Unsettled { leases, error });
+    }
+}
+
+/// Members that may be scheduled still: their leases lapse.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unsettled {
+    /// Schedule and lease of each of their claims.
+    pub leases: Vec<(usize, Arc<str>)>,
+    /// Why.
+    pub error: ScheduleError,
+}
+
+impl Unsettled {
+    fn holds(&self, claimed: &Claimed) -> bool {
+        self.leases.iter().any(|(schedule, lease)| *schedule == claimed.schedule && *lease == claimed.lease)
+    }
 }
 
 /// Result of releasing.
@@ -336,11 +387,19 @@ impl Schedule {
         let (mut whole, mut named) =
             if by_name { (Vec::new(), members.to_vec()) } else { whole_claims::split(members) };
         let mut sum = SettleReport::default();
+        let mut is_first = true;
         loop {
-            let (report, changed) = self.remove_claims(reason, &whole, &named).await?;
-            sum.now = report.now;
-            sum.removed += report.removed;
-            sum.kept += report.kept;
+            let (report, changed) = match self.remove_claims(reason, &whole, &named).await {
+                Err(error) if is_first => return Err(error),
+                Err(error) => {
+                    sum.fail(error, &named);
+                    self.calls.by_name.store(true, Ordering::Relaxed);
+                    return Ok(sum);
+                }
+                Ok(answer) => answer,
+            };
+            is_first = false;
+            sum.add(report);
             if changed.is_empty() || whole.is_empty() {
                 break;
             }
@@ -385,6 +444,7 @@ impl Schedule {
             now: seconds(OPERATION, &parts[0])?,
             removed: int(OPERATION, &parts[1])?,
             kept: int(OPERATION, &parts[2])?,
+            unsettled: None,
         };
         let changed = parts[HEAD..].iter().map(|lease| text(OPERATION, lease).map(str::to_owned));
         Ok((report, changed.collect::<Result<_, _>>()?))

@@ -208,24 +208,21 @@ impl Schedules {
     /// cleared where what was written is as new, and losses there are marked.
     ///
     /// # Errors
-    /// As [`Schedule::settle`]; some may have been settled then.
+    /// As [`Schedule::settle`].
     pub async fn settle(&self, written: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
         if let [only] = self.all.as_slice() {
             return only.settle(written).await;
         }
-        let mut sum = SettleReport::default();
+        let mut sum = None;
         for (schedule, members) in self.by_schedule(written, |claimed| claimed.schedule) {
             let at = members[0].schedule.min(self.all.len() - 1);
             let (report, entries) = futures::join!(schedule.settle(&members), self.others_have_entries(at));
-            let report = report?;
-            if entries {
+            if entries && report.is_ok() {
                 self.mend_others(at, &members).await;
             }
-            sum.now = sum.now.max(report.now);
-            sum.removed += report.removed;
-            sum.kept += report.kept;
+            add(&mut sum, report, &members)?;
         }
-        Ok(sum)
+        Ok(sum.unwrap_or_default())
     }
 
     /// As [`Schedule::release`], each member in the schedule it came from.
@@ -286,16 +283,13 @@ impl Schedules {
     /// As [`Schedule::dismiss`], each member in the schedule it came from.
     ///
     /// # Errors
-    /// As [`Schedule::dismiss`]; some may have been removed then.
+    /// As [`Schedule::dismiss`].
     pub async fn dismiss(&self, obsolete: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
-        let mut sum = SettleReport::default();
+        let mut sum = None;
         for (schedule, members) in self.by_schedule(obsolete, |claimed| claimed.schedule) {
-            let report = schedule.dismiss(&members).await?;
-            sum.now = sum.now.max(report.now);
-            sum.removed += report.removed;
-            sum.kept += report.kept;
+            add(&mut sum, schedule.dismiss(&members).await, &members)?;
         }
-        Ok(sum)
+        Ok(sum.unwrap_or_default())
     }
 
     /// As [`Schedule::put_off`], each member in the schedule it came from; returns one report for each of these schedules.
@@ -530,6 +524,20 @@ impl Schedules {
         }
         Ok(done)
     }
+}
+
+/// Adds what came of settling these members. An error that is not the first call's leaves what was settled before.
+fn add(
+    sum: &mut Option<SettleReport>,
+    result: Result<SettleReport, ScheduleError>,
+    members: &[&Claimed],
+) -> Result<(), ScheduleError> {
+    match (sum.as_mut(), result) {
+        (None, result) => *sum = Some(result?),
+        (Some(sum), Ok(report)) => sum.add(report),
+        (Some(sum), Err(error)) => sum.fail(error, members),
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -207,7 +207,20 @@ impl Database {
     /// What keeps it from being had, by class; [`ErrorClass::ConnectionBudget`] when none became free and the queue for them stood still
     /// for the acquire timeout.
     pub async fn connect(&self) -> Result<Session, StoreError> {
-        let mut session = self.queue(Patience::Long).await?;
+        self.connected(Patience::Long).await
+    }
+
+    /// The same for a look that can be repeated, and that something waits for: however the queue moves, it waits no longer than half as
+    /// long again as the acquire timeout.
+    ///
+    /// # Errors
+    /// As [`Database::connect`].
+    pub async fn connect_for_a_look(&self) -> Result<Session, StoreError> {
+        self.connected(Patience::Short).await
+    }
+
+    async fn connected(&self, patience: Patience) -> Result<Session, StoreError> {
+        let mut session = self.queue(patience).await?;
         session.connect().await?;
         Ok(session)
     }

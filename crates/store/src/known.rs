@@ -21,25 +21,50 @@ use crate::sql::Target;
 /// How long an answer counts. The clocks of server and worker are compared as often.
 const VALID: Duration = Duration::from_secs(10);
 
+/// How long it counts on for the others while one connection is examined anew.
+const EXTENDED: Duration = Duration::from_secs(20);
+
 /// What was found of the databases of one server, by name.
 #[derive(Default)]
-pub(crate) struct Known(Mutex<HashMap<String, (Examined, Instant)>>);
+pub(crate) struct Known(Mutex<HashMap<String, Found>>);
+
+struct Found {
+    examined: Examined,
+    at: Instant,
+    /// A connection is being examined anew.
+    is_renewed: bool,
+}
 
 impl Known {
     /// Keeps what was found. A server that takes no writes may begin to at any moment, without a new start.
     pub(crate) fn note(&self, database: &str, found: &Examined) {
+        self.note_at(database, found, Instant::now());
+    }
+
+    fn note_at(&self, database: &str, found: &Examined, now: Instant) {
         let mut known = lock(&self.0);
-        known.retain(|_, (_, at)| at.elapsed() < VALID);
+        known.retain(|_, found| now.saturating_duration_since(found.at) < EXTENDED);
         if found.origin.is_some() && found.database == database {
             // The schema is the role's.
-            known.insert(database.to_owned(), (Examined { schema: None, ..found.clone() }, Instant::now()));
+            let examined = Examined { schema: None, ..found.clone() };
+            known.insert(database.to_owned(), Found { examined, at: now, is_renewed: false });
         }
     }
 
-    /// What was found lately.
+    /// What was found lately. When that is no longer new one caller gets nothing, and examines its connection for all.
     pub(crate) fn get(&self, database: &str) -> Option<Examined> {
-        let known = lock(&self.0);
-        known.get(database).filter(|(_, at)| at.elapsed() < VALID).map(|(found, _)| found.clone())
+        self.get_at(database, Instant::now())
+    }
+
+    fn get_at(&self, database: &str, now: Instant) -> Option<Examined> {
+        let mut known = lock(&self.0);
+        let found = known.get_mut(database)?;
+        let age = now.saturating_duration_since(found.at);
+        if age >= VALID && !found.is_renewed {
+            found.is_renewed = true;
+            return None;
+        }
+        (age < EXTENDED).then(|| found.examined.clone())
     }
 
     /// Forgets all: another server answers.
@@ -102,6 +127,18 @@ mod tests {
         assert_eq!(known.get("other"), None);
         known.forget();
         assert_eq!(known.get("d"), None);
+    }
+
+    #[test]
+    fn one_connection_is_examined_anew_and_the_others_do_not_wait_for_it() {
+        let (known, begun) = (Known::default(), Instant::now());
+        let get = |known: &Known, seconds| known.get_at("d", begun + Duration::from_secs(seconds)).is_some();
+        known.note_at("d", &found(Some("1")), begun);
+        assert!(get(&known, 9));
+        assert_eq!([get(&known, 10), get(&known, 10), get(&known, 19)], [false, true, true]);
+        assert!(!get(&known, 20), "it was not examined after all");
+        known.note_at("d", &found(Some("1")), begun + Duration::from_secs(21));
+        assert_eq!([get(&known, 30), get(&known, 31), get(&known, 32)], [true, false, true]);
     }
 
     #[test]

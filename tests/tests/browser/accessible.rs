@@ -81,6 +81,7 @@ async fn look(
         ("/", "table[aria-label^='Tenants that need']", "in quarantine"),
         ("/tenants", ".grid", &tenants[0]),
         (&format!("/tenants/{}", tenants[0]), "main", "Last errors"),
+        (&format!("/tenants/{}", tenants[1]), ".shadow-part", "onlooker"),
         (&format!("/tenants/{}", tenants[3]), "main", "paused"),
         ("/quarantine", "table[aria-label=Entries]", "@broken-0"),
         (&format!("/why?tenant={}&alias=%40broken-0", tenants[2]), ".why", "In quarantine"),
@@ -119,6 +120,7 @@ async fn no_page_violates_wcag_at_any_width() -> Result<()> {
     let closed = worker(&sandbox, "second").set("admin.operator_token", TOKEN).secret(TOKEN).start().await?;
     let tenants: Vec<String> = sandbox.tenants().iter().map(|tenant| tenant.id.clone()).collect();
     trouble(&sandbox, &open, &mut browser).await?;
+    let _shadow = worker(&sandbox, "onlooker").set("worker.mode", "shadow").start().await?;
     let mut found = Vec::new();
     for (width, height, scheme) in SCREENS {
         browser.screen(width, height, scheme).await?;

@@ -10,6 +10,7 @@ mod connection;
 mod day;
 mod keyboard;
 mod many;
+mod migration;
 mod pages;
 mod prefix;
 mod quarantine;

@@ -84,6 +84,7 @@ pub(crate) const FAMILIES: &[Expected] = &[
     is("balance_sync_collector_restarts_total", "counter", "", &[]),
     is("balance_sync_collector_stops_total", "counter", "", &[]),
     is("balance_sync_standby_joins_total", "counter", "", &[]),
+    is("balance_sync_timeline_entries_dropped_total", "counter", "", &[]),
     is("balance_sync_failover_checks_total", "counter", "", &[]),
     is("balance_sync_failover_behind_total", "counter", "", &[]),
     is("balance_sync_vanished_rescheduled_total", "counter", "", &[]),

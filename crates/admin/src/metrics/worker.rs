@@ -205,6 +205,11 @@ pub(super) fn fleet(page: &mut Page<'_>, status: &FleetStatus, snapshot: &Snapsh
             &status.joins,
         ),
         (
+            "balance_sync_timeline_entries_dropped_total",
+            "Entries of tenants' timelines that were dropped because too many waited for Redis; the time is shown as not recorded.",
+            &status.timeline_dropped,
+        ),
+        (
             "balance_sync_failover_checks_total",
             "Tenants whose rows were compared with Redis because their Postgres server had changed.",
             &status.failover_checks,

@@ -28,6 +28,7 @@ import {
   timeAgo,
 } from "../parts.js";
 import { queueTable } from "../queues.js";
+import { shadowPart } from "../shadow.js";
 import { actionTable } from "./actions.js";
 import { recoveryPart } from "./recovery.js";
 
@@ -43,6 +44,7 @@ export function tenantPage({ argument: id }) {
   const errors = errorTable(tickers);
   const day = tenantDay(id);
   const queues = queueTable();
+  const shadow = shadowPart(tickers);
   const settings = settingsOf();
   const outcomes = outcomesOf();
   const controller = new AbortController();
@@ -52,6 +54,7 @@ export function tenantPage({ argument: id }) {
     "div",
     head.node,
     figures.node,
+    shadow.node,
     charts.node,
     day.node,
     h("div.two", section("Last flushes", flushes.node), section("Last errors", errors.node)),
@@ -69,7 +72,7 @@ export function tenantPage({ argument: id }) {
   function update(tenant) {
     if (!shown) place.replaceChildren(content);
     shown = true;
-    for (const part of [head, figures, charts, flushes, errors, queues, settings, outcomes]) part.update(tenant);
+    for (const part of [head, figures, charts, flushes, errors, queues, settings, outcomes, shadow]) part.update(tenant);
   }
   const askLog = () => get(["actions"], { tenant: id, per_page: 20 }, controller.signal).then((answer) => log.update(answer.actions), () => {});
   function start() {

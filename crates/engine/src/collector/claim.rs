@@ -12,6 +12,8 @@ use crate::{
 const PREFETCH: usize = 8;
 /// … but no less than this, which weighs nothing.
 const PREFETCH_MIN: usize = 50;
+/// While a prefetch waits for its permit, one more member is claimed so often in the time in which a standby takes over.
+const SHOWS: u32 = 2;
 
 /// A lock has ended when this has passed after its remaining TTL.
 const UNLOCK_MARGIN: Duration = Duration::from_millis(1);
@@ -49,7 +51,10 @@ impl<M> Collector<M> {
 
     pub(super) fn start_claim(&mut self, step: &mut Step<M>) -> Option<Instant> {
         let Intake::Ready { at } = self.intake else { return None };
-        let limit = self.room();
+        let (limit, at) = match self.room() {
+            0 if self.shows_itself() => (1, self.show_at(at)),
+            room => (room, at),
+        };
         if limit == 0 || !self.may_claim() || !self.may_try() || self.is_giving_back() {
             return None;
         }
@@ -59,6 +64,21 @@ impl<M> Collector<M> {
         self.intake = Intake::Claiming { limit };
         step.command(Command::Claim { limit });
         None
+    }
+
+    /// Whether it claims one member at a time beside its prefetch while it waits for a permit: the head of the schedule moves then, by
+    /// which a standby sees that this worker lives. One that is frozen claims nothing.
+    fn shows_itself(&self) -> bool {
+        matches!(self.permit, Permit::Requested { .. }) && self.buffer.room() > 0
+    }
+
+    /// When it does so next, after an intake that is ready at this time. A standby takes over when the head has stayed for
+    /// `collector.idle_backoff_max`.
+    fn show_at(&self, ready: Instant) -> Instant {
+        match self.backlog {
+            Backlog::More => ready + self.options.idle_backoff_max / SHOWS,
+            Backlog::Unknown | Backlog::Empty | Backlog::Done => ready,
+        }
     }
 
     /// Claims without waiting for the poll interval.

@@ -3,6 +3,7 @@
 use balance_sync_engine::{
     collector::{Drained, Options, Profile, Report, Role, Service, Trigger, Upkeep, UpkeepEnd},
     failure::{Pace, Reason, Side},
+    standby::{LastHead, Seen, Watch},
     state::TenantState,
 };
 
@@ -115,11 +116,16 @@ fn while_permits_are_scarce_a_prefetch_is_held_and_the_batch_is_completed_with_i
     assert_eq!(world.claim, Some(50));
     world.answer_claim(50, 1000);
     assert_eq!((world.permit, world.claim), (Permit::Requested, None));
-    world.pass(ms(500));
-    assert_eq!(world.claims, 1, "nothing more while nothing can be written");
+    world.pass(ms(79));
+    assert_eq!(world.claim, None, "nothing more while nothing can be written");
+    world.pass(ms(1));
+    assert_eq!(world.claim, Some(1), "but one, by which a standby sees that it lives");
+    world.answer_claim(1, 999);
+    world.pass(ms(79));
+    assert_eq!(world.claim, None);
     world.grant();
-    assert_eq!((world.permit, world.claim), (Permit::Held, Some(350)));
-    world.answer_claim(350, 600);
+    assert_eq!((world.permit, world.claim), (Permit::Held, Some(349)));
+    world.answer_claim(349, 600);
     assert_eq!(world.flights.values().map(|(_, batch)| batch.len()).collect::<Vec<_>>(), [400]);
     assert_eq!(world.claim, Some(50), "and the next prefetch");
 }
@@ -176,6 +182,58 @@ fn in_a_queue_that_moves_it_claims_anew_before_its_leases_are_old_and_never_fail
     world.answer_claim(4, 3);
     assert_eq!(world.flights.values().map(|(_, batch)| batch.len()).collect::<Vec<_>>(), [7]);
     assert!(world.deadline >= ms(2_500), "{:?}", world.deadline);
+}
+
+/// Who stands by for a tenant that waits for a permit with this many members due looks at its schedule for so long, or until it takes
+/// over. A frozen owner's answers stay away.
+fn stand_by(world: &mut World, due: usize, time: std::time::Duration, frozen: bool) -> bool {
+    let mut watch = Watch::new(world.options.idle_backoff_max, world.now);
+    watch.add((), world.now);
+    let (end, mut last) = (world.now + time, None);
+    while world.now < end {
+        let held = world.machine.buffered();
+        if let Some(limit) = world.claim.filter(|_| !frozen) {
+            world.answer_claim(limit.min(due - held), due as u64);
+        } else if !world.flights.is_empty() {
+            world.land();
+        } else if world.upkeep.is_some() {
+            world.end_upkeep(UpkeepEnd::Protected { at: 1.0 });
+        }
+        let page = watch.page(world.now, |()| false);
+        if !page.is_empty() {
+            // Those that are held are the first of the schedule.
+            let held = world.machine.buffered();
+            let waits = last.is_some_and(|last| last >= held);
+            let seen = Seen { head: held, last: if waits { LastHead::Waits } else { LastHead::Claimed } };
+            last = Some(held);
+            if !watch.looked(page, vec![Some(seen)]).is_empty() {
+                return true;
+            }
+        }
+        if frozen {
+            world.now += ms(1);
+        } else {
+            world.pass(ms(1));
+        }
+    }
+    false
+}
+
+#[test]
+fn no_standby_takes_over_from_one_that_waits_for_a_permit_with_a_backlog_and_from_a_frozen_one_it_does() {
+    // A batch whose prefetch is full with these, and with those that come later.
+    for due in [51, 200, 1000] {
+        let mut world = World::new(Options { idle_backoff_max: ms(500), ..scarce() });
+        world.control(Service::Active, Role::First);
+        world.answer_claim(50, due as u64);
+        assert_eq!(world.permit, Permit::Requested);
+        assert!(!stand_by(&mut world, due.max(100), secs(60), false), "it waits, with {due} due");
+        assert_ne!(world.state, TenantState::Degraded);
+        assert_eq!(world.permit, Permit::Requested);
+        let frozen_at = world.now;
+        assert!(stand_by(&mut world, due.max(100), secs(60), true));
+        assert!(world.now - frozen_at <= ms(510), "{:?}", world.now - frozen_at);
+    }
 }
 
 #[test]

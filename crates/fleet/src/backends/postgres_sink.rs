@@ -70,6 +70,15 @@ impl PostgresSink {
     }
 }
 
+/// What a connection is for.
+#[derive(Debug, Clone, Copy)]
+enum Purpose {
+    /// A batch stays in a queue that moves.
+    Batch,
+    /// A look at rows can be repeated.
+    Look,
+}
+
 /// A connection of the tenant's database.
 #[derive(Debug)]
 pub struct PostgresPermit {
@@ -78,11 +87,39 @@ pub struct PostgresPermit {
 }
 
 impl PostgresPermit {
-    async fn of(pool: TenantPool) -> Result<Self, (TenantPool, SinkError)> {
-        match pool.database.connect().await {
+    async fn of(pool: TenantPool, purpose: Purpose) -> Result<Self, (TenantPool, SinkError)> {
+        let connected = match purpose {
+            Purpose::Batch => pool.database.connect().await,
+            Purpose::Look => pool.database.connect_for_a_look().await,
+        };
+        match connected {
             Ok(session) => Ok(Self { pool, session }),
             Err(error) => Err((pool, error.into())),
         }
+    }
+}
+
+impl PostgresSink {
+    async fn permit_for(
+        &self,
+        purpose: Purpose,
+        last: bool,
+        limit: Duration,
+    ) -> Result<PostgresPermit, SinkError> {
+        // Opening a connection and waiting in a queue that stands still have bounds of their own.
+        let within = async |pool: LocalBoxFuture<'_, Result<TenantPool, SinkError>>| {
+            timeout(limit, pool).await.unwrap_or(Err(SinkError::Deadline(limit)))
+        };
+        let pool = within(self.pool(last).boxed_local()).await?;
+        let permit = match PostgresPermit::of(pool, purpose).await {
+            Ok(permit) => permit,
+            Err((pool, error)) => {
+                let newer = within(self.newer(&pool, error).boxed_local()).await?;
+                PostgresPermit::of(newer, purpose).await.map_err(|(_, error)| error)?
+            }
+        };
+        self.note_origin(&permit.pool);
+        Ok(permit)
     }
 }
 
@@ -90,19 +127,7 @@ impl Sink for PostgresSink {
     type Permit = PostgresPermit;
 
     async fn permit(&self, last: bool, limit: Duration) -> Result<PostgresPermit, SinkError> {
-        // Opening a connection and waiting in a queue that stands still have bounds of their own.
-        let within = async |pool: LocalBoxFuture<'_, Result<TenantPool, SinkError>>| {
-            timeout(limit, pool).await.unwrap_or(Err(SinkError::Deadline(limit)))
-        };
-        let permit = match PostgresPermit::of(within(self.pool(last).boxed_local()).await?).await {
-            Ok(permit) => permit,
-            Err((pool, error)) => {
-                let newer = within(self.newer(&pool, error).boxed_local()).await?;
-                PostgresPermit::of(newer).await.map_err(|(_, error)| error)?
-            }
-        };
-        self.note_origin(&permit.pool);
-        Ok(permit)
+        self.permit_for(Purpose::Batch, last, limit).await
     }
 
     async fn update(
@@ -120,19 +145,20 @@ impl Sink for PostgresSink {
                 let newer = self.newer(&permit.pool, error.into()).await?;
                 // The old permit goes first: the new one may need it.
                 drop(permit);
-                let mut permit = PostgresPermit::of(newer).await.map_err(|(_, error)| error)?;
+                let mut permit =
+                    PostgresPermit::of(newer, Purpose::Batch).await.map_err(|(_, error)| error)?;
                 Ok(permit.session.update_isolating(&permit.pool.table, rows).await?)
             }
         }
     }
 
     async fn rows(&self, rows: &[Row<'_>]) -> Result<Vec<Option<StoredRow>>, SinkError> {
-        let mut permit = self.permit(false, LOOK_LIMIT).await?;
+        let mut permit = self.permit_for(Purpose::Look, false, LOOK_LIMIT).await?;
         Ok(permit.session.fetch(&permit.pool.table, rows).await?)
     }
 
     async fn fates(&self, gone: &[Named<'_>], last: bool) -> Result<Fates, SinkError> {
-        let mut permit = self.permit(last, LOOK_LIMIT).await?;
+        let mut permit = self.permit_for(Purpose::Look, last, LOOK_LIMIT).await?;
         Ok(permit.session.fates_if_writable(&permit.pool.table, gone).await?)
     }
 

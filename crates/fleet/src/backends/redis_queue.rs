@@ -127,6 +127,20 @@ impl RedisQueue {
     }
 }
 
+impl RedisQueue {
+    /// As [`RedisQueue::counted`], where a later call may have failed alone.
+    fn counted_of(
+        &self,
+        result: Result<SettleReport, ScheduleError>,
+        members: &[&Claimed],
+    ) -> Result<SettleReport, ScheduleError> {
+        let unsettled = |report: &SettleReport| {
+            members.iter().filter(|claimed| !report.has_settled(claimed)).count() as u64
+        };
+        self.counted(result, |report| report.removed + unsettled(report), members.len())
+    }
+}
+
 impl Queue for RedisQueue {
     fn space(&self) -> &KeySpace {
         self.schedules.first().space()
@@ -145,7 +159,7 @@ impl Queue for RedisQueue {
 
     async fn settle(&self, written: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
         let result = self.schedules.settle(written).await;
-        self.counted(result, |report| report.removed, written.len())
+        self.counted_of(result, written)
     }
 
     async fn release(&self, held: &[&Claimed]) -> Result<ReleaseReport, ScheduleError> {
@@ -163,7 +177,7 @@ impl Queue for RedisQueue {
 
     async fn dismiss(&self, obsolete: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
         let result = self.schedules.dismiss(obsolete).await;
-        self.counted(result, |report| report.removed, obsolete.len())
+        self.counted_of(result, obsolete)
     }
 
     async fn put_off(

@@ -3,7 +3,7 @@
 use balance_sync_engine::failure::{self, Cause, Failure, Side};
 pub use balance_sync_engine::failure::{Pace, Reaction};
 use balance_sync_schedule::{ErrorClass as RedisClass, ScheduleError};
-use balance_sync_store::{InvalidIdentifier, StoreError};
+use balance_sync_store::{ErrorClass as StoreClass, InvalidIdentifier, StoreError};
 use balance_sync_tenants::DirectoryError;
 
 /// Why a batch could not be written.
@@ -42,6 +42,12 @@ impl From<&SinkError> for Failure {
     fn from(error: &SinkError) -> Self {
         Self::new(Side::Sink, error.into(), error.to_string())
     }
+}
+
+/// Whether a look at rows has only waited in vain for a connection while others get theirs: no failure of the tenant, as little as the
+/// wait of a batch. The look is repeated with the next claim.
+pub(crate) fn is_only_a_wait(error: &SinkError) -> bool {
+    matches!(error, SinkError::Store(error) if error.class() == StoreClass::ConnectionBudget)
 }
 
 /// The reaction to a failed write.

@@ -12,7 +12,7 @@ use balance_sync_domain::{
     without_numbers,
 };
 use balance_sync_engine::trail::TrailWatch;
-use balance_sync_schedule::{Claimed, ErrorClass, Refusal, ScheduleError};
+use balance_sync_schedule::{Claimed, ErrorClass, Refusal, ScheduleError, Unsettled};
 use balance_sync_store::{Outcome as RowOutcome, Row, RowResult};
 use balance_sync_trace as trace;
 
@@ -381,21 +381,36 @@ async fn settle<'a, Q: Queue>(
         Ok(report) => {
             end.settled = true;
             status.outcomes[Outcome::Kept].fetch_add(report.kept, Relaxed);
-            for member in &written[..count] {
+            for member in written[..count].iter().filter(|member| report.has_settled(member)) {
                 if let Some(scheduled_at) = member.scheduled_at() {
                     status.lag.observe(report.now - scheduled_at);
                 }
             }
+            let Some(Unsettled { error, .. }) = &report.unsettled else { return };
+            let left: Vec<&Claimed> =
+                written.iter().copied().filter(|member| !report.has_settled(member)).collect();
+            span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
+            unsettled(queue, &left, error.clone(), end, status);
         }
         Err(error) => {
-            // The rows are in Postgres. The leases lapse, and the next write of these members is stale.
             span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
-            end.orphaned += written.len();
-            cleanup_failed(queue, written.iter().copied(), status);
-            tracing::warn!(members = written.len(), %error, "rows are written but could not be settled in redis");
-            end.note(error);
+            unsettled(queue, &written, error, end, status);
         }
     }
+}
+
+/// The rows are in Postgres. The leases lapse, and the next write of these members is stale.
+fn unsettled<Q: Queue>(
+    queue: &Q,
+    written: &[&Claimed],
+    error: ScheduleError,
+    end: &mut FlushEnd,
+    status: &TenantStatus,
+) {
+    end.orphaned += written.len();
+    cleanup_failed(queue, written.iter().copied(), status);
+    tracing::warn!(members = written.len(), %error, "rows are written but could not be settled in redis");
+    end.note(error);
 }
 
 async fn isolate<Q: Queue>(

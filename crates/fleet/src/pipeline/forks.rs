@@ -10,7 +10,7 @@ use balance_sync_store::{Row, StoredRow};
 use balance_sync_trace as trace;
 
 use super::{
-    failure::{SinkError, reaction},
+    failure::{SinkError, is_only_a_wait, reaction},
     flush::{FlushEnd, release},
     gone,
     ports::{Queue, Sink},
@@ -48,7 +48,9 @@ pub(crate) async fn decide<'a, Q: Queue, S: Sink>(
     let rows = match rows(sink, differing, limit.max(LEAST)).await {
         Ok(rows) => rows,
         Err(failure) => {
-            end.failure = Some(failure);
+            if !is_only_a_wait(&failure) {
+                end.failure = Some(failure);
+            }
             give_back(queue, &held, end, status).await;
             return Vec::new();
         }

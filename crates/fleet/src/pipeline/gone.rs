@@ -9,14 +9,16 @@ use std::{cell::RefCell, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use balance_sync_domain::BalanceRef;
 use balance_sync_engine::trail::TrailWatch;
-use balance_sync_schedule::{Claimed, ErrorClass, Loss, PostponeReport};
+use balance_sync_schedule::{
+    Claimed, ErrorClass, Loss, PostponeReport, ScheduleError, SettleReport, Unsettled,
+};
 use balance_sync_store::{Fate, Fates, LastKnown, Named};
 use balance_sync_trace as trace;
 use tokio::time::Instant;
 
 use super::{
     counting::{batch_failed, cleanup_failed, expired},
-    failure::{SinkError, reaction, redis_reaction},
+    failure::{SinkError, is_only_a_wait, reaction, redis_reaction},
     flush::{FlushEnd, put_off_unlisted, release, shown},
     ports::{Queue, Sink},
 };
@@ -64,6 +66,7 @@ pub(crate) async fn decide<Q: Queue, S: Sink>(
         Some(_) => None,
         None => match ask(sink, gone, limits).await {
             Ok(fates) => Some(fates),
+            Err(failure) if is_only_a_wait(&failure) => None,
             Err(failure) => {
                 end.failure = Some(failure);
                 batch_failed(queue, held.iter().copied(), status);
@@ -85,7 +88,7 @@ pub(crate) async fn decide<Q: Queue, S: Sink>(
 
     let (mut obsolete, mut waiting, mut lost) = (Vec::new(), Vec::new(), Vec::new());
     let former = |member: &Claimed| member.former.parse().unwrap_or(f64::NAN);
-    let (mut deleted, mut stale) = (0, 0);
+    let mut outcomes = Vec::new();
     for (gone, fate) in gone.iter().zip(fates) {
         let name = &gone.member.member;
         let mut trail = limits.trail.borrow_mut();
@@ -96,22 +99,22 @@ pub(crate) async fn decide<Q: Queue, S: Sink>(
         }
         match fate {
             Fate::Deleted => {
-                deleted += 1;
+                outcomes.push(Outcome::Deleted);
                 obsolete.push(gone.member);
             }
             Fate::Stale { .. } if early => waiting.push(gone.member),
             Fate::Stale { .. } => {
-                stale += 1;
+                outcomes.push(Outcome::Stale);
                 obsolete.push(gone.member);
             }
             Fate::Lost(known) => lost.push((gone.member, confirmed(known))),
             Fate::Unknown { row_version, why } => lost.push((gone.member, unconfirmed(row_version, &why))),
         }
     }
-    if dismiss(queue, &obsolete, end, status).await {
-        for (outcome, count) in [(Outcome::Deleted, deleted), (Outcome::Stale, stale)] {
-            end.outcomes[outcome] += count;
-            status.outcomes[outcome].fetch_add(count, Relaxed);
+    if let Some(report) = dismiss(queue, &obsolete, end, status).await {
+        for (_, outcome) in obsolete.iter().zip(outcomes).filter(|(member, _)| report.has_settled(member)) {
+            end.outcomes[outcome] += 1;
+            status.outcomes[outcome].fetch_add(1, Relaxed);
         }
     }
     let delay = limits.trail.borrow().delay();
@@ -195,34 +198,41 @@ fn unconfirmed(row_version: Option<i64>, why: &str) -> Loss {
     }
 }
 
-/// Whether it could be done.
+/// What was done, unless it was nothing.
 async fn dismiss<Q: Queue>(
     queue: &Q,
     obsolete: &[&Claimed],
     end: &mut FlushEnd,
     status: &TenantStatus,
-) -> bool {
+) -> Option<SettleReport> {
     if obsolete.is_empty() {
-        return true;
+        return None;
     }
     let span = trace::current().store_call("dismiss", "redis");
     span.count("members", obsolete.len());
-    match span.around(queue.dismiss(obsolete)).await {
-        Ok(report) => {
-            end.settled = true;
-            status.outcomes[Outcome::Kept].fetch_add(report.kept, Relaxed);
-            expired(queue, obsolete.iter().copied(), status);
-            true
-        }
+    let mut failed = |left: &[&Claimed], error: ScheduleError| {
+        span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
+        end.orphaned += left.len();
+        cleanup_failed(queue, left.iter().copied(), status);
+        tracing::warn!(members = left.len(), %error, "members with nothing to write could not be removed");
+        end.note(error);
+    };
+    let report = match span.around(queue.dismiss(obsolete)).await {
+        Ok(report) => report,
         Err(error) => {
-            span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
-            end.orphaned += obsolete.len();
-            cleanup_failed(queue, obsolete.iter().copied(), status);
-            tracing::warn!(members = obsolete.len(), %error, "members with nothing to write could not be removed");
-            end.note(error);
-            false
+            failed(obsolete, error);
+            return None;
         }
+    };
+    let (removed, left): (Vec<&Claimed>, Vec<&Claimed>) =
+        obsolete.iter().copied().partition(|member| report.has_settled(member));
+    if let Some(Unsettled { error, .. }) = &report.unsettled {
+        failed(&left, error.clone());
     }
+    end.settled = true;
+    status.outcomes[Outcome::Kept].fetch_add(report.kept, Relaxed);
+    expired(queue, removed, status);
+    Some(report)
 }
 
 /// Puts members off that can't be worked yet; returns one report for each of their schedules. They count as given back.

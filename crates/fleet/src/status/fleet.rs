@@ -268,6 +268,8 @@ pub struct FleetStatus {
     pub owned: AtomicU64,
     /// Times a collector that stood by joined in, because something was due and remained unclaimed.
     pub joins: AtomicU64,
+    /// Entries of timelines that could not be kept until Redis took them.
+    pub timeline_dropped: AtomicU64,
     /// Duration of the last reconcile pass, in microseconds.
     pub last_pass_us: AtomicU64,
     /// The tenants that the directory listed last, whichever worker serves them; `None` before the first answer.

@@ -12,7 +12,9 @@ use balance_sync_fleet::{
     status::{FleetStatus, LedgerKey, LedgerTotals, Outcome, TenantStatus, Trigger},
 };
 use balance_sync_schedule::{Claimed, ErrorClass, Unreadable};
-use balance_sync_store::{Fate, LastKnown, Outcome as RowOutcome, RowResult};
+use balance_sync_store::{
+    ErrorClass as StoreClass, Fate, LastKnown, Outcome as RowOutcome, RowResult, StoreError,
+};
 use balance_sync_tenants::KeyForm;
 
 struct Bench {
@@ -339,6 +341,54 @@ async fn what_redis_refuses_after_the_write_is_counted_and_left_to_lapse() {
     assert!(end.failure.is_none() && end.answered);
     assert_eq!(bench.status.cleanup_failures.load(Relaxed), 2);
     assert_eq!(bench.queue.0.leased(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_first_call_has_settled_counts_although_a_later_one_fails() {
+    let bench = Bench::new();
+    bench.queue.0.mutate(0..4, 1);
+    let mut claimed = bench.claim().await;
+    // One of the first claim has changed meanwhile.
+    bench.queue.0.mutate(0..1, 2);
+    bench.queue.0.mutate(10..13, 1);
+    claimed.extend(
+        bench
+            .queue
+            .claim(100)
+            .await
+            .unwrap()
+            .entries
+            .into_iter()
+            .filter(|claimed| (10..13).any(|n| claimed.member == member(bench.space(), n))),
+    );
+    assert_eq!(claimed.len(), 7);
+    bench.queue.0.fail(&["settle later"], ErrorClass::Unavailable);
+    let end = bench.flush(&claimed).await;
+    assert_eq!((end.outcomes[Outcome::Updated], end.orphaned, end.settled), (7, 3, true));
+    assert!(end.failure.is_none());
+    assert_eq!(bench.status.outcomes[Outcome::Kept].load(Relaxed), 1, "the first call's");
+    assert_eq!(bench.status.lag.count(), 4, "the lag of the others is not known yet");
+    assert_eq!((bench.settled().len(), bench.status.cleanup_failures.load(Relaxed)), (3, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_gets_no_connection_among_many_that_wait_is_repeated_and_no_failure() {
+    let bench = Bench::new();
+    let redis = &bench.queue.0;
+    redis.mutate(0..2, 3);
+    bench.sink.0.verdicts.borrow_mut().insert(0, RowResult::Differs);
+    bench.sink.0.rows.borrow_mut().insert(0, 4);
+    gone(&bench, 10, 900.0, Some(Fate::Deleted));
+    let waited = StoreError::of_class(StoreClass::ConnectionBudget, "injected");
+    bench.sink.0.looks_fail.replace(Some(waited.into()));
+    let end = bench.flush(&bench.claim().await).await;
+    assert!(end.failure.is_none(), "{:?}", end.failure);
+    assert_eq!((end.outcomes[Outcome::Updated], end.outcomes[Outcome::Released], end.orphaned), (1, 2, 0));
+    assert_eq!((redis.due(), bench.status.batch_failures.load(Relaxed)), (2, 0));
+
+    bench.sink.0.looks_fail.take();
+    let end = bench.flush(&bench.claim().await).await;
+    assert_eq!((end.outcomes[Outcome::Deleted], redis.leased()), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use balance_sync_domain::QuarantineReason;
 use balance_sync_sandbox::{RedisOptions, RedisServer, WORKER_USER};
-use balance_sync_schedule::{Claim, Link, LinkSettings, Loss, Schedule, ScheduleOptions};
+use balance_sync_schedule::{Claim, ErrorClass, Link, LinkSettings, Loss, Schedule, ScheduleOptions};
 
 use crate::{
     Tenant, all, ask,
@@ -155,6 +155,34 @@ async fn what_a_claim_puts_off_is_none_of_its_members() {
     assert_eq!((report.removed, report.kept), (3, 1));
     let left: BTreeSet<String> = left(&tenant).await.into_iter().collect();
     assert_eq!(left, [changed, denied].into());
+}
+
+#[tokio::test]
+async fn what_is_settled_as_a_whole_counts_although_the_named_fail() {
+    let (_server, tenant) = counting("whole-partly").await;
+    let schedule = tenant.lease_mode();
+    let (one, two) = (claimed(&tenant, &schedule, 10).await, {
+        for n in 0..10 {
+            tenant.mutate(&format!("n{n}"), "{}").await;
+        }
+        schedule.claim(100).await.unwrap()
+    });
+    assert_eq!(two.entries.len(), 10);
+    tenant.mutate("n3", "{}").await;
+    // Members are removed by name with this, and whole claims without.
+    tell!(tenant, "ACL", "SETUSER", "default", "-zrem");
+    let written: Vec<_> = one.entries.iter().chain(&two.entries).collect();
+    let report = schedule.settle(&written).await.unwrap();
+    assert_eq!(report.removed, 10);
+    assert_eq!(report.unsettled.as_ref().unwrap().error.class, ErrorClass::Permission);
+    let settled = |claim: &Claim| claim.entries.iter().filter(|claimed| report.has_settled(claimed)).count();
+    assert_eq!((settled(&one), settled(&two)), (10, 0));
+    // Alone it is an error.
+    let error = schedule.settle(&all(&two.entries[..3])).await.unwrap_err();
+    assert_eq!(error.class, ErrorClass::Permission);
+    tell!(tenant, "ACL", "SETUSER", "default", "+zrem");
+    let report = schedule.settle(&all(&two.entries)).await.unwrap();
+    assert_eq!((report.removed, report.kept, report.unsettled), (9, 1, None));
 }
 
 #[tokio::test]

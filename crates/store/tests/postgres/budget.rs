@@ -184,6 +184,42 @@ async fn who_waits_in_a_queue_that_moves_stays_in_it() {
     drop(turn);
 }
 
+/// A look can be repeated, and something waits for it: in a queue that moves it doesn't stay as a batch does.
+#[tokio::test]
+async fn a_look_gives_up_where_a_batch_stays_in_the_queue() {
+    let (busy, other) = (Tenant::new("looked_at").await, Tenant::new("moves_on").await);
+    let budget = ConnectionBudget::new(2);
+    let spec = DatabaseSpec { acquire_timeout: Duration::from_secs(1), max_connections: 1, ..busy.spec() };
+    let (database, others) = (
+        Database::open(spec, budget.clone()).unwrap(),
+        Database::open(other.spec(), budget.clone()).unwrap(),
+    );
+    let held = database.connect().await.unwrap();
+    others.ping().await.unwrap();
+    let batch = tokio::spawn({
+        let database = database.clone();
+        async move { database.connect().await.map(drop) }
+    });
+    eventually(PATIENCE, "the batch in the queue", || async { budget.servers()[0].waiting == 1 })
+        .await
+        .unwrap();
+    let look = tokio::spawn({
+        let database = database.clone();
+        async move { database.connect_for_a_look().await.map(drop) }
+    });
+    eventually(PATIENCE, "the end of the look", || async {
+        // Another tenant's operations move the queue.
+        others.ping().await.unwrap();
+        look.is_finished()
+    })
+    .await
+    .unwrap();
+    assert_eq!(look.await.unwrap().unwrap_err().class(), ErrorClass::ConnectionBudget);
+    assert!(!batch.is_finished(), "it keeps its place");
+    drop(held);
+    batch.await.unwrap().unwrap();
+}
+
 /// A slot that goes from one vain attempt to the next moves nothing: a dead server keeps no tenant in its queue.
 #[tokio::test]
 async fn attempts_to_connect_in_vain_are_no_progress() {

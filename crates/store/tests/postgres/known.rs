@@ -126,6 +126,46 @@ async fn a_connection_that_leads_elsewhere_than_those_before_writes_nothing_and_
 }
 
 #[tokio::test]
+async fn where_a_connection_leads_is_reported_when_it_has_been_checked() {
+    let (former, next) = (two_roles().await, two_roles().await);
+    let (port, target) = address(former.port()).await;
+    let budget = ConnectionBudget::new(4);
+    let mut writers = ["one", "two"].map(|role| Writer::new(port, role, &budget));
+    for writer in &mut writers {
+        assert_eq!(writer.write().await, Outcome::Updated);
+    }
+    let before = writers[1].database.origin();
+    target.send_replace(next.port());
+    assert_eq!(writers[0].write().await, Outcome::Updated);
+    let [one, two] = &mut writers;
+    assert_ne!(one.database.origin(), before);
+    // What the other role has found is taken for its connection too, and no statement has checked it yet.
+    let looked = looks(&next);
+    let session = two.database.connect().await.unwrap();
+    assert_eq!((looks(&next), two.database.origin()), (looked, before));
+    drop(session);
+    assert_eq!(two.write().await, Outcome::Updated);
+    assert_eq!(two.database.origin(), one.database.origin());
+}
+
+#[tokio::test]
+async fn a_connection_in_place_of_one_that_was_not_asked_is_asked() {
+    let server = two_roles().await;
+    let budget = ConnectionBudget::new(4);
+    let mut writers = ["one", "two"].map(|role| Writer::new(server.port(), role, &budget));
+    for writer in &mut writers {
+        assert_eq!(writer.write().await, Outcome::Updated);
+    }
+    let looked = looks(&server);
+    let mut session = writers[0].database.connect().await.unwrap();
+    assert_eq!(looks(&server), looked, "it is taken to lead where the other did");
+    let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'one'";
+    server.execute("postgres", end).await.unwrap();
+    session.update_isolating(&writers[0].table, &[row(1, 9)]).await.unwrap();
+    assert_eq!(looks(&server), looked + 1);
+}
+
+#[tokio::test]
 async fn a_role_whose_search_path_counts_is_asked_each_time() {
     let server = two_roles().await;
     server.execute("postgres", "ALTER ROLE one SET search_path = one").await.unwrap();

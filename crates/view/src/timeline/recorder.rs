@@ -138,6 +138,12 @@ impl Recorder {
 
     /// Takes in how all tenants are now.
     fn observe(&self) {
+        self.take_in();
+        let dropped = self.seen().pending.dropped_total();
+        self.own.fleet.timeline_dropped.store(dropped, Relaxed);
+    }
+
+    fn take_in(&self) {
         let now = self.now();
         let fleet = &self.own.fleet;
         let mut seen = self.seen();

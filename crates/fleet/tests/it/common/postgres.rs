@@ -55,6 +55,8 @@ pub(crate) struct Postgres {
     pub started: RefCell<String>,
     /// How often that was asked.
     pub looked_up: Cell<usize>,
+    /// Why it can't be looked at rows.
+    pub looks_fail: RefCell<Option<SinkError>>,
     pub updates: RefCell<Vec<Update>>,
     pub pings: RefCell<Vec<Duration>>,
     pub refetches: Cell<usize>,
@@ -65,6 +67,10 @@ pub(crate) struct Postgres {
 }
 
 impl Postgres {
+    fn look(&self) -> Result<(), SinkError> {
+        self.looks_fail.borrow().clone().map_or(Ok(()), Err)
+    }
+
     pub(crate) fn new() -> Self {
         Self {
             begun: Instant::now(),
@@ -79,6 +85,7 @@ impl Postgres {
             fates: RefCell::default(),
             started: RefCell::new("noon".to_owned()),
             looked_up: Cell::default(),
+            looks_fail: RefCell::default(),
             updates: RefCell::default(),
             pings: RefCell::default(),
             refetches: Cell::default(),
@@ -170,6 +177,7 @@ impl Sink for FakeSink {
     }
 
     async fn rows(&self, rows: &[Row<'_>]) -> Result<Vec<Option<StoredRow>>, SinkError> {
+        self.0.look()?;
         let stored = self.0.rows.borrow();
         let row = |row: &Row<'_>| {
             stored.get(&(row.id.as_u128() - IDS)).map(|version| StoredRow {
@@ -188,6 +196,7 @@ impl Sink for FakeSink {
     async fn fates(&self, gone: &[Named<'_>], last: bool) -> Result<Fates, SinkError> {
         let postgres = &self.0;
         postgres.looked_up.set(postgres.looked_up.get() + 1);
+        postgres.look()?;
         let mood = postgres.mood.borrow().clone();
         match mood {
             Mood::FailsUnlessLast(_) if last => {}

@@ -12,7 +12,7 @@ use balance_sync_domain::KeySpace;
 use balance_sync_fleet::pipeline::{Queue, Survey, Sweep};
 use balance_sync_schedule::{
     Claim, Claimed, ErrorClass, Loss, PostponeReport, QuarantineReport, Refusal, Refused, ReleaseReport,
-    ScheduleError, SettleReport,
+    ScheduleError, SettleReport, Unsettled,
 };
 use tokio::{sync::Notify, time::Instant};
 
@@ -251,8 +251,20 @@ impl Queue for FakeQueue {
 
     async fn settle(&self, written: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
         self.0.refuse("settle")?;
-        let (removed, kept) = self.0.take_leased(written.iter().copied());
-        let report = SettleReport { now: self.0.now(), removed: removed.len() as u64, kept };
+        let (first, later): (Vec<&Claimed>, Vec<&Claimed>) =
+            written.iter().copied().partition(|claimed| claimed.lease == written[0].lease);
+        let later_fails = self.0.faults.borrow().get("settle later").copied();
+        let (unsettled, settled) = match later_fails {
+            Some(Fault::Error(class)) if !later.is_empty() => {
+                let error = ScheduleError { operation: "settle", class, message: "injected".to_owned() };
+                let leases =
+                    later.iter().map(|claimed| (claimed.schedule, Arc::clone(&claimed.lease))).collect();
+                (Some(Unsettled { leases, error }), first)
+            }
+            _ => (None, written.to_vec()),
+        };
+        let (removed, kept) = self.0.take_leased(settled);
+        let report = SettleReport { now: self.0.now(), removed: removed.len() as u64, kept, unsettled };
         self.0.settled.borrow_mut().extend(removed.into_iter().map(|waiting| waiting.member));
         self.0.answer("settle").await;
         Ok(report)
@@ -299,7 +311,7 @@ impl Queue for FakeQueue {
     async fn dismiss(&self, obsolete: &[&Claimed]) -> Result<SettleReport, ScheduleError> {
         self.0.refuse("dismiss")?;
         let (removed, kept) = self.0.take_leased(obsolete.iter().copied());
-        let report = SettleReport { now: self.0.now(), removed: removed.len() as u64, kept };
+        let report = SettleReport { now: self.0.now(), removed: removed.len() as u64, kept, unsettled: None };
         self.0.dismissed.borrow_mut().extend(removed.into_iter().map(|waiting| waiting.member));
         self.0.answer("dismiss").await;
         Ok(report)
