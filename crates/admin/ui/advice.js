@@ -53,29 +53,37 @@ export function quarantineMeaning(reason) {
   return "";
 }
 
+/** How bad a verdict is, as the server orders tenants. */
+export const VERDICTS = ["healthy", "attention", "behind", "unknown", "degraded"];
+/** @type {Record<string, string>} */
+const VERDICT_LEVELS = { attention: "warn", behind: "warn", degraded: "bad", unknown: "note" };
+
 /**
- * How a tenant is, for people: `level` is bad, warn, note or good.
- * @param {Pick<Api.TenantRow, "state" | "paused"> & { oldest_due_age_seconds: number | null }} row
- * @param {number} objective
+ * How a tenant is, for people: `level` is bad, warn, note or good. The verdict is the server's, the same that the terminal shows; only
+ * its word is chosen here.
+ * @param {Pick<Api.TenantRow, "state" | "paused"> & { verdict?: Api.TenantRow["verdict"] }} row
  */
-export function assess(row, objective) {
-  const late = typeof row.oldest_due_age_seconds === "number" && row.oldest_due_age_seconds > objective;
-  const level = levelOf(row.state);
-  if (level === "bad") return { level, word: row.state };
+export function assess(row) {
+  const level = VERDICT_LEVELS[row.verdict ?? ""] ?? levelOf(row.state);
+  if (levelOf(row.state) === "bad") return { level, word: row.state };
   // Another worker writes it: whether it is late is not this fleet's to say.
   if (row.state === "not_in_rollout") return { level, word: words(row.state) };
-  if (row.paused || row.state === "paused") return { level: "note", word: "paused" };
-  if (late) return { level: "warn", word: "behind" };
+  if (row.paused || row.state === "paused") return { level: level === "good" ? "note" : level, word: "paused" };
+  if (row.verdict === "behind") return { level, word: "behind" };
   return { level, word: row.state };
+}
+
+/** Whether a tenant belongs among those to be looked at: by its verdict, or because somebody has paused it. */
+export function isOfNote(/** @type {Api.TenantRow} */ row) {
+  return row.verdict !== "healthy" || row.paused !== null;
 }
 
 /**
  * The action that helps first, or null.
  * @param {Api.TenantRow} row
- * @param {number} objective
  */
-export function firstAid(row, objective) {
-  const { word } = assess(row, objective);
+export function firstAid(row) {
+  const { word } = assess(row);
   if (word === "paused") return "resume";
   if (word === "degraded") return adviceFor(row.reason).action;
   return word === "behind" ? "flush" : null;

@@ -163,13 +163,46 @@ function unwell(overview) {
   return (states.degraded ?? 0) + (states.paused ?? 0) + (overview.tenants.unserved ?? 0);
 }
 
+/** A hidden tab without news for longer says no verdict any more, in milliseconds. */
+const STALE = 60_000;
+/** The browser has said that it stops this page: until it is seen again nothing here can be true. */
+let frozen = false;
+
+/** Whether what this tab knows may be old, as browsers slow down and stop those that are not seen. */
+function isAsleep() {
+  return frozen || (document.hidden && live.lastData !== null && Date.now() - live.lastData > STALE);
+}
+
+function wake() {
+  if (document.hidden) return;
+  const slept = isAsleep() || (live.lastData !== null && Date.now() - live.lastData > STALE);
+  frozen = false;
+  showTitle();
+  if (!slept || !live.session) return;
+  retryNow();
+  load().catch(() => {});
+}
+
+// The last moment at which the title can be changed before the page is stopped.
+document.addEventListener("freeze", () => {
+  frozen = true;
+  showTitle();
+});
+document.addEventListener("resume", wake);
+document.addEventListener("visibilitychange", wake);
+
 /** The tab of the browser tells the verdict too: it is what one sees when another page is in front. */
 function showTitle() {
   const overview = live.overview;
   const lost = live.state === "lost" && live.lastData !== null;
+  if (isAsleep()) {
+    document.title = `asleep · ${title} · balance-sync`;
+    setAttr(document.querySelector("link[rel=icon]"), "href", "/assets/icon.svg");
+    return;
+  }
   const bad = !lost && overview && ["attention", "behind", "degraded"].includes(overview.verdict);
   const sign = lost || overview?.verdict === "unknown" ? "? " : bad ? "! " : "";
-  // A hidden tab looks rarely: what it shows was true within the last minute.
+  // A hidden tab looks rarely: what it shows was true within the last minute, or it says that it is asleep.
   document.title = `${sign}${title} · balance-sync`;
   setAttr(document.querySelector("link[rel=icon]"), "href", bad || lost ? "/assets/icon-alert.svg" : "/assets/icon.svg");
 }
@@ -279,6 +312,7 @@ subscribe("overview", (overview) => {
 });
 setInterval(() => {
   if (live.state === "lost") showConnection();
+  if (isAsleep()) showTitle();
   page?.tick?.();
 }, 1000);
 

@@ -3,7 +3,7 @@
 import { h, icon, keyed, setAttr, setIcon, setShown, setText, visible } from "./dom.js";
 import { ago, clock, count, moment, span, words } from "./format.js";
 import { assess } from "./advice.js";
-import { live, now, objective } from "./live.js";
+import { live, now } from "./live.js";
 
 const STATE_ICONS = {
   starting: "dots",
@@ -34,7 +34,7 @@ export function stateBadge() {
     node,
     show,
     update(row) {
-      const { word: name, level } = assess(row, objective());
+      const { word: name, level } = assess(row);
       show(name, level);
     },
   };
@@ -42,10 +42,10 @@ export function stateBadge() {
 
 /**
  * The sentence beside a badge: reason and detail, who paused it, how late it is.
- * @param {Pick<Api.TenantRow, "state" | "paused" | "reason" | "quarantined"> & { oldest_due_age_seconds: number | null }} row
+ * @param {Pick<Api.TenantRow, "state" | "paused" | "reason"> & Partial<Api.TenantRow>} row
  */
 export function reasonOf(row) {
-  const { word } = assess(row, objective());
+  const { word } = assess(row);
   if (word === "paused") {
     const by = row.paused?.by ? ` by ${row.paused.by}` : "";
     return `paused${by}${row.paused?.note ? `: ${row.paused.note}` : ""}`;
@@ -53,9 +53,18 @@ export function reasonOf(row) {
   if (row.reason) return words(row.reason);
   if (row.state === "not_in_rollout") return "the ledger's own worker writes it";
   if (word === "unserved") return "no live worker looks after it";
-  if (word === "behind") return `oldest waits ${span(row.oldest_due_age_seconds)}`;
-  if (row.quarantined > 0) return `${count(row.quarantined)} in quarantine`;
-  return "";
+  if (word === "behind") return row.ahead_seconds ? `scheduled ${span(row.ahead_seconds)} ahead` : `oldest waits ${span(Math.max(row.oldest_due_age_seconds ?? 0, row.exposure_age_seconds ?? 0))}`;
+  if (row.verdict === "unknown" && row.sampled === false) return "what waits is not known";
+  if (row.vanished) return visible(row.vanished.detail);
+  if ((row.quarantined ?? 0) > 0) return `${count(row.quarantined)} in quarantine${row.acknowledged?.holds ? ", acknowledged" : ""}`;
+  return row.verdict === "attention" ? attentionOf(row) : "";
+}
+
+/** What asks for an operator of a tenant whose balances are on time and none of whose entries is open. */
+function attentionOf(/** @type {Partial<Api.TenantRow>} */ row) {
+  if (row.neighbour?.deadly_mix || row.neighbour?.presence === "active") return "the ledger's own worker is active";
+  if (row.shadow && row.shadow.left_behind + row.shadow.lost > 0) return "a shadow has found balances whose mutations are missing";
+  return "one of the ledger's own queues is stuck";
 }
 
 /**

@@ -118,9 +118,9 @@ pub(crate) struct LoadArgs {
     /// Mutations per second over all tenants.
     #[arg(long, default_value_t = 1000.0, value_parser = positive)]
     pub rate: f64,
-    /// How long, in seconds; until interrupted if not given.
-    #[arg(long, value_parser = positive)]
-    pub seconds: Option<f64>,
+    /// How long, in seconds; 0 = until interrupted.
+    #[arg(long, default_value_t = 60.0, value_parser = not_negative)]
+    pub seconds: f64,
     /// Tenants by id, separated by commas; all active ones if not given.
     #[arg(long, value_delimiter = ',', value_name = "ID")]
     pub tenant: Vec<String>,
@@ -166,10 +166,24 @@ fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
+fn not_negative(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() && number >= 0.0 => Ok(number),
+        _ => Err("must be 0 or a number above".to_owned()),
+    }
+}
+
 fn share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if (0.0..=1.0).contains(&number) => Ok(number),
         _ => Err("must be a number from 0 to 1".to_owned()),
+    }
+}
+
+impl LoadArgs {
+    /// How long; `None` = until interrupted.
+    pub(crate) fn duration(&self) -> Option<Duration> {
+        Some(self.seconds).filter(|number| *number > 0.0).map(seconds)
     }
 }
 

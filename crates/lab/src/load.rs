@@ -15,7 +15,7 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{LoadArgs, seconds};
+use crate::args::LoadArgs;
 
 /// Mutations that could not be written, or of which that isn't known.
 const EXIT_ERRORS: u8 = 1;
@@ -56,7 +56,7 @@ pub(crate) async fn load(args: LoadArgs) -> anyhow::Result<u8> {
     });
     let options = LoadOptions {
         rate: args.rate,
-        duration: args.seconds.map(seconds),
+        duration: args.duration(),
         hot_key_share: args.hot_key_share,
         seed: args.seed,
         ttl: Duration::from_secs(u64::from(args.ttl)),
@@ -190,7 +190,29 @@ async fn read_tenant(deployment: &Deployment, tenant: &Tenant, most: u32) -> any
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use clap::Parser as _;
+
     use super::is_local;
+    use crate::args::{Args, Command};
+
+    #[test]
+    fn load_ends_by_itself_unless_it_is_asked_not_to() {
+        let duration = |more: &[&str]| {
+            let args = Args::try_parse_from([&["balance-sync-lab", "load"], more].concat()).ok()?;
+            match args.command {
+                Command::Load(args) => Some(args.duration()),
+                _ => None,
+            }
+        };
+        assert_eq!(duration(&[]), Some(Some(Duration::from_secs(60))));
+        assert_eq!(duration(&["--seconds", "0"]), Some(None));
+        assert_eq!(duration(&["--seconds", "2.5"]), Some(Some(Duration::from_millis(2_500))));
+        for wrong in ["-1", "nan", "inf", "for ever"] {
+            assert_eq!(duration(&[&format!("--seconds={wrong}")]), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn only_loopback_is_local() {

@@ -27,9 +27,10 @@ use balance_sync_tenants::{BreakerState, Tenant};
 use tokio::time::Instant;
 
 use crate::facts::{Fact, Facts};
+use crate::overview::backlog_eta;
 use crate::record::{
-    Counts, DetailRecord, FleetPoint, NeighbourRecord, ReconcileRecord, RedisMemory, RolloutRecord,
-    ServiceRecord, TaskRecord, TenantRecord, WorkerRecord,
+    Counts, DetailRecord, FleetPoint, ListingRecord, NeighbourRecord, ReconcileRecord, RedisMemory,
+    RolloutRecord, ServiceRecord, TaskRecord, TenantRecord, WorkerRecord,
 };
 
 /// Points of a fleet's history: an hour.
@@ -273,6 +274,11 @@ impl LocalWorker {
             settings: self.settings(),
             clock_offset_ms: fleet.clock_offset_ms.load(),
             tasks: fleet.tasks.reports().into_iter().map(TaskRecord::from).collect(),
+            eta_seconds: backlog_eta(lock(&self.history).make_contiguous()),
+            listing: fleet.listed().map(|_| ListingRecord {
+                total: fleet.wanted.load(Relaxed),
+                selected: fleet.selected.load(Relaxed),
+            }),
             rollout: Some(RolloutRecord {
                 revision: fleet.rollout.current().map(|rollout| rollout.revision()),
                 configured: self.configured.clone(),

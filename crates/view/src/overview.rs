@@ -24,6 +24,7 @@ mod shadow;
 mod tests;
 mod to_do;
 
+pub(crate) use eta::eta as backlog_eta;
 pub use judge::{CLOCK_TOLERANCE_SECONDS, Verdict};
 pub use neighbour::FleetNeighbour;
 pub use queues::FleetQueue;
@@ -133,8 +134,8 @@ pub struct BacklogView {
     pub exposure_p99_seconds: Option<f64>,
     /// Tenants of which it is not known what waits: they are not in these numbers.
     pub unknown_tenants: usize,
-    /// When nothing will be due any more, if it goes on as in the last minute. `None` where the backlog doesn't shrink, and for
-    /// commands, which have seen no minute.
+    /// When nothing will be due any more, if it goes on as in the last minute; for commands, as live workers have seen it. `None` where
+    /// the backlog doesn't shrink.
     pub eta_seconds: Option<f64>,
     /// How old the oldest of these numbers is, where schedules could be read before and can't be now.
     pub age_seconds: Option<f64>,
@@ -295,7 +296,11 @@ impl FleetView {
             exposure_p99_seconds: self.exposure_p99_seconds(),
             unknown_tenants,
             // Of numbers that are read no more nothing follows.
-            eta_seconds: if age.is_none() { eta::eta(&self.history) } else { None },
+            eta_seconds: if age.is_none() {
+                backlog_eta(&self.history).or(self.published_eta_seconds)
+            } else {
+                None
+            },
             age_seconds: age,
         };
         let (verdict, reasons) = self.judge();

@@ -66,6 +66,9 @@ pub struct FleetView {
     pub writes_refused: Option<ScheduleError>,
     /// Whether it is known which tenants there are.
     pub listed: bool,
+    /// The tenant service doesn't answer this command, and the tenants are those that live workers report: so many more are not in the
+    /// rollout, and not among them. `None` = the list is its own.
+    pub listed_by_workers: Option<u64>,
     /// All live workers that write, by name.
     pub workers: Vec<WorkerRow>,
     /// Live workers whose reports can't be read, by name: they may be of a later release. What they serve isn't known.
@@ -92,6 +95,8 @@ pub struct FleetView {
     pub lags: Vec<Vec<u64>>,
     /// The fleet's history, as this worker has seen it.
     pub history: Vec<FleetPoint>,
+    /// In how many seconds nothing will be due any more, as live workers have seen it; for commands, which have no history.
+    pub published_eta_seconds: Option<f64>,
     /// What the fleet is made of, as this worker has seen it.
     pub facts: Vec<Fact>,
     /// A tenant whose oldest due balance is older counts as behind.
@@ -362,6 +367,11 @@ impl FleetReader {
             }
             Source::Directory { directory, listed } => list(directory, listed).await,
         };
+        let (listed, listed_by_workers) = match listed {
+            Some(listed) => (Some(listed), None),
+            None if self.own.is_none() && redis_error.is_none() => listed_by(&state.known).unzip(),
+            None => (None, None),
+        };
         let waiting = match redis_error {
             None => {
                 let State { known, outside, .. } = &mut *state;
@@ -371,6 +381,7 @@ impl FleetReader {
             Some(_) => HashMap::new(),
         };
         let mut view = self.put_together(&state.known, redis_error, read, listed.as_deref(), &waiting);
+        view.listed_by_workers = listed_by_workers;
         view.dead_workers = dead_workers(&state.dead, &view);
         view.foreign_workers = foreign_workers(&state.foreign, &view);
         view
@@ -617,7 +628,7 @@ impl FleetReader {
         let unknown_tenants = listed.map_or(0, |all| all.len() - all.iter().filter(shown).count());
         for (id, mut records) in owners {
             records.sort_by_key(|(name, _)| *name);
-            let paused = paused.get(id).cloned();
+            let paused = paused.get(id).cloned().map(|by| by.seen_at(at));
             let looked_at: &[_] = shadows.get(id).map_or(&[], Vec::as_slice);
             let merged = TenantRow::merged(id, &records, paused.clone(), at)
                 .or_else(|| TenantRow::only_looked_at(id, looked_at, paused.clone(), at));
@@ -684,13 +695,16 @@ impl FleetReader {
                 workers.push(WorkerRow::new(&record, true));
             }
         }
+        let writers = known.values().filter(|other| other.live && !other.worker.is_shadow());
+        let published_eta_seconds = writers.filter_map(|other| other.worker.eta_seconds).reduce(f64::max);
         workers.sort_by(|a, b| a.name.cmp(&b.name));
         live_shadows.sort_by(|a, b| a.name.cmp(&b.name));
-        FleetView {
+        let mut view = FleetView {
             at,
             redis_error,
             writes_refused,
             listed: listed.is_some(),
+            listed_by_workers: None,
             workers,
             unreadable_workers: unreadable,
             shadows: live_shadows,
@@ -703,13 +717,16 @@ impl FleetReader {
             counts,
             lags,
             history: self.own.as_ref().map(|own| own.history()).unwrap_or_default(),
+            published_eta_seconds: published_eta_seconds.filter(|_| self.own.is_none()),
             facts: self.own.as_ref().map(|own| own.facts()).unwrap_or_default(),
             objective_seconds: self.objectives.freshness.as_secs_f64(),
             objectives: self.objectives,
             clock_offset_seconds,
             unknown_tenants,
             single: listed.is_some_and(|tenants| tenants.contains(&Tenant::Single)),
-        }
+        };
+        view.judge_tenants();
+        view
     }
 }
 
@@ -736,6 +753,19 @@ fn outdated(record: &TenantRecord, worker: &WorkerRecord) -> TenantRecord {
     record.unsampled = true;
     record.rates = Rates::default();
     record
+}
+
+/// The tenants that live workers serve, and how many more they have on their lists that are not in the rollout. `None` unless some
+/// worker has a list, and all tenants of it that are in the rollout are among them: who is missing isn't known then.
+fn listed_by(known: &BTreeMap<String, Known>) -> Option<(Vec<Tenant>, u64)> {
+    let live = || known.values().filter(|other| other.live && !other.worker.is_shadow());
+    // While they differ, whichever lists the most.
+    let listing = live().filter_map(|other| other.worker.listing).max_by_key(|listing| listing.selected)?;
+    let served: BTreeSet<&String> = live().flat_map(|other| other.tenants.keys()).collect();
+    let tenants: Vec<Tenant> =
+        served.into_iter().filter_map(|id| TenantId::parse(id).ok().map(Tenant::Id)).collect();
+    let count = tenants.len() as u64;
+    (count >= listing.selected).then(|| (tenants, listing.total.saturating_sub(count)))
 }
 
 /// The directory's list, a few seconds old at most; `None` when it can't be had.

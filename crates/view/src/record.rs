@@ -302,6 +302,13 @@ pub struct WorkerRecord {
     /// Its background tasks.
     #[serde(default)]
     pub tasks: Vec<TaskRecord>,
+    /// In how many seconds nothing will be due any more in the whole fleet, as this worker has seen it; `None` where the backlog doesn't
+    /// shrink.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_seconds: Option<f64>,
+    /// How many tenants it has on its list; `None` = it has none yet, or is of an earlier release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listing: Option<ListingRecord>,
     /// Which tenants it serves. A worker of an earlier release knows no rollout, and serves all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutRecord>,
@@ -315,6 +322,15 @@ impl WorkerRecord {
     pub(crate) fn is_shadow(&self) -> bool {
         self.mode == WorkerMode::Shadow
     }
+}
+
+/// How many tenants the list has that a worker works with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListingRecord {
+    /// All of them.
+    pub total: u64,
+    /// Those in the rollout, whichever worker serves them.
+    pub selected: u64,
 }
 
 /// Which tenants a worker serves.

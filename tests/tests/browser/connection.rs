@@ -136,3 +136,27 @@ async fn a_wrong_clock_is_named_and_times_are_shown_in_a_zone_that_can_be_chosen
     browser.expect_error("ERR_");
     browser.finish().await
 }
+
+#[tokio::test]
+async fn a_tab_that_the_browser_stops_says_that_it_is_asleep_and_is_up_to_date_when_it_is_seen() -> Result<()>
+{
+    let mut browser = browser!();
+    let sandbox = balance_sync_tests::sandbox(2, 3).await?;
+    let first = worker(&sandbox, "first").start().await?;
+    browser.open(&first.url("/")).await?;
+    browser.shows("#verdict", "All tenants are on time").await?;
+    let hide = |hidden: bool, event: &str| {
+        format!(
+            "Object.defineProperty(document, 'hidden', {{ configurable: true, get: () => {hidden} }}), \
+             document.dispatchEvent(new Event('{event}'))"
+        )
+    };
+    // Stopped, it can't take back what its title said.
+    browser.eval(&hide(true, "freeze")).await?;
+    browser.until("the title says so", "document.title.startsWith('asleep')").await?;
+    browser.eval(&hide(true, "visibilitychange")).await?;
+    browser.until("it still does", "document.title.startsWith('asleep')").await?;
+    browser.eval(&hide(false, "visibilitychange")).await?;
+    browser.until("the title is the page's again", "document.title.startsWith('Overview')").await?;
+    Ok(())
+}

@@ -68,6 +68,34 @@ pub(crate) async fn trouble(sandbox: &Sandbox, worker: &Worker, browser: &mut Br
 }
 
 #[tokio::test]
+async fn the_overview_lists_the_tenants_that_the_terminal_finds_fault_with() -> Result<()> {
+    let mut browser = browser!();
+    let sandbox = balance_sync_tests::sandbox(2, 3).await?;
+    let worker = worker(&sandbox, "first").set("queues.interval", "200ms").start().await?;
+    let tenant = sandbox.tenants().remove(0);
+    browser.open(&worker.url("/")).await?;
+    browser.shows("main", "Nothing needs attention").await?;
+    // All its balances are on time, and the ledger does not work off a queue of it.
+    let mut redis = sandbox.redis().connect().await?;
+    let backup = format!("{}backup_queue:{{transactions}}", tenant.keys.prefix());
+    let _: () = redis.hset(&backup, "t1", r#"{"ttl":"2026-01-02T03:04:05Z"}"#).await?;
+    let table = "table[aria-label^='Tenants that need']";
+    browser.shows(table, &tenant.id).await?;
+    browser.shows(table, "queues is stuck").await?;
+    browser
+        .until(
+            "one row",
+            "document.querySelectorAll(\"table[aria-label^='Tenants that need'] tbody tr\").length === 1",
+        )
+        .await?;
+    let (_, row) = worker.get(&format!("/api/v1/tenants/{}", tenant.id)).await?;
+    let row: serde_json::Value = serde_json::from_str(&row)?;
+    ensure!(row["verdict"] == "attention" && row["state"] == "idle", "{row}");
+    let _: () = redis.del(&backup).await?;
+    browser.shows("main", "Nothing needs attention").await
+}
+
+#[tokio::test]
 async fn every_page_shows_the_fleet_on_a_desk_and_on_a_phone() -> Result<()> {
     let mut browser = browser!();
     let sandbox = balance_sync_tests::sandbox(12, 200).await?;

@@ -245,7 +245,11 @@ const DRILLS: [Drill; 10] = [
     Drill { name: "worker frozen", says: &["Worker two has died"], helps: "start it again" },
     Drill { name: "poison", says: &["in quarantine"], helps: "quarantine list" },
     Drill { name: "Redis paused", says: &["Redis can't be asked"], helps: "Redis" },
-    Drill { name: "tenant service down", says: &["tenant"], helps: "service" },
+    Drill {
+        name: "tenant service down",
+        says: &["The tenant service has not answered", "since"],
+        helps: "tenant service",
+    },
     Drill { name: "backlog of 300,000", says: &["behind"], helps: "connections" },
     Drill { name: "forgotten pause", says: &["paused for longer than", "(drill)"], helps: "tenants resume" },
     Drill { name: "mixed configuration", says: &["Workers differ"], helps: "same" },

@@ -176,7 +176,12 @@ async fn text_from_outside_acts_on_no_terminal_and_forges_no_line() -> Result<()
     let (odd, refusing) = (tenants[0].id.as_str(), tenants[1].id.as_str());
     let alias = format!("{HOSTILE}0");
     let month = "2026-11";
-    let commands: [&[&str]; 17] = [
+    let folder = tempfile::tempdir()?;
+    let (key, statement) = (folder.path().join("key"), folder.path().join("statement"));
+    let key = key.to_str().context("a path of text")?;
+    let statement = statement.to_str().context("a path of text")?;
+    ensure!(run(&["handover", "keygen", key], &[]).await?.code == Some(0), "no key");
+    let commands: &[&[&str]] = &[
         &["status"],
         &["tenants"],
         &["tenants", "show", odd],
@@ -194,9 +199,16 @@ async fn text_from_outside_acts_on_no_terminal_and_forges_no_line() -> Result<()
         &["report", "--month", month],
         &["check", "--connect"],
         &["quarantine", "list"],
+        &["timeline", odd],
+        &["history"],
+        &["rollout", "status"],
+        &["rollout", "history"],
+        &["retire", "--all", "--plan"],
+        &["sessions", "list"],
+        &["handover", "--tenant", odd, "--key", key, "--out", statement, "--note", HOSTILE, "--drain", "1"],
     ];
     let mut printed = 0;
-    for command in commands {
+    for &command in commands {
         for json in [false, true] {
             let mut args = [command, &["--config", &config]].concat();
             if json {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use balance_sync_sandbox::eventually;
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, put_raw};
 use balance_sync_tests::SOON;
-use balance_sync_tests::command::prepare;
+use balance_sync_tests::command::{balance_sync_lab, prepare, prepare_program, run_program};
 use balance_sync_tests::ledger::quarantine_key;
 use redis::AsyncCommands;
 
@@ -55,7 +55,11 @@ async fn a_closed_pipe_ends_every_command_quietly() -> Result<()> {
     let tenant = sandbox.tenants().remove(0);
     let member = tenant.keys.member(&tenant.balances[0]);
     let config = sandbox.config_path().to_str().context("a path of text")?;
-    let commands: [&[&str]; 16] = [
+    let folder = tempfile::tempdir()?;
+    let (pages, absent) = (folder.path().join("man"), folder.path().join("absent"));
+    let pages = pages.to_str().context("a path of text")?;
+    let absent = absent.to_str().context("a path of text")?;
+    let commands: &[&[&str]] = &[
         &["check"],
         &["check", "--connect"],
         &["status"],
@@ -71,9 +75,18 @@ async fn a_closed_pipe_ends_every_command_quietly() -> Result<()> {
         &["audit"],
         &["recover"],
         &["report", "--month", "2026-01"],
+        &["timeline", &tenant.id],
+        &["history"],
+        &["rollout", "status"],
+        &["rollout", "history"],
+        &["retire", "--all", "--plan"],
+        &["sessions", "list"],
+        &["handover", "--tenant", &tenant.id, "--key", absent, "--out", absent, "--note", "why"],
+        &["handover", "verify", "--public-key", absent, absent],
         &["completions", "bash"],
+        &["man", pages],
     ];
-    for command in commands {
+    for &command in commands {
         // What it answers if somebody reads it, and if nobody does, on either stream.
         let expected = ask(&sandbox, command).await?.code;
         let args = [command, &["--config", config]].concat();
@@ -93,6 +106,19 @@ async fn a_closed_pipe_ends_every_command_quietly() -> Result<()> {
                 ended.status
             );
         }
+    }
+    // What the tests' own program prints goes the same way.
+    let lab = balance_sync_lab()?;
+    for args in [
+        &["--help"][..],
+        &["load", "--config", config, "--rate", "50", "--seconds", "0.2"],
+        &["load", "--config", config, "--rate", "50", "--seconds", "0.2", "--json"],
+    ] {
+        let expected = run_program(&lab, args, &[]).await?.code;
+        let mut prepared = prepare_program(&lab, args, &BTreeMap::new());
+        prepared.stdout(Stdio::from(closed_pipe()?)).stderr(Stdio::from(closed_pipe()?));
+        let ended = tokio::process::Command::from(prepared).kill_on_drop(true).status().await?;
+        assert_eq!(ended.code(), expected, "balance-sync-lab {args:?}");
     }
     Ok(())
 }

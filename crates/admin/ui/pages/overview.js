@@ -1,7 +1,7 @@
 // One look: is any tenant behind, since when, why; and beside each the one action that helps first.
 
 import { actOnTenant, drainWorker, TENANT_ACTIONS } from "../actions.js";
-import { adviceFor, assess, firstAid, levelOf, STATE_NAMES } from "../advice.js";
+import { adviceFor, assess, firstAid, isOfNote, levelOf, STATE_NAMES } from "../advice.js";
 import { get } from "../api.js";
 import { lineChart, sparkline } from "../chart.js";
 import { fleetDay } from "../day.js";
@@ -202,9 +202,18 @@ function tileRow() {
 
 /** Since when a tenant needs attention: of a late one its state says nothing, but its oldest balance does. */
 function sinceOf(/** @type {Api.TenantRow} */ row) {
-  if (assess(row, objective()).word !== "behind") return row.paused?.at ?? row.since;
-  return new Date(now() - row.oldest_due_age_seconds * 1000).toISOString();
+  if (assess(row).word !== "behind") return row.paused?.at ?? row.since;
+  const age = Math.max(row.oldest_due_age_seconds, row.exposure_age_seconds);
+  return new Date(now() - age * 1000).toISOString();
 }
+
+/** What is said where no tenant is listed, by the fleet's verdict: it may be about workers, Redis or the tenant service. */
+const NO_TENANT = ["No tenant by itself", "What the verdict names concerns the fleet as a whole."];
+/** @type {Record<string, string[]>} */
+const WITHOUT_TENANTS = {
+  healthy: ["Nothing needs attention", "Every tenant is written within its objective."],
+  unknown: ["Not known", "While the fleet can't be queried, it isn't known which tenants need attention."],
+};
 
 function worstTable(tickers) {
   const table = dataTable({
@@ -252,7 +261,7 @@ function worstTable(tickers) {
           cell.append(h("div", act, open));
           return (row) => {
             id = row.id;
-            what = firstAid(row, objective());
+            what = firstAid(row);
             setShown(act, what !== null && mayAct());
             setAttr(open, "href", `/tenants/${encodeURIComponent(id)}`);
             setAttr(open, "aria-label", `Open ${visible(id)}`);
@@ -270,16 +279,16 @@ function worstTable(tickers) {
   const more = link("/tenants?sort=state&order=desc", "All tenants", icon("chevron"));
   more.className = "card-link";
   node.querySelector(".card-head").append(more);
-  const title = node.querySelector("h2");
+  const heading = node.querySelector("h2");
   return {
     node,
     /** @param {Api.Overview} overview */
     update(overview) {
-      const rows = overview.worst.filter((row) => assess(row, objective()).level !== "good" || row.quarantined > 0);
-      setText(title, rows.length ? `Needs attention (${rows.length}${rows.length === overview.worst.length ? ", the worst first" : ""})` : "Needs attention");
-      const unknown = overview.verdict === "unknown";
-      setText(none, unknown ? "Not known" : "Nothing needs attention");
-      setText(why, unknown ? "While the fleet can't be queried, it isn't known which tenants need attention." : "Every tenant is written within its objective.");
+      const rows = overview.worst.filter(isOfNote);
+      setText(heading, rows.length ? `Needs attention (${rows.length}${rows.length === overview.worst.length ? ", the worst first" : ""})` : "Needs attention");
+      const [title, text] = WITHOUT_TENANTS[overview.verdict] ?? NO_TENANT;
+      setText(none, title);
+      setText(why, text);
       table.update(rows);
     },
   };

@@ -147,7 +147,7 @@ function headOf(id, tickers) {
     node: card,
     /** @param {Api.TenantDetail} tenant */
     update(tenant) {
-      const { level, word } = assess(tenant, objective());
+      const { level, word } = assess(tenant);
       badge.update(tenant);
       setAttr(card, "data-level", level);
       const { means, help } = adviceFor(tenant.reason);
@@ -159,7 +159,7 @@ function headOf(id, tickers) {
       setText(todo.lastChild, help);
       setShown(todo, tenant.state === "degraded" && help);
       const paused = word === "paused";
-      const first = firstAid(tenant, objective());
+      const first = firstAid(tenant);
       for (const { what, node } of buttons) {
         setShown(node, mayAct() && (what === "pause" ? !paused : what === "resume" ? paused : true));
         node.classList.toggle("primary", what === first);

@@ -1,13 +1,13 @@
 // All tenants in one table that stays fluid with thousands: they are fetched once, kept up to date by events, sorted and
 // filtered here. The address keeps sort and filter, so a view can be sent to a colleague.
 
-import { assess, WORDS } from "../advice.js";
+import { assess, VERDICTS, WORDS } from "../advice.js";
 import { get } from "../api.js";
 import { h, icon, setAttr, setShown, setText, visible } from "../dom.js";
 import { exportButtons } from "../export.js";
 import { brief, count, rate } from "../format.js";
 import { virtualGrid } from "../grid.js";
-import { live, objective, subscribe } from "../live.js";
+import { live, subscribe } from "../live.js";
 import { failed, heading, loading, nothing, ownerNames, reasonOf, stateBadge, tenantHref } from "../parts.js";
 
 const PER_PAGE = 1000;
@@ -22,7 +22,7 @@ const unknownLast = (/** @type {unknown} */ value) => (typeof value === "number"
 /** @type {Record<string, { name: string, of: ((row: Api.TenantRow) => number) | null, ascending?: boolean }>} */
 const SORTS = {
   id: { name: "name", of: null, ascending: true },
-  state: { name: "state", of: (row) => SEVERITY.get(assess(row, objective()).word) ?? 0 },
+  state: { name: "state", of: (row) => VERDICTS.indexOf(row.verdict) * WORDS.length + (SEVERITY.get(assess(row).word) ?? 0) },
   backlog: { name: "backlog", of: (row) => row.scheduled },
   due: { name: "due", of: (row) => row.due },
   leased: { name: "leased", of: (row) => row.leased },
@@ -99,7 +99,7 @@ export function tenantsPage({ query, navigate }) {
     /** @type {Api.TenantRow[]} */
     const chosen = [];
     for (const row of rows.values()) {
-      const { word } = assess(row, objective());
+      const { word } = assess(row);
       counts[word] = (counts[word] ?? 0) + 1;
       if (view.state && word !== view.state) continue;
       if (wanted && !row.id.toLowerCase().includes(wanted) && !(row.reason ?? "").includes(wanted) && !reasonOf(row).toLowerCase().includes(wanted)) continue;

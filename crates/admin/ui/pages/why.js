@@ -97,7 +97,7 @@ export function whyPage({ query, navigate }) {
 function card(match, hidden, again) {
   const [level, picture, sentence] = VERDICTS[match.verdict] ?? VERDICTS.unknown;
   const badge = stateBadge();
-  const asRow = { oldest_due_age_seconds: null, quarantined: 0, ...match.tenant_state };
+  const asRow = match.tenant_state;
   badge.update(asRow);
   const row = (name, ...content) => h("div", h("dt", name), h("dd", ...content));
   const schedule = { not_scheduled: "not scheduled", due: "due now", leased: "held by a worker", future: "scheduled for later" }[match.schedule.state] ?? words(match.schedule.state);

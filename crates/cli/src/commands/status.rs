@@ -151,6 +151,7 @@ fn figures(text: &mut String, view: &FleetView, overview: &Overview, screen: Scr
     let number = |number: Option<u64>| number.map_or_else(|| "?".to_owned(), count);
     let seconds = |seconds: Option<f64>| seconds.map_or_else(|| "?".to_owned(), span);
     let as_of = backlog.age_seconds.map(|age| format!(", as of {} ago", span(age))).unwrap_or_default();
+    let eta = backlog.eta_seconds.map(|eta| format!(", gone in about {}", span(eta))).unwrap_or_default();
     let mut row = |name: &str, value: std::fmt::Arguments<'_>| {
         // What another program reads stays in one line.
         let width = screen.width.unwrap_or(usize::MAX);
@@ -171,7 +172,7 @@ fn figures(text: &mut String, view: &FleetView, overview: &Overview, screen: Scr
     row(
         "backlog",
         format_args!(
-            "{} due, the oldest for {}; {} held, {} scheduled in all{as_of}{}",
+            "{} due, the oldest for {}; {} held, {} scheduled in all{as_of}{eta}{}",
             number(backlog.due),
             seconds(backlog.oldest_due_age_seconds),
             number(backlog.leased),

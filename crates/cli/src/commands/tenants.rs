@@ -114,6 +114,8 @@ fn as_csv(tenants: &[&TenantRow]) -> String {
         "since",
         "paused_by",
         "paused_at",
+        "paused_note",
+        "paused_age_seconds",
         "scheduled",
         "due",
         "leased",
@@ -127,7 +129,7 @@ fn as_csv(tenants: &[&TenantRow]) -> String {
         "quarantined",
         "losses",
     ];
-    let rows = tenants.iter().map(|row| -> [Cell<'_>; 19] {
+    let rows = tenants.iter().map(|row| -> [Cell<'_>; 21] {
         let sampled = |number: u64| if row.sampled { number.into() } else { Cell::Empty };
         let age = |seconds: f64| Some(seconds).filter(|_| row.sampled).into();
         [
@@ -138,6 +140,8 @@ fn as_csv(tenants: &[&TenantRow]) -> String {
             row.since.as_deref().into(),
             row.paused.as_ref().map(|paused| paused.by.as_str()).into(),
             row.paused.as_ref().map(|paused| paused.at.as_str()).into(),
+            row.paused.as_ref().and_then(|paused| paused.note.as_deref()).into(),
+            row.paused.as_ref().map(|paused| paused.age_seconds).into(),
             sampled(row.scheduled),
             sampled(row.due),
             sampled(row.leased),
@@ -229,6 +233,9 @@ fn doubts(text: &mut String, view: &FleetView) {
         doubt("No live worker has reported.");
     } else if view.workers.is_empty() {
         doubt("Only shadows are live: no worker of this fleet writes balances.");
+    }
+    if view.listed_by_workers.is_some() {
+        doubt("The tenant service doesn't answer: tenants are shown as live workers list them.");
     }
     if !view.listed {
         doubt("The list of tenants can't be had, so some may be missing here.");
@@ -359,7 +366,8 @@ fn render(detail: &TenantDetail, view: &FleetView, screen: Screen) -> String {
     }
     if let Some(paused) = &row.paused {
         let note = paused.note.as_deref().map(|note| format!(": {note}")).unwrap_or_default();
-        say("paused", format!("by {} at {}{note}", paused.by, paused.at));
+        let age = span(paused.age_seconds);
+        say("paused", format!("by {} at {}{note} ({age} ago)", paused.by, paused.at));
     }
     if let Some(one) = &row.acknowledged {
         say("acknowledged", acknowledgement(one));

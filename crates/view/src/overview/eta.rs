@@ -11,7 +11,7 @@ const SOON: f64 = 3.0;
 
 /// Seconds until nothing is due any more, if it goes on as in the last minute; `None` where the backlog doesn't shrink, or there is
 /// none. The fleet's history is oldest first.
-pub(super) fn eta(history: &[FleetPoint]) -> Option<f64> {
+pub(crate) fn eta(history: &[FleetPoint]) -> Option<f64> {
     let last = history.last()?;
     let first = history.iter().find(|point| last.at - point.at <= LOOK_BACK)?;
     let took = last.at - first.at;

@@ -85,6 +85,14 @@ impl FleetView {
         }
     }
 
+    /// Sets the verdict of every row.
+    pub(crate) fn judge_tenants(&mut self) {
+        let verdicts: Vec<Verdict> = self.tenants.iter().map(|row| self.verdict_of(row)).collect();
+        for (row, verdict) in self.tenants.iter_mut().zip(verdicts) {
+            row.verdict = verdict;
+        }
+    }
+
     /// How far up a tenant belongs among the worst; more is worse.
     pub(super) fn severity(&self, row: &TenantRow) -> u8 {
         match self.verdict_of(row) {
@@ -345,11 +353,12 @@ impl FleetView {
             worse(
                 Verdict::Attention,
                 format!(
-                    "{} paused for longer than {} (objectives.pause), the first by {} since {}{note}: {}.",
+                    "{} paused for longer than {} (objectives.pause), the first by {} since {}, {} ago{note}: {}.",
                     are(&forgotten),
                     humantime::format_duration(self.objectives.pause),
                     first.by,
                     first.at,
+                    humantime::format_duration(Duration::from_secs(first.seconds(self.at) as u64)),
                     names(&forgotten)
                 ),
             );
@@ -372,6 +381,15 @@ impl FleetView {
             worse(level, reason);
         }
         // What is worth knowing and needs no action.
+        if let Some(left_out) = self.listed_by_workers {
+            let without = match left_out {
+                0 => String::new(),
+                count => format!(", without the {count} that are not in the rollout"),
+            };
+            reasons.push(format!(
+                "The tenant service doesn't answer this command: tenants are shown as live workers list them{without}."
+            ));
+        }
         reasons.extend(accepted(acknowledged));
         reasons.extend(missed_exposure(exposure, missed));
         if !paused.is_empty() {

@@ -43,6 +43,8 @@ pub(super) fn view(tasks: Vec<TaskRecord>) -> FleetView {
         clock_offset_ms: None,
         tasks,
         mode: WorkerMode::Sync.into(),
+        eta_seconds: None,
+        listing: None,
         rollout: Some(RolloutRecord { revision: Some(0), ..RolloutRecord::default() }),
         redis_memory: None,
     };
@@ -51,6 +53,8 @@ pub(super) fn view(tasks: Vec<TaskRecord>) -> FleetView {
         redis_error: None,
         writes_refused: None,
         listed: true,
+        listed_by_workers: None,
+        published_eta_seconds: None,
         workers: vec![WorkerRow::new(&record, true)],
         shadows: Vec::new(),
         dead_workers: Vec::new(),
@@ -224,6 +228,8 @@ fn a_missed_exposure_objective_is_behind_while_it_lasts_and_reported_for_an_hour
     let (verdict, reasons) = fleet.judge();
     assert_eq!(verdict, Verdict::Behind);
     assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Behind);
+    fleet.judge_tenants();
+    assert_eq!(fleet.overview().worst[0].verdict, Verdict::Behind, "a row says what the terminal says");
     let expected = "1 tenant is exposed: the oldest balance that only Redis has has waited 3.0 s, p99 of the last hour 2.5 s \
                     (objectives.exposure 1 s): acme.";
     assert_eq!(reasons, [expected]);
@@ -266,6 +272,7 @@ fn a_pause_that_was_forgotten_needs_attention() {
     let (verdict, reasons) = fleet.judge();
     assert_eq!(verdict, Verdict::Attention);
     let said = "1 tenant is paused for longer than 1h (objectives.pause), the first by ann since 1970-01-01T00:01:30";
+    assert!(reasons[0].contains(", 1h 1s ago (moving its database)"), "{reasons:?}");
     assert!(reasons[0].starts_with(said), "{reasons:?}");
     assert!(reasons[0].ends_with("(moving its database): acme."), "{reasons:?}");
     assert_eq!(fleet.verdict_of(&fleet.tenants[0]), Verdict::Attention);
@@ -678,4 +685,27 @@ fn workers_that_do_not_follow_the_rollout_are_named() {
     let (verdict, reasons) = fleet.judge();
     assert_eq!(verdict, Verdict::Degraded);
     assert!(reasons[0].contains("w1 serve no tenant until it can"), "{reasons:?}");
+}
+
+#[test]
+fn a_command_shows_when_the_backlog_will_be_gone_as_workers_have_seen_it() {
+    let mut fleet = view(Vec::new());
+    fleet.tenants = vec![TenantRow { due: 5, ..served("acme") }];
+    assert_eq!(fleet.overview().backlog.eta_seconds, None);
+    fleet.published_eta_seconds = Some(90.0);
+    assert_eq!(fleet.overview().backlog.eta_seconds, Some(90.0));
+    // Of numbers that are read no more nothing follows.
+    fleet.tenants[0] =
+        TenantRow { sampled: false, numbers_age_seconds: Some(4.0), ..fleet.tenants[0].clone() };
+    assert_eq!(fleet.overview().backlog.eta_seconds, None);
+}
+
+#[test]
+fn what_live_workers_list_is_no_fault_and_is_said() {
+    let mut fleet = view(Vec::new());
+    fleet.listed_by_workers = Some(0);
+    let said = "The tenant service doesn't answer this command: tenants are shown as live workers list them";
+    assert_eq!(fleet.judge(), (Verdict::Healthy, vec![format!("{said}.")]));
+    fleet.listed_by_workers = Some(3);
+    assert_eq!(fleet.judge().1, [format!("{said}, without the 3 that are not in the rollout.")]);
 }

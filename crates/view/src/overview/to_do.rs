@@ -229,7 +229,7 @@ mod tests {
         let lost = TenantRow { quarantined: 2, losses: 2, ..served("acme") };
         assert!(only(&with(lost)).contains("`balance-sync recover`"));
 
-        let by = PausedBy { by: "ann".to_owned(), note: None, at: String::new(), at_ms: 0 };
+        let by = PausedBy { by: "ann".to_owned(), note: None, at: String::new(), age_seconds: 0.0, at_ms: 0 };
         let mut paused = with(TenantRow { paused: Some(by), ..served("acme") });
         assert_eq!(paused.overview().to_do, Vec::<String>::new(), "it was paused a moment ago");
         paused.at = 2.0 * 3_600.0;

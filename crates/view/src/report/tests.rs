@@ -87,6 +87,8 @@ fn fleet(tenants: Vec<(TenantRow, u64)>) -> FleetView {
         redis_error: None,
         writes_refused: None,
         listed: true,
+        listed_by_workers: None,
+        published_eta_seconds: None,
         workers: Vec::new(),
         rates: Rates { lags: lags.clone(), ..Rates::default() },
         lags: tenants.iter().map(|_| Vec::new()).collect(),

@@ -391,7 +391,8 @@ fn figures(view: &FleetView, stage: Option<&Stage>) -> Figures {
     let in_it =
         |row: &&TenantRow| view.rollout.as_ref().is_some_and(|rollout| rollout.selection.selects(&row.id));
     let mut figures = Figures {
-        total: (view.listed && view.unknown_tenants == 0).then_some(view.tenants.len() as u64),
+        total: (view.listed && view.listed_by_workers.is_none() && view.unknown_tenants == 0)
+            .then_some(view.tenants.len() as u64),
         drift: Some(0),
         ..Figures::default()
     };

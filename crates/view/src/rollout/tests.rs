@@ -59,6 +59,8 @@ fn fleet(at: f64, rollout: StoredRollout, written: [u64; 2]) -> FleetView {
         redis_error: None,
         writes_refused: None,
         listed: true,
+        listed_by_workers: None,
+        published_eta_seconds: None,
         workers: Vec::new(),
         rates: Rates::default(),
         lags: vec![lags.clone(), lags],
@@ -186,6 +188,7 @@ fn the_advice_follows_from_the_present_stage() {
     unknown.tenants[0].watched = false;
     assert_eq!(advice(&unknown, &good), Advice::Wait);
     assert_eq!(advice(&FleetView { listed: false, ..view(200.0) }, &good), Advice::Wait);
+    assert_eq!(advice(&FleetView { listed_by_workers: Some(0), ..view(200.0) }, &good), Advice::Wait);
     assert_eq!(advice(&FleetView { unknown_tenants: 1, ..view(200.0) }, &good), Advice::Wait);
     assert_eq!(advice(&FleetView { rollout: None, ..view(200.0) }, &good), Advice::Wait);
     let away = FleetView { redis_error: Some("away".to_owned()), ..view(200.0) };

@@ -10,10 +10,13 @@ use balance_sync_store::PoolUsage;
 use serde::Serialize;
 
 use super::{NeighbourView, QueueView, ShadowView, StateView, at};
-use crate::record::{Counts, TenantRecord, VanishedRecord};
+use crate::{
+    overview::Verdict,
+    record::{Counts, TenantRecord, VanishedRecord},
+};
 
-/// Who paused a tenant.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// Who paused a tenant. Two are equal whatever their ages: a pause that goes on is no change.
+#[derive(Debug, Clone, Serialize)]
 pub struct PausedBy {
     /// Who.
     pub by: String,
@@ -21,15 +24,29 @@ pub struct PausedBy {
     pub at: String,
     /// Why, if that was said.
     pub note: Option<String>,
+    /// For how long, when the view was put together.
+    pub age_seconds: f64,
     /// When, in milliseconds since 1970.
     #[serde(skip)]
     pub at_ms: u64,
 }
 
+impl PartialEq for PausedBy {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.by, &self.note, self.at_ms) == (&other.by, &other.note, other.at_ms)
+    }
+}
+
 impl PausedBy {
     /// A pause that began so many seconds after 1970.
     pub(crate) fn new(by: String, since: f64, note: Option<String>) -> Self {
-        Self { by, at: at(since), note, at_ms: (since.max(0.0) * 1e3) as u64 }
+        Self { by, at: at(since), note, age_seconds: 0.0, at_ms: (since.max(0.0) * 1e3) as u64 }
+    }
+
+    /// The same, as it is seen so many seconds after 1970.
+    #[must_use]
+    pub(crate) fn seen_at(self, now: f64) -> Self {
+        Self { age_seconds: self.seconds(now).round(), ..self }
     }
 
     /// For how long, in seconds.
@@ -128,6 +145,8 @@ pub struct TenantRow {
     pub id: String,
     /// What its collector does, `unserved` or `not_in_rollout`. With several owners the one that matters most.
     pub state: StateView,
+    /// How it is, in one word; unknown until the whole view is there.
+    pub verdict: Verdict,
     /// Why, when degraded.
     pub reason: Option<ReportedReason>,
     /// Why, in words.
@@ -250,6 +269,7 @@ impl TenantRow {
         Self {
             id: id.to_owned(),
             state: StateView::Unserved,
+            verdict: Verdict::Unknown,
             reason: None,
             detail: Some("no live worker serves this tenant".to_owned()),
             partial: false,
@@ -357,6 +377,7 @@ impl TenantRow {
         let row = Self {
             id: id.to_owned(),
             state: StateView::from(&main.state),
+            verdict: Verdict::Unknown,
             reason: main.reason.clone(),
             detail: main.detail.clone(),
             partial: main.partial,
