@@ -16,7 +16,7 @@ use balance_sync_admin::{AdminServer, AdminSettings, metrics::Metrics, start, st
 use balance_sync_domain::{LedgerQueue, TenantId};
 use balance_sync_engine::rollout::{Selection, Share};
 use balance_sync_fleet::{
-    ErrorClass, ServerUsage,
+    ErrorClass, FleetUsage, ServerUsage,
     backends::ObservedDirectory,
     status::{
         FleetStatus, InForce, Outcome, PushOutcome, QueueReport, Reason, Rollout, ShadowReport, Stage,
@@ -332,6 +332,7 @@ async fn every_metric_has_its_name_type_help_and_value() {
             waiting: 1,
             limit: 20,
             clock_ahead_ms: None,
+            fleet: Some(FleetUsage { budget: 60, held: 20, all: 55, workers: 3 }),
             opened: 9,
         }]
     };
@@ -497,6 +498,9 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_postgres_connections_in_use", "gauge", &[("server", "db:5432")], 3.0),
         ("balance_sync_postgres_connections_waiting", "gauge", &[("server", "db:5432")], 1.0),
         ("balance_sync_postgres_connections_limit", "gauge", &[("server", "db:5432")], 20.0),
+        ("balance_sync_postgres_fleet_connections_limit", "gauge", &[("server", "db:5432")], 60.0),
+        ("balance_sync_postgres_fleet_connections_held", "gauge", &[("server", "db:5432")], 20.0),
+        ("balance_sync_postgres_fleet_connections_held_by_all", "gauge", &[("server", "db:5432")], 55.0),
     ];
     for (name, kind, labels, value) in expected {
         assert_eq!(metrics.kind(name), Some(*kind), "{name}");
@@ -649,7 +653,7 @@ proptest! {
         let servers: Vec<_> = names
             .iter()
             .map(|name| ServerUsage {
-                server: name.clone(), open: 7, idle: 0, in_use: 0, waiting: 0, limit: 9, clock_ahead_ms: None, opened: 7,
+                server: name.clone(), open: 7, idle: 0, in_use: 0, waiting: 0, limit: 9, clock_ahead_ms: None, fleet: None, opened: 7,
             })
             .collect();
         let metrics = Metrics::new(Arc::default(), 100, Some(Box::new(move || servers.clone())));
@@ -676,6 +680,7 @@ fn servers_beyond_the_limit_and_labels_that_repeat_are_summed() {
                 waiting: 0,
                 limit: 10,
                 clock_ahead_ms: None,
+                fleet: None,
                 opened: in_use,
             })
             .collect()

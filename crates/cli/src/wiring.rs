@@ -267,6 +267,8 @@ pub(crate) fn worker_settings(
         collector: collector_options(config),
         manager: manager_options(config),
         connections_per_server: config.postgres.connections_per_server,
+        fleet_connections_per_server: (config.postgres.fleet_connections_per_server > 0)
+            .then_some(config.postgres.fleet_connections_per_server),
         supervisor: SupervisorOptions {
             poll_interval: config.tenants.poll_interval,
             key_form: config.tenants.key_form,
@@ -350,6 +352,7 @@ fn shared_settings(config: &Config) -> BTreeMap<String, String> {
     [
         ("tenants.directory", directory),
         ("postgres.connections_per_server", config.postgres.connections_per_server.to_string()),
+        ("postgres.fleet_connections_per_server", config.postgres.fleet_connections_per_server.to_string()),
         ("postgres.connections_per_tenant", config.postgres.connections_per_tenant.to_string()),
         ("claim.ttl", span(config.claim.ttl)),
         ("claim.quiet", span(config.claim.quiet)),

@@ -4,7 +4,7 @@
 //! what came of it; a simulator can drive the same code on virtual time.
 //!
 //! Which tenants: [`membership`] (which list of tenants is believed) · [`rollout`] (which of them this fleet serves) ·
-//! [`registration`] and [`partition`] (which of those are this worker's) · [`plan`] (which collectors run). One tenant: [`collector`] (its claims and flushes) · [`standby`]
+//! [`registration`] and [`partition`] (which of those are this worker's) · [`plan`] (which collectors run) · [`connections`] (how many connections to Postgres it may have). One tenant: [`collector`] (its claims and flushes) · [`standby`]
 //! (whether its first owner claims) · [`trail`] (its values that are gone) · [`vanish`] (what Redis has
 //! lost) · [`queues`] (the ledger's own queues) · [`shadow`] (what a worker that only looks finds) · [`neighbour`] (the ledger's own
 //! worker beside ours) · [`controls`] (what operators' actions do to it) ·
@@ -17,6 +17,7 @@ pub mod backoff;
 pub mod breaker;
 pub mod clock;
 pub mod collector;
+pub mod connections;
 pub mod controls;
 pub mod failure;
 pub mod membership;

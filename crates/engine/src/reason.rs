@@ -90,7 +90,7 @@ reasons! {
     PostgresConnectionBudget = "postgres_connection_budget" {
         pace: Short, action: Some(Flush),
         means: "All connections that a worker may have to its Postgres are in use. The limit is this worker's, not the server's.",
-        help: "Do they hang (locks, a slow disk) or are they busy? Busy: raise postgres.connections_per_server or connections_per_tenant if the server has room, or add workers.",
+        help: "Do they hang (locks, a slow disk) or are they busy? Busy: raise postgres.connections_per_server (or fleet_connections_per_server, where it is set) or connections_per_tenant if the server has room, or add workers.",
     }
     PostgresTimeout = "postgres_timeout" {
         pace: Short, action: Some(Flush),

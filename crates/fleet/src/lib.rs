@@ -19,6 +19,6 @@ pub mod tasks;
 
 pub use balance_sync_engine::plan;
 pub use balance_sync_schedule::ErrorClass;
-pub use balance_sync_store::{ConnectionBudget, ServerUsage};
+pub use balance_sync_store::{ConnectionBudget, FleetUsage, ServerUsage};
 pub use balance_sync_tenants::BreakerState;
 pub use lifecycle::{PreparedWorker, Worker, WorkerSettings};

@@ -10,7 +10,8 @@
 //! locks) · [`claimed`] (claimed members) · `whole_claims` (settled without names) · [`schedule`] (the wrappers; their results are read in `reply`) · `protect` (TTLs) · [`probe`] (which of many are
 //! due) · [`schedules`] (all schedules of a tenant) · `siblings` (one balance under two key forms) · [`quarantine`] (entries) ·
 //! [`losses`] (vanished values) · [`mod@sample`] (backlog and TTLs of many tenants) · [`workers`] (live workers) · [`names`]
-//! (which process holds a name) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`rollout`] (which tenants are
+//! (which process holds a name) · [`connections`] (what workers hold of the
+//! fleet's connections to Postgres) · [`snapshots`] (published state) · [`controls`] (operators' actions) · [`rollout`] (which tenants are
 //! served) · [`retire`] (the end of our service) · [`reports`] (what the monthly report is made of) · [`timelines`] (what is kept for a day) · [`sessions`] (of the admin
 //! interface) · [`heads`] (unclaimed
 //! members, for standby) · `rights` (naming those that are missing) · [`inspect`] (one balance) · [`balances`] (all of them) ·
@@ -24,6 +25,7 @@ pub mod balances;
 mod claim_mode;
 pub mod claimed;
 mod cluster;
+pub mod connections;
 pub mod controls;
 mod credentials;
 mod endpoint;
@@ -65,6 +67,7 @@ pub mod workers;
 
 pub use balances::{BalanceKeys, read_values};
 pub use claimed::{Claim, Claimed, LedgerLock, Refusal, Refused, Unreadable};
+pub use connections::Connections;
 pub use controls::Controls;
 pub use credentials::{certificates_in, password_in};
 pub use endpoint::Endpoint;

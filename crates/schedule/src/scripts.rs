@@ -116,6 +116,7 @@ script!(CLEAR_ENTRIES, "clear entries", "clear_entries.lua");
 script!(FORGET_TENANT, "forget tenant", "forget_tenant.lua");
 script!(REMOVE_LOCKS, "remove locks", "remove_locks.lua");
 script!(REMOVE_FLEET, "remove fleet", "remove_fleet.lua");
+script!(SHARE_CONNECTIONS, "share connections", "share_connections.lua");
 script!(INSPECT, "inspect balance", "inspect_balance.lua");
 
 #[cfg(test)]

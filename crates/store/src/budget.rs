@@ -31,20 +31,24 @@
 
 mod chores;
 mod connection;
+mod fleet;
 mod server;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use chores::Chores;
+use fleet::Shared;
 use serde::{Deserialize, Serialize};
 
 use crate::homes::Homes;
 
 pub use chores::Chore;
 pub(crate) use connection::{CLOSE_TIMEOUT, Open};
+pub use fleet::{FleetDemand, FleetLimit, FleetUsage};
 pub(crate) use server::{Claim, LONGEST_TURN, Server};
 
 /// The bound on open connections per server, for all databases of a worker. A cheap clone of one shared state.
@@ -53,6 +57,7 @@ pub struct ConnectionBudget(Arc<Inner>);
 
 struct Inner {
     per_server: usize,
+    shared: Option<Arc<Shared>>,
     next_database: AtomicU64,
     servers: Mutex<HashMap<String, Weak<Server>>>,
     homes: Homes,
@@ -72,8 +77,12 @@ pub struct ServerUsage {
     pub in_use: u64,
     /// Operations that wait for a connection.
     pub waiting: u64,
-    /// The budget.
+    /// The budget: `postgres.connections_per_server`, or what this worker holds of the fleet's, if that is less. `open` exceeds it
+    /// only while some are being closed.
     pub limit: u64,
+    /// The fleet's connections, where it has one budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<FleetUsage>,
     /// By how many milliseconds the clock of this worker's host is ahead of the server's, at least: measured whenever a connection is
     /// opened. None = not yet, or the worker doesn't know how.
     #[serde(default)]
@@ -88,8 +97,20 @@ impl ConnectionBudget {
     /// A budget of so many open connections per server; 0 is taken for 1, as no work is possible without any.
     #[must_use]
     pub fn new(per_server: u32) -> ConnectionBudget {
+        ConnectionBudget::build(per_server, None)
+    }
+
+    /// A part of a budget that the whole fleet shares: none, until the other workers have been asked
+    /// ([`ConnectionBudget::restrict`]). Where the session is ours, the server ends it when it is not used for `session_idle`.
+    #[must_use]
+    pub fn shared(per_server: u32, of_fleet: u32, session_idle: Duration) -> ConnectionBudget {
+        ConnectionBudget::build(per_server, Some(Arc::new(Shared::new(of_fleet.max(1), session_idle))))
+    }
+
+    fn build(per_server: u32, shared: Option<Arc<Shared>>) -> ConnectionBudget {
         ConnectionBudget(Arc::new(Inner {
             per_server: per_server.max(1) as usize,
+            shared,
             next_database: AtomicU64::new(0),
             servers: Mutex::new(HashMap::new()),
             homes: Homes::default(),
@@ -126,11 +147,56 @@ impl ConnectionBudget {
         self.0.per_server
     }
 
+    /// What all workers of the fleet together may have on a server, if they share a budget.
+    #[must_use]
+    pub fn of_fleet(&self) -> Option<u32> {
+        self.0.shared.as_ref().map(|shared| shared.budget)
+    }
+
+    /// What this worker needs on each server of a budget that the fleet shares. Until the next call of
+    /// [`ConnectionBudget::restrict`] it has no more than is kept.
+    #[must_use]
+    pub fn demands(&self) -> Vec<FleetDemand> {
+        self.each().iter().map(|server| server.demand()).collect()
+    }
+
+    /// Keeps to these parts of the fleet's budget until this moment.
+    pub fn restrict(&self, until: Instant, limits: &[FleetLimit]) {
+        let Some(shared) = &self.0.shared else { return };
+        shared.hold_until(Some(until));
+        for server in self.each() {
+            if let Some(limit) = limits.iter().find(|limit| limit.server == server.key()) {
+                server.restrict(limit);
+            }
+        }
+    }
+
+    /// Closes all connections at once, and opens none before the next call of [`ConnectionBudget::restrict`].
+    pub fn lapse(&self) {
+        let Some(shared) = &self.0.shared else { return };
+        shared.hold_until(None);
+        for server in self.each() {
+            server.lapse();
+        }
+        shared.revoke();
+    }
+
+    /// Waits until more connections are needed on some server than this worker may have.
+    pub async fn more_wanted(&self) {
+        match &self.0.shared {
+            Some(shared) => shared.wanted.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn each(&self) -> Vec<Arc<Server>> {
+        lock(&self.0.servers).values().filter_map(Weak::upgrade).collect()
+    }
+
     /// The servers that have databases, in order of name.
     #[must_use]
     pub fn servers(&self) -> Vec<ServerUsage> {
-        let servers: Vec<Arc<Server>> = lock(&self.0.servers).values().filter_map(Weak::upgrade).collect();
-        let mut usage: Vec<ServerUsage> = servers.iter().map(|server| server.usage()).collect();
+        let mut usage: Vec<ServerUsage> = self.each().iter().map(|server| server.usage()).collect();
         usage.sort_by(|a, b| a.server.cmp(&b.server));
         usage
     }
@@ -143,8 +209,12 @@ impl ConnectionBudget {
             return (server, database);
         }
         servers.retain(|_, server| server.strong_count() > 0);
-        let server =
-            Arc::new(Server::new(server_key.to_owned(), self.0.per_server, Arc::clone(&self.0.chores)));
+        let server = Arc::new(Server::new(
+            server_key.to_owned(),
+            self.0.per_server,
+            self.0.shared.clone(),
+            Arc::clone(&self.0.chores),
+        ));
         servers.insert(server_key.to_owned(), Arc::downgrade(&server));
         (server, database)
     }
@@ -165,7 +235,6 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::sync::atomic::AtomicUsize;
-    use std::time::Duration;
 
     use futures::FutureExt;
 

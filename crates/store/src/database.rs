@@ -353,10 +353,11 @@ impl Database {
             ErrorClass::ConnectionBudget,
             format!(
                 "none of this worker's connections became free within {within:?}{vain}: it may have {} to this database \
-                 (postgres.connections_per_tenant), {} to all on {} (postgres.connections_per_server)",
+                 (postgres.connections_per_tenant), {} to all on {} (postgres.connections_per_server{})",
                 self.0.limit,
-                self.0.server.limit(),
-                self.0.server.key()
+                self.0.server.usage().limit,
+                self.0.server.key(),
+                if self.0.server.is_shared() { ", postgres.fleet_connections_per_server" } else { "" }
             ),
         )
     }

@@ -41,7 +41,7 @@ mod writable;
 
 pub use audit::{AuditAccess, AuditPage, AuditRow, NewestOperation};
 pub use backup_quarantine::BackupQuarantine;
-pub use budget::{Chore, ConnectionBudget, ServerUsage};
+pub use budget::{Chore, ConnectionBudget, FleetDemand, FleetLimit, FleetUsage, ServerUsage};
 pub use classify::{ErrorClass, StoreError, class_of_sqlstate};
 pub use database::{Database, PoolUsage};
 pub use facts::Facts;

@@ -86,7 +86,9 @@ impl<T: Copy> Found<T> {
 /// # Errors
 /// When the connection that was there fails. That the second one can't be had is no error.
 pub(crate) async fn detect(inner: &Inner, held: &mut Open) -> Result<(), StoreError> {
-    if inner.mode.fresh().is_some() || !inner.mode.is_due() {
+    // What the fleet lets this worker have grows from little: a check that can't be made now is made soon.
+    let is_short = inner.server.is_shared() && !inner.server.has_spare();
+    if inner.mode.fresh().is_some() || is_short || !inner.mode.is_due() {
         return Ok(());
     }
     if inner.server.is_direct.fresh() == Some(true) {
@@ -94,7 +96,8 @@ pub(crate) async fn detect(inner: &Inner, held: &mut Open) -> Result<(), StoreEr
         return Ok(());
     }
     // Held until the second connection has been closed.
-    let Some(_slot) = inner.server.spare(inner.id) else { return Ok(()) };
+    let Some(mut slot) = inner.server.spare(inner.id) else { return Ok(()) };
+    slot.begin();
     let Ok(Some(mut second)) = tokio::time::timeout(WITHIN, Second::open(inner)).await else { return Ok(()) };
     inner.server.is_direct.set(second.is_direct);
     let mode = if second.is_direct {
@@ -111,7 +114,11 @@ pub(crate) async fn detect(inner: &Inner, held: &mut Open) -> Result<(), StoreEr
     }
     if let Some(connection) = second.connection {
         // An error changes nothing: the socket is closed either way.
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.close()).await;
+        if !inner.server.is_shared() {
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.close()).await;
+        } else if let Ok(Ok(())) = tokio::time::timeout(CLOSE_TIMEOUT, connection.close_and_wait()).await {
+            slot.end();
+        }
     }
     Ok(())
 }
@@ -125,10 +132,11 @@ impl Mark {
     }
 
     /// For a server that was reached directly and is to be asked again. A second connection tells as well, but there is no place for
-    /// it while others wait; and without an answer each of their connections would be examined.
+    /// it while others wait; and without an answer each of their connections would be examined. And for one of a budget that the fleet
+    /// shares: of a few connections none can be spared.
     pub(crate) fn due(inner: &Inner) -> Option<Mark> {
-        let known = &inner.server.is_direct;
-        (known.get() == Some(true) && known.fresh().is_none()).then(Mark::new)
+        let (server, known) = (&inner.server, &inner.server.is_direct);
+        ((server.is_shared() || known.get() == Some(true)) && known.fresh().is_none()).then(Mark::new)
     }
 
     pub(crate) fn among(&self, options: PgConnectOptions) -> PgConnectOptions {

@@ -83,6 +83,19 @@ impl Connection {
     pub(crate) async fn close(self) -> Result<(), sqlx::Error> {
         sqlx::Connection::close(self.driver).await
     }
+
+    /// The same, and waits until the server has closed its end, which it does when it counts the session no longer.
+    ///
+    /// # Errors
+    /// As the driver finds.
+    pub(crate) async fn close_and_wait(self) -> Result<(), sqlx::Error> {
+        let Connection { driver, mut relay } = self;
+        relay.shared.is_leaving.store(true, Ordering::Relaxed);
+        sqlx::Connection::close(driver).await?;
+        // However it ends, the socket is closed.
+        let _ = (&mut relay.task).await;
+        Ok(())
+    }
 }
 
 /// A socket to the server.
@@ -119,6 +132,8 @@ struct Relay {
 struct Shared {
     /// The driver has logged in.
     logged_in: AtomicBool,
+    /// The driver says goodbye: what the server does then is waited for.
+    is_leaving: AtomicBool,
     /// What the server sent too much of.
     excess: OnceLock<Excess>,
     /// How the socket of the server broke.
@@ -193,9 +208,9 @@ async fn carry(
     // The driver waits while the relay answers in its place.
     let to_server = tokio::sync::Mutex::new(to_server);
     let requests = async {
-        let passing = pass_requests(from_driver, &to_server, |bytes| lock(&watcher).sends(bytes));
-        if passing.await.is_err() {
-            // The server takes nothing more. Why, it may have said before.
+        let passing = pass_requests(from_driver, &to_server, |bytes| lock(&watcher).sends(bytes)).await;
+        if passing.is_err() || shared.is_leaving.load(Ordering::Relaxed) {
+            // The server takes nothing more, or is to close its end. Why, it may have said before.
             std::future::pending::<()>().await;
         }
     };
@@ -219,7 +234,7 @@ async fn carry(
         {
             return Ok(());
         }
-        pass(from_server, to_driver, look).await
+        pass(from_server, to_driver, &shared.is_leaving, look).await
     };
     tokio::select! {
         // What the server said last is passed on before the driver's end is looked at.
@@ -282,6 +297,7 @@ async fn log_in(
 async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
+    is_leaving: &AtomicBool,
     mut look: impl FnMut(&[u8]) -> bool,
 ) -> io::Result<()> {
     let mut piece = vec![0; PIECE];
@@ -290,6 +306,10 @@ async fn pass(
         if length == 0 || !look(&piece[..length]) {
             return Ok(());
         }
-        to.write_all(&piece[..length]).await?;
+        if let Err(error) = to.write_all(&piece[..length]).await
+            && !is_leaving.load(Ordering::Relaxed)
+        {
+            return Err(error);
+        }
     }
 }

@@ -84,6 +84,13 @@ pub(crate) async fn send(connection: &mut Connection, message: Message) -> Resul
     Ok(answer)
 }
 
+/// Has the server end a session by itself whose client is frozen, or can't be reached, and notice soon that the client of a statement
+/// is gone. For sessions that are ours alone.
+fn end_with_client(idle: Duration) -> String {
+    let idle = idle.as_millis();
+    format!("SET idle_session_timeout = {idle}; SET client_connection_check_interval = 500")
+}
+
 /// Sends the text, and reads all answers and their number.
 async fn exchange(driver: &mut PgConnection, text: String) -> Result<(Answer, usize), sqlx::Error> {
     let mut answers = sqlx::raw_sql(AssertSqlSafe(text)).fetch_many(driver);
@@ -229,13 +236,14 @@ impl Session {
             let claim = self.database.patiently(by, self.patience, inner.server.claim(inner.id, fresh));
             self.unless(Phase::Closing, claim).await?.ok_or_else(|| self.database.no_place(self.patience))?
         };
-        let slot = match claim {
+        let mut slot = match claim {
             Claim::Pooled(open) => {
                 self.unproven = true;
                 return Ok(open);
             }
             Claim::Slot(slot) => slot,
         };
+        slot.begin();
         // On the heap: it is large, seldom, and would be part of every future that runs a statement.
         let connecting = Box::pin(connect(inner, !fresh));
         let connected = self.unless(Phase::Aborted, connecting).await??;
@@ -255,6 +263,16 @@ impl Session {
             self.unless(Phase::Aborted, detecting)
                 .await?
                 .map_err(|_| too_slow(timeout, "looking for a pooler"))??;
+        }
+        if let Some(shared) = &inner.server.shared
+            && inner.server.is_direct.fresh() == Some(true)
+        {
+            let timeout = inner.spec.connect_timeout;
+            let text = end_with_client(shared.session_idle);
+            let setting = tokio::time::timeout(timeout, exchange(open.connection.driver(), text));
+            self.unless(Phase::Aborted, setting)
+                .await?
+                .map_err(|_| too_slow(timeout, "setting when the session ends"))??;
         }
         Ok(open)
     }
@@ -293,10 +311,22 @@ impl Session {
     /// hangs must not outlive the worker.
     async fn unless<F: Future>(&self, end: Phase, future: F) -> Result<F::Output, StoreError> {
         let mut phase = self.database.inner().phase.subscribe();
+        let revoked = async {
+            match &self.database.inner().server.shared {
+                // What only waits for a connection waits on.
+                Some(shared) if end == Phase::Aborted => shared.revoked().await,
+                _ => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             output = future => Ok(output),
             _ = phase.wait_for(|phase| *phase >= end) => Err(StoreError::closed()),
+            () = revoked => Err(StoreError::new(
+                ErrorClass::ConnectionBudget,
+                "connection given up: this worker's part of the fleet's connections could not be renewed in Redis \
+                 (postgres.fleet_connections_per_server)",
+            )),
         }
     }
 }

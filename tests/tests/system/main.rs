@@ -12,6 +12,7 @@ mod audit;
 mod chart;
 mod check;
 mod commands;
+mod connections;
 mod controls;
 mod drills;
 mod environment;

@@ -168,6 +168,13 @@ pub(super) fn connections(
                 sum.in_use += server.in_use;
                 sum.waiting += server.waiting;
                 sum.limit += server.limit;
+                if let Some(of) = server.fleet {
+                    let sum = sum.fleet.get_or_insert_default();
+                    sum.budget += of.budget;
+                    sum.held += of.held;
+                    sum.all += of.all;
+                    sum.workers = sum.workers.max(of.workers);
+                }
             }
             None => other = Some(ServerUsage { server: OTHER.to_owned(), ..server }),
         }
@@ -175,7 +182,7 @@ pub(super) fn connections(
     rows.extend(other);
 
     type Read = fn(&ServerUsage) -> u64;
-    let gauges: [(_, _, Read); 5] = [
+    let gauges: [(_, _, Read); 8] = [
         (
             "balance_sync_postgres_connections_open",
             "Connections of this worker that exist on a Postgres server.",
@@ -198,8 +205,25 @@ pub(super) fn connections(
         ),
         (
             "balance_sync_postgres_connections_limit",
-            "Setting postgres.connections_per_server: connections this worker may have on a Postgres server.",
+            "Connections this worker may have on a Postgres server: setting postgres.connections_per_server, or its part of the \
+             fleet's, if that is less.",
             |of| of.limit,
+        ),
+        (
+            "balance_sync_postgres_fleet_connections_limit",
+            "Setting postgres.fleet_connections_per_server: connections all workers together may have on a Postgres server; 0 \
+             where there is no such limit.",
+            |of| of.fleet.map_or(0, |of| of.budget),
+        ),
+        (
+            "balance_sync_postgres_fleet_connections_held",
+            "What this worker holds of the connections that all workers together may have on a Postgres server.",
+            |of| of.fleet.map_or(0, |of| of.held),
+        ),
+        (
+            "balance_sync_postgres_fleet_connections_held_by_all",
+            "What all workers hold of the connections that they together may have on a Postgres server, as this worker was last told.",
+            |of| of.fleet.map_or(0, |of| of.all),
         ),
     ];
     for (name, help, read) in gauges {

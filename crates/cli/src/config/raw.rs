@@ -241,6 +241,8 @@ pub(crate) struct Postgres {
     pub connections_per_tenant: u32,
     /// Connections to one server, over all its tenants.
     pub connections_per_server: u32,
+    /// The same for all workers of the fleet together; 0 = each has its own.
+    pub fleet_connections_per_server: u32,
     /// Default and upper limit of `statement_timeout`.
     #[serde(with = "humantime_serde")]
     pub statement_timeout: Duration,

@@ -357,6 +357,7 @@ fn ranges(check: &mut Check<'_>, raw: &mut Raw) {
 
     within!(check, raw.postgres.connections_per_tenant, 1..=100);
     within!(check, raw.postgres.connections_per_server, 1..=10_000);
+    within!(check, raw.postgres.fleet_connections_per_server, 0..=100_000);
     within!(check, raw.postgres.statement_timeout, ms(100)..=minutes(10));
     within!(check, raw.postgres.connect_timeout, ms(100)..=minutes(1));
     within!(check, raw.postgres.acquire_timeout, ms(100)..=minutes(5));
@@ -460,6 +461,15 @@ fn relations(check: &mut Check<'_>, raw: &Raw) {
         &[("postgres.connections_per_server", postgres.connections_per_server.written())],
         "a tenant's pool is part of its server's",
     );
+    if postgres.fleet_connections_per_server > 0 {
+        check.relation(
+            "postgres.fleet_connections_per_server",
+            postgres.fleet_connections_per_server,
+            AtLeast(u32::try_from(raw.worker.expected).unwrap_or(u32::MAX)),
+            &[("worker.expected", raw.worker.expected.written())],
+            "each worker needs a connection to a server whose tenants it serves",
+        );
+    }
     check.relation(
         "postgres.connect_timeout",
         postgres.connect_timeout,

@@ -4,6 +4,7 @@
 //! service's events, as hints) · [`thread_health`] (whether the threads move) · `threads` (where collectors
 //! run) · `shadow` (in their place, for a worker that only looks) · `rollout` (which tenants are served) · `eviction_watch` (whether Redis may evict) · `worker` (a worker, wired together).
 
+mod connections;
 pub mod events;
 mod eviction_watch;
 pub mod name;

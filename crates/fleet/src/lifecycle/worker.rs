@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use balance_sync_engine::rollout::Selection;
+use balance_sync_engine::{connections::SESSION_IDLE, rollout::Selection};
 use balance_sync_schedule::{Endpoint, Link, ScheduleError, ScheduleOptions};
 use balance_sync_store::{Chore, ConnectionBudget};
 use balance_sync_tenants::{KeyForm, Membership, TenantDirectory};
@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
+    connections::{self, ConnectionShares},
     events::{self, EventSettings},
     eviction_watch,
     partition::{Partition, PartitionSettings},
@@ -53,6 +54,8 @@ pub struct WorkerSettings {
     pub manager: ManagerOptions,
     /// Connections per Postgres server at most.
     pub connections_per_server: u32,
+    /// Connections per Postgres server at most of all workers together; `None` = each worker has its own budget.
+    pub fleet_connections_per_server: Option<u32>,
     /// How the fleet is supervised.
     pub supervisor: SupervisorOptions,
     /// The guard on the tenant list.
@@ -146,7 +149,12 @@ impl PreparedWorker {
             freshness_objective: settings.freshness_objective,
             exposure_objective: settings.exposure_objective,
         });
-        let budget = ConnectionBudget::new(settings.connections_per_server);
+        let budget = match settings.fleet_connections_per_server {
+            None => ConnectionBudget::new(settings.connections_per_server),
+            Some(of_fleet) => {
+                ConnectionBudget::shared(settings.connections_per_server, of_fleet, SESSION_IDLE)
+            }
+        };
         let panicked = fleet.tasks.clone();
         budget.observe_panics(move |chore| {
             panicked.count_panic(match chore {
@@ -276,6 +284,18 @@ impl PreparedWorker {
             }
             None => (supervisor.start(), None),
         };
+        // Until the connections are closed, so that what is flushed last has some.
+        let shares_stop = CancellationToken::new();
+        let shares = ConnectionShares::of(link.clone(), handles.budget.clone()).map(|shares| {
+            let stop = shares_stop.clone();
+            tasks.keep(
+                TaskName::ConnectionShares,
+                None,
+                connections::BEATS_WITHIN,
+                shares_stop.clone(),
+                move |progress| shares.clone().run(stop.clone(), progress),
+            )
+        });
         let mut endpoints = vec![redis];
         endpoints.extend(events.as_ref().map(|events| events.endpoint.clone()));
         running.push(tasks.keep(TaskName::RedisWatch, None, redis_watch::EVERY, beside.clone(), {
@@ -338,6 +358,8 @@ impl PreparedWorker {
             running,
             threads_stop,
             registration,
+            shares_stop: shares_stop.drop_guard(),
+            shares,
         }
     }
 }
@@ -415,6 +437,9 @@ pub struct Worker {
     /// Ends what runs on the collectors' threads.
     threads_stop: DropGuard,
     registration: Option<JoinHandle<()>>,
+    /// Ends the worker's part of the fleet's connections.
+    shares_stop: DropGuard,
+    shares: Option<JoinHandle<()>>,
 }
 
 impl Worker {
@@ -445,6 +470,11 @@ impl Worker {
             let _ = registration.await;
         }
         let _ = self.handles.manager.send(CloseAll { grace }).await;
+        drop(self.shares_stop);
+        if let Some(shares) = self.shares {
+            // Otherwise others give this worker up.
+            let _ = tokio::time::timeout(connections::FAREWELL, shares).await;
+        }
         // They were stopped at the beginning; one that hangs ends with the process.
         let ended = futures::future::join_all(self.running);
         if tokio::time::timeout(TASKS_END_WITHIN, ended).await.is_err() {

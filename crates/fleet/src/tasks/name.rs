@@ -11,6 +11,8 @@ pub enum TaskName {
     RolloutWatch,
     /// Keeps the worker registered, and its share up to date ([`crate::lifecycle::partition`]).
     Partition,
+    /// Keeps to the connections that the fleet shares ([`crate::lifecycle`]).
+    ConnectionShares,
     /// Looks whether the worker's threads move ([`crate::lifecycle::thread_health::watch`]).
     ThreadWatch,
     /// Counts up for as long as a thread moves ([`crate::lifecycle::thread_health::Pulse::beat`]).
@@ -75,10 +77,11 @@ pub enum TaskName {
 
 impl TaskName {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::ActionsFollower,
         Self::RolloutWatch,
         Self::Partition,
+        Self::ConnectionShares,
         Self::ThreadWatch,
         Self::ThreadPulse,
         Self::Prober,
@@ -118,6 +121,7 @@ impl TaskName {
             Self::ActionsFollower => "actions_follower",
             Self::RolloutWatch => "rollout_watch",
             Self::Partition => "partition",
+            Self::ConnectionShares => "connection_shares",
             Self::ThreadWatch => "thread_watch",
             Self::ThreadPulse => "thread_pulse",
             Self::Prober => "prober",
@@ -166,6 +170,7 @@ impl TaskName {
             Self::ActionsFollower
                 | Self::RolloutWatch
                 | Self::Partition
+                | Self::ConnectionShares
                 | Self::ThreadWatch
                 | Self::ThreadPulse
         )

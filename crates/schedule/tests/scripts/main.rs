@@ -7,6 +7,7 @@ mod common;
 mod adopt_and_probe;
 mod claim;
 mod cluster;
+mod connections;
 mod controls;
 mod finish;
 mod forms;

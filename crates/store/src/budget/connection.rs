@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
+use tokio::runtime::Handle;
 
+use super::chores::Chore;
 use super::server::Server;
 use crate::connect::Connected;
 use crate::examine::Examined;
@@ -52,6 +54,10 @@ impl Tenure {
     }
 }
 
+/// How long a session may last on a server after its socket was closed without a goodbye: as often as it looks at whether the client
+/// of a statement is still there, and the end of its transaction.
+const LINGER: Duration = Duration::from_millis(1_000);
+
 /// How long a polite goodbye may take before the socket is simply closed.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -96,9 +102,14 @@ impl Open {
     }
 
     pub(super) async fn close_keeping_slot(self, limit: Duration) -> Slot {
+        let Open { connection, mut slot, .. } = self;
         // An error or a timeout changes nothing: the socket is closed either way.
-        let _ = tokio::time::timeout(limit, self.connection.close()).await;
-        self.slot
+        if !slot.server.is_shared() {
+            let _ = tokio::time::timeout(limit, connection.close()).await;
+        } else if let Ok(Ok(())) = tokio::time::timeout(limit, connection.close_and_wait()).await {
+            slot.lingers = false;
+        }
+        slot
     }
 }
 
@@ -112,10 +123,43 @@ impl Idle {
 pub(crate) struct Slot {
     pub(super) server: Arc<Server>,
     pub(super) database: u64,
+    /// The server may count a session for it that we have closed: others of the fleet get the right to open one later.
+    pub(super) lingers: bool,
+}
+
+impl Slot {
+    pub(super) fn new(server: &Arc<Server>, database: u64) -> Slot {
+        Slot { server: Arc::clone(server), database, lingers: false }
+    }
+
+    /// A connection is about to be opened.
+    pub(crate) fn begin(&mut self) {
+        self.lingers = self.server.is_shared();
+    }
+
+    /// The connection was closed, and the server has taken notice.
+    pub(crate) fn end(&mut self) {
+        self.lingers = false;
+    }
+
+    /// Waits until the server can't count a session any more that was closed without its taking notice.
+    pub(super) async fn linger(&mut self) {
+        if std::mem::take(&mut self.lingers) {
+            tokio::time::sleep(LINGER).await;
+        }
+    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        if self.lingers
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let mut slot = Slot { server: Arc::clone(&self.server), database: self.database, lingers: true };
+            let lingering = async move { slot.linger().await };
+            self.server.chores.once(Chore::Close, &runtime, lingering);
+            return;
+        }
         let mut state = self.server.state();
         state.open -= 1;
         state.leave(self.database);

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::chores::{Chore, Chores};
 use super::connection::{CLOSE_TIMEOUT, Idle, Open, Slot, Tenure};
+use super::fleet::{FleetDemand, FleetLimit, FleetUsage, Shared};
 use super::{ServerUsage, lock};
 use crate::known::Known;
 use crate::mode::Found;
@@ -52,6 +53,8 @@ pub(crate) struct Server {
     pub(crate) known: Known,
     /// An operation has queued: the sweeper is to look sooner.
     queued: Arc<Notify>,
+    /// The fleet has one budget for this server.
+    pub(crate) shared: Option<Arc<Shared>>,
     state: Mutex<State>,
     pub(super) chores: Arc<Chores>,
 }
@@ -71,6 +74,13 @@ pub(super) struct State {
     queue: VecDeque<Queued>,
     /// When an operation was last done with a connection that works, or got a new one.
     progressed: Option<Instant>,
+    /// Of a budget that the fleet shares, this worker's part.
+    allowed: usize,
+    /// Of `open`, those that are closed because there are too many.
+    closing: usize,
+    /// The most that could be used since it was last asked for.
+    peak: usize,
+    fleet: FleetUsage,
     pub(super) sweeper: Option<JoinHandle<()>>,
 }
 
@@ -118,6 +128,10 @@ impl State {
         self.idle.remove(own).map(|idle| idle.open)
     }
 
+    fn note_demand(&mut self) {
+        self.peak = self.peak.max(self.open - self.closing.min(self.open) + self.queue.len());
+    }
+
     fn enter(&mut self, database: u64) {
         self.opened += 1;
         *self.open_by.entry(database).or_default() += 1;
@@ -134,7 +148,7 @@ impl State {
 }
 
 impl Server {
-    pub(super) fn new(key: String, limit: usize, chores: Arc<Chores>) -> Server {
+    pub(super) fn new(key: String, limit: usize, shared: Option<Arc<Shared>>, chores: Arc<Chores>) -> Server {
         Server {
             key,
             limit,
@@ -145,6 +159,7 @@ impl Server {
             names: Names::default(),
             known: Known::default(),
             queued: Arc::default(),
+            shared,
             state: Mutex::new(State::default()),
             chores,
         }
@@ -161,6 +176,26 @@ impl Server {
 
     pub(crate) fn limit(&self) -> usize {
         self.limit
+    }
+
+    /// Whether the fleet has one budget for this server.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// How many connections may be open now.
+    fn allowed(&self, state: &State) -> usize {
+        match &self.shared {
+            None => self.limit,
+            Some(shared) if shared.is_held() => state.allowed.min(self.limit),
+            Some(_) => 0,
+        }
+    }
+
+    /// Whether one more could be opened now.
+    pub(crate) fn has_spare(&self) -> bool {
+        let state = self.state();
+        state.open < self.allowed(&state) && state.queue.is_empty()
     }
 
     /// Counts the caller among the waiting until the guard is dropped.
@@ -181,6 +216,7 @@ impl Server {
                 Ok(Grant::TakeOver(open)) => {
                     tracing::debug!(server = %self.key, "connection of another database closed for this one");
                     let mut slot = open.close_keeping_slot(CLOSE_TIMEOUT).await;
+                    slot.linger().await;
                     self.rededicate(&mut slot, database);
                     return Claim::Slot(slot);
                 }
@@ -197,7 +233,10 @@ impl Server {
     ) -> Result<Grant, oneshot::Receiver<Grant>> {
         let mut state = self.state();
         // An operation with an idle connection passes those that wait for one. The others queue behind them.
-        if !fresh && let Some(open) = state.take_own(database) {
+        if !fresh
+            && self.is_held()
+            && let Some(open) = state.take_own(database)
+        {
             return Ok(Grant::Claim(Claim::Pooled(open)));
         }
         if state.queue.is_empty()
@@ -207,6 +246,13 @@ impl Server {
         }
         let (grant, granted) = oneshot::channel();
         state.queue.push_back(Queued { database, fresh, grant });
+        state.note_demand();
+        if let Some(shared) = &self.shared
+            && state.open >= self.allowed(&state)
+            && self.allowed(&state) < self.limit
+        {
+            shared.wanted.notify_one();
+        }
         self.keep_sweeping(&mut state);
         self.serve(state);
         self.queued.notify_one();
@@ -216,23 +262,31 @@ impl Server {
     /// The right to open one more connection, if no operation waits for it.
     pub(crate) fn spare(self: &Arc<Server>, database: u64) -> Option<Slot> {
         let mut state = self.state();
-        if state.open >= self.limit || !state.queue.is_empty() {
+        if state.open >= self.allowed(&state) || !state.queue.is_empty() {
             return None;
         }
         state.open += 1;
         state.enter(database);
-        Some(Slot { server: Arc::clone(self), database })
+        Some(Slot::new(self, database))
     }
 
     /// What this database may have now.
     fn find(self: &Arc<Server>, state: &mut State, database: u64, fresh: bool) -> Option<Grant> {
+        if !self.is_held() {
+            return None;
+        }
         if !fresh && let Some(open) = state.take_own(database) {
             return Some(Grant::Claim(Claim::Pooled(open)));
         }
-        if state.open < self.limit {
+        let allowed = self.allowed(state);
+        if state.open < allowed {
             state.open += 1;
             state.enter(database);
-            return Some(Grant::Claim(Claim::Slot(Slot { server: Arc::clone(self), database })));
+            state.note_demand();
+            return Some(Grant::Claim(Claim::Slot(Slot::new(self, database))));
+        }
+        if state.open - state.closing.min(state.open) > allowed {
+            return None;
         }
         if !fresh && state.open_by.contains_key(&database) {
             return None;
@@ -243,7 +297,7 @@ impl Server {
 
     /// Which idle connection may be closed for one of another database.
     fn takeable(&self, state: &State) -> Option<usize> {
-        let tenure = Tenure::of(state.queue.len(), self.limit);
+        let tenure = Tenure::of(state.queue.len(), self.allowed(state));
         state.idle.iter().position(|idle| idle.may_be_taken(tenure))
     }
 
@@ -280,7 +334,7 @@ impl Server {
 
     /// What there is to give.
     fn offer(&self, state: &State) -> Offer {
-        if state.open < self.limit || self.takeable(state).is_some() {
+        if state.open < self.allowed(state) || self.takeable(state).is_some() {
             return Offer::ToAll;
         }
         Offer::ToThese(state.idle.iter().map(|idle| idle.open.slot.database).collect())
@@ -309,7 +363,12 @@ impl Server {
             self.chores.once(Chore::Close, &runtime, open.close(CLOSE_TIMEOUT));
             return;
         }
+        let timeout = self.shared.as_ref().map_or(timeout, |shared| shared.idle_timeout(timeout));
         let mut state = self.state();
+        if state.open - state.closing.min(state.open) > self.allowed(&state) {
+            self.close_beside(&mut state, &runtime, open);
+            return;
+        }
         state.idle.push_back(Idle { open, since: Instant::now(), timeout });
         self.keep_sweeping(&mut state);
         self.serve(state);
@@ -359,15 +418,16 @@ impl Server {
         (state.open_by.get(&database).copied().unwrap_or(0), idle)
     }
 
-    pub(super) fn usage(&self) -> ServerUsage {
+    pub(crate) fn usage(&self) -> ServerUsage {
         let state = self.state();
         ServerUsage {
+            fleet: self.shared.as_ref().map(|_| state.fleet),
             server: self.key.clone(),
             open: state.open as u64,
             idle: state.idle.len() as u64,
             in_use: (state.open - state.idle.len()) as u64,
             waiting: self.waiting.load(Ordering::Relaxed) as u64,
-            limit: self.limit as u64,
+            limit: self.allowed(&state) as u64,
             clock_ahead_ms: state.clock_ahead_ms,
             opened: state.opened,
         }
@@ -383,6 +443,7 @@ impl Server {
             .drain(..)
             .partition(|idle| idle.since.elapsed() >= idle.timeout || idle.open.is_over());
         state.idle = kept.into();
+        self.trim(&mut state);
         let again = match (state.queue.is_empty(), state.idle.is_empty()) {
             (false, _) => Some(WAITED_FOR_INTERVAL),
             (true, false) => Some(SWEEP_INTERVAL),
@@ -396,9 +457,76 @@ impl Server {
         (expired.into_iter().map(|idle| idle.open).collect(), again)
     }
 
+    /// Whether connections may be open at all.
+    fn is_held(&self) -> bool {
+        self.shared.as_ref().is_none_or(|shared| shared.is_held())
+    }
+
+    /// What is needed of a budget that the fleet shares.
+    pub(super) fn demand(&self) -> FleetDemand {
+        let mut state = self.state();
+        state.note_demand();
+        let wanted = std::mem::take(&mut state.peak).clamp(1, self.limit);
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        FleetDemand {
+            server: self.key.clone(),
+            kept: count(self.allowed(&state).max(state.open)),
+            wanted: count(wanted),
+        }
+    }
+
+    /// Keeps to another part of the budget from now on.
+    pub(super) fn restrict(self: &Arc<Server>, to: &FleetLimit) {
+        let mut state = self.state();
+        state.allowed = to.limit as usize;
+        state.fleet = to.usage;
+        self.trim(&mut state);
+        self.serve(state);
+    }
+
+    /// May have none from now on.
+    pub(super) fn lapse(self: &Arc<Server>) {
+        let mut state = self.state();
+        state.allowed = 0;
+        state.fleet.held = 0;
+        self.trim(&mut state);
+    }
+
+    /// Closes idle connections as long as there are too many, the longest idle first.
+    fn trim(self: &Arc<Server>, state: &mut State) {
+        // Without a runtime they stay until there is one: this is a program on its way out.
+        let Ok(runtime) = Handle::try_current() else { return };
+        while state.open - state.closing.min(state.open) > self.allowed(state)
+            && let Some(idle) = state.idle.pop_front()
+        {
+            self.close_beside(state, &runtime, idle.open);
+        }
+    }
+
+    /// Closes a connection of too many.
+    fn close_beside(self: &Arc<Server>, state: &mut State, runtime: &Handle, open: Open) {
+        state.closing += 1;
+        let counted = Closing(Arc::clone(self));
+        self.chores.once(Chore::Close, runtime, async move {
+            let mut slot = open.close_keeping_slot(CLOSE_TIMEOUT).await;
+            slot.linger().await;
+            drop(counted);
+            drop(slot);
+        });
+    }
+
     /// The lock on the state. A connection or a slot must not be dropped under it: a slot's drop takes it too.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+}
+
+/// One of the connections that are closed because there are too many.
+struct Closing(Arc<Server>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.state().closing -= 1;
     }
 }
 

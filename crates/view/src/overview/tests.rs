@@ -410,6 +410,7 @@ fn a_postgres_server_whose_clock_differs_by_more_than_a_second_needs_attention()
         waiting: 0,
         limit: 10,
         clock_ahead_ms,
+        fleet: None,
         opened: 1,
     };
     let mut fleet = view(Vec::new());

@@ -75,8 +75,19 @@ impl FleetView {
         if let Some(first) = behind.first() {
             let servers =
                 self.workers.iter().filter(|worker| worker.live).flat_map(|worker| &worker.postgres);
-            let waiting: u64 = servers.map(|server| server.waiting).sum();
-            to_do.push(if waiting > 0 {
+            let waiting: u64 = servers.clone().map(|server| server.waiting).sum();
+            // The limit of all workers is used up: more workers don't help.
+            let used_up = servers
+                .filter(|server| server.waiting > 0)
+                .filter_map(|server| Some((&server.server, server.fleet?)))
+                .find(|(_, fleet)| fleet.all >= fleet.budget);
+            to_do.push(if let Some((server, fleet)) = used_up {
+                format!(
+                    "All {} connections that the fleet may have on {server} are in use: if the server has room, raise \
+                     postgres.fleet_connections_per_server; more workers don't help.",
+                    fleet.budget
+                )
+            } else if waiting > 0 {
                 let (operations, wait) = if waiting == 1 { ("operation", "waits") } else { ("operations", "wait") };
                 format!(
                     "{waiting} {operations} {wait} for a connection: if the Postgres server has room, raise \
@@ -221,8 +232,15 @@ mod tests {
             limit: 64,
             opened: 0,
             clock_ahead_ms: None,
+            fleet: None,
         }];
         assert!(only(&behind).starts_with("12 operations wait for a connection: "));
+
+        let fleet = balance_sync_store::FleetUsage { budget: 90, held: 64, all: 90, workers: 2 };
+        behind.workers[0].postgres[0].fleet = Some(fleet);
+        assert!(
+            only(&behind).starts_with("All 90 connections that the fleet may have on db:5432 are in use: ")
+        );
 
         let set_aside = TenantRow { quarantined: 3, ..served("acme") };
         assert!(only(&with(set_aside)).contains("`balance-sync quarantine list` (acme)"));

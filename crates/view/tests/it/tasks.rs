@@ -185,6 +185,7 @@ fn settings(sandbox: &Sandbox, shadow: Option<ShadowOptions>, faults: Faults) ->
         },
         manager: ManagerOptions::default(),
         connections_per_server: 10,
+        fleet_connections_per_server: None,
         supervisor: SupervisorOptions {
             poll_interval,
             key_form: KeyForm::AsListed,

@@ -79,7 +79,7 @@ fn unknown_keys_come_with_the_nearest_known_one() {
 #[test]
 fn values_that_contradict_each_other_are_refused() {
     // (file, key that is named, keys it depends on, what would be allowed)
-    let cases: [(&str, &str, &[&str], &str); 11] = [
+    let cases: [(&str, &str, &[&str], &str); 12] = [
         (
             "[claim]\nttl = \"20s\"",
             "claim.ttl",
@@ -116,6 +116,12 @@ fn values_that_contradict_each_other_are_refused() {
             "postgres.connections_per_tenant",
             &["postgres.connections_per_server = 64"],
             "at most 64",
+        ),
+        (
+            "[postgres]\nfleet_connections_per_server = 3\n[worker]\nexpected = 4",
+            "postgres.fleet_connections_per_server",
+            &["worker.expected = 4"],
+            "at least 4",
         ),
         (
             "[postgres]\nconnect_timeout = \"11s\"",
