@@ -79,9 +79,9 @@ rehearsal: setup ## Play docs/migrating-from-midaz.md next to a stand-in for the
 	$(CARGO) build --release --locked --package balance-sync-cli
 	BALANCE_SYNC_BIN=$(CURDIR)/target/release/balance-sync $(CARGO) test --locked --package balance-sync-tests --test faults rehearsal -- --include-ignored --nocapture --test-threads 1
 
-sim: ## Simulate fleets with faults on virtual time, and find the planted bugs (SIM_MINUTES=1, SIM_SEED=random)
+sim: ## Simulate fleets with faults on virtual time, and find the planted bugs (SIM_MINUTES=1, SIM_SEED=random), or only the fleets of SIM_ENTRIES Redis servers
 	$(CARGO) build --release --locked --package balance-sync-sim
-	@SIM_MINUTES="$(SIM_MINUTES)" SIM_SEED="$(SIM_SEED)" target/release/balance-sync-sim
+	@SIM_MINUTES="$(SIM_MINUTES)" SIM_SEED="$(SIM_SEED)" SIM_ENTRIES="$(SIM_ENTRIES)" target/release/balance-sync-sim
 
 bench: setup ## Measure speed and cost on private servers (BENCH_ARGS="--only drain_1 --scale 0.1")
 	$(CARGO) build --release --locked --package balance-sync-cli --package balance-sync-tests --bins

@@ -31,6 +31,7 @@ mod notify;
 mod program;
 mod recoveries;
 mod retire;
+mod routes_file;
 mod telemetry;
 mod terminal;
 mod version;

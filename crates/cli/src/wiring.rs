@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use anyhow::Context;
 use balance_sync_fleet::{
     WorkerSettings,
-    backends::{ManagerOptions, ShadowOptions},
+    backends::{ManagerOptions, RoutedDirectory, ShadowOptions},
     lifecycle::{
         SupervisorOptions,
         events::EventSettings,
@@ -14,7 +14,7 @@ use balance_sync_fleet::{
     },
     pipeline::CollectorOptions,
     plan::Limits,
-    status::WorkerMode,
+    status::{Routing, WorkerMode},
 };
 use balance_sync_schedule::{
     Controls, Endpoint, Link, Names, Reports, Rollouts, ScheduleError, ScheduleOptions, Sessions, Snapshots,
@@ -28,19 +28,73 @@ use balance_sync_view::{
     queues::QueueOptions,
     reader::{FleetReader, Objectives},
     rollout::RolloutDesk,
+    routing::{DirectorySource, OtherRedis, RoutingLooker},
     timeline::TimelineReader,
 };
 
-use crate::config::{Config, TenantSource};
+use crate::config::{Config, RedisDirectory, TenantSource, directory::RedisEntry};
 
 /// Between the end of a removed tenant's last work and the moment its collector would be broken off.
 const LEAVE_MARGIN: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// Where tenants come from.
+/// Where tenants come from: those that live on the Redis of this worker or command.
 ///
 /// # Errors
 /// When the tenant service's settings can't be used.
 pub(crate) fn directory(config: &Config) -> anyhow::Result<Arc<dyn TenantDirectory>> {
+    routed_directory(config, routing(config).as_ref())
+}
+
+/// Which tenants live on which Redis; `None` where there is one.
+pub(crate) fn routing(config: &Config) -> Option<Arc<Routing>> {
+    let directory = config.redis.directory.as_ref()?;
+    Some(Arc::new(Routing::new(&directory.own, Arc::clone(&directory.routes))))
+}
+
+/// As [`directory`], with the tenants of other Redis servers noted in `routing`.
+fn routed_directory(
+    config: &Config,
+    routing: Option<&Arc<Routing>>,
+) -> anyhow::Result<Arc<dyn TenantDirectory>> {
+    let all = all_tenants(config)?;
+    Ok(match routing {
+        Some(routing) => Arc::new(RoutedDirectory::new(all, Arc::clone(routing))),
+        None => all,
+    })
+}
+
+/// Who looks at the other Redis servers; `None` where there is one.
+///
+/// # Errors
+/// When Redis's settings can't be used.
+pub(crate) fn routing_looker(
+    config: &Config,
+    routing: Option<&Arc<Routing>>,
+    link: Link,
+) -> anyhow::Result<Option<RoutingLooker>> {
+    let (Some(routing), Some(directory)) = (routing, &config.redis.directory) else { return Ok(None) };
+    let others = other_servers(config, directory)?;
+    Ok(Some(RoutingLooker::new(Arc::clone(routing), link, config.tenants.key_form, others)))
+}
+
+/// The Redis servers of the directory but for the own one.
+pub(crate) fn other_servers(
+    config: &Config,
+    directory: &RedisDirectory,
+) -> Result<Vec<OtherRedis>, ScheduleError> {
+    let others = directory.entries.iter().filter(|entry| entry.name != directory.own);
+    let other = |entry: &RedisEntry| {
+        let link = Link::new(&entry.link)?;
+        Ok(OtherRedis {
+            name: entry.name.clone(),
+            snapshots: Snapshots::new(link, &group_on(config, Some(&entry.name))),
+        })
+    };
+    others.map(other).collect()
+}
+
+/// All tenants, on whichever Redis they live.
+fn all_tenants(config: &Config) -> anyhow::Result<Arc<dyn TenantDirectory>> {
     Ok(match &config.tenants.source {
         TenantSource::Service(service) => Arc::new(
             ServiceDirectory::new(ServiceSettings {
@@ -144,16 +198,34 @@ pub(crate) fn objectives(config: &Config) -> Objectives {
 /// # Errors
 /// When Redis's or the tenant service's settings can't be used.
 pub(crate) fn reader(config: &Config) -> anyhow::Result<FleetReader> {
+    let others = config.redis.directory.as_ref().map(|directory| other_servers(config, directory));
+    reader_beside(config, others.transpose()?.unwrap_or_default())
+}
+
+/// The same without a look at other Redis servers, for a command that reads the fleet of each.
+///
+/// # Errors
+/// When Redis's or the tenant service's settings can't be used.
+pub(crate) fn reader_of_one(config: &Config) -> anyhow::Result<FleetReader> {
+    reader_beside(config, Vec::new())
+}
+
+fn reader_beside(config: &Config, others: Vec<OtherRedis>) -> anyhow::Result<FleetReader> {
     let link = Link::new(&config.redis.link)?;
-    Ok(FleetReader::for_command(
-        directory(config)?,
+    let routing = routing(config);
+    let looker = routing.as_ref().map(|routing| {
+        RoutingLooker::new(Arc::clone(routing), link.clone(), config.tenants.key_form, others)
+    });
+    let reader = FleetReader::for_command(
+        routed_directory(config, routing.as_ref())?,
         Snapshots::new(link.clone(), &group(config)),
         link,
         config.tenants.key_form,
         objectives(config),
         Arc::new(config.tenants.rollout.clone()),
         Arc::new(collector_options(config)),
-    ))
+    );
+    Ok(reader.looking_at_others(looker))
 }
 
 /// What the monthly report is made of.
@@ -258,10 +330,11 @@ pub(crate) fn worker_settings(
     config: &Config,
     endpoints: &Endpoints,
     name: &WorkerName,
+    routing: Option<&Arc<Routing>>,
 ) -> anyhow::Result<WorkerSettings> {
     let is_shadow = config.worker.mode == WorkerMode::Shadow;
     Ok(WorkerSettings {
-        directory: directory(config)?,
+        directory: routed_directory(config, routing)?,
         redis: endpoints.redis.clone(),
         schedule: schedule_options(config),
         collector: collector_options(config),
@@ -318,7 +391,11 @@ pub(crate) async fn claim_name(config: &Config, endpoints: &Endpoints) -> Worker
 }
 
 /// How operators see and reach the worker.
-pub(crate) fn operations_settings(config: &Config, name: WorkerName) -> OperationsSettings {
+pub(crate) fn operations_settings(
+    config: &Config,
+    name: WorkerName,
+    routing: Option<(Arc<RoutingLooker>, Arc<dyn DirectorySource>)>,
+) -> OperationsSettings {
     OperationsSettings {
         identity: Identity { name, group: group(config), version: crate::version::of_worker() },
         sample_interval: config.supervisor.sample_interval,
@@ -330,6 +407,7 @@ pub(crate) fn operations_settings(config: &Config, name: WorkerName) -> Operatio
             quarantine_interval: config.queues.quarantine_interval,
         }),
         shared: shared_settings(config),
+        routing,
     }
 }
 
@@ -370,6 +448,11 @@ fn shared_settings(config: &Config) -> BTreeMap<String, String> {
 /// on, nor one whose configuration lists other tenants. Those that differ while a change is rolled out count each group by
 /// itself, which costs work and nothing else.
 pub(crate) fn group(config: &Config) -> String {
+    group_on(config, config.redis.directory.as_ref().map(|directory| directory.own.as_str()))
+}
+
+/// The same for the workers of this entry of the Redis directory, which serve other tenants than those of other entries.
+fn group_on(config: &Config, redis: Option<&str>) -> String {
     let (kind, tenants) = match &config.tenants.source {
         TenantSource::Service(service) => ("service", format!("{} {}", service.url, service.service)),
         TenantSource::Static(tenants) => {
@@ -380,6 +463,7 @@ pub(crate) fn group(config: &Config) -> String {
         TenantSource::Single(_) => ("single", String::new()),
     };
     // Only to make a short name of it; equal for equal text in all workers.
-    let text = format!("{} {tenants}", config.tenants.key_form);
+    let on = redis.map_or_else(String::new, |name| format!(" on {name}"));
+    let text = format!("{} {tenants}{on}", config.tenants.key_form);
     format!("{kind}-{}", uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, text.as_bytes()).simple())
 }

@@ -3,7 +3,7 @@
 //! Time and seeds are arguments. A driver (`crates/fleet`, `crates/tenants`) carries out what a machine commands and reports
 //! what came of it; a simulator can drive the same code on virtual time.
 //!
-//! Which tenants: [`membership`] (which list of tenants is believed) · [`rollout`] (which of them this fleet serves) ·
+//! Which tenants: [`membership`] (which list of tenants is believed) · [`rollout`] (which of them this fleet serves) · [`routes`] (which Redis each lives on) ·
 //! [`registration`] and [`partition`] (which of those are this worker's) · [`plan`] (which collectors run) · [`connections`] (how many connections to Postgres it may have). One tenant: [`collector`] (its claims and flushes) · [`standby`]
 //! (whether its first owner claims) · [`trail`] (its values that are gone) · [`vanish`] (what Redis has
 //! lost) · [`queues`] (the ledger's own queues) · [`shadow`] (what a worker that only looks finds) · [`neighbour`] (the ledger's own
@@ -29,6 +29,7 @@ pub mod queues;
 pub mod reason;
 pub mod registration;
 pub mod rollout;
+pub mod routes;
 pub mod shadow;
 pub mod standby;
 pub mod state;

@@ -329,7 +329,7 @@ impl std::borrow::Borrow<str> for Pattern {
 }
 
 /// A UUID without dashes and in lower case; any other id as it is.
-fn canonical(id: &str) -> Cow<'_, str> {
+pub(crate) fn canonical(id: &str) -> Cow<'_, str> {
     let is_dashed = id.len() == 36
         && id.bytes().enumerate().all(|(at, b)| match at {
             8 | 13 | 18 | 23 => b == b'-',

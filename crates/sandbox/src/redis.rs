@@ -191,7 +191,7 @@ impl RedisServer {
     }
 
     /// Leaves the mark that workers leave: what it holds now is known to them.
-    pub(crate) async fn mark(&self) -> Result<()> {
+    pub async fn mark(&self) -> Result<()> {
         let mut connection = self.connect().await?;
         let info: redis::InfoDict = redis::cmd("INFO").arg("server").query_async(&mut connection).await?;
         let run_id: String = info.get("run_id").context("no run_id")?;

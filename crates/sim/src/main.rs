@@ -24,6 +24,9 @@ fn main() -> ExitCode {
     let minutes: f64 = variable("SIM_MINUTES").unwrap_or(1.0);
     let first = variable("SIM_SEED").unwrap_or_else(|| u64::from(rand::random::<u32>()));
     println!("SIM_SEED={first} SIM_MINUTES={minutes}");
+    if let Some(entries) = variable("SIM_ENTRIES") {
+        return if play_entries(first, entries) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     if !play(first, Duration::from_secs_f64(minutes * 60.0)) || !find_bugs(first) {
         return ExitCode::FAILURE;
     }
@@ -40,6 +43,53 @@ fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
             std::process::exit(2);
         }
     }
+}
+
+/// Plays the fleets of so many Redis servers, with two and with four workers each; false = one of them breaks a guarantee.
+fn play_entries(first: u64, entries: u64) -> bool {
+    for workers in [2, 4] {
+        let begun = Instant::now();
+        let (mut mutations, mut written, mut steps) = (0, 0, 0);
+        let mut losses = Losses::default();
+        let mut faults = [0; Fault::KINDS.len()];
+        for seed in first..first + entries {
+            let plan = Plan::entry(seed, workers);
+            let outcome = World::run(&plan, None, false);
+            mutations += outcome.mutations;
+            written += outcome.written;
+            steps += outcome.steps;
+            losses.add(&outcome.losses);
+            faults.iter_mut().zip(outcome.faults).for_each(|(sum, count)| *sum += count);
+            if let Some(violation) = outcome.violation {
+                println!(
+                    "the entry of seed {seed} with {workers} workers breaks {}: {}",
+                    violation.guarantee, violation.what
+                );
+                show(&plan, None);
+                return false;
+            }
+        }
+        let faults: Vec<String> = Fault::KINDS
+            .iter()
+            .zip(faults)
+            .filter(|(_, count)| *count > 0)
+            .map(|(kind, count)| format!("{kind} {count}"))
+            .collect();
+        println!(
+            "{entries} entries of {workers} workers and 20 tenants, 10 minutes each: {mutations} mutations, {written} rows written, {steps} \
+             steps in {:.1} s, no guarantee broken",
+            begun.elapsed().as_secs_f64()
+        );
+        println!("  faults: {}", faults.join(", "));
+        let Losses { made, written, listed, overtaken, open, longest, .. } = losses;
+        println!(
+            "  lost by failovers of Redis {}: {written} written after all, {listed} listed, {overtaken} reported and overtaken, {open} \
+             reported at the end; longest silence {} s",
+            made.iter().sum::<u64>(),
+            longest / SECOND
+        );
+    }
+    true
 }
 
 /// Plays seeds until the time is over; false = one of them breaks a guarantee.

@@ -325,6 +325,59 @@ impl Plan {
         plan
     }
 
+    /// The fleet of one Redis of several, scaled down from 10,000 tenants and 30,000 mutations/s (`docs/scaling.md`): workers join and die,
+    /// Redis fails over, and tenants move to another Redis and back.
+    #[must_use]
+    pub fn entry(seed: u64, workers: usize) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut plan = Self {
+            seed,
+            workers,
+            tenants: FLEET_TENANTS,
+            balances: 20,
+            seconds: 600,
+            batch: 500,
+            every: SECOND / 2,
+            poison: 0,
+            ledger: false,
+            old_pod: false,
+            pods: false,
+            supervised: true,
+            lock: false,
+            auto: false,
+            queues: false,
+            scan_limit: 5000,
+            releases: 0,
+            from_trail: true,
+            granted: true,
+            watch: true,
+            put_off: 60,
+            faults: Vec::new(),
+        };
+        let end = plan.seconds * SECOND;
+        for at in (SECOND..end).step_by(5 * SECOND as usize) {
+            let at = at + rng.random_range(0..5 * SECOND);
+            let (worker, tenant) = (rng.random_range(0..workers), rng.random_range(0..FLEET_TENANTS));
+            let lasts = rng.random_range(SECOND..30 * SECOND);
+            let fault = match rng.random_range(0..10) {
+                0..3 => Fault::Crash { worker, down: lasts },
+                3..5 => Fault::Stop { worker, down: lasts },
+                5..7 => Fault::Remove { tenant, lasts },
+                7 => Fault::RedisCut { worker, lasts },
+                8 => Fault::Burst { tenant },
+                // A replica that lags by what an asynchronous one does under this load.
+                _ => {
+                    let (lag, skew) = (rng.random_range(SECOND / 1000..SECOND), rng.random_range(-500..500));
+                    Fault::RedisFailover { lag, skew: skew * (SECOND / 1000) as i64 }
+                }
+            };
+            plan.faults.push((at, fault));
+        }
+        plan.faults.retain(|(at, _)| *at < end);
+        plan.faults.sort_by_key(|(at, _)| *at);
+        plan
+    }
+
     /// Mostly small worlds; each sixteenth is a fleet.
     #[must_use]
     pub fn of(seed: u64) -> Self {

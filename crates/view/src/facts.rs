@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use balance_sync_fleet::status::Routing;
 use balance_sync_schedule::ServerFacts;
 use serde::Serialize;
 
@@ -33,8 +34,15 @@ pub(crate) struct Facts(Vec<Fact>);
 
 impl Facts {
     /// Takes in what all live workers report, and what Redis says of itself.
-    pub(crate) fn look(&mut self, workers: &[WorkerRecord], redis: Option<&ServerFacts>, now: f64) {
+    pub(crate) fn look(
+        &mut self,
+        workers: &[WorkerRecord],
+        redis: Option<&ServerFacts>,
+        routing: Option<&Routing>,
+        now: f64,
+    ) {
         let mut found = of_workers(workers);
+        found.extend(routing.map(of_routing));
         found.extend(redis.map(of_redis).into_iter().flatten());
         for fact in found.iter_mut().filter(|fact| fact.since.is_some()) {
             let before = self.0.iter().find(|before| before.name == fact.name && before.value == fact.value);
@@ -97,6 +105,25 @@ fn of_redis(redis: &ServerFacts) -> Vec<Fact> {
     ]
 }
 
+/// Which Redis this is of several, and whether the others have workers.
+fn of_routing(routing: &Routing) -> Fact {
+    let (split, look) = (routing.split(), routing.look());
+    let mut is_well = routing.problem().is_none() && split.unrouted.is_empty() && look.left_tenants == 0;
+    let mut value = routing.own().to_owned();
+    for entry in &look.entries {
+        let is_used = split.tenants.get(&entry.name).is_some_and(|tenants| *tenants > 0);
+        let workers = match entry.workers {
+            Some(0) => "no worker".to_owned(),
+            Some(1) => "1 worker".to_owned(),
+            Some(workers) => format!("{workers} workers"),
+            None => "not known".to_owned(),
+        };
+        is_well &= !is_used || entry.workers.is_some_and(|workers| workers > 0);
+        value.push_str(&format!("; {}: {workers}", entry.name));
+    }
+    fact("redis servers", value, is_well)
+}
+
 /// FNV-1a, 32 bits: tells two configurations apart on a screen, which is all that it is for.
 fn digest(settings: &BTreeMap<String, String>) -> u32 {
     let bytes = settings.iter().flat_map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes(), b"\n"]);
@@ -117,14 +144,14 @@ mod tests {
             evicted_keys: 0,
         };
         let mut facts = Facts::default();
-        facts.look(&[], Some(&server), 10.0);
+        facts.look(&[], Some(&server), None, 10.0);
         let full = ServerFacts {
             policy: "allkeys-lru".to_owned(),
             used_bytes: (2 << 20) - 1,
             evicted_keys: 7,
             ..server
         };
-        facts.look(&[], Some(&full), 20.0);
+        facts.look(&[], Some(&full), None, 20.0);
         let found: Vec<_> =
             facts.all().into_iter().map(|fact| (fact.name, fact.value, fact.well, fact.since)).collect();
         let expected = [

@@ -2,7 +2,7 @@
 //!
 //! What they see, in reading order: `record` (what a worker publishes of itself) · `local_worker` (where that comes from) ·
 //! `publisher` (when it is written) · [`sampler`] (what waits in the schedules) · [`queues`] (what waits in the ledger's own
-//! queues) · [`reader`] (what all workers publish, put
+//! queues) · [`routing`] (other Redis servers) · [`reader`] (what all workers publish, put
 //! together) · [`rows`] (tenants and workers, one row each) · [`overview`] (the whole fleet at a glance) · [`inspector`] (one
 //! tenant's schedule and database) · [`why`] (one balance) · [`report`] (a month of the fleet) · [`timeline`] (the last day) · `heartbeat` (a line in a worker's log).
 //!
@@ -26,6 +26,7 @@ mod record;
 pub mod recovery;
 pub mod report;
 pub mod rollout;
+pub mod routing;
 pub mod rows;
 pub mod sampler;
 pub mod timeline;

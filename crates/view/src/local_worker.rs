@@ -297,6 +297,9 @@ impl LocalWorker {
         if self.fleet.mode() == WorkerMode::Shadow {
             settings.insert("worker.mode".to_owned(), WorkerMode::Shadow.to_string());
         }
+        if let Some(routing) = self.fleet.routing.get() {
+            settings.insert("redis.directory".to_owned(), routing.in_force().digest());
+        }
         let others = [
             ("claim.mode", in_force.claim_mode.to_string()),
             ("tenants.key_form", in_force.key_form.to_string()),
@@ -324,7 +327,8 @@ impl LocalWorker {
     /// Adds a point to the fleet's history, out of what all live workers say, this one among them, and looks at the facts.
     pub fn remember(&self, workers: &[WorkerRecord]) {
         let redis = lock(&self.fleet.redis_server).clone();
-        lock(&self.facts).look(workers, redis.as_ref(), wall_clock());
+        let routing = self.fleet.routing.get().map(|routing| &**routing);
+        lock(&self.facts).look(workers, redis.as_ref(), routing, wall_clock());
         let mut rates = Rates::default();
         workers.iter().for_each(|worker| rates.add(&worker.rates));
         // Each of its owners counts a tenant's members.

@@ -22,6 +22,7 @@ use crate::{
     reader::{FleetReader, Objectives},
     report::recorder::{self, Recorder},
     rollout::RolloutDesk,
+    routing::{self, DirectorySource, RoutingLooker},
     sampler,
     timeline::{self, TimelineReader},
 };
@@ -43,7 +44,6 @@ pub struct Identity {
 }
 
 /// How operators see and reach a worker.
-#[derive(Debug, Clone)]
 pub struct OperationsSettings {
     /// Under which name.
     pub identity: Identity,
@@ -57,6 +57,8 @@ pub struct OperationsSettings {
     pub queues: Option<QueueOptions>,
     /// Settings that should be the same on all workers, by their names; those of the worker itself aside.
     pub shared: BTreeMap<String, String>,
+    /// The other Redis servers, and where the directory is read that names them; `None` where there is one.
+    pub routing: Option<(Arc<RoutingLooker>, Arc<dyn DirectorySource>)>,
 }
 
 /// The operators' side of a worker.
@@ -87,6 +89,7 @@ impl Operations {
             objectives,
             queues,
             shared,
+            routing,
         } = settings;
         let local = Arc::new(LocalWorker::new(LocalWorkerParts {
             name,
@@ -155,6 +158,13 @@ impl Operations {
                     )
                     .run(stop.clone(), progress)
                 }
+            }));
+        }
+        if let Some((looker, source)) = routing {
+            let _ = handles.fleet.routing.set(Arc::clone(looker.routing()));
+            let (interval, stop) = (routing::INTERVAL, stop.clone());
+            kept.push(tasks.keep(TaskName::RedisDirectory, None, interval, stop.clone(), move |progress| {
+                Arc::clone(&looker).run(Arc::clone(&source), stop.clone(), progress)
             }));
         }
         if let Some(options) = queues {

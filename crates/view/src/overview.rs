@@ -19,6 +19,7 @@ mod neighbour;
 mod queues;
 mod redundancy;
 mod rollout;
+mod routing;
 mod shadow;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ pub(crate) use eta::eta as backlog_eta;
 pub use judge::{CLOCK_TOLERANCE_SECONDS, Verdict};
 pub use neighbour::FleetNeighbour;
 pub use queues::FleetQueue;
+pub use routing::{FleetRouting, RoutingEntry, RoutingLeft};
 pub use shadow::FleetShadow;
 
 /// Tenants shown as the worst.
@@ -56,6 +58,8 @@ pub struct Overview {
     pub tenants: TenantCount,
     /// Which of them are served.
     pub rollout: FleetRollout,
+    /// The Redis servers that there are; `None` where there is one.
+    pub redis_directory: Option<FleetRouting>,
     /// What waits.
     pub backlog: BacklogView,
     /// Entries in quarantine; `None` = nothing is known of any tenant.
@@ -343,6 +347,7 @@ impl FleetView {
                 by_state,
             },
             rollout: self.fleet_rollout(),
+            redis_directory: self.fleet_routing(),
             backlog,
             quarantined: is_known.then_some(quarantined),
             losses: is_known.then_some(losses),

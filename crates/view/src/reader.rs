@@ -32,6 +32,7 @@ use crate::{
     facts::Fact,
     local_worker::{LocalWorker, clock_offset_ms},
     record::{Counts, DetailRecord, FleetPoint, TenantRecord, WorkerRecord},
+    routing::{RoutingLooker, RoutingView},
     rows::{
         AcknowledgedView, DeadWorker, PausedBy, ShadowView, StateView, TenantDetail, TenantRow, WorkerRow,
     },
@@ -81,6 +82,8 @@ pub struct FleetView {
     pub rollout: Option<Arc<Rollout>>,
     /// Why what is stored of the rollout isn't in force.
     pub rollout_problem: Option<String>,
+    /// The Redis servers that there are; `None` where there is one.
+    pub routing: Option<RoutingView>,
     /// Workers with another list of tenants or another form of keys that serve some of these tenants as well.
     pub foreign_workers: Vec<ForeignWorker>,
     /// The last seconds, over all workers.
@@ -212,6 +215,8 @@ pub struct FleetReader {
     key_form: KeyForm,
     objectives: Objectives,
     options: Arc<CollectorOptions>,
+    /// Looks at the other Redis servers for a command.
+    looker: Option<RoutingLooker>,
     state: Mutex<State>,
 }
 
@@ -268,7 +273,26 @@ impl FleetReader {
             read: Read::default(),
             last: None,
         });
-        Self { own, snapshots, controls, rollouts, rollout, link, key_form, objectives, options, state }
+        Self {
+            own,
+            snapshots,
+            controls,
+            rollouts,
+            rollout,
+            link,
+            key_form,
+            objectives,
+            options,
+            looker: None,
+            state,
+        }
+    }
+
+    /// Makes a command look at the other Redis servers as well.
+    #[must_use]
+    pub fn looking_at_others(mut self, looker: Option<RoutingLooker>) -> Self {
+        self.looker = looker;
+        self
     }
 
     /// The fleet now, or as it was a moment ago. Never fails: what can't be asked is said in the answer.
@@ -384,7 +408,18 @@ impl FleetReader {
         view.listed_by_workers = listed_by_workers;
         view.dead_workers = dead_workers(&state.dead, &view);
         view.foreign_workers = foreign_workers(&state.foreign, &view);
+        view.routing = self.routing().await;
         view
+    }
+
+    /// The Redis servers that there are: as this worker knows them, or after a look.
+    async fn routing(&self) -> Option<RoutingView> {
+        if let Some(own) = &self.own {
+            return own.fleet.routing.get().map(|routing| RoutingView::of(routing));
+        }
+        let looker = self.looker.as_ref()?;
+        looker.look(|| {}).await;
+        Some(RoutingView::of(looker.routing()))
     }
 
     /// What waits in the schedules of the tenants that no worker reports on. Empty if it can't be read: it is unknown then.
@@ -711,6 +746,7 @@ impl FleetReader {
             dead_workers: Vec::new(),
             rollout,
             rollout_problem,
+            routing: None,
             foreign_workers: Vec::new(),
             rates,
             tenants,

@@ -14,6 +14,7 @@ mod check;
 mod commands;
 mod connections;
 mod controls;
+mod directory;
 mod drills;
 mod environment;
 mod exact;

@@ -37,6 +37,23 @@ pub(crate) fn load_config(file: Option<&Path>) -> anyhow::Result<Config> {
     Ok(config::load(file, std::env::vars_os())?)
 }
 
+/// The configurations of all entries of the Redis directory, by their names; of the only Redis, without a name, where there is no
+/// directory.
+///
+/// # Errors
+/// Everything that is wrong with them.
+pub(crate) fn load_configs(file: Option<&Path>) -> anyhow::Result<Vec<(Option<String>, Config)>> {
+    let names = config::redis_names(file, std::env::vars_os())?;
+    if names.is_empty() {
+        return Ok(vec![(None, load_config(file)?)]);
+    }
+    let of_entry = |name: String| {
+        let config = config::load_for(file, std::env::vars_os(), Some(&name))?;
+        Ok((Some(name), config))
+    };
+    names.into_iter().map(of_entry).collect()
+}
+
 /// The active tenants of these ids, or all of them if none is named; in id order.
 ///
 /// # Errors

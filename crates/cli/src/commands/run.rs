@@ -14,7 +14,7 @@ use balance_sync_fleet::{
     status::{FleetStatus, WorkerMode},
     tasks::panics,
 };
-use balance_sync_view::{Operations, recovery::RecoveryRunner};
+use balance_sync_view::{Operations, recovery::RecoveryRunner, routing::DirectorySource};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -26,6 +26,7 @@ use crate::{
     config::Config,
     notify::{Health, Notifier},
     recoveries::Runner,
+    routes_file::RoutesFile,
     telemetry::{self, MetricsPush, Telemetry},
     wiring::{self, Endpoints, objectives},
 };
@@ -62,8 +63,14 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
     let started = Instant::now();
     // Before anything is started: until then the signal would end the process.
     let mut hangups = signal(SignalKind::hangup()).context("listening to signals")?;
-    let worker = PreparedWorker::new(wiring::worker_settings(&config, &endpoints, &name)?)?;
-    let operations = Operations::start(&worker, wiring::operations_settings(&config, name.clone()));
+    let routing = wiring::routing(&config);
+    let settings = wiring::worker_settings(&config, &endpoints, &name, routing.as_ref())?;
+    let worker = PreparedWorker::new(settings)?;
+    let looker =
+        wiring::routing_looker(&config, routing.as_ref(), worker.handles().link.clone())?.map(Arc::new);
+    let source = config.redis.directory.as_ref().map(|directory| RoutesFile::new(file, directory));
+    let routing = looker.clone().zip(source.map(|source| source as Arc<dyn DirectorySource>));
+    let operations = Operations::start(&worker, wiring::operations_settings(&config, name.clone(), routing));
     let worker = worker.start();
     let recoveries = Arc::new(Runner::new(file.map(Path::to_owned), &config));
     let metrics = Arc::new(metrics(&config, worker.handles()));
@@ -89,7 +96,12 @@ pub(crate) async fn run(file: Option<&Path>) -> anyhow::Result<u8> {
             tokio::select! {
                 signal = &mut interrupted => return signal.context("listening to signals"),
                 () = drain_request.wanted() => return Ok("an operator's action"),
-                Some(()) = hangups.recv() => reload(file, &endpoints, &access).await,
+                Some(()) = hangups.recv() => {
+                    if let Some(looker) = &looker {
+                        looker.read_again();
+                    }
+                    reload(file, &endpoints, &access).await;
+                }
                 _ = beats.tick() => heartbeat.log(),
                 _ = summaries.tick() => log.limit.summarise(),
             }

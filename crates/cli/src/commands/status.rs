@@ -6,8 +6,10 @@ use balance_sync_domain::printable;
 use balance_sync_view::{
     overview::{CLOCK_TOLERANCE_SECONDS, Overview, Verdict},
     reader::{FleetReader, FleetView},
+    routing::RoutingView,
     rows::{StateView, TenantRow},
 };
+use serde::Serialize;
 
 use super::{neighbour, queues, rollout, shadow, tenants, workers};
 use crate::{
@@ -38,17 +40,104 @@ pub(super) fn exit_code(verdict: Verdict) -> u8 {
 /// # Errors
 /// When the configuration is wrong or nothing can be written. What can't be asked is part of the answer.
 pub(crate) async fn status(file: Option<&Path>, args: StatusArgs) -> anyhow::Result<u8> {
-    let config = super::load_config(file)?;
-    let reader = wiring::reader(&config)?;
+    let mut readers = Vec::new();
+    for (name, config) in super::load_configs(file)? {
+        readers.push((name, wiring::reader_of_one(&config)?));
+    }
+    let picture = async |screen: Screen, every: Option<Duration>| match &*readers {
+        [(None, reader)] => picture(reader, args.json, screen, every).await,
+        all => picture_of_all(all, args.json, screen, every).await,
+    };
     let Some(interval) = args.watch else {
-        let (text, verdict) = picture(&reader, args.json, Screen::of_stdout(), None).await?;
+        let (text, verdict) = picture(Screen::of_stdout(), None).await?;
         terminal::print(&text)?;
         return Ok(exit_code(verdict));
     };
     let interval = seconds(interval);
-    let last =
-        terminal::watch(interval, async |screen| picture(&reader, args.json, screen, Some(interval)).await);
+    let last = terminal::watch(interval, async |screen| picture(screen, Some(interval)).await);
     Ok(last.await?.map_or(EXIT_UNKNOWN, exit_code))
+}
+
+/// The fleet of one Redis of several.
+#[derive(Serialize)]
+struct OfEntry<'a> {
+    name: &'a str,
+    verdict: Verdict,
+    overview: Overview,
+}
+
+/// All fleets.
+#[derive(Serialize)]
+struct OfAll<'a> {
+    /// The worst of theirs.
+    verdict: Verdict,
+    redis: Vec<OfEntry<'a>>,
+}
+
+/// A line for the fleet of each Redis, and the picture of those that aren't well.
+async fn picture_of_all(
+    readers: &[(Option<String>, FleetReader)],
+    json: bool,
+    screen: Screen,
+    every: Option<Duration>,
+) -> anyhow::Result<(String, Verdict)> {
+    let views = futures::future::join_all(readers.iter().map(|(_, reader)| reader.view())).await;
+    let redis: Vec<OfEntry<'_>> = readers
+        .iter()
+        .zip(&views)
+        .map(|((name, _), view)| {
+            let overview = view.overview();
+            // A Redis on which no tenant lives needs no workers.
+            let unused = view.listed && overview.tenants.total == 0 && view.redis_error.is_none();
+            let unused = unused && view.workers.is_empty() && view.routing.as_ref().is_some_and(is_empty);
+            let verdict = if unused { Verdict::Healthy } else { overview.verdict };
+            OfEntry { name: name.as_deref().unwrap_or_default(), verdict, overview }
+        })
+        .collect();
+    let verdict = redis.iter().map(|entry| entry.verdict).max().unwrap_or(Verdict::Unknown);
+    let all = OfAll { verdict, redis };
+    if json {
+        return Ok((format!("{}\n", serde_json::to_string(&all)?), verdict));
+    }
+    let mut text = String::new();
+    let when = all.redis.iter().map(|entry| entry.overview.generated_at.as_str()).max().unwrap_or_default();
+    let when = match every {
+        Some(every) => format!("{when}, every {}", span(every.as_secs_f64())),
+        None => when.to_owned(),
+    };
+    let style = terminal::verdict_style(verdict).bold();
+    let shown = styled(style, verdict.name().to_uppercase());
+    line(&mut text, format_args!("{shown}  {}", styled(FAINT, when)));
+    let longest = all.redis.iter().map(|entry| entry.name.len()).max().unwrap_or_default();
+    for entry in &all.redis {
+        let style = terminal::verdict_style(entry.verdict);
+        let overview = &entry.overview;
+        let reason = overview.reasons.first().filter(|_| entry.verdict != Verdict::Healthy);
+        let reason = reason.map_or_else(String::new, |reason| format!("; {}", printable(reason)));
+        let tenants = count(overview.tenants.total as u64);
+        let workers = match overview.workers.live {
+            1 => "1 worker".to_owned(),
+            workers => format!("{workers} workers"),
+        };
+        let name = entry.name;
+        let said = format!("{tenants} tenants, {workers}{reason}");
+        let head = format!(
+            "{}  {name:<longest$}  {:<9}",
+            styled(HEAD, "redis"),
+            entry.verdict.name().to_uppercase()
+        );
+        line(&mut text, format_args!("{}  {}", styled(style, head), wrap(&said, screen.text_width(), 9)));
+    }
+    for (entry, view) in all.redis.iter().zip(&views).filter(|(entry, _)| entry.verdict != Verdict::Healthy) {
+        line(&mut text, format_args!("\n{} {}", styled(HEAD, "redis"), entry.name));
+        text.push_str(&render(view, &entry.overview, screen, every));
+    }
+    Ok((text, verdict))
+}
+
+/// Whether tenants that live elsewhere have left nothing, and each tenant lives somewhere.
+fn is_empty(routing: &RoutingView) -> bool {
+    routing.look.left_tenants == 0 && routing.look.left_unknown.is_none() && routing.split.unrouted.is_empty()
 }
 
 async fn picture(

@@ -78,6 +78,7 @@ impl Provider for Layer {
 }
 
 /// All layers merged, with the origin of every value.
+#[derive(Clone)]
 pub(super) struct Layers {
     figment: Figment,
     /// What the layers give together. Each question to `figment` would copy all of it, and a list may hold thousands of tenants.
@@ -131,7 +132,7 @@ impl Layers {
         self.gcp_iam
     }
 
-    fn push(&mut self, layer: Layer) {
+    pub(super) fn push(&mut self, layer: Layer) {
         self.origins.insert(layer.origin.to_string(), layer.origin.clone());
         self.figment = std::mem::take(&mut self.figment).merge(layer);
     }
@@ -178,6 +179,12 @@ impl Layers {
         let known = manual::keys(&self.defaults);
         let meant = manual::nearest(key, known.iter().map(String::as_str));
         unknown_key(meant.map(spell).as_deref())
+    }
+
+    /// A text value as it is merged; none when it is empty or no text.
+    pub(super) fn text(&self, key: &str) -> Option<String> {
+        let value = self.figment.find_value(key).ok()?;
+        value.as_str().map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned)
     }
 
     /// The merged values as structs, with every value of the wrong type and every unknown key in `problems`. None only
@@ -317,7 +324,7 @@ fn read(path: &Path, origin: &Origin, problems: &mut Vec<Problem>) -> Dict {
     }
 }
 
-fn parse(text: &str, origin: &Origin, problems: &mut Vec<Problem>) -> Dict {
+pub(super) fn parse(text: &str, origin: &Origin, problems: &mut Vec<Problem>) -> Dict {
     let reason = match toml::from_str::<toml::Table>(text) {
         Ok(table) => match Value::serialize(table) {
             Ok(Value::Dict(_, values)) => return values,

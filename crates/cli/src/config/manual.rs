@@ -52,6 +52,20 @@ pub(super) fn keys(tree: &Value) -> Vec<String> {
     found
 }
 
+/// The names of the values in a section, without it.
+pub(super) fn section_keys(section: &str) -> Vec<String> {
+    let mut inside = false;
+    let mut keys = Vec::new();
+    for line in DEFAULTS.lines() {
+        if let Some(header) = line.strip_prefix('[') {
+            inside = header.strip_suffix(']') == Some(section);
+        } else if inside && !line.starts_with('#') {
+            keys.extend(line.split_once('=').map(|(name, _)| name.trim().to_owned()));
+        }
+    }
+    keys
+}
+
 /// The known name that an unknown one was probably meant to be: nearly the same, or the same in another section.
 pub(super) fn nearest<'a>(unknown: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     fn last(key: &str) -> &str {

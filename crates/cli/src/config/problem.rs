@@ -21,6 +21,8 @@ pub(crate) enum Origin {
     File(PathBuf),
     /// A variable `BALANCE_SYNC__…`.
     Variable(String),
+    /// An entry of the Redis directory; without a name the file as a whole.
+    Directory(PathBuf, String),
 }
 
 impl Origin {
@@ -31,6 +33,7 @@ impl Origin {
             Origin::Ledger(_) | Origin::Standard(_) => 1,
             Origin::File(_) => 2,
             Origin::Variable(_) => 3,
+            Origin::Directory(..) => 4,
         }
     }
 }
@@ -43,6 +46,10 @@ impl fmt::Display for Origin {
             Origin::Standard(name) => write!(f, "standard variable {name}"),
             Origin::File(path) => write!(f, "file {}", path.display()),
             Origin::Variable(name) => write!(f, "variable {name}"),
+            Origin::Directory(path, name) if name.is_empty() => {
+                write!(f, "Redis directory {}", path.display())
+            }
+            Origin::Directory(path, name) => write!(f, "entry {name} of {}", path.display()),
         }
     }
 }

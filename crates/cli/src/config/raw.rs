@@ -44,6 +44,8 @@ pub(super) struct Raw {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Redis {
+    pub directory: String,
+    pub name: String,
     // A secret as a whole, because a password may stand in it.
     #[serde(serialize_with = "masked_url")]
     pub url: SecretString,

@@ -13,6 +13,7 @@ use balance_sync_tenants::{KeyForm, StaticTenant, TenantDatabase};
 use secrecy::SecretString;
 use url::Url;
 
+use super::directory::RedisDirectory;
 use super::print::Effective;
 use super::problem::ConfigNote;
 pub(crate) use super::raw::{
@@ -66,6 +67,8 @@ pub(crate) struct Redis {
     pub link: LinkSettings,
     /// Whether it announces changes of idle schedules.
     pub tracking: bool,
+    /// The Redis servers that there are, and which tenants live on which; none where there is one.
+    pub directory: Option<RedisDirectory>,
 }
 
 /// `[tenants]`.

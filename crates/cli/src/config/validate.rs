@@ -13,6 +13,7 @@ use balance_sync_fleet::status::{MOST_LEDGERS, WorkerMode};
 use balance_sync_schedule::LinkSettings;
 use secrecy::{ExposeSecret, SecretString};
 
+use super::directory::RedisDirectory;
 use super::layers::Layers;
 use super::print::Effective;
 use super::problem::{ConfigError, ConfigNote, Origin, Problem, quoted};
@@ -251,10 +252,24 @@ const fn minutes(minutes: u64) -> Duration {
     Duration::from_secs(60 * minutes)
 }
 
+/// How the Redis of an entry is reached; what is wrong with it is added to `problems`.
+pub(super) fn entry_link(raw: &Raw, layers: &Layers, problems: &mut Vec<Problem>) -> Option<LinkSettings> {
+    let check = &mut Check { layers, problems: Vec::new(), notes: Vec::new() };
+    check.exactly_within("redis.db", raw.redis.db, 0..=65_535);
+    let link = redis::link(check, &raw.redis, raw.worker.mode == WorkerMode::Shadow);
+    if raw.worker.require_tls {
+        tls_everywhere(check, raw, link.as_ref());
+    }
+    let is_of_entry = |problem: &Problem| matches!(problem.origin, Some(Origin::Directory(..)));
+    problems.extend(std::mem::take(&mut check.problems).into_iter().filter(is_of_entry));
+    link
+}
+
 /// Checks everything; see the module.
 pub(super) fn validate(
     mut raw: Raw,
     layers: &Layers,
+    directory: Option<RedisDirectory>,
     problems: Vec<Problem>,
     notes: Vec<ConfigNote>,
 ) -> Result<Config, ConfigError> {
@@ -262,6 +277,9 @@ pub(super) fn validate(
     ranges(check, &mut raw);
     relations(check, &raw);
     let link = redis::link(check, &raw.redis, raw.worker.mode == WorkerMode::Shadow);
+    if directory.is_some() && raw.tenants.source == SourceKind::Single {
+        check.refuse("redis.directory", None, "stands beside tenants.source = \"single\"; allowed: one of them, as there are no tenants to tell apart");
+    }
     let tenants = tenants::tenants(check, &mut raw, link.as_ref());
     let admin = admin::admin(check, &raw.admin);
     telemetry::log(check, &raw.log);
@@ -283,7 +301,7 @@ pub(super) fn validate(
     let (problems, notes) = (std::mem::take(problems), std::mem::take(notes));
     match (problems.is_empty(), link, tenants, admin, effective) {
         (true, Some(link), Some(tenants), Some(admin), Some(effective)) => Ok(Config {
-            redis: super::Redis { link, tracking: raw.redis.tracking },
+            redis: super::Redis { link, tracking: raw.redis.tracking, directory },
             tenants,
             collector: raw.collector,
             claim: raw.claim,

@@ -2,7 +2,7 @@
 //!
 //! `redis_queue` and `postgres_sink` (the ports) · `tracker`, `prober` and `standby` (schedules watched for many idle or
 //! waiting collectors at once) · `legacy` and `survey` (schedules that tenants seldom have) · `tenant_manager` and `lookup_rate` (each tenant's
-//! database) · `comparison` (values against rows) · `failover` (rows that a new server lacks) · `vanish` (data that Redis lost) · `shadow` (what a worker that only looks finds) · `neighbour` (the ledger's own worker) · `observed_directory` (calls to the directory, counted).
+//! database) · `comparison` (values against rows) · `failover` (rows that a new server lacks) · `vanish` (data that Redis lost) · `shadow` (what a worker that only looks finds) · `neighbour` (the ledger's own worker) · `observed_directory` (calls to the directory, counted) · `routed_directory` (the tenants of one Redis of several).
 
 pub(crate) mod comparison;
 pub(crate) mod failover;
@@ -13,6 +13,7 @@ mod observed_directory;
 mod postgres_sink;
 mod prober;
 mod redis_queue;
+mod routed_directory;
 pub(crate) mod shadow;
 mod standby;
 mod survey;
@@ -24,6 +25,7 @@ pub use observed_directory::ObservedDirectory;
 pub use postgres_sink::PostgresSink;
 pub use prober::Prober;
 pub use redis_queue::{RedisQueue, Watchers};
+pub use routed_directory::RoutedDirectory;
 pub use shadow::ShadowOptions;
 pub use standby::StandbyWatch;
 pub use survey::Surveyor;

@@ -21,7 +21,7 @@ use dashmap::DashMap;
 
 use super::{
     TrackingStatus, directory::DirectoryStatus, histogram::Histogram, requests::PausedTenants, rest::Rest,
-    rollout::RolloutStatus, tenant::TenantStatus,
+    rollout::RolloutStatus, routing::Routing, tenant::TenantStatus,
 };
 use crate::{clock::wall_clock, tasks::Tasks};
 
@@ -278,6 +278,8 @@ pub struct FleetStatus {
     pub paused: PausedTenants,
     /// Tenants that are served.
     pub rollout: RolloutStatus,
+    /// Which Redis each tenant lives on; unset where there is one.
+    pub routing: OnceLock<Arc<Routing>>,
     /// Pushes of metrics, in the order of [`PushOutcome::ALL`].
     pub pushes: [AtomicU64; PushOutcome::ALL.len()],
     /// The worker's background tasks.

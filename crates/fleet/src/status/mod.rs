@@ -11,6 +11,7 @@ mod recent;
 mod requests;
 mod rest;
 mod rollout;
+mod routing;
 mod tenant;
 mod tracking;
 mod values_gone;
@@ -39,6 +40,7 @@ pub use recent::{
 pub use requests::{PausedTenants, Requests};
 pub use rest::{CALM_FOR, Rest, SWEEP_EVERY};
 pub use rollout::{Rollout, RolloutStatus};
+pub use routing::{EntryLook, LeftOver, Routing, RoutingLook, Split};
 pub use tenant::{LastSample, StateInfo, TenantStatus};
 pub use tracking::TrackingStatus;
 pub use values_gone::{Gone, ValuesGone};

@@ -53,6 +53,8 @@ pub enum TaskName {
     NeighbourWatch,
     /// Looks for balances in schedules that tenants seldom have ([`crate::backends`]).
     LegacyWatch,
+    /// Reads the directory of Redis servers, and looks at the others (`balance_sync_view`).
+    RedisDirectory,
     /// Looks at what others write, for a worker that only looks ([`crate::backends`]).
     ShadowWatch,
     /// Closes idle connections to Postgres (`balance_sync_store::budget`).
@@ -102,6 +104,7 @@ impl TaskName {
         Self::VanishRepair,
         Self::NeighbourWatch,
         Self::LegacyWatch,
+        Self::RedisDirectory,
         Self::ShadowWatch,
         Self::ConnectionSweeper,
         Self::TenantPoll,
@@ -142,6 +145,7 @@ impl TaskName {
             Self::VanishRepair => "vanish_repair",
             Self::NeighbourWatch => "neighbour_watch",
             Self::LegacyWatch => "legacy_watch",
+            Self::RedisDirectory => "redis_directory",
             Self::ShadowWatch => "shadow_watch",
             Self::ConnectionSweeper => "connection_sweeper",
             Self::TenantPoll => "tenant_poll",

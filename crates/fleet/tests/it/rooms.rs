@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 /// In the order of their use.
 const FLEET: [&str; 6] = ["lifecycle", "backends", "pipeline", "status", "tasks", "clock"];
 /// In the order of their use.
-const VIEW: [&str; 20] = [
+const VIEW: [&str; 21] = [
     "operations",
     "why",
     "report",
@@ -18,6 +18,7 @@ const VIEW: [&str; 20] = [
     "rollout",
     "reader",
     "unserved",
+    "routing",
     "inspector",
     "recovery",
     "heartbeat",

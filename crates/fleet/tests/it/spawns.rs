@@ -38,6 +38,11 @@ const ALLOWED: &[(&str, usize, &str)] = &[
     ("store/src/scram.rs", 1, "salts a password with very many rounds, for the login that waits for it"),
     ("store/src/files.rs", 1, "reads files on a thread for blocking calls; awaited at once"),
     ("schedule/src/endpoint.rs", 1, "reads files on a thread for blocking calls; awaited at once"),
+    (
+        "view/src/routing.rs",
+        1,
+        "reads the directory of Redis servers on a thread for blocking calls; awaited at once by the task `redis_directory`",
+    ),
     ("tenants/src/service.rs", 1, "reads a long answer on a thread for blocking calls; awaited at once"),
     (
         "cli/src/recoveries.rs",

@@ -377,7 +377,8 @@ impl FleetView {
             );
         }
         let others = self.judge_rollout().into_iter().chain(self.judge_neighbours());
-        for (level, reason) in others.chain(self.judge_shadows()).chain(self.judge_queues()) {
+        let others = others.chain(self.judge_shadows()).chain(self.judge_queues());
+        for (level, reason) in others.chain(self.judge_routing()) {
             worse(level, reason);
         }
         // What is worth knowing and needs no action.

@@ -62,6 +62,7 @@ pub(super) fn view(tasks: Vec<TaskRecord>) -> FleetView {
         unreadable_workers: Vec::new(),
         rollout: None,
         rollout_problem: None,
+        routing: None,
         rates: Rates::default(),
         tenants: Vec::new(),
         unknown_tenants: 0,

@@ -82,6 +82,7 @@ fn fleet(tenants: Vec<(TenantRow, u64)>) -> FleetView {
         unreadable_workers: Vec::new(),
         rollout: None,
         rollout_problem: None,
+        routing: None,
         unknown_tenants: 0,
         at: 0.0,
         redis_error: None,

@@ -54,6 +54,7 @@ fn fleet(at: f64, rollout: StoredRollout, written: [u64; 2]) -> FleetView {
         unreadable_workers: Vec::new(),
         rollout: Some(Arc::new(Rollout::in_force(Some(rollout), &Selection::default()).unwrap())),
         rollout_problem: None,
+        routing: None,
         unknown_tenants: 0,
         at,
         redis_error: None,

@@ -120,6 +120,7 @@ impl Bench {
                     quarantine_interval: Duration::from_secs(60),
                 }),
                 shared: BTreeMap::new(),
+                routing: None,
             },
         );
         let worker = worker.start();

@@ -30,44 +30,60 @@ const COUNTED_AT_ONCE: usize = 64;
 /// # Errors
 /// Everything that is wrong with the configuration.
 pub(crate) async fn check(file: Option<&Path>, args: CheckArgs) -> anyhow::Result<u8> {
-    let config = super::load_config(file)?;
-    // What is only noticed when the parts are put together belongs to the check as well.
-    let endpoints = wiring::Endpoints::new(&config)?;
-    wiring::worker_settings(&config, &endpoints, &config.worker.name.as_str().into())?;
-    if !args.connect {
-        crate::terminal::print(&config::print(&config))?;
-        for note in &config.notes {
-            eprintln!("note: {note}");
-        }
-        return Ok(EXIT_OK);
-    }
     let mut findings = Findings::default();
-    for note in &config.notes {
-        findings.warn("configuration", note.to_string(), "");
-    }
-    let by = tokio::time::Instant::now() + seconds(args.timeout);
-    let link = Link::to(endpoints.redis.clone(), std::sync::Arc::default());
-    let tenants = list(&config, &args.tenant, &mut findings).await;
-    let redis_answers = redis::look(&link, &config, &tenants, &mut findings).await;
-    if redis_answers {
-        events(&endpoints, &config, &mut findings).await;
-        if tokio::time::timeout_at(by, schedules(&link, &tenants, config.tenants.key_form, &mut findings))
-            .await
-            .is_err()
-        {
-            findings.warn("redis", "not all schedules were counted in time", "give it longer: --timeout");
+    for (name, config) in super::load_configs(file)? {
+        // What is only noticed when the parts are put together belongs to the check as well.
+        let endpoints = wiring::Endpoints::new(&config)?;
+        wiring::worker_settings(&config, &endpoints, &config.worker.name.as_str().into(), None)?;
+        if !args.connect {
+            // Of several Redis servers that of `redis.name`, or the first.
+            let config = if name.is_some() { super::load_config(file).unwrap_or(config) } else { config };
+            crate::terminal::print(&config::print(&config))?;
+            for note in &config.notes {
+                eprintln!("note: {note}");
+            }
+            return Ok(EXIT_OK);
         }
-        if tokio::time::timeout_at(by, values::look(&link, &config, &tenants, &mut findings)).await.is_err() {
-            findings.warn("values", "not looked at in time", "give it longer: --timeout");
+        if let Some(name) = name {
+            findings.ok("directory", format!("what follows is of redis {name}"));
         }
+        look(&config, &endpoints, &args, &mut findings).await?;
     }
-    postgres::look(&config, &tenants, args.at_once, by, &mut findings).await?;
     if args.json {
         println!("{}", serde_json::to_string(&findings.report())?);
     } else {
         crate::terminal::print(&findings.render(Screen::of_stdout()))?;
     }
     Ok(if findings.worst() == Level::Fail { EXIT_FAILS } else { EXIT_OK })
+}
+
+/// Whether everything that a worker of this configuration needs is there and usable.
+async fn look(
+    config: &Config,
+    endpoints: &wiring::Endpoints,
+    args: &CheckArgs,
+    findings: &mut Findings,
+) -> anyhow::Result<()> {
+    for note in &config.notes {
+        findings.warn("configuration", note.to_string(), "");
+    }
+    let by = tokio::time::Instant::now() + seconds(args.timeout);
+    let link = Link::to(endpoints.redis.clone(), std::sync::Arc::default());
+    let tenants = list(config, &args.tenant, findings).await;
+    let redis_answers = redis::look(&link, config, &tenants, findings).await;
+    if redis_answers {
+        events(endpoints, config, findings).await;
+        if tokio::time::timeout_at(by, schedules(&link, &tenants, config.tenants.key_form, findings))
+            .await
+            .is_err()
+        {
+            findings.warn("redis", "not all schedules were counted in time", "give it longer: --timeout");
+        }
+        if tokio::time::timeout_at(by, values::look(&link, config, &tenants, findings)).await.is_err() {
+            findings.warn("values", "not looked at in time", "give it longer: --timeout");
+        }
+    }
+    postgres::look(config, &tenants, args.at_once, by, findings).await
 }
 
 /// The tenants, in id order.

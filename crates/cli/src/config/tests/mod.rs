@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod directory;
 mod layers;
 mod ledger;
 mod redis;
