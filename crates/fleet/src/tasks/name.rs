@@ -79,7 +79,7 @@ pub enum TaskName {
 
 impl TaskName {
     /// All of them.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::ActionsFollower,
         Self::RolloutWatch,
         Self::Partition,
