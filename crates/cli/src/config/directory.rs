@@ -180,7 +180,10 @@ impl DirectoryFile {
                 let allowed = "is missing; allowed: the address of this Redis, or master_name and sentinels, or cluster_nodes";
                 refuse(&format!("redis.{name}.url"), None, allowed.to_owned());
             }
-            for (key, absent) in addresses() {
+            let url = section.get("url").and_then(Value::as_str).and_then(|text| url::Url::parse(text).ok());
+            let names_database = url.is_some_and(|url| url.path().len() > 1);
+            // A database that the URL names counts; that of `[redis]` comes before it.
+            for (key, absent) in addresses().into_iter().filter(|(key, _)| *key != "db" || !names_database) {
                 section.entry(key.to_owned()).or_insert(absent);
             }
             entries.push((name, section));

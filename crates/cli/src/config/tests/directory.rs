@@ -56,6 +56,12 @@ fn an_entry_says_where_its_server_is_and_takes_the_rest_from_the_section() {
 }
 
 #[test]
+fn the_database_may_stand_in_the_url_of_an_entry() {
+    let directory = Directory::new("[redis.a]\nurl = \"redis://one/4\"\ndefault = true\n");
+    assert_eq!(directory.load("[redis]\ndb = 9", "a", &[]).unwrap().redis.link.db, Some(4));
+}
+
+#[test]
 fn an_entry_may_be_behind_sentinels() {
     let directory = Directory::new("[redis.s]\nmaster_name = \"m\"\nsentinels = [\"h:1\"]\ndefault = true\n");
     let config = directory.load("[redis]\nurl = \"redis://other\"", "s", &[]).unwrap();
