@@ -12,6 +12,7 @@
 //! [`Operations`] runs all of this beside a worker.
 
 pub mod actions;
+mod backlog;
 pub mod facts;
 mod follower;
 mod heartbeat;

@@ -27,7 +27,6 @@ use balance_sync_tenants::{BreakerState, Tenant};
 use tokio::time::Instant;
 
 use crate::facts::{Fact, Facts};
-use crate::overview::backlog_eta;
 use crate::record::{
     Counts, DetailRecord, FleetPoint, ListingRecord, NeighbourRecord, ReconcileRecord, RedisMemory,
     RolloutRecord, ServiceRecord, TaskRecord, TenantRecord, WorkerRecord,
@@ -274,7 +273,7 @@ impl LocalWorker {
             settings: self.settings(),
             clock_offset_ms: fleet.clock_offset_ms.load(),
             tasks: fleet.tasks.reports().into_iter().map(TaskRecord::from).collect(),
-            eta_seconds: backlog_eta(lock(&self.history).make_contiguous()),
+            eta_seconds: crate::backlog::eta(lock(&self.history).make_contiguous()),
             listing: fleet.listed().map(|_| ListingRecord {
                 total: fleet.wanted.load(Relaxed),
                 selected: fleet.selected.load(Relaxed),

@@ -13,7 +13,6 @@ use crate::{
     rows::{DeadWorker, StateView, TenantRow, at},
 };
 
-mod eta;
 mod judge;
 mod neighbour;
 mod queues;
@@ -25,7 +24,6 @@ mod shadow;
 mod tests;
 mod to_do;
 
-pub(crate) use eta::eta as backlog_eta;
 pub use judge::{CLOCK_TOLERANCE_SECONDS, Verdict};
 pub use neighbour::FleetNeighbour;
 pub use queues::FleetQueue;
@@ -301,7 +299,7 @@ impl FleetView {
             unknown_tenants,
             // Of numbers that are read no more nothing follows.
             eta_seconds: if age.is_none() {
-                backlog_eta(&self.history).or(self.published_eta_seconds)
+                crate::backlog::eta(&self.history).or(self.published_eta_seconds)
             } else {
                 None
             },

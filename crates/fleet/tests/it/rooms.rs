@@ -23,6 +23,7 @@ const VIEW: [&str; 21] = [
     "recovery",
     "heartbeat",
     "local_worker",
+    "backlog",
     "actions",
     "rows",
     "facts",
