@@ -118,12 +118,19 @@ async fn a_tenant_moves_to_another_redis_under_load_and_nothing_is_lost() -> Res
     let (progress, over) = (Progress::new(1), CancellationToken::new());
     let load = LoadOptions { rate: 400.0, ..LoadOptions::default() };
     let moved = async {
-        eventually(SOON, "load", || async { Ok(ensure!(progress.mutations() > 400)) }).await?;
+        let mutated = async |least| {
+            eventually(SOON, "mutations", || async {
+                ensure!(progress.mutations() > least, "{} so far", progress.mutations());
+                anyhow::Ok(())
+            })
+            .await
+        };
+        mutated(400).await?;
         two.write(&["tenant-0001"], &["tenant-0003", "tenant-0002"])?;
         a.logs("tenant lives on another Redis now, what is scheduled here is written first").await?;
         b.logs("Redis directory in force").await?;
         let then = progress.mutations();
-        eventually(SOON, "more load", || async { Ok(ensure!(progress.mutations() > then + 800)) }).await?;
+        mutated(then + 800).await?;
         over.cancel();
         anyhow::Ok(())
     };

@@ -244,8 +244,9 @@ mod tests {
     }
 
     fn expect(found: (Verdict, Vec<String>), verdict: Verdict, text: &str) {
-        assert_eq!(found.0, verdict, "{:?}", found.1);
-        assert!(found.1.iter().any(|reason| reason.contains(text)), "{:?}", found.1);
+        let (judged, reasons) = found;
+        assert_eq!(judged, verdict, "{reasons:?}");
+        assert!(reasons.iter().any(|reason| reason.contains(text)), "{reasons:?}");
     }
 
     #[test]
