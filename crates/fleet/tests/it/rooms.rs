@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 /// In the order of their use.
 const FLEET: [&str; 6] = ["lifecycle", "backends", "pipeline", "status", "tasks", "clock"];
 /// In the order of their use.
-const VIEW: [&str; 21] = [
+const VIEW: [&str; 22] = [
     "operations",
     "why",
     "report",
