@@ -130,7 +130,7 @@ async fn with_less_than_one_for_each_they_take_turns() {
     let mut shares = Vec::new();
     for id in ["a", "b", "c"] {
         let one = Ask { budget: 2, ..ask("one", 0, 5) };
-        connections.renew(&renewal(id, 1, &[one.clone()])).await.unwrap();
+        connections.renew(&renewal(id, 1, std::slice::from_ref(&one))).await.unwrap();
         let answer = connections.renew(&renewal(id, 2, &[Ask { kept: 2, ..one }])).await.unwrap();
         shares.push(answer.shares[0].share);
     }
