@@ -92,7 +92,7 @@ fn what_is_wrong_in_a_directory_is_refused_with_field_value_and_what_is_allowed(
         ),
         ("[redis.a]\ntenants = []\n", "a", &["redis.a.url", "is missing"]),
         ("[other]\nx = 1\n", "a", &["other", "unknown key", "redis", "is missing"]),
-        ("[redis.a]\nurl = \"redis://:hunter2-sesame@h\nx", "a", &["is not TOML: line 2"]),
+        ("[redis.a]\nurl = \"redis://:hunter2-sesame@h\nx", "a", &["is not TOML: line 3"]),
         (
             "[redis.a]\nurl = \"redis://h\"\ntenants = [\"acme\"]\n[redis.b]\nurl = \"redis://i\"\ntenants = [\"acme\"]\n",
             "a",
