@@ -32,6 +32,7 @@ pub mod rows;
 pub mod sampler;
 pub mod timeline;
 mod unserved;
+mod verdict;
 pub mod why;
 
 pub use follower::DrainRequest;

@@ -24,7 +24,8 @@ mod shadow;
 mod tests;
 mod to_do;
 
-pub use judge::{CLOCK_TOLERANCE_SECONDS, Verdict};
+pub use crate::verdict::Verdict;
+pub use judge::CLOCK_TOLERANCE_SECONDS;
 pub use neighbour::FleetNeighbour;
 pub use queues::FleetQueue;
 pub use routing::{FleetRouting, RoutingEntry, RoutingLeft};

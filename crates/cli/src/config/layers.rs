@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use figment::error::Kind;
 use figment::value::{Dict, Map, Value};
@@ -82,7 +83,7 @@ impl Provider for Layer {
 pub(super) struct Layers {
     figment: Figment,
     /// What the layers give together. Each question to `figment` would copy all of it, and a list may hold thousands of tenants.
-    merged: Option<Value>,
+    merged: OnceLock<Option<Value>>,
     origins: HashMap<String, Origin>,
     defaults: Value,
     gcp_iam: bool,
@@ -99,7 +100,7 @@ impl Layers {
         let defaults = parse(manual::DEFAULTS, &Origin::Default, problems);
         let mut layers = Layers {
             figment: Figment::new(),
-            merged: None,
+            merged: OnceLock::new(),
             origins: HashMap::new(),
             defaults: defaults.clone().into(),
             gcp_iam: ledger_env::wants_gcp_iam(environment),
@@ -123,7 +124,6 @@ impl Layers {
                 Err(problem) => problems.push(problem),
             }
         }
-        layers.merged = layers.figment.find_value("").ok();
         layers
     }
 
@@ -135,12 +135,17 @@ impl Layers {
     pub(super) fn push(&mut self, layer: Layer) {
         self.origins.insert(layer.origin.to_string(), layer.origin.clone());
         self.figment = std::mem::take(&mut self.figment).merge(layer);
+        self.merged = OnceLock::new();
+    }
+
+    fn merged(&self) -> Option<&Value> {
+        self.merged.get_or_init(|| self.figment.find_value("").ok()).as_ref()
     }
 
     /// Where the value of a key comes from; a list counts as one value.
     pub(super) fn origin(&self, key: &str) -> Origin {
         let key = key.split_once('[').map_or(key, |(list, _)| list);
-        let value = self.merged.as_ref().and_then(|merged| find(merged, key.split('.')));
+        let value = self.merged().and_then(|merged| find(merged, key.split('.')));
         let metadata = value.and_then(|value| self.figment.get_metadata(value.tag()));
         metadata.and_then(|found| self.origins.get(found.name.as_ref())).cloned().unwrap_or(Origin::Default)
     }
@@ -190,7 +195,7 @@ impl Layers {
     /// The merged values as structs, with every value of the wrong type and every unknown key in `problems`. None only
     /// when they can't be read at all.
     pub(super) fn extract(&self, problems: &mut Vec<Problem>) -> Option<Raw> {
-        let mut merged = self.merged.clone()?;
+        let mut merged = self.merged()?.clone();
         for _ in 0..MAX_MENDED {
             let error = match Raw::deserialize(&merged) {
                 Ok(raw) => return Some(raw),

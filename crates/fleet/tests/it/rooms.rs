@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 /// In the order of their use.
 const FLEET: [&str; 6] = ["lifecycle", "backends", "pipeline", "status", "tasks", "clock"];
 /// In the order of their use.
-const VIEW: [&str; 22] = [
+const VIEW: [&str; 23] = [
     "operations",
     "why",
     "report",
@@ -28,6 +28,7 @@ const VIEW: [&str; 22] = [
     "rows",
     "facts",
     "record",
+    "verdict",
 ];
 
 /// Lines of code, without comments, of a module: of its file, and of all files below its folder.

@@ -8,9 +8,9 @@ use balance_sync_fleet::{
     tasks::TaskState,
 };
 use balance_sync_schedule::ScheduleError;
-use serde::Serialize;
 
 pub(super) use crate::rows::{NAMED, listed};
+pub(super) use crate::verdict::Verdict;
 use crate::{
     reader::FleetView,
     rows::{AcknowledgedView, NeighbourView, ShadowView, StateView, TaskView, TenantRow, VanishedView},
@@ -20,36 +20,6 @@ use crate::{
 pub const CLOCK_TOLERANCE_SECONDS: f64 = 1.0;
 /// A value with less life left than this may be lost before it is written.
 const SHORT_LIFE_SECONDS: f64 = 300.0;
-
-/// How the fleet is, in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// Every tenant is served and up to date, by the workers that there should be.
-    Healthy,
-    /// Every balance that can be written is on time, and an operator has to look at something.
-    Attention,
-    /// Balances of some tenant are late.
-    Behind,
-    /// Some tenant can't be written, or no worker serves it.
-    Degraded,
-    /// It can't be determined.
-    Unknown,
-}
-
-impl Verdict {
-    /// The name in answers.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Healthy => "healthy",
-            Self::Attention => "attention",
-            Self::Behind => "behind",
-            Self::Degraded => "degraded",
-            Self::Unknown => "unknown",
-        }
-    }
-}
 
 impl FleetView {
     /// How one tenant is.

@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use super::{NeighbourView, QueueView, ShadowView, StateView, at};
 use crate::{
-    overview::Verdict,
     record::{Counts, TenantRecord, VanishedRecord},
+    verdict::Verdict,
 };
 
 /// Who paused a tenant. Two are equal whatever their ages: a pause that goes on is no change.
