@@ -10,7 +10,7 @@
 --          kept: a member whose TTL is read if it is still scheduled ('' = none)
 --
 -- Result   one group per three keys: { scheduled, quarantined, lost } when nothing is scheduled, otherwise
---          { scheduled, quarantined, lost, due, oldest, cursor, ttl, member, ahead, unexplained, gone, further }
+--          { scheduled, quarantined, lost, due, oldest, cursor, ttl, member, ahead, unexplained, gone, further, lease }
 --          scheduled    members in the schedule; -1 = the key can't be read
 --          quarantined  entries in quarantine; -1 = the key can't be read
 --          lost         lost balances; -1 = the key can't be read
@@ -23,6 +23,7 @@
 --          unexplained  how far ahead one of a few others is that has the score of a mutation, in milliseconds; 0 = none has
 --          gone         members of the head, and `kept`, whose values do not exist
 --          further      members of the page whose values do not exist
+--          lease        milliseconds until the first lease or delay ends; 0 = there is none
 --
 -- Atomic: all of one moment. Read-only. An empty schedule costs three commands.
 
@@ -74,7 +75,11 @@ for n = 1, #KEYS / 3 do
     local due = redis.call('ZCOUNT', schedule, '-inf', time.text)
     local furthest = due < scheduled and tonumber(redis.call('ZRANGE', schedule, -1, -1, 'WITHSCORES')[2]) or 0
     local ahead = math.max(0, math.min(furthest - time.now, 1e9))
-    local unexplained = 0
+    local unexplained, lease = 0, 0
+    if due < scheduled then
+      local next = tonumber(redis.call('ZRANGE', schedule, due, due, 'WITHSCORES')[2])
+      if is_lease(next) then lease = math.max(1, math.min(next - time.now, 1e9) * 1000) end
+    end
     local first = furthest > time.now and scheduled - redis.call('ZCOUNT', schedule, unexplained_from(time), '+inf') or scheduled
     for at = first, scheduled - 1, math.max(1, math.ceil((scheduled - first) / LOOKS_AHEAD)) do
       local score = tonumber(redis.call('ZRANGE', schedule, at, at, 'WITHSCORES')[2])
@@ -89,7 +94,7 @@ for n = 1, #KEYS / 3 do
       cursor = ''
     end
     local counts = { scheduled, quarantined, lost, due, math.floor(oldest * 1000), cursor, ttl, shortest, math.floor(ahead * 1000) }
-    counts[10], counts[11], counts[12] = math.floor(unexplained * 1000), gone, further
+    counts[10], counts[11], counts[12], counts[13] = math.floor(unexplained * 1000), gone, further, math.floor(lease)
     result[n] = counts
   end
 end

@@ -69,6 +69,18 @@ impl Claimed {
         let micros = score * 1e6;
         ((micros - micros.round()).abs() < 0.25).then_some(score)
     }
+
+    /// Since when the member has waited for its write, in seconds of Redis time, as far as its former score tells: that is the end of
+    /// a lease where an earlier claim has lapsed, which began `claim_ttl` before. `None` if the score is no time.
+    ///
+    /// After a delay shorter than `claim_ttl` this is up to that much too early.
+    #[must_use]
+    pub fn waits_since(&self, claim_ttl: Duration) -> Option<f64> {
+        self.scheduled_at().or_else(|| {
+            let score: f64 = self.former.parse().ok()?;
+            (score.is_finite() && score > 0.0).then(|| score - claim_ttl.as_secs_f64())
+        })
+    }
 }
 
 /// Whether the ledger's own worker has locked members that a claim has looked at.
@@ -154,5 +166,14 @@ mod tests {
         assert_eq!(claimed("1795380490.0000005").scheduled_at(), None);
         assert_eq!(claimed("0").scheduled_at(), None);
         assert_eq!(claimed("inf").scheduled_at(), None);
+    }
+
+    #[test]
+    fn an_expired_lease_began_a_claim_ttl_before_its_end() {
+        let ttl = Duration::from_secs(30);
+        assert_eq!(claimed("1795380490.466168").waits_since(ttl), Some(1_795_380_490.466_168));
+        assert_eq!(claimed("1795380490.0000005").waits_since(ttl), Some(1_795_380_460.000_000_5));
+        assert_eq!(claimed("0").waits_since(ttl), None);
+        assert_eq!(claimed("inf").waits_since(ttl), None);
     }
 }

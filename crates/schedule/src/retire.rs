@@ -167,7 +167,7 @@ impl OwnKey {
 #[must_use]
 pub fn kept_because(key: &str) -> Option<&'static str> {
     if key == rollout::ROLLOUT || key == rollout::HISTORY {
-        Some("a worker that starts later reads in it that it serves nobody")
+        Some("a worker that starts later reads in it that it serves no tenant")
     } else if key == controls::ACTIONS {
         Some("the log says who went back, when and why")
     } else if key == vanished::MARK || key == vanished::PROCESS {

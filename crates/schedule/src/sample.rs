@@ -85,6 +85,8 @@ pub struct Sample {
     pub gone: u64,
     /// Members of the page whose values do not exist; those of the head may be among them.
     pub gone_in_page: u64,
+    /// When the first lease or delay ends; `None` = there is none.
+    pub lease_ends_in: Option<Duration>,
     /// Where the page ended.
     pub page: PageEnd,
 }
@@ -149,7 +151,7 @@ fn read(part: &Value) -> Result<Sample, ScheduleError> {
     sample.scheduled = count(scheduled);
     sample.quarantined = count(quarantined);
     sample.lost = count(lost);
-    if let [due, oldest, cursor, ttl, member, ahead, unexplained, gone, further] = rest {
+    if let [due, oldest, cursor, ttl, member, ahead, unexplained, gone, further, lease] = rest {
         sample.due = int(OPERATION, due)?;
         sample.leased = sample.scheduled.unwrap_or_default().saturating_sub(sample.due);
         sample.oldest_due_age = Duration::from_millis(int(OPERATION, oldest)?);
@@ -157,6 +159,7 @@ fn read(part: &Value) -> Result<Sample, ScheduleError> {
         sample.unexplained = Duration::from_millis(int(OPERATION, unexplained)?);
         sample.gone = int(OPERATION, gone)?;
         sample.gone_in_page = int(OPERATION, further)?;
+        sample.lease_ends_in = count(lease).filter(|left| *left > 0).map(Duration::from_millis);
         sample.page = match bulk(OPERATION, cursor)? {
             b"" => PageEnd::NotRead,
             b"0" => PageEnd::Last,

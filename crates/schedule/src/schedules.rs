@@ -255,6 +255,7 @@ impl Schedules {
             let report = schedule.postpone(&members).await?;
             sum.postponed += report.postponed;
             sum.kept += report.kept;
+            sum.due = sum.due.max(report.due);
         }
         Ok(sum)
     }

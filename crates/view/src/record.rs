@@ -337,7 +337,7 @@ pub struct ListingRecord {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RolloutRecord {
-    /// The revision that it follows; 0 = nothing is stored. `None` = it doesn't know yet, and serves nobody.
+    /// The revision that it follows; 0 = nothing is stored. `None` = it doesn't know yet, and serves no tenant.
     pub revision: Option<u64>,
     /// What its configuration selects, as it would be stored; empty = not told, as it is too long.
     pub configured: String,

@@ -283,7 +283,7 @@ async fn look_at(other: &OtherRedis) -> EntryLook {
         let mut workers = live.len().saturating_sub(COUNTED) as u64;
         for name in live.iter().take(COUNTED) {
             let record = other.snapshots.worker(name).await?;
-            // One that only looks serves nobody; what can't be read may be of a later release.
+            // One that only looks serves no tenant; what can't be read may be of a later release.
             let record = record.map(|record| serde_json::from_str::<WorkerRecord>(&record));
             workers += u64::from(!matches!(record, Some(Ok(record)) if record.is_shadow()));
         }

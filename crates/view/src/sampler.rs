@@ -252,7 +252,7 @@ impl Sampler {
             let is_ours =
                 !status.withheld.load(Relaxed) && status.collector_state().state != TenantState::Shadow;
             status.values_gone.show_sampled(if is_ours { gone } else { 0 });
-            note(status, &found, self.reach);
+            note(status, &found, self.reach, self.fleet.claim_ttl());
         }
         Ok(())
     }
@@ -285,7 +285,7 @@ fn claims(status: &TenantStatus) -> bool {
 }
 
 /// Takes over what was found in a tenant's schedules.
-fn note(status: &TenantStatus, samples: &[Sample], reach: Duration) {
+fn note(status: &TenantStatus, samples: &[Sample], reach: Duration, claim_ttl: Duration) {
     if samples.is_empty() || samples.iter().any(|sample| sample.scheduled.is_none()) {
         // The collector's state says what is wrong with the key.
         forget(status);
@@ -297,6 +297,9 @@ fn note(status: &TenantStatus, samples: &[Sample], reach: Duration) {
     status.leased.store(sum(|sample| sample.leased), Relaxed);
     let oldest = samples.iter().map(|sample| sample.oldest_due_age).max().unwrap_or_default();
     status.oldest_due_age_ms.store(millis(oldest), Relaxed);
+    // A lease that was taken before this worker came first is that of a worker which may have died: nobody accounts for it.
+    let leases = samples.iter().filter_map(|sample| claim_ttl.checked_sub(sample.lease_ends_in?)).max();
+    status.exposure.sampled(oldest, leases.filter(|age| *age > status.first_for()));
     let beyond = |sample: &Sample| if sample.ahead > reach { sample.ahead } else { sample.unexplained };
     let ahead = samples.iter().map(beyond).max();
     status.ahead_ms.store(millis(ahead.unwrap_or_default()), Relaxed);

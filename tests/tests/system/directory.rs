@@ -188,7 +188,7 @@ async fn what_no_worker_serves_is_said_by_the_worker_of_the_other_redis_and_by_s
     // A tenant that the directory doesn't name.
     two.sandbox.add_tenant("stray", TenantIsolation::Schema).await?;
     let nowhere =
-        "1 tenant lives on no Redis, and nobody serves it (no entry of the Redis directory names it";
+        "1 tenant lives on no Redis, and no worker serves it (no entry of the Redis directory names it";
     for worker in [&a, &b] {
         let overview = shows(worker, "a tenant without a Redis", |overview| says(overview, nowhere)).await?;
         ensure!(overview["verdict"] == "degraded" && says(&overview, ": stray."), "{overview}");

@@ -378,10 +378,10 @@ async fn after_a_killed_worker_all_goes_back_at_once_and_nothing_but_the_record_
     ensure!(again["tenants"][0]["given_back"] == 0 && again["fleet_keys_removed"] == 0, "{again}");
     ensure!(again["revision"] == report["revision"], "{again}");
 
-    // A worker that starts then serves nobody.
+    // A worker that starts then serves no tenant.
     let before = scores(&sandbox, &tenant.keys.schedule()).await?;
     let mut next = worker(&sandbox, "two").start().await?;
-    eventually(SOON, "it serves nobody", || async {
+    eventually(SOON, "it serves no tenant", || async {
         let overview = json(&next, "/api/v1/overview").await?;
         ensure!(overview["tenants"]["not_in_rollout"] == 2, "{overview}");
         Ok(())

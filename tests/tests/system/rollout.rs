@@ -318,7 +318,7 @@ async fn a_worker_that_starts_without_redis_claims_nothing_of_a_tenant_that_is_n
     let monitor = Monitor::begin(sandbox.redis()).await?;
     sandbox.redis().pause()?;
     let worker = worker(&sandbox, "one").set("redis.response_timeout", "300ms").start_unready().await?;
-    eventually(SOON, "it shows why it serves nobody", || async {
+    eventually(SOON, "it shows why it serves no tenant", || async {
         let page = json(&worker, "/api/v1/tenants").await?;
         let states = texts(&page["tenants"], "state");
         ensure!(states.len() == 4 && states.iter().all(|state| *state == "degraded"), "{page}");
@@ -423,7 +423,7 @@ async fn what_is_stored_and_not_understood_changes_nothing_and_is_reported() -> 
         ensure!(shown.code == Some(2) && shown.stdout.starts_with("Wait: "), "{shown:?}");
         ensure!(!shown.stdout.contains('\u{1b}'), "{shown:?}");
     }
-    // One that starts now knows nothing, and serves nobody.
+    // One that starts now knows nothing, and serves no tenant.
     ensure!(first.stop().await?.code == Some(0));
     producer.mutate_each(DEFAULT_TTL).await?;
     let legacy = tenants[0].keys.schedule().trim_end_matches("-v2").to_owned();
@@ -561,7 +561,7 @@ async fn a_shadow_shows_what_the_rollout_would_select() -> Result<()> {
     let tenants = sandbox.tenants();
     let shadow = worker(&sandbox, "onlooker").set("worker.mode", "shadow").start().await?;
     for words in [&["none"][..], &["add", &tenants[1].id]] {
-        ensure!(command(&sandbox, words).await?.code == Some(1), "a shadow serves nobody");
+        ensure!(command(&sandbox, words).await?.code == Some(1), "a shadow serves no tenant");
     }
     eventually(SOON, "what would be selected", || async {
         let (inside, outside) = halves(&shadow).await?;

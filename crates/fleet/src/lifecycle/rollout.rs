@@ -1,7 +1,7 @@
 //! Follows which tenants this fleet serves, as operators have set it at run time (`docs/decisions/0036-rollout.md`).
 //!
 //! What is stored in Redis wins over the configuration. What can't be read leaves in force what was known; a worker that
-//! knows nothing yet serves nobody until it has read it.
+//! knows nothing yet serves no tenant until it has read it.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},

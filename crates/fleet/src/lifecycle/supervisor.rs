@@ -218,7 +218,7 @@ impl Supervisor {
         for tenant in self.live.keys().filter(|tenant| self.mine.contains(*tenant)) {
             let status = self.fleet.tenant(tenant);
             let standby = !self.is_first(tenant);
-            if status.standby.swap(standby, Relaxed) != standby {
+            if status.stand_by(standby) {
                 status.requests.recheck();
             }
         }

@@ -145,7 +145,7 @@ impl<'a, Q: Queue, S: Sink> Driver<'a, Q, S> {
             probe: None,
             upkeep: None,
             flights: FuturesUnordered::new(),
-            held: Held::new(&collector.status),
+            held: Held::new(&collector.status, collector.fleet.claim_ttl()),
         }
     }
 

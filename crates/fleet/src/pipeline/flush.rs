@@ -454,6 +454,7 @@ async fn isolate<Q: Queue>(
         Err(error) => {
             span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
             cleanup_failed(queue, refused.iter().map(|(member, _)| *member), status);
+            status.exposure.put_off(refused.iter().map(|(member, _)| *member), None);
             tracing::warn!(members = refused.len(), %error, "members could not be quarantined, they stay scheduled");
             if error.class == ErrorClass::WrongType {
                 let members: Vec<_> =
@@ -543,7 +544,9 @@ async fn wait_for_locks<Q: Queue>(
         format!("{count} balances wait for locked rows, the first {member}: {message}"),
     ));
     let members: Vec<&Claimed> = locked.iter().map(|(member, _)| *member).collect();
-    gone::put_off(queue, &members, LOCKED_DELAY, end, status).await;
+    let reports = gone::put_off(queue, &members, LOCKED_DELAY, end, status).await;
+    let due = reports.iter().map(|(_, report)| report.due).reduce(f64::max);
+    status.exposure.put_off(members.into_iter(), due);
 }
 
 /// Puts members off under their leases; each with whether its value is kept alive.
@@ -556,14 +559,20 @@ async fn put_off<Q: Queue>(
     let Some((first, _)) = members.first() else { return };
     let span = trace::current().store_call("postpone", "redis");
     span.count("members", members.len());
+    // What is put off without its value being kept alive is no mutation.
+    let exposed = members.iter().filter(|(_, keeps_alive)| *keeps_alive).map(|(member, _)| *member);
     match span.around(queue.postpone(members)).await {
-        Ok(report) => tracing::debug!(
-            members = report.postponed,
-            kept = report.kept,
-            first = %shown(&first.member),
-            "balances put off, they stay scheduled"
-        ),
+        Ok(report) => {
+            status.exposure.put_off(exposed, Some(report.due));
+            tracing::debug!(
+                members = report.postponed,
+                kept = report.kept,
+                first = %shown(&first.member),
+                "balances put off, they stay scheduled"
+            );
+        }
         Err(error) => {
+            status.exposure.put_off(exposed, None);
             span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
             end.orphaned += members.len();
             cleanup_failed(queue, members.iter().map(|(member, _)| *member), status);
@@ -584,9 +593,13 @@ pub async fn release<Q: Queue>(queue: &Q, held: &[&Claimed], status: &TenantStat
     match span.around(queue.release(held)).await {
         Ok(report) => {
             status.outcomes[Outcome::Released].fetch_add(report.released, Relaxed);
+            // The others have the score of their mutation again.
+            let exposed = held.iter().copied().filter(|member| member.scheduled_at().is_none());
+            status.exposure.put_off(exposed, Some(0.0));
             Some(report.released)
         }
         Err(error) => {
+            status.exposure.put_off(held.iter().copied(), None);
             span.fail(redis_reaction(error.class).reason.as_str(), || error.to_string());
             cleanup_failed(queue, held.iter().copied(), status);
             tracing::warn!(members = held.len(), %error, "claims could not be released, they lapse by themselves");

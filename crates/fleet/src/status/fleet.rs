@@ -418,6 +418,12 @@ impl FleetStatus {
         self.in_force.get().map_or(Duration::ZERO, |in_force| in_force.claim_quiet)
     }
 
+    /// How long a claim holds.
+    #[must_use]
+    pub fn claim_ttl(&self) -> Duration {
+        self.in_force.get().map_or(Duration::ZERO, |in_force| in_force.claim_ttl)
+    }
+
     /// What the worker does with its tenants.
     #[must_use]
     pub fn mode(&self) -> WorkerMode {

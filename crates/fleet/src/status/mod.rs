@@ -6,6 +6,7 @@ mod exposure;
 mod fleet;
 mod histogram;
 mod ledgers;
+mod put_off;
 mod quiet;
 mod recent;
 mod requests;
@@ -28,7 +29,7 @@ pub use balance_sync_engine::{
 };
 
 pub use directory::{Calls, DirectoryStatus, OUTCOMES};
-pub use exposure::ExposureHour;
+pub use exposure::{Exposure, ExposureHour};
 pub use fleet::{FleetStatus, InForce, Known, KnownOffset, Listed, Phase, PushOutcome, Stage, Tenants};
 pub use histogram::{BUCKETS, Histogram, LagCounts};
 pub use ledgers::{LedgerCounts, LedgerKey, LedgerTotals, Ledgers, MOST_LEDGERS};

@@ -23,7 +23,7 @@ use balance_sync_tenants::Tenant;
 use tokio::time::Instant;
 
 use super::{
-    exposure::ExposureHour,
+    exposure::Exposure,
     histogram::Histogram,
     ledgers::Ledgers,
     quiet::Quiet,
@@ -132,10 +132,9 @@ pub struct TenantStatus {
     pub leased: AtomicU64,
     /// How long the oldest due member had been due when the schedule was last sampled, in milliseconds.
     pub oldest_due_age_ms: AtomicU64,
-    held_since: Mutex<Option<Instant>>,
+    /// What is claimed and not settled.
+    pub exposure: Exposure,
     permit_since: Mutex<Option<Instant>>,
-    /// Nothing as long as nothing was exposed.
-    exposure_hour: Mutex<Option<Box<ExposureHour>>>,
     /// Entries in the tenant's quarantine, losses among them, when it was last sampled; `u64::MAX` = not known.
     pub quarantine_entries: AtomicU64,
     /// Balances whose last mutations are lost, when they were last counted; `u64::MAX` = not known.
@@ -154,6 +153,8 @@ pub struct TenantStatus {
     pub withheld: AtomicBool,
     /// Another worker comes first: this one claims only when no other does.
     pub standby: AtomicBool,
+    /// Since when this worker comes first, in milliseconds since 1970.
+    first_since_ms: AtomicU64,
     /// Requests to its collector outside its loop.
     pub requests: Requests,
     /// Starts of this tenant's collector.
@@ -233,9 +234,8 @@ impl TenantStatus {
             due: AtomicU64::new(0),
             leased: AtomicU64::new(0),
             oldest_due_age_ms: AtomicU64::new(0),
-            held_since: Mutex::default(),
+            exposure: Exposure::default(),
             permit_since: Mutex::default(),
-            exposure_hour: Mutex::default(),
             quarantine_entries: AtomicU64::new(u64::MAX),
             losses: AtomicU64::new(u64::MAX),
             last_sample: LastSample::default(),
@@ -245,6 +245,7 @@ impl TenantStatus {
             paused: AtomicBool::new(false),
             withheld: AtomicBool::new(false),
             standby: AtomicBool::new(false),
+            first_since_ms: AtomicU64::new(wall_clock_ms()),
             requests: Requests::default(),
             starts: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
@@ -317,7 +318,7 @@ impl TenantStatus {
             && is_none(&self.vanished)
             && self.values_gone.now().is_none()
             && is_none(&self.shadow)
-            && is_none(&self.held_since)
+            && self.exposure.is_none()
             && self.shows_no_notice()
             && self.queues.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_none_or(Vec::is_empty)
             && self.recent(Recent::is_silent).unwrap_or(true)
@@ -519,11 +520,6 @@ impl TenantStatus {
         self.acknowledged.load(Relaxed)
     }
 
-    /// Since when the oldest member has been due that its collector has claimed and not settled; `None` = it holds none.
-    pub(crate) fn show_held_since(&self, since: Option<Instant>) {
-        *self.held_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
-    }
-
     /// Since when its collector waits for a permit; `None` = it doesn't.
     pub(crate) fn show_permit_since(&self, since: Option<Instant>) {
         *self.permit_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
@@ -536,13 +532,11 @@ impl TenantStatus {
         since.map(|since| since.elapsed()).filter(|wait| *wait >= CONNECTION_WAIT_SHOWN)
     }
 
-    /// For how long the oldest balance has waited whose last mutation only Redis has: one that was due at the last look, or
-    /// one that is being written.
+    /// For how long the oldest balance has waited whose last mutation only Redis has: one that was due at the last look, that is being
+    /// written, or that was put off.
     #[must_use]
     pub fn exposure_age(&self) -> Duration {
-        let held = *self.held_since.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = held.map(|since| since.elapsed()).unwrap_or_default();
-        held.max(Duration::from_millis(self.oldest_due_age_ms.load(Relaxed)))
+        self.exposure.age().max(Duration::from_millis(self.oldest_due_age_ms.load(Relaxed)))
     }
 
     /// Samples the exposure, once a second; `at` counts from any fixed moment. Returns it, if it counts: a tenant that an operator
@@ -550,22 +544,29 @@ impl TenantStatus {
     pub fn sample_exposure(&self, at: Duration) -> Option<Duration> {
         let counts = !self.paused.load(Relaxed) && !self.standby.load(Relaxed);
         let age = if counts { self.exposure_age() } else { Duration::ZERO };
-        let mut hour = self.exposure_hour.lock().unwrap_or_else(PoisonError::into_inner);
-        if hour.is_some() || !age.is_zero() {
-            let samples = hour.get_or_insert_default();
-            samples.sample(at, age);
-            if samples.is_empty() {
-                *hour = None;
-            }
-        }
+        self.exposure.sample(at, age);
         counts.then_some(age)
     }
 
     /// What the exposure exceeded in 36 seconds of the last hour in which this worker served the tenant.
     #[must_use]
     pub fn exposure_p99(&self) -> Duration {
-        let hour = self.exposure_hour.lock().unwrap_or_else(PoisonError::into_inner);
-        hour.as_ref().map(|hour| hour.p99()).unwrap_or_default()
+        self.exposure.p99()
+    }
+
+    /// Sets whether another worker comes first; returns whether that is new.
+    pub fn stand_by(&self, standby: bool) -> bool {
+        let is_new = self.standby.swap(standby, Relaxed) != standby;
+        if is_new && !standby {
+            self.first_since_ms.store(wall_clock_ms(), Relaxed);
+        }
+        is_new
+    }
+
+    /// For how long this worker has come first.
+    #[must_use]
+    pub fn first_for(&self) -> Duration {
+        Duration::from_millis(wall_clock_ms().saturating_sub(self.first_since_ms.load(Relaxed)))
     }
 
     /// Whether this worker has known the tenant for so long.
@@ -711,6 +712,6 @@ mod tests {
         assert_eq!(status.exposure_p99(), Duration::from_secs(3));
         status.oldest_due_age_ms.store(0, Relaxed);
         status.sample_exposure(Duration::from_secs(3_700));
-        assert!(status.exposure_hour.lock().is_ok_and(|hour| hour.is_none()), "its room is given back");
+        assert!(status.exposure.keeps_no_hour(), "its room is given back");
     }
 }

@@ -116,6 +116,40 @@ async fn an_unknown_format_is_shown_until_it_has_not_been_seen_for_two_periods()
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_put_off_counts_as_exposed_since_its_mutation_until_it_is_written() {
+    local(async {
+        let lab = Lab::new();
+        let (strange, other) = (member(&lab.redis.space, 50), member(&lab.redis.space, 51));
+        let unknown = || Some(br#"{"SchemaVersion":9}"#.to_vec());
+        lab.redis.schedule(strange.clone(), unknown(), 30.0);
+        lab.redis.schedule(other.clone(), unknown(), 10.0);
+        lab.start();
+        lab.until("both are put off", |lab| lab.redis.postponed.borrow().len() == 2).await;
+        let age = || lab.status.exposure_age().as_secs();
+        lab.until("they wait", |_| age() == 30).await;
+        tokio::time::sleep(secs(60)).await;
+        assert_eq!(age(), 90, "no time counts twice, and none is forgotten");
+
+        // They are due again, with the score of a delay, and still can't be written.
+        let score = |age: f64| format!("{:.6}5", lab.redis.now() - age);
+        lab.redis.schedule_at(strange.clone(), unknown(), &score(0.1));
+        lab.redis.schedule_at(other.clone(), unknown(), &score(0.1));
+        lab.until("both are put off again", |lab| lab.redis.postponed.borrow().len() == 4).await;
+        tokio::time::sleep(secs(10)).await;
+        assert_eq!(age(), 100);
+
+        // The older one is written: the other is the oldest now, and then none is.
+        lab.redis.schedule_at(strange, Some(value(50, 1)), &score(0.1));
+        lab.until("it is settled", |lab| lab.redis.settled.borrow().len() == 1).await;
+        lab.until("the other is the oldest", |_| age() == 80).await;
+        lab.redis.schedule(other, Some(value(51, 1)), 0.0);
+        lab.until("nothing is exposed", |lab| lab.status.exposure_age().is_zero()).await;
+        assert_eq!(lab.redis.settled.borrow().len(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_quarantine_that_cannot_be_used_is_shown_and_the_others_are_written() {
     local(async {
         let lab = Lab::new();

@@ -46,12 +46,21 @@ async fn a_sample_counts_due_leased_and_quarantined_members() {
     assert!((3_590..3_700).contains(&found.oldest_due_age.as_secs()), "{:?}", found.oldest_due_age);
     assert_eq!(found.page, PageEnd::Last);
     assert!((20..=30).contains(&found.ahead.as_secs()), "the lease: {:?}", found.ahead);
+    let lease = found.lease_ends_in.unwrap();
+    assert!(lease <= found.ahead + Duration::from_millis(1) && lease.as_secs() >= 20, "{found:?}");
     // A held one counts as well.
     tell!(tenant, "PEXPIRE", &held, 40_000);
     let found = sample_one(&tenant, SampleRequest::first_page(&tenant.space)).await;
     assert_eq!(found.shortest.as_ref().unwrap().1, held.as_bytes());
     assert!(about(ttl_of(&found), 40_000), "{found:?}");
     assert_eq!(tenant.ttl(&tenant.member("due")).await / 1_000_000, 3, "nothing was touched");
+
+    // What a clock that jumped back left ahead is no lease, though it comes first.
+    let (second, _): (u64, u64) = crate::ask!(tenant, "TIME");
+    tenant.schedule(&tenant.member("ahead"), &format!("{}", second + 10)).await;
+    assert_eq!(sample_one(&tenant, SampleRequest::first_page(&tenant.space)).await.lease_ends_in, None);
+    tell!(tenant, "ZREM", tenant.space.schedule(), tenant.member("ahead"), &held);
+    assert_eq!(sample_one(&tenant, SampleRequest::first_page(&tenant.space)).await.lease_ends_in, None);
 }
 
 #[tokio::test]

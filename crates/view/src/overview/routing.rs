@@ -177,7 +177,7 @@ impl FleetView {
                 }
             };
             let text = format!(
-                "In Redis {} are {what} of tenants that live elsewhere, and nobody writes them: {}. See that no ledger writes there any \
+                "In Redis {} are {what} of tenants that live elsewhere, and no worker writes them: {}. See that no ledger writes there any \
                  more, then give the tenant to {} in the directory until nothing is left.",
                 routing.own,
                 names(&left),
@@ -195,7 +195,7 @@ fn unrouted(tenants: &[(String, Unrouted)]) -> Option<(Verdict, String)> {
     let names = listed(tenants.iter().map(|(id, _)| id.as_str()));
     let (are, them) = if tenants.len() == 1 { ("1 tenant lives", "it") } else { ("tenants live", "them") };
     let count = if tenants.len() == 1 { String::new() } else { format!("{} ", tenants.len()) };
-    let text = format!("{count}{are} on no Redis, and nobody serves {them} ({why}): {names}.");
+    let text = format!("{count}{are} on no Redis, and no worker serves {them} ({why}): {names}.");
     Some((Verdict::Degraded, text))
 }
 
@@ -264,7 +264,7 @@ mod tests {
         });
         expect(away, Verdict::Attention, "Redis b can't be asked whether its tenant is served: refused. ");
         let nowhere = judged(|split, _, _| split.unrouted.push(("acme".to_owned(), Unrouted::Nowhere)));
-        expect(nowhere, Verdict::Degraded, "1 tenant lives on no Redis, and nobody serves it (no entry");
+        expect(nowhere, Verdict::Degraded, "1 tenant lives on no Redis, and no worker serves it (no entry");
         expect(judged(|_, look, _| look.at = 0.0), Verdict::Unknown, "not been looked at yet");
         expect(judged(|_, look, _| look.at = 10.0), Verdict::Attention, "90 s ago");
         let problem = judged(|_, _, problem| *problem = Some("is not TOML".to_owned()));

@@ -647,7 +647,7 @@ fn a_tenant_outside_the_rollout_is_shown_and_is_neither_unserved_nor_behind() {
     (fleet.tenants[1].quarantined, fleet.tenants[1].losses, fleet.tenants[1].sampled) = (0, 0, false);
     assert_eq!(fleet.judge().0, Verdict::Unknown);
 
-    // A fleet that serves nobody is not healthy.
+    // A fleet that serves no tenant is not healthy.
     fleet.tenants[1].sampled = true;
     fleet.rollout = Some(rolled_out(&[], 10.0));
     fleet.tenants[0] =

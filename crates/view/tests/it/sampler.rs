@@ -7,11 +7,11 @@ use std::{
 
 use balance_sync_domain::{KeySpace, TenantId};
 use balance_sync_fleet::{
-    status::FleetStatus,
+    status::{FleetStatus, InForce, WorkerMode},
     tasks::{Progress, TaskName},
 };
 use balance_sync_sandbox::{RedisOptions, RedisServer, eventually};
-use balance_sync_schedule::{Link, LinkSettings, Schedule};
+use balance_sync_schedule::{ClaimMode, Link, LinkSettings, Schedule};
 use balance_sync_tenants::{KeyForm, Tenant};
 use balance_sync_view::sampler;
 use redis::aio::MultiplexedConnection;
@@ -112,4 +112,50 @@ async fn each_tenants_status_tells_what_waits_while_it_is_well_too() {
     .await
     .unwrap();
     assert_eq!((still.due.load(Relaxed), still.shortest_life_ms.load(Relaxed)), (0, u64::MAX));
+}
+
+#[actix_rt::test]
+async fn what_a_worker_had_claimed_that_died_is_exposed_until_its_leases_lapse() {
+    const TTL: Duration = Duration::from_secs(3600);
+    let lab = Lab::new().await;
+    let settings = InForce {
+        mode: WorkerMode::Sync,
+        claim_mode: ClaimMode::Lease,
+        claim_quiet: TTL,
+        key_form: KeyForm::AsListed,
+        claim_ttl: TTL,
+        protect_floor: TTL,
+        quarantine_limit: 10,
+        poll_interval: TTL,
+        freshness_objective: TTL,
+        exposure_objective: TTL,
+    };
+    lab.fleet.in_force.set(settings).unwrap();
+    let [died, ours] = ["died", "ours"].map(tenant);
+    let spaces = [&died, &ours].map(|tenant| tenant.key_space(KeyForm::AsListed));
+    let [died, ours] = [died, ours].map(|tenant| lab.fleet.tenant(&tenant));
+    for space in &spaces {
+        lab.mutate(space, "held", 3_600_000).await;
+    }
+    // 600 seconds of the lease have passed, all of them before this worker came. The other is of this worker, just now.
+    let (second, _): (u64, u64) = lab.ask(&["TIME"]).await;
+    let held = |space: &KeySpace, left: u64| {
+        let member = format!("{}held", space.balance_prefix());
+        [space.schedule().to_owned(), format!("{}.0000005", second + left), member]
+    };
+    for args in [held(&spaces[0], 3_000), held(&spaces[1], 3_600)] {
+        lab.ask::<()>(&["ZADD", &args[0], &args[1], &args[2]]).await;
+    }
+    ours.stand_by(true);
+    lab.start(KeyForm::AsListed, Duration::from_millis(50));
+    eventually(SOON, "what the other worker had claimed", async || {
+        (600..660).contains(&died.exposure_age().as_secs())
+    })
+    .await
+    .unwrap();
+    eventually(SOON, "a sample of both", async || ours.leased.load(Relaxed) == 1).await.unwrap();
+    assert!(ours.exposure_age() < Duration::from_secs(60), "{:?}", ours.exposure_age());
+
+    lab.ask::<()>(&["DEL", spaces[0].schedule()]).await;
+    eventually(SOON, "nothing is exposed", async || died.exposure_age().is_zero()).await.unwrap();
 }

@@ -177,7 +177,7 @@ impl Supervisor {
             self.fleet.started.fetch_add(1, Relaxed);
             let status = self.fleet.tenant(tenant);
             status.leaving.store(false, Relaxed);
-            status.standby.store(!self.is_first(tenant), Relaxed);
+            let _ = status.stand_by(!self.is_first(tenant));
             status.enter(TenantState::Starting);
             status.starts.fetch_add(1, Relaxed);
             if *failures > 0 {

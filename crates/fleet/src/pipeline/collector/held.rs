@@ -20,27 +20,21 @@ struct Flight {
 /// The claimed members. Nothing is held or waited for any more when this is dropped, also by a panic.
 pub(super) struct Held<'a> {
     status: &'a TenantStatus,
+    claim_ttl: Duration,
     /// Of what is in the buffer.
     buffered_since: Option<Instant>,
     flights: Vec<Flight>,
 }
 
 impl<'a> Held<'a> {
-    pub(super) fn new(status: &'a TenantStatus) -> Self {
-        Self { status, buffered_since: None, flights: Vec::new() }
+    pub(super) fn new(status: &'a TenantStatus, claim_ttl: Duration) -> Self {
+        Self { status, claim_ttl, buffered_since: None, flights: Vec::new() }
     }
 
     /// The buffer takes in what a claim brought.
     pub(super) fn claimed(&mut self, claim: &Claim) {
-        if claim.entries.is_empty() {
-            return;
-        }
-        // In order of their scores. A lease that lapsed shows no time: such a member counts from this claim.
-        let oldest = claim.entries.iter().find_map(Claimed::scheduled_at);
-        let waited = oldest.and_then(|oldest| Duration::try_from_secs_f64(claim.now - oldest).ok());
-        let now = Instant::now();
-        let since = now.checked_sub(waited.unwrap_or_default()).unwrap_or(now);
-        self.buffered_since = Some(self.buffered_since.map_or(since, |known| known.min(since)));
+        let since = self.status.exposure.claimed(claim, self.claim_ttl);
+        self.buffered_since = self.buffered_since.into_iter().chain(since).min();
         self.show();
     }
 
@@ -52,7 +46,9 @@ impl<'a> Held<'a> {
     }
 
     pub(super) fn landed(&mut self, id: FlightId) {
-        self.flights.retain(|flight| flight.id != id);
+        for landed in self.flights.extract_if(.., |flight| flight.id == id) {
+            self.status.exposure.landed(&landed.members);
+        }
         self.show();
     }
 
@@ -65,13 +61,13 @@ impl<'a> Held<'a> {
 
     fn show(&self) {
         let flights = self.flights.iter().filter_map(|flight| flight.since);
-        self.status.show_held_since(flights.chain(self.buffered_since).min());
+        self.status.exposure.show_held_since(flights.chain(self.buffered_since).min());
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.status.show_held_since(None);
+        self.status.exposure.ended();
         self.status.show_permit_since(None);
     }
 }
