@@ -29,6 +29,9 @@ GRANT SELECT (xmax) ON :"schema".balance TO :"role";
 -- Looking rows up by what people know of them (`why`, the dashboard), and telling a closed account from a lost balance.
 GRANT SELECT (alias, key, account_id, updated_at) ON :"schema".balance TO :"role";
 
+-- What else makes a balance what it is, for the digest of `handover`. Without it the statement leaves these columns out and says so.
+GRANT SELECT (account_type, allow_receiving, allow_sending, asset_code, direction, settings) ON :"schema".balance TO :"role";
+
 -- The ledger's trail: whether a value that is gone from Redis took a change with it. Without it such a balance is listed as an
 -- unconfirmed loss, which names this grant.
 GRANT SELECT ON :"schema".operation TO :"role";

@@ -99,5 +99,5 @@ pub use stats::LinkStats;
 pub use subscription::Subscription;
 pub use timelines::Timelines;
 pub use vanished::{Counted, Scheduled, ServerState, Vanished};
-pub use witnesses::{Members, Score, recover_records, server_time};
+pub use witnesses::{Members, RecoverRecords, Score, server_time};
 pub use workers::{Listed, Registered, Workers};

@@ -1,8 +1,6 @@
 //! What an audit reads of Redis beside values: scores, lists of what is settled by hand, the members of a schedule page by page, and
 //! the ledger's recover records. Nothing is written, and nothing that grows with a key's size is sent in one command.
 
-use std::collections::HashMap;
-
 use redis::Value;
 
 use crate::{
@@ -15,6 +13,8 @@ use crate::{
 
 /// Members that Redis looks at in one call.
 const PAGE: usize = 1000;
+/// Recover records that Redis returns in one call: each has the balances of a transaction.
+const RECORDS: usize = 100;
 
 /// Redis's clock, in seconds since 1970.
 ///
@@ -124,37 +124,41 @@ impl Members {
         const OPERATION: &str = "read members";
         let Some(cursor) = &self.cursor else { return Ok(None) };
         let (next, parts) =
-            scan(self.schedule.link(), OPERATION, "ZSCAN", self.schedule.space().schedule(), cursor).await?;
+            scan(self.schedule.link(), OPERATION, "ZSCAN", self.schedule.space().schedule(), cursor, PAGE)
+                .await?;
         self.cursor = next;
         let members = parts.chunks_exact(2).map(|pair| bulk(OPERATION, &pair[0]).map(<[u8]>::to_vec));
         members.collect::<Result<_, _>>().map(Some)
     }
 }
 
-/// The values of the ledger's recover records of a key space, by the name of the transaction, at most so many; whether there are
-/// more.
-///
-/// # Errors
-/// As Redis answers; the worker's user may lack the right to this key.
-pub async fn recover_records(
-    schedule: &Schedule,
-    most: usize,
-) -> Result<(HashMap<Vec<u8>, Vec<u8>>, bool), ScheduleError> {
-    const OPERATION: &str = "read recover records";
-    let key = schedule.space().recovery();
-    let mut found = HashMap::new();
-    let mut cursor = Some(b"0".to_vec());
-    while let Some(at) = cursor {
-        let (next, parts) = scan(schedule.link(), OPERATION, "HSCAN", &key, &at).await?;
-        for pair in parts.chunks_exact(2) {
-            if found.len() >= most {
-                return Ok((found, true));
-            }
-            found.insert(bulk(OPERATION, &pair[0])?.to_vec(), bulk(OPERATION, &pair[1])?.to_vec());
-        }
-        cursor = next;
+/// Walks over the ledger's recover records of one key space.
+#[derive(Debug)]
+pub struct RecoverRecords {
+    schedule: Schedule,
+    cursor: Option<Vec<u8>>,
+}
+
+impl RecoverRecords {
+    /// Those of this schedule's key space.
+    #[must_use]
+    pub fn of(schedule: &Schedule) -> Self {
+        Self { schedule: schedule.clone(), cursor: Some(b"0".to_vec()) }
     }
-    Ok((found, false))
+
+    /// The values of the next page, which may be empty; `None` after the last one. A record may come twice.
+    ///
+    /// # Errors
+    /// As Redis answers; the worker's user may lack the right to this key.
+    pub async fn next(&mut self) -> Result<Option<Vec<Vec<u8>>>, ScheduleError> {
+        const OPERATION: &str = "read recover records";
+        let Some(cursor) = &self.cursor else { return Ok(None) };
+        let key = self.schedule.space().recovery();
+        let (next, parts) = scan(self.schedule.link(), OPERATION, "HSCAN", &key, cursor, RECORDS).await?;
+        self.cursor = next;
+        let values = parts.chunks_exact(2).map(|pair| bulk(OPERATION, &pair[1]).map(<[u8]>::to_vec));
+        values.collect::<Result<_, _>>().map(Some)
+    }
 }
 
 async fn scan(
@@ -163,9 +167,10 @@ async fn scan(
     command: &str,
     key: &str,
     cursor: &[u8],
+    page: usize,
 ) -> Result<(Option<Vec<u8>>, Vec<Value>), ScheduleError> {
     let mut cmd = redis::cmd(command);
-    cmd.arg(key).arg(cursor).arg("COUNT").arg(PAGE);
+    cmd.arg(key).arg(cursor).arg("COUNT").arg(page);
     // Without finding out which rights are missing: that tries others.
     let answer = link.query(operation, &cmd).await.map_err(|(error, _)| error)?;
     let parts = array(operation, &answer, 2)?;

@@ -22,6 +22,8 @@ use crate::update::place;
 
 /// Longest time of one statement.
 const LIMIT: Duration = Duration::from_secs(5);
+/// Longest time of counting all rows.
+const TOTALS_LIMIT: Duration = Duration::from_secs(60);
 /// Operations by time that are read of each balance of a page.
 const PAGE_WINDOW: &str = "32";
 /// Longest text of an amount that is read of an operation.
@@ -29,10 +31,17 @@ const LONGEST: usize = 400;
 /// What an audit reads of `balance` beyond what names a row.
 const AMOUNTS: &[&str] = &["available", "on_hold", "overdraft_used", "updated_at"];
 
+/// What a digest of rows is made of beyond what an audit reads, as far as the table has it.
+pub const FURTHER: [&str; 7] =
+    ["account_id", "account_type", "allow_receiving", "allow_sending", "asset_code", "direction", "settings"];
+
 /// What an audit may read of a tenant's tables.
 #[derive(Debug, Clone)]
 pub struct AuditAccess {
     operations: Result<Readable, String>,
+    balance: Readable,
+    /// Of [`FURTHER`], those that are read.
+    further: Vec<&'static str>,
     /// About how many rows there are, where Postgres has counted.
     pub estimate: Option<u64>,
     /// Postgres's clock, in seconds since 1970.
@@ -44,6 +53,33 @@ impl AuditAccess {
     #[must_use]
     pub fn without_trail(&self) -> Option<&str> {
         self.operations.as_ref().err().map(String::as_str)
+    }
+
+    /// The same with these columns in [`AuditRow::further`], in this order.
+    ///
+    /// # Errors
+    /// The first that can't be read or is none of [`FURTHER`], in words.
+    pub fn with_further(&self, columns: &[impl AsRef<str>]) -> Result<Self, String> {
+        let further = columns.iter().map(|column| {
+            let column = column.as_ref();
+            let known = FURTHER.into_iter().find(|known| *known == column);
+            let known = known.ok_or_else(|| format!("column {column} can't be compared"))?;
+            self.balance.lacks(&[known], "balance").map_or(Ok(known), Err)
+        });
+        Ok(Self { further: further.collect::<Result<_, _>>()?, ..self.clone() })
+    }
+
+    /// The columns in [`AuditRow::further`].
+    #[must_use]
+    pub fn reads_further(&self) -> &[&'static str] {
+        &self.further
+    }
+
+    /// Of [`FURTHER`], what can be read, and what is there and can't be.
+    #[must_use]
+    pub fn further(&self) -> (Vec<&'static str>, Vec<&'static str>) {
+        let there = FURTHER.into_iter().filter(|column| self.balance.knows(column));
+        there.partition(|column| self.balance.has(column))
     }
 
     /// The same without the trail.
@@ -87,6 +123,8 @@ pub struct AuditRow {
     pub deleted: bool,
     /// When it was written last, in seconds since 1970.
     pub updated_at: Option<f64>,
+    /// The columns of [`AuditAccess::with_further`] as a JSON array of texts, as Postgres writes it; empty where there are none.
+    pub further: String,
     /// The newest operation, if the trail can be read and has one.
     pub operation: Option<NewestOperation>,
 }
@@ -128,7 +166,17 @@ impl Database {
             None => Ok(operations),
         };
         let (estimate, now) = session.run(&Estimate { table }).await?;
-        Ok(AuditAccess { operations, estimate, now })
+        Ok(AuditAccess { operations, balance, further: Vec::new(), estimate, now })
+    }
+
+    /// How many rows there are, and the sum of their versions, all at one moment.
+    ///
+    /// # Errors
+    /// As [`Database::audit_page`].
+    pub async fn audit_totals(&self, table: &Table) -> Result<(u64, i128), StoreError> {
+        let mut session = self.session().await?;
+        let limit = TOTALS_LIMIT.min(session.statement_timeout());
+        session.run(&Totals { limit, table }).await
     }
 
     /// One page of rows in the order of their ids, each with its newest operation. The page is the last one if it has fewer rows than
@@ -196,6 +244,31 @@ impl Operation for Estimate<'_> {
     }
 }
 
+struct Totals<'s> {
+    limit: Duration,
+    table: &'s Table,
+}
+
+impl Operation for Totals<'_> {
+    type Output = (u64, i128);
+
+    fn write(&self, sql: &mut Sql<'_>) -> Result<(), Unwritable> {
+        sql.limit(self.limit, LOCK_LIMIT)
+            .push("SELECT count(*), coalesce(sum(coalesce(r.version, -1)), 0)::pg_catalog.text FROM ")
+            .balances(self.table)?
+            .push(" AS r WHERE ")
+            .guard();
+        Ok(())
+    }
+
+    fn read(&self, answer: Answer) -> Result<Self::Output, sqlx::Error> {
+        let row = answer.rows.first().ok_or(sqlx::Error::RowNotFound)?;
+        let (rows, sum): (i64, String) = (row.try_get(0)?, row.try_get(1)?);
+        let sum = sum.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        Ok((u64::try_from(rows).unwrap_or_default(), sum))
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Which<'s> {
     Page(AuditPage),
@@ -211,6 +284,20 @@ struct Rows<'s> {
     window: &'static str,
 }
 
+impl Rows<'_> {
+    fn write_further<'q, 's>(&self, sql: &'q mut Sql<'s>) -> &'q mut Sql<'s> {
+        let further = &self.access.further;
+        if further.is_empty() {
+            return sql.push("''::pg_catalog.text AS further, ");
+        }
+        sql.push("pg_catalog.jsonb_build_array(");
+        for (n, column) in further.iter().enumerate() {
+            sql.push(if n == 0 { "r." } else { ", r." }).push(column).push("::pg_catalog.text");
+        }
+        sql.push(")::pg_catalog.text AS further, ")
+    }
+}
+
 /// What is read of a row `r`, for the names by which [`newest_operation`] knows it.
 const OF_ROW: &str = "r.id AS balance_id, r.organization_id, r.ledger_id, r.account_id, r.alias, r.key, r.version, \
     r.available, r.on_hold, r.overdraft_used, r.deleted_at, r.updated_at FROM ";
@@ -224,7 +311,7 @@ impl Operation for Rows<'_> {
                 coalesce(v.key, 'default'), coalesce(v.version, -1)::pg_catalog.int8, \
                 coalesce(v.available::pg_catalog.text, 'NULL'), coalesce(v.on_hold::pg_catalog.text, 'NULL'), \
                 coalesce(v.overdraft_used::pg_catalog.text, 'NULL'), v.deleted_at IS NOT NULL, \
-                extract(epoch FROM v.updated_at)::pg_catalog.float8",
+                extract(epoch FROM v.updated_at)::pg_catalog.float8, v.further",
         );
         if self.access.operations.is_ok() {
             sql.push(", ").push(STATE).push(", extract(epoch FROM o.created_at)::pg_catalog.float8");
@@ -232,10 +319,8 @@ impl Operation for Rows<'_> {
         sql.push(" FROM (SELECT ");
         match self.which {
             Which::Page(page) => {
-                sql.push("0::pg_catalog.int8 AS n, ")
-                    .push(OF_ROW)
-                    .balances(self.table)?
-                    .push(" AS r WHERE true");
+                sql.push("0::pg_catalog.int8 AS n, ");
+                self.write_further(sql).push(OF_ROW).balances(self.table)?.push(" AS r WHERE true");
                 if let Some(after) = page.after {
                     sql.push(" AND r.id > ").uuid(after);
                 }
@@ -245,7 +330,8 @@ impl Operation for Rows<'_> {
                 sql.push(" ORDER BY r.id LIMIT ").number(i64::from(page.rows));
             }
             Which::Ids(ids) => {
-                sql.push("u.n, ").push(OF_ROW).balances(self.table)?.push(" AS r JOIN unnest(");
+                sql.push("u.n, ");
+                self.write_further(sql).push(OF_ROW).balances(self.table)?.push(" AS r JOIN unnest(");
                 sql.uuids(ids.iter().copied()).push(") WITH ORDINALITY AS u(id, n) ON r.id = u.id");
             }
         }
@@ -278,14 +364,15 @@ fn read_row(row: &PgRow, with_trail: bool) -> Result<AuditRow, sqlx::Error> {
         overdraft_used: row.try_get(9)?,
         deleted: row.try_get(10)?,
         updated_at: row.try_get(11)?,
+        further: row.try_get(12)?,
         operation: if with_trail { read_operation(row)? } else { None },
     })
 }
 
 fn read_operation(row: &PgRow) -> Result<Option<NewestOperation>, sqlx::Error> {
-    let Some(version) = row.try_get(12)? else { return Ok(None) };
-    let (available, on_hold): (Option<String>, Option<String>) = (row.try_get(13)?, row.try_get(14)?);
-    let overdraft_used: Option<String> = row.try_get(15)?;
+    let Some(version) = row.try_get(13)? else { return Ok(None) };
+    let (available, on_hold): (Option<String>, Option<String>) = (row.try_get(14)?, row.try_get(15)?);
+    let overdraft_used: Option<String> = row.try_get(16)?;
     let is_whole = |amount: &Option<String>| amount.as_ref().is_some_and(|amount| amount.len() < LONGEST);
     let unreadable = !is_whole(&available)
         || !is_whole(&on_hold)
@@ -295,7 +382,7 @@ fn read_operation(row: &PgRow) -> Result<Option<NewestOperation>, sqlx::Error> {
         available: available.unwrap_or_default(),
         on_hold: on_hold.unwrap_or_default(),
         overdraft_used,
-        in_doubt: unreadable || row.try_get(16)?,
-        created_at: row.try_get::<Option<f64>, _>(17)?.unwrap_or_default(),
+        in_doubt: unreadable || row.try_get(17)?,
+        created_at: row.try_get::<Option<f64>, _>(18)?.unwrap_or_default(),
     }))
 }

@@ -39,7 +39,7 @@ mod update;
 mod verify;
 mod writable;
 
-pub use audit::{AuditAccess, AuditPage, AuditRow, NewestOperation};
+pub use audit::{AuditAccess, AuditPage, AuditRow, FURTHER, NewestOperation};
 pub use backup_quarantine::BackupQuarantine;
 pub use budget::{Chore, ConnectionBudget, FleetDemand, FleetLimit, FleetUsage, ServerUsage};
 pub use classify::{ErrorClass, StoreError, class_of_sqlstate};

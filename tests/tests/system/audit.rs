@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::ledger::{
     DEFAULT_TTL, LoadOptions, LoadTenant, Producer, Progress, SeededBalance, write_operations,
 };
-use balance_sync_sandbox::{Sandbox, SandboxTenant, WORKER_USER, eventually};
+use balance_sync_sandbox::{Sandbox, SandboxTenant, WORKER_USER, balance_table, eventually};
 use balance_sync_tests::command::prepare;
 use balance_sync_tests::ledger::{all_settled, comes_in_step, fill};
 use balance_sync_tests::{Finished, SOON, Worker, run};
@@ -374,6 +374,46 @@ async fn a_recover_record_is_a_witness() -> Result<()> {
     Ok(())
 }
 
+/// Each mutation gives it a new score, so at each look it seems to have just become due.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_balance_that_moves_all_the_time_and_is_never_written_is_found() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 10).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let mut producer = sandbox.producer();
+    producer.mutate(0, &[3], DEFAULT_TTL).await?;
+    let ended = audit(&sandbox, &["--in-flight", "2"]);
+    tokio::pin!(ended);
+    let found = loop {
+        tokio::select! {
+            found = &mut ended => break found?,
+            moved = producer.mutate(0, &[3], DEFAULT_TTL) => moved?,
+        }
+    };
+    is_exactly(&found, &Planted::from([(tenant.keys.member(&tenant.balances[3]), "behind_scheduled")]))?;
+    assert_eq!(found.code, Some(1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_row_that_is_behind_is_recent_however_old_it_is() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(1, 10).await?;
+    let tenant = sandbox.tenants().remove(0);
+    let old = format!(
+        "UPDATE {} SET updated_at = now() - interval '1 year'",
+        balance_table(tenant.schema.as_deref())
+    );
+    sandbox.postgres().execute(&tenant.database, &old).await?;
+    sandbox.producer().mutate(0, &[3], DEFAULT_TTL).await?;
+    let member = tenant.keys.member(&tenant.balances[3]);
+    sandbox.redis().connect().await?.zrem::<_, _, ()>(tenant.keys.schedule(), &member).await?;
+    for more in [&["--since", "2h"][..], &["--since", "2h", "--without-trail"]] {
+        let found = audit(&sandbox, more).await?;
+        is_exactly(&found, &Planted::from([(member.clone(), "behind_unscheduled")]))
+            .with_context(|| format!("{more:?}"))?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_interrupted_audit_goes_on_where_it_was() -> Result<()> {
     const BALANCES: usize = 12_000;
@@ -480,6 +520,10 @@ async fn values_that_no_row_leads_to_are_found_without_reading_all_values_twice(
 async fn verify_passes_on_a_ledger_that_works() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(2, 400).await?;
     let config = sandbox.config_path().to_str().context("a path of text")?;
+    // An account that the ledger is closing has a mark in the place of a value.
+    let tenant = sandbox.tenants().remove(0);
+    let mark = format!("{}:deleted", tenant.keys.member(&tenant.balances[0]));
+    sandbox.redis().connect().await?.set_ex::<_, _, ()>(mark, "1", 3600).await?;
     let mut worker = Worker::of(&sandbox).start().await?;
     let mut producer = sandbox.producer();
     let (progress, stop) = (Progress::new(2), CancellationToken::new());

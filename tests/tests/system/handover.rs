@@ -126,6 +126,7 @@ async fn a_handover_is_signed_and_each_tampering_is_detected() -> Result<()> {
         let statement: serde_json::Value =
             serde_json::from_str(std::fs::read_to_string(&file)?.lines().next().context("a line")?)?;
         assert_eq!((&statement["truth"], &statement["digest"]["rows"]), (&true.into(), &300.into()));
+        assert_eq!(statement["digest"]["further"].as_array().map(Vec::len), Some(7), "{statement}");
         assert_eq!((&statement["tenant"], &statement["witnesses"]), (&tenant.id.clone().into(), &3.into()));
         let good = bench.verify(&file, &[]).await?;
         ensure!(good.code == Some(0), "{good:?}");
@@ -147,6 +148,16 @@ async fn a_handover_is_signed_and_each_tampering_is_detected() -> Result<()> {
             (
                 "UPDATE {balance} SET version = version + 1 WHERE id = '{id}'",
                 "UPDATE {balance} SET version = version - 1 WHERE id = '{id}'",
+                "changed",
+            ),
+            (
+                "UPDATE {balance} SET asset_code = 'X' || asset_code WHERE id = '{id}'",
+                "UPDATE {balance} SET asset_code = substr(asset_code, 2) WHERE id = '{id}'",
+                "changed",
+            ),
+            (
+                "UPDATE {balance} SET settings = '{\"blocked\":true}' WHERE id = '{id}'",
+                "UPDATE {balance} SET settings = NULL WHERE id = '{id}'",
                 "changed",
             ),
             (
@@ -282,6 +293,30 @@ async fn rows_that_move_during_the_audit_are_noticed() -> Result<()> {
             moved = bench.sql(&tenant, "UPDATE {balance} SET available = available + 1") => moved?,
         }
     };
+    ensure!(why.contains("rows moved"), "{why}");
+    Ok(())
+}
+
+/// A pause stops the workers, not the ledger's own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_is_written_behind_the_second_reading_is_noticed() -> Result<()> {
+    /// The second reading asks for no operations. Its first page is behind it once it asks for those after a row.
+    const READS_AGAIN: &str = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%handover%' \
+         AND query LIKE '%r.id > %' AND query NOT LIKE '%operation%' AND query NOT LIKE '%pg_stat_activity%'";
+    let bench = Bench::new(1, SLOW).await?;
+    let tenant = bench.sandbox.tenants().remove(0);
+    let (child, errors) = bench.begin(&tenant).await?;
+    let pool = bench.sandbox.pool(&tenant);
+    eventually(SOON, "the second reading", || async {
+        let reads: i64 = sqlx::query_scalar(READS_AGAIN).fetch_one(&pool).await?;
+        ensure!(reads > 0, "it hasn't begun");
+        Ok(())
+    })
+    .await?;
+    pool.close().await;
+    let first = "UPDATE {balance} SET version = version + 1 WHERE id = (SELECT id FROM {balance} ORDER BY id LIMIT 1)";
+    bench.sql(&tenant, first).await?;
+    let why = bench.refused(child, errors).await?;
     ensure!(why.contains("rows moved"), "{why}");
     Ok(())
 }

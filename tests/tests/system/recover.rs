@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::ledger::{
-    DEFAULT_TTL, SEED_VERSION, SeededBalance, write_operations, write_repayments,
+    DEFAULT_TTL, SEED_VERSION, SeededBalance, TenantKeys, write_operations, write_repayments,
 };
 use balance_sync_sandbox::{Sandbox, SandboxTenant, balance_table, eventually};
 use balance_sync_tests::ledger::{losses_key, row, rows, scores};
@@ -214,6 +214,33 @@ async fn a_listed_loss_leaves_the_list_when_it_is_restored() -> Result<()> {
     let listed: Vec<String> = redis.hkeys(losses_key(&tenant)).await?;
     assert_eq!(listed, [tenant.keys.member(gone_on)]);
     assert!(scores(&sandbox, &tenant.keys.schedule()).await?.is_empty());
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// One tenant has two names in Redis; a loss stands in the list of the name under which it was scheduled.
+#[tokio::test]
+async fn a_loss_that_is_listed_under_the_other_form_of_the_id_leaves_that_list() -> Result<()> {
+    let sandbox = balance_sync_tests::sandbox(2, 10).await?;
+    let tenant = sandbox.tenants().remove(1);
+    let keys = TenantKeys::tenant(&tenant.id.replace('-', ""));
+    let mut worker = Worker::of(&sandbox).set("quarantine.trail_grace", "3s").start().await?;
+    let mut redis = sandbox.redis().connect().await?;
+    let balance = &tenant.balances[0];
+    operations(&sandbox, &tenant, &[(balance, LOST)]).await?;
+    redis.zadd::<_, _, _, ()>(keys.schedule(), keys.member(balance), 1_700_000_000).await?;
+    let list = format!("{}quarantine:{{transactions}}:balance-sync:losses", keys.prefix());
+    eventually(SOON, "it is in the list", || async {
+        let listed: Vec<String> = sandbox.redis().connect().await?.hkeys(&list).await?;
+        ensure!(listed == [keys.member(balance)], "{listed:?}");
+        Ok(())
+    })
+    .await?;
+    let applied = recover(&sandbox, &["--apply", "--note", "evicted"]).await?;
+    assert_eq!((applied.code, applied.planned.len()), (Some(0), 1), "{}", applied.summary);
+    assert_eq!(row(&sandbox, &tenant, 0).await?.version, LOST);
+    let listed: Vec<String> = redis.hkeys(&list).await?;
+    assert!(listed.is_empty(), "{listed:?}");
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }

@@ -131,7 +131,7 @@ pub(crate) struct Summary {
 }
 
 /// Receives the rows of the first pass in the order of their ids.
-pub(crate) type RowObserver = Box<dyn Fn(&[AuditRow])>;
+pub(crate) type RowObserver = Box<dyn Fn(&[AuditRow], &[&'static str])>;
 
 /// Receives findings as they are confirmed: at most a few hundred at once, and none are kept, whatever their number.
 pub(crate) trait Findings {
@@ -211,7 +211,7 @@ impl Auditor {
         })
     }
 
-    /// Passes each page of rows to `observer` before it is judged. For one tenant at a time.
+    /// Passes each page of rows to `observer` before it is judged, with what is in [`AuditRow::further`]. For one tenant at a time.
     #[must_use]
     pub(crate) fn observed_by(mut self, observer: RowObserver) -> Self {
         self.observer = Some(observer);

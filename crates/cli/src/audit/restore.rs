@@ -4,7 +4,7 @@
 //! doubt, and the row less. The statement is the workers' own, guarded by the version, so a row that has become as new meanwhile
 //! stays as it is. The ledger may load a balance from its old row at the very moment it is written; that is looked for afterwards.
 
-use balance_sync_domain::{BalanceRef, BalanceValue, QuarantineReason};
+use balance_sync_domain::{BalanceRef, BalanceValue, QuarantineReason, without_numbers};
 use balance_sync_engine::audit::Known;
 use balance_sync_engine::names;
 use balance_sync_schedule::quarantine::QuarantineEntry;
@@ -114,14 +114,19 @@ impl Audited<'_> {
             })
             .collect();
         let results = self.database.update_isolating(&self.table, &rows).await?;
-        let members: Vec<Vec<u8>> = writing.iter().map(|balance| balance.finding.member.clone()).collect();
-        let values = self.values_of(&members).await?;
-        let mut made_good = Vec::new();
-        for ((balance, result), value) in writing.iter().zip(results).zip(values) {
-            let loaded = value.and_then(|value| BalanceValue::decode(&value).ok()).map(|value| value.version);
-            let (outcome, detail) = what_became(result, balance.known.version, loaded);
+        // The ledger may load the balance under another form of the tenant's id than the one it was found under.
+        let forms: Vec<Vec<Vec<u8>>> =
+            writing.iter().map(|balance| self.forms_of(&balance.finding.member)).collect();
+        let keys: Vec<Vec<u8>> = forms.iter().flatten().cloned().collect();
+        let mut values = keys.iter().zip(self.values_of(&keys).await?);
+        let mut made_good: Vec<(&[u8], i64)> = Vec::new();
+        for ((balance, result), forms) in writing.iter().zip(results).zip(&forms) {
+            let loaded = values.by_ref().take(forms.len()).filter_map(|(key, value)| {
+                BalanceValue::of_member(key, &value?).ok().map(|value| value.version)
+            });
+            let (outcome, detail) = what_became(result, balance.known.version, loaded.min());
             if outcome.is_good() && balance.finding.listed {
-                made_good.push((balance.finding.member.as_slice(), balance.known.version));
+                made_good.extend(forms.iter().map(|form| (form.as_slice(), balance.known.version)));
             }
             done(Restoring { finding: balance.finding, outcome, detail });
         }
@@ -146,7 +151,7 @@ impl Audited<'_> {
     }
 
     /// The key of a balance in each form of the tenant's id, the given one first.
-    fn forms_of(&self, member: &[u8]) -> Vec<Vec<u8>> {
+    pub(super) fn forms_of(&self, member: &[u8]) -> Vec<Vec<u8>> {
         let mut forms = vec![member.to_vec()];
         if let Ok(name) = BalanceRef::parse(self.schedules.of_member(member).space(), member) {
             let others = self.schedules.iter().map(|schedule| {
@@ -172,15 +177,17 @@ fn what_became(result: RowResult, restored: i64, loaded: Option<i64>) -> (Restor
         RowResult::Ok(Outcome::Deleted | Outcome::Missing) => (RestoreOutcome::NoRow, String::new()),
         RowResult::UnknownLedger { message } => (RestoreOutcome::NoRow, shown(&message)),
         RowResult::Locked { message } => (RestoreOutcome::Locked, shown(&message)),
-        RowResult::Refused { message, .. } => (RestoreOutcome::Refused, shown(&message)),
+        // Postgres quotes amounts, and not all who read this may see them.
+        RowResult::Refused { message, .. } => (RestoreOutcome::Refused, shown(&without_numbers(&message))),
     }
 }
 
-/// Whether an entry is of a loss that a row with this version has again. A balance that was written later without it is not.
+/// Whether an entry is of a loss that a row with this version has again. A balance that was written later without it is not, nor one of
+/// which it isn't known what was lost: its operation may be on its way.
 fn is_made_good(entry: &QuarantineEntry, restored: i64) -> bool {
     entry.reason == QuarantineReason::ValueLost
         && entry.loss.as_ref().is_some_and(|loss| {
-            loss.later_at.is_none() && loss.version.is_none_or(|version| version <= restored)
+            loss.later_at.is_none() && loss.version.is_some_and(|version| version <= restored)
         })
 }
 
@@ -268,6 +275,13 @@ mod tests {
     }
 
     #[test]
+    fn what_postgres_quotes_of_a_row_is_not_repeated() {
+        let message = "Failing row contains (12345.67, 0)".to_owned();
+        let (outcome, detail) = what_became(RowResult::Refused { sqlstate: String::new(), message }, 7, None);
+        assert!(outcome == RestoreOutcome::Refused && !detail.contains("12345"), "{detail}");
+    }
+
+    #[test]
     fn a_loss_after_which_the_balance_was_written_stays_listed() {
         let entry = |version, later_at: Option<&str>| QuarantineEntry {
             reason: QuarantineReason::ValueLost.into(),
@@ -279,7 +293,11 @@ mod tests {
             count: 1,
             loss: Some(Loss { version, later_at: later_at.map(str::to_owned), ..Loss::default() }),
         };
-        assert!(is_made_good(&entry(Some(7), None), 7) && is_made_good(&entry(None, None), 7));
+        assert!(is_made_good(&entry(Some(7), None), 7));
+        assert!(
+            !is_made_good(&entry(None, None), 7),
+            "what was lost may be newer than what the trail had by then"
+        );
         assert!(!is_made_good(&entry(Some(8), None), 7), "a later one was lost");
         assert!(!is_made_good(&entry(Some(7), Some("2")), 7), "the ledger went on from an older state");
         let other = QuarantineEntry { reason: QuarantineReason::MissingRow.into(), ..entry(Some(7), None) };

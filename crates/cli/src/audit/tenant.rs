@@ -1,17 +1,17 @@
 //! All balances of one tenant, in three passes.
 
 use std::{
-    cell::RefCell,
-    collections::{HashMap, HashSet, VecDeque},
+    cell::{Cell, RefCell},
+    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
 use balance_sync_domain::KeySpace;
 use balance_sync_engine::audit::{
-    Amounts, COMPANION, Class, Judgement, Known, Scheduled, Trail, Value, Witnesses, judge,
+    Advice, Amounts, COMPANION, Class, Judgement, Known, Scheduled, Trail, Value, Witnesses, judge,
 };
-use balance_sync_schedule::{ErrorClass as RedisError, Members, Schedules, recover_records};
+use balance_sync_schedule::{ErrorClass as RedisError, Members, RecoverRecords, ScheduleError, Schedules};
 use balance_sync_store::{AuditAccess, AuditPage, AuditRow, Database, Table};
 use balance_sync_tenants::Tenant;
 use serde::Deserialize;
@@ -36,6 +36,10 @@ const PAGE: u16 = 1000;
 const SMALLEST_PAGE: u16 = 60;
 /// Most balances of which recover records are kept.
 const MAX_RECORDS: usize = 100_000;
+/// Recover records that were read within so long are not read again.
+const RECORDS_FRESH: Duration = Duration::from_secs(2);
+/// Most unreadable values that are remembered as reported; of more some are reported twice.
+const MAX_REPORTED: usize = 100_000;
 /// How long a tenant's connections may take to end.
 const CLOSE: Duration = Duration::from_secs(1);
 
@@ -46,6 +50,38 @@ struct Suspect {
     judgement: Option<Judgement>,
     looks: u8,
     at: Instant,
+    /// The version that its row must reach, and since when it has lacked it: where Redis was newer.
+    behind: Option<(i64, Instant)>,
+}
+
+impl Suspect {
+    /// What this look finds. A balance that the ledger changes all the time may look as if it were being written at each look: it is
+    /// only if its row reaches what Redis had at an earlier one, within the time that a write may take.
+    fn judge(&mut self, witnesses: &Witnesses, in_flight: f64) -> Judgement {
+        let judgement = judge(witnesses, in_flight);
+        let (Value::Present(value), Some(row)) = (&witnesses.value, &witnesses.row) else {
+            self.behind = None;
+            return judgement;
+        };
+        if judgement.class == Class::Deleted || value.version <= row.known.version {
+            self.behind = None;
+            return judgement;
+        }
+        let (version, since) = *self.behind.get_or_insert((value.version, Instant::now()));
+        if row.known.version >= version {
+            self.behind = None;
+            // It is written, however far behind it is by now.
+            return Judgement { class: Class::InFlight, advice: Advice::None, ..judgement };
+        }
+        if since.elapsed().as_secs_f64() <= in_flight {
+            return judgement;
+        }
+        // The same at the next look, so that this one counts.
+        let late = Judgement { class: Class::BehindScheduled, advice: Advice::AskWhy, version };
+        let found = if judgement.class == Class::BehindUnscheduled { judgement } else { late };
+        self.judgement = Some(found);
+        found
+    }
 }
 
 /// A tenant that is audited.
@@ -58,6 +94,8 @@ pub(crate) struct Audited<'a> {
     access: RefCell<AuditAccess>,
     opened: Instant,
     records: RefCell<HashMap<Uuid, Known>>,
+    /// When they were read.
+    records_at: Cell<Option<Instant>>,
     suspects: RefCell<VecDeque<Suspect>>,
     /// The keys that rows have led to, against those that Redis has; `None` where not all rows are looked at.
     pub(super) reached: Option<RefCell<Sketch>>,
@@ -91,6 +129,17 @@ impl<'a> Audited<'a> {
         if !auditor.options.trail {
             access = access.blind("it is not to be read");
         }
+        if auditor.observer.is_some() {
+            let (readable, hidden) = access.further();
+            access = access.with_further(&readable).map_err(anyhow::Error::msg)?;
+            if !hidden.is_empty() {
+                let hidden = hidden.join(", ");
+                let text = format!(
+                    "the digest leaves out {hidden}: the grant SELECT ({hidden}) on balance is missing"
+                );
+                auditor.notice(tenant, text);
+            }
+        }
         let schedules = Schedules::new(&auditor.link, tenant.key_spaces(auditor.key_form), &auditor.schedule);
         // Of a table that was never counted a tenant in thousands must not take much.
         let estimate = access.estimate.unwrap_or(16_384);
@@ -104,6 +153,7 @@ impl<'a> Audited<'a> {
             access: RefCell::new(access),
             opened: Instant::now(),
             records: RefCell::default(),
+            records_at: Cell::default(),
             suspects: RefCell::default(),
             reported: RefCell::default(),
         };
@@ -161,6 +211,7 @@ impl<'a> Audited<'a> {
         for schedule in self.schedules.iter() {
             let mut members = Members::of(schedule);
             while let Some(page) = members.next().await? {
+                self.auditor.redis.take(page.len()).await;
                 self.members(page).await?;
                 self.confirm(report, false).await?;
                 if self.auditor.stop.get() {
@@ -187,7 +238,7 @@ impl<'a> Audited<'a> {
         while let Some(last) = rows.last().map(|row| row.id) {
             let ended = rows.len() < usize::from(page.rows);
             if let Some(observer) = &self.auditor.observer {
-                observer(&rows);
+                observer(&rows, self.access().reads_further());
             }
             let mut following = AuditPage { after: Some(last), ..page };
             // The next page is read while this one is looked at.
@@ -273,7 +324,6 @@ impl<'a> Audited<'a> {
                 row.updated_at.into_iter().chain(operation).any(|at| at >= since)
             })
         };
-        let rows: Vec<AuditRow> = rows.into_iter().filter(is_recent).collect();
         let names: Vec<Vec<Vec<u8>>> = rows.iter().map(|row| self.members_of(row)).collect();
         let keys: Vec<Vec<u8>> = names.iter().flatten().cloned().collect();
         let values = self.values_of(&keys).await?;
@@ -290,6 +340,11 @@ impl<'a> Audited<'a> {
             }
             let value =
                 if read.id().is_some_and(|id| id != row.id) { Value::Absent } else { read.into_value() };
+            // A row that nobody writes is old: what Redis has more than it counts as recent, too.
+            let is_behind = matches!(&value, Value::Present(known) if known.version > row.version);
+            if !is_behind && !is_recent(&row) {
+                continue;
+            }
             let (id, companion) = (row.id, row.key == COMPANION);
             let (row, trail) = row_and_trail(row, with_trail, now);
             let record = self.record_of(id);
@@ -347,7 +402,7 @@ impl<'a> Audited<'a> {
     }
 
     fn suspect(&self, subject: Subject) {
-        let suspect = Suspect { subject, judgement: None, looks: 1, at: Instant::now() };
+        let suspect = Suspect { subject, judgement: None, looks: 1, at: Instant::now(), behind: None };
         self.suspects.borrow_mut().push_back(suspect);
     }
 
@@ -388,17 +443,24 @@ impl<'a> Audited<'a> {
         let in_flight = self.auditor.options.in_flight;
         if seen.iter().any(|seen| is_known_by_record(&seen.witnesses)) {
             // Records go once the ledger has written their operations.
-            self.read_records().await?;
+            if self.records_at.get().is_none_or(|at| at.elapsed() >= RECORDS_FRESH) {
+                self.read_records().await?;
+            }
             for seen in &mut seen {
                 seen.witnesses.record = seen.id.and_then(|id| self.record_of(id));
             }
         }
-        let judgements: Vec<Judgement> = seen.iter().map(|seen| judge(&seen.witnesses, in_flight)).collect();
+        let mut suspects = suspects;
+        let judgements: Vec<Judgement> = suspects
+            .iter_mut()
+            .zip(&seen)
+            .map(|(suspect, seen)| suspect.judge(&seen.witnesses, in_flight))
+            .collect();
         // All at once: there may be many.
         let listed =
             suspects.iter().zip(&seen).zip(&judgements).map(|((suspect, seen), judgement)| async move {
                 let confirmed = suspect.judgement.is_some_and(|before| before.is_still(judgement));
-                if confirmed { self.schedules.is_listed(&seen.member).await } else { Ok(false) }
+                if confirmed { self.is_listed(&seen.member).await } else { Ok(false) }
             });
         let listed = futures::future::try_join_all(listed).await?;
         let mut findings = Vec::new();
@@ -406,10 +468,10 @@ impl<'a> Audited<'a> {
             suspects.into_iter().zip(seen).zip(judgements).zip(listed)
         {
             let confirmed = suspect.judgement.is_some_and(|before| before.is_still(&judgement));
-            suspect.looks += 1;
+            suspect.looks = suspect.looks.saturating_add(1);
             // One of the pass over members or values has been counted with its row, unless it has none.
             let counts = suspect.subject.id.is_some();
-            if !judgement.is_finding() {
+            if !judgement.is_finding() && suspect.behind.is_none() {
                 if counts {
                     self.auditor.count(judgement.class);
                 }
@@ -417,7 +479,10 @@ impl<'a> Audited<'a> {
                 if counts || seen.witnesses.row.is_none() {
                     self.auditor.count(judgement.class);
                 }
-                if counts && matches!(seen.witnesses.value, Value::Unreadable(_)) {
+                if counts
+                    && matches!(seen.witnesses.value, Value::Unreadable(_))
+                    && self.reported.borrow().len() < MAX_REPORTED
+                {
                     self.reported.borrow_mut().insert(seen.member.clone());
                 }
                 self.auditor.state.borrow_mut().cursor.counted.findings += 1;
@@ -430,7 +495,7 @@ impl<'a> Audited<'a> {
                     witnesses: seen.witnesses,
                     listed,
                 });
-            } else if suspect.looks < MAX_LOOKS {
+            } else if suspect.looks < MAX_LOOKS || suspect.behind.is_some() {
                 suspect.judgement = Some(judgement);
                 suspect.at = Instant::now();
                 self.suspects.borrow_mut().push_back(suspect);
@@ -441,32 +506,54 @@ impl<'a> Audited<'a> {
         if findings.is_empty() { Ok(()) } else { report.take(self, findings).await }
     }
 
+    /// Whether it stands in the list of quarantined and lost balances, under any form of the tenant's id.
+    async fn is_listed(&self, member: &[u8]) -> Result<bool, ScheduleError> {
+        for form in self.forms_of(member) {
+            if self.schedules.is_listed(&form).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The balances in the ledger's recover records.
     async fn read_records(&self) -> anyhow::Result<()> {
         let mut found: HashMap<Uuid, Known> = HashMap::new();
         for schedule in self.schedules.iter() {
-            let (records, more) = match recover_records(schedule, MAX_RECORDS).await {
-                Ok(read) => read,
-                Err(error) if error.class == RedisError::Permission => {
-                    let text = "the ledger's recover records are not read: the user of Redis lacks the right to read the keys \
-                                *engine:{transactions}:recover";
-                    self.auditor.notice(self.tenant, text.to_owned());
-                    continue;
+            let mut records = RecoverRecords::of(schedule);
+            loop {
+                let page = match records.next().await {
+                    Ok(Some(page)) => page,
+                    Ok(None) => break,
+                    Err(error) if error.class == RedisError::Permission => {
+                        let text = "the ledger's recover records are not read: the user of Redis lacks the right to read the keys \
+                                    *engine:{transactions}:recover";
+                        self.auditor.notice(self.tenant, text.to_owned());
+                        break;
+                    }
+                    Err(error) => return Err(error.into()),
+                };
+                self.auditor.redis.take(page.len()).await;
+                for (id, known) in page.iter().flat_map(|record| balances_in(record)) {
+                    let has_room = found.len() < MAX_RECORDS;
+                    match found.entry(id) {
+                        Entry::Occupied(mut newest) if known.version > newest.get().version => {
+                            newest.insert(known);
+                        }
+                        Entry::Vacant(room) if has_room => drop(room.insert(known)),
+                        Entry::Occupied(_) | Entry::Vacant(_) => {}
+                    }
                 }
-                Err(error) => return Err(error.into()),
-            };
-            if more {
-                let text = format!("of the ledger's recover records only {MAX_RECORDS} are read");
-                self.auditor.notice(self.tenant, text);
-            }
-            for balance in records.values().flat_map(|record| balances_in(record)) {
-                let newest = found.entry(balance.0).or_insert_with(|| balance.1.clone());
-                if balance.1.version > newest.version {
-                    *newest = balance.1;
+                if found.len() >= MAX_RECORDS {
+                    let text =
+                        format!("of the ledger's recover records only {MAX_RECORDS} balances are read");
+                    self.auditor.notice(self.tenant, text);
+                    break;
                 }
             }
         }
         *self.records.borrow_mut() = found;
+        self.records_at.set(Some(Instant::now()));
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use balance_sync_domain::printable;
 use balance_sync_schedule::{Link, Schedules, Vanished};
+use balance_sync_store::FURTHER;
 use balance_sync_tenants::Tenant;
 use balance_sync_view::{
     actions::{Action, ActionOutcome},
@@ -196,6 +197,7 @@ impl Making<'_> {
         let counted = &summary.counted;
         let mut notices: Vec<String> = summary.notices.iter().map(|notice| notice.text.clone()).collect();
         let incident = self.incident().await?;
+        let has_incident = incident.is_some();
         let truth = is_truth(counted.findings, quarantined_total, summary.witnesses, incident.as_deref());
         notices.extend(incident);
         if !truth && !self.args.with_findings {
@@ -207,22 +209,19 @@ impl Making<'_> {
                 &notices,
             ))));
         }
-        let again = self.second_digest().await?;
-        if again != digest {
-            return Ok(Err(Refusal(
-                "rows moved during the audit, although the tenant is paused: find out who else writes them"
-                    .to_owned(),
-            )));
-        }
-        // What comes later is not part of it.
-        let made_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let source = Source::of_tenant(self.config, self.tenant, self.args.postgres_rate).await?;
+        let outcome = self.look_again(&source, &digest).await;
+        source.close().await;
+        let made_at = step!(outcome?);
         if !self.is_still_paused_by(&action).await? {
             return Ok(Err(Refusal("the tenant was resumed during the audit".to_owned())));
         }
-        if let Some(scheduled) = self.scheduled().await? {
-            return Ok(Err(Refusal(format!(
-                "a mutation came during the audit ({scheduled}). Stop the ledger's postings to it, resume it and try again"
-            ))));
+        if self.incident().await?.is_some() != has_incident
+            || self.quarantined().await?.0 != quarantined_total
+        {
+            return Ok(Err(Refusal(
+                "balances were quarantined, lost or dropped during the audit: try again".to_owned(),
+            )));
         }
         let claim = if truth {
             "Redis, the rows and the ledger's operations agree: at this moment the rows are the truth."
@@ -352,8 +351,13 @@ impl Making<'_> {
         // The rows that are stated are those that are judged.
         let digester = Rc::new(RefCell::new(Digester::new()));
         let own = Rc::clone(&digester);
-        let auditor = Auditor::new(self.config, "handover", self.options(), Cursor::default())?
-            .observed_by(Box::new(move |rows| rows.iter().for_each(|row| own.borrow_mut().add(row))));
+        let auditor = Auditor::new(self.config, "handover", self.options(), Cursor::default())?.observed_by(
+            Box::new(move |rows, further| {
+                let mut digester = own.borrow_mut();
+                digester.with_further(further);
+                rows.iter().for_each(|row| digester.add(row));
+            }),
+        );
         let findings = RefCell::new(Vec::new());
         let total = Cell::new(0);
         let report = |finding: Finding| {
@@ -391,11 +395,29 @@ impl Making<'_> {
         Ok((total, listed))
     }
 
-    async fn second_digest(&self) -> anyhow::Result<Digest> {
-        let source = Source::of_tenant(self.config, self.tenant, self.args.postgres_rate).await?;
-        let digest = source.digest().await;
-        source.close().await;
-        digest
+    /// Whether the rows are still those that were judged; gives the moment for which that holds.
+    ///
+    /// Pausing stops the workers, not the ledger's own. Whoever writes a row does so before it takes the member out of the schedule. So
+    /// after the schedule was seen to be empty, all rows are counted in one statement: a row that was written behind the reader shows
+    /// by its version.
+    async fn look_again(&self, source: &Source, judged: &Digest) -> Step<String> {
+        let moved =
+            "rows moved during the audit, although the tenant is paused: find out who else writes them";
+        if source.digest(&judged.further).await? != *judged {
+            return Ok(Err(Refusal(moved.to_owned())));
+        }
+        // What comes later is not part of it.
+        let made_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        if let Some(scheduled) = self.scheduled().await? {
+            return Ok(Err(Refusal(format!(
+                "a mutation came during the audit ({scheduled}). Stop the ledger's postings to it, resume it and try again"
+            ))));
+        }
+        let (rows, sum) = source.totals().await?;
+        if rows != judged.rows || sum.to_string() != judged.sum_of_versions {
+            return Ok(Err(Refusal(moved.to_owned())));
+        }
+        Ok(Ok(made_at))
     }
 }
 
@@ -487,6 +509,13 @@ fn words(statement: &Statement, different: Option<&Option<Different>>) -> String
             printable(&statement.notices.join("; "))
         );
     }
+    let left_out: Vec<&str> = FURTHER
+        .into_iter()
+        .filter(|column| !statement.digest.further.iter().any(|own| own == column))
+        .collect();
+    if !left_out.is_empty() && statement.digest.rows > 0 {
+        let _ = writeln!(text, "the statement doesn't cover the columns {}", left_out.join(", "));
+    }
     let different = match different {
         None => return text,
         Some(None) => {
@@ -533,7 +562,7 @@ struct Named {
 
 /// Which rows differ, if any do.
 async fn compare(source: &Source, signed: &Digest, show: usize) -> anyhow::Result<Option<Different>> {
-    let present = source.digest().await?;
+    let present = source.digest(&signed.further).await?;
     let Some(changes) = Changes::between(signed, &present) else { return Ok(None) };
     let (mut named, mut more) = (Vec::new(), 0);
     let mut name = |id, what| {
@@ -541,7 +570,7 @@ async fn compare(source: &Source, signed: &Digest, show: usize) -> anyhow::Resul
     };
     changes.removed().into_iter().for_each(|id| name(id, "removed"));
     source
-        .each_row(|row| {
+        .each_row(&signed.further, |row| {
             if changes.may_be(row.id) {
                 name(row.id, changes.describe(row.id));
             }

@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// What a hash is of. No text of one kind can be that of another.
-const LEAF: &[u8] = b"balance-sync handover 1 leaf\0";
-const NODE: &[u8] = b"balance-sync handover 1 node\0";
-const EMPTY: &[u8] = b"balance-sync handover 1 empty\0";
-const GROUP: &[u8] = b"balance-sync handover 1 group\0";
+const LEAF: &[u8] = b"balance-sync handover 2 leaf\0";
+const NODE: &[u8] = b"balance-sync handover 2 node\0";
+const EMPTY: &[u8] = b"balance-sync handover 2 empty\0";
+const GROUP: &[u8] = b"balance-sync handover 2 group\0";
 /// Groups of a grouping; a power of two.
 const GROUPS: usize = 2048;
 /// Bytes of a group's hash that are kept: it only narrows what the root has detected.
@@ -66,6 +66,7 @@ fn text(row: &AuditRow) -> String {
         canonical(&row.on_hold),
         canonical(&row.overdraft_used),
         row.deleted,
+        row.further,
     ])
     .to_string()
 }
@@ -82,6 +83,8 @@ fn groups_of(id: Uuid) -> (usize, usize) {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Digest {
+    /// The columns that make the last part of a row.
+    pub further: Vec<String>,
     /// How many rows there are.
     pub rows: u64,
     /// How many of them are deleted.
@@ -124,6 +127,7 @@ impl Group {
 
 /// Takes rows in the order of their ids.
 pub(crate) struct Digester {
+    further: Vec<String>,
     rows: u64,
     deleted: u64,
     highest: i64,
@@ -138,6 +142,7 @@ impl Digester {
     pub(crate) fn new() -> Self {
         let groups = || (0..GROUPS).map(|_| Group::new()).collect();
         Self {
+            further: Vec::new(),
             rows: 0,
             deleted: 0,
             highest: -1,
@@ -146,6 +151,11 @@ impl Digester {
             first: groups(),
             second: groups(),
         }
+    }
+
+    /// Rows that follow have these columns in `further`.
+    pub(crate) fn with_further(&mut self, columns: &[impl AsRef<str>]) {
+        self.further = columns.iter().map(|column| column.as_ref().to_owned()).collect();
     }
 
     pub(crate) fn add(&mut self, row: &AuditRow) {
@@ -178,6 +188,7 @@ impl Digester {
                 .collect::<BTreeMap<_, _>>()
         };
         Digest {
+            further: self.further.clone(),
             rows: self.rows,
             deleted: self.deleted,
             highest_version: self.highest,
@@ -266,6 +277,7 @@ mod tests {
             overdraft_used: "0".to_owned(),
             deleted: false,
             updated_at: None,
+            further: "[\"EUR\", null]".to_owned(),
             operation: None,
         }
     }
@@ -302,7 +314,7 @@ mod tests {
         assert_eq!(
             text(&row(7)),
             "[\"00000000-0000-0000-0000-000000000007\",\"00000000-0000-0000-0000-000000000001\",\
-             \"00000000-0000-0000-0000-000000000002\",\"@7\",\"default\",3,\"100.5\",\"0\",\"0\",false]"
+             \"00000000-0000-0000-0000-000000000002\",\"@7\",\"default\",3,\"100.5\",\"0\",\"0\",false,\"[\\\"EUR\\\", null]\"]"
         );
         for (amount, same) in
             [("10", "10"), ("10.00", "10"), ("0.10", "0.1"), ("-0.0", "0"), ("100", "100"), ("NULL", "NULL")]
@@ -316,7 +328,7 @@ mod tests {
         let rows: Vec<AuditRow> = (1..=20_000).map(|n| row(n * 7)).collect();
         let signed = digest_of(&rows);
         assert!(Changes::between(&signed, &digest_of(&rows)).is_none());
-        let changes: [fn(&mut AuditRow); 8] = [
+        let changes: [fn(&mut AuditRow); 9] = [
             |row| row.available = "100.51".to_owned(),
             |row| row.on_hold = "1".to_owned(),
             |row| row.overdraft_used = "1".to_owned(),
@@ -325,6 +337,7 @@ mod tests {
             |row| row.alias.push('x'),
             |row| row.key = "other".to_owned(),
             |row| row.ledger = None,
+            |row| row.further = "[\"USD\", null]".to_owned(),
         ];
         for change in changes {
             let mut present = rows.clone();

@@ -87,13 +87,21 @@ impl Source {
         Ok(Self { database, table, pace: Pace::new(rate) })
     }
 
-    /// Passes on all rows in the order of their ids.
+    /// Passes on all rows in the order of their ids, with these columns beside those that name a row and its state.
     ///
     /// # Errors
     /// When they can't be read.
-    pub(crate) async fn each_row(&self, mut each: impl FnMut(&AuditRow)) -> anyhow::Result<()> {
+    pub(crate) async fn each_row(
+        &self,
+        further: &[String],
+        mut each: impl FnMut(&AuditRow),
+    ) -> anyhow::Result<()> {
         let access = self.database.audit_access(&self.table).await.context("reading rows")?;
-        let access = access.blind("rows alone are compared");
+        let access = access
+            .blind("rows alone are compared")
+            .with_further(further)
+            .map_err(|why| anyhow::anyhow!("{why}; the statement covers it"))
+            .context("reading rows")?;
         let mut page = AuditPage { after: None, rows: PAGE, sample: None };
         loop {
             self.pace.take(usize::from(page.rows)).await;
@@ -116,10 +124,19 @@ impl Source {
     ///
     /// # Errors
     /// As [`Source::each_row`].
-    pub(crate) async fn digest(&self) -> anyhow::Result<Digest> {
+    pub(crate) async fn digest(&self, further: &[String]) -> anyhow::Result<Digest> {
         let mut digester = Digester::new();
-        self.each_row(|row| digester.add(row)).await?;
+        digester.with_further(further);
+        self.each_row(further, |row| digester.add(row)).await?;
         Ok(digester.finish())
+    }
+
+    /// How many rows there are now, and the sum of their versions.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub(crate) async fn totals(&self) -> anyhow::Result<(u64, i128)> {
+        self.database.audit_totals(&self.table).await.context("counting rows")
     }
 
     /// Ends its connections.

@@ -9,9 +9,9 @@ use uuid::Uuid;
 use super::{Digest, PublicKey, SigningKey};
 
 /// The format, with its version.
-pub(crate) const FORMAT: &str = "balance-sync-handover/1";
+pub(crate) const FORMAT: &str = "balance-sync-handover/2";
 /// What is signed begins with this, so that no signature of anything else can be used for it.
-const SIGNED: &[u8] = b"balance-sync handover 1 statement\0";
+const SIGNED: &[u8] = b"balance-sync handover 2 statement\0";
 /// Longest file that is read.
 const LONGEST: u64 = 4 * 1024 * 1024;
 /// What is wrong with a file that has been touched.

@@ -121,6 +121,7 @@ async fn what_is_put_off_counts_as_exposed_since_its_mutation_until_it_is_writte
         let lab = Lab::new();
         let (strange, other) = (member(&lab.redis.space, 50), member(&lab.redis.space, 51));
         let unknown = || Some(br#"{"SchemaVersion":9}"#.to_vec());
+        let balance = |n| crate::common::value(n, 1);
         lab.redis.schedule(strange.clone(), unknown(), 30.0);
         lab.redis.schedule(other.clone(), unknown(), 10.0);
         lab.start();
@@ -139,10 +140,10 @@ async fn what_is_put_off_counts_as_exposed_since_its_mutation_until_it_is_writte
         assert_eq!(age(), 100);
 
         // The older one is written: the other is the oldest now, and then none is.
-        lab.redis.schedule_at(strange, Some(value(50, 1)), &score(0.1));
+        lab.redis.schedule_at(strange, Some(balance(50)), &score(0.1));
         lab.until("it is settled", |lab| lab.redis.settled.borrow().len() == 1).await;
         lab.until("the other is the oldest", |_| age() == 80).await;
-        lab.redis.schedule(other, Some(value(51, 1)), 0.0);
+        lab.redis.schedule(other, Some(balance(51)), 0.0);
         lab.until("nothing is exposed", |lab| lab.status.exposure_age().is_zero()).await;
         assert_eq!(lab.redis.settled.borrow().len(), 2);
     })

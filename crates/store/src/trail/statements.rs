@@ -32,6 +32,11 @@ impl Readable {
         self.0.is_empty()
     }
 
+    /// Whether the table has the column.
+    pub(crate) fn knows(&self, column: &str) -> bool {
+        self.0.contains_key(column)
+    }
+
     /// What is missing for reading these columns, in words.
     pub(crate) fn lacks(&self, columns: &[&str], table: &str) -> Option<String> {
         if self.0.is_empty() {
@@ -242,25 +247,26 @@ pub(crate) fn newest_operation(
         " FROM (SELECT r.id, r.created_at, r.balance_version_after, r.available_balance_after, \
             r.on_hold_balance_after",
     );
-    for (column, name) in [("snapshot", ", r.snapshot"), ("balance_affected", ", r.balance_affected")] {
-        if columns.has(column) {
-            sql.push(name);
-        }
+    if columns.has("snapshot") {
+        sql.push(", r.snapshot");
     }
     sql.push(" FROM ").table(table, "operation")?.push(
         " AS r WHERE r.organization_id = v.organization_id AND r.ledger_id = v.ledger_id \
-            AND r.account_id = v.account_id AND r.balance_id = v.balance_id AND r.deleted_at IS NULL ORDER BY ",
+            AND r.account_id = v.account_id AND r.balance_id = v.balance_id AND r.deleted_at IS NULL \
+            AND r.balance_version_after IS NOT NULL",
     );
+    // Here, so that annotations take none of the places in the window: there may be any number of them.
+    if columns.has("balance_affected") {
+        sql.push(" AND coalesce(r.balance_affected, true)");
+    }
+    sql.push(" ORDER BY ");
     sql.push(if columns.has("recorded_at") {
         "coalesce(r.recorded_at, r.created_at)"
     } else {
         "r.created_at"
     });
-    sql.push(" DESC LIMIT ").push(window).push(") AS o WHERE o.balance_version_after IS NOT NULL");
-    if columns.has("balance_affected") {
-        sql.push(" AND coalesce(o.balance_affected, true)");
-    }
-    sql.push(" ORDER BY o.balance_version_after DESC, o.created_at DESC, o.id DESC LIMIT 1)");
+    sql.push(" DESC LIMIT ").push(window);
+    sql.push(") AS o ORDER BY o.balance_version_after DESC, o.created_at DESC, o.id DESC LIMIT 1)");
     Ok(())
 }
 

@@ -104,6 +104,27 @@ async fn each_balance_has_its_fate() {
     assert!(tenant.database().fates(&Table::unqualified(), &[]).await.unwrap().is_empty());
 }
 
+/// More than there are places in the window of an audit or of one lost balance.
+#[tokio::test]
+async fn annotations_hide_no_operation_however_many_there_are() {
+    let tenant = Tenant::new("annotations").await;
+    tenant.seed(1).await;
+    operation(&tenant, 1, 6, "created_at = now() - interval '1 hour'").await;
+    for change in ["balance_affected = false", "balance_version_after = NULL"] {
+        tenant
+            .sql(&format!(
+                "WITH notes AS (SELECT o.* FROM operation AS o, generate_series(1, 600) WHERE o.balance_version_after = 6 \
+                    AND o.balance_affected IS NOT FALSE) \
+                 INSERT INTO operation SELECT (jsonb_populate_record(NULL::operation, to_jsonb(notes) \
+                    || jsonb_build_object('id', gen_random_uuid(), 'created_at', now()))).* FROM notes; \
+                 UPDATE operation SET {change} WHERE created_at > now() - interval '30 minutes'"
+            ))
+            .await;
+        let Fate::Lost(lost) = fate(&tenant, named("@a1")).await else { panic!("{change}") };
+        assert_eq!((lost.row_version, lost.version), (5, 6), "{change}");
+    }
+}
+
 #[tokio::test]
 async fn thousands_of_closed_accounts_among_many_more_are_found_in_time() {
     let tenant = Tenant::new("many_closed").await;

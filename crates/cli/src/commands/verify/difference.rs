@@ -1,6 +1,7 @@
 //! How a row differs from the value in Redis, look by look.
 
 use balance_sync_store::StoredRow;
+use uuid::Uuid;
 
 /// How a row differs from its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,11 +35,22 @@ pub(super) struct Open {
     pub(super) reached: i64,
     /// How it differed at the last look.
     pub(super) found: Difference,
+    /// The id in its value, to look at its row also when the value has gone.
+    pub(super) id: Option<Uuid>,
 }
 
 impl Open {
     pub(super) fn new(member: Vec<u8>) -> Self {
-        Self { member, reached: -1, found: Difference::Missing }
+        Self { member, reached: -1, found: Difference::Missing, id: None }
+    }
+
+    /// The same when its value has gone: the row has what was seen, or it hasn't.
+    pub(super) fn compare_without_value(&self, row: Option<&StoredRow>) -> Option<Difference> {
+        match row {
+            None => Some(Difference::Missing),
+            Some(row) if row.version < self.reached => Some(Difference::Behind(row.version)),
+            Some(_) => None,
+        }
     }
 
     /// How the row differs from what it must have reached; `version` is what Redis holds now, read before the row.

@@ -6,12 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balance_sync_domain::{BalanceRef, BalanceValue, KeySpace};
+use balance_sync_domain::{BalanceRef, BalanceValue, KeySpace, ValueError};
 use balance_sync_fleet::backends::ManagerOptions;
 use balance_sync_schedule::{BalanceKeys, Link, ScheduleOptions, Schedules, read_values};
 use balance_sync_store::{ConnectionBudget, Database, Row, StoredRow, Table};
 use balance_sync_tenants::{Tenant, TenantDirectory};
 use futures::StreamExt;
+use uuid::Uuid;
 
 use super::{
     Failed, TenantResult, Verification,
@@ -59,6 +60,19 @@ pub(crate) fn row_of<'a>(balance: &BalanceRef<'_>, value: &'a BalanceValue) -> R
         on_hold: value.on_hold.as_str(),
         overdraft_used: value.overdraft_used.as_str(),
         version: value.version,
+    }
+}
+
+/// The row of a balance whose value has gone: only what names it is sent.
+fn row_without_value(balance: &BalanceRef<'_>, id: Uuid) -> Row<'static> {
+    Row {
+        id,
+        organization: balance.organization,
+        ledger: balance.ledger,
+        available: "0",
+        on_hold: "0",
+        overdraft_used: "0",
+        version: 0,
     }
 }
 
@@ -207,20 +221,25 @@ impl Verifier {
         let members: Vec<&[u8]> = page.iter().map(|open| open.member.as_slice()).collect();
         let values = read_values(&self.link, &members).await?;
         let mut found: Vec<(usize, BalanceRef<'_>, BalanceValue)> = Vec::with_capacity(page.len());
-        let mut left = vec![false; page.len()];
+        let (mut gone, mut nameless) = (Vec::new(), vec![false; page.len()]);
         for (n, (open, value)) in page.iter().zip(&values).enumerate() {
-            let Some(value) = value else {
-                // Gone since the scan: nothing is left to compare; or since the first look, and what it saw may be lost.
-                left[n] = open.reached >= 0;
-                continue;
+            let name = BalanceRef::parse(schedules.of_member(&open.member).space(), &open.member);
+            let value = match value.as_ref().map(|value| BalanceValue::of_member(&open.member, value)) {
+                None | Some(Err(ValueError::DeletionMarker { .. })) => {
+                    // Gone since the scan: nothing is left to compare; or since the first look, and what it saw may be lost.
+                    match (&name, open.id) {
+                        _ if open.reached < 0 => {}
+                        (Ok(name), Some(id)) => gone.push((n, row_without_value(name, id))),
+                        _ => nameless[n] = true,
+                    }
+                    continue;
+                }
+                Some(value) => value,
             };
             if open.reached < 0 {
                 result.balances += 1;
             }
-            match (
-                BalanceRef::parse(schedules.of_member(&open.member).space(), &open.member),
-                BalanceValue::decode(value),
-            ) {
+            match (name, value) {
                 (Ok(balance), Ok(value)) => found.push((n, balance, value)),
                 (balance, value) => {
                     let error = balance.err().map(|error| error.to_string());
@@ -234,17 +253,23 @@ impl Verifier {
                 }
             }
         }
-        let rows: Vec<Row<'_>> = found.iter().map(|(_, balance, value)| row_of(balance, value)).collect();
-        let stored = side.database.fetch(&side.table, &rows).await?;
-        let mut seen: Vec<Option<(i64, Option<StoredRow>)>> = vec![None; page.len()];
-        for ((n, _, value), stored) in found.iter().zip(stored) {
-            seen[*n] = Some((value.version, stored));
+        let mut rows: Vec<Row<'_>> = found.iter().map(|(_, balance, value)| row_of(balance, value)).collect();
+        rows.extend(gone.iter().map(|(_, row)| *row));
+        let mut stored = side.database.fetch(&side.table, &rows).await?.into_iter();
+        // The id and version of the value, if there is one, and the row.
+        let mut seen: Vec<Option<(Option<(Uuid, i64)>, Option<StoredRow>)>> = vec![None; page.len()];
+        for ((n, _, value), stored) in found.iter().zip(stored.by_ref()) {
+            seen[*n] = Some((Some((value.id, value.version)), stored));
         }
-        drop(found);
+        for ((n, _), stored) in gone.iter().zip(stored) {
+            seen[*n] = Some((None, stored));
+        }
+        drop(rows);
+        drop((found, gone));
         let mut open = Vec::new();
-        for ((mut balance, seen), gone) in page.into_iter().zip(seen).zip(left) {
-            let Some((version, stored)) = seen else {
-                if gone {
+        for ((mut balance, seen), nameless) in page.into_iter().zip(seen).zip(nameless) {
+            let Some((value, stored)) = seen else {
+                if nameless {
                     open.push(balance);
                 }
                 continue;
@@ -253,7 +278,14 @@ impl Verifier {
                 result.deleted += 1;
                 continue;
             }
-            match balance.compare(version, stored.as_ref()) {
+            let difference = match value {
+                Some((id, version)) => {
+                    balance.id = Some(id);
+                    balance.compare(version, stored.as_ref())
+                }
+                None => balance.compare_without_value(stored.as_ref()),
+            };
+            match difference {
                 None => result.equal += 1,
                 Some(Difference::Ahead { row, .. })
                     if self.has_newer_twin(schedules, &balance.member, row).await? =>

@@ -288,7 +288,8 @@ impl Queue for FakeQueue {
         let alive = members.iter().filter(|(_, alive)| *alive).map(|(claimed, _)| claimed.member.clone());
         self.0.kept_alive.borrow_mut().extend(alive);
         let (taken, kept) = self.0.take_leased(members.iter().map(|(claimed, _)| *claimed));
-        let report = PostponeReport { postponed: taken.len() as u64, kept, due: self.0.now() + PUT_OFF_SECONDS };
+        let report =
+            PostponeReport { postponed: taken.len() as u64, kept, due: self.0.now() + PUT_OFF_SECONDS };
         self.0.postponed.borrow_mut().extend(taken.into_iter().map(|waiting| waiting.member));
         self.0.answer("postpone").await;
         Ok(report)
