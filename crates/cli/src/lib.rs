@@ -56,6 +56,7 @@ async fn dispatch(args: Args) -> anyhow::Result<u8> {
         Command::Run => commands::run::run(file).await,
         Command::Check(args) => commands::check::check(file, args).await,
         Command::Status(options) => commands::status::status(file, options).await,
+        Command::Probe(options) => commands::probe::probe(options).await,
         Command::Tenants(options) => commands::tenants::tenants(file, options).await,
         Command::Why(options) => commands::why::answer(file, options).await,
         Command::Workers(options) => commands::workers::workers(file, options).await,

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use balance_sync_domain::{QuarantineReason, Reported};
 use balance_sync_view::{
+    overview::Verdict,
     reader::{StateFilter, TenantSort},
     report::Month,
     timeline::{WITHIN_ALLOWED, parse_within},
 };
+use url::Url;
 
 pub(super) fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -47,6 +49,22 @@ pub(super) fn patience(text: &str) -> Result<f64, String> {
         Ok(number) if (0.0..=3600.0).contains(&number) => Ok(number),
         _ => Err("must be a number of seconds from 0 to 3600".to_owned()),
     }
+}
+
+/// A verdict that a caller can live with: not knowing is none.
+pub(super) fn accepted(text: &str) -> Result<Verdict, String> {
+    [Verdict::Healthy, Verdict::Attention, Verdict::Behind, Verdict::Degraded]
+        .into_iter()
+        .find(|verdict| verdict.name() == text)
+        .ok_or_else(|| "must be one of healthy, attention, behind, degraded".to_owned())
+}
+
+/// What `probe` can ask.
+pub(super) fn address(text: &str) -> Result<Url, String> {
+    Url::parse(text)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        .ok_or_else(|| "must be http://host[:port]/path, or https://".to_owned())
 }
 
 /// A share as a number up to 1, or in per cent.

@@ -6,6 +6,7 @@ pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod handover;
 mod neighbour;
+pub(crate) mod probe;
 pub(crate) mod quarantine;
 mod queues;
 pub(crate) mod recover;

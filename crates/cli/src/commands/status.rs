@@ -10,6 +10,7 @@ use balance_sync_view::{
     rows::{StateView, TenantRow},
 };
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::{neighbour, queues, rollout, shadow, tenants, workers};
 use crate::{
@@ -23,6 +24,8 @@ use crate::{
 const EXIT_NOT_WELL: u8 = 1;
 /// Not known.
 const EXIT_UNKNOWN: u8 = 2;
+/// Between two looks with `--wait`.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Workers that are shown.
 const WORKERS: usize = 8;
 
@@ -35,7 +38,7 @@ pub(super) fn exit_code(verdict: Verdict) -> u8 {
     }
 }
 
-/// Prints the fleet at a glance, once or again and again.
+/// Prints the fleet at a glance: once, again and again, or once its verdict is accepted.
 ///
 /// # Errors
 /// When the configuration is wrong or nothing can be written. What can't be asked is part of the answer.
@@ -48,14 +51,22 @@ pub(crate) async fn status(file: Option<&Path>, args: StatusArgs) -> anyhow::Res
         [(None, reader)] => picture(reader, args.json, screen, every).await,
         all => picture_of_all(all, args.json, screen, every).await,
     };
+    let code = |verdict| if verdict <= args.accept { EXIT_OK } else { exit_code(verdict) };
     let Some(interval) = args.watch else {
-        let (text, verdict) = picture(Screen::of_stdout(), None).await?;
+        let until = Instant::now() + seconds(args.wait.unwrap_or_default());
+        let (text, verdict) = loop {
+            let (text, verdict) = picture(Screen::of_stdout(), None).await?;
+            if verdict <= args.accept || Instant::now() + LOOK_EVERY > until {
+                break (text, verdict);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        };
         terminal::print(&text)?;
-        return Ok(exit_code(verdict));
+        return Ok(code(verdict));
     };
     let interval = seconds(interval);
     let last = terminal::watch(interval, async |screen| picture(screen, Some(interval)).await);
-    Ok(last.await?.map_or(EXIT_UNKNOWN, exit_code))
+    Ok(last.await?.map_or(EXIT_UNKNOWN, code))
 }
 
 /// The fleet of one Redis of several.
