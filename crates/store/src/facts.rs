@@ -45,7 +45,7 @@ impl Database {
     pub async fn facts(&self, table: &Table) -> Result<Facts, StoreError> {
         let mut session = self.session().await?;
         let mut facts = session.run(&Ask { table }).await?;
-        if facts.missing.is_empty() && !facts.row_security {
+        if !facts.missing.iter().any(|right| right.starts_with("SELECT")) && !facts.row_security {
             facts.has_rows = Some(session.run(&AnyRow { table }).await?);
         }
         facts.mode = self.mode();

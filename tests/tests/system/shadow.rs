@@ -102,6 +102,14 @@ async fn a_shadow_changes_nothing_and_reports_nothing_false_while_the_ledgers_wo
         pool.close().await;
         ensure!(!may, "{} may still write", tenant.role);
     }
+    // `check` asks for no right to write either, and of a worker that writes for all.
+    let config = sandbox.config_path().display().to_string();
+    for (mode, code) in [("shadow", 0), ("sync", 1)] {
+        let mode = [("BALANCE_SYNC__WORKER__MODE", mode)];
+        let checked = run(&["check", "--connect", "--config", &config], &mode).await?;
+        ensure!(checked.code == Some(code), "{mode:?}: {checked:?}");
+        ensure!(checked.stdout.contains("UPDATE (version)") == (code == 1), "{mode:?}: {checked:?}");
+    }
     let mut redis = sandbox.redis().connect().await?;
     let mut producer = sandbox.producer();
     producer.mutate_each(DEFAULT_TTL).await?;

@@ -78,3 +78,13 @@ async fn psql_gives_a_role_the_same_rights_as_the_sandbox() {
     let tables: Vec<&String> = found[0].iter().filter(|name| !name.starts_with("balance.")).collect();
     assert_eq!(tables, ["operation SELECT", "schema USAGE"]);
 }
+
+#[test]
+fn a_shadow_is_granted_all_but_the_right_to_write() {
+    let granted =
+        |text: &'static str| text.lines().filter(|line| line.trim_start_matches("-- ").starts_with("GRANT "));
+    let without = granted(include_str!("../../../../deploy/postgres/grants.sql"))
+        .filter(|line| !line.starts_with("GRANT UPDATE") && !line.contains("pg_read_all_stats"));
+    let shadows = granted(include_str!("../../../../deploy/postgres/grants-shadow.sql"));
+    assert_eq!(shadows.collect::<Vec<_>>(), without.collect::<Vec<_>>());
+}

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use balance_sync_fleet::backends::ManagerOptions;
+use balance_sync_fleet::{backends::ManagerOptions, status::WorkerMode};
 use balance_sync_store::{ConnectionBudget, ConnectionMode, Database, Facts, Table};
 use balance_sync_tenants::{Tenant, TenantDirectory};
 use futures::StreamExt as _;
@@ -57,7 +57,8 @@ pub(super) async fn look(
     let mut looking = futures::stream::iter(tenants)
         .map(|tenant| {
             let (directory, budget, options) = (Arc::clone(&directory), budget.clone(), &options);
-            async move { (tenant, one(tenant, directory.as_ref(), budget, options).await) }
+            let mode = config.worker.mode;
+            async move { (tenant, one(tenant, directory.as_ref(), budget, options, mode).await) }
         })
         .buffer_unordered(at_once.max(1));
     let mut all = Vec::with_capacity(tenants.len());
@@ -88,6 +89,7 @@ async fn one(
     directory: &dyn TenantDirectory,
     budget: ConnectionBudget,
     options: &ManagerOptions,
+    mode: WorkerMode,
 ) -> Found {
     const CORRECT: &str = "correct it in the tenant service, or in tenants.list";
     let wrong = |found: String| vec![finding("settings", Level::Fail, found, CORRECT)];
@@ -112,7 +114,7 @@ async fn one(
     let facts = database.facts(&table).await;
     database.close(Duration::from_secs(1)).await;
     match facts {
-        Ok(facts) => judge(&facts),
+        Ok(facts) => judge(&facts, mode),
         Err(error) => {
             let reason = format!("postgres_{}", error.class().as_str());
             let help = format!("the row of {reason} in docs/operations.md");
@@ -121,8 +123,11 @@ async fn one(
     }
 }
 
-fn judge(facts: &Facts) -> Found {
-    let Facts { server_version: version, missing, lacking, .. } = facts;
+fn judge(facts: &Facts, mode: WorkerMode) -> Found {
+    let Facts { server_version: version, lacking, .. } = facts;
+    // A shadow writes no row.
+    let needed = |right: &&str| mode == WorkerMode::Sync || !right.starts_with("UPDATE");
+    let missing: Vec<&str> = facts.missing.iter().map(String::as_str).filter(needed).collect();
     let mut found = Vec::new();
     // As in `15.4 (Debian 15.4-1)` and `19beta1`.
     let digits = version.split(|c: char| !c.is_ascii_digit()).next();
@@ -200,10 +205,24 @@ mod tests {
             (Some(ConnectionMode::TransactionPooler), "through a transaction pooler"),
             (None, "in a way that is not known"),
         ] {
-            let found = judge(&facts("18.6", mode));
+            let found = judge(&facts("18.6", mode), WorkerMode::Sync);
             let expected = format!("version 18.6, reached {reached}, with TLS");
             assert!(matches!(&found[..], [(_, (Level::Ok, said, _))] if *said == expected), "{expected}");
         }
+    }
+
+    #[test]
+    fn a_shadow_needs_no_right_to_write() {
+        let without = |rights: &[&str], mode| {
+            let missing = rights.iter().map(|right| (*right).to_owned()).collect();
+            let found = judge(&Facts { missing, ..facts("18.6", Some(ConnectionMode::Direct)) }, mode);
+            found.into_iter().filter(|(kind, _)| kind == "grants").map(|(_, (_, said, _))| said).next()
+        };
+        let both = ["UPDATE (version)", "SELECT (id)"];
+        assert_eq!(without(&both[..1], WorkerMode::Shadow), None);
+        assert_eq!(without(&both, WorkerMode::Shadow).as_deref(), Some("the role lacks SELECT (id)"));
+        let said = without(&both, WorkerMode::Sync);
+        assert_eq!(said.as_deref(), Some("the role lacks UPDATE (version), SELECT (id)"));
     }
 
     #[test]
@@ -214,7 +233,7 @@ mod tests {
             ("18.6", false),
             ("19beta1", false),
         ] {
-            let found = judge(&facts(version, Some(ConnectionMode::Direct)));
+            let found = judge(&facts(version, Some(ConnectionMode::Direct)), WorkerMode::Sync);
             assert_eq!(found.iter().any(|(kind, _)| kind == "version"), warned, "{version}");
         }
     }
