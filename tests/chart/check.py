@@ -47,6 +47,10 @@ REFUSED = [
     ({"image": {"digest": "latest"}}, "/image/digest"),
     ({"ledger": {"secretVariables": [{"name": "REDIS_PASSWORD"}]}}, "/ledger/secretVariables/0"),
     ({"stopMarginSeconds": 0}, "/stopMarginSeconds"),
+    ({"profile": "dark"}, "/profile"),
+    ({"profile": "shadow"}, "shadow.redisSecret"),
+    ({"settings": {"worker": {"mode": "shadow"}}}, "set profile instead"),
+    ({"test": {"accept": "unknown"}}, "/test/accept"),
     ({"podDisruptionBudget": {"maxUnavailable": 0}}, "/podDisruptionBudget/maxUnavailable"),
 ]
 
@@ -115,6 +119,14 @@ def check_sense(name, found):
         fail(f"{name}: the grace period isn't above the drain")
     if len(variables) != len(worker["env"]):
         fail(f"{name}: a variable stands twice")
+    if variables.get("BALANCE_SYNC__WORKER__MODE") == "shadow":
+        others = [kind for kind in ["PodDisruptionBudget", "HorizontalPodAutoscaler", "ScaledObject"] if one(found, kind)]
+        if others or deployment["spec"]["replicas"] != 1:
+            fail(f"{name}: a shadow is one worker, without {', '.join(others) or 'others'}")
+    if test := one(found, "Pod"):
+        service, ready = one(found, "Service"), test["spec"]["initContainers"][1]["args"][1]
+        if ready != f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}/readyz":
+            fail(f"{name}: helm test asks {ready}, which is not the Service")
     labels = deployment["spec"]["template"]["metadata"]["labels"].items()
     for kind in ["Service", "PodDisruptionBudget", "NetworkPolicy"]:
         if chosen := one(found, kind):

@@ -49,8 +49,19 @@ autoscaler selects by it, so it is a valid value of a label. */ -}}
 {{- end -}}
 {{- end -}}
 
+{{- define "balance-sync.isShadow" -}}
+{{- if eq .Values.profile "shadow" }}true{{ end -}}
+{{- end -}}
+
+{{- /* none, keda or hpa. One shadow looks at all tenants. */ -}}
+{{- define "balance-sync.autoscaling" -}}
+{{- if include "balance-sync.isShadow" . }}none{{ else }}{{ .Values.autoscaling.kind }}{{ end -}}
+{{- end -}}
+
 {{- define "balance-sync.minReplicas" -}}
-{{- if eq .Values.autoscaling.kind "none" -}}
+{{- if include "balance-sync.isShadow" . -}}
+1
+{{- else if eq .Values.autoscaling.kind "none" -}}
 {{- .Values.replicaCount | int -}}
 {{- else -}}
 {{- .Values.autoscaling.minReplicas | int -}}
@@ -112,8 +123,21 @@ env:
   {{- $own := dict
         "admin" (dict "listen" (printf "%s:%d" .Values.admin.address (int .Values.admin.port)))
         "log" (dict "format" "json")
-        "supervisor" (dict "stop_deadline" (printf "%ds" (int .Values.stopDeadlineSeconds)))
-        "worker" (dict "expected" (include "balance-sync.minReplicas" .)) }}
+        "supervisor" (dict "stop_deadline" (printf "%ds" (int .Values.stopDeadlineSeconds))) }}
+  {{- if include "balance-sync.isShadow" . }}
+  {{- /* worker.expected is a number of workers that write. */}}
+  {{- $_ := set $own "worker" (dict "mode" "shadow") }}
+  {{- with .Values.shadow.redisUsername }}
+  {{- $_ := set $own "redis" (dict "username" .) }}
+  - name: BALANCE_SYNC__REDIS__PASSWORD
+    valueFrom: {secretKeyRef: {name: {{ required "shadow.redisSecret: name of the Secret with the password of shadow.redisUsername, or an empty shadow.redisUsername" $.Values.shadow.redisSecret | quote }}, key: {{ $.Values.shadow.redisPasswordKey | quote }}}}
+  {{- end }}
+  {{- else }}
+  {{- $_ := set $own "worker" (dict "expected" (include "balance-sync.minReplicas" .)) }}
+  {{- end }}
+  {{- if hasKey (default dict .Values.settings.worker) "mode" }}
+  {{- fail "settings.worker.mode: set profile instead, by which a shadow is one worker with a user of its own" }}
+  {{- end }}
   {{- if hasKey (default dict .Values.settings.supervisor) "stop_deadline" }}
   {{- fail "settings.supervisor.stop_deadline: set stopDeadlineSeconds instead, which also sets the pod's grace period" }}
   {{- end }}
