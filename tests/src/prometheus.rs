@@ -47,7 +47,7 @@ pub fn promtool(program: &Path, args: &[&str], input: Option<&str>) -> Result<(b
     Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
 }
 
-/// A Prometheus of its own that scrapes each second. Dropped, it is killed.
+/// A Prometheus of its own. Dropped, it is killed.
 #[derive(Debug)]
 pub struct Prometheus {
     child: Child,
@@ -58,7 +58,7 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Starts one that scrapes these addresses as the job `balance-sync` and evaluates these rules.
+    /// Starts one that scrapes these addresses each second as the job `balance-sync` and evaluates these rules.
     ///
     /// # Errors
     /// When it can't be started or doesn't become ready.
@@ -71,9 +71,21 @@ impl Prometheus {
         );
         let file = folder.path().join("prometheus.yml");
         std::fs::write(&file, config)?;
+        Self::run(program, &file, folder).await
+    }
+
+    /// Starts one with this configuration.
+    ///
+    /// # Errors
+    /// When it can't be started or doesn't become ready.
+    pub async fn with_config(program: &Path, config: &Path) -> Result<Self> {
+        Self::run(program, config, tempfile::tempdir()?).await
+    }
+
+    async fn run(program: &Path, config: &Path, folder: tempfile::TempDir) -> Result<Self> {
         let address = format!("127.0.0.1:{}", free_port()?);
         let child = Command::new(program)
-            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
             .arg(format!("--web.listen-address={address}"))
             .stdout(Stdio::null())

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::text;
 
-const DASHBOARD: &str = "deploy/observability/grafana-dashboard.json";
+pub(crate) const DASHBOARD: &str = "deploy/observability/grafana-dashboard.json";
 /// Columns of Grafana's grid.
 const WIDTH: u64 = 24;
 

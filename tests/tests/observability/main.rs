@@ -3,6 +3,7 @@
 //! Rules and expressions are checked by Prometheus' own programs. Where those are not installed the tests that need them
 //! say so and are skipped; `make test` installs them.
 
+mod compose;
 mod dashboard;
 mod expressions;
 mod page;

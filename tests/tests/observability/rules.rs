@@ -9,7 +9,7 @@ use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::{file, text};
 
-const RULES: &str = "deploy/observability/rules.yaml";
+pub(crate) const RULES: &str = "deploy/observability/rules.yaml";
 const TESTS: &str = "tests/tests/observability/rules";
 
 /// One rule.
@@ -23,7 +23,7 @@ pub(crate) struct Rule {
     annotations: BTreeMap<String, String>,
 }
 
-fn yaml(content: &str) -> Result<Yaml> {
+pub(crate) fn yaml(content: &str) -> Result<Yaml> {
     YamlLoader::load_from_str(content)?.into_iter().next().context("an empty file")
 }
 
