@@ -72,7 +72,7 @@ drills: setup ## Time ten failures until the first screen and the terminal repor
 	$(CARGO) build --release --locked --package balance-sync-cli
 	BALANCE_SYNC_BIN=$(CURDIR)/target/release/balance-sync $(CARGO) test --locked --package balance-sync-tests --test system drills -- --ignored --nocapture --test-threads 1
 
-upgrade: setup ## Workers of two releases in one fleet, and a rolling restart under load (UPGRADE_FROM=tag, UPGRADE_RATE=5000, UPGRADE_TENANTS=40)
+upgrade: setup ## Workers of two releases in one fleet, and a rolling restart under load (UPGRADE_FROM=tag, UPGRADE_RATE=5000, UPGRADE_TENANTS=40, UPGRADE_LAG_P99=1)
 	@CARGO="$(CARGO)" sh tests/upgrade/run.sh
 
 rehearsal: setup ## Play docs/migrating-from-midaz.md next to a stand-in for the ledger (REHEARSAL_STAGE=20, REHEARSAL_RATE=3000, REHEARSAL_TENANTS=40)

@@ -3,6 +3,7 @@
 #
 #   UPGRADE_FROM=v0.1.0    another tag or commit than the one in tests/upgrade/previous
 #   UPGRADE_RATE=5000      mutations per second of the rolling restart, over UPGRADE_TENANTS=40 tenants
+#   UPGRADE_LAG_P99=1      longest p99 of the lag over the rolling restart, in seconds; empty: it is printed and not judged
 #   UPGRADE_ONLY=rolling   only the tests with this in their names
 #
 # The sources of the earlier release stand in target/upgrade/source, a work tree of git, and are built in target/upgrade/build.
@@ -27,5 +28,6 @@ git -C "$source" checkout --quiet --detach "$commit"
 commit=$(git rev-parse --short=12 HEAD)
 git diff --quiet HEAD || commit=$commit-dirty
 BALANCE_SYNC_COMMIT=$commit $CARGO build --release --locked --package balance-sync-cli
+export UPGRADE_LAG_P99="${UPGRADE_LAG_P99-1}"
 export BALANCE_SYNC_PREVIOUS_BIN="$build/release/balance-sync" BALANCE_SYNC_BIN="$PWD/target/release/balance-sync"
 exec $CARGO test --locked --package balance-sync-tests --test faults "upgrade::${UPGRADE_ONLY:-}" -- --include-ignored --nocapture --test-threads 1
