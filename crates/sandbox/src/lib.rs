@@ -13,6 +13,7 @@ mod drill;
 pub mod find;
 pub mod fleet;
 mod guard;
+mod hostile;
 pub mod ledger;
 mod names;
 pub mod pgbouncer;
@@ -29,6 +30,7 @@ pub mod wait;
 
 pub use drill::Breakage;
 pub use fleet::{Isolation, Sandbox, SandboxOptions, SandboxTenant};
+pub use hostile::{HostilePostgres, PostgresAttack};
 pub use names::HostNames;
 pub use pgbouncer::{PgBouncer, PgBouncerOptions, PoolMode};
 pub use ports::free_port;

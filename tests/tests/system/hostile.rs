@@ -325,27 +325,3 @@ async fn a_tenant_whose_server_sends_notices_for_ever_affects_no_other() -> Resu
     assert_eq!(worker.stop().await?.code, Some(0));
     Ok(())
 }
-
-#[tokio::test]
-async fn a_drain_does_not_wait_for_a_server_that_sends_for_ever() -> Result<()> {
-    let mut options = options(1, 5);
-    options.isolation = Isolation::Database;
-    let sandbox = Sandbox::start(options).await?;
-    let tenant = sandbox.tenants().remove(0);
-    let port = endless_server().await?;
-    sandbox
-        .service()
-        .update(&tenant.id, |record| (record.host, record.port) = ("127.0.0.1".to_owned(), port));
-    let mut worker = Worker::of(&sandbox)
-        .set("postgres.backoff_max", "200ms")
-        .set("postgres.backoff_long", "200ms")
-        .start()
-        .await?;
-    sandbox.producer().mutate_each(DEFAULT_TTL).await?;
-    let labels = [("tenant_id", tenant.id.as_str()), ("reason", "postgres_excess")];
-    worker.reaches("balance_sync_tenant_degraded", &labels, 1.0).await?;
-    assert_eq!(worker.stop().await?.code, Some(0));
-    let scheduled = balance_sync_tests::ledger::scores(&sandbox, &tenant.keys.schedule()).await?;
-    assert_eq!(scheduled.len(), 5, "nothing left the schedule");
-    Ok(())
-}

@@ -24,6 +24,7 @@ mod forms;
 mod handover;
 mod health;
 mod hostile;
+mod hostile_servers;
 mod isolation;
 mod lifecycle;
 mod lock_mode;
