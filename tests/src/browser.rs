@@ -176,6 +176,16 @@ impl Browser {
         Ok(())
     }
 
+    /// Saves what pages offer for download in this folder, under the names that they give it.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub async fn save_downloads(&self, folder: &Path) -> Result<()> {
+        let options = json!({ "behavior": "allow", "downloadPath": folder });
+        self.driver.cdp().send_raw("Browser.setDownloadBehavior", options).await?;
+        Ok(())
+    }
+
     /// What an expression gives in the page.
     ///
     /// # Errors

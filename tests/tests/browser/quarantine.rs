@@ -1,11 +1,15 @@
 //! Quarantine: by reason, with its value, retried and dropped one by one and in bulk; and texts that want to be markup.
 
-use anyhow::{Result, ensure};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::ledger::{DEFAULT_TTL, put_raw};
 use balance_sync_sandbox::{Sandbox, SandboxTenant, eventually};
 use balance_sync_tests::SOON;
 use balance_sync_tests::ledger::quarantine_key;
 use redis::AsyncCommands;
+use serde_json::{Value, json};
 
 use crate::{browser, version, worker};
 
@@ -233,5 +237,104 @@ async fn entries_are_searched_selected_and_retried_in_portions() -> Result<()> {
     browser.press("dialog", "Drop").await?;
     browser.shows(".toasts", "Dropped: 340 entries").await?;
     reaches(&sandbox, &tenant, 0).await?;
+    browser.finish().await
+}
+
+/// A file that was saved, as soon as all of it is there.
+async fn saved(folder: &Path, name: &str) -> Result<String> {
+    let path = folder.join(name);
+    eventually(SOON, name, || async {
+        // It has another name until it is complete.
+        let text = std::fs::read_to_string(&path)?;
+        ensure!(!text.is_empty(), "{name} is empty");
+        anyhow::Ok(text)
+    })
+    .await
+}
+
+/// The rows of RFC 4180, by the titles in the first line. No line end stands in a cell.
+fn rows_of(csv: &str) -> Result<Vec<BTreeMap<String, String>>> {
+    let mut lines = csv.strip_suffix("\r\n").context("the last line has no end")?.split("\r\n");
+    let titles: Vec<&str> = lines.next().context("no titles")?.split(',').collect();
+    let row = |line: &str| {
+        let (mut cells, mut is_quoted) = (vec![String::new()], false);
+        let mut chars = line.chars().peekable();
+        while let Some(c) = chars.next() {
+            let cell = cells.last_mut().context("no cell")?;
+            match c {
+                '"' if is_quoted && chars.next_if_eq(&'"').is_some() => cell.push('"'),
+                '"' => is_quoted = !is_quoted,
+                ',' if !is_quoted => cells.push(String::new()),
+                c => cell.push(c),
+            }
+        }
+        ensure!(!is_quoted && cells.len() == titles.len(), "{line}");
+        Ok(titles.iter().map(|title| (*title).to_owned()).zip(cells).collect())
+    };
+    lines.map(row).collect()
+}
+
+#[tokio::test]
+async fn an_export_has_all_entries_and_nothing_in_it_is_a_formula() -> Result<()> {
+    /// What spreadsheets run as a formula, and what would end a cell or a line.
+    const MEMBERS: [&str; 6] =
+        ["=HYPERLINK(\"http://x\")", "+1+1", "-1+1", "@SUM(1)", "\t=1", "a\"b,c\r\n=1+1"];
+    const DETAIL: &str = "=cmd|' /C calc'!A0";
+    let mut browser = browser!();
+    let sandbox = balance_sync_tests::sandbox(2, 5).await?;
+    let worker = worker(&sandbox, "first").start().await?;
+    let tenant = sandbox.tenants().remove(0);
+    let entry = |reason: &str, detail: &str| {
+        let at = "2026-01-02T03:04:05Z";
+        json!({ "reason": reason, "detail": detail, "value": "{}", "first_at": at, "last_at": at, "count": 3 })
+            .to_string()
+    };
+    let mut redis = sandbox.redis().connect().await?;
+    let mut entries: Vec<(String, String)> =
+        MEMBERS.iter().map(|member| ((*member).to_owned(), entry("missing_row", DETAIL))).collect();
+    // More than a page of the list shows.
+    entries.extend((0..60).map(|number| (format!("harmless-{number}"), entry("forked", "plain"))));
+    let _: () = redis.hset_multiple(quarantine_key(&tenant), &entries).await?;
+
+    let folder = tempfile::tempdir()?;
+    browser.save_downloads(folder.path()).await?;
+    browser.open(&worker.url("/quarantine")).await?;
+    browser
+        .until("a page", "document.querySelectorAll('table[aria-label=Entries] tbody tr').length === 50")
+        .await?;
+    browser.press(".export", "Save quarantine as CSV").await?;
+    let csv = saved(folder.path(), "quarantine.csv").await?;
+    browser.press(".export", "Save quarantine as JSON").await?;
+    let listed: Vec<Value> = serde_json::from_str(&saved(folder.path(), "quarantine.json").await?)?;
+
+    let rows = rows_of(&csv)?;
+    assert_eq!((rows.len(), listed.len()), (entries.len(), entries.len()));
+    for member in MEMBERS {
+        // As it is for programs, and behind a quote and with its control characters escaped for a spreadsheet.
+        let found = listed.iter().find(|entry| entry["member"] == member).context(member)?;
+        assert_eq!((&found["detail"], &found["count"]), (&json!(DETAIL), &json!(3)), "{found}");
+        let shown = member.replace('\t', "\\u{9}").replace('\r', "\\u{d}").replace('\n', "\\u{a}");
+        let shown = if member.starts_with('a') { shown } else { format!("'{shown}") };
+        let row =
+            rows.iter().find(|row| row["member"] == shown).with_context(|| format!("{shown}: {csv}"))?;
+        assert_eq!((row["detail"].as_str(), row["reason"].as_str()), ("'=cmd|' /C calc'!A0", "missing_row"));
+        assert_eq!((row["tenant"].as_str(), row["count"].as_str()), (tenant.id.as_str(), "3"));
+    }
+    for cell in rows.iter().flat_map(BTreeMap::values) {
+        ensure!(!cell.starts_with(['=', '+', '-', '@', '\t', '\r']), "a formula: {cell}");
+    }
+
+    // What is filtered is exported as it is shown.
+    std::fs::remove_file(folder.path().join("quarantine.csv"))?;
+    browser.open(&worker.url("/quarantine?reason=missing_row")).await?;
+    browser
+        .until(
+            "those of the reason",
+            "document.querySelectorAll('table[aria-label=Entries] tbody tr').length === 6",
+        )
+        .await?;
+    browser.press(".export", "Save quarantine as CSV").await?;
+    let filtered = saved(folder.path(), "quarantine.csv").await?;
+    assert_eq!(rows_of(&filtered)?.len(), MEMBERS.len(), "{filtered}");
     browser.finish().await
 }
