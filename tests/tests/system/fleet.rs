@@ -252,16 +252,35 @@ async fn a_worker_that_died_is_named_with_its_heir_and_a_drained_one_is_not() ->
     })
     .await?;
     let dead = &overview_after["dead_workers"][0];
-    ensure!(dead["name"] == "victim" && dead["taken_over_by"].as_array().is_some(), "{dead}");
-    let reasons = overview_after["reasons"].to_string();
-    ensure!(reasons.contains("Worker victim has died: last sign of life "), "{reasons}");
+    ensure!(dead["name"] == "victim" && names(dead, "taken_over_by") == ["heir"], "{dead}");
+    let last_seen = dead["last_seen_at"].as_str().context("no last sign of life")?;
+    ensure!(overview_after["generated_at"].as_str() > Some(last_seen), "{overview_after}");
+    let of = match dead["tenants"].as_u64() {
+        Some(1) => "its 1 tenant was".to_owned(),
+        tenants => format!("its {} tenants were", tenants.context("no tenants")?),
+    };
+    let end = format!(" ago; {of} taken over by heir.");
+    let sentence = format!("Worker victim has died: last sign of life {last_seen}, ");
+    let is_said = |text: &str| text.split_once(&sentence).is_some_and(|(_, rest)| rest.contains(&end));
+    let helps = "Look at log and host of victim; start it again if no other worker took its place.";
+    ensure!(
+        overview_after["reasons"].as_array().into_iter().flatten().filter_map(Value::as_str).any(is_said),
+        "{overview_after}"
+    );
+    ensure!(names(&overview_after, "to_do") == [helps], "{overview_after}");
     let config = sandbox.config_path().to_str().context("a path of text")?.to_owned();
-    for (command, said) in [("workers", "victim has died: last seen "), ("status", "Worker victim has died")]
-    {
+    let said = format!("victim has died: last seen {last_seen}, ");
+    for command in ["workers", "status"] {
         // UNKNOWN until the heir has looked at the tenants that it has just taken over.
         eventually(SOON, command, || async {
             let done = balance_sync_tests::run(&[command, "--config", &config], &[]).await?;
-            ensure!(done.code == Some(1) && done.stdout.contains(said), "{done:?}");
+            // As one line: sentences are wrapped.
+            let text = done.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+            let is_whole = match command {
+                "status" => text.starts_with("ATTENTION ") && is_said(&text) && text.contains(helps),
+                _ => text.contains(&said) && text.contains("taken over by heir."),
+            };
+            ensure!(done.code == Some(1) && is_whole, "{done:?}");
             Ok(())
         })
         .await?;
