@@ -23,6 +23,10 @@ use crate::{
 const KEY_PREFIX: &str = "{transactions}:balance-sync:worker-1:";
 /// Groups with live workers. No group has an empty name.
 const GROUPS: &str = "{transactions}:balance-sync:worker-1:";
+/// For how long facts are kept when no worker records any more.
+const FACTS_KEPT: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+/// Longest record of a fact that is read, in bytes; those of this release are shorter.
+const LONGEST_FACT: usize = 1024;
 /// Most tenants in one call of a writer: about 300 µs of Redis.
 pub const PUBLISH_PAGE: usize = 250;
 /// Most tenants in one answer to a reader. More than [`PUBLISH_PAGE`], so that each page makes progress.
@@ -100,6 +104,10 @@ impl Snapshots {
 
     fn dead_index(&self) -> String {
         format!("{KEY_PREFIX}{}|dead", self.group)
+    }
+
+    fn facts_key(&self) -> String {
+        format!("{KEY_PREFIX}{}|facts", self.group)
     }
 
     /// Workers' names contain neither `:` nor `|`.
@@ -180,6 +188,41 @@ impl Snapshots {
         let listed: Vec<(String, f64)> = redis::from_redis_value(self.link.send(OPERATION, &cmd).await?)
             .map_err(|error| ScheduleError::unexpected(OPERATION, error.to_string()))?;
         Ok(listed.into_iter().collect())
+    }
+
+    /// What is recorded of these facts about the fleet, in their order; `None` = nothing, or nothing that this release could have written.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn facts(&self, names: &[&str]) -> Result<Vec<Option<String>>, ScheduleError> {
+        const OPERATION: &str = "read facts";
+        let mut cmd = redis::cmd("HMGET");
+        cmd.arg(self.facts_key()).arg(names);
+        let read: Vec<Option<Vec<u8>>> = redis::from_redis_value(self.link.send(OPERATION, &cmd).await?)
+            .map_err(|error| ScheduleError::unexpected(OPERATION, error.to_string()))?;
+        Ok(read
+            .into_iter()
+            .map(|text| Some(lossy(&text.filter(|text| text.len() <= LONGEST_FACT)?)))
+            .collect())
+    }
+
+    /// Records these facts, and keeps all that are recorded for another while.
+    ///
+    /// # Errors
+    /// As Redis answers.
+    pub async fn record_facts(&self, changed: &[(&str, String)]) -> Result<(), ScheduleError> {
+        const OPERATION: &str = "record facts";
+        if !changed.is_empty() {
+            let mut cmd = redis::cmd("HSET");
+            cmd.arg(self.facts_key());
+            for (name, text) in changed {
+                cmd.arg(name).arg(text);
+            }
+            self.link.send(OPERATION, &cmd).await?;
+        }
+        let mut cmd = redis::cmd("EXPIRE");
+        cmd.arg(self.facts_key()).arg(FACTS_KEPT.as_secs());
+        self.link.send(OPERATION, &cmd).await.map(drop)
     }
 
     /// The other groups that publish in this Redis: workers with another list of tenants, or another form of keys.

@@ -1,19 +1,39 @@
-//! What the fleet is made of, fact by fact, each with when it last changed: workers, versions, configuration, tenant service,
+//! What the fleet is made of, fact by fact, each with when it last changed: workers, versions, configuration, tenant service, clocks,
 //! Redis.
+//!
+//! The facts are found anew at each look, by whoever looks. When each changed is recorded in Redis, by the one worker that records for
+//! the report: it survives restarts of all workers, and every page and command shows the same times.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use balance_sync_fleet::status::Routing;
 use balance_sync_schedule::ServerFacts;
 use serde::Serialize;
 
-use crate::record::WorkerRecord;
+use crate::{
+    routing::RoutingView,
+    rows::{NAMED, WorkerRow},
+    verdict::CLOCK_TOLERANCE_SECONDS,
+};
 
 /// Redis is short of memory when more than this share of its limit is in use.
 const MUCH_MEMORY: f64 = 0.9;
+/// Characters of a state that are recorded.
+const LONGEST_STATE: usize = 200;
 
-/// The fact that is compared with the number of workers expected.
-pub(crate) const LIVE_WORKERS: &str = "live workers";
+const LIVE_WORKERS: &str = "live workers";
+const VERSION: &str = "version";
+const CONFIGURATION: &str = "configuration";
+const TENANT_SERVICE: &str = "tenant service";
+const CLOCKS: &str = "clock offset";
+const SERVERS: &str = "redis servers";
+const ROLE: &str = "redis role";
+const POLICY: &str = "redis eviction policy";
+const MEMORY: &str = "redis memory";
+const EVICTED: &str = "redis evicted keys";
+
+/// All facts of which it is recorded when they changed.
+pub(crate) const NAMES: [&str; 10] =
+    [LIVE_WORKERS, VERSION, CONFIGURATION, TENANT_SERVICE, CLOCKS, SERVERS, ROLE, POLICY, MEMORY, EVICTED];
 
 /// One fact.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -24,69 +44,133 @@ pub struct Fact {
     pub value: String,
     /// Whether that is as it should be.
     pub well: bool,
-    /// Since when it is so, in seconds since 1970, as this worker has seen it; `None` for what changes all the time.
+    /// Since when it is so, in seconds since 1970; `None` = not recorded yet. A measurement counts as changed when it passes its bound.
     pub since: Option<f64>,
+    /// What must differ for it to count as changed; `None` = it is not known.
+    #[serde(skip)]
+    state: Option<String>,
+    /// This state is recorded.
+    #[serde(skip)]
+    recorded: bool,
 }
 
-/// The facts as they were last looked at.
-#[derive(Debug, Default)]
-pub(crate) struct Facts(Vec<Fact>);
+impl Fact {
+    fn new(name: &'static str, value: String, well: bool) -> Self {
+        let state = Some(value.clone());
+        Self { name, value, well, since: None, state, recorded: false }
+    }
 
-impl Facts {
-    /// Takes in what all live workers report, and what Redis says of itself.
-    pub(crate) fn look(
-        &mut self,
-        workers: &[WorkerRecord],
-        redis: Option<&ServerFacts>,
-        routing: Option<&Routing>,
-        now: f64,
-    ) {
-        let mut found = of_workers(workers);
-        found.extend(routing.map(of_routing));
-        found.extend(redis.map(of_redis).into_iter().flatten());
-        for fact in found.iter_mut().filter(|fact| fact.since.is_some()) {
-            let before = self.0.iter().find(|before| before.name == fact.name && before.value == fact.value);
-            fact.since = before.map_or(Some(now), |before| before.since);
+    /// What is to be recorded of it at this time, if it isn't.
+    pub(crate) fn unrecorded(&self, now: f64) -> Option<(&'static str, String)> {
+        let state = self.state.as_ref().filter(|_| !self.recorded)?;
+        Some((self.name, format!("{now:.3}|{}", cut(state))))
+    }
+}
+
+/// What is live, and what Redis says of itself.
+pub(crate) fn found(
+    workers: &[&WorkerRow],
+    unreadable: usize,
+    expected: usize,
+    redis: Option<&ServerFacts>,
+    routing: Option<&RoutingView>,
+) -> Vec<Fact> {
+    let mut found = of_workers(workers, unreadable, expected);
+    found.push(of_clocks(workers));
+    found.extend(routing.map(of_routing));
+    found.extend(redis.map(of_redis).into_iter().flatten());
+    found
+}
+
+/// Sets since when each is so, out of what is recorded, in the order of [`NAMES`].
+pub(crate) fn date(facts: &mut [Fact], recorded: &[Option<String>], now: f64) {
+    for fact in facts {
+        let Some(at) = NAMES.iter().position(|name| *name == fact.name) else { continue };
+        let Some((since, state)) = recorded.get(at).and_then(|text| text.as_deref()?.split_once('|')) else {
+            continue;
+        };
+        let Some(current) = &fact.state else { continue };
+        if cut(current) == state {
+            fact.recorded = true;
+            fact.since = since.parse().ok().filter(|since: &f64| since.is_finite() && *since > 0.0);
+        } else {
+            // Since the worker that records looked last, which is some seconds ago.
+            fact.since = Some(now);
         }
-        self.0 = found;
-    }
-
-    pub(crate) fn all(&self) -> Vec<Fact> {
-        self.0.clone()
     }
 }
 
-/// A fact of which it will be known since when it is so.
-fn fact(name: &'static str, value: String, well: bool) -> Fact {
-    Fact { name, value, well, since: Some(0.0) }
+fn cut(state: &str) -> String {
+    state.chars().take(LONGEST_STATE).collect()
 }
 
-fn of_workers(workers: &[WorkerRecord]) -> Vec<Fact> {
+fn of_workers(workers: &[&WorkerRow], unreadable: usize, expected: usize) -> Vec<Fact> {
     let draining = workers.iter().filter(|worker| worker.draining).count();
-    let live = match draining {
-        0 => workers.len().to_string(),
-        draining => format!("{}, {draining} of them draining", workers.len()),
-    };
+    let count = workers.len() + unreadable;
+    let of = if expected > 0 { format!(" of {expected} expected") } else { String::new() };
+    let leaving = if draining > 0 { format!(", {draining} draining") } else { String::new() };
+    let (shown, live) = (format!("{count}{of}{leaving}"), format!("{count}{leaving}"));
+    let enough = count - draining >= expected.max(1);
     let versions: BTreeSet<&str> = workers.iter().map(|worker| worker.version.as_str()).collect();
     let configurations: BTreeSet<String> =
         workers.iter().map(|worker| format!("{:08x}", digest(&worker.settings))).collect();
     let services: BTreeSet<&str> =
         workers.iter().map(|worker| worker.tenant_service.state.as_str()).collect();
     let all = |texts: Vec<&str>| texts.join(" and ");
-    vec![
-        fact(LIVE_WORKERS, live, !workers.is_empty()),
-        fact("version", all(versions.iter().copied().collect()), versions.len() <= 1),
-        fact(
-            "configuration",
-            all(configurations.iter().map(String::as_str).collect()),
-            configurations.len() <= 1,
-        ),
-        fact(
-            "tenant service",
+    let of_each = [
+        (VERSION, all(versions.iter().copied().collect()), versions.len() <= 1),
+        (CONFIGURATION, all(configurations.iter().map(String::as_str).collect()), configurations.len() <= 1),
+        (
+            TENANT_SERVICE,
             all(services.iter().copied().collect()),
             services.iter().all(|state| matches!(*state, "ok" | "static")),
         ),
-    ]
+    ];
+    let mut facts = vec![Fact { state: Some(live), ..Fact::new(LIVE_WORKERS, shown, enough) }];
+    // Without a worker there is nothing that could be so.
+    facts.extend(
+        of_each
+            .into_iter()
+            .filter(|_| !workers.is_empty())
+            .map(|(name, value, well)| Fact::new(name, value, well)),
+    );
+    facts
+}
+
+/// By how much each worker's clock is ahead of Redis's, those first that are furthest from it.
+fn of_clocks(workers: &[&WorkerRow]) -> Fact {
+    let mut known: Vec<(&str, f64)> = workers
+        .iter()
+        .filter_map(|worker| Some((worker.name.as_str(), worker.clock_offset_seconds?)))
+        .collect();
+    if known.is_empty() {
+        return Fact { state: None, ..Fact::new(CLOCKS, "not known".to_owned(), true) };
+    }
+    known.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()).then(a.0.cmp(b.0)));
+    // Without the sign of what is rounded to nothing.
+    let rounded = |seconds: f64| (seconds * 100.0).round() / 100.0 + 0.0;
+    let each = |(name, seconds): &(&str, f64)| format!("{name} {:+.2} s", rounded(*seconds));
+    let mut value = known.iter().take(NAMED).map(each).collect::<Vec<_>>().join(", ");
+    if let Some((_, next)) = known.get(NAMED) {
+        value.push_str(&format!(", {} more within {:.2} s", known.len() - NAMED, next.abs()));
+    }
+    let unknown = workers.len() - known.len();
+    if unknown > 0 {
+        value.push_str(&format!(", {unknown} not known"));
+    }
+    let of_all = || known.iter().map(|(_, seconds)| *seconds);
+    let spread = of_all().fold(f64::MIN, f64::max) - of_all().fold(f64::MAX, f64::min);
+    let mut off: Vec<String> = known
+        .iter()
+        .filter(|(_, seconds)| seconds.abs() > CLOCK_TOLERANCE_SECONDS)
+        .map(|(name, seconds)| format!("{name} {}", if *seconds > 0.0 { "ahead" } else { "behind" }))
+        .collect();
+    off.sort_unstable();
+    if off.is_empty() && spread > CLOCK_TOLERANCE_SECONDS {
+        off.push("apart".to_owned());
+    }
+    let well = off.is_empty();
+    Fact { state: Some(off.join(", ")), ..Fact::new(CLOCKS, value, well) }
 }
 
 fn of_redis(redis: &ServerFacts) -> Vec<Fact> {
@@ -97,19 +181,20 @@ fn of_redis(redis: &ServerFacts) -> Vec<Fact> {
         limit => format!("{} in use of {}", megabytes(redis.used_bytes), megabytes(limit)),
     };
     let enough = redis.max_bytes == 0 || redis.used_bytes as f64 <= MUCH_MEMORY * redis.max_bytes as f64;
+    let level = format!("{} {}", if enough { "within" } else { "nearly" }, redis.max_bytes);
     vec![
-        fact("redis role", said(&redis.role), redis.role != "slave"),
-        fact("redis eviction policy", said(&redis.policy), redis.evicting_policy().is_none()),
-        Fact { name: "redis memory", value: memory, well: enough, since: None },
-        fact("redis evicted keys", redis.evicted_keys.to_string(), redis.evicted_keys == 0),
+        Fact::new(ROLE, said(&redis.role), redis.role != "slave"),
+        Fact::new(POLICY, said(&redis.policy), redis.evicting_policy().is_none()),
+        Fact { state: Some(level), ..Fact::new(MEMORY, memory, enough) },
+        Fact::new(EVICTED, redis.evicted_keys.to_string(), redis.evicted_keys == 0),
     ]
 }
 
 /// Which Redis this is of several, and whether the others have workers.
-fn of_routing(routing: &Routing) -> Fact {
-    let (split, look) = (routing.split(), routing.look());
-    let mut is_well = routing.problem().is_none() && split.unrouted.is_empty() && look.left_tenants == 0;
-    let mut value = routing.own().to_owned();
+fn of_routing(routing: &RoutingView) -> Fact {
+    let (split, look) = (&routing.split, &routing.look);
+    let mut is_well = routing.problem.is_none() && split.unrouted.is_empty() && look.left_tenants == 0;
+    let mut value = routing.own.clone();
     for entry in &look.entries {
         let is_used = split.tenants.get(&entry.name).is_some_and(|tenants| *tenants > 0);
         let workers = match entry.workers {
@@ -121,7 +206,7 @@ fn of_routing(routing: &Routing) -> Fact {
         is_well &= !is_used || entry.workers.is_some_and(|workers| workers > 0);
         value.push_str(&format!("; {}: {workers}", entry.name));
     }
-    fact("redis servers", value, is_well)
+    Fact::new(SERVERS, value, is_well)
 }
 
 /// FNV-1a, 32 bits: tells two configurations apart on a screen, which is all that it is for.
@@ -132,38 +217,133 @@ fn digest(settings: &BTreeMap<String, String>) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
-    #[test]
-    fn each_fact_keeps_its_time_until_it_changes() {
-        let server = ServerFacts {
+    /// Redis, as far as facts are recorded.
+    #[derive(Default)]
+    struct Recorded([Option<String>; NAMES.len()]);
+
+    impl Recorded {
+        /// Another look, as by a process that was only just started; what is unrecorded is recorded.
+        fn look(&mut self, server: &ServerFacts, now: f64) -> Vec<Fact> {
+            let mut facts = found(&[], 0, 2, Some(server), None);
+            date(&mut facts, &self.0, now);
+            for (name, text) in facts.iter().filter_map(|fact| fact.unrecorded(now)) {
+                let at = NAMES.iter().position(|known| *known == name);
+                at.map(|at| self.0[at] = Some(text));
+            }
+            date(&mut facts, &self.0, now);
+            facts
+        }
+    }
+
+    fn server() -> ServerFacts {
+        ServerFacts {
             role: "master".to_owned(),
             policy: "noeviction".to_owned(),
             used_bytes: 1 << 20,
             max_bytes: 2 << 20,
             evicted_keys: 0,
-        };
-        let mut facts = Facts::default();
-        facts.look(&[], Some(&server), None, 10.0);
+        }
+    }
+
+    #[test]
+    fn each_fact_keeps_its_time_until_it_changes_whoever_looks() {
+        let mut recorded = Recorded::default();
+        recorded.look(&server(), 10.0);
+        // Another number, and the same in its bound.
+        recorded.look(&ServerFacts { used_bytes: 1, ..server() }, 15.0);
         let full = ServerFacts {
             policy: "allkeys-lru".to_owned(),
             used_bytes: (2 << 20) - 1,
             evicted_keys: 7,
-            ..server
+            ..server()
         };
-        facts.look(&[], Some(&full), None, 20.0);
-        let found: Vec<_> =
-            facts.all().into_iter().map(|fact| (fact.name, fact.value, fact.well, fact.since)).collect();
+        recorded.look(&full, 20.0);
+        let facts = recorded.look(&full, 30.0);
+        let facts: Vec<_> =
+            facts.into_iter().map(|fact| (fact.name, fact.value, fact.well, fact.since)).collect();
         let expected = [
-            ("live workers", "0", false, Some(10.0)),
-            ("version", "", true, Some(10.0)),
-            ("configuration", "", true, Some(10.0)),
-            ("tenant service", "", true, Some(10.0)),
+            ("live workers", "0 of 2 expected", false, Some(10.0)),
+            ("clock offset", "not known", true, None),
             ("redis role", "master", true, Some(10.0)),
             ("redis eviction policy", "allkeys-lru", false, Some(20.0)),
-            ("redis memory", "2.0 MiB in use of 2.0 MiB", false, None),
+            ("redis memory", "2.0 MiB in use of 2.0 MiB", false, Some(20.0)),
             ("redis evicted keys", "7", false, Some(20.0)),
         ];
-        assert_eq!(found, expected.map(|(name, value, well, since)| (name, value.to_owned(), well, since)));
+        assert_eq!(facts, expected.map(|(name, value, well, since)| (name, value.to_owned(), well, since)));
+        assert!(expected.iter().all(|(name, ..)| NAMES.contains(name)));
+    }
+
+    #[test]
+    fn what_is_not_recorded_yet_changed_a_moment_ago_and_what_cannot_be_read_has_no_time() {
+        let mut facts = found(&[], 0, 0, Some(&server()), None);
+        let mut recorded = [const { None }; NAMES.len()];
+        let mut set = |name, text: &str| {
+            let at = NAMES.iter().position(|known| *known == name);
+            at.map(|at| recorded[at] = Some(text.to_owned()));
+        };
+        set(ROLE, "5.0|slave");
+        set(POLICY, "x|noeviction");
+        set(EVICTED, "nonsense");
+        date(&mut facts, &recorded, 30.0);
+        let since = |name| facts.iter().find(|fact| fact.name == name).map(|fact| fact.since);
+        assert_eq!(since(ROLE), Some(Some(30.0)));
+        assert_eq!([since(POLICY), since(EVICTED), since(MEMORY)], [Some(None); 3]);
+        let long = Fact::new(ROLE, "x".repeat(100_000), true);
+        assert!(long.unrecorded(1.0).is_some_and(|(_, text)| text.len() < 300));
+    }
+
+    fn worker(name: &str, offset_ms: Option<i64>) -> WorkerRow {
+        let record = serde_json::json!({
+            "name": name, "version": "1", "started_at": 0.0, "seen_at": 0.0, "draining": false, "owned": 0, "by_state": {},
+            "rates": {}, "rss_bytes": 0, "redis": "ok",
+            "tenant_service": { "state": "ok", "last_success_at": null, "failures": 0 },
+            "reconcile": { "passes": 0, "last_at": null, "last_duration_seconds": 0.0 },
+            "restarts": 0, "postgres": [], "due": 0, "oldest_due_age_ms": 0, "replicas": null, "clock_offset_ms": offset_ms,
+        });
+        WorkerRow::new(&serde_json::from_value(record).unwrap(), false)
+    }
+
+    #[test]
+    fn the_clock_of_each_worker_is_shown_and_counts_as_changed_when_it_passes_the_bound() {
+        let clocks = |offsets: &[(&str, Option<i64>)]| {
+            let rows: Vec<WorkerRow> = offsets.iter().map(|(name, offset)| worker(name, *offset)).collect();
+            let fact = of_clocks(&rows.iter().collect::<Vec<_>>());
+            (fact.value, fact.well, fact.state)
+        };
+        let within = Some(String::new());
+        let (value, well, state) = clocks(&[("a", Some(-4)), ("b", Some(30))]);
+        assert_eq!((value.as_str(), well, state), ("b +0.03 s, a +0.00 s", true, within.clone()));
+        let (value, well, state) = clocks(&[("a", Some(-990)), ("b", None)]);
+        assert_eq!((value.as_str(), well, state), ("a -0.99 s, 1 not known", true, within));
+        let five: Vec<_> =
+            ["a", "b", "c", "d", "e"].iter().zip(1..).map(|(name, n)| (*name, Some(n * -800))).collect();
+        let (value, well, state) = clocks(&five);
+        assert_eq!(value, "e -4.00 s, d -3.20 s, c -2.40 s, 2 more within 1.60 s");
+        assert_eq!((well, state.as_deref()), (false, Some("b behind, c behind, d behind, e behind")));
+        let (_, well, state) = clocks(&[("a", Some(-700)), ("b", Some(700))]);
+        assert_eq!((well, state.as_deref()), (false, Some("apart")));
+        assert_eq!(clocks(&[("a", None)]), ("not known".to_owned(), true, None));
+    }
+
+    #[test]
+    fn fewer_workers_than_expected_are_not_well() {
+        let (one, mut two) = (worker("one", None), worker("two", None));
+        let live = |workers: &[&WorkerRow], unreadable, expected| {
+            let facts = found(workers, unreadable, expected, None, None);
+            (facts[0].value.clone(), facts[0].well, facts[0].state.clone())
+        };
+        let state = |text: &str| Some(text.to_owned());
+        assert_eq!(live(&[&one, &two], 0, 2), ("2 of 2 expected".to_owned(), true, state("2")));
+        assert_eq!(live(&[&one], 0, 2), ("1 of 2 expected".to_owned(), false, state("1")));
+        assert_eq!(live(&[&one], 1, 2), ("2 of 2 expected".to_owned(), true, state("2")));
+        two.draining = true;
+        assert_eq!(
+            live(&[&one, &two], 0, 2),
+            ("2 of 2 expected, 1 draining".to_owned(), false, state("2, 1 draining"))
+        );
+        assert_eq!(live(&[&one, &two], 0, 0), ("2, 1 draining".to_owned(), true, state("2, 1 draining")));
     }
 }

@@ -26,7 +26,6 @@ use balance_sync_store::PoolUsage;
 use balance_sync_tenants::{BreakerState, Tenant};
 use tokio::time::Instant;
 
-use crate::facts::{Fact, Facts};
 use crate::record::{
     Counts, DetailRecord, FleetPoint, ListingRecord, NeighbourRecord, ReconcileRecord, RedisMemory,
     RolloutRecord, ServiceRecord, TaskRecord, TenantRecord, WorkerRecord,
@@ -67,7 +66,6 @@ pub struct LocalWorker {
     started: Instant,
     pools: Mutex<HashMap<Tenant, PoolUsage>>,
     history: Mutex<VecDeque<FleetPoint>>,
-    facts: Mutex<Facts>,
     /// What is wrong with Redis.
     redis: Mutex<Option<String>>,
 }
@@ -115,7 +113,6 @@ impl LocalWorker {
             started: Instant::now(),
             pools: Mutex::default(),
             history: Mutex::default(),
-            facts: Mutex::default(),
             redis: Mutex::default(),
         }
     }
@@ -323,11 +320,8 @@ impl LocalWorker {
         ServiceRecord { state: state.to_owned(), last_success_at, failures: stats.failures }
     }
 
-    /// Adds a point to the fleet's history, out of what all live workers say, this one among them, and looks at the facts.
+    /// Adds a point to the fleet's history, out of what all live workers say, this one among them.
     pub fn remember(&self, workers: &[WorkerRecord]) {
-        let redis = lock(&self.fleet.redis_server).clone();
-        let routing = self.fleet.routing.get().map(|routing| &**routing);
-        lock(&self.facts).look(workers, redis.as_ref(), routing, wall_clock());
         let mut rates = Rates::default();
         workers.iter().for_each(|worker| rates.add(&worker.rates));
         // Each of its owners counts a tenant's members.
@@ -354,12 +348,6 @@ impl LocalWorker {
     #[must_use]
     pub fn history(&self) -> Vec<FleetPoint> {
         lock(&self.history).iter().copied().collect()
-    }
-
-    /// What the fleet is made of, as last looked at.
-    #[must_use]
-    pub fn facts(&self) -> Vec<Fact> {
-        lock(&self.facts).all()
     }
 
     /// Time from one point of the fleet's history to the next.

@@ -7,7 +7,7 @@ use balance_sync_fleet::status::{ReportedState, TenantState, lag_quantile};
 use serde::Serialize;
 
 use crate::{
-    facts::{Fact, LIVE_WORKERS},
+    facts::Fact,
     reader::{FleetRollout, FleetView},
     record::FleetPoint,
     rows::{DeadWorker, StateView, TenantRow, at},
@@ -24,8 +24,7 @@ mod shadow;
 mod tests;
 mod to_do;
 
-pub use crate::verdict::Verdict;
-pub use judge::CLOCK_TOLERANCE_SECONDS;
+pub use crate::verdict::{CLOCK_TOLERANCE_SECONDS, Verdict};
 pub use neighbour::FleetNeighbour;
 pub use queues::FleetQueue;
 pub use routing::{FleetRouting, RoutingEntry, RoutingLeft};
@@ -83,7 +82,7 @@ pub struct Overview {
     pub lag: LagView,
     /// Oldest first, a point every 5 s.
     pub history: Vec<FleetPointView>,
-    /// What the fleet is made of; empty for commands, which have not watched it.
+    /// What the fleet is made of; while Redis is away, as it was known before.
     pub facts: Vec<FactView>,
     /// Those behind or degraded first.
     pub worst: Vec<TenantRow>,
@@ -201,16 +200,13 @@ pub struct FactView {
     pub value: String,
     /// Whether that is as it should be.
     pub well: bool,
-    /// Since when it is so, as the worker that answers has seen it; `None` for what changes all the time.
+    /// Since when it is so; a measurement, since it passed its bound. `None` = not recorded yet.
     pub since: Option<String>,
 }
 
-impl FactView {
-    fn new(fact: &Fact, expected_workers: usize) -> Self {
-        let Fact { name, value, well, since } = fact.clone();
-        let expected = expected_workers > 0 && name == LIVE_WORKERS;
-        let value = if expected { format!("{value} of {expected_workers} expected") } else { value };
-        Self { name, value, well, since: since.map(at) }
+impl From<&Fact> for FactView {
+    fn from(fact: &Fact) -> Self {
+        Self { name: fact.name, value: fact.value.clone(), well: fact.well, since: fact.since.map(at) }
     }
 }
 
@@ -365,7 +361,7 @@ impl FleetView {
                 p99_seconds: lag_quantile(&self.rates.lags, 0.99),
             },
             history: self.history.iter().map(FleetPointView::from).collect(),
-            facts: self.facts.iter().map(|fact| FactView::new(fact, self.objectives.workers)).collect(),
+            facts: self.facts.iter().map(FactView::from).collect(),
             worst: worst.into_iter().cloned().collect(),
             restarts_total: self.workers.iter().map(|worker| worker.collector_restarts_total).sum(),
             clock_offset_seconds: self.clock_offset_seconds,

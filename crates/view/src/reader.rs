@@ -10,7 +10,7 @@ mod selected;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -22,14 +22,15 @@ use balance_sync_fleet::{
     status::{Rates, Rollout, TenantState, WorkerMode},
 };
 use balance_sync_schedule::{
-    Controls, Link, Rollouts, ScheduleError, Snapshots, controls::Acknowledgement, snapshots::Position,
+    Controls, Link, Rollouts, ScheduleError, ServerFacts, Snapshots, controls::Acknowledgement,
+    snapshots::Position,
 };
 use balance_sync_tenants::{KeyForm, Tenant, TenantDirectory};
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     actions::PausedRecord,
-    facts::Fact,
+    facts::{self, Fact},
     local_worker::{LocalWorker, clock_offset_ms},
     record::{Counts, DetailRecord, FleetPoint, TenantRecord, WorkerRecord},
     routing::{RoutingLooker, RoutingView},
@@ -100,7 +101,7 @@ pub struct FleetView {
     pub history: Vec<FleetPoint>,
     /// In how many seconds nothing will be due any more, as live workers have seen it; for commands, which have no history.
     pub published_eta_seconds: Option<f64>,
-    /// What the fleet is made of, as this worker has seen it.
+    /// What the fleet is made of; while Redis is away, as it was known before.
     pub facts: Vec<Fact>,
     /// A tenant whose oldest due balance is older counts as behind.
     pub objective_seconds: f64,
@@ -168,6 +169,10 @@ struct Read {
     rollout_problem: Option<String>,
     /// Live workers whose records can't be read, by name.
     unreadable: Vec<String>,
+    /// What Redis says of itself.
+    server: Option<ServerFacts>,
+    /// When facts changed, in the order of their names.
+    recorded_facts: Vec<Option<String>>,
 }
 
 struct State {
@@ -180,6 +185,7 @@ struct State {
     foreign: BTreeMap<(String, String), Foreign>,
     /// What was read last beside the workers.
     read: Read,
+    facts: Vec<Fact>,
     last: Option<(Instant, Arc<FleetView>)>,
 }
 
@@ -271,6 +277,7 @@ impl FleetReader {
             dead: BTreeMap::new(),
             foreign: BTreeMap::new(),
             read: Read::default(),
+            facts: Vec::new(),
             last: None,
         });
         Self {
@@ -404,12 +411,23 @@ impl FleetReader {
             }
             Some(_) => HashMap::new(),
         };
+        let (server, recorded) = (read.server.clone(), read.recorded_facts.clone());
         let mut view = self.put_together(&state.known, redis_error, read, listed.as_deref(), &waiting);
         view.listed_by_workers = listed_by_workers;
         view.dead_workers = dead_workers(&state.dead, &view);
         view.foreign_workers = foreign_workers(&state.foreign, &view);
         view.routing = self.routing().await;
+        if view.redis_error.is_none() {
+            state.facts = facts_of(&view, server.as_ref(), &recorded);
+        }
+        view.facts.clone_from(&state.facts);
         view
+    }
+
+    /// Records which facts have changed. One worker of the fleet does so, at this time in seconds since 1970.
+    pub(crate) async fn record_facts(&self, view: &FleetView, now: f64) -> Result<(), ScheduleError> {
+        let changed: Vec<_> = view.facts.iter().filter_map(|fact| fact.unrecorded(now)).collect();
+        self.snapshots.record_facts(&changed).await
     }
 
     /// The Redis servers that there are: as this worker knows them, or after a look.
@@ -577,6 +595,11 @@ impl FleetReader {
             None => clock_offset_ms(&self.snapshots).await,
         };
         let (rollout, rollout_problem) = self.read_rollout(known).await?;
+        let server = match &self.own {
+            Some(own) => own.fleet.redis_server.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            // A user without the right to ask learns the rest all the same.
+            None => self.link.server_facts().await.ok(),
+        };
         Ok(Read {
             paused,
             acknowledged,
@@ -585,6 +608,8 @@ impl FleetReader {
             rollout,
             rollout_problem,
             unreadable,
+            server,
+            recorded_facts: self.snapshots.facts(&facts::NAMES).await?,
         })
     }
 
@@ -604,6 +629,7 @@ impl FleetReader {
             rollout,
             rollout_problem,
             unreadable,
+            ..
         } = read;
         let cause = |id: &str| rollout.as_ref().map(|rollout| rollout.selection.cause(id));
         let clock_offset_seconds = clock_offset_ms.map(|millis| millis as f64 / 1e3);
@@ -754,7 +780,7 @@ impl FleetReader {
             lags,
             history: self.own.as_ref().map(|own| own.history()).unwrap_or_default(),
             published_eta_seconds: published_eta_seconds.filter(|_| self.own.is_none()),
-            facts: self.own.as_ref().map(|own| own.facts()).unwrap_or_default(),
+            facts: Vec::new(),
             objective_seconds: self.objectives.freshness.as_secs_f64(),
             objectives: self.objectives,
             clock_offset_seconds,
@@ -764,6 +790,17 @@ impl FleetReader {
         view.judge_tenants();
         view
     }
+}
+
+/// What the fleet is made of. While Redis refuses writes, silent workers are taken for live, as they can't report.
+fn facts_of(view: &FleetView, server: Option<&ServerFacts>, recorded: &[Option<String>]) -> Vec<Fact> {
+    let is_refused = view.writes_refused.is_some();
+    let workers: Vec<&WorkerRow> = view.workers.iter().filter(|worker| worker.live || is_refused).collect();
+    let unreadable = view.unreadable_workers.len();
+    let mut found =
+        facts::found(&workers, unreadable, view.objectives.workers, server, view.routing.as_ref());
+    facts::date(&mut found, recorded, view.at);
+    found
 }
 
 /// The record of a tenant whose worker can't publish: it can't be written either.

@@ -2,6 +2,9 @@
 
 use serde::Serialize;
 
+/// Clocks that differ by more need attention.
+pub const CLOCK_TOLERANCE_SECONDS: f64 = 1.0;
+
 /// How a tenant or the fleet is, in one word; the worse, the later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]

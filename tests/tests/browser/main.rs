@@ -8,6 +8,7 @@ mod accessible;
 mod actions;
 mod connection;
 mod day;
+mod facts;
 mod keyboard;
 mod many;
 mod migration;

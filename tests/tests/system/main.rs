@@ -18,6 +18,7 @@ mod directory;
 mod drills;
 mod environment;
 mod exact;
+mod facts;
 mod fleet;
 mod formats;
 mod forms;

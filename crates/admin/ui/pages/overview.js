@@ -393,6 +393,12 @@ function chartRow() {
   };
 }
 
+/** By how much a clock is ahead of Redis's, without the sign of what is rounded to nothing. */
+function signed(/** @type {number} */ seconds) {
+  const rounded = (Math.round(seconds * 100) / 100 + 0).toFixed(2);
+  return rounded.startsWith("-") ? rounded : `+${rounded}`;
+}
+
 function workerTable(tickers) {
   /** @type {Api.Worker[]} */
   let all = [];
@@ -422,7 +428,9 @@ function workerTable(tickers) {
           return (worker) => {
             setText(name, visible(worker.name) + (worker.self ? " (this one)" : ""));
             const role = worker.mode === "shadow" ? ["shadow: it only looks"] : [];
-            setText(more, [...role, `v${worker.version}`, `up ${span(worker.uptime_seconds)}`, ...health(worker)].join(" · "));
+            const offset = worker.clock_offset_seconds;
+            const clock = typeof offset === "number" ? [`clock ${signed(offset)} s`] : [];
+            setText(more, [...role, `v${worker.version}`, `up ${span(worker.uptime_seconds)}`, ...clock, ...health(worker)].join(" · "));
             setAttr(more, "data-level", health(worker).length ? "warn" : null);
           };
         },

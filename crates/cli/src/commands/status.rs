@@ -4,7 +4,7 @@ use std::{fmt::Write as _, path::Path, time::Duration};
 
 use balance_sync_domain::printable;
 use balance_sync_view::{
-    overview::{CLOCK_TOLERANCE_SECONDS, Overview, Verdict},
+    overview::{CLOCK_TOLERANCE_SECONDS, FactView, Overview, Verdict},
     reader::{FleetReader, FleetView},
     routing::RoutingView,
     rows::{StateView, TenantRow},
@@ -16,7 +16,10 @@ use super::{neighbour, queues, rollout, shadow, tenants, workers};
 use crate::{
     EXIT_OK,
     args::{StatusArgs, seconds},
-    terminal::{self, BAD, FAINT, HEAD, PLAIN, Screen, WARN, count, optional, rate, span, styled, wrap},
+    terminal::{
+        self, BAD, Column, FAINT, HEAD, PLAIN, Screen, Table, WARN, ago, count, optional, rate, span, styled,
+        wrap,
+    },
     wiring,
 };
 
@@ -191,7 +194,21 @@ fn render(view: &FleetView, overview: &Overview, screen: Screen, every: Option<D
             line(&mut text, format_args!("and {} more", all.len() - WORKERS));
         }
     }
+    if !overview.facts.is_empty() {
+        line(&mut text, format_args!("\n{}", facts(&overview.facts, view.at, screen).trim_end()));
+    }
     text
+}
+
+/// What the fleet is made of, and since when.
+fn facts(facts: &[FactView], now: f64, screen: Screen) -> String {
+    let mut table = Table::new(&[Column::text("FLEET"), Column::long("IS"), Column::number("SINCE")]);
+    for fact in facts {
+        let style = if fact.well { PLAIN } else { WARN };
+        let since = fact.since.as_ref().map_or_else(|| "-".to_owned(), |since| ago(since, now));
+        table.row([(fact.name.to_owned(), PLAIN), (fact.value.clone(), style), (since, PLAIN)]);
+    }
+    table.render(screen)
 }
 
 fn head(text: &mut String, overview: &Overview, every: Option<Duration>) {

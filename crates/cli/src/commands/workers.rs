@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, path::Path};
 
 use balance_sync_fleet::{status::WorkerMode, tasks::TaskState};
-use balance_sync_view::{reader::FleetView, rows::WorkerRow};
+use balance_sync_view::{overview::CLOCK_TOLERANCE_SECONDS, reader::FleetView, rows::WorkerRow};
 use serde_json::json;
 
 use crate::{
@@ -76,6 +76,10 @@ pub(crate) async fn workers(file: Option<&Path>, args: WorkersArgs) -> anyhow::R
     Ok(code)
 }
 
+fn is_off(offset: f64) -> bool {
+    offset.abs() > CLOCK_TOLERANCE_SECONDS
+}
+
 fn is_well(row: &WorkerRow) -> bool {
     row.redis == "ok"
         && matches!(row.tenant_service.state.as_str(), "ok" | "static")
@@ -98,6 +102,7 @@ pub(super) fn table(rows: &[&WorkerRow], now: f64, screen: Screen) -> String {
         Column::number("TENANTS"),
         Column::number("ROWS/S").spare(1),
         Column::number("MEMORY").spare(2),
+        Column::number("CLOCK").spare(0),
         Column::long("TENANT SERVICE"),
     ];
     if differ {
@@ -131,6 +136,14 @@ pub(super) fn table(rows: &[&WorkerRow], now: f64, screen: Screen) -> String {
             (count(row.tenants_owned), PLAIN),
             (rate(row.rows_per_second), PLAIN),
             (bytes(row.rss_bytes), PLAIN),
+            match row.clock_offset_seconds {
+                // By how much it is ahead of Redis's, without the sign of what is rounded to nothing.
+                Some(offset) => (
+                    format!("{:+.2} s", (offset * 100.0).round() / 100.0 + 0.0),
+                    if is_off(offset) { WARN } else { PLAIN },
+                ),
+                None => ("-".to_owned(), PLAIN),
+            },
             (row.tenant_service.state.clone(), service),
         ];
         if differ {

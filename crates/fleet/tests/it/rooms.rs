@@ -17,6 +17,7 @@ const VIEW: [&str; 23] = [
     "queues",
     "rollout",
     "reader",
+    "facts",
     "unserved",
     "routing",
     "inspector",
@@ -26,7 +27,6 @@ const VIEW: [&str; 23] = [
     "backlog",
     "actions",
     "rows",
-    "facts",
     "record",
     "verdict",
 ];

@@ -125,6 +125,26 @@ async fn records_lost_by_redis_are_noticed() {
 }
 
 #[tokio::test]
+async fn facts_are_kept_for_a_long_time_and_what_is_too_long_is_none() {
+    let (tenant, snapshots) = group("snapshots-facts").await;
+    let read = async || snapshots.facts(&["a", "b"]).await.unwrap();
+    assert_eq!(read().await, [None, None]);
+    snapshots.record_facts(&[]).await.unwrap();
+    snapshots.record_facts(&[("a", "1|x".to_owned()), ("b", "2|y".to_owned())]).await.unwrap();
+    snapshots.record_facts(&[("b", "3|z".to_owned())]).await.unwrap();
+    assert_eq!(read().await, [Some("1|x".to_owned()), Some("3|z".to_owned())]);
+    let keys: Vec<String> = ask!(tenant, "KEYS", "*worker-1:snapshots-facts*");
+    let [key] = keys.as_slice() else { panic!("{keys:?}") };
+    assert!(key.contains("{transactions}"), "{key} is in another slot of a cluster");
+    tell!(tenant, "EXPIRE", key, "10");
+    snapshots.record_facts(&[]).await.unwrap();
+    assert!(tenant.ttl(key).await > 80 * 86_400_000, "whoever records keeps all of them");
+    tell!(tenant, "HSET", key, "a", "x".repeat(2000));
+    assert_eq!(read().await, [None, Some("3|z".to_owned())]);
+    assert_eq!(snapshots.publishers().await.unwrap(), Listed::default(), "that is no worker");
+}
+
+#[tokio::test]
 async fn a_silent_worker_is_not_live_and_a_half_published_one_is_hidden() {
     let (tenant, snapshots) = group("snapshots-silent").await;
     let page = Publication { incarnation: "i", seq: 1, worker: "{}", ..Publication::default() };

@@ -10,14 +10,12 @@ use balance_sync_fleet::{
 use balance_sync_schedule::ScheduleError;
 
 pub(super) use crate::rows::{NAMED, listed};
-pub(super) use crate::verdict::Verdict;
+pub(super) use crate::verdict::{CLOCK_TOLERANCE_SECONDS, Verdict};
 use crate::{
     reader::FleetView,
     rows::{AcknowledgedView, NeighbourView, ShadowView, StateView, TaskView, TenantRow, VanishedView},
 };
 
-/// Clocks that differ by more need attention.
-pub const CLOCK_TOLERANCE_SECONDS: f64 = 1.0;
 /// A value with less life left than this may be lost before it is written.
 const SHORT_LIFE_SECONDS: f64 = 300.0;
 

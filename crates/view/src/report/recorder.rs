@@ -166,6 +166,9 @@ impl Recorder {
         }
         self.looked_at_rest = rests.then(Instant::now);
         let view = reader.view_once().await;
+        if view.redis_error.is_none() {
+            reader.record_facts(&view, now).await?;
+        }
         if view.redis_error.is_some() || !view.listed {
             // What can't be seen isn't recorded: the time counts as unknown.
             self.duty = Some((reader, book, stages));
