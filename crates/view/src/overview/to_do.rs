@@ -159,7 +159,7 @@ impl FleetView {
             .any(|worker| matches!(worker.tenant_service.state.as_str(), "failing" | "breaker_open"))
         {
             to_do.push(
-                "Look at the tenant service and the way to it; the tenants that it listed last are served meanwhile."
+                "Look at the tenant service and the way to it; tenants whose settings are known are written meanwhile."
                     .to_owned(),
             );
         }
