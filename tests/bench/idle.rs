@@ -73,7 +73,7 @@ pub(crate) async fn run(options: &Options, figures: &mut Figures, tenants: usize
 
 /// Leaves in Redis what workers leave there that have served it for a while: the mark of its data set, with the server's process. Without it
 /// workers compare each tenant's values with its rows first, once, and most of these tenants have no database to compare them with.
-async fn served_before(rig: &Rig) -> Result<()> {
+pub(crate) async fn served_before(rig: &Rig) -> Result<()> {
     const MARK: &str = "{transactions}:balance-sync:data-set";
     let mut redis = rig.redis.clone();
     let info: redis::InfoDict = redis::cmd("INFO").query_async(&mut redis).await?;
@@ -88,7 +88,7 @@ async fn served_before(rig: &Rig) -> Result<()> {
 }
 
 /// Waits until all tenants are idle at one of the workers, and stood by for by the others.
-async fn idle(workers: &[&Worker], tenants: usize) -> Result<()> {
+pub(crate) async fn idle(workers: &[&Worker], tenants: usize) -> Result<()> {
     eventually(IDLE_WITHIN, "idle tenants", || async {
         let (mut idle, mut standby) = (0.0, 0.0);
         for worker in workers {

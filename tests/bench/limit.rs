@@ -8,16 +8,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use balance_sync_domain::{KeySpace, TenantId, TlsMode};
+use balance_sync_domain::{KeySpace, TenantId};
 
 use balance_sync_sandbox::ledger::{Amounts, Producer};
 use balance_sync_schedule::{Claimed, Link, LinkSettings, Schedule, ScheduleOptions};
 use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, Row, Table};
 use futures::future::{try_join_all, try_join3};
-use secrecy::SecretString;
 use uuid::Uuid;
 
-use crate::rig::Rig;
+use crate::rig::{Rig, spec};
 
 /// As many as a worker may open by default.
 const CONNECTIONS: u32 = 64;
@@ -49,16 +48,7 @@ pub(crate) fn prepare(rig: &Rig, producer: &Producer) -> Result<Prepared> {
     let mut tenants = Vec::new();
     for load in producer.tenants() {
         let tenant = rig.sandbox.tenant(&load.id)?;
-        let url = url::Url::parse(tenant.database_url())?;
-        let mut spec = DatabaseSpec::new(
-            "127.0.0.1",
-            url.port().context("a database URL without a port")?,
-            tenant.database.as_str(),
-            tenant.role.as_str(),
-            SecretString::from(url.password().unwrap_or_default().to_owned()),
-        );
-        spec.tls = TlsMode::Disable;
-        spec.application_name = "bench limit".to_owned();
+        let spec = DatabaseSpec { application_name: "bench limit".to_owned(), ..spec(&tenant)? };
         let values = load.balances.iter().zip(&load.versions).map(|(balance, version)| {
             let value = Value {
                 id: balance.id,

@@ -33,7 +33,7 @@ use clap::Parser;
 use crate::figures::Figures;
 
 /// The cases in the order in which they run.
-const CASES: [&str; 15] = [
+const CASES: [&str; 16] = [
     "drain_1",
     "drain_100",
     "formats",
@@ -46,6 +46,7 @@ const CASES: [&str; 15] = [
     "start_10000",
     "noisy_backlog",
     "noisy_dead_postgres",
+    "fairness",
     "workers",
     "backlog",
     "statement",
@@ -139,6 +140,7 @@ async fn run(options: &Options) -> Result<()> {
             "start_10000" => idle::start(options, &mut figures, 10_000).await,
             "noisy_backlog" => noisy::backlog(options, &mut figures).await,
             "noisy_dead_postgres" => noisy::dead_postgres(options, &mut figures).await,
+            "fairness" => noisy::fairness(options, &mut figures).await,
             "workers" => scaling::workers(options, &mut figures).await,
             "statement" => statement::run(options, &mut figures).await,
             _ => scaling::backlog(options, &mut figures).await,

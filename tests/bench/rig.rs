@@ -1,9 +1,14 @@
 //! The servers of a case, and what brings them back to the same state before each measurement.
 
 use anyhow::{Context, Result, ensure};
+use balance_sync_domain::TlsMode;
 use balance_sync_sandbox::ledger::Producer;
-use balance_sync_sandbox::{Isolation, PostgresOptions, Sandbox, SandboxOptions, balance_table};
+use balance_sync_sandbox::{
+    Isolation, PostgresOptions, Sandbox, SandboxOptions, SandboxTenant, balance_table,
+};
+use balance_sync_store::DatabaseSpec;
 use redis::aio::MultiplexedConnection;
+use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::meter::Meter;
@@ -121,4 +126,14 @@ impl Rig {
         self.admin.close().await;
         self.sandbox.stop().await
     }
+}
+
+/// How the role of a tenant reaches its database.
+pub(crate) fn spec(tenant: &SandboxTenant) -> Result<DatabaseSpec> {
+    let url = url::Url::parse(tenant.database_url())?;
+    let port = url.port().context("a database URL without a port")?;
+    let password = SecretString::from(url.password().unwrap_or_default().to_owned());
+    let (database, role) = (tenant.database.as_str(), tenant.role.as_str());
+    let spec = DatabaseSpec::new("127.0.0.1", port, database, role, password);
+    Ok(DatabaseSpec { tls: TlsMode::Disable, ..spec })
 }

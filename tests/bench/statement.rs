@@ -7,19 +7,17 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result, ensure};
-use balance_sync_domain::TlsMode;
 use balance_sync_sandbox::ledger::{Producer, SeededBalance};
 use balance_sync_sandbox::{SandboxTenant, balance_table};
-use balance_sync_store::{ConnectionBudget, Database, DatabaseSpec, Row, Table};
+use balance_sync_store::{ConnectionBudget, Database, Row, Table};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::Options;
 use crate::figures::Figures;
-use crate::rig::Rig;
+use crate::rig::{Rig, spec};
 
 const BALANCES: usize = 200_000;
 
@@ -112,20 +110,11 @@ struct Bench<'r> {
 
 impl<'r> Bench<'r> {
     async fn open(rig: &Rig, tenant: &SandboxTenant, balances: &'r [SeededBalance]) -> Result<Self> {
-        let url = url::Url::parse(tenant.database_url())?;
-        let mut spec = DatabaseSpec::new(
-            "127.0.0.1",
-            url.port().context("a database URL without a port")?,
-            tenant.database.as_str(),
-            tenant.role.as_str(),
-            SecretString::from(url.password().unwrap_or_default().to_owned()),
-        );
-        spec.tls = TlsMode::Disable;
         let pool = rig.sandbox.pool(tenant);
         Ok(Self {
             // The owner of the table, who may vacuum it.
             session: PgConnection::connect_with(&pool.connect_options()).await?,
-            own: Database::open(spec, ConnectionBudget::new(1))?,
+            own: Database::open(spec(tenant)?, ConnectionBudget::new(1))?,
             table: balance_table(tenant.schema.as_deref()),
             // A statement of the worker names the ledger once if all rows are of one, as most batches are.
             balances: balances.iter().filter(|balance| balance.ledger == balances[0].ledger).collect(),

@@ -151,6 +151,7 @@ pub(crate) fn manager_options(config: &Config) -> ManagerOptions {
         application_name: format!("balance-sync {}", config.worker.name),
         require_tls: config.worker.require_tls,
         allow_link_local: config.postgres.allow_link_local,
+        weights: config.tenants.weights.clone(),
     }
 }
 

@@ -4,7 +4,8 @@
 //! what came of it; a simulator can drive the same code on virtual time.
 //!
 //! Which tenants: [`membership`] (which list of tenants is believed) · [`rollout`] (which of them this fleet serves) · [`routes`] (which Redis each lives on) ·
-//! [`registration`] and [`partition`] (which of those are this worker's) · [`plan`] (which collectors run) · [`connections`] (how many connections to Postgres it may have). One tenant: [`collector`] (its claims and flushes) · [`standby`]
+//! [`registration`] and [`partition`] (which of those are this worker's) · [`plan`] (which collectors run) · [`connections`] (how many connections to Postgres it may have) ·
+//! [`weights`] (which tenants get more of them) · [`fair`] (in which order). One tenant: [`collector`] (its claims and flushes) · [`standby`]
 //! (whether its first owner claims) · [`trail`] (its values that are gone) · [`vanish`] (what Redis has
 //! lost) · [`queues`] (the ledger's own queues) · [`shadow`] (what a worker that only looks finds) · [`neighbour`] (the ledger's own
 //! worker beside ours) · [`controls`] (what operators' actions do to it) ·
@@ -20,6 +21,7 @@ pub mod collector;
 pub mod connections;
 pub mod controls;
 pub mod failure;
+pub mod fair;
 pub mod membership;
 pub mod neighbour;
 pub mod outcome;
@@ -36,5 +38,6 @@ pub mod state;
 pub mod timeline;
 pub mod trail;
 pub mod vanish;
+pub mod weights;
 
 pub use balance_sync_domain::names;

@@ -10,8 +10,8 @@
 //! How it stays within the bound. A *slot* is held by each open connection, from before it is opened until after it is
 //! closed. A slot is given only while fewer than the budget exist, or taken over from a connection that is closed for it.
 //!
-//! Who gets one. A database's own idle connection first. Who needs a new one queues; the queue is served in order, each
-//! time a slot becomes free, a connection idle, or an idle one old enough to be taken away:
+//! Who gets one. A database's own idle connection first. Who needs a new one queues; the queue is served in order, tenants of more
+//! weight more often (`balance_sync_engine::fair`), each time a slot becomes free, a connection idle, or an idle one old enough to be taken away:
 //!
 //! - A database that has a connection takes none away from another: it waits for its own, or for a free slot.
 //! - A connection is left to its database for half a second, and then as long as its pauses are shorter than 20 ms. Moving
@@ -32,7 +32,9 @@
 mod chores;
 mod connection;
 mod fleet;
+mod logins;
 mod server;
+mod turns;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -50,6 +52,7 @@ pub use chores::Chore;
 pub(crate) use connection::{CLOSE_TIMEOUT, Open};
 pub use fleet::{FleetDemand, FleetLimit, FleetUsage};
 pub(crate) use server::{Claim, LONGEST_TURN, Server};
+pub(crate) use turns::Turn;
 
 /// The bound on open connections per server, for all databases of a worker. A cheap clone of one shared state.
 #[derive(Clone)]
@@ -236,6 +239,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::sync::atomic::AtomicUsize;
 
+    use balance_sync_engine::fair::Weight;
     use futures::FutureExt;
 
     use super::connection::Slot;
@@ -257,19 +261,47 @@ mod tests {
         assert!(Arc::ptr_eq(&server, &same));
         assert!(!Arc::ptr_eq(&server, &other));
 
-        let first = slot(server.claim(a, false).await);
-        let second = slot(server.claim(b, false).await);
+        let first = slot(server.claim(a, Weight::ONE, false).await);
+        let second = slot(server.claim(b, Weight::ONE, false).await);
         assert_eq!((server.count(a), server.count(b)), ((1, 0), (1, 0)));
 
-        let mut third = std::pin::pin!(server.claim(b, false));
+        let mut third = std::pin::pin!(server.claim(b, Weight::ONE, false));
         assert!(third.as_mut().now_or_never().is_none(), "a third slot on a server with a budget of two");
-        let _elsewhere = slot(other.claim(c, false).await);
+        let _elsewhere = slot(other.claim(c, Weight::ONE, false).await);
 
         drop(first);
         let _third = slot(third.await);
         assert_eq!((server.count(a), server.count(b)), ((0, 0), (2, 0)));
         assert_eq!(budget.servers().iter().map(|s| (s.open, s.limit)).collect::<Vec<_>>(), [(2, 2), (1, 2)]);
         drop(second);
+    }
+
+    #[tokio::test]
+    async fn a_tenant_of_more_weight_gets_slots_more_often() {
+        let budget = ConnectionBudget::new(1);
+        let (server, _) = budget.register("one:5432");
+        let weights = [3, 1, 1].map(|weight| Weight::new(weight).unwrap());
+        let databases = weights.map(|weight| (budget.register("one:5432").1, weight));
+        let claim = |(database, weight): (u64, Weight)| {
+            let server = Arc::clone(&server);
+            Box::pin(async move { server.claim(database, weight, false).await })
+        };
+        let mut held = Some(slot(claim(databases[1]).await));
+        let mut waiting = databases.map(claim);
+        assert!(waiting.iter_mut().all(|waits| waits.as_mut().now_or_never().is_none()));
+        let mut served = Vec::new();
+        for _ in 0..5 * 12 {
+            drop(held.take());
+            for (who, waits) in waiting.iter_mut().enumerate() {
+                if let Some(claimed) = waits.as_mut().now_or_never() {
+                    (held, *waits) = (Some(slot(claimed)), claim(databases[who]));
+                    assert!(waits.as_mut().now_or_never().is_none());
+                    served.push(who);
+                }
+            }
+        }
+        let of = |who: usize| served[10..].iter().filter(|served| **served == who).count();
+        assert_eq!((of(0), of(1), of(2)), (30, 10, 10), "{served:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -282,10 +314,10 @@ mod tests {
             counted.fetch_add(1, Ordering::Relaxed);
         });
         let (server, a) = budget.register("one:5432");
-        let _first = slot(server.claim(a, false).await);
+        let _first = slot(server.claim(a, Weight::ONE, false).await);
         budget.0.chores.faults.store(3, Ordering::Relaxed);
         // Who waits keeps the sweeper going.
-        let waits = server.claim(a, false);
+        let waits = server.claim(a, Weight::ONE, false);
         assert!(tokio::time::timeout(Duration::from_secs(10), waits).await.is_err());
         assert_eq!(panics.load(Ordering::Relaxed), 3);
         assert_eq!(budget.0.chores.faults.load(Ordering::Relaxed), 0);

@@ -4,12 +4,10 @@
 //! service knows, a port without a listener, a certificate, a limit of time.
 
 use balance_sync_domain::link_local;
-use std::pin::pin;
 use std::time::Duration;
 
 use sqlx::postgres::PgDatabaseError;
 
-use crate::budget::LONGEST_TURN;
 use crate::classify::{ErrorClass, StoreError};
 use crate::database::Inner;
 use crate::examine::{Examined, examine};
@@ -81,20 +79,9 @@ pub(crate) async fn connect(inner: &Inner, presume: bool) -> Result<Connected, S
         inner.eligible.note_examined();
         Ok(Connected { connection, examined, is_presumed: false, addresses })
     };
-    let turn = inner.server.logins.acquire().await;
     let timeout = inner.spec.connect_timeout;
-    let connected = {
-        let mut connecting = pin!(tokio::time::timeout(timeout, connecting));
-        tokio::select! {
-            biased;
-            connected = connecting.as_mut() => connected,
-            // It waits for the way there, or for an answer that may never come, and no longer costs the server anything.
-            () = tokio::time::sleep(LONGEST_TURN) => {
-                drop(turn);
-                connecting.await
-            }
-        }
-    };
+    let within = async { tokio::time::timeout(timeout, connecting).await };
+    let connected = inner.server.logins.among(within).await;
     connected.unwrap_or_else(|_| Err(too_slow(timeout, step)))
 }
 

@@ -7,7 +7,6 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -16,7 +15,7 @@ use sqlx::{AssertSqlSafe, Either, PgConnection};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::budget::{Claim, LONGEST_TURN, Open};
+use crate::budget::{Claim, LONGEST_TURN, Open, Turn};
 use crate::classify::{ErrorClass, StoreError};
 use crate::connect::{connect, too_slow};
 use crate::database::{Database, Phase};
@@ -122,7 +121,7 @@ pub struct Session {
     acquire_by: Option<Instant>,
     patience: Patience,
     /// Held for a batch until a statement of it takes too long, see `budget.rs`.
-    turn: Option<OwnedSemaphorePermit>,
+    turn: Option<Turn>,
     // After `open`: the connection must be back before the permit is, and fields drop in this order.
     _permit: OwnedSemaphorePermit,
 }
@@ -162,10 +161,10 @@ impl Session {
         let _waiting = server.waiting();
         // A turn is given up soon, whatever is waited for.
         let within = self.database.inner().spec.acquire_timeout;
-        let turn = tokio::time::timeout(within, Arc::clone(&server.turns).acquire_owned());
+        let turn = tokio::time::timeout(within, server.turns.take(self.database.inner().spec.weight));
         let turn =
             self.unless(Phase::Closing, turn).await?.map_err(|_| self.database.no_place(self.patience))?;
-        self.turn = Some(turn.map_err(|_| StoreError::closed())?);
+        self.turn = Some(turn);
         Ok(())
     }
 
@@ -233,7 +232,11 @@ impl Session {
         let inner = self.database.inner();
         let claim = {
             let _waiting = inner.server.waiting();
-            let claim = self.database.patiently(by, self.patience, inner.server.claim(inner.id, fresh));
+            let claim = self.database.patiently(
+                by,
+                self.patience,
+                inner.server.claim(inner.id, inner.spec.weight, fresh),
+            );
             self.unless(Phase::Closing, claim).await?.ok_or_else(|| self.database.no_place(self.patience))?
         };
         let mut slot = match claim {

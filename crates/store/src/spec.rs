@@ -1,6 +1,7 @@
 //! Where a database is and how to get in.
 
 use balance_sync_domain::TlsMode;
+use balance_sync_engine::fair::Weight;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
@@ -47,6 +48,8 @@ pub struct DatabaseSpec {
     pub key: Option<PathBuf>,
     /// Most connections to this database, at least 1. The budget of the server may allow fewer.
     pub max_connections: u32,
+    /// Its part of the server's connections, and of the turns to write, when they are short.
+    pub weight: Weight,
     /// The server cancels a statement after this. `None` or zero: 30 s.
     pub statement_timeout: Option<Duration>,
     /// Longest wait for a locked row before the others of its batch are written without it; never more than half of the
@@ -88,6 +91,7 @@ impl DatabaseSpec {
             cert: None,
             key: None,
             max_connections: 4,
+            weight: Weight::ONE,
             statement_timeout: None,
             lock_wait: LOCK_WAIT,
             connect_timeout: Duration::from_secs(5),
@@ -127,6 +131,7 @@ impl DatabaseSpec {
     pub fn same_as(&self, other: &DatabaseSpec) -> bool {
         self.pool_key() == other.pool_key()
             && self.max_connections == other.max_connections
+            && self.weight == other.weight
             && self.statement_timeout == other.statement_timeout
             && self.lock_wait == other.lock_wait
             && self.connect_timeout == other.connect_timeout
@@ -235,6 +240,7 @@ impl fmt::Debug for DatabaseSpec {
             .field("cert", &self.cert)
             .field("key", &self.key)
             .field("max_connections", &self.max_connections)
+            .field("weight", &self.weight)
             .field("statement_timeout", &self.statement_timeout)
             .field("lock_wait", &self.lock_wait)
             .field("connect_timeout", &self.connect_timeout)
@@ -316,6 +322,7 @@ mod tests {
 
         let wider = DatabaseSpec { max_connections: 9, ..spec() };
         assert!(!base.same_as(&wider));
+        assert!(!base.same_as(&DatabaseSpec { weight: Weight::new(2).unwrap(), ..spec() }));
         assert_eq!(base.pool_key(), wider.pool_key());
     }
 

@@ -88,6 +88,7 @@ pub(super) struct Tenants {
     pub include: Vec<String>,
     pub exclude: Vec<String>,
     pub share: String,
+    pub weights: Vec<String>,
     pub list: Vec<ListedTenant>,
     pub service: Service,
     pub events_redis: EventsRedis,

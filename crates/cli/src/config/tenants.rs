@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use balance_sync_domain::TenantId;
 use balance_sync_engine::rollout::{Pattern, Selection, Share};
+use balance_sync_engine::weights::Weights;
 use balance_sync_schedule::LinkSettings;
 use balance_sync_tenants::{ConnectionSettings, StaticTenant, TenantDatabase};
 use secrecy::SecretString;
@@ -45,6 +46,7 @@ pub(super) fn tenants(check: &mut Check<'_>, raw: &mut Raw, link: Option<&LinkSe
     }
     let events = events(check, raw, link);
     let rollout = rollout(check, raw);
+    let weights = weights(check, raw);
     Some(Tenants {
         source: source?,
         poll_interval: raw.poll_interval,
@@ -52,6 +54,7 @@ pub(super) fn tenants(check: &mut Check<'_>, raw: &mut Raw, link: Option<&LinkSe
         confirm_polls: raw.confirm_polls,
         key_form: raw.key_form,
         rollout: rollout?,
+        weights: weights?,
         events,
     })
 }
@@ -313,6 +316,20 @@ fn rollout(check: &mut Check<'_>, raw: &raw::Tenants) -> Option<Selection> {
     };
     // Each list is within its bounds.
     Selection::new(include?, exclude?, share).ok()
+}
+
+/// Which tenants get more than others.
+fn weights(check: &mut Check<'_>, raw: &raw::Tenants) -> Option<Weights> {
+    if raw.source == SourceKind::Single && !raw.weights.is_empty() {
+        check.note("tenants.weights", "is of no effect, as tenants.source is \"single\"");
+    }
+    match Weights::parse(&raw.weights) {
+        Ok(weights) => Some(weights),
+        Err((entry, allowed)) => {
+            check.refuse("tenants.weights", Some(quoted(&entry)), allowed);
+            None
+        }
+    }
 }
 
 fn events(check: &mut Check<'_>, raw: &raw::Tenants, link: Option<&LinkSettings>) -> Option<Events> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use balance_sync_admin::{NamedToken, TrustedProxies};
 use balance_sync_engine::rollout::Selection;
+use balance_sync_engine::weights::Weights;
 use balance_sync_schedule::LinkSettings;
 use balance_sync_tenants::{KeyForm, StaticTenant, TenantDatabase};
 use secrecy::SecretString;
@@ -86,6 +87,8 @@ pub(crate) struct Tenants {
     pub key_form: KeyForm,
     /// Which of them are served, unless operators have set that at run time.
     pub rollout: Selection,
+    /// Which of them get more of a server's connections when they are short.
+    pub weights: Weights,
     /// Where tenant events are received; none when they are off.
     pub events: Option<Events>,
 }

@@ -162,7 +162,8 @@ impl TenantManager {
             entry.refused = None;
             return Ok(entry.pool.clone());
         }
-        let spec = self.options.spec(&settings);
+        let weight = self.options.weights.of(tenant.label());
+        let spec = DatabaseSpec { weight, ..self.options.spec(&settings) };
         let key = spec.pool_key();
         let allowed = self.options.allows(&settings).map_err(SinkError::from);
         let (table, database) = match allowed.and_then(|()| self.open(tenant, &settings, &key, spec)) {

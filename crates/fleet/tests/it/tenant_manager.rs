@@ -9,6 +9,7 @@ use crate::common::{
     secs, tenant,
 };
 use actix::prelude::*;
+use balance_sync_engine::weights::Weights;
 use balance_sync_fleet::{
     ConnectionBudget,
     backends::{
@@ -163,6 +164,17 @@ async fn a_rotated_password_makes_another_revision_and_closes_the_old_connection
     let look_ups = bench.directory.look_ups();
     let late = bench.refetch(&a, Some(old.revision)).await.unwrap();
     assert_eq!((late.revision, bench.directory.look_ups()), (new.revision, look_ups));
+}
+
+#[actix::test]
+async fn a_tenants_weight_reaches_its_connections() {
+    let weights = Weights::parse(&["heavy=4"]).unwrap();
+    let bench = Bench::with(ManagerOptions { weights, ..ManagerOptions::default() });
+    let (heavy, other) = (tenant("heavy"), tenant("other"));
+    bench.directory.knows(&heavy, database("one", "p"));
+    bench.directory.knows(&other, database("one", "p"));
+    let (first, second) = (bench.get(&heavy).await.unwrap(), bench.get(&other).await.unwrap());
+    assert_eq!((first.database.spec().weight.get(), second.database.spec().weight.get()), (4, 1));
 }
 
 /// A server that takes no writes for an hour, with three hundred tenants that try every two seconds.

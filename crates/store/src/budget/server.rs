@@ -5,13 +5,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use balance_sync_engine::fair::{FairQueue, Weight};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
 use super::chores::{Chore, Chores};
 use super::connection::{CLOSE_TIMEOUT, Idle, Open, Slot, Tenure};
 use super::fleet::{FleetDemand, FleetLimit, FleetUsage, Shared};
+use super::logins::Logins;
+use super::turns::Turns;
 use super::{ServerUsage, lock};
 use crate::known::Known;
 use crate::mode::Found;
@@ -28,10 +31,6 @@ pub(super) const WAITED_FOR_INTERVAL: Duration = Duration::from_millis(20);
 /// a disk or a replica leaves room for the others, and an operation that waits for its turn gathers meanwhile.
 const AT_WORK: usize = 16;
 
-/// Logins to one server at once. One costs it some ten milliseconds of a core: many at once would all be there at the end, and none
-/// before, while batches wait.
-const LOGINS: usize = 8;
-
 /// A statement that takes longer gives its turn up: it waits for a lock or an answer, which is no work, and a few tenants with
 /// locked tables must not hold up all others of their server. A batch takes some ten milliseconds.
 pub(crate) const LONGEST_TURN: Duration = Duration::from_millis(200);
@@ -41,12 +40,12 @@ pub(crate) struct Server {
     pub(super) key: String,
     limit: usize,
     /// Batches that may be written at once.
-    pub(crate) turns: Arc<Semaphore>,
+    pub(crate) turns: Arc<Turns>,
     waiting: AtomicUsize,
     /// Whether nothing stands between here and the server.
     pub(crate) is_direct: Found<bool>,
     /// Logins that may be made at once.
-    pub(crate) logins: Semaphore,
+    pub(crate) logins: Logins,
     /// Where its name leads.
     pub(crate) names: Names,
     /// What was found on its newest connections.
@@ -70,8 +69,8 @@ pub(super) struct State {
     open_by: HashMap<u64, usize>,
     /// The longest idle first.
     idle: VecDeque<Idle>,
-    /// The longest waiting first.
-    queue: VecDeque<Queued>,
+    /// The longest waiting first, by the weights of tenants.
+    queue: FairQueue<Queued>,
     /// When an operation was last done with a connection that works, or got a new one.
     progressed: Option<Instant>,
     /// Of a budget that the fleet shares, this worker's part.
@@ -152,10 +151,10 @@ impl Server {
         Server {
             key,
             limit,
-            turns: Arc::new(Semaphore::new(AT_WORK)),
+            turns: Turns::new(AT_WORK),
             waiting: AtomicUsize::new(0),
             is_direct: Found::nothing(),
-            logins: Semaphore::new(LOGINS),
+            logins: Logins::new(),
             names: Names::default(),
             known: Known::default(),
             queued: Arc::default(),
@@ -205,9 +204,9 @@ impl Server {
     }
 
     /// A connection or the right to open one. With `fresh`, never a pooled one. Dropping the future leaves the queue.
-    pub(crate) async fn claim(self: &Arc<Server>, database: u64, fresh: bool) -> Claim {
+    pub(crate) async fn claim(self: &Arc<Server>, database: u64, weight: Weight, fresh: bool) -> Claim {
         loop {
-            let granted = match self.grant_or_queue(database, fresh) {
+            let granted = match self.grant_or_queue(database, weight, fresh) {
                 Ok(grant) => Ok(grant),
                 Err(queued) => queued.await,
             };
@@ -229,6 +228,7 @@ impl Server {
     fn grant_or_queue(
         self: &Arc<Server>,
         database: u64,
+        weight: Weight,
         fresh: bool,
     ) -> Result<Grant, oneshot::Receiver<Grant>> {
         let mut state = self.state();
@@ -245,7 +245,7 @@ impl Server {
             return Ok(grant);
         }
         let (grant, granted) = oneshot::channel();
-        state.queue.push_back(Queued { database, fresh, grant });
+        state.queue.push(weight, Queued { database, fresh, grant });
         state.note_demand();
         if let Some(shared) = &self.shared
             && state.open >= self.allowed(&state)
@@ -301,7 +301,7 @@ impl Server {
         state.idle.iter().position(|idle| idle.may_be_taken(tenure))
     }
 
-    /// Gives the waiting what they may have, the longest waiting first.
+    /// Gives the waiting what they may have, in the order of the queue.
     pub(super) fn serve(self: &Arc<Server>, mut state: MutexGuard<'_, State>) {
         let mut undelivered = Vec::new();
         let mut at = 0;
@@ -314,10 +314,10 @@ impl Server {
             }
             let found = if gone { None } else { self.find(&mut state, database, fresh) };
             match found {
-                None if !gone => at += 1,
-                found => {
-                    let queued = state.queue.remove(at);
-                    if let (Some(queued), Some(found)) = (queued, found) {
+                None if gone => drop(state.queue.leave(at)),
+                None => at += 1,
+                Some(found) => {
+                    if let Some(queued) = state.queue.serve(at) {
                         match queued.grant.send(found) {
                             Ok(()) => {}
                             Err(back) => undelivered.push(back),

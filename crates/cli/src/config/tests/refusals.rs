@@ -77,6 +77,27 @@ fn unknown_keys_come_with_the_nearest_known_one() {
 }
 
 #[test]
+fn weights_name_the_entry_that_cannot_be_used() {
+    for (entry, allowed) in [
+        ("acme", "allowed: TENANT=WEIGHT"),
+        ("acme=0", "for the weight, allowed: a whole number from 1 to 100"),
+        ("acme=many", "for the weight, allowed: a whole number from 1 to 100"),
+        ("a/b=2", "for the tenant, allowed: 1 to"),
+    ] {
+        let text = problem(&format!("[tenants]\nweights = [\"ok=2\", \"{entry}\"]"), &[]);
+        assert!(
+            text.contains(&format!("tenants.weights = \"{entry}\" (file ")) && text.contains(allowed),
+            "{text}"
+        );
+    }
+    let text = problem("[tenants]\nweights = { acme = 4 }", &[]);
+    assert!(text.contains("tenants.weights") && text.contains("TENANT=WEIGHT"), "{text}");
+    let weights =
+        complete("", &[("BALANCE_SYNC__TENANTS__WEIGHTS", "acme=4, big-*=2")]).unwrap().tenants.weights;
+    assert_eq!(["acme", "big-one", "other"].map(|tenant| weights.of(tenant).get()), [4, 2, 1]);
+}
+
+#[test]
 fn values_that_contradict_each_other_are_refused() {
     // (file, key that is named, keys it depends on, what would be allowed)
     let cases: [(&str, &str, &[&str], &str); 12] = [

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use balance_sync_domain::link_local;
+use balance_sync_engine::weights::Weights;
 use balance_sync_store::DatabaseSpec;
 use balance_sync_tenants::{DirectoryError, TenantDatabase};
 
@@ -29,6 +30,8 @@ pub struct ManagerOptions {
     pub require_tls: bool,
     /// Whether a database's host may be a link-local address, as those of clouds' metadata services are.
     pub allow_link_local: bool,
+    /// Which tenants get more of a server's connections when they are short.
+    pub weights: Weights,
 }
 
 impl Default for ManagerOptions {
@@ -44,6 +47,7 @@ impl Default for ManagerOptions {
             application_name: "balance-sync".to_owned(),
             require_tls: false,
             allow_link_local: false,
+            weights: Weights::default(),
         }
     }
 }
