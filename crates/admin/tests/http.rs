@@ -14,18 +14,23 @@ use std::{
 
 use balance_sync_admin::{AdminServer, AdminSettings, metrics::Metrics, start, start_with_connections};
 use balance_sync_domain::{LedgerQueue, TenantId};
-use balance_sync_engine::rollout::{Selection, Share};
+use balance_sync_engine::{
+    rollout::{Selection, Share},
+    routes::{Entry, Routes},
+};
 use balance_sync_fleet::{
     ErrorClass, FleetUsage, ServerUsage,
     backends::ObservedDirectory,
     status::{
-        FleetStatus, InForce, Outcome, PushOutcome, QueueReport, Reason, Rollout, ShadowReport, Stage,
-        TenantState, TenantStatus, WorkerMode,
+        EntryLook, FleetStatus, InForce, Outcome, PushOutcome, QueueReport, Reason, Rollout, Routing,
+        RoutingLook, ShadowReport, Stage, TenantState, TenantStatus, WorkerMode,
     },
     tasks::TaskName,
 };
 use balance_sync_schedule::{ClaimMode, rollout::StoredRollout};
-use balance_sync_tenants::{KeyForm, ServiceDirectory, ServiceSettings, Tenant, TenantDirectory};
+use balance_sync_tenants::{
+    KeyForm, ListedTenant, Listing, ServiceDirectory, ServiceSettings, Tenant, TenantDirectory,
+};
 use exposition::Exposition;
 use proptest::prelude::*;
 use tokio::{
@@ -278,6 +283,7 @@ fn busy_fleet() -> Arc<FleetStatus> {
         exposure_objective: Duration::from_secs(1),
     };
     fleet.in_force.set(in_force).unwrap();
+    fleet.routing.set(Arc::new(three_redis_servers())).unwrap();
     fleet.shadow_left_behind.store(231, Relaxed);
     fleet.shadow_lost.store(232, Relaxed);
     fleet.neighbour_dropped.store(236, Relaxed);
@@ -301,6 +307,19 @@ fn busy_fleet() -> Arc<FleetStatus> {
         ..QueueReport::empty(LedgerQueue::Backup)
     }]));
     fleet
+}
+
+/// Redis `a`, which is the worker's, beside `b` with five workers and `c`, which can't be asked.
+fn three_redis_servers() -> Routing {
+    let entry = |name: &str, default| Entry { name: name.to_owned(), tenants: Vec::new(), default };
+    let routes = Routes::new(vec![entry("a", true), entry("b", false), entry("c", false)]).unwrap();
+    let routing = Routing::new("a", Arc::new(routes));
+    let acme = ListedTenant { tenant: Tenant::Id(TenantId::parse("acme").unwrap()), name: "acme".to_owned() };
+    assert_eq!(routing.take_apart(Listing { tenants: vec![acme], ..Listing::default() }).tenants.len(), 1);
+    let look = |name: &str, workers, error| EntryLook { name: name.to_owned(), workers, error };
+    let entries = vec![look("b", Some(5), None), look("c", None, Some("refused".to_owned()))];
+    routing.looked(RoutingLook { at: 1.0, entries, left_tenants: 237, ..RoutingLook::default() }, &[]);
+    routing
 }
 
 /// Two calls of a tenant service on whose port no server listens.
@@ -332,7 +351,7 @@ async fn every_metric_has_its_name_type_help_and_value() {
             waiting: 1,
             limit: 20,
             clock_ahead_ms: None,
-            fleet: Some(FleetUsage { budget: 60, held: 20, all: 55, workers: 3 }),
+            fleet: Some(FleetUsage { budget: 60, held: 20, all: 55, workers: 3, short_seconds: 40 }),
             opened: 9,
         }]
     };
@@ -501,6 +520,13 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_postgres_fleet_connections_limit", "gauge", &[("server", "db:5432")], 60.0),
         ("balance_sync_postgres_fleet_connections_held", "gauge", &[("server", "db:5432")], 20.0),
         ("balance_sync_postgres_fleet_connections_held_by_all", "gauge", &[("server", "db:5432")], 55.0),
+        ("balance_sync_postgres_fleet_connections_short_seconds", "gauge", &[("server", "db:5432")], 40.0),
+        ("balance_sync_redis_directory_up", "gauge", &[("entry", "b")], 1.0),
+        ("balance_sync_redis_directory_up", "gauge", &[("entry", "c")], 0.0),
+        ("balance_sync_redis_directory_workers", "gauge", &[("entry", "b")], 5.0),
+        ("balance_sync_redis_directory_tenants", "gauge", &[("entry", "a")], 1.0),
+        ("balance_sync_redis_directory_tenants", "gauge", &[("entry", "c")], 0.0),
+        ("balance_sync_redis_directory_left_tenants", "gauge", &[], 237.0),
     ];
     for (name, kind, labels, value) in expected {
         assert_eq!(metrics.kind(name), Some(*kind), "{name}");

@@ -326,6 +326,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_worker_is_short_as_long_as_it_could_use_more_than_it_may_have() {
+        let budget = ConnectionBudget::shared(8, 10, Duration::from_secs(6));
+        let (server, a) = budget.register("one:5432");
+        let until = Instant::now() + Duration::from_secs(60);
+        let allow = |limit: u32| {
+            assert_eq!(budget.demands().len(), 1);
+            let usage = FleetUsage { budget: 10, ..FleetUsage::default() };
+            budget.restrict(until, &[FleetLimit { server: "one:5432".to_owned(), limit, usage }]);
+            server.state().short_since
+        };
+        assert_eq!(allow(1), None, "one is what it wants before anything is needed");
+        let _first = slot(server.claim(a, Weight::ONE, false).await);
+        let mut second = Box::pin(server.claim(a, Weight::ONE, false));
+        assert!(second.as_mut().now_or_never().is_none());
+        let since = allow(1).unwrap();
+        assert_eq!(allow(1), Some(since), "it goes on");
+        server.state().short_since = since.checked_sub(Duration::from_secs(90));
+        assert!(budget.servers()[0].fleet.unwrap().short_seconds >= 90);
+        assert_eq!(allow(2), None);
+        let _second = slot(second.await);
+        assert_eq!(budget.servers()[0].fleet.unwrap().short_seconds, 0);
+    }
+
+    #[tokio::test]
     async fn a_server_without_databases_is_forgotten() {
         let budget = ConnectionBudget::new(1);
         drop(budget.register("gone:5432"));

@@ -26,6 +26,8 @@ pub struct Facts {
     pub missing: Vec<String>,
     /// Rights without which less is checked, shown or found out.
     pub lacking: Vec<String>,
+    /// Connections that the server takes from all its clients, superusers among them.
+    pub max_connections: Option<u32>,
     /// How connections lead to it, if that is known.
     pub mode: Option<ConnectionMode>,
 }
@@ -69,7 +71,8 @@ impl Operation for Ask<'_> {
         );
         sql.push(RIGHTS).push(
             " WHERE NOT pg_catalog.has_column_privilege(t.balance, r.col, r.privilege)), ''), \
-             t.operation IS NOT NULL AND NOT pg_catalog.has_table_privilege(t.operation, 'SELECT') \
+             t.operation IS NOT NULL AND NOT pg_catalog.has_table_privilege(t.operation, 'SELECT'), \
+             pg_catalog.current_setting('max_connections') \
              FROM (SELECT ",
         );
         sql.regclass(self.table, BALANCE)?.push("::pg_catalog.oid, ").regclass(self.table, "operation")?;
@@ -95,6 +98,7 @@ impl Operation for Ask<'_> {
             has_rows: None,
             missing: of("w"),
             lacking,
+            max_connections: row.try_get::<String, _>(6)?.parse().ok(),
             mode: None,
         })
     }

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use anyhow::{Context, Result, ensure};
 use balance_sync_sandbox::ledger::DEFAULT_TTL;
-use balance_sync_sandbox::{Sandbox, SandboxTenant, eventually};
+use balance_sync_sandbox::{RedisServer, Sandbox, SandboxTenant, eventually};
 use balance_sync_tests::ledger::comes_in_step;
 use balance_sync_tests::prometheus::{Prometheus, program, promtool};
 use balance_sync_tests::{Metrics, SOON, Worker};
@@ -41,6 +41,7 @@ const fn is(
 const TENANT: &[&str] = &["tenant_id"];
 const QUEUE: &[&str] = &["queue", "tenant_id"];
 const SERVER: &[&str] = &["server"];
+const ENTRY: &[&str] = &["entry"];
 const TASK: &[&str] = &["task"];
 
 /// Those with the ledger's names, which go out by OTLP instead where metrics are pushed. Each has a twin of ours.
@@ -151,6 +152,10 @@ pub(crate) const FAMILIES: &[Expected] = &[
     is("balance_sync_redis_wakes_total", "counter", "", &[]),
     is("balance_sync_redis_may_evict", "gauge", "", &[]),
     is("balance_sync_clock_offset_seconds", "gauge", "seconds", &[]),
+    is("balance_sync_redis_directory_up", "gauge", "", ENTRY),
+    is("balance_sync_redis_directory_workers", "gauge", "", ENTRY),
+    is("balance_sync_redis_directory_tenants", "gauge", "", ENTRY),
+    is("balance_sync_redis_directory_left_tenants", "gauge", "", &[]),
     is("balance_sync_tenant_list_timestamp_seconds", "gauge", "seconds", &[]),
     is("balance_sync_tenant_list_failures_total", "counter", "", &[]),
     is("balance_sync_tenant_service_calls_total", "counter", "", &["call", "outcome"]),
@@ -168,6 +173,7 @@ pub(crate) const FAMILIES: &[Expected] = &[
     is("balance_sync_postgres_fleet_connections_limit", "gauge", "", SERVER),
     is("balance_sync_postgres_fleet_connections_held", "gauge", "", SERVER),
     is("balance_sync_postgres_fleet_connections_held_by_all", "gauge", "", SERVER),
+    is("balance_sync_postgres_fleet_connections_short_seconds", "gauge", "seconds", SERVER),
     is("process_cpu_seconds_total", "counter", "seconds", &[]),
     is("process_open_fds", "gauge", "", &[]),
     is("process_max_fds", "gauge", "", &[]),
@@ -180,7 +186,18 @@ pub(crate) const FAMILIES: &[Expected] = &[
 #[tokio::test]
 async fn a_workers_page_is_as_documented_and_answers_rules_and_dashboard() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(4, 20).await?;
+    // A second Redis, on which nobody lives.
+    let second = RedisServer::start(sandbox.options().redis.clone()).await?;
+    second.mark().await?;
+    let directory = second.folder().join("directory.toml");
+    let (here, there) = (sandbox.redis_url(), second.worker_url_on(second.port()));
+    let entries = format!(
+        "[redis.here]\nurl = {here:?}\ndefault = true\n[redis.there]\nurl = {there:?}\ntenants = [\"nobody\"]\n"
+    );
+    std::fs::write(&directory, entries)?;
     let mut worker = Worker::of(&sandbox)
+        .set("redis.directory", &directory.display().to_string())
+        .set("redis.name", "here")
         .set("supervisor.sample_interval", "200ms")
         .set("queues.interval", "200ms")
         .expect_error("redis may evict")
@@ -296,6 +313,7 @@ async fn trouble(sandbox: &Sandbox, worker: &Worker, tenants: &[SandboxTenant]) 
     // Older than the objective.
     worker.reaches("balance_sync_oldest_due_age_seconds", &[("tenant_id", &id(broken))], 6.0).await?;
     worker.reaches("balance_sync_redis_may_evict", &[], 1.0).await?;
+    worker.reaches("balance_sync_redis_directory_up", &[("entry", "there")], 1.0).await?;
     let queue = |name: &'static str| [("tenant_id", poisoned.id.as_str()), ("queue", name)];
     worker.reaches("balance_sync_ledger_queue_oldest_age_seconds", &queue("backup"), 1.0).await?;
     worker.reaches("balance_sync_ledger_queue_most_attempts", &queue("backup"), 2.0).await?;

@@ -158,6 +158,7 @@ impl Metrics {
         neighbour::neighbours(page, &snapshot.rows)?;
         shadow::shadows(page, &snapshot.rows)?;
         outside::redis(page, &self.status)?;
+        outside::redis_directory(page, &self.status)?;
         outside::tenant_service(page, &self.status)?;
         if let Some(connections) = &self.connections {
             outside::connections(page, connections(), self.limit.max(SERVERS))?;

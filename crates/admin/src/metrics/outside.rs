@@ -74,6 +74,45 @@ pub(super) fn redis(page: &mut Page<'_>, status: &FleetStatus) -> Result<(), Err
     page.write(offset)
 }
 
+/// The Redis servers of the directory, where there are several.
+pub(super) fn redis_directory(page: &mut Page<'_>, status: &FleetStatus) -> Result<(), Error> {
+    let Some(routing) = status.routing.get() else { return Ok(()) };
+    let (split, look) = (routing.split(), routing.look());
+    let mut up = Family::gauge(
+        "balance_sync_redis_directory_up",
+        "Whether another Redis of the directory answers this worker (1 or 0), by its entry; absent before the first look.",
+    );
+    let mut workers = Family::gauge(
+        "balance_sync_redis_directory_workers",
+        "Live workers that write on another Redis of the directory, by its entry; absent while that isn't known.",
+    );
+    for entry in &look.entries {
+        let labels = [("entry", entry.name.as_str())];
+        up.sample(&labels, f64::from(u8::from(entry.workers.is_some())));
+        if let Some(count) = entry.workers {
+            workers.sample(&labels, count as f64);
+        }
+    }
+    page.write(up)?;
+    page.write(workers)?;
+    let mut tenants = Family::gauge(
+        "balance_sync_redis_directory_tenants",
+        "Listed tenants that live on a Redis of the directory, by its entry, as this worker knows the directory.",
+    );
+    for (name, count) in &split.tenants {
+        tenants.sample(&[("entry", name)], *count as f64);
+    }
+    page.write(tenants)?;
+    page.write(
+        Family::gauge(
+            "balance_sync_redis_directory_left_tenants",
+            "Tenants that live on another Redis of the directory and have something on this worker's: scheduled balances, or entries in \
+             quarantine.",
+        )
+        .with(&[], look.left_tenants as f64),
+    )
+}
+
 /// The tenant list, and the service it comes from, if it comes from one.
 pub(super) fn tenant_service(page: &mut Page<'_>, status: &FleetStatus) -> Result<(), Error> {
     page.write(timestamp(
@@ -174,6 +213,7 @@ pub(super) fn connections(
                     sum.held += of.held;
                     sum.all += of.all;
                     sum.workers = sum.workers.max(of.workers);
+                    sum.short_seconds = sum.short_seconds.max(of.short_seconds);
                 }
             }
             None => other = Some(ServerUsage { server: OTHER.to_owned(), ..server }),
@@ -182,7 +222,7 @@ pub(super) fn connections(
     rows.extend(other);
 
     type Read = fn(&ServerUsage) -> u64;
-    let gauges: [(_, _, Read); 8] = [
+    let gauges: [(_, _, Read); 9] = [
         (
             "balance_sync_postgres_connections_open",
             "Connections of this worker that exist on a Postgres server.",
@@ -224,6 +264,12 @@ pub(super) fn connections(
             "balance_sync_postgres_fleet_connections_held_by_all",
             "What all workers hold of the connections that they together may have on a Postgres server, as this worker was last told.",
             |of| of.fleet.map_or(0, |of| of.all),
+        ),
+        (
+            "balance_sync_postgres_fleet_connections_short_seconds",
+            "For how long this worker could have used more connections to a Postgres server than it may have of the fleet's, without a \
+             break, in seconds; 0 = it has what it needs, or there is no such limit.",
+            |of| of.fleet.map_or(0, |of| of.short_seconds),
         ),
     ];
     for (name, help, read) in gauges {

@@ -4,7 +4,8 @@ use std::{fmt::Write as _, path::Path, time::Duration};
 
 use balance_sync_domain::printable;
 use balance_sync_view::{
-    overview::{CLOCK_TOLERANCE_SECONDS, FactView, Overview, Verdict},
+    facts::{fleet_connections, in_one_line},
+    overview::{CLOCK_TOLERANCE_SECONDS, Overview, Verdict},
     reader::{FleetReader, FleetView},
     routing::RoutingView,
     rows::{StateView, TenantRow},
@@ -368,6 +369,10 @@ fn figures(text: &mut String, view: &FleetView, overview: &Overview, screen: Scr
             count(overview.restarts_total)
         ),
     );
+    let live = view.workers.iter().filter(|worker| worker.live);
+    if let Some(said) = in_one_line(&fleet_connections(live.flat_map(|worker| &worker.postgres))) {
+        row("postgres", format_args!("{}", printable(&said)));
+    }
 }
 
 fn line(text: &mut String, content: std::fmt::Arguments<'_>) {

@@ -175,6 +175,7 @@ impl ConnectionShares {
                             held: granted.held.into(),
                             all: granted.all.into(),
                             workers: granted.workers.into(),
+                            ..FleetUsage::default()
                         },
                     })
                     .collect();

@@ -35,6 +35,9 @@ pub struct FleetUsage {
     pub all: u64,
     /// Workers that need connections there.
     pub workers: u64,
+    /// For how long this worker could have used more than it may have, in seconds, without a break; 0 = it has what it needs.
+    #[serde(default)]
+    pub short_seconds: u64,
 }
 
 /// What a worker needs on one server of a budget that the fleet shares.

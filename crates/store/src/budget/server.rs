@@ -79,6 +79,10 @@ pub(super) struct State {
     closing: usize,
     /// The most that could be used since it was last asked for.
     peak: usize,
+    /// What was last asked for of a budget that the fleet shares.
+    wanted: usize,
+    /// Since when less than that has been had.
+    pub(super) short_since: Option<Instant>,
     fleet: FleetUsage,
     pub(super) sweeper: Option<JoinHandle<()>>,
 }
@@ -421,7 +425,10 @@ impl Server {
     pub(crate) fn usage(&self) -> ServerUsage {
         let state = self.state();
         ServerUsage {
-            fleet: self.shared.as_ref().map(|_| state.fleet),
+            fleet: self.shared.as_ref().map(|_| FleetUsage {
+                short_seconds: state.short_since.map_or(0, |since| since.elapsed().as_secs()),
+                ..state.fleet
+            }),
             server: self.key.clone(),
             open: state.open as u64,
             idle: state.idle.len() as u64,
@@ -467,6 +474,7 @@ impl Server {
         let mut state = self.state();
         state.note_demand();
         let wanted = std::mem::take(&mut state.peak).clamp(1, self.limit);
+        state.wanted = wanted;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         FleetDemand {
             server: self.key.clone(),
@@ -480,6 +488,8 @@ impl Server {
         let mut state = self.state();
         state.allowed = to.limit as usize;
         state.fleet = to.usage;
+        let is_short = state.wanted > state.allowed;
+        state.short_since = is_short.then(|| state.short_since.unwrap_or_else(Instant::now));
         self.trim(&mut state);
         self.serve(state);
     }

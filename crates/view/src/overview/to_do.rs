@@ -236,7 +236,8 @@ mod tests {
         }];
         assert!(only(&behind).starts_with("12 operations wait for a connection: "));
 
-        let fleet = balance_sync_store::FleetUsage { budget: 90, held: 64, all: 90, workers: 2 };
+        let fleet =
+            balance_sync_store::FleetUsage { budget: 90, held: 64, all: 90, workers: 2, short_seconds: 7 };
         behind.workers[0].postgres[0].fleet = Some(fleet);
         assert!(
             only(&behind).starts_with("All 90 connections that the fleet may have on db:5432 are in use: ")

@@ -144,6 +144,17 @@ env:
   {{- if hasKey (default dict .Values.settings.admin) "listen" }}
   {{- fail "settings.admin.listen: set admin.address and admin.port instead, which also set probes and Service" }}
   {{- end }}
+  {{- with .Values.redisDirectory }}
+  {{- if and .name (not .configMap) (not .entries) }}
+  {{- fail "redisDirectory.configMap or redisDirectory.entries: one of them is needed, as redisDirectory.name is set" }}
+  {{- end }}
+  {{- if and (not .name) (or .configMap .entries) }}
+  {{- fail "redisDirectory.name: the entry that this release serves is needed beside a directory" }}
+  {{- end }}
+  {{- if .name }}
+  {{- $_ := set $own "redis" (dict "directory" "/etc/balance-sync-redis/directory.toml" "name" .name) }}
+  {{- end }}
+  {{- end }}
   {{- include "balance-sync.settings" (dict "prefix" "BALANCE_SYNC" "values" (mergeOverwrite $own (deepCopy .Values.settings))) | trim | nindent 2 }}
   {{- if .Values.configFile }}
   - name: BALANCE_SYNC_CONFIG
@@ -171,10 +182,14 @@ capabilities: {drop: [ALL]}
 {{- end -}}
 
 {{- define "balance-sync.mounts" -}}
-{{- if or .Values.configFile .Values.extraVolumeMounts }}
+{{- if or .Values.configFile .Values.redisDirectory.name .Values.extraVolumeMounts }}
 volumeMounts:
   {{- if .Values.configFile }}
   - {name: config, mountPath: /etc/balance-sync, readOnly: true}
+  {{- end }}
+  {{- if .Values.redisDirectory.name }}
+  # As a folder: a file that is mounted by itself would stay as it is when the ConfigMap changes.
+  - {name: redis-directory, mountPath: /etc/balance-sync-redis, readOnly: true}
   {{- end }}
   {{- with .Values.extraVolumeMounts }}
   {{- toYaml . | nindent 2 }}
@@ -183,11 +198,15 @@ volumeMounts:
 {{- end -}}
 
 {{- define "balance-sync.volumes" -}}
-{{- if or .Values.configFile .Values.extraVolumes }}
+{{- if or .Values.configFile .Values.redisDirectory.name .Values.extraVolumes }}
 volumes:
   {{- if .Values.configFile }}
   - name: config
     configMap: {name: {{ include "balance-sync.fullname" . }}-config}
+  {{- end }}
+  {{- if .Values.redisDirectory.name }}
+  - name: redis-directory
+    configMap: {name: {{ default (printf "%s-redis-directory" (include "balance-sync.fullname" .)) .Values.redisDirectory.configMap | quote }}}
   {{- end }}
   {{- with .Values.extraVolumes }}
   {{- toYaml . | nindent 2 }}

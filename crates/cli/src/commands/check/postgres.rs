@@ -1,6 +1,6 @@
 //! Each tenant's Postgres: can it be reached, and may the role do what is needed?
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use balance_sync_fleet::{backends::ManagerOptions, status::WorkerMode};
 use balance_sync_store::{ConnectionBudget, ConnectionMode, Database, Facts, Table};
@@ -15,6 +15,8 @@ use crate::{config::Config, wiring};
 const AREA: &str = "postgres";
 /// The oldest version that is tested.
 const OLDEST: u32 = 15;
+/// Connections of one worker that write to one server at the same time: more make it no faster.
+const AT_WORK: u32 = 16;
 
 /// What was found of one tenant.
 type Found = Vec<(String, (Level, String, String))>;
@@ -57,8 +59,10 @@ pub(super) async fn look(
     let mut looking = futures::stream::iter(tenants)
         .map(|tenant| {
             let (directory, budget, options) = (Arc::clone(&directory), budget.clone(), &options);
-            let mode = config.worker.mode;
-            async move { (tenant, one(tenant, directory.as_ref(), budget, options, mode).await) }
+            async move {
+                let (found, server) = one(tenant, directory.as_ref(), budget, options).await;
+                (tenant, found, server)
+            }
         })
         .buffer_unordered(at_once.max(1));
     let mut all = Vec::with_capacity(tenants.len());
@@ -68,8 +72,14 @@ pub(super) async fn look(
     }
     bar.finish_and_clear();
     let left = tenants.len() - all.len();
-    all.sort_by_key(|(tenant, _)| *tenant);
-    for (tenant, found) in all {
+    all.sort_by_key(|(tenant, ..)| *tenant);
+    let mut servers: BTreeMap<String, Server> = BTreeMap::new();
+    for (tenant, found, server) in all {
+        if let Some((key, max_connections)) = server {
+            let known = servers.entry(key).or_default();
+            known.tenants += 1;
+            known.max_connections = known.max_connections.or(max_connections);
+        }
         for (kind, finding) in found {
             findings.of_tenant(tenant.label(), AREA, &kind, finding);
         }
@@ -81,7 +91,79 @@ pub(super) async fn look(
             "give it longer: --timeout",
         );
     }
+    let limits = Limits {
+        per_worker: config.postgres.connections_per_server,
+        per_tenant: config.postgres.connections_per_tenant,
+        of_fleet: config.postgres.fleet_connections_per_server,
+        workers: u32::try_from(config.worker.expected).unwrap_or(u32::MAX),
+    };
+    for (name, server) in &servers {
+        let (level, said, help) = connections(name, *server, limits);
+        match level {
+            Level::Ok => findings.ok(AREA, said),
+            _ => findings.warn(AREA, said, help),
+        }
+    }
     Ok(())
+}
+
+/// What is known of a server.
+#[derive(Debug, Clone, Copy, Default)]
+struct Server {
+    tenants: u32,
+    max_connections: Option<u32>,
+}
+
+/// Connections that may be opened, by the settings.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    per_worker: u32,
+    per_tenant: u32,
+    /// 0 = there is no such limit.
+    of_fleet: u32,
+    /// 0 = it isn't known how many there are.
+    workers: u32,
+}
+
+/// Whether the connections that the fleet may open to a server suit it.
+fn connections(name: &str, server: Server, limits: Limits) -> (Level, String, &'static str) {
+    let Limits { per_worker, per_tenant, of_fleet, workers } = limits;
+    let takes = match server.max_connections {
+        Some(max) => format!("{name} takes {max}"),
+        None => format!("what {name} takes is not known"),
+    };
+    let judged = |count: u32| match server.max_connections {
+        Some(max) if count > max => Level::Warn,
+        _ => Level::Ok,
+    };
+    if of_fleet == 0 {
+        let (count, who) = match workers {
+            0 => (per_worker, "each worker".to_owned()),
+            1 => (per_worker, "the worker".to_owned()),
+            workers => (per_worker.saturating_mul(workers), format!("{workers} workers together")),
+        };
+        let said =
+            format!("{who} may open {count} connections, as the fleet has no limit of its own; {takes}");
+        let help =
+            "postgres.fleet_connections_per_server below what the server takes, with room for the ledger";
+        return (judged(count), said, help);
+    }
+    let said = format!("the fleet may open {of_fleet} connections; {takes}");
+    if judged(of_fleet) == Level::Warn {
+        let help = "a smaller postgres.fleet_connections_per_server, with room for the ledger";
+        return (Level::Warn, said, help);
+    }
+    let usable = server.tenants.saturating_mul(per_tenant).max(workers);
+    let needed = workers.max(1).saturating_mul(per_worker.min(AT_WORK)).min(usable);
+    if of_fleet < needed {
+        let said = match workers {
+            0 | 1 => format!("{said}; one worker could use {needed}"),
+            workers => format!("{said}; {workers} workers could use {needed}"),
+        };
+        let help = "a larger postgres.fleet_connections_per_server, if the server has room: tenants wait for each other";
+        return (Level::Warn, said, help);
+    }
+    (Level::Ok, said, "")
 }
 
 async fn one(
@@ -89,10 +171,9 @@ async fn one(
     directory: &dyn TenantDirectory,
     budget: ConnectionBudget,
     options: &ManagerOptions,
-    mode: WorkerMode,
-) -> Found {
+) -> (Found, Option<(String, Option<u32>)>) {
     const CORRECT: &str = "correct it in the tenant service, or in tenants.list";
-    let wrong = |found: String| vec![finding("settings", Level::Fail, found, CORRECT)];
+    let wrong = |found: String| (vec![finding("settings", Level::Fail, found, CORRECT)], None);
     let settings = match directory.database(tenant).await {
         Ok(settings) => settings,
         Err(error) => return wrong(format!("no settings: {error}")),
@@ -111,14 +192,15 @@ async fn one(
         Ok(database) => database,
         Err(error) => return wrong(error.message().to_owned()),
     };
+    let server = database.spec().server_key();
     let facts = database.facts(&table).await;
     database.close(Duration::from_secs(1)).await;
     match facts {
-        Ok(facts) => judge(&facts, mode),
+        Ok(facts) => (judge(&facts), Some((server, facts.max_connections))),
         Err(error) => {
             let reason = format!("postgres_{}", error.class().as_str());
             let help = format!("the row of {reason} in docs/operations.md");
-            vec![finding(&reason, Level::Fail, format!("{reason}: {}", error.message()), &help)]
+            (vec![finding(&reason, Level::Fail, format!("{reason}: {}", error.message()), &help)], None)
         }
     }
 }
@@ -193,6 +275,7 @@ mod tests {
             has_rows: Some(true),
             missing: Vec::new(),
             lacking: Vec::new(),
+            max_connections: Some(100),
             mode,
         }
     }
@@ -235,6 +318,32 @@ mod tests {
         ] {
             let found = judge(&facts(version, Some(ConnectionMode::Direct)), WorkerMode::Sync);
             assert_eq!(found.iter().any(|(kind, _)| kind == "version"), warned, "{version}");
+        }
+    }
+
+    #[test]
+    fn connections_are_held_against_what_the_server_takes_and_the_fleet_needs() {
+        let judged = |workers, of_fleet, tenants, max_connections| {
+            let limits = Limits { per_worker: 64, per_tenant: 2, of_fleet, workers };
+            let (level, said, help) = connections("db:5432", Server { tenants, max_connections }, limits);
+            assert!(level == Level::Ok || help.contains("postgres.fleet_connections_per_server"), "{help}");
+            (level, said)
+        };
+        for (workers, of_fleet, tenants, max, level, words) in [
+            (0, 0, 9, Some(100), Level::Ok, "each worker may open 64 connections, as the fleet has no limit"),
+            (2, 0, 9, Some(100), Level::Warn, "2 workers together may open 128 connections"),
+            (2, 0, 9, None, Level::Ok, "what db:5432 takes is not known"),
+            (1, 0, 9, Some(50), Level::Warn, "the worker may open 64 connections"),
+            (2, 90, 9, Some(100), Level::Ok, "the fleet may open 90 connections; db:5432 takes 100"),
+            (2, 101, 9, Some(100), Level::Warn, "the fleet may open 101 connections; db:5432 takes 100"),
+            (4, 30, 900, Some(100), Level::Warn, "4 workers could use 64"),
+            (0, 10, 900, Some(100), Level::Warn, "one worker could use 16"),
+            // Few tenants can't use more.
+            (4, 30, 5, Some(100), Level::Ok, "the fleet may open 30 connections"),
+            (4, 4, 1, Some(100), Level::Ok, "the fleet may open 4 connections"),
+        ] {
+            let (found, said) = judged(workers, of_fleet, tenants, max);
+            assert!(found == level && said.contains(words), "{found:?} {said}");
         }
     }
 }
