@@ -16,3 +16,4 @@ mod support;
 mod tls;
 mod trail;
 mod update;
+mod weights;

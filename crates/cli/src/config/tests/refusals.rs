@@ -92,8 +92,8 @@ fn weights_name_the_entry_that_cannot_be_used() {
     }
     let text = problem("[tenants]\nweights = { acme = 4 }", &[]);
     assert!(text.contains("tenants.weights") && text.contains("TENANT=WEIGHT"), "{text}");
-    let weights =
-        complete("", &[("BALANCE_SYNC__TENANTS__WEIGHTS", "acme=4, big-*=2")]).unwrap().tenants.weights;
+    let config = complete("", &[("BALANCE_SYNC__TENANTS__WEIGHTS", "acme=4, big-*=2")]).unwrap();
+    let weights = crate::wiring::manager_options(&config).weights;
     assert_eq!(["acme", "big-one", "other"].map(|tenant| weights.of(tenant).get()), [4, 2, 1]);
 }
 
