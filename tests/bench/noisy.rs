@@ -63,7 +63,8 @@ pub(crate) async fn fairness(options: &Options, figures: &mut Figures) -> Result
         case: "fairness",
         balances: options.scaled(5_000_000, 100_000),
         dead: false,
-        idle: options.scaled(10_000, 200) - QUIET - 1,
+        // At any scale: they cost little.
+        idle: 10_000 - QUIET - 1,
         seconds: options.seconds(30.0),
     };
     measure(options, figures, &neighbour).await
