@@ -1,22 +1,22 @@
-//! A queue in which some wait for a shorter time than others, in proportion to their weights (`docs/decisions/0046-weights-of-tenants.md`).
+//! A weighted queue (`docs/decisions/0046-weights-of-tenants.md`).
 //!
-//! Time is virtual: each grant moves it on by one part of the weights that wait, so that it grows by 1 while the queue is served
-//! once. An entry is due at the time it came plus 1 / weight, and what is due first is served first. So with equal weights the queue is
-//! served in the order of arrival; who comes back at once with weight 4 is served four times as often as one with weight 1; and nobody is
-//! passed for longer than one unit of that time, whatever comes after it.
+//! Time is virtual: each grant moves it on by 1 / (the weights that wait), so that it grows by 1 while the queue is served once. An
+//! entry is due at its arrival plus 1 / its weight, and entries are served in the order in which they are due. So equal weights are
+//! served in the order of arrival; an owner that queues again at once with weight 4 is served four times as often as one with
+//! weight 1; and an entry is passed only by entries that arrived within one unit of that time after it.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 
-/// The unit of virtual time. Weights and lengths of queues are far below it, so that what rounding takes away is nothing.
+/// The unit of virtual time, far above any sum of weights, so that rounding doesn't matter.
 const UNIT: u128 = 1 << 64;
 
-/// How large a part of what is short somebody gets.
+/// How often an owner of entries is served, compared with others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Weight(NonZeroU32);
 
 impl Weight {
-    /// What everybody has whom no setting names.
+    /// The default.
     pub const ONE: Weight = Weight(NonZeroU32::MIN);
     /// The largest.
     pub const MOST: u32 = 100;
@@ -40,7 +40,7 @@ impl Default for Weight {
     }
 }
 
-/// Those who wait, in the order in which they are served.
+/// Waiting entries, in the order in which they are served.
 #[derive(Debug)]
 pub struct FairQueue<T> {
     entries: VecDeque<Entry<T>>,
@@ -63,25 +63,25 @@ impl<T> Default for FairQueue<T> {
 }
 
 impl<T> FairQueue<T> {
-    /// How many wait.
+    /// Number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether nobody waits.
+    /// Whether there is no entry.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Who is served as this number, from 0.
+    /// The entry at this position, from 0.
     #[must_use]
     pub fn get(&self, at: usize) -> Option<&T> {
         self.entries.get(at).map(|entry| &entry.item)
     }
 
-    /// Lets one more wait.
+    /// Adds an entry.
     pub fn push(&mut self, weight: Weight, item: T) {
         let due = self.now + UNIT / u128::from(weight.get());
         let at = self.entries.partition_point(|entry| entry.due <= due);
@@ -89,7 +89,7 @@ impl<T> FairQueue<T> {
         self.entries.insert(at, Entry { due, weight, item });
     }
 
-    /// Takes one out because it is served: the others have waited for one grant more.
+    /// Removes an entry that is served, which moves virtual time on.
     pub fn serve(&mut self, at: usize) -> Option<T> {
         if at < self.entries.len() {
             self.now += UNIT / self.waiting.max(1);
@@ -97,7 +97,7 @@ impl<T> FairQueue<T> {
         self.leave(at)
     }
 
-    /// Takes one out that no longer waits.
+    /// Removes an entry that no longer waits.
     pub fn leave(&mut self, at: usize) -> Option<T> {
         let entry = self.entries.remove(at)?;
         self.waiting -= u128::from(entry.weight.get());
@@ -110,7 +110,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    /// Serves those with these weights, each of whom waits again at once, and returns who was served.
+    /// Serves owners with these weights, each of which queues again at once. Returns the order of grants.
     fn contended(weights: &[u32], grants: usize) -> Vec<usize> {
         let mut queue = FairQueue::default();
         let weight = |number: usize| Weight::new(weights[number]).unwrap();
@@ -134,7 +134,7 @@ mod tests {
         ];
         for weights in cases {
             let round: u32 = weights.iter().sum();
-            // The first ones come all at once: how they are ordered doesn't repeat.
+            // All arrive at once, which orders the first rounds differently.
             let warm = 3 * round as usize;
             let served = contended(weights, warm + 10 * round as usize);
             for (number, weight) in weights.iter().enumerate() {
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_passed_for_longer_than_a_round() {
+    fn no_weight_is_starved() {
         for weights in [vec![100, 100, 100, 1], vec![50; 30], [vec![100; 40], vec![1]].concat()] {
             let round: u32 = weights.iter().sum();
             let (last, round) = (weights.len() - 1, round as usize);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_counts_no_longer() {
+    fn an_entry_that_left_counts_no_longer() {
         let mut queue = FairQueue::default();
         queue.push(Weight::new(100).unwrap(), "gone");
         queue.push(Weight::ONE, "first");

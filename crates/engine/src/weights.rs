@@ -1,4 +1,4 @@
-//! Which weight each tenant has where connections are short: by id or glob, as a setting gives it.
+//! The weight of each tenant where connections are short, by id or glob (`tenants.weights`).
 
 use crate::fair::Weight;
 use crate::rollout::Pattern;
@@ -9,7 +9,7 @@ const MOST_ENTRIES: usize = 1_000;
 /// The most globs among them: each is compared with a tenant.
 const MOST_GLOBS: usize = 50;
 
-/// Weights by tenant; those whom none names have weight 1.
+/// Weights by tenant; the default is 1.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Weights(Vec<(Pattern, Weight)>);
 

@@ -34,7 +34,7 @@ mod connection;
 mod fleet;
 mod logins;
 mod server;
-mod turns;
+mod write_slots;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -52,7 +52,7 @@ pub use chores::Chore;
 pub(crate) use connection::{CLOSE_TIMEOUT, Open};
 pub use fleet::{FleetDemand, FleetLimit, FleetUsage};
 pub(crate) use server::{Claim, LONGEST_TURN, Server};
-pub(crate) use turns::Turn;
+pub(crate) use write_slots::WriteSlot;
 
 /// The bound on open connections per server, for all databases of a worker. A cheap clone of one shared state.
 #[derive(Clone)]

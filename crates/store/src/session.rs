@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, Either, PgConnection};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::budget::{Claim, LONGEST_TURN, Open, Turn};
+use crate::budget::{Claim, LONGEST_TURN, Open, WriteSlot};
 use crate::classify::{ErrorClass, StoreError};
 use crate::connect::{connect, too_slow};
 use crate::database::{Database, Phase};
@@ -121,7 +121,7 @@ pub struct Session {
     acquire_by: Option<Instant>,
     patience: Patience,
     /// Held for a batch until a statement of it takes too long, see `budget.rs`.
-    turn: Option<Turn>,
+    write_slot: Option<WriteSlot>,
     // After `open`: the connection must be back before the permit is, and fields drop in this order.
     _permit: OwnedSemaphorePermit,
 }
@@ -145,12 +145,12 @@ impl Session {
             unproven: false,
             acquire_by: Some(acquire_by),
             patience,
-            turn: None,
+            write_slot: None,
             _permit: permit,
         }
     }
 
-    /// Gets the connection now instead of with the first statement, and the turn to write a batch on it.
+    /// Gets the connection now instead of with the first statement, and a slot to write a batch on it.
     pub(crate) async fn connect(&mut self) -> Result<(), StoreError> {
         let by = self.acquire_by();
         self.acquire_by = Some(by);
@@ -159,12 +159,15 @@ impl Session {
         }
         let server = &self.database.inner().server;
         let _waiting = server.waiting();
-        // A turn is given up soon, whatever is waited for.
+        // Slots are given up soon, whatever is waited for.
         let within = self.database.inner().spec.acquire_timeout;
-        let turn = tokio::time::timeout(within, server.turns.take(self.database.inner().spec.weight));
-        let turn =
-            self.unless(Phase::Closing, turn).await?.map_err(|_| self.database.no_place(self.patience))?;
-        self.turn = Some(turn);
+        let acquiring =
+            tokio::time::timeout(within, server.write_slots.acquire(self.database.inner().spec.weight));
+        let write_slot = self
+            .unless(Phase::Closing, acquiring)
+            .await?
+            .map_err(|_| self.database.no_place(self.patience))?;
+        self.write_slot = Some(write_slot);
         Ok(())
     }
 
@@ -286,21 +289,21 @@ impl Session {
         operation: &O,
     ) -> Result<O::Output, StoreError> {
         let timeout = self.database.inner().operation_timeout;
-        let mut turn = self.turn.take();
+        let mut write_slot = self.write_slot.take();
         let running = async {
             let mut running = pin!(tokio::time::timeout(timeout, execute(&self.database, open, operation)));
-            if turn.is_some() {
+            if write_slot.is_some() {
                 tokio::select! {
                     biased;
                     result = running.as_mut() => return result,
                     // It waits for a lock, a disk or an answer, and keeps no thread busy meanwhile.
-                    () = tokio::time::sleep(LONGEST_TURN) => turn = None,
+                    () = tokio::time::sleep(LONGEST_TURN) => write_slot = None,
                 }
             }
             running.await
         };
         let result = self.unless(Phase::Aborted, running).await?;
-        self.turn = turn;
+        self.write_slot = write_slot;
         match result {
             Ok(result) => result,
             Err(_) => Err(StoreError::new(

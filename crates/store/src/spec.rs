@@ -48,7 +48,7 @@ pub struct DatabaseSpec {
     pub key: Option<PathBuf>,
     /// Most connections to this database, at least 1. The budget of the server may allow fewer.
     pub max_connections: u32,
-    /// Its part of the server's connections, and of the turns to write, when they are short.
+    /// How often it gets a connection to the server, or a slot to write, when they are short.
     pub weight: Weight,
     /// The server cancels a statement after this. `None` or zero: 30 s.
     pub statement_timeout: Option<Duration>,

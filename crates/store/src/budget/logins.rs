@@ -79,7 +79,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_not_opened_before_its_login_is_due() {
-        // Nobody listens there: it fails as soon as it is tried.
+        // Nothing listens there: it fails as soon as it is tried.
         let spec = DatabaseSpec::new("127.0.0.1", 1, "d", "u", String::new().into());
         let database = Database::open(spec, ConnectionBudget::new(4)).unwrap();
         let all = database.inner().server.logins.0.acquire_many(8).await.unwrap();

@@ -14,7 +14,7 @@ use super::chores::{Chore, Chores};
 use super::connection::{CLOSE_TIMEOUT, Idle, Open, Slot, Tenure};
 use super::fleet::{FleetDemand, FleetLimit, FleetUsage, Shared};
 use super::logins::Logins;
-use super::turns::Turns;
+use super::write_slots::WriteSlots;
 use super::{ServerUsage, lock};
 use crate::known::Known;
 use crate::mode::Found;
@@ -40,7 +40,7 @@ pub(crate) struct Server {
     pub(super) key: String,
     limit: usize,
     /// Batches that may be written at once.
-    pub(crate) turns: Arc<Turns>,
+    pub(crate) write_slots: Arc<WriteSlots>,
     waiting: AtomicUsize,
     /// Whether nothing stands between here and the server.
     pub(crate) is_direct: Found<bool>,
@@ -155,7 +155,7 @@ impl Server {
         Server {
             key,
             limit,
-            turns: Turns::new(AT_WORK),
+            write_slots: WriteSlots::new(AT_WORK),
             waiting: AtomicUsize::new(0),
             is_direct: Found::nothing(),
             logins: Logins::new(),

@@ -1,4 +1,4 @@
-//! Turns to write a batch: so many at once on one server, given to those who wait by their weights.
+//! Write slots: so many batches are written to one server at once. Waiting tenants get a slot by their weights.
 
 use std::sync::{Arc, Mutex};
 
@@ -7,46 +7,46 @@ use tokio::sync::oneshot;
 
 use super::lock;
 
-/// The turns of one server.
-pub(crate) struct Turns(Mutex<State>);
+/// The write slots of one server.
+pub(crate) struct WriteSlots(Mutex<State>);
 
 struct State {
     free: usize,
-    queue: FairQueue<oneshot::Sender<Turn>>,
+    queue: FairQueue<oneshot::Sender<WriteSlot>>,
 }
 
 /// The right to write a batch, until it is dropped.
-pub(crate) struct Turn(Arc<Turns>);
+pub(crate) struct WriteSlot(Arc<WriteSlots>);
 
-impl Turns {
-    pub(super) fn new(at_once: usize) -> Arc<Turns> {
-        Arc::new(Turns(Mutex::new(State { free: at_once, queue: FairQueue::default() })))
+impl WriteSlots {
+    pub(super) fn new(at_once: usize) -> Arc<WriteSlots> {
+        Arc::new(WriteSlots(Mutex::new(State { free: at_once, queue: FairQueue::default() })))
     }
 
-    /// Waits for a turn. Dropping the future leaves the queue.
-    pub(crate) async fn take(self: &Arc<Turns>, weight: Weight) -> Turn {
+    /// Waits for a slot. Dropping the future leaves the queue.
+    pub(crate) async fn acquire(self: &Arc<WriteSlots>, weight: Weight) -> WriteSlot {
         loop {
             let granted = {
                 let mut state = lock(&self.0);
                 if state.free > 0 && state.queue.is_empty() {
                     state.free -= 1;
-                    return Turn(Arc::clone(self));
+                    return WriteSlot(Arc::clone(self));
                 }
                 let (grant, granted) = oneshot::channel();
                 state.queue.push(weight, grant);
                 granted
             };
-            // The queue lives as long as the turns, which are borrowed here.
-            if let Ok(turn) = granted.await {
-                return turn;
+            // The queue lives as long as `self`, which is borrowed here.
+            if let Ok(slot) = granted.await {
+                return slot;
             }
         }
     }
 }
 
-impl Drop for Turn {
+impl Drop for WriteSlot {
     fn drop(&mut self) {
-        // A turn must not be dropped under the lock. Its drop gives it to the next.
+        // A slot must not be dropped under the lock: its drop takes the lock to serve the next one.
         let mut undelivered = None;
         let mut state = lock(&self.0.0);
         state.free += 1;
@@ -59,7 +59,7 @@ impl Drop for Turn {
                 drop(state.queue.leave(0));
             } else if let Some(grant) = state.queue.serve(0) {
                 state.free -= 1;
-                undelivered = grant.send(Turn(Arc::clone(&self.0))).err();
+                undelivered = grant.send(WriteSlot(Arc::clone(&self.0))).err();
             }
         }
         drop(state);
@@ -77,24 +77,24 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn turns_are_given_by_weight_and_never_more_than_there_are() {
-        let turns = Turns::new(1);
-        let mut held = Some(turns.take(Weight::ONE).await);
+    async fn slots_are_given_by_weight_and_never_more_than_there_are() {
+        let slots = WriteSlots::new(1);
+        let mut held = Some(slots.acquire(Weight::ONE).await);
         let heavy = Weight::new(4).unwrap();
         let mut waiting: Vec<_> = [heavy, Weight::ONE, Weight::ONE]
             .into_iter()
             .enumerate()
-            .map(|(who, weight)| (who, Box::pin(turns.take(weight))))
+            .map(|(who, weight)| (who, Box::pin(slots.acquire(weight))))
             .collect();
-        assert!(waiting.iter_mut().all(|(_, turn)| turn.as_mut().now_or_never().is_none()));
+        assert!(waiting.iter_mut().all(|(_, waits)| waits.as_mut().now_or_never().is_none()));
         let mut served = Vec::new();
         for _ in 0..12 * 6 {
             drop(held.take());
             for (who, waits) in &mut waiting {
-                if let Some(turn) = waits.as_mut().now_or_never() {
-                    assert!(held.is_none(), "two turns at once");
+                if let Some(slot) = waits.as_mut().now_or_never() {
+                    assert!(held.is_none(), "two slots at once");
                     (held, *waits) =
-                        (Some(turn), Box::pin(turns.take(if *who == 0 { heavy } else { Weight::ONE })));
+                        (Some(slot), Box::pin(slots.acquire(if *who == 0 { heavy } else { Weight::ONE })));
                     assert!(waits.as_mut().now_or_never().is_none());
                     served.push(*who);
                 }
@@ -105,18 +105,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_gave_up_gets_none_and_a_turn_on_its_way_to_it_is_not_lost() {
-        let turns = Turns::new(1);
-        let first = turns.take(Weight::ONE).await;
+    async fn a_waiter_that_gave_up_gets_no_slot_and_one_on_its_way_is_not_lost() {
+        let slots = WriteSlots::new(1);
+        let first = slots.acquire(Weight::ONE).await;
         {
-            let mut gives_up = pin!(turns.take(Weight::ONE));
+            let mut gives_up = pin!(slots.acquire(Weight::ONE));
             assert!(gives_up.as_mut().now_or_never().is_none());
         }
-        let mut second = Box::pin(turns.take(Weight::ONE));
+        let mut second = Box::pin(slots.acquire(Weight::ONE));
         assert!(second.as_mut().now_or_never().is_none());
         drop(first);
-        // Its turn was sent, and it is dropped before it takes it.
+        // Its slot was sent, and it is dropped before it receives it.
         drop(second);
-        turns.take(Weight::ONE).now_or_never().unwrap();
+        slots.acquire(Weight::ONE).now_or_never().unwrap();
     }
 }
