@@ -54,7 +54,7 @@ impl Database {
     /// Rows beyond [`CHUNK_ROWS`] go in several statements, each its own transaction, on one connection.
     ///
     /// `Updated` and `Stale` are counted as Postgres counted them. Which is which may be exchanged between rows whose
-    /// stored version is exactly the one sent; both mean that Postgres has it.
+    /// stored version is exactly the one sent; both mean that Postgres has it. A row that was overtaken meanwhile is `Stale`.
     ///
     /// # Errors
     /// The first failure that is not mere contention, by class; of [`ErrorClass::Refused`] it is not known which row
@@ -298,34 +298,24 @@ enum Stored {
 
 /// What became of each row, from what is stored after the update and the number of rows it changed. `None`: the row is
 /// there with a lower version, though the update should have changed it.
+///
+/// A row with a later version may be one that we wrote and another writer has overtaken since, or one whose balance has forked.
+/// The number of updated rows doesn't tell which of two it is, so both differ, and what Redis has now decides.
 fn tell_apart(rows: &[&Row<'_>], stored: &[Option<Stored>], updated: u64) -> Vec<Option<RowResult>> {
     let mut remaining = updated;
-    let mut outcomes = vec![None; rows.len()];
-    // First the rows that have exactly our version, then those that another writer has since overtaken.
-    for overtaken in [false, true] {
-        for (i, row) in rows.iter().enumerate() {
-            match stored[i] {
-                None => outcomes[i] = Some(RowResult::Ok(Outcome::Missing)),
-                Some(Stored::Deleted) => outcomes[i] = Some(RowResult::Ok(Outcome::Deleted)),
-                // What we have written has our amounts.
-                Some(Stored::Version(version, false)) if version == row.version => {
-                    outcomes[i] = Some(RowResult::Differs);
-                }
-                Some(Stored::Version(version, _))
-                    if version >= row.version && (version > row.version) == overtaken =>
-                {
-                    outcomes[i] = Some(match remaining {
-                        0 if overtaken => RowResult::Differs,
-                        0 => RowResult::Ok(Outcome::Stale),
-                        _ => RowResult::Ok(Outcome::Updated),
-                    });
-                    remaining = remaining.saturating_sub(1);
-                }
-                Some(Stored::Version(..)) => {}
-            }
+    let outcome = |(row, stored): (&&Row<'_>, &Option<Stored>)| match *stored {
+        None => Some(RowResult::Ok(Outcome::Missing)),
+        Some(Stored::Deleted) => Some(RowResult::Ok(Outcome::Deleted)),
+        Some(Stored::Version(version, _)) if version < row.version => None,
+        // What we have written has our version and amounts.
+        Some(Stored::Version(version, same)) if version > row.version || !same => Some(RowResult::Differs),
+        Some(Stored::Version(..)) if remaining > 0 => {
+            remaining -= 1;
+            Some(RowResult::Ok(Outcome::Updated))
         }
-    }
-    outcomes
+        Some(Stored::Version(..)) => Some(RowResult::Ok(Outcome::Stale)),
+    };
+    rows.iter().zip(stored).map(outcome).collect()
 }
 
 /// Runs a statement; a deadlock or a serialization failure is answered by running it again, at once, a few times.
@@ -528,10 +518,10 @@ mod tests {
             outcomes(&[(5, Some(-2)), (5, Some(5)), (0, Some(-1))], 1),
             [Some(deleted), Some(updated.clone()), None]
         );
-        // Written by us and overtaken before we asked: still two updates.
+        // Overtaken before we asked, or forked: of two updates one may be that of either row.
         assert_eq!(
-            outcomes(&[(5, Some(6)), (5, Some(5)), (5, None)], 2),
-            [Some(updated.clone()), Some(updated.clone()), Some(missing)]
+            outcomes(&[(5, Some(6)), (5, Some(5)), (5, Some(9)), (5, None)], 2),
+            [Some(RowResult::Differs), Some(updated.clone()), Some(RowResult::Differs), Some(missing)]
         );
         // The same version came from another worker: one of the two was ours, Postgres has both.
         assert_eq!(outcomes(&[(5, Some(5)), (5, Some(5))], 1), [Some(updated.clone()), Some(stale.clone())]);
