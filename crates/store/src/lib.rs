@@ -53,7 +53,7 @@ pub use origin::Origin;
 pub use row::{Outcome, Row, RowResult};
 pub use session::Session;
 pub use spec::{DatabaseSpec, PoolKey};
-pub use trail::{Fate, LOOK_LIMIT, LastKnown, NO_ROW, Named};
+pub use trail::{Doubled, DoubledPage, Fate, LOOK_LIMIT, LastKnown, NO_ROW, Named, Side};
 pub use update::CHUNK_ROWS;
 pub use verify::{StoredRow, StoredVersion};
 pub use writable::Fates;

@@ -14,6 +14,7 @@
 //! A statement that takes longer than [`LOOK_LIMIT`] is given up and the question left open: on a table without these
 //! indexes each would read all of it, and a batch must not wait for that.
 
+mod doubled;
 mod statements;
 
 use std::time::Duration;
@@ -26,6 +27,7 @@ use crate::evidence::any_row_is_visible;
 use crate::identifier::Table;
 use crate::session::Session;
 use crate::update::CHUNK_ROWS;
+pub use doubled::{Doubled, DoubledPage, Side};
 pub(crate) use statements::{Columns, Readable, STATE, WINDOW, newest_operation};
 use statements::{Deleted, FoundRow, Last, Newest, Query, Rows};
 
@@ -62,6 +64,9 @@ pub(crate) const OF_OPERATION: &[&str] = &[
     "deleted_at",
 ];
 
+/// What the reason says of a search that was given up.
+const GIVEN_UP: &str = " took longer than ";
+
 /// Why nothing is known of a balance that has no row.
 pub const NO_ROW: &str = "no row has this alias and key, deleted or not";
 
@@ -97,6 +102,14 @@ pub enum Fate {
         /// Why, in words: which grant is missing, for example.
         why: String,
     },
+}
+
+impl Fate {
+    /// Whether it can't be determined because a search took too long: of fewer balances at once it may be found out.
+    #[must_use]
+    pub fn was_given_up(&self) -> bool {
+        matches!(self, Self::Unknown { why, .. } if why.contains(GIVEN_UP))
+    }
 }
 
 /// The newest state of a lost balance, as the trail knows it.
@@ -237,7 +250,7 @@ impl Session {
         match self.run(query).await {
             Ok(answer) => Ok(Ok(answer)),
             Err(error) if error.sqlstate() == Some("57014") => {
-                Ok(Err(format!("the search for {} took longer than {limit:?}", Q::SUBJECT)))
+                Ok(Err(format!("the search for {}{GIVEN_UP}{limit:?}", Q::SUBJECT)))
             }
             Err(error) => Err(error),
         }
