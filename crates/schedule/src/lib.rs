@@ -74,7 +74,7 @@ pub use endpoint::Endpoint;
 pub use error::{ErrorClass, ScheduleError};
 pub use heads::{Head, HeadState, read_heads};
 pub use link::{Link, ServerFacts};
-pub use losses::Loss;
+pub use losses::{ForkReport, Loss};
 pub use names::{NameClaim, Names};
 pub use neighbours::Neighbours;
 pub use origins::{Origins, Written};

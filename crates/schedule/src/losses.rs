@@ -62,6 +62,17 @@ pub struct Loss {
     pub later_at: Option<String>,
 }
 
+/// What became of balances that were to be listed as forked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ForkReport {
+    /// Listed now.
+    pub listed: u64,
+    /// They had an entry before, which stays.
+    pub known: u64,
+    /// There was no room for them.
+    pub full: u64,
+}
+
 /// An entry as the script writes it.
 #[derive(Debug, Deserialize)]
 struct Recorded {
@@ -98,6 +109,30 @@ impl Schedule {
             let counts = ints("record losses", &scripts::RECORD_LOSSES.run(self.link(), &cmd).await?, 3)?;
             report.quarantined += counts[0];
             report.kept += counts[1];
+            report.full += counts[2];
+        }
+        Ok(report)
+    }
+
+    /// Lists balances as forked, whether they are scheduled or not. An entry that is there stays.
+    ///
+    /// # Errors
+    /// As Redis answers; some may have been listed then.
+    pub async fn list_forks(&self, forks: &[(Vec<u8>, Loss)]) -> Result<ForkReport, ScheduleError> {
+        const OPERATION: &str = "list forks";
+        let mut report = ForkReport::default();
+        for page in forks.chunks(500) {
+            let mut cmd = scripts::LIST_FORKS.call(3);
+            cmd.arg(self.space().schedule()).arg(self.space().losses()).arg(EVENTS);
+            cmd.arg(self.options().quarantine_limit);
+            for (member, fork) in page {
+                let known = serde_json::to_string(fork)
+                    .map_err(|error| ScheduleError::unexpected(OPERATION, error.to_string()))?;
+                cmd.arg(member).arg(known);
+            }
+            let counts = ints(OPERATION, &scripts::LIST_FORKS.run(self.link(), &cmd).await?, 3)?;
+            report.listed += counts[0];
+            report.known += counts[1];
             report.full += counts[2];
         }
         Ok(report)

@@ -87,6 +87,7 @@ script!(PROTECT_RECENT, "protect recent", "protect_recently_scheduled.lua");
 script!(QUARANTINE, "quarantine", "quarantine_balance_sync_keys.lua");
 script!(MEND, "mend other form", "mend_other_form.lua");
 script!(RECORD_LOSSES, "record losses", "record_losses.lua");
+script!(LIST_FORKS, "list forks", "list_forks.lua");
 script!(RETRY, "retry quarantined", "retry_quarantined_balances.lua");
 script!(ADOPT, "adopt legacy", "adopt_legacy_schedule.lua");
 script!(RESCHEDULE, "reschedule", "reschedule_distant_members.lua");

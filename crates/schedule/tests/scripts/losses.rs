@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use balance_sync_domain::QuarantineReason;
-use balance_sync_schedule::{Claimed, Loss, Retried, Schedule};
+use balance_sync_schedule::{Claimed, ForkReport, Loss, Retried, Schedule};
 
 use crate::{Tenant, all, ask, names, number, refusal, tell};
 
@@ -309,4 +309,24 @@ async fn a_losses_key_of_another_type_does_not_block_settling() {
         schedule.quarantine_get(member.as_bytes()).await.unwrap().unwrap().reason,
         QuarantineReason::RefusedByPostgres
     );
+}
+
+#[tokio::test]
+async fn a_fork_is_listed_while_its_balance_is_scheduled_and_stays_so() {
+    let tenant = Tenant::new("fork-listed").await;
+    let schedule = tenant.with(|options| options.quarantine_limit = 2);
+    let (hot, _) = tenant.mutate("hot", "{}").await;
+    let score = tenant.score(&hot).await.unwrap();
+    let fork = Loss { forked: true, detail: "two histories".to_owned(), ..loss(7) };
+    let member = |name: &str| hot.replace("hot", name).into_bytes();
+    let report = schedule.list_forks(&[(member("hot"), fork.clone())]).await.unwrap();
+    assert_eq!(report, ForkReport { listed: 1, ..ForkReport::default() });
+    // What is known of it stays.
+    let more = ["hot", "idle", "third"].map(|name| (member(name), loss(9)));
+    let report = schedule.list_forks(&more).await.unwrap();
+    assert_eq!(report, ForkReport { listed: 1, known: 1, full: 1 });
+    let entry = schedule.quarantine_get(hot.as_bytes()).await.unwrap().unwrap();
+    assert_eq!(entry.loss, Some(fork));
+    assert_eq!(tenant.score(&hot).await, Some(score), "what is pending is written");
+    assert_eq!(tenant.score(&hot.replace("hot", "idle")).await, None);
 }
