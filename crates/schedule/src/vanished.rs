@@ -1,7 +1,10 @@
 //! What shows that Redis has lost data, and what is kept about it: the mark of the data set, each worker's number, the counts of
 //! schedules, and the open conditions of tenants (`docs/decisions/0023-data-that-vanishes.md`).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use balance_sync_domain::KeySpace;
 use redis::Value;
@@ -37,7 +40,7 @@ const VALUE_LIMIT: usize = 16 * 1024;
 const LISTING: f64 = 30.0;
 
 /// What one look at the server found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct ServerState {
     /// The number that the worker's key had before.
     pub former: Option<u64>,
@@ -49,6 +52,16 @@ pub struct ServerState {
     pub run_id: Option<String>,
     /// Keys that it has evicted.
     pub evicted: Option<u64>,
+    /// The ID of its replication history.
+    pub replication: Option<String>,
+    /// The history that it followed before it was promoted.
+    pub former_replication: Option<String>,
+    /// Bytes written in its history.
+    pub offset: u64,
+    /// The offset of the former history at which it was promoted.
+    pub promoted_at: u64,
+    /// Its time, in seconds since 1970, and when that was asked for and the answer had come.
+    pub time: Option<(f64, Instant, Instant)>,
 }
 
 /// A scheduled member with its value.
@@ -105,7 +118,10 @@ impl Vanished {
             _ => [None, None],
         };
         let mut state = ServerState { former, data_set, marked_process, ..ServerState::default() };
-        for section in ["server", "stats"] {
+        let begun = Instant::now();
+        let time = self.link.send(OPERATION, &redis::cmd("TIME")).await?;
+        state.time = Some((time_of(OPERATION, &time)?, begun, Instant::now()));
+        for section in ["server", "stats", "replication"] {
             let mut info = redis::cmd("INFO");
             info.arg(section);
             let Some(info) = text_of(&self.link.send(OPERATION, &info).await?) else { continue };
@@ -114,6 +130,16 @@ impl Vanished {
                     state.run_id = Some(id.trim().to_owned());
                 } else if let Some(keys) = line.strip_prefix("evicted_keys:") {
                     state.evicted = keys.trim().parse().ok();
+                } else if let Some(id) = line.strip_prefix("master_replid:") {
+                    state.replication = Some(id.trim().to_owned());
+                } else if let Some(id) = line.strip_prefix("master_replid2:") {
+                    state.former_replication =
+                        Some(id.trim().to_owned()).filter(|id| id.bytes().any(|byte| byte != b'0'));
+                } else if let Some(bytes) = line.strip_prefix("master_repl_offset:") {
+                    state.offset = bytes.trim().parse().unwrap_or_default();
+                } else if let Some(bytes) = line.strip_prefix("second_repl_offset:") {
+                    // −1 = it was never promoted.
+                    state.promoted_at = bytes.trim().parse().unwrap_or_default();
                 }
             }
         }
@@ -265,11 +291,7 @@ impl Schedule {
         if lost.is_empty() {
             return Ok(0);
         }
-        let time = self.link().send(OPERATION, &redis::cmd("TIME")).await?;
-        let now = match array(OPERATION, &time, 2)? {
-            [whole, micros] => seconds(OPERATION, whole)? + seconds(OPERATION, micros)? / 1e6,
-            _ => 0.0,
-        };
+        let now = time_of(OPERATION, &self.link().send(OPERATION, &redis::cmd("TIME")).await?)?;
         // A lease, so that `record_losses` finds them under it.
         let lease: Arc<str> = format!("{:.6}5", now + LISTING).into();
         let mut cmd = redis::cmd("ZADD");
@@ -296,6 +318,14 @@ impl Schedule {
             .collect();
         let claimed: Vec<(&Claimed, Loss)> = claimed.iter().map(|(one, loss)| (one, loss.clone())).collect();
         Ok(self.record_losses(&claimed).await?.quarantined)
+    }
+}
+
+/// The answer of `TIME`, in seconds since 1970.
+fn time_of(operation: &'static str, time: &Value) -> Result<f64, ScheduleError> {
+    match array(operation, time, 2)? {
+        [whole, micros] => Ok(seconds(operation, whole)? + seconds(operation, micros)? / 1e6),
+        _ => Ok(0.0),
     }
 }
 

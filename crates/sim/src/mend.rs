@@ -64,8 +64,9 @@ impl World {
                     }
                     let written = watcher.written.get(&tenant).copied().unwrap_or(0);
                     let written = written.saturating_sub(open.written);
-                    let listed = Listed { lost, new: lost, left };
-                    if open.episode.compared_operations(now, listed, written, 0, unreadable) {
+                    let listed = Listed { lost, new: lost, left, undecided: 0 };
+                    let forgotten = self.forgotten(tenant, &open.members);
+                    if open.episode.compared_operations(now, listed, written, forgotten, unreadable) {
                         let since = open.since;
                         watcher.done.push((tenant, since));
                         watcher.board.remove(&tenant);
@@ -77,6 +78,20 @@ impl World {
                 }
             }
         }
+    }
+
+    /// How many of these members are neither scheduled nor written nor listed.
+    fn forgotten(&self, at: usize, members: &[(usize, u64)]) -> u64 {
+        let tenant = &self.tenants[at];
+        let is_forgotten = |&&(balance, version): &&(usize, u64)| {
+            let entry = &tenant.redis.entries[balance];
+            entry.score.is_none()
+                && !tenant.postgres.tables.deleted[balance]
+                && tenant.postgres.version(balance) < version
+                && !entry.quarantined
+                && entry.loss.is_none()
+        };
+        members.iter().filter(is_forgotten).count() as u64
     }
 
     /// Whether the repair reaches Redis and a tenant's Postgres.

@@ -55,6 +55,8 @@ pub struct Plan {
     pub granted: bool,
     /// Our workers look for data that vanish.
     pub watch: bool,
+    /// Members of a schedule that they remember at each count.
+    pub witnesses: usize,
     /// For how long members are put off, in seconds.
     pub put_off: u64,
     /// What goes wrong, in order of time.
@@ -284,6 +286,8 @@ impl Plan {
             from_trail: rng.random(),
             granted: rng.random_bool(0.8),
             watch: true,
+            // Sixteen are all of them; with two most of what vanishes isn't remembered, as in a large schedule.
+            witnesses: if seed % 8 == 2 { 2 } else { 16 },
             put_off: [60, 300][rng.random_range(0..2)],
             faults: Vec::new(),
         };
@@ -318,6 +322,7 @@ impl Plan {
             from_trail: true,
             granted: true,
             watch: true,
+            witnesses: 4,
             put_off: 60,
             faults: Vec::new(),
         };
@@ -351,6 +356,7 @@ impl Plan {
             from_trail: true,
             granted: true,
             watch: true,
+            witnesses: 4,
             put_off: 60,
             faults: Vec::new(),
         };

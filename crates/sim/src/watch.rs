@@ -26,6 +26,9 @@ const LOOK_EVERY: u64 = 2 * SECOND;
 const COUNT_EVERY: u64 = 4 * SECOND;
 const CONFIRM_AFTER: u64 = SECOND;
 const NAME_PROCESS_AFTER: u64 = 600 * SECOND;
+/// Members that are remembered of a condition, and those that the next worker is told of.
+const MEMBERS: usize = 64;
+const HANDED_ON: usize = 16;
 
 /// What Redis keeps for the watch, and loses with everything else.
 #[derive(Debug, Clone, Default)]
@@ -66,6 +69,8 @@ pub(crate) struct Record {
     is_loss: bool,
     since: u64,
     found: Found,
+    keeps_values: bool,
+    members: Vec<(usize, u64)>,
 }
 
 /// A tenant's open condition.
@@ -76,7 +81,22 @@ pub(crate) struct Open {
     pub(crate) since: u64,
     /// Rows that the worker had written then.
     pub(crate) written: u64,
+    /// Members that were scheduled before, with the versions of their values.
+    pub(crate) members: Vec<(usize, u64)>,
     stored: bool,
+}
+
+impl Open {
+    fn remember(&mut self, more: &[(usize, u64)]) {
+        for &(balance, version) in more {
+            let has_room = self.members.len() < MEMBERS;
+            match self.members.iter_mut().find(|(known, _)| *known == balance) {
+                Some((_, known)) => *known = version.max(*known),
+                None if has_room => self.members.push((balance, version)),
+                None => {}
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -207,6 +227,7 @@ impl World {
             data_set: kept.mark.map(|mark| mark.to_string()),
             run_id: Some(self.server.process.to_string()),
             evicted: Some(self.server.evicted),
+            history: None,
         };
         let mut change = watcher.server.looked(self.instant(), number, look);
         let ignored = match &change {
@@ -214,7 +235,7 @@ impl World {
                 How::Emptied => self.bug == Some(Bug::EmptiedNotReported),
                 How::Behind => self.bug == Some(Bug::BehindNotReported),
                 How::OtherProcess => self.bug == Some(Bug::RestartNotReported),
-                How::OtherDataSet | How::Unmarked => false,
+                How::OtherDataSet | How::Promoted { .. } | How::Unmarked => false,
             },
             Some(Change::Evicted(_)) => self.bug == Some(Bug::EvictionNotReported),
             None => false,
@@ -247,6 +268,18 @@ impl World {
         matches!(value.document.read(1, None), Read::Good(_)).then_some(state.version)
     }
 
+    /// Half of the members that are remembered have the oldest scores, and half the newest.
+    fn ends_of_schedule(&self, tenant: usize) -> Vec<usize> {
+        let entries = &self.tenants[tenant].redis.entries;
+        let mut members: Vec<(f64, usize)> =
+            (0..entries.len()).filter_map(|balance| Some((entries[balance].score?, balance))).collect();
+        members.sort_by(|one, other| one.0.total_cmp(&other.0));
+        let half = self.plan.witnesses.div_ceil(2);
+        let newest = members.len().saturating_sub(half).max(half.min(members.len()));
+        let both = members.iter().take(half).chain(&members[newest..]);
+        both.map(|(_, balance)| *balance).collect()
+    }
+
     fn count_schedules(&mut self, worker: usize, watcher: &mut Watcher) {
         if !self.redis_answers(worker) {
             return self.watch_later(worker, Step::Look, LOOK_EVERY);
@@ -257,10 +290,11 @@ impl World {
         watcher.tenants.retain(|tenant, _| served.contains(tenant));
         let mut shrunk = Vec::new();
         for tenant in served {
-            let entries = &self.tenants[tenant].redis.entries;
-            let members = (0..entries.len()).filter(|balance| entries[*balance].score.is_some());
-            let witnesses: Vec<(usize, u64)> =
-                members.filter_map(|balance| Some((balance, self.readable(tenant, balance)?))).collect();
+            let witnesses: Vec<(usize, u64)> = self
+                .ends_of_schedule(tenant)
+                .into_iter()
+                .filter_map(|balance| Some((balance, self.readable(tenant, balance)?)))
+                .collect();
             let removed = watcher.removed.get(&tenant).copied().unwrap_or(0);
             let count =
                 Shrunk { tenant, members: self.tenants[tenant].redis.scheduled(), removed, witnesses };
@@ -316,11 +350,17 @@ impl World {
         let episode = Episode::new(reason, extent, is_loss, 0.0, String::new(), now, grace);
         self.note(Some(tenant), || format!("worker {worker} reports {reason}, {extent} members"));
         self.noticed(tenant);
+        let witnesses = watcher.tenants.get(&tenant).map_or(&[][..], |watched| watched.schedule.witnesses());
         match watcher.board.get_mut(&tenant) {
-            Some(open) => open.episode.merge(episode, now),
+            Some(open) => {
+                open.episode.merge(episode, now);
+                open.remember(witnesses);
+            }
             None => {
                 let written = watcher.written.get(&tenant).copied().unwrap_or(0);
-                watcher.board.insert(tenant, Open { episode, since: self.now, written, stored: false });
+                let members = witnesses.to_vec();
+                let open = Open { episode, since: self.now, written, members, stored: false };
+                watcher.board.insert(tenant, open);
             }
         }
     }
@@ -377,6 +417,9 @@ impl World {
         let traces: Vec<Trace> = gone.iter().map(trace).collect();
         match judge(&traces) {
             Verdict::Written => {
+                if watched.schedule.witnesses().is_empty() && watcher.board.contains_key(&tenant) {
+                    self.open(worker, watcher, tenant, Reason::RedisScheduleVanished, shortfall, true);
+                }
                 self.remember(watcher, count);
                 self.watch_later(worker, next(shrunk), SECOND / 1000);
             }
@@ -418,14 +461,16 @@ impl World {
             if closed || taken || !self.works_on(worker, tenant) {
                 continue;
             }
-            let Record { reason, extent, is_loss, since, found } = record;
+            let Record { reason, extent, is_loss, since, found, keeps_values, members } = record;
             let mut episode =
                 Episode::new(reason, extent, is_loss, 0.0, String::new(), instant, grace).resumed(found);
-            if let Some(new) = watcher.board.remove(&tenant) {
-                episode.merge(new.episode, instant);
-            }
+            episode.keeps_values &= keeps_values;
             let written = watcher.written.get(&tenant).copied().unwrap_or(0);
-            let open = Open { episode, since, written, stored: true };
+            let mut open = Open { episode, since, written, members, stored: true };
+            if let Some(new) = watcher.board.remove(&tenant) {
+                open.episode.merge(new.episode, instant);
+                open.remember(&new.members);
+            }
             watcher.board.insert(tenant, open);
             self.note(Some(tenant), || format!("worker {worker} takes over what is open: {reason}"));
         }
@@ -443,9 +488,10 @@ impl World {
                 continue;
             }
             if !open.episode.is_missing() {
-                let Episode { reason, extent, is_loss, .. } = open.episode;
-                let found = open.episode.found();
-                let record = Record { reason, extent, is_loss, since: open.since, found };
+                let Episode { reason, extent, is_loss, keeps_values, .. } = open.episode;
+                let (since, found) = (open.since, open.episode.found());
+                let members = open.members.iter().copied().take(HANDED_ON).collect();
+                let record = Record { reason, extent, is_loss, since, found, keeps_values, members };
                 self.server.kept.open.insert(tenant, record);
                 open.stored = true;
             }

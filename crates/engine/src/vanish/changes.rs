@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::server::{Change, How};
+use super::server::Change;
 
 /// For how long a change is remembered for tenants that this worker did not serve then. Longer than it takes until another
 /// worker serves the tenants of one that has died, and than most outages of the tenant service.
@@ -49,7 +49,7 @@ impl<T: Ord + Clone> Changes<T> {
             // No tenant has its condition for that one yet.
             match (&mut change, before.change) {
                 (Change::Evicted(keys), Change::Evicted(more)) => *keys += more,
-                (Change::Replaced { how: How::OtherProcess | How::Unmarked, .. }, before) => change = before,
+                (Change::Replaced { how, .. }, before) if !how.is_loss() => change = before,
                 _ => {}
             }
         }
@@ -85,6 +85,7 @@ impl<T: Ord + Clone> Changes<T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::server::How;
     use super::*;
 
     fn replaced(how: How) -> Change {

@@ -51,6 +51,8 @@ pub struct Listed {
     /// Balances that lack operations and are scheduled with an older state, so that what is lost of them shows only when that is
     /// written.
     pub left: u64,
+    /// Balances that lack operations, of which Postgres could not say in time what is lost.
+    pub undecided: u64,
 }
 
 /// What is done about it at present.
@@ -105,6 +107,9 @@ pub struct Episode {
     pub detail: String,
     /// Whether data are missing for certain, and not only perhaps.
     pub is_loss: bool,
+    /// Whether nothing but members of the schedule has vanished: Redis still has their values, so that the comparison of values
+    /// meets each of them, scheduled or written.
+    pub keeps_values: bool,
     found: Found,
     phase: Phase,
     not_before: Instant,
@@ -139,6 +144,7 @@ impl Episode {
             since,
             detail,
             is_loss,
+            keeps_values: reason == Reason::RedisScheduleVanished,
             found: Found::default(),
             phase: Phase::Values,
             not_before: now,
@@ -180,6 +186,7 @@ impl Episode {
             (self.reason, self.detail) = (more.reason, more.detail);
         }
         self.is_loss |= more.is_loss;
+        self.keeps_values &= more.keeps_values;
         if more.reason == Reason::RedisEvicted && more.extent == 0 && self.phase == Phase::Waiting {
             // As long as Redis goes on, the values are not compared over and over.
             let patience = self.waits_since.unwrap_or(now) + PATIENCE * self.grace;
@@ -245,6 +252,11 @@ impl Episode {
         }
     }
 
+    /// The comparison with another Postgres server has scheduled so many again meanwhile.
+    pub fn rescheduled_elsewhere(&mut self, balances: u64) {
+        self.found.rescheduled += balances;
+    }
+
     /// Whether another worker has closed it, or an operator: its entry is missing in Redis at two looks in a row. `stands`: it is
     /// there. `lost`: Redis has lost data since the last look, the entry among them, perhaps; what was lost just now shows at the
     /// next look.
@@ -263,8 +275,9 @@ impl Episode {
     /// operations can't be read. Returns whether it is over.
     ///
     /// Each balance counts once, however often it is compared and listed: what counts twice would account for one of which nothing
-    /// is known, and close the condition over it. Rows that were written may be those of other balances. So some members were
-    /// remembered before they vanished, and `forgotten` of them are neither scheduled nor written nor listed.
+    /// is known, and close the condition over it. Rows that were written may be those of other balances: they account for members
+    /// only while Redis has their values, so that none of these can be lost. And some members were remembered before they vanished,
+    /// of which `forgotten` are neither scheduled nor written nor listed.
     pub fn compared_operations(
         &mut self,
         now: Instant,
@@ -273,27 +286,33 @@ impl Episode {
         forgotten: u64,
         unreadable: Option<String>,
     ) -> bool {
-        let Listed { lost, new, left } = listed;
+        let Listed { lost, new, left, undecided } = listed;
         // Redis may have lost the list as well, so that all of it is new.
         self.found.lost = (self.found.lost + new).min(self.found.lost.max(lost));
         if self.phase != Phase::Operations {
             return false;
         }
         self.waits_since = None;
-        // Or Redis goes on evicting.
-        if left > 0 || self.again {
+        // Or Redis goes on evicting, or Postgres was too slow.
+        if left > 0 || undecided > 0 || self.again {
             self.wait(now);
             return false;
         }
         let Found { rescheduled, scheduled, lost, rows_ahead } = self.found;
-        let explained = (rescheduled + scheduled).max(written) + lost;
+        let written_since = if self.keeps_values { written } else { 0 };
+        let explained = (rescheduled + scheduled).max(written_since) + lost;
         let why = if rows_ahead > 0 {
             format!(
                 "{rows_ahead} rows are newer than what Redis holds: the ledger counts on from older values"
             )
         } else if explained < self.extent {
+            let others = match written {
+                0 => String::new(),
+                _ if self.keeps_values => String::new(),
+                rows => format!("; {rows} rows were written since, which may be those of other balances"),
+            };
             format!(
-                "of {} members that vanished, {} are not accounted for",
+                "of {} members that vanished, {} are not accounted for{others}",
                 self.extent,
                 self.extent - explained
             )
@@ -339,12 +358,51 @@ mod tests {
         }
     }
 
+    #[test]
+    fn rows_that_were_written_account_for_nothing_once_values_may_be_gone() {
+        let now = Instant::now();
+        for reason in [Reason::RedisDataReplaced, Reason::RedisEvicted] {
+            // The 16 members that were remembered are mutated again or listed, and 5,000 other rows are written.
+            let mut open = episode(reason, 0, now);
+            open.merge(episode(Reason::RedisScheduleVanished, 2_000, now), now);
+            open.compared_values(now, rescheduled(4));
+            open.next(now + GRACE);
+            assert!(!open.compared_operations(now + GRACE, lost(6, 0), 5_000, 0, None), "{reason}");
+            assert_eq!(
+                open.phase().describe(),
+                "of 2000 members that vanished, 1990 are not accounted for; 5000 rows were written since, which may be \
+                 those of other balances"
+            );
+        }
+        // What another comparison has scheduled again is accounted for.
+        let mut open = episode(Reason::RedisDataReplaced, 10, now);
+        open.compared_values(now, rescheduled(2));
+        open.rescheduled_elsewhere(8);
+        open.next(now + GRACE);
+        assert!(open.compared_operations(now + GRACE, lost(0, 0), 0, 0, None));
+    }
+
+    #[test]
+    fn what_postgres_could_not_say_in_time_is_compared_again() {
+        let now = Instant::now();
+        // Nothing has vanished from the schedule, so nothing else would keep it open.
+        let mut open = episode(Reason::RedisDataReplaced, 0, now);
+        open.compared_values(now, Found::default());
+        open.next(now + GRACE);
+        let slow = Listed { undecided: 7, ..lost(0, 0) };
+        assert!(!open.compared_operations(now + GRACE, slow, 0, 0, None));
+        assert_ne!(open.next(now + 2 * GRACE - SECOND), Next::Operations);
+        assert_eq!(open.next(now + 2 * GRACE), Next::Operations);
+        assert!(open.compared_operations(now + 2 * GRACE, lost(7, 0), 0, 0, None));
+        assert_eq!(open.found().lost, 7);
+    }
+
     fn rescheduled(rescheduled: u64) -> Found {
         Found { rescheduled, ..Found::default() }
     }
 
     fn lost(lost: u64, left: u64) -> Listed {
-        Listed { lost, new: lost, left }
+        Listed { lost, new: lost, left, undecided: 0 }
     }
 
     #[test]
@@ -356,18 +414,18 @@ mod tests {
         for (again, new) in [1_950, 0, 1_950].into_iter().enumerate() {
             let now = now + u32::try_from(again).unwrap_or_default() * 10 * GRACE;
             open.next(now + GRACE);
-            assert!(!open.compared_operations(now, Listed { lost: 1_950, new, left: 0 }, 0, 0, None));
+            assert!(!open.compared_operations(now, Listed { new, ..lost(1_950, 0) }, 0, 0, None));
             assert_eq!(open.phase().describe(), "of 2000 members that vanished, 50 are not accounted for");
             open.merge(episode(Reason::RedisDataReplaced, 0, now), now);
             open.compared_values(now, Found::default());
         }
         open.next(now + 40 * GRACE);
-        assert!(open.compared_operations(now, Listed { lost: 2_000, new: 50, left: 0 }, 0, 0, None));
+        assert!(open.compared_operations(now, Listed { new: 50, ..lost(2_000, 0) }, 0, 0, None));
         // Losses that were open before account for none of it.
         let mut open = episode(Reason::RedisScheduleVanished, 10, now);
         open.compared_values(now, Found::default());
         open.next(now + GRACE);
-        assert!(!open.compared_operations(now, Listed { lost: 10, new: 0, left: 0 }, 0, 0, None));
+        assert!(!open.compared_operations(now, Listed { new: 0, ..lost(10, 0) }, 0, 0, None));
     }
 
     #[test]
@@ -457,7 +515,7 @@ mod tests {
             match open.next(now) {
                 Next::Operations => {
                     compared += 1;
-                    let listed = Listed { lost: compared, new: 1, left: 0 };
+                    let listed = Listed { new: 1, ..lost(compared, 0) };
                     assert!(!open.compared_operations(now, listed, 0, 0, None), "open while it goes on");
                 }
                 next => assert!(matches!(next, Next::Wait | Next::Look), "{next:?}"),
@@ -530,7 +588,7 @@ mod tests {
         assert!(!open.compared_operations(now + GRACE, lost(3, 1), 0, 0, None));
         assert_ne!(open.next(now + 2 * GRACE - SECOND), Next::Operations);
         assert_eq!(open.next(now + 2 * GRACE), Next::Operations);
-        assert!(open.compared_operations(now + 2 * GRACE, Listed { lost: 4, new: 1, left: 0 }, 0, 0, None));
+        assert!(open.compared_operations(now + 2 * GRACE, Listed { new: 1, ..lost(4, 0) }, 0, 0, None));
         assert_eq!(open.found().lost, 4);
     }
 }

@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::replication::{History, Promotion};
+
 /// Acknowledged numbers of which the time is remembered.
 const REMEMBERED: usize = 64;
 
@@ -24,6 +26,8 @@ pub struct ServerLook {
     pub run_id: Option<String>,
     /// Keys that the process has evicted since its start; `None` = not known.
     pub evicted: Option<u64>,
+    /// Its replication history; `None` = not known.
+    pub history: Option<History>,
 }
 
 /// What has happened to Redis.
@@ -49,6 +53,11 @@ pub enum How {
     Behind,
     /// The mark is another one.
     OtherDataSet,
+    /// A replica has taken over.
+    Promoted {
+        /// Bytes at least that its former master had written, and that it has never received.
+        lacks_bytes: u64,
+    },
     /// The same data, as far as can be seen, in another process: a restart or a failover.
     OtherProcess,
     /// No worker has ever marked it, as far as it shows: it is new, or was emptied while no worker ran.
@@ -63,6 +72,7 @@ impl How {
             Self::Emptied => "Redis has lost all its data",
             Self::Behind => "Redis lacks writes that it had acknowledged",
             Self::OtherDataSet => "Redis holds another data set than before",
+            Self::Promoted { .. } => "a replica of Redis has taken over",
             Self::OtherProcess => "Redis was restarted, or another server has taken over",
             Self::Unmarked => {
                 "Redis has no mark of an earlier worker: it is new, or has lost all its data while no worker ran"
@@ -73,7 +83,7 @@ impl How {
     /// Whether data are missing for certain.
     #[must_use]
     pub const fn is_loss(self) -> bool {
-        !matches!(self, Self::OtherProcess | Self::Unmarked)
+        !matches!(self, Self::OtherProcess | Self::Unmarked | Self::Promoted { lacks_bytes: 0 })
     }
 }
 
@@ -86,6 +96,7 @@ pub struct ServerWatch {
     data_set: Option<String>,
     run_id: Option<String>,
     evicted: Option<u64>,
+    history: Option<History>,
     /// Nothing was marked before this worker's first look.
     unmarked: bool,
 }
@@ -130,6 +141,7 @@ impl ServerWatch {
         self.data_set = look.data_set.or_else(|| self.data_set.take());
         self.run_id = look.run_id.or_else(|| self.run_id.take());
         self.evicted = look.evicted.or(self.evicted);
+        self.history = look.history.or_else(|| self.history.take());
         self.unmarked = false;
         match how {
             Some(how) => Some(Change::Replaced { how, lacks }),
@@ -163,6 +175,11 @@ impl ServerWatch {
         if known(&self.data_set, &look.data_set) {
             return Some(How::OtherDataSet);
         }
+        let promotion =
+            self.history.as_ref().zip(look.history.as_ref()).and_then(|(before, now)| now.continues(before));
+        if let Some(Promotion { lacks }) = promotion {
+            return Some(How::Promoted { lacks_bytes: lacks });
+        }
         if self.unmarked {
             return Some(How::Unmarked);
         }
@@ -195,6 +212,7 @@ mod tests {
                 data_set: Some("a".to_owned()),
                 run_id: Some("1".to_owned()),
                 evicted: Some(0),
+                history: None,
             };
             Self { watch: ServerWatch::default(), key: None, look, now: Instant::now() }
         }
@@ -279,6 +297,32 @@ mod tests {
         redis.look.run_id = Some("4".to_owned());
         assert_eq!(redis.look(), replaced(How::OtherProcess));
         assert_eq!(redis.look(), None);
+    }
+
+    /// Such as behind a proxy that hides the process.
+    #[test]
+    fn a_replica_that_has_taken_over_shows_by_its_history() {
+        let mut redis = Redis::new();
+        let history = |id: &str, former: Option<&str>, promoted_at| {
+            Some(History { id: id.to_owned(), former: former.map(str::to_owned), offset: 1_000, promoted_at })
+        };
+        redis.look.history = history("a", None, 0);
+        assert_eq!(redis.look(), None);
+        redis.look.history = history("b", Some("a"), 1_001);
+        let promoted = How::Promoted { lacks_bytes: 0 };
+        assert_eq!((redis.look(), promoted.is_loss()), (replaced(promoted), false));
+        assert_eq!(redis.look(), None, "once");
+        redis.look.history = history("c", Some("b"), 951);
+        let promoted = How::Promoted { lacks_bytes: 50 };
+        assert_eq!((redis.look(), promoted.is_loss()), (replaced(promoted), true));
+        redis.look.history = history("d", None, 0);
+        assert_eq!(redis.look(), None, "its first replica has come");
+        redis.look.history = None;
+        assert_eq!(redis.look(), None, "not allowed to be read");
+        // What the worker's key shows says more.
+        redis.look.history = history("e", Some("d"), 1);
+        redis.key = redis.key.map(|number| number - 1);
+        assert!(matches!(redis.look(), Some(Change::Replaced { how: How::Behind, .. })));
     }
 
     #[test]

@@ -11,6 +11,10 @@ async fn a_look_sets_the_number_and_reads_the_one_before() {
     let first = one.look(1).await.unwrap();
     assert_eq!(first.former, None);
     assert!(first.run_id.is_some_and(|id| id.len() == 40) && first.evicted.is_some());
+    assert!(first.replication.is_some_and(|id| id.len() == 40), "of its history");
+    assert_eq!(first.former_replication, None, "it was never promoted");
+    let (time, asked, answered) = first.time.unwrap();
+    assert!(time > 1_700_000_000.0 && answered >= asked, "{time}");
     assert_eq!(one.look(5).await.unwrap().former, Some(1));
     tell!(tenant, "DEL", "{transactions}:balance-sync:acknowledged:vanished-look");
     assert_eq!(one.look(6).await.unwrap().former, None, "it is gone");
