@@ -18,9 +18,6 @@ use crate::{
     trail::{Columns, LOCK_LIMIT, LOOK_LIMIT, OF_BALANCE, OF_OPERATION, Readable, shown},
 };
 
-/// Balances in one page.
-const PAGE: usize = 500;
-
 /// A balance with an operation that its row lacks, by its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Behind {
@@ -44,15 +41,16 @@ pub struct BehindPage {
 }
 
 impl Database {
-    /// The page of balances after this one that are behind operations made since `since` (seconds since 1970). The inner error
+    /// Of so many balances after this one those that are behind operations made since `since` (seconds since 1970). The inner error
     /// says in words why the trail can't be read.
     ///
     /// # Errors
-    /// By class, as for [`Database::update`].
+    /// By class, as for [`Database::update`]. [`StoreError::is_statement_timeout`]: a shorter page may be had in time.
     pub async fn behind_trail(
         &self,
         table: &Table,
         after: Option<Uuid>,
+        rows: u16,
         since: f64,
     ) -> Result<Result<BehindPage, String>, StoreError> {
         let mut session = self.session().await?;
@@ -66,12 +64,9 @@ impl Database {
             return Ok(Err(why));
         }
         let limit = LOOK_LIMIT.min(session.statement_timeout());
-        let page = BehindTrail { table, columns: &operations, after, since, limit };
+        let page = BehindTrail { table, columns: &operations, after, rows, since, limit };
         match session.run(&page).await {
             Ok(page) => Ok(Ok(page)),
-            Err(error) if error.sqlstate() == Some("57014") => {
-                Ok(Err(format!("the search for operations took longer than {limit:?}")))
-            }
             // Such as row security, which the grants don't show.
             Err(error) if matches!(error.class(), ErrorClass::Permission | ErrorClass::RowSecurity) => {
                 Ok(Err(shown(error.message())))
@@ -85,6 +80,7 @@ struct BehindTrail<'s> {
     table: &'s Table,
     columns: &'s Readable,
     after: Option<Uuid>,
+    rows: u16,
     since: f64,
     limit: Duration,
 }
@@ -101,7 +97,8 @@ impl Operation for BehindTrail<'_> {
         if let Some(after) = self.after {
             sql.push(" AND b.id > ").uuid(after);
         }
-        sql.push(" ORDER BY b.id LIMIT 500) AS p CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM ");
+        sql.push(" ORDER BY b.id LIMIT ").number(i64::from(self.rows));
+        sql.push(") AS p CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM ");
         sql.table(self.table, "operation")?.push(
             " AS o WHERE o.organization_id = p.organization_id AND o.ledger_id = p.ledger_id \
                 AND o.account_id = p.account_id AND o.balance_id = p.id AND o.deleted_at IS NULL \
@@ -121,7 +118,7 @@ impl Operation for BehindTrail<'_> {
     }
 
     fn read(&self, answer: Answer) -> Result<Self::Output, sqlx::Error> {
-        let full = answer.rows.len() >= PAGE;
+        let full = answer.rows.len() >= usize::from(self.rows);
         let mut page = BehindPage { behind: Vec::new(), last: None };
         let mut last: Option<Uuid> = None;
         for row in answer.rows {

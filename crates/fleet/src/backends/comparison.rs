@@ -66,6 +66,9 @@ pub(in crate::backends) struct Compared {
     pub(in crate::backends) without_row: u64,
     /// Their rows are newer than any value of them in Redis.
     pub(in crate::backends) rows_ahead: u64,
+    /// Their values are in the format of a later release, so that it is not known whether their rows are behind. Those that were not
+    /// scheduled are among the `rescheduled`.
+    pub(in crate::backends) unread: u64,
 }
 
 /// How the balances of a page differ from their rows.
@@ -78,6 +81,8 @@ pub(in crate::backends) struct Differences<'k> {
     pub(in crate::backends) behind: Vec<Witness>,
     /// Their rows are newer, with their versions.
     ahead: Vec<(&'k [u8], i64)>,
+    /// Their values are in the format of a later release.
+    unread: Vec<&'k [u8]>,
 }
 
 /// What becomes of balances that have no row.
@@ -136,6 +141,9 @@ impl Comparison {
             .unzip();
         // Servers that gave no answer: their other tenants are not tried in this pass.
         let mut silent = BTreeSet::new();
+        if spaces.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut keys = BalanceKeys::new(self.link.clone(), spaces);
         while let Some(page) = keys.next().await? {
             for (space, key) in page {
@@ -180,6 +188,7 @@ impl Comparison {
                 found.rescheduled += page.rescheduled;
                 found.without_row += page.without_row;
                 found.rows_ahead += page.rows_ahead;
+                found.unread += page.unread;
             }
             Err(error) => {
                 if error.is_of_server() {
@@ -203,10 +212,13 @@ impl Comparison {
         if without_row == WithoutRow::ScheduleAgain {
             schedules.schedule_again(&page.without_row).await?;
         }
+        let unread = self.left_behind(schedules, &page.unread).await?;
+        let unread: Vec<&[u8]> = unread.iter().map(Vec::as_slice).collect();
         Ok(Compared {
             compared: page.compared,
+            unread: page.unread.len() as u64,
             behind: behind.len() as u64,
-            rescheduled: schedules.schedule_again(&behind).await?,
+            rescheduled: schedules.schedule_again(&behind).await? + schedules.schedule_again(&unread).await?,
             without_row: page.without_row.len() as u64,
             rows_ahead: self.still_ahead(schedules, &page.ahead).await?,
         })
@@ -221,20 +233,28 @@ impl Comparison {
     ) -> Result<Differences<'k>, Failure> {
         // The values first: a row that is written meanwhile is not taken for one that is behind.
         let values = read_values(&self.link, keys).await?;
+        let mut unread = Vec::new();
         let balances: Vec<(&[u8], BalanceRef<'_>, BalanceValue)> = keys
             .iter()
             .zip(&values)
             .filter_map(|(key, value)| {
                 // What can't be read is the collector's to report.
                 let balance = BalanceRef::parse(schedules.of_member(key).space(), key).ok()?;
-                let value = BalanceValue::decode(value.as_ref()?).ok()?;
-                Some((key.as_slice(), balance, value))
+                match BalanceValue::decode(value.as_ref()?) {
+                    Ok(value) => Some((key.as_slice(), balance, value)),
+                    Err(error) => {
+                        if error.is_unknown_format() {
+                            unread.push(key.as_slice());
+                        }
+                        None
+                    }
+                }
             })
             .collect();
         let rows: Vec<Row<'_>> = balances.iter().map(|(_, balance, value)| row(balance, value)).collect();
         let pool = self.pool(tenant).await?;
         let stored = pool.database.versions(&pool.table, &rows).await.map_err(SinkError::from)?;
-        let mut found = Differences { compared: balances.len() as u64, ..Differences::default() };
+        let mut found = Differences { compared: balances.len() as u64, unread, ..Differences::default() };
         for ((key, _, value), stored) in balances.iter().zip(stored) {
             match stored {
                 None => found.without_row.push(*key),
@@ -250,6 +270,23 @@ impl Comparison {
             }
         }
         Ok(found)
+    }
+
+    /// Those of these members that are neither scheduled nor listed: no worker will look at them.
+    pub(in crate::backends) async fn left_behind(
+        &self,
+        schedules: &Schedules,
+        members: &[&[u8]],
+    ) -> Result<Vec<Vec<u8>>, ScheduleError> {
+        let members: Vec<Vec<u8>> = members.iter().map(|member| member.to_vec()).collect();
+        let mut left = Vec::new();
+        for member in schedules.not_scheduled(&members).await? {
+            let listed = schedules.of_member(&member).listed(&[member.as_slice()]).await?;
+            if listed.iter().all(Option::is_none) {
+                left.push(member);
+            }
+        }
+        Ok(left)
     }
 
     /// How many of these rows are newer than the values of their balances, in whichever form of their keys, now that the rows

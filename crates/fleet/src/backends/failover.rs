@@ -358,6 +358,9 @@ impl FailoverCheck {
         let Compared { compared, behind, rescheduled, without_row, .. } = found;
         self.fleet.failover_checks.fetch_add(1, Relaxed);
         self.fleet.failover_behind.fetch_add(behind + without_row, Relaxed);
+        if let Some(status) = self.fleet.find(tenant) {
+            status.rescheduled.fetch_add(rescheduled, Relaxed);
+        }
         if behind + without_row > 0 {
             tracing::warn!(
                 tenant_id = %tenant, compared, behind, rescheduled, without_row,

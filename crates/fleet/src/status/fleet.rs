@@ -20,8 +20,8 @@ use balance_sync_tenants::{KeyForm, Tenant};
 use dashmap::DashMap;
 
 use super::{
-    TrackingStatus, directory::DirectoryStatus, histogram::Histogram, requests::PausedTenants, rest::Rest,
-    rollout::RolloutStatus, routing::Routing, tenant::TenantStatus,
+    ClockBack, TrackingStatus, directory::DirectoryStatus, histogram::Histogram, requests::PausedTenants,
+    rest::Rest, rollout::RolloutStatus, routing::Routing, tenant::TenantStatus,
 };
 use crate::{clock::wall_clock, tasks::Tasks};
 
@@ -234,8 +234,6 @@ pub struct FleetStatus {
     pub failover_behind: AtomicU64,
     /// Conditions opened because Redis has lost data, in the order of [`balance_sync_engine::vanish::REASONS`].
     pub vanished: [AtomicU64; REASONS.len()],
-    /// Tenants of which such a condition is open, those aside of which nothing is known to be lost.
-    pub vanished_open: AtomicU64,
     /// Balances found behind because Redis had lost their members, and scheduled again.
     pub vanished_rescheduled: AtomicU64,
     /// Balances listed as lost because Redis had lost them.
@@ -248,6 +246,8 @@ pub struct FleetStatus {
     pub neighbour_dropped: AtomicU64,
     /// Keys that Redis has evicted while this worker looked.
     pub redis_evicted_keys: AtomicU64,
+    /// Redis's clock, when it went back.
+    pub redis_clock_back: ClockBack,
     /// Whether Redis may throw keys away by itself (1) or not (0); not known = `None`.
     pub redis_may_evict: Known,
     /// By how many milliseconds this host's clock is ahead of Redis's, at least.

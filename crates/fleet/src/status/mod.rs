@@ -1,6 +1,7 @@
 //! What is known of the worker and of each of its tenants: states, counters, lag, what happened lately; and what is wanted
 //! of a collector out of turn. Written by the rooms above, read by metrics and the operators' view.
 
+mod clock_back;
 mod directory;
 mod exposure;
 mod fleet;
@@ -28,6 +29,7 @@ pub use balance_sync_engine::{
     state::{Condition, ReportedState, TenantState, display_priority},
 };
 
+pub use clock_back::{ClockBack, ClockJump};
 pub use directory::{Calls, DirectoryStatus, OUTCOMES};
 pub use exposure::{Exposure, ExposureHour};
 pub use fleet::{FleetStatus, InForce, Known, KnownOffset, Listed, Phase, PushOutcome, Stage, Tenants};

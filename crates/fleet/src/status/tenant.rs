@@ -104,6 +104,8 @@ pub struct TenantStatus {
     /// Members that this worker has removed from the schedules, for whatever reason; those of calls without an answer among
     /// them.
     pub removed: AtomicU64,
+    /// Balances that were scheduled again because another Postgres server lacked them.
+    pub rescheduled: AtomicU64,
     /// Flushes that failed.
     pub batch_failures: AtomicU64,
     /// Settle calls that failed after the commit.
@@ -221,6 +223,7 @@ impl TenantStatus {
             watched: AtomicBool::new(false),
             outcomes: Outcomes::default(),
             removed: AtomicU64::new(0),
+            rescheduled: AtomicU64::new(0),
             batch_failures: AtomicU64::new(0),
             cleanup_failures: AtomicU64::new(0),
             skips: AtomicU64::new(0),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use balance_sync_store::{DatabaseSpec, ErrorClass, Fate, Named, Table};
+use balance_sync_store::{DatabaseSpec, ErrorClass, Fate, Named, Side, Table};
 
 use crate::support::{LEDGER, ORGANIZATION, Tenant, id, open};
 
@@ -389,7 +389,7 @@ async fn balances_behind_the_trail_are_found_page_by_page() {
     let (mut found, mut after, mut pages) = (Vec::new(), None, 0);
     loop {
         let page =
-            tenant.database().behind_trail(&Table::unqualified(), after, SINCE).await.unwrap().unwrap();
+            tenant.database().behind_trail(&Table::unqualified(), after, 500, SINCE).await.unwrap().unwrap();
         found.extend(page.behind.into_iter().map(|balance| balance.alias));
         pages += 1;
         after = page.last;
@@ -399,6 +399,70 @@ async fn balances_behind_the_trail_are_found_page_by_page() {
     }
     assert_eq!((found, pages), (vec!["@a2".to_owned(), "@a1100".to_owned()], 3));
     tenant.sql("DROP TABLE operation").await;
-    let why = tenant.database().behind_trail(&Table::unqualified(), None, SINCE).await.unwrap().unwrap_err();
+    let why =
+        tenant.database().behind_trail(&Table::unqualified(), None, 500, SINCE).await.unwrap().unwrap_err();
+    assert!(why.contains("operation"), "{why}");
+}
+
+#[tokio::test]
+async fn two_states_at_one_version_are_found_page_by_page() {
+    const SINCE: f64 = 1_700_000_000.0;
+    let tenant = Tenant::new("doubled").await;
+    tenant.seed(30).await;
+    tenant
+        .sql("UPDATE balance SET version = 8; UPDATE balance SET deleted_at = now() WHERE alias = '@a9'")
+        .await;
+    for number in 1..=9 {
+        for version in [6, 7, 8] {
+            operation(&tenant, number, version, "created_at = now() - interval '1 minute'").await;
+        }
+    }
+    let again = async |number: u32, version: i64, change: &str| {
+        operation(&tenant, number, version, "").await;
+        tenant
+            .sql(&format!(
+                "UPDATE operation SET {change} WHERE balance_id = '{}' AND balance_version_after = {version} \
+                 AND created_at > now() - interval '30 seconds'",
+                id(number)
+            ))
+            .await;
+    };
+    // The ledger counted on from version 6, and from 5 with a hold.
+    again(2, 7, "available_balance_after = 60.5").await;
+    again(2, 8, "available_balance_after = 61").await;
+    again(3, 6, "on_hold_balance_after = 9").await;
+    // The same amounts; an annotation; deleted; without a version; before the time; of a deleted row.
+    again(4, 7, "available_balance_after = 70.00").await;
+    again(5, 7, "available_balance_after = 1, balance_affected = false").await;
+    again(6, 7, "available_balance_after = 1, deleted_at = now()").await;
+    again(7, 7, "available_balance_after = 1, balance_version_after = NULL").await;
+    again(8, 7, "available_balance_after = 1, created_at = '2020-01-01', recorded_at = NULL").await;
+    again(9, 7, "available_balance_after = 1").await;
+    let side = |available: &str, on_hold: &str| Side {
+        available: available.to_owned(),
+        on_hold: on_hold.to_owned(),
+    };
+    for rows in [500, 1, 7] {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = tenant.database().doubled_versions(&Table::unqualified(), after, rows, SINCE).await;
+            let page = page.unwrap().unwrap();
+            found.extend(page.doubled);
+            after = page.last;
+            if after.is_none() {
+                break;
+            }
+        }
+        let seen: Vec<_> = found
+            .iter()
+            .map(|one| (one.alias.as_str(), one.row_version, one.version, one.versions))
+            .collect();
+        assert_eq!(seen, [("@a2", 8, 7, 2), ("@a3", 8, 6, 1)]);
+        assert_eq!((&found[0].first, &found[0].last), (&side("70", "2.50"), &side("60.5", "2.50")));
+        assert_eq!((&found[1].first, &found[1].last), (&side("60", "2.50"), &side("60", "9")));
+    }
+    tenant.sql("DROP TABLE operation").await;
+    let page = tenant.database().doubled_versions(&Table::unqualified(), None, 500, SINCE).await;
+    let why = page.unwrap().unwrap_err();
     assert!(why.contains("operation"), "{why}");
 }

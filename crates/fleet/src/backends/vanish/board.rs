@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{Memory, Vanish, Watched, Witness, is_served};
 use crate::{
     clock::wall_clock,
-    status::{FleetStatus, Outcome, TenantStatus, Vanished, is_notice},
+    status::{Outcome, TenantStatus, Vanished},
 };
 
 /// Operations are read from the oldest mutation that waited, and so much before: clocks differ.
@@ -54,6 +54,8 @@ pub(super) struct Open {
     updated: u64,
     /// Rows that others had written since it was noticed.
     written_before: u64,
+    /// Balances that comparisons with another Postgres server had scheduled again, as far as the episode knows of them.
+    rescheduled: u64,
     /// Members that were scheduled before, as far as they are remembered: what becomes of them is asked before it closes.
     members: Vec<Witness>,
     /// What stands in Redis about it.
@@ -69,6 +71,13 @@ impl Open {
     /// Rows that were written since it was noticed, by whichever worker.
     pub(super) fn written(&self, status: &TenantStatus) -> u64 {
         self.written_before + status.outcomes[Outcome::Updated].load(Relaxed).saturating_sub(self.updated)
+    }
+
+    /// Takes over what a comparison with another Postgres server has scheduled again since.
+    pub(super) fn note_rescheduled(&mut self, status: &TenantStatus) {
+        let now = status.rescheduled.load(Relaxed);
+        self.episode.rescheduled_elsewhere(now.saturating_sub(self.rescheduled));
+        self.rescheduled = now;
     }
 
     /// Remembers more members; of one that is remembered already the newest value, which Redis may have lost since.
@@ -98,9 +107,8 @@ impl Board {
         self.0.wake.notify_one();
     }
 
-    fn show(&self, fleet: &FleetStatus, status: &TenantStatus) {
-        let board = self.lock();
-        let open = board.get(status.tenant()).map(|Open { episode, .. }| Vanished {
+    fn show(&self, status: &TenantStatus) {
+        let open = self.lock().get(status.tenant()).map(|Open { episode, .. }| Vanished {
             reason: episode.reason,
             extent: episode.extent,
             since: episode.since,
@@ -108,19 +116,15 @@ impl Board {
             phase: episode.phase().describe().to_owned(),
             found: episode.found(),
         });
-        let open_of_loss =
-            board.values().filter(|open| !is_notice(open.episode.reason, open.episode.found()));
-        fleet.vanished_open.store(open_of_loss.count() as u64, Relaxed);
-        drop(board);
         status.show_vanished(open);
     }
 
-    fn done(&self, fleet: &FleetStatus, status: &TenantStatus, since: f64) {
+    fn done(&self, status: &TenantStatus, since: f64) {
         lock(&self.0.done).push((status.tenant().clone(), since));
         let open = self.lock().remove(status.tenant());
         // Until they are counted again: what is listed as lost must not look healthy meanwhile.
         status.losses.fetch_max(open.map_or(0, |open| open.episode.found().lost), Relaxed);
-        self.show(fleet, status);
+        self.show(status);
     }
 }
 
@@ -132,6 +136,9 @@ struct Record {
     since: f64,
     from: f64,
     is_loss: bool,
+    /// Of an entry of releases up to 1.0 it isn't known.
+    #[serde(default)]
+    keeps_values: bool,
     detail: String,
     #[serde(default)]
     phase: String,
@@ -162,6 +169,7 @@ impl Record {
             since: episode.since,
             from: *from,
             is_loss: episode.is_loss,
+            keeps_values: episode.keeps_values,
             detail: cut(&episode.detail),
             phase: cut(episode.phase().describe()),
             rescheduled,
@@ -181,14 +189,16 @@ impl Record {
         let Self { rescheduled, scheduled, lost, rows_ahead, .. } = self;
         let found = Found { rescheduled, scheduled, lost, rows_ahead };
         let (now, detail) = (Instant::now().into_std(), cut(&self.detail));
-        let episode =
+        let mut episode =
             Episode::new(reason, self.extent, self.is_loss, self.since, detail, now, grace).resumed(found);
+        episode.keeps_values &= self.keeps_values;
         let members = self.members.into_iter().take(MEMBERS);
         Some(Open {
             episode,
             from: self.from,
             updated: status.outcomes[Outcome::Updated].load(Relaxed),
             written_before: self.written,
+            rescheduled: status.rescheduled.load(Relaxed),
             members: members
                 .map(|(member, id, version)| Witness { member: member.into_bytes(), id, version })
                 .collect(),
@@ -237,7 +247,9 @@ impl Vanish {
                 }
                 let updated = status.outcomes[Outcome::Updated].load(Relaxed);
                 let members = watched.schedule.witnesses().to_vec();
-                let open = Open { episode, from, updated, written_before: 0, members, stored: None };
+                let rescheduled = watched.rescheduled;
+                let open =
+                    Open { episode, from, updated, written_before: 0, rescheduled, members, stored: None };
                 board.insert(status.tenant().clone(), open);
             }
         }
@@ -248,7 +260,7 @@ impl Vanish {
 
     /// Shows what is open of a tenant.
     pub(super) fn show(&self, status: &TenantStatus) {
-        self.board.show(&self.fleet, status);
+        self.board.show(status);
     }
 
     /// Keeps board and Redis in step, and closes what is acknowledged.
@@ -280,6 +292,7 @@ impl Vanish {
             if let Some(new) = board.remove(status.tenant()) {
                 open.episode.merge(new.episode, Instant::now().into_std());
                 open.remember(&new.members);
+                open.rescheduled = new.rescheduled;
             }
             board.insert(status.tenant().clone(), open);
             drop(board);
@@ -345,7 +358,7 @@ impl Vanish {
 
     /// The repair has found nothing that is left to be done.
     pub(super) fn done(&self, status: &TenantStatus, since: f64) {
-        self.board.done(&self.fleet, status, since);
+        self.board.done(status, since);
     }
 }
 
@@ -370,22 +383,28 @@ mod tests {
         let now = Instant::now().into_std();
         let mut episode = Episode::new(reason, 0, true, 0.0, String::new(), now, Duration::ZERO);
         episode.compared_values(now, Found { lost, ..Found::default() });
-        Open { episode, from: 0.0, updated: 0, written_before: 0, members: Vec::new(), stored: None }
+        Open {
+            episode,
+            from: 0.0,
+            updated: 0,
+            written_before: 0,
+            rescheduled: 0,
+            members: Vec::new(),
+            stored: None,
+        }
     }
 
     #[test]
     fn losses_are_shown_at_once_when_a_condition_closes() {
-        let (board, fleet, status) =
-            (Board::default(), FleetStatus::default(), TenantStatus::new(Tenant::Single));
+        let (board, status) = (Board::default(), TenantStatus::new(Tenant::Single));
         status.losses.store(1, Relaxed);
         board.lock().insert(Tenant::Single, open(Reason::RedisDataReplaced, 3));
-        board.show(&fleet, &status);
+        board.show(&status);
         assert!(status.vanished().is_some_and(|open| open.found.lost == 3 && !open.is_notice()));
-        assert_eq!(fleet.vanished_open.load(Relaxed), 1);
-        board.done(&fleet, &status, 0.0);
+        board.done(&status, 0.0);
         // Nothing has counted the entries since.
         assert_eq!(status.losses.load(Relaxed), 3);
-        assert!(status.vanished().is_none() && fleet.vanished_open.load(Relaxed) == 0);
+        assert!(status.vanished().is_none());
     }
 
     fn witness(n: usize, version: i64) -> Witness {
@@ -416,6 +435,36 @@ mod tests {
     }
 
     #[test]
+    fn what_another_comparison_schedules_again_is_taken_over_once() {
+        let status = TenantStatus::new(Tenant::Single);
+        let mut open = open(Reason::RedisDataReplaced, 0);
+        status.rescheduled.fetch_add(8, Relaxed);
+        open.note_rescheduled(&status);
+        open.note_rescheduled(&status);
+        assert_eq!(open.episode.found().rescheduled, 8);
+        let text = record(&open, &status);
+        let record: Record = serde_json::from_str(&text).expect("a record");
+        let mut next = record.taken_over(&text, &status, Duration::ZERO).expect("a known reason");
+        next.note_rescheduled(&status);
+        assert_eq!(next.episode.found().rescheduled, 8);
+    }
+
+    #[test]
+    fn that_values_may_be_gone_is_handed_on() {
+        let status = TenantStatus::new(Tenant::Single);
+        let now = Instant::now().into_std();
+        for (also, keeps_values) in [(Reason::RedisScheduleVanished, true), (Reason::RedisEvicted, false)] {
+            let mut open = open(Reason::RedisScheduleVanished, 0);
+            open.episode.merge(Episode::new(also, 0, true, 0.0, String::new(), now, Duration::ZERO), now);
+            let text = record(&open, &status);
+            let record: Record = serde_json::from_str(&text).expect("a record");
+            assert_eq!(record.reason, Reason::RedisScheduleVanished.as_str());
+            let next = record.taken_over(&text, &status, Duration::ZERO).expect("a known reason");
+            assert_eq!(next.episode.keeps_values, keeps_values);
+        }
+    }
+
+    #[test]
     fn of_a_member_the_newest_value_is_remembered_and_of_so_many_no_more() {
         let mut open = open(Reason::RedisDataReplaced, 0);
         open.remember(&[witness(0, 5), witness(1, 5)]);
@@ -430,13 +479,11 @@ mod tests {
 
     #[test]
     fn a_redis_without_a_mark_is_a_notice_until_something_is_found() {
-        let (board, fleet, status) =
-            (Board::default(), FleetStatus::default(), TenantStatus::new(Tenant::Single));
-        for (lost, is_notice, counted) in [(0, true, 0), (1, false, 1)] {
+        let (board, status) = (Board::default(), TenantStatus::new(Tenant::Single));
+        for (lost, is_notice) in [(0, true), (1, false)] {
             board.lock().insert(Tenant::Single, open(Reason::RedisUnmarked, lost));
-            board.show(&fleet, &status);
+            board.show(&status);
             assert_eq!(status.vanished().map(|open| open.is_notice()), Some(is_notice));
-            assert_eq!(fleet.vanished_open.load(Relaxed), counted);
         }
     }
 }

@@ -6,10 +6,11 @@
 //! What is open is stored in Redis, for the worker that serves the tenant next, and stored again when Redis has lost that too. An
 //! entry that is gone while Redis has lost nothing has been closed by another worker.
 //!
-//! The cost while nothing is lost: five short commands per [`LOOK_EVERY`], and one call per 250 schedules and [`COUNT_EVERY`], without
+//! The cost while nothing is lost: seven short commands per [`LOOK_EVERY`], and one call per 250 schedules and [`COUNT_EVERY`], without
 //! those of quiet tenants, which are known to be empty.
 
 mod board;
+mod losses;
 mod repair;
 mod verify;
 
@@ -22,7 +23,7 @@ use std::{
 use balance_sync_domain::{BalanceRef, BalanceValue, KeySpace};
 use balance_sync_engine::{
     reason::Reason,
-    vanish::{Change, Changes, How, ScheduleWatch, ServerLook, ServerWatch},
+    vanish::{Change, Changes, ClockWatch, History, How, ScheduleWatch, ServerLook, ServerWatch},
 };
 use balance_sync_schedule::{ScheduleError, Scheduled, ServerState, Vanished as Store};
 use balance_sync_tenants::Tenant;
@@ -76,6 +77,10 @@ struct Watched {
     oldest: Duration,
     /// It has shrunk, and the rows could not be read yet.
     suspected: Option<(f64, u64)>,
+    /// Members whose values are in the format of a later release: no row proves that they were written.
+    unread: Vec<Vec<u8>>,
+    /// Balances that comparisons with another Postgres server had scheduled again then.
+    rescheduled: u64,
 }
 
 /// A tenant whose schedules were counted.
@@ -84,13 +89,17 @@ struct Count {
     members: u64,
     /// Removed by this worker when the call began.
     removed: u64,
+    /// Scheduled again by then because another Postgres server lacked them.
+    rescheduled: u64,
     witnesses: Vec<Witness>,
+    unread: Vec<Vec<u8>>,
 }
 
 /// What the watch remembers between two looks.
 #[derive(Default)]
 struct Memory {
     server: ServerWatch,
+    clock: ClockWatch,
     /// The server has been looked at before.
     looked: bool,
     counted: Option<Instant>,
@@ -169,7 +178,22 @@ impl Vanish {
             data_set: state.data_set,
             run_id: state.run_id,
             evicted: state.evicted,
+            history: state.replication.map(|id| History {
+                id,
+                former: state.former_replication,
+                offset: state.offset,
+                promoted_at: state.promoted_at,
+            }),
         };
+        if let Some((time, asked, answered)) = state.time
+            && let Some(back) = memory.clock.looked(asked, answered, time)
+        {
+            self.fleet.redis_clock_back.went_back(back);
+            tracing::warn!(
+                seconds = back.as_secs_f64(),
+                "redis's clock has gone back: what was scheduled before would wait until it has caught up, and is made due"
+            );
+        }
         let change = memory.server.looked(begun.into_std(), number, look);
         match &change {
             Some(Change::Replaced { how, lacks }) => {
@@ -355,20 +379,26 @@ impl Vanish {
         let mut found = store.count(&flat).await?.into_iter();
         let mut counts = Vec::with_capacity(served.len());
         for ((status, spaces), removed) in served.drain(..).zip(&spaces).zip(removed) {
-            let mut count = Some(Count { status, members: 0, removed, witnesses: Vec::new() });
+            let rescheduled = status.rescheduled.load(Relaxed);
+            let (witnesses, unread) = (Vec::new(), Vec::new());
+            let mut count = Some(Count { status, members: 0, removed, rescheduled, witnesses, unread });
             for space in spaces {
                 let Some(one) = found.next() else { break };
                 // The collector says what is wrong with the key.
                 let (Some(members), Some(mut sum)) = (one.members, count.take()) else { continue };
                 sum.members += members;
-                sum.witnesses.extend(one.some.into_iter().filter_map(
-                    |Scheduled { member, value, .. }| {
-                        BalanceRef::parse(space, &member).ok()?;
-                        let BalanceValue { id, version, .. } =
-                            BalanceValue::of_member(&member, &value).ok()?;
-                        Some(Witness { member, id, version })
-                    },
-                ));
+                for Scheduled { member, value, .. } in one.some {
+                    if BalanceRef::parse(space, &member).is_err() {
+                        continue;
+                    }
+                    match BalanceValue::of_member(&member, &value) {
+                        Ok(BalanceValue { id, version, .. }) => {
+                            sum.witnesses.push(Witness { member, id, version });
+                        }
+                        Err(error) if error.is_unknown_format() => sum.unread.push(member),
+                        Err(_) => {}
+                    }
+                }
                 count = Some(sum);
             }
             counts.extend(count);
@@ -390,6 +420,7 @@ fn in_turn(mut all: Vec<&Tenant>, most: usize, last: &mut Option<Tenant>) -> BTr
 impl Watched {
     fn remember(&mut self, count: Count) {
         self.oldest = Duration::from_millis(count.status.oldest_due_age_ms.load(Relaxed));
+        (self.unread, self.rescheduled) = (count.unread, count.rescheduled);
         self.schedule.remember(count.members, count.removed, count.witnesses);
     }
 }
@@ -421,6 +452,15 @@ fn describe(change: &Change) -> (Reason, bool, String) {
     match change {
         Change::Replaced { how: How::Unmarked, .. } => {
             (Reason::RedisUnmarked, false, How::Unmarked.describe().to_owned())
+        }
+        Change::Replaced { how: how @ How::Promoted { lacks_bytes }, .. } => {
+            let lacks = match lacks_bytes {
+                0 => ": by its replication id it had all that the workers had seen written".to_owned(),
+                bytes => format!(
+                    ": by its replication id and offset it lacks {bytes} bytes at least of what the former one had written"
+                ),
+            };
+            (Reason::RedisDataReplaced, how.is_loss(), format!("{}{lacks}", how.describe()))
         }
         Change::Replaced { how, lacks } => {
             let lacks = lacks.map_or_else(String::new, |lacks| {

@@ -1,24 +1,24 @@
-//! Works off open conditions: compares values with rows, then rows with the ledger's operations, schedules again what is behind and
-//! lists what is lost.
+//! Works off open conditions: compares values with rows, then rows with the ledger's operations (`losses`), and schedules again what
+//! is behind.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
-use balance_sync_domain::BalanceValue;
-use balance_sync_engine::vanish::{Found, Listed, Next, Phase};
-use balance_sync_schedule::{Loss, read_values};
-use balance_sync_store::{Behind, Fate, LastKnown, Named};
+use balance_sync_engine::vanish::{Found, Next, Phase};
 use balance_sync_tenants::Tenant;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::{Vanish, is_served};
+use super::{
+    Vanish, is_served,
+    losses::{Compared, Since, sink},
+};
 use crate::{
-    backends::comparison::{COMPARE_PAUSE, Failure, WithoutRow, span},
-    status::{TenantState, TenantStatus, is_notice},
+    backends::comparison::{Failure, WithoutRow, span},
+    status::{Outcome, TenantState, TenantStatus, is_notice},
     tasks::Progress,
 };
 
@@ -33,15 +33,6 @@ struct Due {
     looks: Vec<Tenant>,
     /// Each with the time since which operations are read.
     operations: Vec<(Tenant, f64)>,
-}
-
-/// What a comparison with the operations found.
-struct Compared {
-    listed: Listed,
-    /// Balances that were not listed before.
-    first: u64,
-    rescheduled: u64,
-    unreadable: Option<String>,
 }
 
 impl Vanish {
@@ -78,8 +69,10 @@ impl Vanish {
         let mut board = self.board.lock();
         for (tenant, open) in board.iter_mut() {
             let Some(status) = self.fleet.find(tenant).filter(|status| is_served(status)) else { continue };
+            open.note_rescheduled(&status);
             let before = open.episode.phase().clone();
-            if status.collector_state().state == TenantState::Degraded {
+            let collector = status.collector_state();
+            if collector.state == TenantState::Degraded && !collector.partial {
                 // Its rows can't be read, and the ledger can't write operations.
                 open.episode.failed(now, RETRY_AFTER);
             }
@@ -127,6 +120,9 @@ impl Vanish {
                 Err(error) => self.failed(&tenant, &error.into()),
             }
         }
+        if pending.is_empty() {
+            return;
+        }
         let found = match self.comparison.walk(pending.clone(), WithoutRow::Count, progress).await {
             Ok(found) => found,
             Err(error) => {
@@ -141,13 +137,13 @@ impl Vanish {
                     tracing::warn!(
                         tenant_id = %tenant,
                         compared = found.compared, behind = found.behind, rescheduled = found.rescheduled,
-                        rows_ahead = found.rows_ahead,
+                        rows_ahead = found.rows_ahead, of_later_format = found.unread,
                         "values that redis still has are compared with their rows"
                     );
                     self.fleet.vanished_rescheduled.fetch_add(found.rescheduled, Relaxed);
                     let found = Found {
                         rescheduled: found.rescheduled,
-                        scheduled: found.behind - found.rescheduled.min(found.behind),
+                        scheduled: (found.behind + found.unread).saturating_sub(found.rescheduled),
                         lost: 0,
                         rows_ahead: found.rows_ahead,
                     };
@@ -171,8 +167,17 @@ impl Vanish {
     }
 
     async fn compare_operations(&self, tenant: &Tenant, from: f64, progress: &Progress) {
-        let Some(since) = self.board.lock().get(tenant).map(|open| open.episode.since) else { return };
-        let comparing = self.list_lost(tenant, from, since, progress);
+        let open = self.board.lock().get(tenant).map(|open| (open.episode.since, open.episode.is_loss));
+        let Some((noticed, is_loss)) = open else { return };
+        let since = Since { operations: from, noticed };
+        let comparing = async {
+            let mut compared = self.list_lost(tenant, since, progress).await?;
+            // Without a loss the ledger has counted on from nothing that is older than what it wrote last.
+            if is_loss && compared.unreadable.is_none() {
+                self.list_forks(tenant, since, &mut compared, progress).await?;
+            }
+            Ok::<_, Failure>(compared)
+        };
         let compared = match comparing.instrument(span(tenant)).await {
             Ok(compared) => compared,
             Err(error) => return self.failed(tenant, &error),
@@ -188,11 +193,27 @@ impl Vanish {
             Vec::new()
         });
         let forgotten = forgotten.len() as u64;
-        let Compared { listed, first, rescheduled, unreadable } = compared;
+        let Compared { listed, first, rescheduled, forked, unreadable } = compared;
         let lost = listed.lost;
         self.fleet.vanished_lost.fetch_add(first, Relaxed);
         self.fleet.vanished_rescheduled.fetch_add(rescheduled, Relaxed);
         let Some(status) = self.fleet.find(tenant) else { return };
+        status.outcomes[Outcome::Forked].fetch_add(forked, Relaxed);
+        if forked > 0 {
+            // Until they are counted again.
+            status.losses.fetch_max(forked, Relaxed);
+            status.quarantine_entries.fetch_max(forked, Relaxed);
+            tracing::warn!(
+                tenant_id = %tenant, balances = forked,
+                "operations have two states at one version, their balances have forked and are listed"
+            );
+        }
+        if listed.undecided > 0 {
+            tracing::warn!(
+                tenant_id = %tenant, balances = listed.undecided,
+                "postgres could not say in time what is lost of balances that lack operations, they are compared again"
+            );
+        }
         let (over, held, notice, since, phase) = {
             let mut board = self.board.lock();
             let Some(open) = board.get_mut(tenant) else { return };
@@ -227,101 +248,6 @@ impl Vanish {
         }
     }
 
-    /// Lists the balances as lost whose newest operation neither the row nor Redis has.
-    async fn list_lost(
-        &self,
-        tenant: &Tenant,
-        from: f64,
-        since: f64,
-        progress: &Progress,
-    ) -> Result<Compared, Failure> {
-        let mut compared = Compared { listed: Listed::default(), first: 0, rescheduled: 0, unreadable: None };
-        let mut after = None;
-        loop {
-            let pool = self.comparison.pool(tenant).await?;
-            let page = pool.database.behind_trail(&pool.table, after, from).await.map_err(sink)?;
-            let page = match page {
-                Ok(page) => page,
-                Err(why) => {
-                    compared.unreadable = Some(why);
-                    return Ok(compared);
-                }
-            };
-            if !page.behind.is_empty() {
-                let names: Vec<Named<'_>> = page.behind.iter().map(named).collect();
-                let fates = pool.database.fates(&pool.table, &names).await.map_err(sink)?;
-                self.list_page(tenant, &page.behind, fates, since, &mut compared).await?;
-            }
-            progress.beat();
-            after = page.last;
-            if after.is_none() {
-                return Ok(compared);
-            }
-            tokio::time::sleep(COMPARE_PAUSE).await;
-        }
-    }
-
-    async fn list_page(
-        &self,
-        tenant: &Tenant,
-        behind: &[Behind],
-        fates: Vec<Fate>,
-        since: f64,
-        compared: &mut Compared,
-    ) -> Result<(), Failure> {
-        let schedules = self.comparison.schedules(tenant);
-        let lost: Vec<(&Behind, LastKnown)> = behind
-            .iter()
-            .zip(fates)
-            .filter_map(|(balance, fate)| match fate {
-                Fate::Lost(known) => Some((balance, known)),
-                // Written meanwhile, or deleted; what can't be determined is not behind for certain.
-                Fate::Deleted | Fate::Stale { .. } | Fate::Unknown { .. } => None,
-            })
-            .collect();
-        // The newest value of each, in whichever form of its key.
-        let mut newest: Vec<(i64, Vec<u8>)> =
-            lost.iter().map(|(balance, _)| (-1, key_of(schedules.first().space(), balance))).collect();
-        for schedule in schedules.iter() {
-            let keys: Vec<Vec<u8>> =
-                lost.iter().map(|(balance, _)| key_of(schedule.space(), balance)).collect();
-            let values = read_values(&self.comparison.link, &keys).await?;
-            for ((newest, key), value) in newest.iter_mut().zip(keys).zip(values) {
-                let version =
-                    value.and_then(|value| BalanceValue::decode(&value).ok()).map(|value| value.version);
-                if let Some(version) = version.filter(|version| *version > newest.0) {
-                    *newest = (version, key);
-                }
-            }
-        }
-        let mut losses: Vec<(Vec<u8>, Loss)> = Vec::new();
-        for ((_, known), (version, key)) in lost.into_iter().zip(newest) {
-            if version >= known.version {
-                // Redis has it, and it is on its way, or ought to be.
-                compared.rescheduled += schedules.schedule_again(&[&key]).await?;
-            } else {
-                losses.push((key, loss(known, version)));
-            }
-        }
-        for schedule in schedules.iter() {
-            let prefix = schedule.space().balance_prefix();
-            let own: Vec<_> = losses.extract_if(.., |(key, _)| key.starts_with(prefix.as_bytes())).collect();
-            let count = own.len() as u64;
-            let members: Vec<&[u8]> = own.iter().map(|(key, _)| key.as_slice()).collect();
-            let listed = schedule.listed(&members).await?;
-            // A worker may have listed some of them, and ended before it could store that.
-            let before = listed.iter().flatten().filter(|first| **first < since).count() as u64;
-            let known = listed.iter().flatten().count() as u64;
-            let done = schedule.list_losses(own).await?;
-            compared.first += done.saturating_sub(known);
-            let Listed { lost, new, left } = &mut compared.listed;
-            *lost += done;
-            *new += done.saturating_sub(before);
-            *left += count - done.min(count);
-        }
-        Ok(())
-    }
-
     /// Makes members due that are scheduled further ahead than a lease or delay explains: Redis's clock has jumped back.
     async fn work_off_distant(&self, progress: &Progress) {
         let mut distant: Vec<Arc<TenantStatus>> = Vec::new();
@@ -351,47 +277,5 @@ impl Vanish {
                 );
             }
         }
-    }
-}
-
-fn named(balance: &Behind) -> Named<'_> {
-    Named {
-        organization: balance.organization,
-        ledger: balance.ledger,
-        alias: &balance.alias,
-        key: &balance.key,
-    }
-}
-
-fn key_of(space: &balance_sync_domain::KeySpace, balance: &Behind) -> Vec<u8> {
-    space.balance(balance.organization, balance.ledger, &balance.alias, &balance.key).into_bytes()
-}
-
-fn sink(error: balance_sync_store::StoreError) -> Failure {
-    Failure::Postgres(error.into())
-}
-
-/// `value`: the version that Redis still has; −1 = none.
-fn loss(known: LastKnown, value: i64) -> Loss {
-    let LastKnown { row_version, version, available, on_hold, overdraft_used, in_doubt } = known;
-    let redis = if value < 0 {
-        "the value is gone from Redis".to_owned()
-    } else {
-        format!("Redis fell back to version {value}")
-    };
-    let row = if row_version < 0 { "no version".to_owned() } else { format!("version {row_version}") };
-    Loss {
-        confirmed: true,
-        detail: format!(
-            "{redis}; the row has {row}, and the newest operation of the ledger version {version}{}",
-            if in_doubt { "; the amounts are in doubt, because an overdraft was repaid" } else { "" }
-        ),
-        version: Some(version),
-        row_version: Some(row_version),
-        available,
-        on_hold,
-        overdraft_used,
-        in_doubt,
-        ..Loss::default()
     }
 }

@@ -6,12 +6,13 @@ use std::{
     time::Duration,
 };
 
-use balance_sync_domain::BalanceRef;
+use balance_sync_domain::{BalanceRef, BalanceValue};
 use balance_sync_engine::{
+    neighbour::Presence,
     reason::Reason,
     vanish::{Found, Trace, Verdict, judge},
 };
-use balance_sync_schedule::{ScheduleError, Schedules};
+use balance_sync_schedule::{ScheduleError, Schedules, read_values};
 use balance_sync_store::StoredVersion;
 use balance_sync_tenants::Tenant;
 use tracing::Instrument as _;
@@ -21,7 +22,7 @@ use crate::{
     backends::comparison::{Failure, Witness, asked, span},
     clock::wall_clock,
     pipeline::SinkError,
-    status::Vanished,
+    status::{TenantStatus, Vanished},
 };
 
 /// Before this worker has served a tenant for so long, another one of the fleet may be the one that removes members.
@@ -34,14 +35,35 @@ impl Vanish {
         let tenant = status.tenant();
         let shortfall = watched.suspected.map_or(shortfall, |(_, suspected)| shortfall.max(suspected));
         let schedules = self.comparison.schedules(tenant);
-        let looking = self.forgotten(tenant, &schedules, watched.schedule.witnesses());
+        let looking = async {
+            let mut forgotten = self.forgotten(tenant, &schedules, watched.schedule.witnesses()).await?;
+            // Only a worker that can read them removes them for a good reason.
+            if shortfall > 0 && !self.is_neighbour_active(&status) {
+                forgotten.append(&mut self.forgotten_unread(&schedules, &watched.unread).await?);
+            }
+            Ok::<_, Failure>(forgotten)
+        };
+        let is_open = self.board.lock().contains_key(tenant);
         match looking.instrument(span(tenant)).await {
+            // Nothing is remembered that could prove anything: the values were gone before the schedule, as in a Redis that evicts.
+            Ok(forgotten)
+                if forgotten.is_empty()
+                    && shortfall > 0
+                    && is_open
+                    && watched.schedule.witnesses().is_empty() =>
+            {
+                let detail =
+                    format!("{shortfall} members have left the schedule, and their values were gone before");
+                self.open(&status, Reason::RedisScheduleVanished, shortfall, true, detail, watched);
+                watched.suspected = None;
+                watched.remember(count);
+            }
             Ok(forgotten) if forgotten.is_empty() => {
                 if shortfall > 0 && status.is_served_for(SERVED_FOR) {
                     let now = self.fleet.redis_clock();
                     status.update_neighbour(|neighbour| neighbour.left(now, self.fleet.claim_quiet()));
                 }
-                if watched.suspected.take().is_some() && !self.board.lock().contains_key(tenant) {
+                if watched.suspected.take().is_some() && !is_open {
                     status.show_vanished(None);
                 }
                 watched.remember(count);
@@ -62,7 +84,7 @@ impl Vanish {
                 watched.remember(count);
             }
             // Redis has lost data anyway.
-            Err(_) if self.board.lock().contains_key(tenant) => {
+            Err(_) if is_open => {
                 let detail = format!("{shortfall} members have left the schedule");
                 self.open(&status, Reason::RedisScheduleVanished, shortfall, true, detail, watched);
                 watched.remember(count);
@@ -104,6 +126,39 @@ impl Vanish {
             suspects = forgotten.map(|(witness, _)| witness).collect();
         }
         Ok(suspects.into_iter().map(|witness| witness.member.clone()).collect())
+    }
+
+    /// Whether the ledger's own worker is at work.
+    fn is_neighbour_active(&self, status: &TenantStatus) -> bool {
+        let (now, quiet) = (self.fleet.redis_clock(), self.fleet.claim_quiet());
+        status.neighbour().is_some_and(|known| known.presence(now, quiet) == Presence::Active)
+    }
+
+    /// Which of these members, whose values were in the format of a later release, still have such values and are neither
+    /// scheduled nor listed; looked at twice. No worker of ours removes them.
+    async fn forgotten_unread(
+        &self,
+        schedules: &Schedules,
+        members: &[Vec<u8>],
+    ) -> Result<Vec<Vec<u8>>, Failure> {
+        let mut suspects = members.to_vec();
+        for round in 0..2 {
+            if suspects.is_empty() {
+                break;
+            }
+            if round > 0 {
+                tokio::time::sleep(CONFIRM_AFTER).await;
+            }
+            let values = read_values(&self.comparison.link, &suspects).await?;
+            let is_unread = |value: &Option<Vec<u8>>| {
+                let read = value.as_ref().map(|value| BalanceValue::decode(value));
+                matches!(read, Some(Err(error)) if error.is_unknown_format())
+            };
+            let unread = suspects.iter().zip(&values).filter(|(_, value)| is_unread(value));
+            let unread: Vec<&[u8]> = unread.map(|(member, _)| member.as_slice()).collect();
+            suspects = self.comparison.left_behind(schedules, &unread).await?;
+        }
+        Ok(suspects)
     }
 
     async fn traces(
