@@ -16,14 +16,14 @@ use balance_sync_admin::{AdminServer, AdminSettings, metrics::Metrics, start, st
 use balance_sync_domain::{LedgerQueue, TenantId};
 use balance_sync_engine::{
     rollout::{Selection, Share},
-    routes::{Entry, Routes},
+    vanish::Found,
 };
 use balance_sync_fleet::{
     ErrorClass, FleetUsage, ServerUsage,
     backends::ObservedDirectory,
     status::{
-        EntryLook, FleetStatus, InForce, Outcome, PushOutcome, QueueReport, Reason, Rollout, Routing,
-        RoutingLook, ShadowReport, Stage, TenantState, TenantStatus, WorkerMode,
+        FleetStatus, InForce, Outcome, PushOutcome, QueueReport, Reason, Rollout, ShadowReport, Stage,
+        TenantState, TenantStatus, Vanished, WorkerMode,
     },
     tasks::TaskName,
 };
@@ -231,7 +231,6 @@ fn busy_fleet() -> Arc<FleetStatus> {
         &fleet.joins,
         &fleet.failover_checks,
         &fleet.failover_behind,
-        &fleet.vanished_open,
         &fleet.vanished_rescheduled,
         &fleet.vanished_lost,
         &fleet.redis_evicted_keys,
@@ -270,6 +269,18 @@ fn busy_fleet() -> Arc<FleetStatus> {
     fleet.redis.connected();
     fleet.redis_may_evict.store(1);
     fleet.clock_offset_ms.store(Some(-1_500));
+    for millis in [239_000, 3_500] {
+        fleet.redis_clock_back.went_back(Duration::from_millis(millis));
+    }
+    acme.show_vanished(Some(Vanished {
+        reason: Reason::RedisScheduleVanished,
+        extent: 237,
+        since: 1.0,
+        detail: String::new(),
+        phase: String::new(),
+        found: Found::default(),
+    }));
+    acme.values_gone.show_sampled(238);
     let in_force = InForce {
         mode: WorkerMode::Shadow,
         claim_mode: ClaimMode::Lease,
@@ -421,12 +432,14 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_collector_starts_total", "counter", &[], 202.0),
         ("balance_sync_collector_stops_total", "counter", &[], 203.0),
         ("balance_sync_standby_joins_total", "counter", &[], 218.0),
-        ("balance_sync_timeline_entries_dropped_total", "counter", &[], 228.0),
+        ("balance_sync_timeline_entries_dropped_total", "counter", &[], 227.0),
         ("balance_sync_failover_checks_total", "counter", &[], 219.0),
         ("balance_sync_failover_behind_total", "counter", &[], 220.0),
-        ("balance_sync_vanished_open", "gauge", &[], 221.0),
-        ("balance_sync_vanished_rescheduled_total", "counter", &[], 222.0),
-        ("balance_sync_vanished_lost_total", "counter", &[], 223.0),
+        ("balance_sync_vanished_open", "gauge", &acme, 1.0),
+        ("balance_sync_vanished_members", "gauge", &acme, 237.0),
+        ("balance_sync_values_gone", "gauge", &acme, 238.0),
+        ("balance_sync_vanished_rescheduled_total", "counter", &[], 221.0),
+        ("balance_sync_vanished_lost_total", "counter", &[], 222.0),
         ("balance_sync_shadow_left_behind_total", "counter", &[], 231.0),
         ("balance_sync_shadow_lost_total", "counter", &[], 232.0),
         ("balance_sync_ledger_worker_dropped_total", "counter", &[], 236.0),
@@ -439,13 +452,13 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_shadow_lost_balances", "gauge", &acme, 235.0),
         ("balance_sync_shadow_lag_p99_seconds", "gauge", &acme, 2.5),
         ("balance_sync_shadow_compared_timestamp_seconds", "gauge", &acme, 1_795_380_460.0),
-        ("balance_sync_redis_evicted_keys_total", "counter", &[], 224.0),
-        ("balance_sync_ledger_queue_records_read_total", "counter", &[], 226.0),
+        ("balance_sync_redis_evicted_keys_total", "counter", &[], 223.0),
+        ("balance_sync_ledger_queue_records_read_total", "counter", &[], 225.0),
         ("balance_sync_ledger_queue_records", "gauge", &queue, 227.0),
         ("balance_sync_ledger_queue_most_attempts", "gauge", &queue, 228.0),
         ("balance_sync_ledger_queue_unreadable_records", "gauge", &queue, 229.0),
         ("balance_sync_ledger_queue_unread", "gauge", &queue, 1.0),
-        ("balance_sync_vanished_total", "counter", &[("reason", "redis_schedule_vanished")], 225.0),
+        ("balance_sync_vanished_total", "counter", &[("reason", "redis_schedule_vanished")], 224.0),
         ("balance_sync_collector_reaped_total", "counter", &[], 204.0),
         ("balance_sync_collector_panics_total", "counter", &[], 205.0),
         ("balance_sync_tenant_list_failures_total", "counter", &[], 206.0),
@@ -455,7 +468,7 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_workers", "gauge", &[], 210.0),
         ("balance_sync_tenants_owned", "gauge", &[], 211.0),
         ("balance_sync_tenants_wanted", "gauge", &[], 212.0),
-        ("balance_sync_rollout_selected_tenants", "gauge", &[], 227.0),
+        ("balance_sync_rollout_selected_tenants", "gauge", &[], 226.0),
         ("balance_sync_rollout_revision", "gauge", &[], 231.0),
         ("balance_sync_rollout_share_ratio", "gauge", &[], 0.05),
         ("balance_sync_rollout_unfollowed", "gauge", &[], 1.0),
@@ -482,6 +495,8 @@ async fn every_metric_has_its_name_type_help_and_value() {
         ("balance_sync_redis_wakes_total", "counter", &[], 0.0),
         ("balance_sync_redis_may_evict", "gauge", &[], 1.0),
         ("balance_sync_clock_offset_seconds", "gauge", &[], -1.5),
+        ("balance_sync_redis_clock_jumps_total", "counter", &[], 2.0),
+        ("balance_sync_redis_clock_back_seconds_total", "counter", &[], 242.5),
         ("balance_sync_tenant_list_timestamp_seconds", "gauge", &[], 1_795_380_400.0),
         (
             "balance_sync_tenant_service_calls_total",

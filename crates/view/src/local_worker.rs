@@ -269,6 +269,7 @@ impl LocalWorker {
             replicas: self.replicas,
             settings: self.settings(),
             clock_offset_ms: fleet.clock_offset_ms.load(),
+            clock_jump: fleet.redis_clock_back.lately(),
             tasks: fleet.tasks.reports().into_iter().map(TaskRecord::from).collect(),
             eta_seconds: crate::backlog::eta(lock(&self.history).make_contiguous()),
             listing: fleet.listed().map(|_| ListingRecord {

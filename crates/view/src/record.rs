@@ -6,8 +6,8 @@ use balance_sync_domain::Reported;
 use balance_sync_fleet::{
     backends::DatabaseView,
     status::{
-        ErrorNote, FleetStatus, FlushNote, Outcomes, Point, Presence, QueueReport, Rates, ReportedReason,
-        ReportedState, ShadowReport, Sign, TenantStatus, Vanished, WorkerMode,
+        ClockJump, ErrorNote, FleetStatus, FlushNote, Outcomes, Point, Presence, QueueReport, Rates,
+        ReportedReason, ReportedState, ShadowReport, Sign, TenantStatus, Vanished, WorkerMode,
     },
     tasks::{TaskReport, TaskState},
 };
@@ -299,6 +299,9 @@ pub struct WorkerRecord {
     /// By how many milliseconds its clock is ahead of Redis's, at least.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_offset_ms: Option<i64>,
+    /// Redis's clock went back lately.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_jump: Option<ClockJump>,
     /// Its background tasks.
     #[serde(default)]
     pub tasks: Vec<TaskRecord>,

@@ -71,7 +71,22 @@ pub(super) fn redis(page: &mut Page<'_>, status: &FleetStatus) -> Result<(), Err
     if let Some(millis) = status.clock_offset_ms.load() {
         offset.sample(&[], millis as f64 / 1e3);
     }
-    page.write(offset)
+    page.write(offset)?;
+    let (jumps, back) = status.redis_clock_back.totals();
+    page.write(
+        Family::counter(
+            "balance_sync_redis_clock_jumps_total",
+            "Times Redis's clock went back by more than a second while this worker looked.",
+        )
+        .with(&[], jumps as f64),
+    )?;
+    page.write(
+        Family::counter(
+            "balance_sync_redis_clock_back_seconds_total",
+            "By how much Redis's clock went back while this worker looked, in seconds, all jumps together.",
+        )
+        .with(&[], back.as_secs_f64()),
+    )
 }
 
 /// The Redis servers of the directory, where there are several.

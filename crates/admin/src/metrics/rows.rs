@@ -179,6 +179,12 @@ pub(super) struct Gauges {
     pub(super) other_form: u64,
     /// Smallest remaining life of a value that waits, in milliseconds; `None` = not known.
     pub(super) shortest_life_ms: Option<u64>,
+    /// Tenants of which Redis has lost data, those aside of which nothing is known to be lost.
+    pub(super) vanished: u64,
+    /// Members that are missing there for certain.
+    pub(super) vanished_members: u64,
+    /// Values of scheduled balances that are gone.
+    pub(super) values_gone: u64,
 }
 
 impl Gauges {
@@ -206,6 +212,11 @@ impl Gauges {
             *self.losses.get_or_insert_default() += losses;
         }
         self.other_form += status.other_form.load(Relaxed);
+        if let Some(open) = status.vanished().filter(|open| !open.is_notice()) {
+            self.vanished += 1;
+            self.vanished_members += open.extent;
+        }
+        self.values_gone += status.values_gone.now().map_or(0, |gone| gone.count);
         let life = known(&status.shortest_life_ms);
         self.shortest_life_ms = self.shortest_life_ms.into_iter().chain(life).min();
     }

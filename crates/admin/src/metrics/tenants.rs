@@ -127,7 +127,7 @@ pub(super) fn condition(page: &mut Page<'_>, rows: &[Row]) -> Result<(), Error> 
     page.write(backlog)?;
 
     type Read = fn(&Row) -> Option<f64>;
-    let gauges: [(_, _, Read); 9] = [
+    let gauges: [(_, _, Read); 12] = [
         (
             "balance_sync_tenant_paused",
             "Whether an operator paused the tenant (1 or 0); for tenant_id other the number of such tenants.",
@@ -173,6 +173,22 @@ pub(super) fn condition(page: &mut Page<'_>, rows: &[Row]) -> Result<(), Error> 
             "Balances whose last mutations are lost, or may be, at the last look: listed until an operator drops them; absent \
              while not known.",
             |row| Some(row.gauges.losses? as f64),
+        ),
+        (
+            "balance_sync_vanished_open",
+            "Whether it is open what Redis has lost of the tenant (1 or 0); for tenant_id other the number of such tenants.",
+            |row| Some(row.gauges.vanished as f64),
+        ),
+        (
+            "balance_sync_vanished_members",
+            "Members that are missing in the tenant's schedule for certain, while it is open what Redis has lost of it.",
+            |row| Some(row.gauges.vanished_members as f64),
+        ),
+        (
+            "balance_sync_values_gone",
+            "Values of scheduled balances that are gone from Redis before their TTL, while it is not known yet whether a mutation is \
+             lost with them.",
+            |row| Some(row.gauges.values_gone as f64),
         ),
         (
             "balance_sync_other_key_form_members",

@@ -163,11 +163,6 @@ pub(super) fn fleet(page: &mut Page<'_>, status: &FleetStatus, snapshot: &Snapsh
             status.still_threads.load(Relaxed),
         ),
         (
-            "balance_sync_vanished_open",
-            "Tenants of this worker of which it is open what Redis has lost.",
-            status.vanished_open.load(Relaxed),
-        ),
-        (
             "balance_sync_collectors_awaited",
             "Collectors that were asked to stop and had not ended at the last reconcile pass.",
             status.awaited.load(Relaxed),

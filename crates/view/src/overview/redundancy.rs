@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::judge::{CLOCK_TOLERANCE_SECONDS, NAMED, listed};
 use crate::{
     reader::{FleetView, ForeignWorker},
-    rows::{DeadWorker, WorkerRow},
+    rows::{DeadWorker, WorkerRow, at},
 };
 
 impl FleetView {
@@ -44,6 +44,7 @@ impl FleetView {
             1 => reasons.push("1 more worker has died.".to_owned()),
             more => reasons.push(format!("{more} more workers have died.")),
         }
+        reasons.extend(clock_jump(&live));
         reasons.extend(clocks(&live));
         reasons.extend(clocks_of_postgres(&live));
         let mut values: BTreeMap<&str, BTreeMap<&str, Vec<&str>>> = BTreeMap::new();
@@ -131,6 +132,18 @@ fn clocks_of_postgres(live: &[&WorkerRow]) -> Option<String> {
     Some(format!(
         "Clocks of Postgres servers differ from Redis's: {}{more}. Times in their rows are wrong by as much: synchronise the clocks.",
         each.collect::<Vec<_>>().join(", ")
+    ))
+}
+
+/// That Redis's clock went back lately, in one sentence: the largest jump that a worker has noticed; `None` without any.
+fn clock_jump(live: &[&WorkerRow]) -> Option<String> {
+    let jumps = live.iter().filter_map(|worker| Some((worker.clock_jump?, worker.name.as_str())));
+    let (jump, worker) = jumps.max_by(|a, b| a.0.seconds.total_cmp(&b.0.seconds))?;
+    Some(format!(
+        "Redis's clock went back by {:.1} s at {} (noticed by worker {worker}). Members that were scheduled before are made due, lest \
+         they wait for it. Let the clock be slewed, not set.",
+        jump.seconds,
+        at(jump.at)
     ))
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use super::*;
 use balance_sync_engine::rollout::{Cause, Pattern, Selection, Share};
 use balance_sync_fleet::{
-    status::{BUCKETS, LeftBehind, Rates, Rollout, ShadowReport, WorkerMode},
+    status::{BUCKETS, ClockJump, LeftBehind, Rates, Rollout, ShadowReport, WorkerMode},
     tasks::{TaskName, TaskState},
 };
 
@@ -41,6 +41,7 @@ pub(super) fn view(tasks: Vec<TaskRecord>) -> FleetView {
         replicas: None,
         settings: BTreeMap::new(),
         clock_offset_ms: None,
+        clock_jump: None,
         tasks,
         mode: WorkerMode::Sync.into(),
         eta_seconds: None,
@@ -399,6 +400,19 @@ fn clocks_that_differ_by_more_than_a_second_need_attention() {
     ] {
         assert_eq!(judged(offsets), (Verdict::Attention, vec![format!("{said} {end}")]));
     }
+}
+
+#[test]
+fn a_clock_of_redis_that_went_back_needs_attention_once_for_all_workers() {
+    let mut fleet = view(Vec::new());
+    let second = WorkerRow { name: "w2".to_owned(), ..fleet.workers[0].clone() };
+    fleet.workers.push(second);
+    for (worker, seconds) in fleet.workers.iter_mut().zip([3_599.8, 3_600.1]) {
+        worker.clock_jump = Some(ClockJump { seconds, at: 60.0 });
+    }
+    let said = "Redis's clock went back by 3600.1 s at 1970-01-01T00:01:00Z (noticed by worker w2). Members that were scheduled \
+                before are made due, lest they wait for it. Let the clock be slewed, not set.";
+    assert_eq!(fleet.judge(), (Verdict::Attention, vec![said.to_owned()]));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use balance_sync_domain::Reported;
 use balance_sync_fleet::{
-    status::{ReportedState, WorkerMode},
+    status::{ClockJump, ReportedState, WorkerMode},
     tasks::{TaskName, TaskState},
 };
 use balance_sync_store::ServerUsage;
@@ -58,6 +58,9 @@ pub struct WorkerRow {
     pub settings: BTreeMap<String, String>,
     /// By how much its clock is ahead of Redis's, at least; negative = behind.
     pub clock_offset_seconds: Option<f64>,
+    /// Redis's clock went back lately, as it has noticed.
+    #[serde(skip)]
+    pub clock_jump: Option<ClockJump>,
     /// Which tenants it serves; `None` = it is of an earlier release, and serves all.
     pub rollout: Option<RolloutRecord>,
     /// What Redis says of its memory, as a shadow has asked it.
@@ -164,6 +167,7 @@ impl WorkerRow {
             postgres: record.postgres.clone(),
             settings: record.settings.clone(),
             clock_offset_seconds: record.clock_offset_ms.map(|millis| millis as f64 / 1e3),
+            clock_jump: record.clock_jump,
             rollout: record.rollout.clone(),
             redis_memory: record.redis_memory.clone(),
             live: true,
