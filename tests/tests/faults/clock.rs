@@ -163,6 +163,35 @@ async fn what_a_clock_that_jumped_back_left_far_ahead_is_worked_at_once() -> Res
 }
 
 #[tokio::test]
+async fn a_clock_that_goes_back_is_reported_with_by_how_much_and_when() -> Result<()> {
+    let sandbox = Sandbox::start(settable(1, 5)).await?;
+    let mut worker = brisk(&sandbox, "w").start().await?;
+    let mut producer = sandbox.producer();
+    producer.mutate_each(DEFAULT_TTL).await?;
+    comes_in_step(&sandbox, &producer).await?;
+    crate::vanish::counted(&sandbox).await?;
+    let (jumps, back) =
+        ("balance_sync_redis_clock_jumps_total", "balance_sync_redis_clock_back_seconds_total");
+    assert_eq!(worker.metric(jumps, &[]).await?, 0.0);
+    sandbox.redis().shift_clock(-3_600_000)?;
+    worker.reaches(jumps, &[], 1.0).await?;
+    let by = worker.metric(back, &[]).await?;
+    ensure!((3_599.0..3_700.0).contains(&by), "{by}");
+    eventually(SOON, "a verdict that says so", || async {
+        let (_, answer) = worker.get("/api/v1/overview").await?;
+        ensure!(answer.contains("Redis's clock went back by 3600."), "{answer}");
+        Ok(())
+    })
+    .await?;
+    // Forwards again, and it is shown all the same.
+    sandbox.redis().shift_clock(0)?;
+    crate::vanish::counted(&sandbox).await?;
+    assert_eq!(worker.metric(jumps, &[]).await?, 1.0);
+    assert_eq!(worker.stop().await?.code, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
 async fn clocks_that_differ_are_reported_with_who_and_how_much() -> Result<()> {
     let sandbox = Sandbox::start(settable(1, 5)).await?;
     let mut worker = brisk(&sandbox, "w").start().await?;

@@ -22,6 +22,7 @@ mod recovery;
 mod redis;
 mod rehearsal;
 mod repair;
+mod silent;
 mod states;
 mod upgrade;
 mod vanish;

@@ -523,7 +523,7 @@ async fn until_it_is_looked_at_whether_redis_has_lost_data_the_verdict_is_unknow
     Ok(())
 }
 
-async fn in_sync(replica: &RedisServer) -> Result<()> {
+pub(crate) async fn in_sync(replica: &RedisServer) -> Result<()> {
     eventually(SOON, "a replica in sync", || async {
         let info: String =
             redis::cmd("INFO").arg("replication").query_async(&mut replica.connect().await?).await?;
