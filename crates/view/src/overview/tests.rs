@@ -410,7 +410,7 @@ fn a_clock_of_redis_that_went_back_needs_attention_once_for_all_workers() {
     for (worker, seconds) in fleet.workers.iter_mut().zip([3_599.8, 3_600.1]) {
         worker.clock_jump = Some(ClockJump { seconds, at: 60.0 });
     }
-    let said = "Redis's clock went back by 3600.1 s at 1970-01-01T00:01:00Z (noticed by worker w2). Members that were scheduled \
+    let said = "Redis's clock went back by 3600.1 s at 1970-01-01T00:01:00.000Z (noticed by worker w2). Members that were scheduled \
                 before are made due, lest they wait for it. Let the clock be slewed, not set.";
     assert_eq!(fleet.judge(), (Verdict::Attention, vec![said.to_owned()]));
 }
