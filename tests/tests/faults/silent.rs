@@ -168,10 +168,14 @@ async fn a_history_that_was_overtaken_is_listed_as_forked_while_its_balance_is_m
     comes_in_step(&sandbox, &producer).await?;
     let version = producer.tenants()[0].versions[0];
     operations(&sandbox, &tenant, version).await?;
+    let (hot, operation) = (&tenant.balances[4], operation_table(tenant.schema.as_deref()));
+    let member = tenant.keys.member(hot);
+    let value: Vec<u8> = sandbox.redis().connect().await?.get(&member).await?;
     empty(&sandbox).await?;
     // The other history leads to the same version with other amounts.
+    let mut redis = sandbox.redis().connect().await?;
+    redis.set_ex::<_, _, ()>(&member, value, DEFAULT_TTL.as_secs()).await?;
     operations(&sandbox, &tenant, version + 1).await?;
-    let (hot, operation) = (&tenant.balances[4], operation_table(tenant.schema.as_deref()));
     sql(
         &sandbox,
         &tenant,
