@@ -262,36 +262,22 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn connections_of_the_fleet_are_put_together_by_server() {
-        let usage = |server: &str, open, fleet| ServerUsage {
-            server: server.to_owned(),
-            open,
-            idle: 0,
-            in_use: open,
-            waiting: 0,
-            limit: 64,
-            fleet,
-            clock_ahead_ms: None,
-            opened: 0,
-        };
-        let of = |budget, held, short_seconds| {
-            Some(FleetUsage { budget, held, all: 0, workers: 2, short_seconds })
-        };
-        let mut all = vec![
-            usage("a:5432", 3, of(40, 10, 0)),
-            usage("a:5432", 4, of(30, 5, 0)),
-            usage("b:5432", 20, of(30, 25, 0)),
-            usage("b:5432", 4, of(30, 5, 20)),
-            usage("own:5432", 9, None),
-        ];
-        let said = |all: &[ServerUsage]| in_one_line(&fleet_connections(all));
-        let expected =
-            "b:5432: 30 of 30 held, 24 open, a worker short of them for 20 s; a:5432: 15 of 30 held, 7 open";
-        assert_eq!(said(&all).as_deref(), Some(expected));
-        all.extend((0..10).map(|n| usage(&format!("c{n}:5432"), 1, of(300, 1, 0))));
-        assert!(said(&all).is_some_and(|said| said.ends_with("; 8 more servers")), "{:?}", said(&all));
-        assert_eq!(said(&all[4..5]), None);
+    /// Redis, as far as facts are recorded.
+    #[derive(Default)]
+    struct Recorded([Option<String>; NAMES.len()]);
+
+    impl Recorded {
+        /// Another look, as by a process that was only just started; what is unrecorded is recorded.
+        fn look(&mut self, server: &ServerFacts, now: f64) -> Vec<Fact> {
+            let mut facts = found(&[], 0, 2, Some(server), None);
+            date(&mut facts, &self.0, now);
+            for (name, text) in facts.iter().filter_map(|fact| fact.unrecorded(now)) {
+                let at = NAMES.iter().position(|known| *known == name);
+                self.0[at.unwrap()] = Some(text);
+            }
+            date(&mut facts, &self.0, now);
+            facts
+        }
     }
 
     #[test]
@@ -339,7 +325,7 @@ mod tests {
         let mut recorded = [const { None }; NAMES.len()];
         let mut set = |name, text: &str| {
             let at = NAMES.iter().position(|known| *known == name);
-            at.map(|at| recorded[at] = Some(text.to_owned()));
+            recorded[at.unwrap()] = Some(text.to_owned());
         };
         set(ROLE, "5.0|slave");
         set(POLICY, "x|noeviction");

@@ -28,7 +28,7 @@ async fn the_facts_of_the_fleet_keep_their_times_when_the_worker_is_replaced() -
         let facts = facts.as_array().context("no facts")?.iter();
         // The values of measurements change, and a worker that leaves is a change of its own.
         Ok(facts
-            .filter_map(|fact| Some(fact.as_str()?.split_once(':')?))
+            .filter_map(|fact| fact.as_str()?.split_once(':'))
             .filter(|(name, _)| !name.eq_ignore_ascii_case("live workers"))
             .map(|(name, text)| format!("{name} {}", text.rsplit(' ').next().unwrap_or_default()))
             .collect())
