@@ -18,7 +18,7 @@ const RARE: &[(Bug, u64)] = &[
     (Bug::NoRecent, 710),
     (Bug::ShortListBelieved, 513),
     (Bug::DeadWorkersStay, 108),
-    (Bug::BlindPostpone, 846),
+    (Bug::BlindPostpone, 893),
     (Bug::ClaimDoesNotProtect, 241),
     (Bug::OutageForgotten, 150),
     (Bug::BlindLoss, 1_831),
