@@ -9,6 +9,7 @@ GRANT SELECT (id, organization_id, ledger_id, version, deleted_at) ON :"schema".
 GRANT SELECT (available, on_hold, overdraft_used) ON :"schema".balance TO :"role";
 GRANT SELECT (xmax) ON :"schema".balance TO :"role";
 GRANT SELECT (alias, key, account_id, updated_at) ON :"schema".balance TO :"role";
+GRANT SELECT (account_type, allow_receiving, allow_sending, asset_code, direction, settings) ON :"schema".balance TO :"role";
 GRANT SELECT ON :"schema".operation TO :"role";
 
 -- Ledgers of 4.x, as in grants.sql.

@@ -189,7 +189,7 @@ async fn a_tenants_role_gets_nowhere_else() {
         let mut own = connect(database, role).await.unwrap();
         sqlx::raw_sql(sqlx::AssertSqlSafe(select_update(table))).execute(&mut own).await.unwrap();
         for forbidden in [
-            format!("SELECT settings FROM {table}"),
+            format!("SELECT created_at FROM {table}"),
             format!("UPDATE {table} SET alias = ''"),
             format!("INSERT INTO {table} (id) VALUES (gen_random_uuid())"),
             format!("DELETE FROM {table}"),
