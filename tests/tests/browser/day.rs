@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use balance_sync_sandbox::ledger::DEFAULT_TTL;
+use balance_sync_tests::ledger::comes_in_step;
 
 use crate::{break_password, browser, worker};
 
@@ -12,6 +13,8 @@ async fn the_last_day_is_shown_of_the_fleet_and_of_a_tenant() -> Result<()> {
     let mut first = worker(&sandbox, "first").start().await?;
     let mut producer = sandbox.producer();
     producer.mutate_each(DEFAULT_TTL).await?;
+    // What is on its way when the password is changed would be written.
+    comes_in_step(&sandbox, &producer).await?;
     let tenant = sandbox.tenants().remove(0);
     let page = first.url(&format!("/tenants/{}", tenant.id));
     break_password(&sandbox, &tenant, "another-one").await?;
