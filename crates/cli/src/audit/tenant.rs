@@ -55,8 +55,8 @@ struct Suspect {
 }
 
 impl Suspect {
-    /// What this look finds. A balance that the ledger changes all the time may look as if it were being written at each look: it is
-    /// only if its row reaches what Redis had at an earlier one, within the time that a write may take.
+    /// What this look finds. A balance that the ledger changes all the time has just become due at each look, and may look as if it were
+    /// being written: it is only if its row reaches what Redis had at an earlier one, within the time that a write may take.
     fn judge(&mut self, witnesses: &Witnesses, in_flight: f64) -> Judgement {
         let judgement = judge(witnesses, in_flight);
         let (Value::Present(value), Some(row)) = (&witnesses.value, &witnesses.row) else {
@@ -67,7 +67,15 @@ impl Suspect {
             self.behind = None;
             return judgement;
         }
-        let (version, since) = *self.behind.get_or_insert((value.version, Instant::now()));
+        let Some((version, since)) = self.behind else {
+            self.behind = Some((value.version, Instant::now()));
+            return judgement;
+        };
+        if value.version == version {
+            // It rests: for how long it has been due tells all.
+            self.behind = None;
+            return judgement;
+        }
         if row.known.version >= version {
             self.behind = None;
             // It is written, however far behind it is by now.

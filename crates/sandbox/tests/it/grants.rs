@@ -73,7 +73,8 @@ async fn psql_gives_a_role_the_same_rights_as_the_sandbox() {
     assert_eq!(columns("UPDATE"), ["available", "on_hold", "overdraft_used", "updated_at", "version"]);
     assert_eq!(columns("INSERT"), Vec::<String>::new());
     assert!(
-        columns("SELECT").contains(&"xmax".to_owned()) && !columns("SELECT").contains(&"created_at".to_owned())
+        columns("SELECT").contains(&"xmax".to_owned())
+            && !columns("SELECT").contains(&"created_at".to_owned())
     );
     let tables: Vec<&String> = found[0].iter().filter(|name| !name.starts_with("balance.")).collect();
     assert_eq!(tables, ["operation SELECT", "schema USAGE"]);
