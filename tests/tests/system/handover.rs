@@ -297,34 +297,6 @@ async fn rows_that_move_during_the_audit_are_noticed() -> Result<()> {
     Ok(())
 }
 
-/// A pause stops the workers, not the ledger's own.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_row_that_is_written_behind_the_second_reading_is_noticed() -> Result<()> {
-    /// When a page of the second reading was asked for, which asks for no operations.
-    const READS_AGAIN: &str = "SELECT query_start::text FROM pg_stat_activity WHERE query LIKE '%v.further%' \
-         AND query NOT LIKE '%o.version%' AND query NOT LIKE '%pg_stat_activity%'";
-    let bench = Bench::new(1, SLOW).await?;
-    let tenant = bench.sandbox.tenants().remove(0);
-    let (child, errors) = bench.begin(&tenant).await?;
-    let pool = bench.sandbox.pool(&tenant);
-    // Once the second page is asked for, the first one has been read.
-    let pages = std::cell::RefCell::new(BTreeSet::new());
-    eventually(SOON, "the second page of the second reading", || async {
-        let asked: Vec<String> = sqlx::query_scalar(READS_AGAIN).fetch_all(&pool).await?;
-        pages.borrow_mut().extend(asked);
-        let pages = pages.borrow().len();
-        ensure!(pages > 1, "{pages} pages were asked for");
-        Ok(())
-    })
-    .await?;
-    pool.close().await;
-    let first = "UPDATE {balance} SET version = version + 1 WHERE id = (SELECT id FROM {balance} ORDER BY id LIMIT 1)";
-    bench.sql(&tenant, first).await?;
-    let why = bench.refused(child, errors).await?;
-    ensure!(why.contains("rows moved"), "{why}");
-    Ok(())
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_resume_during_the_audit_is_noticed() -> Result<()> {
     let bench = Bench::new(1, SLOW).await?;
