@@ -78,7 +78,7 @@ impl Claimed {
     pub fn waits_since(&self, claim_ttl: Duration) -> Option<f64> {
         self.scheduled_at().or_else(|| {
             let score: f64 = self.former.parse().ok()?;
-            (score.is_finite() && score > 0.0).then(|| score - claim_ttl.as_secs_f64())
+            (score.is_finite() && score > 0.0).then_some(score - claim_ttl.as_secs_f64())
         })
     }
 }

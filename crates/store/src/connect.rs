@@ -81,7 +81,7 @@ pub(crate) async fn connect(inner: &Inner, presume: bool) -> Result<Connected, S
     };
     let timeout = inner.spec.connect_timeout;
     let within = async { tokio::time::timeout(timeout, connecting).await };
-    let connected = inner.server.logins.among(within).await;
+    let connected = Box::pin(inner.server.logins.among(within)).await;
     connected.unwrap_or_else(|_| Err(too_slow(timeout, step)))
 }
 
