@@ -63,6 +63,9 @@ pub(crate) fn row_of<'a>(balance: &BalanceRef<'_>, value: &'a BalanceValue) -> R
     }
 }
 
+/// The id and version of the value, if there is one, and the row.
+type Look = (Option<(Uuid, i64)>, Option<StoredRow>);
+
 /// The row of a balance whose value has gone: only what names it is sent.
 fn row_without_value(balance: &BalanceRef<'_>, id: Uuid) -> Row<'static> {
     Row {
@@ -256,8 +259,7 @@ impl Verifier {
         let mut rows: Vec<Row<'_>> = found.iter().map(|(_, balance, value)| row_of(balance, value)).collect();
         rows.extend(gone.iter().map(|(_, row)| *row));
         let mut stored = side.database.fetch(&side.table, &rows).await?.into_iter();
-        // The id and version of the value, if there is one, and the row.
-        let mut seen: Vec<Option<(Option<(Uuid, i64)>, Option<StoredRow>)>> = vec![None; page.len()];
+        let mut seen: Vec<Option<Look>> = vec![None; page.len()];
         for ((n, _, value), stored) in found.iter().zip(stored.by_ref()) {
             seen[*n] = Some((Some((value.id, value.version)), stored));
         }
