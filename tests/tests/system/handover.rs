@@ -1,5 +1,6 @@
 //! `handover`: a signed statement of a tenant's rows, and every way to tamper with rows or file is detected.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -293,6 +294,37 @@ async fn rows_that_move_during_the_audit_are_noticed() -> Result<()> {
             moved = bench.sql(&tenant, "UPDATE {balance} SET available = available + 1") => moved?,
         }
     };
+    ensure!(why.contains("rows moved"), "{why}");
+    Ok(())
+}
+
+/// A pause stops the workers, not the ledger's own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_is_written_behind_the_second_reading_is_noticed() -> Result<()> {
+    /// When a page of the second reading was asked for, which asks for no operations.
+    const READS_AGAIN: &str = "SELECT query_start::text FROM pg_stat_activity WHERE query LIKE '%v.further%' \
+         AND query NOT LIKE '%o.version%' AND query NOT LIKE '%pg_stat_activity%'";
+    let mut options = balance_sync_tests::options(1, SLOW);
+    // Otherwise a statement is cut off before it says what it is.
+    options.postgres.extra.push(("track_activity_query_size".to_owned(), "16384".to_owned()));
+    let bench = Bench::on(Sandbox::start(options).await?).await?;
+    let tenant = bench.sandbox.tenants().remove(0);
+    let (child, errors) = bench.begin(&tenant).await?;
+    let pool = bench.sandbox.pool(&tenant);
+    // Once the second page is asked for, the first one has been read.
+    let pages = RefCell::new(BTreeSet::new());
+    eventually(SOON, "the second page of the second reading", || async {
+        let asked: Vec<String> = sqlx::query_scalar(READS_AGAIN).fetch_all(&pool).await?;
+        pages.borrow_mut().extend(asked);
+        let pages = pages.borrow().len();
+        ensure!(pages > 1, "{pages} pages were asked for");
+        Ok(())
+    })
+    .await?;
+    pool.close().await;
+    let first = "UPDATE {balance} SET version = version + 1 WHERE id = (SELECT id FROM {balance} ORDER BY id LIMIT 1)";
+    bench.sql(&tenant, first).await?;
+    let why = bench.refused(child, errors).await?;
     ensure!(why.contains("rows moved"), "{why}");
     Ok(())
 }
