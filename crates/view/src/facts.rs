@@ -1,7 +1,7 @@
 //! What the fleet is made of, fact by fact, each with when it last changed: workers, versions, configuration, tenant service, clocks,
 //! Redis.
 //!
-//! The facts are found anew at each look, by whoever looks. When each changed is recorded in Redis, by the one worker that records for
+//! The facts are found anew at each look, by each process that shows them. When each changed is recorded in Redis, by the one worker that records for
 //! the report: it survives restarts of all workers, and every page and command shows the same times.
 
 use std::collections::{BTreeMap, BTreeSet};

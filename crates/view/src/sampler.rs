@@ -297,7 +297,7 @@ fn note(status: &TenantStatus, samples: &[Sample], reach: Duration, claim_ttl: D
     status.leased.store(sum(|sample| sample.leased), Relaxed);
     let oldest = samples.iter().map(|sample| sample.oldest_due_age).max().unwrap_or_default();
     status.oldest_due_age_ms.store(millis(oldest), Relaxed);
-    // A lease that was taken before this worker came first is that of a worker which may have died: nobody accounts for it.
+    // A lease that was taken before this worker came first is that of a worker which may have died: no collector accounts for it.
     let leases = samples.iter().filter_map(|sample| claim_ttl.checked_sub(sample.lease_ends_in?)).max();
     status.exposure.sampled(oldest, leases.filter(|age| *age > status.first_for()));
     let beyond = |sample: &Sample| if sample.ahead > reach { sample.ahead } else { sample.unexplained };

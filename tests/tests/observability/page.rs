@@ -190,7 +190,7 @@ pub(crate) const FAMILIES: &[Expected] = &[
 #[tokio::test]
 async fn a_workers_page_is_as_documented_and_answers_rules_and_dashboard() -> Result<()> {
     let sandbox = balance_sync_tests::sandbox(4, 20).await?;
-    // A second Redis, on which nobody lives.
+    // A second Redis, without tenants.
     let second = RedisServer::start(sandbox.options().redis.clone()).await?;
     second.mark().await?;
     let directory = second.folder().join("directory.toml");

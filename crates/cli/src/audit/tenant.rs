@@ -348,7 +348,7 @@ impl<'a> Audited<'a> {
             }
             let value =
                 if read.id().is_some_and(|id| id != row.id) { Value::Absent } else { read.into_value() };
-            // A row that nobody writes is old: what Redis has more than it counts as recent, too.
+            // A row that is not written any more is old: what Redis has more than it counts as recent, too.
             let is_behind = matches!(&value, Value::Present(known) if known.version > row.version);
             if !is_behind && !is_recent(&row) {
                 continue;

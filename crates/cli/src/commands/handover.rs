@@ -397,7 +397,7 @@ impl Making<'_> {
 
     /// Whether the rows are still those that were judged; gives the moment for which that holds.
     ///
-    /// Pausing stops the workers, not the ledger's own. Whoever writes a row does so before it takes the member out of the schedule. So
+    /// Pausing stops the workers, not the ledger's own. Any program that writes a row does so before it takes the member out of the schedule. So
     /// after the schedule was seen to be empty, all rows are counted in one statement: a row that was written behind the reader shows
     /// by its version.
     async fn look_again(&self, source: &Source, judged: &Digest) -> Step<String> {
