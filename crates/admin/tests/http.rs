@@ -16,14 +16,15 @@ use balance_sync_admin::{AdminServer, AdminSettings, metrics::Metrics, start, st
 use balance_sync_domain::{LedgerQueue, TenantId};
 use balance_sync_engine::{
     rollout::{Selection, Share},
+    routes::{Entry, Routes},
     vanish::Found,
 };
 use balance_sync_fleet::{
     ErrorClass, FleetUsage, ServerUsage,
     backends::ObservedDirectory,
     status::{
-        FleetStatus, InForce, Outcome, PushOutcome, QueueReport, Reason, Rollout, ShadowReport, Stage,
-        TenantState, TenantStatus, Vanished, WorkerMode,
+        EntryLook, FleetStatus, InForce, Outcome, PushOutcome, QueueReport, Reason, Rollout, Routing,
+        RoutingLook, ShadowReport, Stage, TenantState, TenantStatus, Vanished, WorkerMode,
     },
     tasks::TaskName,
 };

@@ -21,14 +21,37 @@ const MUCH_MEMORY: f64 = 0.9;
 /// Characters of a state that are recorded.
 const LONGEST_STATE: usize = 200;
 
+const LIVE_WORKERS: &str = "live workers";
+const VERSION: &str = "version";
+const CONFIGURATION: &str = "configuration";
+const TENANT_SERVICE: &str = "tenant service";
+const CLOCKS: &str = "clock offset";
+const SERVERS: &str = "redis servers";
+const ROLE: &str = "redis role";
+const POLICY: &str = "redis eviction policy";
+const MEMORY: &str = "redis memory";
+const EVICTED: &str = "redis evicted keys";
+const CONNECTIONS: &str = "postgres connections";
+
 /// A worker that has been short of the fleet's connections for so many seconds needs help.
 const SHORT_SECONDS: u64 = 300;
-
 /// Servers that are named in one line.
-const NAMED: usize = 4;
+const SERVERS_NAMED: usize = 4;
 
-/// The fact that is compared with the number of workers expected.
-pub(crate) const LIVE_WORKERS: &str = "live workers";
+/// All facts of which it is recorded when they changed.
+pub(crate) const NAMES: [&str; 11] = [
+    LIVE_WORKERS,
+    VERSION,
+    CONFIGURATION,
+    TENANT_SERVICE,
+    CLOCKS,
+    SERVERS,
+    ROLE,
+    POLICY,
+    MEMORY,
+    EVICTED,
+    CONNECTIONS,
+];
 
 /// One fact.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -55,22 +78,43 @@ impl Fact {
         Self { name, value, well, since: None, state, recorded: false }
     }
 
-impl Facts {
-    /// Takes in what all live workers report, and what Redis says of itself.
-    pub(crate) fn look(
-        &mut self,
-        workers: &[WorkerRecord],
-        redis: Option<&ServerFacts>,
-        routing: Option<&Routing>,
-        now: f64,
-    ) {
-        let mut found = of_workers(workers);
-        found.extend(routing.map(of_routing));
-        found.extend(of_connections(workers));
-        found.extend(redis.map(of_redis).into_iter().flatten());
-        for fact in found.iter_mut().filter(|fact| fact.since.is_some()) {
-            let before = self.0.iter().find(|before| before.name == fact.name && before.value == fact.value);
-            fact.since = before.map_or(Some(now), |before| before.since);
+    /// What is to be recorded of it at this time, if it isn't.
+    pub(crate) fn unrecorded(&self, now: f64) -> Option<(&'static str, String)> {
+        let state = self.state.as_ref().filter(|_| !self.recorded)?;
+        Some((self.name, format!("{now:.3}|{}", cut(state))))
+    }
+}
+
+/// What is live, and what Redis says of itself.
+pub(crate) fn found(
+    workers: &[&WorkerRow],
+    unreadable: usize,
+    expected: usize,
+    redis: Option<&ServerFacts>,
+    routing: Option<&RoutingView>,
+) -> Vec<Fact> {
+    let mut found = of_workers(workers, unreadable, expected);
+    found.push(of_clocks(workers));
+    found.extend(routing.map(of_routing));
+    found.extend(of_connections(workers));
+    found.extend(redis.map(of_redis).into_iter().flatten());
+    found
+}
+
+/// Sets since when each is so, out of what is recorded, in the order of [`NAMES`].
+pub(crate) fn date(facts: &mut [Fact], recorded: &[Option<String>], now: f64) {
+    for fact in facts {
+        let Some(at) = NAMES.iter().position(|name| *name == fact.name) else { continue };
+        let Some((since, state)) = recorded.get(at).and_then(|text| text.as_deref()?.split_once('|')) else {
+            continue;
+        };
+        let Some(current) = &fact.state else { continue };
+        if cut(current) == state {
+            fact.recorded = true;
+            fact.since = since.parse().ok().filter(|since: &f64| since.is_finite() && *since > 0.0);
+        } else {
+            // Since the worker that records looked last, which is some seconds ago.
+            fact.since = Some(now);
         }
     }
 }
@@ -184,12 +228,13 @@ fn of_routing(routing: &RoutingView) -> Fact {
     Fact::new(SERVERS, value, is_well)
 }
 
-/// What the fleet uses of its budget of connections, if it has one.
-fn of_connections(workers: &[WorkerRecord]) -> Option<Fact> {
+/// What the fleet uses of its budget of connections, if it has one. How much that is changes all the time: it counts as changed when a
+/// worker falls short, or no longer is.
+fn of_connections(workers: &[&WorkerRow]) -> Option<Fact> {
     let servers = fleet_connections(workers.iter().flat_map(|worker| &worker.postgres));
     let is_well = servers.iter().all(|server| server.short_seconds <= SHORT_SECONDS);
-    let value = in_one_line(&servers)?;
-    Some(Fact { name: "postgres connections", value, well: is_well, since: None })
+    let state = if is_well { "enough" } else { "short" };
+    Some(Fact { state: Some(state.to_owned()), ..Fact::new(CONNECTIONS, in_one_line(&servers)?, is_well) })
 }
 
 /// The connections to one server, where the fleet has one budget for it.
@@ -235,7 +280,7 @@ pub fn fleet_connections<'a>(usage: impl IntoIterator<Item = &'a ServerUsage>) -
 pub fn in_one_line(servers: &[FleetConnections]) -> Option<String> {
     let mut parts: Vec<String> = servers
         .iter()
-        .take(NAMED)
+        .take(SERVERS_NAMED)
         .map(|FleetConnections { server, budget, held, open, short_seconds }| {
             let short = match short_seconds {
                 0 => String::new(),
@@ -244,8 +289,8 @@ pub fn in_one_line(servers: &[FleetConnections]) -> Option<String> {
             format!("{server}: {held} of {budget} held, {open} open{short}")
         })
         .collect();
-    if servers.len() > NAMED {
-        parts.push(format!("{} more servers", servers.len() - NAMED));
+    if servers.len() > SERVERS_NAMED {
+        parts.push(format!("{} more servers", servers.len() - SERVERS_NAMED));
     }
     (!parts.is_empty()).then(|| parts.join("; "))
 }
@@ -258,9 +303,42 @@ fn digest(settings: &BTreeMap<String, String>) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use balance_sync_store::FleetUsage;
 
     use super::*;
+
+    #[test]
+    fn connections_of_the_fleet_are_put_together_by_server() {
+        let usage = |server: &str, open, fleet| ServerUsage {
+            server: server.to_owned(),
+            open,
+            idle: 0,
+            in_use: open,
+            waiting: 0,
+            limit: 64,
+            fleet,
+            clock_ahead_ms: None,
+            opened: 0,
+        };
+        let of = |budget, held, short_seconds| {
+            Some(FleetUsage { budget, held, all: 0, workers: 2, short_seconds })
+        };
+        let mut all = vec![
+            usage("a:5432", 3, of(40, 10, 0)),
+            usage("a:5432", 4, of(30, 5, 0)),
+            usage("b:5432", 20, of(30, 25, 0)),
+            usage("b:5432", 4, of(30, 5, 20)),
+            usage("own:5432", 9, None),
+        ];
+        let said = |all: &[ServerUsage]| in_one_line(&fleet_connections(all));
+        let expected =
+            "b:5432: 30 of 30 held, 24 open, a worker short of them for 20 s; a:5432: 15 of 30 held, 7 open";
+        assert_eq!(said(&all).as_deref(), Some(expected));
+        all.extend((0..10).map(|n| usage(&format!("c{n}:5432"), 1, of(300, 1, 0))));
+        assert!(said(&all).is_some_and(|said| said.ends_with("; 8 more servers")), "{:?}", said(&all));
+        assert_eq!(said(&all[4..5]), None);
+    }
 
     /// Redis, as far as facts are recorded.
     #[derive(Default)]
@@ -280,9 +358,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn each_fact_keeps_its_time_until_it_changes() {
-        let server = ServerFacts {
+    fn server() -> ServerFacts {
+        ServerFacts {
             role: "master".to_owned(),
             policy: "noeviction".to_owned(),
             used_bytes: 1 << 20,

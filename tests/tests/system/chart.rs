@@ -103,6 +103,78 @@ async fn a_worker_accepts_what_the_chart_renders() -> Result<()> {
         assert!(grace > deadline, "{}: killed after {grace} s, draining takes {deadline} s", file.display());
         seen += 1;
     }
-    assert_eq!(seen, 6);
+    assert_eq!(seen, 7);
+    Ok(())
+}
+
+/// The commands of `helm test` in this rendering, in order, with another address of the workers.
+fn test_commands(file: &Path, workers: &str) -> Result<Vec<Vec<String>>> {
+    let objects = rendered(file)?;
+    let (pod, service) = (&objects["Pod"]["spec"], &objects["Service"]);
+    let address = format!(
+        "{}:{}",
+        service["metadata"]["name"].as_str().context("name")?,
+        service["spec"]["ports"][0]["port"].as_i64().context("port")?
+    );
+    let containers = [&pod["initContainers"], &pod["containers"]]
+        .into_iter()
+        .flat_map(|list| list.as_vec().into_iter().flatten());
+    let commands = containers.map(|container| {
+        let args = container["args"].as_vec().context("args")?;
+        Ok(args.iter().filter_map(Yaml::as_str).map(|arg| arg.replace(&address, workers)).collect())
+    });
+    commands.collect()
+}
+
+#[tokio::test]
+async fn what_helm_test_runs_passes_where_a_fleet_works_and_needs_attention() -> Result<()> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("chart/golden/smallest.yaml");
+    let address = format!("127.0.0.1:{}", free_port()?);
+    let commands = test_commands(&file, &address)?;
+    let [check, probe, status] = commands.as_slice() else { anyhow::bail!("{commands:?}") };
+    let sandbox = balance_sync_tests::sandbox(1, 5).await?;
+    let config = sandbox.config_path().display().to_string();
+    // As in the pod, the fleet is one of two workers.
+    let fleet = [("BALANCE_SYNC__WORKER__EXPECTED", "2"), ("BALANCE_SYNC_CONFIG", config.as_str())];
+    let run_args = async |args: &[String]| run(args, &fleet).await;
+    let without_waiting = |args: &[String]| {
+        let waits = args.iter().position(|arg| arg == "--wait").unwrap_or(args.len());
+        args[..waits].to_vec()
+    };
+
+    let checked = run_args(check).await?;
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    // Before there is a worker neither is right.
+    let asked = run_args(&without_waiting(probe)).await?;
+    assert_eq!(asked.code, Some(1), "{asked:?}");
+    let looked = run(&["status", "--accept", "degraded"], &fleet).await?;
+    assert_eq!(looked.code, Some(2), "nothing is known: {looked:?}");
+    assert!(looked.stdout.contains("No live worker has reported"), "{looked:?}");
+    // All at the same time: the test may begin before the workers have.
+    let worker = Worker::of(&sandbox).set("worker.expected", "2").set("admin.listen", &address).start();
+    let (worker, asked, looked) = tokio::join!(worker, run_args(probe), run_args(status));
+    let (mut worker, asked, looked) = (worker?, asked?, looked?);
+    assert_eq!(asked.code, Some(0), "{asked:?}");
+    assert!(asked.stdout.starts_with("200 OK"), "{asked:?}");
+    assert_eq!(looked.code, Some(0), "{looked:?}");
+    for shown in ["ATTENTION", "1 of 2 workers are alive"] {
+        assert!(looked.stdout.contains(shown), "{shown}: {}", looked.stdout);
+    }
+    let looked = run(&["status"], &fleet).await?;
+    assert_eq!(looked.code, Some(1), "an operator is told: {looked:?}");
+
+    // A fleet that can't write doesn't pass.
+    let mut redis = sandbox.redis().connect().await?;
+    for (replicas, verdict, code) in [("1", "DEGRADED", 1), ("0", "ATTENTION", 0)] {
+        let mut set = redis::cmd("CONFIG");
+        let () = set.arg("SET").arg("min-replicas-to-write").arg(replicas).query_async(&mut redis).await?;
+        eventually(SOON, "the verdict on a Redis that refuses writes, and then takes them", || async {
+            let looked = run_args(&without_waiting(status)).await?;
+            ensure!(looked.code == Some(code) && looked.stdout.contains(verdict), "{looked:?}");
+            Ok(())
+        })
+        .await?;
+    }
+    worker.stop().await?;
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, path::Path, time::Duration};
 use balance_sync_domain::printable;
 use balance_sync_view::{
     facts::{fleet_connections, in_one_line},
-    overview::{CLOCK_TOLERANCE_SECONDS, Overview, Verdict},
+    overview::{CLOCK_TOLERANCE_SECONDS, FactView, Overview, Verdict},
     reader::{FleetReader, FleetView},
     routing::RoutingView,
     rows::{StateView, TenantRow},

@@ -59,8 +59,9 @@ pub(super) async fn look(
     let mut looking = futures::stream::iter(tenants)
         .map(|tenant| {
             let (directory, budget, options) = (Arc::clone(&directory), budget.clone(), &options);
+            let mode = config.worker.mode;
             async move {
-                let (found, server) = one(tenant, directory.as_ref(), budget, options).await;
+                let (found, server) = one(tenant, directory.as_ref(), budget, options, mode).await;
                 (tenant, found, server)
             }
         })
@@ -171,6 +172,7 @@ async fn one(
     directory: &dyn TenantDirectory,
     budget: ConnectionBudget,
     options: &ManagerOptions,
+    mode: WorkerMode,
 ) -> (Found, Option<(String, Option<u32>)>) {
     const CORRECT: &str = "correct it in the tenant service, or in tenants.list";
     let wrong = |found: String| (vec![finding("settings", Level::Fail, found, CORRECT)], None);
@@ -196,7 +198,7 @@ async fn one(
     let facts = database.facts(&table).await;
     database.close(Duration::from_secs(1)).await;
     match facts {
-        Ok(facts) => (judge(&facts), Some((server, facts.max_connections))),
+        Ok(facts) => (judge(&facts, mode), Some((server, facts.max_connections))),
         Err(error) => {
             let reason = format!("postgres_{}", error.class().as_str());
             let help = format!("the row of {reason} in docs/operations.md");
